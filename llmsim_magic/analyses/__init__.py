@@ -1,0 +1,1 @@
+"""From the record to numbers: dataflow, work, traffic, folding. No framework."""

@@ -1,0 +1,118 @@
+"""What each operator waits for: it reads a tensor that another wrote."""
+
+from dataclasses import dataclass
+from llmsim_magic.analyses.once import once
+
+from llmsim_magic.analyses.regions import distinct_elements, overlap
+from llmsim_magic.records.trace import Kernel, Tensor, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """`target` reads `tensor`, which `source` wrote; `through` names the cache slot it lies in."""
+
+    source: int
+    target: int
+    tensor: int
+    through: str | None
+
+
+@once
+def edges(trace: Trace) -> tuple[Edge, ...]:
+    """Every dependency between operators, by target and then source.
+
+    Views are followed by their storage, in-place writes by the region they touch. A call that
+    runs no kernel (dropout in inference) waits for whoever wrote what it was handed.
+    """
+    writers: dict[int, list[tuple[int, Tensor]]] = {}
+    found: dict[tuple[int, int, int], None] = {}
+    handed = _handed(trace)
+    kernels_of = trace.kernels_of
+    for order, operator in enumerate(trace.operators):
+        if not kernels_of[order]:
+            for index in operator.inputs:
+                for writer in _writers_of(writers, trace.tensors[index]):
+                    found[order, writer, index] = None
+        for kernel in kernels_of[order]:
+            for index in _read(kernel):
+                tensor = trace.tensors[index]
+                for writer in _writers_of(writers, tensor):
+                    if writer != order:
+                        found[order, writer, handed[order].get(tensor.storage, index)] = None
+            for index in kernel.writes:
+                _write(writers, order, trace.tensors[index])
+    return tuple(
+        Edge(source, target, index, _through(trace, index))
+        for target, source, index in sorted(found)
+    )
+
+
+@once
+def depends_on(trace: Trace) -> tuple[tuple[int, ...], ...]:
+    """For each operator the orders of those that it waits for, ascending."""
+    sources: list[dict[int, None]] = [{} for _ in trace.operators]
+    for edge in edges(trace):
+        sources[edge.target][edge.source] = None
+    return tuple(tuple(sorted(found)) for found in sources)
+
+
+def ranks(trace: Trace) -> tuple[int, ...]:
+    """The length of the longest chain that each operator waits for: equal ranks may run at once."""
+    found: list[int] = []
+    for sources in depends_on(trace):
+        found.append(1 + max((found[source] for source in sources), default=-1))
+    return tuple(found)
+
+
+def _read(kernel: Kernel) -> list[int]:
+    """The arguments whose values matter: a plain copy into a tensor does not read it."""
+    if kernel.name.startswith(("aten.copy_", "aten.fill_", "aten.zero_")):
+        return [index for index in kernel.inputs if index not in kernel.writes]
+    return list(kernel.inputs)
+
+
+def _writers_of(writers: dict[int, list[tuple[int, Tensor]]], tensor: Tensor) -> list[int]:
+    known = writers.get(tensor.storage, ())
+    return [order for order, region in known if overlap(region, tensor)]
+
+
+def _write(writers: dict[int, list[tuple[int, Tensor]]], order: int, tensor: Tensor) -> None:
+    """A write hides the earlier ones that it covers whole."""
+    known = writers.setdefault(tensor.storage, [])
+    size = distinct_elements(tensor)
+    kept = [
+        (earlier, region)
+        for earlier, region in known
+        if not (region.offset == tensor.offset and _same(region, tensor))
+        and not (_starts_at_zero(tensor) and size >= _reach(region))
+    ]
+    known[:] = [*kept, (order, tensor)]
+
+
+def _same(region: Tensor, tensor: Tensor) -> bool:
+    return region.shape == tensor.shape and region.strides == tensor.strides
+
+
+def _starts_at_zero(tensor: Tensor) -> bool:
+    return tensor.offset == 0 and distinct_elements(tensor) == _reach(tensor)
+
+
+def _reach(tensor: Tensor) -> int:
+    steps = zip(tensor.shape, tensor.strides, strict=True)
+    return tensor.offset + sum((size - 1) * stride for size, stride in steps) + 1
+
+
+def _handed(trace: Trace) -> list[dict[int, int]]:
+    """For each operator, the tensor it was handed for each storage, as its author sees it."""
+    found = []
+    for operator in trace.operators:
+        by_storage: dict[int, int] = {}
+        for index in operator.inputs:
+            by_storage.setdefault(trace.tensors[index].storage, index)
+        found.append(by_storage)
+    return found
+
+
+def _through(trace: Trace, index: int) -> str | None:
+    storage = trace.storages[trace.tensors[index].storage]
+    return storage.name if storage.role == "cache" else None

@@ -1,0 +1,128 @@
+"""The least bytes that a kernel or an operator must move."""
+
+from dataclasses import dataclass
+from llmsim_magic.analyses.once import once
+
+from llmsim_magic.analyses.regions import distinct_elements
+from llmsim_magic.analyses.work import short_name
+from llmsim_magic.records.trace import Kernel, Role, Tensor, Trace
+
+_GATHERS = frozenset({"embedding", "index", "index_select", "gather", "_unsafe_index"})
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One tensor that crosses an operator's border: read once or written once."""
+
+    tensor: int
+    nbytes: int
+    role: Role
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    reads: tuple[Access, ...]
+    writes: tuple[Access, ...]
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(access.nbytes for access in self.reads)
+
+    @property
+    def bytes_written(self) -> int:
+        return sum(access.nbytes for access in self.writes)
+
+
+def kernel_bytes(trace: Trace, kernel: Kernel) -> tuple[int, int]:
+    """Bytes read and written by one kernel: each argument once, each result once."""
+    if kernel.is_view:
+        return 0, 0
+    read = sum(_bytes_of_input(trace, kernel, place) for place in range(len(kernel.inputs)))
+    written = sum(_nbytes(trace.tensors[index]) for index in dict.fromkeys(kernel.writes))
+    return read, written
+
+
+@once
+def traffic(trace: Trace) -> tuple[Traffic, ...]:
+    """For each operator what it reads from outside and what it leaves behind.
+
+    Each input and weight is read once, each output written once; what is made and used up inside
+    the operator does not count. A lookup reads only the rows it looks up.
+    """
+    needed = _needed_later(trace)
+    found = []
+    for order, kernels in enumerate(trace.kernels_of):
+        fresh: set[int] = set()
+        reads: dict[tuple[int, int, int], Access] = {}
+        writes: dict[tuple[int, int, int], Access] = {}
+        for kernel in kernels:
+            for place, index in enumerate(kernel.inputs):
+                tensor = trace.tensors[index]
+                if tensor.storage not in fresh:
+                    nbytes = _bytes_of_input(trace, kernel, place)
+                    _keep(reads, trace, index, nbytes)
+            for index in kernel.writes:
+                tensor = trace.tensors[index]
+                fresh.add(tensor.storage)
+                if _outlives(trace, tensor.storage, order, needed):
+                    _keep(writes, trace, index, _nbytes(tensor))
+        found.append(Traffic(_capped(trace, reads), _capped(trace, writes)))
+    return tuple(found)
+
+
+def _bytes_of_input(trace: Trace, kernel: Kernel, place: int) -> int:
+    tensor = trace.tensors[kernel.inputs[place]]
+    nbytes = _nbytes(tensor)
+    if place == 0 and short_name(kernel.name) in _GATHERS and kernel.outputs:
+        return min(nbytes, _nbytes(trace.tensors[kernel.outputs[0]]))
+    return nbytes
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return distinct_elements(tensor) * tensor.itemsize
+
+
+def _keep(
+    accesses: dict[tuple[int, int, int], Access], trace: Trace, index: int, nbytes: int
+) -> None:
+    tensor = trace.tensors[index]
+    storage = trace.storages[tensor.storage]
+    key = (tensor.storage, tensor.offset, nbytes)
+    accesses.setdefault(key, Access(index, nbytes, storage.role, storage.name))
+
+
+def _capped(trace: Trace, accesses: dict[tuple[int, int, int], Access]) -> tuple[Access, ...]:
+    """No storage is moved more than once whole, however many overlapping views are used."""
+    left: dict[int, int] = {}
+    kept = []
+    for (storage, _, nbytes), access in sorted(accesses.items(), key=lambda item: -item[0][2]):
+        rest = left.setdefault(storage, trace.storages[storage].nbytes)
+        moved = min(nbytes, rest)
+        left[storage] = rest - moved
+        if moved:
+            kept.append((access, moved))
+    kept.sort(key=lambda pair: pair[0].tensor)
+    return tuple(Access(a.tensor, moved, a.role, a.name) for a, moved in kept)
+
+
+def _needed_later(trace: Trace) -> dict[int, int]:
+    """The last operator that reads each storage; one past the end for the pass's own results."""
+    last: dict[int, int] = {}
+    end = len(trace.operators)
+    for kernel in trace.kernels:
+        if kernel.operator is not None:
+            for index in kernel.inputs:
+                storage = trace.tensors[index].storage
+                last[storage] = max(last.get(storage, 0), kernel.operator)
+    for order, operator in enumerate(trace.operators):
+        for index in operator.outputs:
+            storage = trace.tensors[index].storage
+            last[storage] = max(last.get(storage, 0), order + 1)
+    for index in trace.results:
+        last[trace.tensors[index].storage] = end
+    return last
+
+
+def _outlives(trace: Trace, storage: int, order: int, needed: dict[int, int]) -> bool:
+    return trace.storages[storage].role != "activation" or needed.get(storage, -1) > order

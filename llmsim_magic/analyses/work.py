@@ -1,0 +1,106 @@
+"""How much arithmetic a kernel does, beside the FLOPs that torch counts.
+
+One small function per kind of kernel. `elementwise_ops` counts an operation per element
+processed; moving data is none. What no function here knows is None, and is reported.
+"""
+
+from collections.abc import Callable
+
+from llmsim_magic.records.trace import Kernel, Trace, numel
+
+Formula = Callable[[int, int], int]
+
+
+def _per_output(read: int, written: int) -> int:
+    """One operation for each element written."""
+    return written
+
+
+def _per_input(read: int, written: int) -> int:
+    """One operation for each element read: sums, means, maxima, scans, sorts."""
+    return read
+
+
+def _softmax(read: int, written: int) -> int:
+    """Maximum, subtraction, exponential, sum, division: five for each element."""
+    return 5 * written
+
+
+def _normalisation(read: int, written: int) -> int:
+    """Mean, difference, square, mean of squares, scale, weight, bias: seven for each element."""
+    return 7 * written
+
+
+_MOVES = """
+    _to_copy clone copy copy_ cat stack embedding index index_select gather scatter scatter_
+    slice_scatter select_scatter index_put index_put_ index_copy index_copy_ _unsafe_index
+    _index_put_impl_ constant_pad_nd repeat roll flip tril triu arange full full_like zeros
+    zeros_like ones ones_like empty empty_like empty_strided new_empty new_zeros new_ones new_full
+    fill fill_ zero_ scalar_tensor lift_fresh_copy unfold_copy repeat_interleave as_strided_scatter
+    eye linspace one_hot im2col pixel_shuffle reflection_pad1d reflection_pad2d replication_pad1d
+    replication_pad2d _efficientzerotensor
+""".split()
+_REDUCTIONS = """
+    sum mean amax amin max min argmax argmin prod any all var std var_mean norm linalg_vector_norm
+    logsumexp cumsum cumprod cummax topk sort argsort bincount histc avg_pool2d adaptive_avg_pool2d
+    _adaptive_avg_pool2d max_pool2d_with_indices avg_pool1d mean_dim count_nonzero
+""".split()
+_SOFTMAXES = ("_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax")
+_NORMALISATIONS = (
+    "native_layer_norm",
+    "native_group_norm",
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_fused_rms_norm",
+)
+_FORMULAS: dict[str, Formula] = {
+    **dict.fromkeys(_REDUCTIONS, _per_input),
+    **dict.fromkeys(_SOFTMAXES, _softmax),
+    **dict.fromkeys(_NORMALISATIONS, _normalisation),
+}
+_FREE = frozenset(_MOVES)
+
+
+def short_name(kernel: str) -> str:
+    """`mm` of `aten.mm.default`."""
+    parts = kernel.split(".")
+    return parts[1] if len(parts) > 1 else kernel
+
+
+def elementwise_ops(trace: Trace, kernel: Kernel) -> int | None:
+    """Operations on elements, or None where neither torch nor this file knows the kernel."""
+    name = short_name(kernel.name)
+    if kernel.is_view or kernel.flops is not None or name in _FREE:
+        return 0
+    formula = _FORMULAS.get(name) or (_per_output if kernel.pointwise else None)
+    if formula is None:
+        return None
+    read = max((numel(shape) for shape in trace.shapes(kernel.inputs)), default=0)
+    written = max((numel(shape) for shape in trace.shapes(kernel.outputs or kernel.writes)), default=0)
+    return formula(read, written)
+
+
+def causal_skippable(trace: Trace, kernel: Kernel) -> int:
+    """Of causal attention's FLOPs, those spent on keys after their query.
+
+    `tokens` queries against as many keys are tokens² pairs, of which tokens·(tokens − 1) / 2 lie
+    above the diagonal.
+    """
+    if not kernel.causal or kernel.flops is None:
+        return 0
+    query, key = trace.shapes(kernel.inputs)[:2]
+    tokens, keys = query[-2], key[-2]
+    hidden = sum(max(keys - position - 1, 0) for position in range(tokens)) if tokens != keys else (
+        tokens * (tokens - 1) // 2
+    )
+    return kernel.flops * hidden // (tokens * keys)
+
+
+def uncounted(trace: Trace) -> dict[str, int]:
+    """Kernels whose arithmetic nobody here has a formula for, and how often each ran."""
+    counts: dict[str, int] = {}
+    for kernel in trace.kernels:
+        if elementwise_ops(trace, kernel) is None:
+            counts[kernel.name] = counts.get(kernel.name, 0) + 1
+    return counts

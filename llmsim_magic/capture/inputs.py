@@ -1,0 +1,192 @@
+"""What a forward pass is given: keywords and shapes, from the forward's signature and the config."""
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from llmsim_magic.records.errors import CannotTrace, InvalidValue
+from llmsim_magic.records.workload import DEFAULT_CONTEXT, Workload
+
+META = torch.device("meta")
+
+
+@dataclass(slots=True)
+class Inputs:
+    """Keywords of one forward, and what the report should say of them."""
+
+    keywords: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def prefill_inputs(model: torch.nn.Module, workload: Workload) -> Inputs:
+    """The model reads `context` tokens, or the image or sound of the size it fixes itself.
+
+    An encoder-decoder reads `context` tokens and decodes its first one.
+    """
+    inputs = _encoder_inputs(model, workload.batch, workload.context)
+    if _is_encoder_decoder(model):
+        inputs.keywords["decoder_input_ids"] = _tokens(workload.batch, 1)
+    return inputs
+
+
+def priming_inputs(model: torch.nn.Module, workload: Workload) -> Inputs:
+    """What fills the cache with `context` tokens before a decode step."""
+    inputs = _encoder_inputs(model, workload.batch, workload.context)
+    if _is_encoder_decoder(model):
+        inputs.keywords["decoder_input_ids"] = _tokens(workload.batch, workload.context)
+    return inputs
+
+
+def decode_inputs(model: torch.nn.Module, workload: Workload, state: dict[str, Any]) -> Inputs:
+    """One new token, and the state that the priming pass returned."""
+    keywords: dict[str, Any] = dict(state)
+    tokens = _tokens(workload.batch, 1)
+    keywords["decoder_input_ids" if _is_encoder_decoder(model) else "input_ids"] = tokens
+    if "use_cache" in _parameters(model):
+        keywords["use_cache"] = True
+    return Inputs(keywords)
+
+
+def state_of(model: torch.nn.Module, output: Any) -> dict[str, Any]:
+    """The state that a pass hands to the next: what it returns under a name that it also takes.
+
+    So a KV cache, a recurrent state and, for an encoder-decoder, the encoder's own output.
+    """
+    if not hasattr(output, "items"):
+        return {}
+    taken = _parameters(model)
+    state = {
+        key: value
+        for key, value in output.items()
+        if key in taken and value is not None and not isinstance(value, torch.Tensor)
+    }
+    hidden = getattr(output, "encoder_last_hidden_state", None)
+    if state and hidden is not None:
+        outputs = __import__("transformers").modeling_outputs
+        state["encoder_outputs"] = outputs.BaseModelOutput(last_hidden_state=hidden)
+    return state
+
+
+def longest_context(model: torch.nn.Module) -> int | None:
+    """The tokens that a learned position table has rows for; None where there is no such table.
+
+    A table is an embedding of as many rows as the config declares positions, or, where the
+    padding index takes the first rows, of as many less those.
+    """
+    limits = []
+    for text in _text_configs(model.config):
+        declared = getattr(text, "max_position_embeddings", None)
+        if not isinstance(declared, int):
+            continue
+        vocabulary = getattr(text, "vocab_size", None)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding) and module.weight.shape[0] != vocabulary:
+                rows = module.weight.shape[0]
+                used = 0 if module.padding_idx is None else module.padding_idx + 1
+                offset = int(getattr(module, "offset", 0))
+                if rows == declared + offset:
+                    limits.append(rows - max(used, offset))
+    return min(limits, default=None)
+
+
+def declared_context(model: torch.nn.Module) -> int | None:
+    """The longest context that the config says the model is meant for."""
+    for text in _text_configs(model.config):
+        declared = getattr(text, "max_position_embeddings", None)
+        if isinstance(declared, int):
+            return declared
+    return None
+
+
+def fitting(model: torch.nn.Module, phase: str, context: int | None, name: str) -> int:
+    """The context to run: the one asked for, or the default, shortened to a short table.
+
+    Raises `InvalidValue` for a context beyond a learned position table.
+    """
+    new = 1 if phase == "decode" else 0
+    limit = longest_context(model) if _reads_tokens(model) else None
+    if limit is None:
+        return context or DEFAULT_CONTEXT
+    if context is None:
+        return min(DEFAULT_CONTEXT, limit - new)
+    if context + new > limit:
+        step = " plus the new token" if new else ""
+        raise InvalidValue(
+            f"{name}: context",
+            f"{context}{step}",
+            f"within its learned position table: at most {limit - new} in {phase}",
+        )
+    return context
+
+
+def context_note(model: torch.nn.Module, workload: Workload) -> list[str]:
+    """A remark where the context is longer than the config declares and positions still compute."""
+    declared = declared_context(model)
+    tokens = workload.context + (workload.phase == "decode")
+    if declared is None or not _reads_tokens(model) or tokens <= declared:
+        return []
+    return [f"{tokens} tokens are more than the {declared} positions that the config declares"]
+
+
+def _encoder_inputs(model: torch.nn.Module, batch: int, context: int) -> Inputs:
+    taken = _parameters(model)
+    config = model.config
+    inputs = Inputs({})
+    main = getattr(model, "main_input_name", "input_ids")
+    if main == "input_ids":
+        inputs.keywords["input_ids"] = _tokens(batch, context)
+        if "pixel_values" in taken and not _generates(model) and hasattr(config, "vision_config"):
+            inputs.keywords["pixel_values"] = _image(config.vision_config, batch, model, inputs)
+    elif main == "pixel_values":
+        vision = getattr(config, "vision_config", config)
+        inputs.keywords["pixel_values"] = _image(vision, batch, model, inputs)
+    elif main == "input_features" and hasattr(config, "max_source_positions"):
+        frames = 2 * config.max_source_positions
+        shape = (batch, config.num_mel_bins, frames)
+        inputs.keywords["input_features"] = torch.empty(shape, dtype=model.dtype, device=META)
+        inputs.notes.append(f"the model fixes its sound at {frames} frames; context is the text's")
+    else:
+        raise CannotTrace(
+            f"{type(model).__name__} reads {main}, an input that is not built yet from a config"
+        )
+    if "use_cache" in taken:
+        inputs.keywords["use_cache"] = True
+    return inputs
+
+
+def _image(vision: Any, batch: int, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+    size = getattr(vision, "image_size", None)
+    if not isinstance(size, (int, list, tuple)):
+        raise CannotTrace(f"{type(model).__name__}: its config names no image_size")
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = getattr(vision, "num_channels", 3)
+    inputs.notes.append(f"the model fixes its image at {height} × {width}")
+    return torch.empty((batch, channels, height, width), dtype=model.dtype, device=META)
+
+
+def _tokens(batch: int, count: int) -> torch.Tensor:
+    return torch.zeros((batch, count), dtype=torch.long, device=META)
+
+
+def _parameters(model: torch.nn.Module) -> set[str]:
+    return set(inspect.signature(model.forward).parameters)
+
+
+def _is_encoder_decoder(model: torch.nn.Module) -> bool:
+    return "decoder_input_ids" in _parameters(model)
+
+
+def _reads_tokens(model: torch.nn.Module) -> bool:
+    return "input_ids" in _parameters(model) or _is_encoder_decoder(model)
+
+
+def _generates(model: torch.nn.Module) -> bool:
+    can = getattr(model, "can_generate", None)
+    return bool(can is not None and can())
+
+
+def _text_configs(config: Any) -> list[Any]:
+    text = config.get_text_config()
+    return [text] if text is config else [text, config]

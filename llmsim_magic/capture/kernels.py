@@ -1,0 +1,86 @@
+"""What torch itself knows of an ATen op: what it writes, whether it is a view, its FLOPs."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+ATTENTION = "aten.scaled_dot_product_attention.default"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFacts:
+    """`mutable` names the arguments, by place or keyword, that the kernel writes."""
+
+    name: str
+    mutable: tuple[int | str, ...]
+    pointwise: bool
+    composite: bool
+
+
+@lru_cache(maxsize=4096)
+def facts(func: Any) -> KernelFacts:
+    """What is known of an `OpOverload`."""
+    schema = func._schema
+    mutable: list[int | str] = []
+    for place, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            mutable.append(argument.name if argument.kwarg_only else place)
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), "CompositeImplicitAutograd"
+    )
+    return KernelFacts(str(func), tuple(mutable), torch.Tag.pointwise in func.tags, composite)
+
+
+def flops(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
+    """FLOPs by `torch.utils.flop_counter`'s own formula, or None where it has none."""
+    formula = flop_registry.get(func._overloadpacket)
+    return None if formula is None else int(formula(*args, **kwargs, out_val=out))
+
+
+def fused_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """The output of attention as one kernel, laid out as the fused GPU kernels lay it out.
+
+    Shapes: query `[..., heads, tokens, d]`, key and value `[..., heads_kv, keys, d]`.
+    Raises RuntimeError where torch's own operator would refuse the shapes.
+    """
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        raise RuntimeError(
+            f"attention shapes disagree: query {tuple(query.shape)}, key {tuple(key.shape)}, "
+            f"value {tuple(value.shape)}"
+        )
+    lead = torch.broadcast_shapes(
+        query.shape[:-2], query.shape[:-2] if enable_gqa else key.shape[:-2]
+    )
+    tokens, width = query.shape[-2], value.shape[-1]
+    if len(lead) < 2:
+        return query.new_empty((*lead, tokens, width))
+    return query.new_empty((*lead[:-1], tokens, lead[-1], width)).transpose(-3, -2)
+
+
+def attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """FLOPs of both matmuls of attention, causal or not, by torch's formula.
+
+    Shapes as in `fused_attention`; leading dimensions beyond batch and heads are folded into batch.
+    """
+
+    def four(tensor: torch.Tensor) -> tuple[int, ...]:
+        padded = (1,) * (4 - tensor.dim()) + tuple(tensor.shape)
+        batch = 1
+        for size in padded[:-3]:
+            batch *= size
+        return (batch, *padded[-3:])
+
+    q, k, v = four(query), four(key), four(value)
+    return int(sdpa_flop_count(q, (q[0], *k[1:]), (q[0], *v[1:])))

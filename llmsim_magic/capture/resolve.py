@@ -1,0 +1,181 @@
+"""From what the user calls a model to its config: object, file, catalogue, local cache, hub."""
+
+import copy
+import importlib
+import json
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmsim_magic.catalog import models
+from llmsim_magic.records.errors import CannotTrace, UnknownModel, clip
+
+HUB_LIMIT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A `PretrainedConfig`, what to call it, and where it came from."""
+
+    name: str
+    config: Any
+    origin: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The keys of a `config.json`, before transformers is asked what they mean."""
+
+    name: str
+    keys: dict[str, Any]
+    origin: str
+
+
+def facts_of(name: str, *, refresh: bool = False) -> Facts:
+    """What a name stands for; needs neither torch nor transformers.
+
+    Raises `UnknownModel` with the nearest known ids where nothing is found.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith((".", "/", "~")) or name.endswith(".json"):
+        return _from_path(name, path)
+    entry = models.find(name)
+    if entry is not None and not refresh:
+        return Facts(entry.name, copy.deepcopy(entry.config), "catalogue")
+    if not refresh and (cached := _from_cache(name)):
+        return Facts(name, _read(cached, name), "local cache")
+    return Facts(name, _read(_from_hub(name), name), "hub")
+
+
+def source_of(facts: Facts, *, trust_remote_code: bool = False) -> Source:
+    """The config object that those keys describe.
+
+    Raises `CannotTrace` where transformers does not know the architecture or refuses a value.
+    """
+    transformers = importlib.import_module("transformers")
+    keys = facts.keys
+    config_class = _config_class(transformers, keys)
+    if config_class is None and "auto_map" in keys:
+        if not trust_remote_code:
+            raise CannotTrace(
+                f"{facts.name}: its architecture is code from its own repository; "
+                "--trust-remote-code would download and run it on this machine"
+            )
+        config = transformers.AutoConfig.from_pretrained(facts.name, trust_remote_code=True)
+        return Source(facts.name, config, facts.origin, ("remote code was run",))
+    if config_class is None:
+        given = keys.get("model_type")
+        what = f"model_type {clip(given)}" if given else "a config without model_type"
+        raise CannotTrace(
+            f"{facts.name}: {what} is no architecture of transformers {transformers.__version__}"
+        )
+    try:
+        config = config_class.from_dict(copy.deepcopy(keys))
+    except Exception as error:
+        raise CannotTrace(
+            f"{facts.name}: {config_class.__name__} refuses the config: {clip(str(error), 240)}"
+        ) from error
+    return Source(facts.name, config, facts.origin)
+
+
+def _config_class(transformers: Any, keys: dict[str, Any]) -> Any:
+    """By `model_type`, or by the declared class where a repository names its type otherwise."""
+    model_type = keys.get("model_type")
+    if isinstance(model_type, str) and model_type in transformers.CONFIG_MAPPING:
+        return transformers.CONFIG_MAPPING[model_type]
+    for class_name in keys.get("architectures") or ():
+        declared = getattr(transformers, str(class_name), None)
+        if declared is not None:
+            return getattr(declared, "config_class", None)
+    return None
+
+
+def _from_path(name: str, path: Path) -> Facts:
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        where = "holds no config.json" if path.is_dir() else "does not exist"
+        raise UnknownModel(f"{clip(name)}: that {'folder' if path.is_dir() else 'file'} {where}")
+    label = path.name if path.is_dir() else path.parent.name or path.stem
+    return Facts(label or name, _read(file, name), "local file")
+
+
+def _read(file: Path, name: str) -> dict[str, Any]:
+    try:
+        keys = json.loads(file.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise UnknownModel(
+            f"{clip(name)}: {file.name} is not JSON (line {error.lineno}, column {error.colno}: "
+            f"{error.msg})"
+        ) from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise UnknownModel(f"{clip(name)}: {file.name} cannot be read: {error}") from error
+    if not isinstance(keys, dict):
+        raise UnknownModel(f"{clip(name)}: {file.name} holds no JSON object")
+    return keys
+
+
+def _from_cache(name: str) -> Path | None:
+    hub = importlib.import_module("huggingface_hub")
+    try:
+        found = hub.try_to_load_from_cache(name, "config.json")
+    except ValueError as error:
+        raise _unknown(name, "is neither a hub id (owner/name), a folder nor a file") from error
+    return Path(found) if isinstance(found, str) else None
+
+
+def _from_hub(name: str) -> Path:
+    hub = importlib.import_module("huggingface_hub")
+    errors = importlib.import_module("huggingface_hub.errors")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        raise _unknown(name, "is not in the catalogue or the local cache, and the hub is off")
+    try:
+        path = _within(HUB_LIMIT_S, lambda: hub.hf_hub_download(name, "config.json"))
+    except errors.GatedRepoError as error:
+        raise UnknownModel(f"{name}: its owner wants you to ask for access and log in") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise _unreachable(name) from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise _unknown(name, "is no model that the hub knows") from error
+    except errors.EntryNotFoundError as error:
+        raise UnknownModel(f"{name}: the hub holds no config.json for it") from error
+    except Exception as error:
+        raise _unreachable(name) from error
+    return Path(path)
+
+
+def _within(limit_s: float, call: Callable[[], str]) -> str:
+    """The call's result, or `TimeoutError` when it takes longer than the limit."""
+    outcome: list[str | Exception] = []
+
+    def work() -> None:
+        try:
+            outcome.append(call())
+        except Exception as error:
+            outcome.append(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    worker.join(limit_s)
+    if not outcome:
+        raise TimeoutError
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _unknown(name: str, why: str) -> UnknownModel:
+    close = models.nearest(name)
+    known = ", ".join(close or list(models.entries())[:3])
+    return UnknownModel(f"{clip(name)} {why}; {'nearest' if close else 'such as'}: {known}")
+
+
+def _unreachable(name: str) -> UnknownModel:
+    return _unknown(
+        name,
+        "is not in the catalogue or the local cache, and the hub cannot be reached "
+        "(a folder with its config.json works too)",
+    )

@@ -1,0 +1,202 @@
+"""Run one workload of a weightless model and return its record."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from llmsim_magic.capture import inputs as given
+from llmsim_magic.capture.operators import assemble
+from llmsim_magic.capture.tensors import dtype_name, held_tensors, named_tensors
+from llmsim_magic.capture.tracer import Recorder, listening
+from llmsim_magic.capture.weightless import Weightless, reason, to_meta
+from llmsim_magic.records.errors import CannotTrace, LlmsimError, NoDecode
+from llmsim_magic.records.trace import CacheSlot, Module, Parameter, Scalar, Trace
+from llmsim_magic.records.workload import Workload
+
+
+def run(weightless: Weightless, workload: Workload) -> Trace:
+    """Trace one workload; a decode step runs on the cache that a prefill of `context` built.
+
+    Raises `NoDecode` for decode on a model without cache or state, and `CannotTrace` with the
+    cause where its forward needs a value that only weights or data decide.
+    """
+    model = weightless.module
+    notes = [*weightless.notes, *given.context_note(model, workload)]
+    with _told(weightless, workload):
+        if workload.phase == "decode":
+            state = _primed(weightless, workload)
+            inputs = given.decode_inputs(model, workload, state)
+        else:
+            inputs = given.prefill_inputs(model, workload)
+    notes += inputs.notes
+    return _record(weightless, workload, (), inputs.keywords, notes)
+
+
+def run_given(
+    weightless: Weightless, args: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> Trace:
+    """Trace a module on inputs of the caller's own; only their shapes and dtypes are used."""
+    first = next((tensor for _, tensor in named_tensors("", (args, dict(keywords)))), None)
+    batch = first.shape[0] if first is not None and first.dim() else 1
+    workload = Workload("forward", max(batch, 1), 0)
+    return _record(
+        weightless, workload, to_meta(args), to_meta(dict(keywords)), list(weightless.notes)
+    )
+
+
+def _primed(weightless: Weightless, workload: Workload) -> dict[str, Any]:
+    """The state after `context` tokens."""
+    model = weightless.module
+    inputs = given.priming_inputs(model, workload)
+    with torch.no_grad():
+        state = given.state_of(model, model(**inputs.keywords))
+    if not state:
+        raise NoDecode(
+            f"{weightless.info.name}: decode does not exist for it: "
+            f"{weightless.info.class_name} keeps no cache from one token to the next"
+        )
+    return state
+
+
+def _record(
+    weightless: Weightless,
+    workload: Workload,
+    args: tuple[Any, ...],
+    keywords: dict[str, Any],
+    notes: list[str],
+) -> Trace:
+    model = weightless.module
+    recorder = Recorder()
+    _name_storages(recorder, model, args, keywords)
+    with _told(weightless, workload), listening(recorder, model):
+        output = model(*args, **keywords)
+    state = given.state_of(model, output) if hasattr(model, "config") else {}
+    slots = _name_cache(recorder, state)
+    results = recorder.table.add_all(_without(output, state))
+    operators, kernels = assemble(recorder, results)
+    return Trace(
+        model=weightless.info,
+        workload=workload,
+        modules=_modules(recorder, model),
+        parameters=_parameters(model),
+        storages=recorder.table.storages(),
+        tensors=tuple(recorder.table.tensors),
+        kernels=kernels,
+        operators=operators,
+        results=results,
+        cache=slots,
+        notes=tuple(dict.fromkeys(notes)),
+        versions=_versions(),
+    )
+
+
+@contextmanager
+def _told(weightless: Weightless, workload: Workload) -> Any:
+    """Add the model and the workload to whatever its forward raises."""
+    try:
+        yield
+    except LlmsimError:
+        raise
+    except Exception as error:
+        raise CannotTrace(
+            f"{weightless.info.name}: {weightless.info.class_name} cannot run {workload} "
+            f"without weights: {reason(error)}"
+        ) from error
+
+
+def _name_storages(
+    recorder: Recorder, model: torch.nn.Module, args: Any, keywords: dict[str, Any]
+) -> None:
+    for name, parameter in model.named_parameters():
+        recorder.table.name(parameter, "parameter", name)
+    for name, buffer in model.named_buffers():
+        recorder.table.name(buffer, "buffer", name)
+    for name, tensor in named_tensors("", (args, keywords)):
+        recorder.table.name(tensor, "input", name.removeprefix(".1.").removeprefix("."))
+    for key, value in keywords.items():
+        for name, tensor in held_tensors(key, value):
+            recorder.table.name(tensor, "cache", name)
+
+
+def _name_cache(recorder: Recorder, state: dict[str, Any]) -> tuple[CacheSlot, ...]:
+    """The cache as the pass left it: each tensor it holds that has elements, once."""
+    slots: dict[int, CacheSlot] = {}
+    for key, value in state.items():
+        if key == "encoder_outputs":
+            continue
+        for name, tensor in held_tensors(key, value):
+            if not tensor.numel():
+                continue
+            recorder.table.name(tensor, "cache", name)
+            nbytes = tensor.numel() * tensor.element_size()
+            slot = CacheSlot(name, tuple(tensor.shape), dtype_name(tensor.dtype), nbytes)
+            slots.setdefault(recorder.table.add(tensor), slot)
+    return tuple(slots.values())
+
+
+def _without(output: Any, state: dict[str, Any]) -> Any:
+    if not isinstance(output, Mapping):
+        return output
+    return {key: value for key, value in output.items() if key not in state}
+
+
+def _modules(recorder: Recorder, model: torch.nn.Module) -> tuple[Module, ...]:
+    found = []
+    for path, module in model.named_modules():
+        calls = recorder.calls.get(path, [])
+        found.append(
+            Module(
+                path,
+                type(module).__name__,
+                isinstance(module, torch.nn.ModuleList),
+                len(calls),
+                _attributes(module),
+                calls[0].inputs if calls else (),
+                calls[0].outputs if calls else (),
+            )
+        )
+    return tuple(found)
+
+
+def _attributes(module: torch.nn.Module) -> dict[str, Scalar]:
+    """The module's own numbers, flags and words: `in_features`, `eps`, `layer_idx`."""
+    return {
+        key: value
+        for key, value in vars(module).items()
+        if not key.startswith("_") and key != "training" and isinstance(value, (int, float, str))
+    }
+
+
+def _parameters(model: torch.nn.Module) -> tuple[Parameter, ...]:
+    """Every name of every parameter and buffer, shared ones under each of theirs."""
+    first: dict[int, str] = {}
+    found = []
+    for is_buffer, named in (
+        (False, model.named_parameters(remove_duplicate=False)),
+        (True, model.named_buffers(remove_duplicate=False)),
+    ):
+        for name, tensor in named:
+            known = first.setdefault(id(tensor), name)
+            found.append(
+                Parameter(
+                    name,
+                    name.rpartition(".")[0],
+                    tuple(tensor.shape),
+                    dtype_name(tensor.dtype),
+                    tensor.element_size(),
+                    tensor.requires_grad,
+                    is_buffer,
+                    None if known == name else known,
+                )
+            )
+    return tuple(found)
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "llmsim-magic")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **found}

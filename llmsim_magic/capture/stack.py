@@ -1,0 +1,104 @@
+"""Read the Python stack: which line of the modelling code called, through which helpers."""
+
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from types import CodeType, FrameType
+
+import torch
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_MODULE_CALL = torch.nn.Module.__call__.__code__.co_filename
+_VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
+
+
+@lru_cache(maxsize=4096)
+def is_machinery(filename: str) -> bool:
+    """Whether a file is torch's or ours, rather than modelling code."""
+    return filename.startswith((_TORCH, _HERE, "<frozen"))
+
+
+@lru_cache(maxsize=4096)
+def forward_code(module_class: type) -> CodeType | None:
+    """The code of a module's forward, below any decorators."""
+    return getattr(inspect.unwrap(module_class.forward), "__code__", None)
+
+
+@lru_cache(maxsize=4096)
+def only_forwards(code: CodeType) -> bool:
+    """Whether a frame is a wrapper `(*args, **kwargs)`, a lambda or a comprehension."""
+    variadic = code.co_flags & _VARIADIC == _VARIADIC
+    return code.co_name.startswith("<") or (variadic and code.co_argcount == 0)
+
+
+def frames_of_call(depth: int) -> list[FrameType]:
+    """The modelling code's frames, innermost first, up to the running module's call."""
+    frames = []
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None and frame.f_code.co_filename != _MODULE_CALL:
+        if not is_machinery(frame.f_code.co_filename):
+            frames.append(frame)
+        frame = frame.f_back
+    return frames
+
+
+def frames_of_caller(depth: int) -> list[FrameType]:
+    """The same for the code that called the module which is just about to run."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None and frame.f_code.co_filename != _MODULE_CALL:
+        frame = frame.f_back
+    frames = []
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if filename == _MODULE_CALL:
+            if frames:
+                break
+        elif not is_machinery(filename):
+            frames.append(frame)
+        frame = frame.f_back
+    return frames
+
+
+def helpers(frames: list[FrameType], forward: CodeType | None) -> Iterator[FrameType]:
+    """Of the frames of a call, those of functions that the forward called, outermost first."""
+    inner: list[FrameType] = []
+    for frame in frames:
+        if frame.f_code is forward:
+            break
+        inner.append(frame)
+    else:
+        inner = inner[:-1]
+    for frame in reversed(inner):
+        if not only_forwards(frame.f_code):
+            yield frame
+
+
+def function_name(frame: FrameType) -> str:
+    """`apply_rotary_pos_emb`, or `DynamicCache.update` for a method."""
+    owner = frame.f_locals.get("self")
+    name = frame.f_code.co_name
+    return name if owner is None else f"{type(owner).__name__}.{name}"
+
+
+def arguments(frame: FrameType) -> list[object]:
+    """What the function was given, in the order of its signature."""
+    code = frame.f_code
+    count = code.co_argcount + code.co_kwonlyargcount
+    values = frame.f_locals
+    return [values[name] for name in code.co_varnames[:count] if name in values]
+
+
+def source(frames: list[FrameType], forward: CodeType | None) -> str | None:
+    """`file.py:line` of the innermost frame in the file where the module is written."""
+    home = forward.co_filename if forward is not None else None
+    for frame in frames:
+        if frame.f_code.co_filename == home:
+            return _line(frame)
+    return _line(frames[0]) if frames else None
+
+
+def _line(frame: FrameType) -> str:
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"

@@ -1,0 +1,120 @@
+"""Give every tensor of a forward pass a number, by what it is: storage, offset, shape, strides."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from llmsim_magic.records.trace import Role, Storage, Tensor
+
+_DTYPE_NAMES: dict[torch.dtype, str] = {}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    name = _DTYPE_NAMES.get(dtype)
+    if name is None:
+        name = _DTYPE_NAMES[dtype] = str(dtype).removeprefix("torch.")
+    return name
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in nested tuples, lists, mappings and dataclasses, in order."""
+    for _, tensor in named_tensors("", value):
+        yield tensor
+
+
+def named_tensors(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same with each tensor's path; objects that merely hold tensors are not entered."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif depth > 8 or isinstance(value, (str, bytes, int, float, type)) or value is None:
+        return
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from named_tensors(f"{name}.{key}", item, depth + 1)
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            yield from named_tensors(f"{name}.{index}", item, depth + 1)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from named_tensors(f"{name}.{field.name}", getattr(value, field.name), depth + 1)
+
+
+def held_tensors(
+    name: str, value: Any, seen: set[int] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that a cache or state object holds, in whatever attributes it keeps them."""
+    seen = set() if seen is None else seen
+    if isinstance(value, torch.Tensor):
+        yield name, value
+        return
+    if id(value) in seen or isinstance(value, (str, bytes, int, float, type, torch.nn.Module)):
+        return
+    seen.add(id(value))
+    if isinstance(value, Mapping):
+        children = list(value.items())
+    elif isinstance(value, (tuple, list)):
+        children = list(enumerate(value))
+    else:
+        children = list(getattr(value, "__dict__", {}).items())
+    for key, child in children:
+        yield from held_tensors(f"{name}.{key}", child, seen)
+
+
+class TensorTable:
+    """Numbers for tensors and the storages they look into.
+
+    Storages are kept alive as long as the table, so that no two are ever taken for one;
+    on `meta` they hold no memory.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self._numbers: dict[tuple[Any, ...], int] = {}
+        self._storages: list[torch.UntypedStorage] = []
+        self._storage_numbers: dict[int, int] = {}
+        self._roles: dict[int, tuple[Role, str | None]] = {}
+        self.written: set[int] = set()
+
+    def add(self, tensor: torch.Tensor) -> int:
+        storage = self.storage(tensor)
+        shape = tuple(tensor.shape)
+        strides = tensor.stride()
+        offset = tensor.storage_offset()
+        key = (storage, offset, shape, strides, tensor.dtype)
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self.tensors)
+            name = dtype_name(tensor.dtype)
+            self.tensors.append(
+                Tensor(shape, name, tensor.dtype.itemsize, storage, offset, tuple(strides))
+            )
+        return number
+
+    def add_all(self, value: Any) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(map(self.add, tensors_in(value))))
+
+    def storage(self, tensor: torch.Tensor) -> int:
+        storage = tensor.untyped_storage()
+        number = self._storage_numbers.get(storage._cdata)
+        if number is None:
+            number = self._storage_numbers[storage._cdata] = len(self._storages)
+            self._storages.append(storage)
+        return number
+
+    def name(self, tensor: torch.Tensor, role: Role, name: str) -> None:
+        """Say whose storage this is; the first to say so is believed."""
+        self._roles.setdefault(self.storage(tensor), (role, name))
+
+    def storages(self) -> tuple[Storage, ...]:
+        """What each storage turned out to be: unnamed ones are constants until written."""
+        found = []
+        for number, storage in enumerate(self._storages):
+            unnamed: tuple[Role, str | None] = (
+                ("activation" if number in self.written else "constant"),
+                None,
+            )
+            role, name = self._roles.get(number, unnamed)
+            found.append(Storage(storage.nbytes(), role, name))
+        return tuple(found)

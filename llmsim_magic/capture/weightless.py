@@ -1,0 +1,192 @@
+"""Make a model without weights: from a config, or as a copy of a live module."""
+
+import copy
+import importlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llmsim_magic.capture.resolve import Source
+from llmsim_magic.capture.tensors import dtype_name
+from llmsim_magic.records.errors import CannotTrace, clip
+from llmsim_magic.records.trace import ModelInfo
+
+META = torch.device("meta")
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_load_state_dict_pre_hooks",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Weightless:
+    """A model on `meta`, ready to be run, and what to say of it."""
+
+    module: torch.nn.Module
+    info: ModelInfo
+    notes: tuple[str, ...] = ()
+
+
+def from_config(
+    source: Source,
+    *,
+    base: bool = False,
+    attention: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> Weightless:
+    """Build the model that a config describes, on `meta`.
+
+    The class is the one the checkpoint declares, or `AutoModel`'s with `base`.
+    Raises `CannotTrace` where transformers cannot build it.
+    """
+    config = copy.deepcopy(source.config)
+    notes = list(source.notes)
+    default = torch.float32
+    if (quantisation := getattr(config, "quantization_config", None)) is not None:
+        del config.quantization_config
+        default = torch.bfloat16
+        notes.append(_quantised(quantisation))
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, dtype) if dtype else getattr(config, "dtype", None) or default
+    }
+    if attention:
+        options["attn_implementation"] = attention
+    builder = _builder(config, base, source.name)
+    if trust_remote_code and hasattr(config, "auto_map"):
+        options["trust_remote_code"] = True
+    try:
+        with META:
+            module = builder(config, **options)
+    except Exception as error:
+        raise CannotTrace(f"{source.name}: transformers cannot build it: {reason(error)}") from error
+    module.eval()
+    class_name = type(module).__name__
+    info = ModelInfo(
+        name=source.name,
+        class_name=class_name,
+        model_type=getattr(config, "model_type", None),
+        head=_head(config, class_name, base),
+        attention=getattr(module.config, "_attn_implementation", None),
+        dtype=dtype_name(module.dtype),
+        origin=source.origin,
+    )
+    return Weightless(module, info, tuple(notes))
+
+
+def _quantised(quantisation: Any) -> str:
+    keys = quantisation if isinstance(quantisation, dict) else vars(quantisation)
+    method = keys.get("quant_method", "quantised")
+    return f"the checkpoint stores {method} weights; this is its unquantised equivalent"
+
+
+def _builder(config: Any, base: bool, name: str) -> Any:
+    """What builds a model from a config: the declared class, else the nearest auto class."""
+    transformers = importlib.import_module("transformers")
+    if base:
+        return transformers.AutoModel.from_config
+    declared = getattr(config, "architectures", None) or ()
+    for class_name in declared:
+        found = getattr(transformers, class_name, None)
+        if found is not None and hasattr(found, "_from_config"):
+            return found._from_config
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
+        if type(config) in auto._model_mapping or hasattr(config, "auto_map"):
+            return auto.from_config
+    raise CannotTrace(
+        f"{name}: transformers {transformers.__version__} has no model class for "
+        f"{clip(type(config).__name__)} (declared: {', '.join(declared) or 'none'})"
+    )
+
+
+def _head(config: Any, class_name: str, base: bool) -> str:
+    if base:
+        return "headless (--base)"
+    declared = class_name in (getattr(config, "architectures", None) or ())
+    return "declared by the checkpoint" if declared else "chosen by transformers"
+
+
+def copy_of(module: torch.nn.Module, name: str) -> Weightless:
+    """A copy of a live module whose every tensor is on `meta`; the module is only read.
+
+    Hooks are left out of the copy, so that none of the user's runs, but those by which torch
+    itself computes a weight. Raises `CannotTrace` for a module that cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    dropped = 0
+    for part in module.modules():
+        for kind in _HOOKS:
+            hooks = getattr(part, kind)
+            kept = OrderedDict((key, hook) for key, hook in hooks.items() if _is_torchs(hook))
+            dropped += len(hooks) - len(kept)
+            memo[id(hooks)] = kept
+    for parameter in module.parameters():
+        memo[id(parameter)] = torch.nn.Parameter(_meta(parameter), parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = _meta(buffer)
+    try:
+        with _MetaCopies():
+            twin = copy.deepcopy(module, memo)
+    except Exception as error:
+        raise CannotTrace(
+            f"{name}: the module cannot be copied without its weights: {reason(error)}"
+        ) from error
+    twin.eval()
+    config = getattr(module, "config", None)
+    first = next(module.parameters(), None)
+    info = ModelInfo(
+        name=name,
+        class_name=type(module).__name__,
+        model_type=getattr(config, "model_type", None),
+        head="as given",
+        attention=getattr(config, "_attn_implementation", None),
+        dtype=dtype_name(first.dtype) if first is not None else "none",
+        origin="live module",
+    )
+    notes = (f"{dropped} hooks of your module were not run",) if dropped else ()
+    return Weightless(twin, info, notes)
+
+
+def _is_torchs(hook: Any) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils")
+
+
+def _meta(tensor: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.empty_strided(
+            tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=META
+        )
+
+
+class _MetaCopies(torch.overrides.TorchFunctionMode):
+    """Answers a deep copy of a tensor that is no parameter or buffer with one on `meta`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__deepcopy__:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), _meta(tensor))
+        return func(*args, **(kwargs or {}))
+
+
+def to_meta(value: Any) -> Any:
+    """Inputs with every tensor replaced by one of its shape on `meta`."""
+    if isinstance(value, torch.Tensor):
+        return _meta(value)
+    if isinstance(value, dict):
+        return {key: to_meta(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_meta(item) for item in value)
+    return value
+
+
+def reason(error: BaseException) -> str:
+    """An exception as part of one line."""
+    text = str(error).strip() or "no message"
+    return f"{type(error).__name__}: {clip(text, 240).strip(chr(39))}"
+

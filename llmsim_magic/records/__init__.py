@@ -1,0 +1,1 @@
+"""What was recorded: frozen, typed, free of any framework."""

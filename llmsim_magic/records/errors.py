@@ -1,0 +1,37 @@
+"""The one family of errors that a user meets: each is a single line that says what to do."""
+
+from collections.abc import Iterable
+
+
+class LlmsimError(Exception):
+    """Something the user can mend; `str(error)` is one line for them."""
+
+
+class InvalidValue(LlmsimError):
+    """A value outside what is legal."""
+
+    def __init__(self, name: str, given: object, legal: str) -> None:
+        super().__init__(f"{name}: {clip(given)} is not {legal}")
+
+
+class UnknownModel(LlmsimError):
+    """No config could be found under the name given."""
+
+
+class NoDecode(LlmsimError):
+    """The model keeps no cache or state, so there is no decode step."""
+
+
+class CannotTrace(LlmsimError):
+    """The model could not be built or run without weights."""
+
+
+def clip(given: object, limit: int = 80) -> str:
+    """The value as the user would recognise it, never longer than a line can bear."""
+    text = repr(given) if isinstance(given, str) else str(given)
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def one_of(legal: Iterable[str]) -> str:
+    return "one of " + ", ".join(legal)

@@ -1,0 +1,64 @@
+"""A workload: what one forward pass is given."""
+
+from dataclasses import dataclass
+from itertools import product
+
+from llmsim_magic.records.errors import InvalidValue, one_of
+
+PHASES = ("prefill", "decode")
+DTYPES = {
+    "float32": 4, "float16": 2, "bfloat16": 2,
+}  # fmt: skip
+DTYPE_ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+ATTENTIONS = ("sdpa", "eager")
+DEFAULT_CONTEXT = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Phase, batch size and context length of one forward pass.
+
+    In `prefill` the model reads `context` tokens at once, its cache empty; in `decode` `context`
+    tokens stand in the cache and it reads one more. `forward` is a module given its inputs as
+    they are: it has no context.
+
+    Raises `InvalidValue` for a phase that does not exist or a size below 1.
+    """
+
+    phase: str = "prefill"
+    batch: int = 1
+    context: int = DEFAULT_CONTEXT
+
+    def __post_init__(self) -> None:
+        if self.phase not in (*PHASES, "forward"):
+            raise InvalidValue("phase", self.phase, one_of(PHASES))
+        whole_number("batch", self.batch)
+        if self.phase != "forward":
+            whole_number("context", self.context)
+
+    def __str__(self) -> str:
+        if self.phase == "forward":
+            return "forward of the given inputs"
+        return f"{self.phase}, batch {self.batch} × context {self.context}"
+
+
+def whole_number(name: str, value: object) -> int:
+    """`value` if it is an int of at least 1 that a tensor's dimension can hold."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise InvalidValue(name, value, "a whole number from 1 to 2147483647")
+    return value
+
+
+def dtype_name(given: str) -> str:
+    """The full name of a dtype: `bf16` is `bfloat16`."""
+    name = DTYPE_ALIASES.get(given, given).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InvalidValue("dtype", given, one_of(DTYPES))
+    return name
+
+
+def grid(
+    phases: tuple[str, ...], batches: tuple[int, ...], contexts: tuple[int, ...]
+) -> tuple[Workload, ...]:
+    """Every combination, phases outermost, none twice."""
+    return tuple(dict.fromkeys(Workload(p, b, c) for p, b, c in product(phases, batches, contexts)))
