@@ -54,7 +54,9 @@ _NORMALISATIONS = (
     "_native_batch_norm_legit_no_training",
     "_fused_rms_norm",
 )
+_UNTAGGED_POINTWISE = ("floor_divide", "polar", "complex", "view_as_complex_copy", "masked_fill")
 _FORMULAS: dict[str, Formula] = {
+    **dict.fromkeys(_UNTAGGED_POINTWISE, _per_output),
     **dict.fromkeys(_REDUCTIONS, _per_input),
     **dict.fromkeys(_SOFTMAXES, _softmax),
     **dict.fromkeys(_NORMALISATIONS, _normalisation),
@@ -73,27 +75,28 @@ def elementwise_ops(trace: Trace, kernel: Kernel) -> int | None:
     name = short_name(kernel.name)
     if kernel.is_view or kernel.flops is not None or name in _FREE:
         return 0
-    formula = _FORMULAS.get(name) or (_per_output if kernel.pointwise else None)
+    formula = _per_output if kernel.pointwise else _FORMULAS.get(name)
     if formula is None:
         return None
-    read = max((numel(shape) for shape in trace.shapes(kernel.inputs)), default=0)
-    written = max((numel(shape) for shape in trace.shapes(kernel.outputs or kernel.writes)), default=0)
-    return formula(read, written)
+    return formula(_largest(trace, kernel.inputs), _largest(trace, kernel.outputs or kernel.writes))
+
+
+def _largest(trace: Trace, tensors: tuple[int, ...]) -> int:
+    return max((numel(shape) for shape in trace.shapes(tensors)), default=0)
 
 
 def causal_skippable(trace: Trace, kernel: Kernel) -> int:
     """Of causal attention's FLOPs, those spent on keys after their query.
 
-    `tokens` queries against as many keys are tokens² pairs, of which tokens·(tokens − 1) / 2 lie
-    above the diagonal.
+    Query i sees keys 1 to i: of tokens · keys pairs, with as many of both, tokens · (tokens − 1) / 2
+    lie above the diagonal.
     """
     if not kernel.causal or kernel.flops is None:
         return 0
     query, key = trace.shapes(kernel.inputs)[:2]
     tokens, keys = query[-2], key[-2]
-    hidden = sum(max(keys - position - 1, 0) for position in range(tokens)) if tokens != keys else (
-        tokens * (tokens - 1) // 2
-    )
+    seen = min(tokens, keys)
+    hidden = tokens * keys - seen * (seen + 1) // 2 - (tokens - seen) * keys
     return kernel.flops * hidden // (tokens * keys)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from llmsim_magic.records.errors import CannotTrace, InvalidValue
-from llmsim_magic.records.workload import DEFAULT_CONTEXT, Workload
+from llmsim_magic.records.workload import Workload
 
 META = torch.device("meta")
 
@@ -100,25 +100,26 @@ def declared_context(model: torch.nn.Module) -> int | None:
     return None
 
 
-def fitting(model: torch.nn.Module, phase: str, context: int | None, name: str) -> int:
-    """The context to run: the one asked for, or the default, shortened to a short table.
+def fitting(
+    model: torch.nn.Module, workload: Workload, name: str, *, shorten: bool
+) -> Workload:
+    """The workload, held to the rows of a learned position table.
 
-    Raises `InvalidValue` for a context beyond a learned position table.
+    A context beyond them is cut with `shorten`; otherwise it raises `InvalidValue`.
     """
-    new = 1 if phase == "decode" else 0
     limit = longest_context(model) if _reads_tokens(model) else None
     if limit is None:
-        return context or DEFAULT_CONTEXT
-    if context is None:
-        return min(DEFAULT_CONTEXT, limit - new)
-    if context + new > limit:
-        step = " plus the new token" if new else ""
-        raise InvalidValue(
-            f"{name}: context",
-            f"{context}{step}",
-            f"within its learned position table: at most {limit - new} in {phase}",
-        )
-    return context
+        return workload
+    most = limit - (workload.phase == "decode")
+    if workload.context <= most:
+        return workload
+    if shorten:
+        return Workload(workload.phase, workload.batch, most)
+    raise InvalidValue(
+        f"{name}: context",
+        workload.context,
+        f"within its learned position table (at most {most} in {workload.phase})",
+    )
 
 
 def context_note(model: torch.nn.Module, workload: Workload) -> list[str]:

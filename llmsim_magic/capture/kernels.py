@@ -35,9 +35,20 @@ def facts(func: Any) -> KernelFacts:
 
 
 def flops(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
-    """FLOPs by `torch.utils.flop_counter`'s own formula, or None where it has none."""
-    formula = flop_registry.get(func._overloadpacket)
+    """FLOPs by `torch.utils.flop_counter`'s own formula, or None where there is none."""
+    packet = func._overloadpacket
+    if packet is torch.ops.aten._grouped_mm:
+        return _grouped_matmul(*args[:2])
+    formula = flop_registry.get(packet)
     return None if formula is None else int(formula(*args, **kwargs, out_val=out))
+
+
+def _grouped_matmul(rows: torch.Tensor, weights: torch.Tensor) -> int:
+    """Every row meets the matrix of its own group: 2 · rows · k · n, however they are shared out.
+
+    Shapes: rows `[rows, k]`, weights `[groups, k, n]`, as the experts of transformers call it.
+    """
+    return 2 * rows.shape[-2] * rows.shape[-1] * weights.shape[-1]
 
 
 def fused_attention(

@@ -3,7 +3,6 @@
 import copy
 import importlib
 import json
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ def facts_of(name: str, *, refresh: bool = False) -> Facts:
         return Facts(entry.name, copy.deepcopy(entry.config), "catalogue")
     if not refresh and (cached := _from_cache(name)):
         return Facts(name, _read(cached, name), "local cache")
-    return Facts(name, _read(_from_hub(name), name), "hub")
+    return Facts(name, _from_hub(name), "hub")
 
 
 def source_of(facts: Facts, *, trust_remote_code: bool = False) -> Source:
@@ -105,16 +104,22 @@ def _from_path(name: str, path: Path) -> Facts:
 
 def _read(file: Path, name: str) -> dict[str, Any]:
     try:
-        keys = json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise UnknownModel(
-            f"{clip(name)}: {file.name} is not JSON (line {error.lineno}, column {error.colno}: "
-            f"{error.msg})"
-        ) from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise UnknownModel(f"{clip(name)}: {file.name} cannot be read: {error}") from error
+    return _parse(text, name)
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    try:
+        keys = json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise UnknownModel(f"{clip(name)}: its config is not JSON ({where})") from error
+    except RecursionError as error:
+        raise UnknownModel(f"{clip(name)}: its config is nested too deep") from error
     if not isinstance(keys, dict):
-        raise UnknownModel(f"{clip(name)}: {file.name} holds no JSON object")
+        raise UnknownModel(f"{clip(name)}: its config is no JSON object")
     return keys
 
 
@@ -127,29 +132,40 @@ def _from_cache(name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str) -> dict[str, Any]:
+    """One request for the config, without retries."""
     hub = importlib.import_module("huggingface_hub")
-    errors = importlib.import_module("huggingface_hub.errors")
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+    if hub.constants.HF_HUB_OFFLINE:
         raise _unknown(name, "is not in the catalogue or the local cache, and the hub is off")
     try:
-        path = _within(HUB_LIMIT_S, lambda: hub.hf_hub_download(name, "config.json"))
-    except errors.GatedRepoError as error:
-        raise UnknownModel(f"{name}: its owner wants you to ask for access and log in") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise _unreachable(name) from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise _unknown(name, "is no model that the hub knows") from error
-    except errors.EntryNotFoundError as error:
-        raise UnknownModel(f"{name}: the hub holds no config.json for it") from error
+        url = hub.hf_hub_url(name, "config.json")
+        headers = hub.utils.build_hf_headers()
+        answer = _within(
+            HUB_LIMIT_S,
+            lambda: hub.get_session().get(
+                url, headers=headers, timeout=HUB_LIMIT_S, follow_redirects=True
+            ),
+        )
+    except ValueError as error:
+        raise _unknown(name, "is neither a hub id (owner/name), a folder nor a file") from error
     except Exception as error:
-        raise _unreachable(name) from error
-    return Path(path)
+        raise _unknown(
+            name,
+            "is not in the catalogue or the local cache, and the hub cannot be reached "
+            "(a folder with its config.json works too)",
+        ) from error
+    if answer.status_code == 200:
+        return _parse(answer.text, name)
+    if answer.headers.get("X-Error-Code") == "GatedRepo":
+        raise UnknownModel(f"{name}: its owner wants you to ask for access and to log in")
+    if answer.headers.get("X-Error-Code") == "EntryNotFound":
+        raise UnknownModel(f"{name}: the hub holds no config.json for it")
+    raise _unknown(name, f"is no model that the hub shows you (status {answer.status_code})")
 
 
-def _within(limit_s: float, call: Callable[[], str]) -> str:
+def _within(limit_s: float, call: Callable[[], Any]) -> Any:
     """The call's result, or `TimeoutError` when it takes longer than the limit."""
-    outcome: list[str | Exception] = []
+    outcome: list[Any] = []
 
     def work() -> None:
         try:
@@ -172,10 +188,3 @@ def _unknown(name: str, why: str) -> UnknownModel:
     known = ", ".join(close or list(models.entries())[:3])
     return UnknownModel(f"{clip(name)} {why}; {'nearest' if close else 'such as'}: {known}")
 
-
-def _unreachable(name: str) -> UnknownModel:
-    return _unknown(
-        name,
-        "is not in the catalogue or the local cache, and the hub cannot be reached "
-        "(a folder with its config.json works too)",
-    )

@@ -123,15 +123,15 @@ def _name_storages(
 
 
 def _name_cache(recorder: Recorder, state: dict[str, Any]) -> tuple[CacheSlot, ...]:
-    """The cache as the pass left it: each tensor it holds that has elements, once."""
+    """The cache as the pass left it: each tensor it holds once, counters and empty ones aside."""
     slots: dict[int, CacheSlot] = {}
     for key, value in state.items():
         if key == "encoder_outputs":
             continue
         for name, tensor in held_tensors(key, value):
-            if not tensor.numel():
-                continue
             recorder.table.name(tensor, "cache", name)
+            if not tensor.dim() or not tensor.numel():
+                continue
             nbytes = tensor.numel() * tensor.element_size()
             slot = CacheSlot(name, tuple(tensor.shape), dtype_name(tensor.dtype), nbytes)
             slots.setdefault(recorder.table.add(tensor), slot)

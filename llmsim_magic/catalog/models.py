@@ -63,8 +63,8 @@ def nearest(name: str, count: int = 3) -> list[str]:
     """The ids most like a misspelt one, best first."""
     wanted = name.lower()
     spellings = {**{known.rpartition("/")[2]: full for known, full in _names().items()}, **_names()}
-    close = difflib.get_close_matches(wanted, spellings, n=3 * count, cutoff=0.5)
-    short = difflib.get_close_matches(wanted.rpartition("/")[2], spellings, n=3 * count, cutoff=0.5)
+    close = difflib.get_close_matches(wanted, spellings, n=3 * count, cutoff=0.6)
+    short = difflib.get_close_matches(wanted.rpartition("/")[2], spellings, n=3 * count, cutoff=0.6)
     ranked = sorted(
         dict.fromkeys((*close, *short)),
         key=lambda spelling: -difflib.SequenceMatcher(None, wanted, spelling).ratio(),

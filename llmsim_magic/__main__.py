@@ -1,0 +1,39 @@
+"""`python -m llmsim_magic MODEL --ops`: the same request in a terminal, as text."""
+
+import sys
+
+from llmsim_magic.notebook.arguments import Help, parse, parser
+from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.simulate.entry import answer
+
+PROGRAM = "python -m llmsim_magic"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Answer one request; 2 after a mistake, which is told in one line."""
+    try:
+        request, _ = parse(sys.argv[1:] if words is None else words, PROGRAM)
+        if request.model is None:
+            print(parser(PROGRAM).format_help())
+            return 0
+        print(answer(request, _say))
+    except Help as help_text:
+        print(help_text)
+    except LlmsimError as error:
+        print(f"llmsim: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("llmsim: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+    return 0
+
+
+def _say(message: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{message} …", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""What kind of work an operator is, told by its kernels, never by its name."""
+
+from llmsim_magic.analyses.once import once
+from llmsim_magic.analyses.work import short_name
+from llmsim_magic.records.trace import Kernel, Trace
+
+KINDS = ("matmul", "attention", "normalisation", "elementwise", "embedding", "movement", "nothing")
+_STATISTICS = frozenset({"mean", "var", "var_mean", "native_layer_norm", "native_group_norm"})
+
+
+@once
+def kinds(trace: Trace) -> tuple[str, ...]:
+    """For each operator one of `KINDS`; `nothing` runs no kernel, as dropout in inference."""
+    return tuple(map(_kind, trace.kernels_of))
+
+
+def _kind(kernels: tuple[Kernel, ...]) -> str:
+    names = {short_name(kernel.name) for kernel in kernels}
+    if not kernels:
+        return "nothing"
+    if "scaled_dot_product_attention" in names:
+        return "attention"
+    if any(kernel.flops for kernel in kernels):
+        return "matmul"
+    if names & _STATISTICS or any("norm" in name for name in names):
+        return "normalisation"
+    if "embedding" in names:
+        return "embedding"
+    if any(kernel.pointwise and name != "_to_copy" for kernel, name in _named(kernels)):
+        return "elementwise"
+    return "movement"
+
+
+def _named(kernels: tuple[Kernel, ...]) -> list[tuple[Kernel, str]]:
+    return [(kernel, short_name(kernel.name)) for kernel in kernels]

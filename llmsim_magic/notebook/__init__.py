@@ -1,0 +1,1 @@
+"""The front doors in a notebook. IPython and ipywidgets live here alone."""

@@ -1,0 +1,175 @@
+"""The grammar of `%llmsim` and of `python -m llmsim_magic`: a line in, a request out."""
+
+import argparse
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip, one_of
+from llmsim_magic.records.workload import ATTENTIONS, DTYPE_ALIASES, DTYPES, PHASES
+from llmsim_magic.simulate.entry import Request
+from llmsim_magic.simulate.loading import Build
+from llmsim_magic.simulate.report import VIEWS
+
+EXAMPLES = """\
+examples:
+  %llmsim Qwen/Qwen3-0.6B --multi-config
+  %llmsim gpt2 --ops --summary --deps --topological
+  %llmsim bert-base-uncased --ops --csv tables
+  r = %llmsim my_model --phase decode --batch 16 --context 4096
+  %llmsim Qwen/Qwen3-0.6B --explain model.layers.0.mlp.up_proj
+"""
+PROGRAM = "%llmsim"
+
+
+class UsageMistake(LlmsimError):
+    """An option that does not exist, or lacks its value."""
+
+
+class Help(Exception):
+    """The user asked for help; the message is the help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line as parsed: the request, the name to keep the report under, and whether to show it."""
+
+    request: Request
+    output: str | None
+    quiet: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises instead of leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageMistake(f"{message}; see {self.prog} --help")
+
+
+class _Help(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        raise Help(parser.format_help())
+
+
+def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+    """Every option with what it is for."""
+    made = _Parser(
+        program,
+        description="What a HuggingFace model does when it runs: no weights, no network.",
+        epilog=EXAMPLES.replace(PROGRAM, program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    made.add_argument(
+        "model", nargs="?", metavar="MODEL",
+        help="hub id, folder, config.json, or the name of a variable holding a model or config",
+    )  # fmt: skip
+    made.add_argument("--model", dest="model_option", metavar="MODEL", help="the same, as an option")
+    views = made.add_argument_group("views (--summary where none is named)")
+    for view, text in zip(VIEWS, _VIEW_HELP, strict=True):
+        views.add_argument(f"--{view}", action="append_const", const=view, dest="views", help=text)
+    views.add_argument("--explain", metavar="PATH", help="the arithmetic behind one module")
+    views.add_argument("--depth", metavar="N", type=_number("depth"), help="open modules so deep")
+    work = made.add_argument_group("workload")
+    work.add_argument("--phase", type=_phases, default=(), metavar="PHASE",
+                      help="prefill, decode or both")  # fmt: skip
+    work.add_argument("--batch", type=_numbers("batch"), default=(), metavar="N[,N]",
+                      help="batch sizes (1)")  # fmt: skip
+    work.add_argument("--context", type=_numbers("context"), default=(), metavar="N[,N]",
+                      help="tokens read, or already in the cache (128)")  # fmt: skip
+    build = made.add_argument_group("model")
+    build.add_argument("--dtype", metavar="DTYPE", help=f"{', '.join(DTYPES)} (the config's)")
+    build.add_argument("--base", action="store_true", help="without the head, as AutoModel builds it")
+    build.add_argument("--attn", metavar="KIND", help="sdpa (fused) or eager (scores written out)")
+    build.add_argument("--trust-remote-code", action="store_true",
+                       help="run code from the model's own repository")  # fmt: skip
+    build.add_argument("--refresh", action="store_true", help="ask the hub before the catalogue")
+    result = made.add_argument_group("result")
+    result.add_argument("--csv", metavar="DIR", help="write the tables and graphs shown")
+    result.add_argument("-o", dest="output", metavar="NAME", help="keep the report as a variable")
+    made.add_argument("--help", "-h", nargs=0, action=_Help, help="this text")
+    return made
+
+
+_VIEW_HELP = (
+    "operators, parameters, FLOPs, bytes and cache in one table",
+    "every module and operator with shapes, parameters, FLOPs, bytes, source",
+    "module hierarchy and dataflow, as a table and a graph",
+    "execution order and what each operator waits for, as a table and a graph",
+    "shapes for batch 1, 16 × context 1, 128 × prefill, decode",
+)
+VALUES: dict[str, tuple[str, ...]] = {
+    "--phase": (*PHASES, "both"),
+    "--dtype": (*DTYPES, *DTYPE_ALIASES),
+    "--attn": ATTENTIONS,
+}
+
+
+def parse_line(line: str) -> Line:
+    """A magic's line. A comment is dropped; a trailing `;` keeps the answer from being shown.
+
+    Raises `LlmsimError` for a mistake, `Help` for `--help`.
+    """
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError as error:
+        raise UsageMistake(f"{clip(line)}: {error}") from error
+    quiet = bool(words) and words[-1].endswith(";")
+    if quiet:
+        words[-1] = words[-1][:-1]
+        words = [word for word in words if word]
+    request, output = parse(words)
+    return Line(request, output, quiet)
+
+
+def parse(words: Sequence[str], program: str = PROGRAM) -> tuple[Request, str | None]:
+    """The request and the name to keep its report under."""
+    found = parser(program).parse_args(words)
+    if found.model and found.model_option:
+        raise UsageMistake(f"two models: {clip(found.model)} and {clip(found.model_option)}")
+    if found.output is not None and not found.output.isidentifier():
+        raise InvalidValue("-o", found.output, "a variable's name")
+    if found.attn is not None and found.attn not in ATTENTIONS:
+        raise InvalidValue("--attn", found.attn, one_of(ATTENTIONS))
+    views = tuple(dict.fromkeys(found.views or ()))
+    if not views and found.explain is None:
+        views = ("summary",)
+    build = Build(found.base, found.attn, found.dtype, found.trust_remote_code, found.refresh)
+    request = Request(
+        found.model or found.model_option,
+        views,
+        found.phase,
+        found.batch,
+        found.context,
+        build,
+        found.explain,
+        found.depth,
+        found.csv,
+    )
+    return request, found.output
+
+
+def _number(name: str) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not text.lstrip("-").isdecimal():
+            raise InvalidValue(f"--{name}", text, "a whole number of at least 1")
+        if int(text) < 1:
+            raise InvalidValue(f"--{name}", text, "at least 1")
+        return int(text)
+
+    return convert
+
+
+def _numbers(name: str) -> Callable[[str], tuple[int, ...]]:
+    convert = _number(name)
+    return lambda text: tuple(dict.fromkeys(convert(part.strip()) for part in text.split(",")))
+
+
+def _phases(text: str) -> tuple[str, ...]:
+    if text == "both":
+        return PHASES
+    if text not in PHASES:
+        raise InvalidValue("--phase", text, one_of((*PHASES, "both")))
+    return (text,)

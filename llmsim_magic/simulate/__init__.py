@@ -1,0 +1,1 @@
+"""The one entry that every front door calls: a request in, a report out."""

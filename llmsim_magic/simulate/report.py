@@ -1,0 +1,193 @@
+"""What a question is answered with: tables, graphs and prose over one record."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from llmsim_magic.records.trace import Trace
+from llmsim_magic.simulate.export import write_all
+from llmsim_magic.views import graphs, tables
+from llmsim_magic.views.drawing import Graph
+from llmsim_magic.views.page import Section, as_html, as_text
+from llmsim_magic.views.prose import Prose, explain
+
+VIEWS = ("summary", "ops", "deps", "topological", "multi-config")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Traces of several workloads of one model; `notes` say what does not exist for it."""
+
+    traces: tuple[Trace, ...]
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def ops(self) -> pd.DataFrame:
+        """Long: one row per operator and workload."""
+        return tables.long_table(self.traces)
+
+    @cached_property
+    def shapes(self) -> pd.DataFrame:
+        """Wide: one row per operator, a column of shapes per workload."""
+        return tables.shapes_table(self.traces)
+
+    @cached_property
+    def totals(self) -> pd.DataFrame:
+        """One row per workload: work, traffic and cache of the whole pass."""
+        return tables.totals_table(self.traces)
+
+    def sections(self) -> Iterator[Section]:
+        name = self.traces[0].model.name
+        yield Section(f"Workloads of {name}", self.totals)
+        yield Section(
+            f"Shapes of {name} by workload (batch × context)",
+            self.shapes,
+            "Input shapes → output shapes; bold rows change with the workload.",
+        )
+
+    def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
+        return _bundle(list(self.sections()), self.notes)
+
+    def __repr__(self) -> str:
+        return as_text(self.sections(), self.notes)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one forward pass does, and any other workloads asked for beside it.
+
+    `views` are those that it shows of itself; every table is there whatever it shows.
+    """
+
+    trace: Trace
+    views: tuple[str, ...] = ("summary",)
+    sweep: Sweep | None = None
+    explained: str | None = None
+    depth: int | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def ops(self) -> pd.DataFrame:
+        """One row per operator call, in execution order."""
+        return tables.ops_table(self.trace)
+
+    @cached_property
+    def modules(self) -> pd.DataFrame:
+        """One row per module, containers included."""
+        return tables.modules_table(self.trace)
+
+    @cached_property
+    def edges(self) -> pd.DataFrame:
+        """One row per tensor that flows between two operators."""
+        return tables.edges_table(self.trace)
+
+    @cached_property
+    def kernels(self) -> pd.DataFrame:
+        """One row per ATen op."""
+        return tables.kernels_table(self.trace)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row per quantity."""
+        return tables.summary_table(self.trace)
+
+    @cached_property
+    def topological(self) -> pd.DataFrame:
+        """Operators in execution order with what each waits for."""
+        return tables.topological_table(self.trace)
+
+    @cached_property
+    def shapes(self) -> pd.DataFrame:
+        """One row per operator, a column per workload."""
+        traces = self.sweep.traces if self.sweep else (self.trace,)
+        return tables.shapes_table(traces)
+
+    def dependency_graph(self, depth: int | None = None) -> Graph:
+        """Modules as nested boxes with the dataflow between them, opened `depth` deep."""
+        return graphs.dependency_graph(self.trace, depth or self.depth)
+
+    def topological_graph(self, depth: int | None = None) -> Graph:
+        """Operators in execution order, each below what it waits for."""
+        return graphs.topological_graph(self.trace, depth or self.depth)
+
+    def explain(self, path: str) -> Prose:
+        """The arithmetic behind the FLOPs and bytes of the module at `path`.
+
+        Raises `InvalidValue` with the nearest paths where there is none.
+        """
+        return explain(self.trace, path)
+
+    @property
+    def graphs(self) -> Mapping[str, str]:
+        """The graphs shown, as SVG: `deps`, `topological`."""
+        return {name: graph.svg for name, graph in self._graphs().items()}
+
+    def to_csv(self, folder: str | Path) -> list[Path]:
+        """Write every table that the report shows as CSV, and its graphs as SVG.
+
+        Raises `InvalidValue` where the folder cannot be written.
+        """
+        return write_all(folder, self._tables(), self._graphs())
+
+    def sections(self) -> Iterator[Section]:
+        """The report as it is shown, view by view."""
+        title = f"{self.trace.model.name}: {self.trace.workload}"
+        if "summary" in self.views:
+            yield Section(f"Summary of {title}", self.summary)
+        if "ops" in self.views:
+            yield Section(f"Modules of {title}", self.modules)
+            yield Section(f"Operators of {title}", self.ops)
+        if "deps" in self.views:
+            if "ops" not in self.views:
+                yield Section(f"Modules of {title}", self.modules)
+            yield Section(f"Dataflow of {title}", self.edges, "Each row is a tensor that flows.")
+            yield Section(f"Dependencies of {title}", self._graphs()["deps"])
+        if "topological" in self.views:
+            yield Section(f"Execution order of {title}", self.topological)
+            yield Section(f"Topology of {title}", self._graphs()["topological"])
+        if "multi-config" in self.views and self.sweep:
+            yield from self.sweep.sections()
+        if self.explained is not None:
+            yield Section(f"{self.explained or 'The model'} explained", self.explain(self.explained))
+
+    def remarks(self) -> tuple[str, ...]:
+        return (*self.notes, *(self.sweep.notes if self.sweep else ()))
+
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        wanted: dict[str, pd.DataFrame] = {}
+        if "summary" in self.views:
+            wanted["summary"] = self.summary
+        if "ops" in self.views:
+            wanted |= {"modules": self.modules, "ops": self.ops, "kernels": self.kernels}
+        if "deps" in self.views:
+            wanted |= {"modules": self.modules, "edges": self.edges}
+        if "topological" in self.views:
+            wanted["topological"] = self.topological
+        if "multi-config" in self.views and self.sweep:
+            wanted |= {
+                "shapes": self.sweep.shapes,
+                "workloads": self.sweep.totals,
+                "sweep_ops": self.sweep.ops,
+            }
+        return wanted
+
+    def _graphs(self) -> dict[str, Graph]:
+        wanted = {}
+        if "deps" in self.views:
+            wanted["deps"] = self.dependency_graph()
+        if "topological" in self.views:
+            wanted["topological"] = self.topological_graph()
+        return wanted
+
+    def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
+        return _bundle(list(self.sections()), self.remarks())
+
+    def __repr__(self) -> str:
+        return as_text(self.sections(), self.remarks())
+
+
+def _bundle(sections: list[Section], remarks: tuple[str, ...]) -> dict[str, str]:
+    return {"text/html": as_html(sections, remarks), "text/plain": as_text(sections, remarks)}

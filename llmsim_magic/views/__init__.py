@@ -1,0 +1,1 @@
+"""Draw the record: tables, graphs, prose. Nothing here runs a model."""

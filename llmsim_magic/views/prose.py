@@ -1,0 +1,184 @@
+"""The arithmetic behind an operator's FLOPs and bytes, in words, as on a whiteboard."""
+
+import difflib
+import html
+from collections.abc import Callable, Iterator
+
+from llmsim_magic.analyses import work
+from llmsim_magic.analyses.dataflow import depends_on
+from llmsim_magic.analyses.totals import costs
+from llmsim_magic.analyses.traffic import Access, traffic
+from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.trace import Kernel, Trace, numel
+from llmsim_magic.views import units
+
+Shapes = list[tuple[int, ...]]
+
+
+class Prose(str):
+    """Text that a notebook shows as written."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return f'<pre style="white-space:pre-wrap">{html.escape(self)}</pre>'
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def explain(trace: Trace, path: str) -> Prose:
+    """Every operator at a module's path, or the sum over a container's.
+
+    Raises `InvalidValue` with the nearest paths where there is no such module.
+    """
+    paths = {module.path for module in trace.modules}
+    if path not in paths:
+        close = difflib.get_close_matches(path, sorted(paths), n=3, cutoff=0.4)
+        legal = ", ".join(close or sorted(filter(None, paths))[:3])
+        raise InvalidValue("explain", path, f"a module of {trace.model.class_name}, such as {legal}")
+    here = [order for order, operator in enumerate(trace.operators) if operator.path == path]
+    below = [o for o, operator in enumerate(trace.operators) if operator.path.startswith(f"{path}.")]
+    if path == "":
+        below = [o for o, operator in enumerate(trace.operators) if operator.path]
+    parts = [_operator(trace, order) for order in here]
+    if below:
+        parts.insert(0, _container(trace, path, [*here, *below]))
+    if not parts:
+        parts = [f"{path}: never called in {trace.workload}; it runs no operator of its own"]
+    return Prose("\n\n".join(parts))
+
+
+def _container(trace: Trace, path: str, orders: list[int]) -> str:
+    each = [costs(trace)[order] for order in sorted(orders)]
+    module = next(module for module in trace.modules if module.path == path)
+    flops = [cost.flops or 0 for cost in each]
+    terms = " + ".join(units.scaled(number) for number in flops if number)
+    lines = [
+        f"{path or trace.model.class_name}: {module.type}, {len(orders)} operators, "
+        f"orders {min(orders)} to {max(orders)}",
+        f"FLOPs: {units.count(sum(flops))}" + (f" = {terms}" if 1 < terms.count("+") < 12 else ""),
+        f"bytes read: {units.count(sum(cost.bytes_read for cost in each))}, "
+        f"written: {units.count(sum(cost.bytes_written for cost in each))}",
+    ]
+    return "\n".join(lines)
+
+
+def _operator(trace: Trace, order: int) -> str:
+    operator, cost = trace.operators[order], costs(trace)[order]
+    where = f" at {operator.source}" if operator.source else ""
+    lines = [
+        f"{operator.path or trace.model.class_name}: {operator.op}, operator {order}{where}",
+        f"  reads {units.shapes(trace.shapes(operator.inputs))}, "
+        f"gives {units.shapes(trace.shapes(operator.outputs))}, under {trace.workload}",
+    ]
+    lines += [
+        f"  {p.name}: {units.shape(p.shape)} = {units.count(p.numel)} parameters"
+        for p in cost.parameters
+    ]
+    lines += _flops(trace, order, cost.flops)
+    lines += _elementwise(trace, order, cost.elementwise_ops)
+    moved = traffic(trace)[order]
+    lines += _bytes("bytes read", trace, moved.reads, moved.bytes_read)
+    lines += _bytes("bytes written", trace, moved.writes, moved.bytes_written)
+    total = moved.bytes_read + moved.bytes_written
+    if cost.flops and total:
+        lines.append(
+            f"arithmetic intensity: {units.count(cost.flops)} / {units.count(total)} = "
+            f"{cost.flops / total:.2f} FLOPs per byte"
+        )
+    sources = depends_on(trace)[order]
+    waits = ", ".join(f"{s} ({_short(trace, s)})" for s in sources) or "nothing in this pass"
+    lines.append(f"waits for: {waits}")
+    return "\n".join(lines)
+
+
+def _short(trace: Trace, order: int) -> str:
+    operator = trace.operators[order]
+    return operator.path if operator.kind == "module" else operator.op
+
+
+def _flops(trace: Trace, order: int, flops: int | None) -> Iterator[str]:
+    if flops is None:
+        yield "FLOPs: not counted: a kernel here has no formula"
+        return
+    yield f"FLOPs: {units.count(flops)}" + ("" if flops else ": no matmul, convolution or attention")
+    for kernel in trace.kernels_of[order]:
+        if kernel.flops:
+            yield f"  {kernel.name}: {_derived(trace, kernel)} (a multiply-add is two)"
+            if skipped := work.causal_skippable(trace, kernel):
+                yield (
+                    f"    causal: {units.count(skipped)} of them lie above the diagonal; "
+                    "a kernel may skip those"
+                )
+
+
+def _elementwise(trace: Trace, order: int, ops: int | None) -> Iterator[str]:
+    if not ops:
+        return
+    yield f"elementwise operations: {units.count(ops)}"
+    for kernel in trace.kernels_of[order]:
+        if number := work.elementwise_ops(trace, kernel):
+            shapes = units.shapes(trace.shapes(kernel.inputs))
+            yield f"  {kernel.name} of {shapes}: {units.count(number)}"
+
+
+def _bytes(title: str, trace: Trace, accesses: tuple[Access, ...], total: int) -> Iterator[str]:
+    yield f"{title}: {units.count(total)}"
+    for access in accesses:
+        tensor = trace.tensors[access.tensor]
+        what = f"{access.role} {access.name}" if access.name else access.role
+        whole = numel(tensor.shape) * tensor.itemsize
+        rows = "" if access.nbytes == whole else " (only the part that is used)"
+        yield (
+            f"  {what} {units.shape(tensor.shape)} {tensor.dtype}: "
+            f"{units.count(access.nbytes // tensor.itemsize)} × {tensor.itemsize} = "
+            f"{units.count(access.nbytes)}{rows}"
+        )
+
+
+def _matmul(shapes: Shapes) -> list[int]:
+    """`[m, k] × [k, n]`: 2 · m · k · n."""
+    one, other = shapes[-2:]
+    return [2, *one, other[-1]]
+
+
+def _attention(shapes: Shapes) -> list[int]:
+    """Scores and their sum over values: 2 · batch · heads · queries · keys · (d_qk + d_v)."""
+    query, key, value = shapes[:3]
+    return [2, *query[:-1], key[-2], query[-1] + value[-1]]
+
+
+def _grouped(shapes: Shapes) -> list[int]:
+    """Each row meets one expert's `[k, n]`: 2 · rows · k · n."""
+    rows, weights = shapes[:2]
+    return [2, *rows, weights[-1]]
+
+
+_DERIVATIONS: dict[str, Callable[[Shapes], list[int]]] = {
+    "mm": _matmul,
+    "addmm": _matmul,
+    "bmm": _matmul,
+    "baddbmm": _matmul,
+    "scaled_dot_product_attention": _attention,
+    "_grouped_mm": _grouped,
+}
+
+
+def _derived(trace: Trace, kernel: Kernel) -> str:
+    """The factors of a kernel's FLOPs; where they are not known, whose formula it is."""
+    derive = _DERIVATIONS.get(work.short_name(kernel.name))
+    shapes = trace.shapes(kernel.inputs)
+    total = units.count(kernel.flops or 0)
+    factors = derive(shapes) if derive else _convolution(trace, kernel)
+    if numel(tuple(factors)) != kernel.flops:
+        return f"{units.shapes(shapes)}: {total}, by torch.utils.flop_counter"
+    return f"{units.shapes(shapes)}: {' × '.join(map(str, factors))} = {total}"
+
+
+def _convolution(trace: Trace, kernel: Kernel) -> list[int]:
+    """Each output position meets the whole filter: 2 · batch · positions · filter elements."""
+    inputs, outputs = trace.shapes(kernel.inputs), trace.shapes(kernel.outputs)
+    if len(inputs) < 2 or not outputs:
+        return []
+    return [2, outputs[0][0], *outputs[0][2:], *inputs[1]]

@@ -1,0 +1,309 @@
+"""The record as pandas DataFrames: raw numbers, documented columns, NA where there is nothing."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import pandas as pd
+
+from llmsim_magic.analyses import work
+from llmsim_magic.analyses.dataflow import depends_on, edges, ranks
+from llmsim_magic.analyses.layers import layers
+from llmsim_magic.analyses.totals import costs, operator_types, totals
+from llmsim_magic.analyses.traffic import kernel_bytes
+from llmsim_magic.records.trace import Parameter, Trace
+from llmsim_magic.records.workload import Workload
+from llmsim_magic.views import units
+
+_FEATURES = ("in_features", "out_features", "num_embeddings", "embedding_dim")
+
+
+def ops_table(trace: Trace) -> pd.DataFrame:
+    """One row per operator call, index `order`.
+
+    FLOPs count a multiply-add as two; bytes are the least traffic; `depends_on` lists orders.
+    """
+    attributes = {module.path: module.attributes for module in trace.modules}
+    each = costs(trace)
+    operators = trace.operators
+    columns: dict[str, object] = {
+        "path": [operator.path for operator in operators],
+        "op": [operator.op for operator in operators],
+        "kind": [operator.kind for operator in operators],
+        "layer": _integers(None if layer is None else layer.index for layer in layers(trace)),
+        "input_shapes": [trace.shapes(operator.inputs) for operator in operators],
+        "output_shapes": [trace.shapes(operator.outputs) for operator in operators],
+        "dtype": _texts(
+            trace.tensors[touched[0]].dtype if (touched := o.outputs or o.inputs) else None
+            for o in operators
+        ),
+        "params": _integers(cost.params for cost in each),
+        "weight_shapes": [[p.shape for p in cost.parameters] for cost in each],
+        "flops": _integers(cost.flops for cost in each),
+        "elementwise_ops": _integers(cost.elementwise_ops for cost in each),
+        "bytes_read": _integers(cost.bytes_read for cost in each),
+        "bytes_written": _integers(cost.bytes_written for cost in each),
+        "depends_on": [list(sources) for sources in depends_on(trace)],
+        "source": _texts(operator.source for operator in operators),
+    }
+    for feature in _FEATURES:
+        columns[feature] = _integers(
+            attributes[o.path].get(feature) if o.kind == "module" else None for o in operators
+        )
+    columns["causal_skippable_flops"] = _integers(cost.causal_skippable_flops for cost in each)
+    return pd.DataFrame(columns, index=pd.RangeIndex(len(operators), name="order"))
+
+
+def modules_table(trace: Trace) -> pd.DataFrame:
+    """One row per module, containers included, index `path`; the model itself is the path ''."""
+    own: dict[str, list[Parameter]] = {}
+    below: dict[str, dict[str, int]] = {}
+    for parameter in trace.parameters:
+        if not parameter.is_buffer:
+            own.setdefault(parameter.owner, []).append(parameter)
+            for path in _ancestors(parameter.owner):
+                below.setdefault(path, {})[parameter.tied_to or parameter.name] = parameter.numel
+    flops: dict[str, int] = {}
+    first: dict[str, int] = {}
+    for order, (operator, cost) in enumerate(zip(trace.operators, costs(trace), strict=True)):
+        for path in _ancestors(operator.path):
+            flops[path] = flops.get(path, 0) + (cost.flops or 0)
+            first.setdefault(path, order)
+    children: dict[str, int] = {}
+    for module in trace.modules:
+        if module.path:
+            parent = module.path.rpartition(".")[0]
+            children[parent] = children.get(parent, 0) + 1
+    modules = trace.modules
+    mine = [own.get(module.path, []) for module in modules]
+    counted = [[p for p in parameters if p.tied_to is None] for parameters in mine]
+    columns: dict[str, object] = {
+        "type": [module.type for module in modules],
+        "parent": _texts(m.path.rpartition(".")[0] if m.path else None for m in modules),
+        "depth": [m.path.count(".") + 1 if m.path else 0 for m in modules],
+        "children": [children.get(module.path, 0) for module in modules],
+        "calls": [module.calls for module in modules],
+        "params": [sum(p.numel for p in parameters) for parameters in counted],
+        "params_total": [sum(below.get(module.path, {}).values()) for module in modules],
+        "trainable": [sum(p.numel for p in ps if p.trainable) for ps in counted],
+        "tied_to": _texts(
+            next((p.tied_to for p in parameters if p.tied_to), None) for parameters in mine
+        ),
+        "weight_shapes": [[p.shape for p in parameters] for parameters in mine],
+        "input_shapes": [trace.shapes(module.inputs) for module in modules],
+        "output_shapes": [trace.shapes(module.outputs) for module in modules],
+        "flops": [flops.get(module.path, 0) for module in modules],
+        "order_first": _integers(first.get(module.path) for module in modules),
+    }
+    for feature in _FEATURES:
+        columns[feature] = _integers(module.attributes.get(feature) for module in modules)
+    return pd.DataFrame(columns, index=pd.Index([m.path for m in modules], name="path", dtype=object))
+
+
+def edges_table(trace: Trace) -> pd.DataFrame:
+    """One row per tensor that flows from one operator to another; both are orders of `ops`."""
+    found = edges(trace)
+    return pd.DataFrame(
+        {
+            "source": [edge.source for edge in found],
+            "target": [edge.target for edge in found],
+            "shape": [trace.tensors[edge.tensor].shape for edge in found],
+            "dtype": [trace.tensors[edge.tensor].dtype for edge in found],
+            "through": _texts(edge.through for edge in found),
+        }
+    )
+
+
+def kernels_table(trace: Trace) -> pd.DataFrame:
+    """One row per ATen op in the order they ran; a view outside any operator has no `op_order`."""
+    kernels = trace.kernels
+    moved = [kernel_bytes(trace, kernel) for kernel in kernels]
+    return pd.DataFrame(
+        {
+            "order": range(len(kernels)),
+            "op_order": _integers(kernel.operator for kernel in kernels),
+            "kernel": [kernel.name for kernel in kernels],
+            "input_shapes": [trace.shapes(kernel.inputs) for kernel in kernels],
+            "output_shapes": [trace.shapes(kernel.outputs) for kernel in kernels],
+            "dtype": _texts(
+                trace.tensors[touched[0]].dtype if (touched := k.outputs or k.inputs) else None
+                for k in kernels
+            ),
+            "flops": _integers(
+                0 if k.flops is None and work.elementwise_ops(trace, k) is not None else k.flops
+                for k in kernels
+            ),
+            "bytes_read": [read for read, _ in moved],
+            "bytes_written": [written for _, written in moved],
+            "is_view": [kernel.is_view for kernel in kernels],
+        }
+    )
+
+
+def summary_table(trace: Trace) -> pd.DataFrame:
+    """One row per quantity: `value`, its `unit`, and what it `means`."""
+    sums = totals(trace)
+    missing = work.uncounted(trace)
+    model = trace.model
+    rows: list[tuple[str, object, str, str]] = [
+        ("model", model.name, "", f"config from: {model.origin}"),
+        ("class", model.class_name, "", f"head: {model.head}"),
+        ("attention", model.attention or pd.NA, "", _attention(model.attention)),
+        ("dtype", model.dtype, "", "of the parameters"),
+        ("phase", trace.workload.phase, "", str(trace.workload)),
+        ("batch", trace.workload.batch, "sequences", ""),
+        ("context", trace.workload.context or pd.NA, "tokens", "read, or in the cache"),
+        ("operators", sums.operators, "calls", "leaf modules and functions, in execution order"),
+        ("modules", len(trace.modules), "modules", "containers included"),
+        ("kernels", len(trace.kernels), "ATen ops", "views included"),
+        ("parameters", sums.parameters, "parameters", "shared ones counted once"),
+        ("parameters_trainable", sums.trainable, "parameters", "with requires_grad"),
+        ("parameter_bytes", sums.parameter_bytes, "bytes", units.nbytes(sums.parameter_bytes)),
+        ("buffer_bytes", sums.buffer_bytes, "bytes", units.nbytes(sums.buffer_bytes)),
+        ("cache_bytes", sums.cache_bytes, "bytes", _cache(trace)),
+        ("flops", sums.flops, "FLOPs", "matmul, convolution and attention; a multiply-add is two"),
+        (
+            "causal_skippable_flops",
+            sums.causal_skippable_flops,
+            "FLOPs",
+            "of those, above the causal diagonal: a kernel may skip them",
+        ),
+        ("elementwise_ops", sums.elementwise_ops, "operations", "elementwise and reductions"),
+        ("bytes_read", sums.bytes_read, "bytes", "least traffic, summed over operators"),
+        ("bytes_written", sums.bytes_written, "bytes", "least traffic, summed over operators"),
+        ("kernels_not_counted", sum(missing.values()), "ATen ops", _missing(missing)),
+    ]
+    types = operator_types(trace)
+    rows.append(("operator_types", len(types), "types", "distinct types of operators"))
+    rows += [(f"operators.{name}", number, "calls", "") for name, number in types.items()]
+    rows += [(f"note.{place}", note, "", "") for place, note in enumerate(trace.notes)]
+    names, values, unit, meaning = zip(*rows, strict=True)
+    return pd.DataFrame(
+        {"value": pd.Series(values, dtype=object).array, "unit": unit, "means": meaning},
+        index=pd.Index(names, name="quantity"),
+    )
+
+
+def topological_table(trace: Trace) -> pd.DataFrame:
+    """Operators in execution order, each with those that it really waits for.
+
+    `rank` is the length of the longest chain before it: operators of one rank could run at once.
+    """
+    operators = trace.operators
+    waits = depends_on(trace)
+    return pd.DataFrame(
+        {
+            "path": [operator.path for operator in operators],
+            "op": [operator.op for operator in operators],
+            "rank": list(ranks(trace)),
+            "waits_for": [list(sources) for sources in waits],
+            "waits_for_operators": [", ".join(map(partial(_called, trace), s)) for s in waits],
+            "output_shapes": [trace.shapes(operator.outputs) for operator in operators],
+        },
+        index=pd.RangeIndex(len(operators), name="order"),
+    )
+
+
+def totals_table(traces: Sequence[Trace]) -> pd.DataFrame:
+    """One row per workload: operators, work, traffic and cache of the whole pass."""
+    rows = []
+    for trace in traces:
+        sums = totals(trace)
+        rows.append(
+            {
+                "phase": trace.workload.phase,
+                "batch": trace.workload.batch,
+                "context": trace.workload.context,
+                "operators": sums.operators,
+                "flops": sums.flops,
+                "elementwise_ops": sums.elementwise_ops,
+                "bytes_read": sums.bytes_read,
+                "bytes_written": sums.bytes_written,
+                "cache_bytes": sums.cache_bytes,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def long_table(traces: Sequence[Trace]) -> pd.DataFrame:
+    """The operators of several workloads below each other, told apart by `phase, batch, context`."""
+    parts = []
+    for trace in traces:
+        table = ops_table(trace).reset_index()
+        for place, name in enumerate(("phase", "batch", "context")):
+            table.insert(place, name, getattr(trace.workload, name))
+        parts.append(table)
+    columns = [name for name in parts[0].columns if name != "order"]
+    return pd.concat(parts, ignore_index=True)[[*columns, "order"]]
+
+
+def shapes_table(traces: Sequence[Trace]) -> pd.DataFrame:
+    """One row per operator, one column per workload: input shapes → output shapes.
+
+    The same operator in two workloads is the same call of the same path; NA where a workload does
+    not run it. `changes` says whether its shapes depend on the workload.
+    """
+    cells: dict[tuple[str, str, int], dict[str, str]] = {}
+    for trace in traces:
+        label = workload_label(trace.workload)
+        seen: dict[tuple[str, str], int] = {}
+        for operator in trace.operators:
+            call = seen[operator.path, operator.op] = seen.get((operator.path, operator.op), -1) + 1
+            cells.setdefault((operator.path, operator.op, call), {})[label] = (
+                f"{units.shapes(trace.shapes(operator.inputs))} → "
+                f"{units.shapes(trace.shapes(operator.outputs))}"
+            )
+    labels = [workload_label(trace.workload) for trace in traces]
+    paths, names, calls = zip(*cells, strict=True)
+    table = pd.DataFrame({"path": paths, "op": names, "call": calls})
+    for label in labels:
+        table[label] = _texts(row.get(label) for row in cells.values())
+    table["changes"] = [len({row.get(label) for label in labels}) > 1 for row in cells.values()]
+    return table
+
+
+def workload_label(workload: Workload) -> str:
+    """`decode 16×128`: batch 16, context 128."""
+    if workload.phase == "forward":
+        return "forward"
+    return f"{workload.phase} {workload.batch}×{workload.context}"
+
+
+def _called(trace: Trace, order: int) -> str:
+    """An operator as a person would call it: a module by its path, a function by its name."""
+    operator = trace.operators[order]
+    return operator.path if operator.kind == "module" else f"{operator.path}:{operator.op}"
+
+
+def _integers(values: Iterable[object]) -> "pd.Series[int]":
+    return pd.array([pd.NA if v is None else v for v in values], dtype="Int64")  # type: ignore[return-value]
+
+
+def _texts(values: Iterable[str | None]) -> list[object]:
+    return [pd.NA if value is None else value for value in values]
+
+
+def _ancestors(path: str) -> Iterable[str]:
+    """The path, its parents, and the model itself."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
+
+
+def _attention(attention: str | None) -> str:
+    if attention == "eager":
+        return "the score matrix is written out"
+    return "one fused operator, as on a GPU" if attention else "the module names none"
+
+
+def _cache(trace: Trace) -> str:
+    if not trace.cache:
+        return "the model keeps no cache"
+    held = units.nbytes(totals(trace).cache_bytes)
+    return f"{held} in {len(trace.cache)} tensors, after this pass"
+
+
+def _missing(missing: dict[str, int]) -> str:
+    if not missing:
+        return "every kernel's arithmetic is counted"
+    return "no formula: " + ", ".join(f"{name} ×{number}" for name, number in missing.items())

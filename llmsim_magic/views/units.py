@@ -1,0 +1,35 @@
+"""Numbers as people read them."""
+
+from collections.abc import Iterable
+
+
+def shape(sizes: Iterable[int]) -> str:
+    """`[1, 128, 1024]`."""
+    return f"[{', '.join(map(str, sizes))}]"
+
+
+def shapes(many: Iterable[Iterable[int]]) -> str:
+    return ", ".join(map(shape, many)) or "none"
+
+
+def count(number: int) -> str:
+    """`596,049,920`."""
+    return f"{number:,}"
+
+
+def scaled(number: float) -> str:
+    """`156.3 G`, in steps of a thousand."""
+    for unit in ("", "K", "M", "G", "T", "P"):
+        if abs(number) < 1000:
+            return f"{number:.4g} {unit}".rstrip()
+        number /= 1000
+    return f"{number:.4g} E"
+
+
+def nbytes(number: float) -> str:
+    """`14.00 MiB`, in steps of 1,024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(number) < 1024:
+            return f"{number:,.0f} B" if unit == "B" else f"{number:,.2f} {unit}"
+        number /= 1024
+    return f"{number:,.2f} TiB"
