@@ -1,8 +1,8 @@
 """What each operator waits for: it reads a tensor that another wrote."""
 
 from dataclasses import dataclass
-from llmsim_magic.analyses.once import once
 
+from llmsim_magic.analyses.once import once
 from llmsim_magic.analyses.regions import distinct_elements, overlap
 from llmsim_magic.records.trace import Kernel, Tensor, Trace
 

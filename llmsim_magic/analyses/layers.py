@@ -59,7 +59,9 @@ def repeats(trace: Trace) -> tuple[Repeat, ...]:
     for layer, orders in members.items():
         signature = tuple(_signature(trace, layer, orders))
         groups.setdefault((layer.stack, signature), []).append(layer)
-    return tuple(Repeat(group[0], tuple(layer.index for layer in group)) for group in groups.values())
+    return tuple(
+        Repeat(group[0], tuple(layer.index for layer in group)) for group in groups.values()
+    )
 
 
 def _signature(trace: Trace, layer: Layer, orders: list[int]) -> Iterator[object]:

@@ -27,21 +27,18 @@ class Cost:
 @once
 def costs(trace: Trace) -> tuple[Cost, ...]:
     """The cost of each operator."""
-    places = {
-        parameter.name: place
-        for place, parameter in enumerate(trace.parameters)
-        if not parameter.is_buffer
-    }
+    parameters = {p.name: place for place, p in enumerate(trace.parameters)}
     moved = traffic(trace)
     found = []
     for order, kernels in enumerate(trace.kernels_of):
         counted = [work.elementwise_ops(trace, kernel) for kernel in kernels]
         known = None not in counted
-        names = {
-            storage.name
+        read = {
+            parameters[storage.name]
             for kernel in kernels
             for index in kernel.inputs
             if (storage := trace.storages[trace.tensors[index].storage]).role == "parameter"
+            and storage.name is not None
         }
         found.append(
             Cost(
@@ -50,7 +47,7 @@ def costs(trace: Trace) -> tuple[Cost, ...]:
                 sum(work.causal_skippable(trace, kernel) for kernel in kernels),
                 moved[order].bytes_read,
                 moved[order].bytes_written,
-                tuple(trace.parameters[places[n]] for n in sorted(names & set(places), key=places.get)),
+                tuple(trace.parameters[place] for place in sorted(read)),
             )
         )
     return tuple(found)

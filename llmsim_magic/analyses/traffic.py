@@ -1,8 +1,8 @@
 """The least bytes that a kernel or an operator must move."""
 
 from dataclasses import dataclass
-from llmsim_magic.analyses.once import once
 
+from llmsim_magic.analyses.once import once
 from llmsim_magic.analyses.regions import distinct_elements
 from llmsim_magic.analyses.work import short_name
 from llmsim_magic.records.trace import Kernel, Role, Tensor, Trace

@@ -31,7 +31,8 @@ def _normalisation(read: int, written: int) -> int:
     return 7 * written
 
 
-_MOVES = """
+_MOVES = frozenset(
+    """
     _to_copy clone copy copy_ cat stack embedding index index_select gather scatter scatter_
     slice_scatter select_scatter index_put index_put_ index_copy index_copy_ _unsafe_index
     _index_put_impl_ constant_pad_nd repeat roll flip tril triu arange full full_like zeros
@@ -39,12 +40,15 @@ _MOVES = """
     fill fill_ zero_ scalar_tensor lift_fresh_copy unfold_copy repeat_interleave as_strided_scatter
     eye linspace one_hot im2col pixel_shuffle reflection_pad1d reflection_pad2d replication_pad1d
     replication_pad2d _efficientzerotensor
-""".split()
-_REDUCTIONS = """
+    """.split()  # noqa: SIM905 - a vocabulary reads best as words
+)
+_REDUCTIONS = frozenset(
+    """
     sum mean amax amin max min argmax argmin prod any all var std var_mean norm linalg_vector_norm
     logsumexp cumsum cumprod cummax topk sort argsort bincount histc avg_pool2d adaptive_avg_pool2d
-    _adaptive_avg_pool2d max_pool2d_with_indices avg_pool1d mean_dim count_nonzero
-""".split()
+    _adaptive_avg_pool2d max_pool2d_with_indices avg_pool1d count_nonzero
+    """.split()  # noqa: SIM905 - a vocabulary reads best as words
+)
 _SOFTMAXES = ("_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax")
 _NORMALISATIONS = (
     "native_layer_norm",
@@ -61,7 +65,6 @@ _FORMULAS: dict[str, Formula] = {
     **dict.fromkeys(_SOFTMAXES, _softmax),
     **dict.fromkeys(_NORMALISATIONS, _normalisation),
 }
-_FREE = frozenset(_MOVES)
 
 
 def short_name(kernel: str) -> str:
@@ -73,7 +76,7 @@ def short_name(kernel: str) -> str:
 def elementwise_ops(trace: Trace, kernel: Kernel) -> int | None:
     """Operations on elements, or None where neither torch nor this file knows the kernel."""
     name = short_name(kernel.name)
-    if kernel.is_view or kernel.flops is not None or name in _FREE:
+    if kernel.is_view or kernel.flops is not None or name in _MOVES:
         return 0
     formula = _per_output if kernel.pointwise else _FORMULAS.get(name)
     if formula is None:
@@ -88,8 +91,7 @@ def _largest(trace: Trace, tensors: tuple[int, ...]) -> int:
 def causal_skippable(trace: Trace, kernel: Kernel) -> int:
     """Of causal attention's FLOPs, those spent on keys after their query.
 
-    Query i sees keys 1 to i: of tokens · keys pairs, with as many of both, tokens · (tokens − 1) / 2
-    lie above the diagonal.
+    Query i sees keys 1 to i. Of tokens² pairs tokens · (tokens − 1) / 2 lie above the diagonal.
     """
     if not kernel.causal or kernel.flops is None:
         return 0

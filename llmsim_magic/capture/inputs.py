@@ -1,8 +1,9 @@
-"""What a forward pass is given: keywords and shapes, from the forward's signature and the config."""
+"""What a forward pass is given, from the forward's signature and the config."""
 
+import importlib
 import inspect
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -10,6 +11,7 @@ from llmsim_magic.records.errors import CannotTrace, InvalidValue
 from llmsim_magic.records.workload import Workload
 
 META = torch.device("meta")
+HuggingFaceModel: TypeAlias = Any  # an nn.Module with a config, as transformers builds it
 
 
 @dataclass(slots=True)
@@ -20,7 +22,7 @@ class Inputs:
     notes: list[str] = field(default_factory=list)
 
 
-def prefill_inputs(model: torch.nn.Module, workload: Workload) -> Inputs:
+def prefill_inputs(model: HuggingFaceModel, workload: Workload) -> Inputs:
     """The model reads `context` tokens, or the image or sound of the size it fixes itself.
 
     An encoder-decoder reads `context` tokens and decodes its first one.
@@ -31,7 +33,7 @@ def prefill_inputs(model: torch.nn.Module, workload: Workload) -> Inputs:
     return inputs
 
 
-def priming_inputs(model: torch.nn.Module, workload: Workload) -> Inputs:
+def priming_inputs(model: HuggingFaceModel, workload: Workload) -> Inputs:
     """What fills the cache with `context` tokens before a decode step."""
     inputs = _encoder_inputs(model, workload.batch, workload.context)
     if _is_encoder_decoder(model):
@@ -39,7 +41,7 @@ def priming_inputs(model: torch.nn.Module, workload: Workload) -> Inputs:
     return inputs
 
 
-def decode_inputs(model: torch.nn.Module, workload: Workload, state: dict[str, Any]) -> Inputs:
+def decode_inputs(model: HuggingFaceModel, workload: Workload, state: dict[str, Any]) -> Inputs:
     """One new token, and the state that the priming pass returned."""
     keywords: dict[str, Any] = dict(state)
     tokens = _tokens(workload.batch, 1)
@@ -49,7 +51,7 @@ def decode_inputs(model: torch.nn.Module, workload: Workload, state: dict[str, A
     return Inputs(keywords)
 
 
-def state_of(model: torch.nn.Module, output: Any) -> dict[str, Any]:
+def state_of(model: HuggingFaceModel, output: Any) -> dict[str, Any]:
     """The state that a pass hands to the next: what it returns under a name that it also takes.
 
     So a KV cache, a recurrent state and, for an encoder-decoder, the encoder's own output.
@@ -64,12 +66,12 @@ def state_of(model: torch.nn.Module, output: Any) -> dict[str, Any]:
     }
     hidden = getattr(output, "encoder_last_hidden_state", None)
     if state and hidden is not None:
-        outputs = __import__("transformers").modeling_outputs
+        outputs = importlib.import_module("transformers.modeling_outputs")
         state["encoder_outputs"] = outputs.BaseModelOutput(last_hidden_state=hidden)
     return state
 
 
-def longest_context(model: torch.nn.Module) -> int | None:
+def longest_context(model: HuggingFaceModel) -> int | None:
     """The tokens that a learned position table has rows for; None where there is no such table.
 
     A table is an embedding of as many rows as the config declares positions, or, where the
@@ -91,7 +93,7 @@ def longest_context(model: torch.nn.Module) -> int | None:
     return min(limits, default=None)
 
 
-def declared_context(model: torch.nn.Module) -> int | None:
+def declared_context(model: HuggingFaceModel) -> int | None:
     """The longest context that the config says the model is meant for."""
     for text in _text_configs(model.config):
         declared = getattr(text, "max_position_embeddings", None)
@@ -100,9 +102,7 @@ def declared_context(model: torch.nn.Module) -> int | None:
     return None
 
 
-def fitting(
-    model: torch.nn.Module, workload: Workload, name: str, *, shorten: bool
-) -> Workload:
+def fitting(model: HuggingFaceModel, workload: Workload, name: str, *, shorten: bool) -> Workload:
     """The workload, held to the rows of a learned position table.
 
     A context beyond them is cut with `shorten`; otherwise it raises `InvalidValue`.
@@ -122,7 +122,7 @@ def fitting(
     )
 
 
-def context_note(model: torch.nn.Module, workload: Workload) -> list[str]:
+def context_note(model: HuggingFaceModel, workload: Workload) -> list[str]:
     """A remark where the context is longer than the config declares and positions still compute."""
     declared = declared_context(model)
     tokens = workload.context + (workload.phase == "decode")
@@ -131,7 +131,7 @@ def context_note(model: torch.nn.Module, workload: Workload) -> list[str]:
     return [f"{tokens} tokens are more than the {declared} positions that the config declares"]
 
 
-def _encoder_inputs(model: torch.nn.Module, batch: int, context: int) -> Inputs:
+def _encoder_inputs(model: HuggingFaceModel, batch: int, context: int) -> Inputs:
     taken = _parameters(model)
     config = model.config
     inputs = Inputs({})
@@ -157,7 +157,7 @@ def _encoder_inputs(model: torch.nn.Module, batch: int, context: int) -> Inputs:
     return inputs
 
 
-def _image(vision: Any, batch: int, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+def _image(vision: Any, batch: int, model: HuggingFaceModel, inputs: Inputs) -> torch.Tensor:
     size = getattr(vision, "image_size", None)
     if not isinstance(size, (int, list, tuple)):
         raise CannotTrace(f"{type(model).__name__}: its config names no image_size")
@@ -171,19 +171,19 @@ def _tokens(batch: int, count: int) -> torch.Tensor:
     return torch.zeros((batch, count), dtype=torch.long, device=META)
 
 
-def _parameters(model: torch.nn.Module) -> set[str]:
+def _parameters(model: HuggingFaceModel) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
 
-def _is_encoder_decoder(model: torch.nn.Module) -> bool:
+def _is_encoder_decoder(model: HuggingFaceModel) -> bool:
     return "decoder_input_ids" in _parameters(model)
 
 
-def _reads_tokens(model: torch.nn.Module) -> bool:
+def _reads_tokens(model: HuggingFaceModel) -> bool:
     return "input_ids" in _parameters(model) or _is_encoder_decoder(model)
 
 
-def _generates(model: torch.nn.Module) -> bool:
+def _generates(model: HuggingFaceModel) -> bool:
     can = getattr(model, "can_generate", None)
     return bool(can is not None and can())
 

@@ -187,4 +187,3 @@ def _unknown(name: str, why: str) -> UnknownModel:
     close = models.nearest(name)
     known = ", ".join(close or list(models.entries())[:3])
     return UnknownModel(f"{clip(name)} {why}; {'nearest' if close else 'such as'}: {known}")
-

@@ -36,9 +36,7 @@ def run(weightless: Weightless, workload: Workload) -> Trace:
     return _record(weightless, workload, (), inputs.keywords, notes)
 
 
-def run_given(
-    weightless: Weightless, args: tuple[Any, ...], keywords: Mapping[str, Any]
-) -> Trace:
+def run_given(weightless: Weightless, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Trace:
     """Trace a module on inputs of the caller's own; only their shapes and dtypes are used."""
     first = next((tensor for _, tensor in named_tensors("", (args, dict(keywords)))), None)
     batch = first.shape[0] if first is not None and first.dim() else 1

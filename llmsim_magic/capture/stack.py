@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from types import CodeType, FrameType
+from typing import Any
 
 import torch
 
@@ -21,10 +22,14 @@ def is_machinery(filename: str) -> bool:
     return filename.startswith((_TORCH, _HERE, "<frozen"))
 
 
-@lru_cache(maxsize=4096)
-def forward_code(module_class: type) -> CodeType | None:
+def forward_code(module: Any) -> CodeType | None:
     """The code of a module's forward, below any decorators."""
-    return getattr(inspect.unwrap(module_class.forward), "__code__", None)
+    return _undecorated(vars(module).get("forward") or type(module).forward)
+
+
+@lru_cache(maxsize=4096)
+def _undecorated(function: Any) -> CodeType | None:
+    return getattr(inspect.unwrap(function), "__code__", None)
 
 
 @lru_cache(maxsize=4096)
@@ -36,7 +41,7 @@ def only_forwards(code: CodeType) -> bool:
 
 def frames_of_call(depth: int) -> list[FrameType]:
     """The modelling code's frames, innermost first, up to the running module's call."""
-    frames = []
+    frames: list[FrameType] = []
     frame: FrameType | None = sys._getframe(depth)
     while frame is not None and frame.f_code.co_filename != _MODULE_CALL:
         if not is_machinery(frame.f_code.co_filename):
@@ -50,7 +55,7 @@ def frames_of_caller(depth: int) -> list[FrameType]:
     frame: FrameType | None = sys._getframe(depth)
     while frame is not None and frame.f_code.co_filename != _MODULE_CALL:
         frame = frame.f_back
-    frames = []
+    frames: list[FrameType] = []
     while frame is not None:
         filename = frame.f_code.co_filename
         if filename == _MODULE_CALL:

@@ -81,7 +81,7 @@ class TensorTable:
         storage = self.storage(tensor)
         shape = tuple(tensor.shape)
         strides = tensor.stride()
-        offset = tensor.storage_offset()
+        offset = int(tensor.storage_offset())
         key = (storage, offset, shape, strides, tensor.dtype)
         number = self._numbers.get(key)
         if number is None:

@@ -25,7 +25,7 @@ class ModuleCall:
     """A call of a module. A leaf's call is an operator; a container's groups those inside it."""
 
     path: str
-    module: torch.nn.Module
+    module: Any
     is_leaf: bool
     source: str | None
     inputs: tuple[int, ...]
@@ -92,7 +92,7 @@ class Recorder:
         source = None
         if self._open:
             parent = self._open[-1]
-            forward = stack.forward_code(type(parent.module))
+            forward = stack.forward_code(parent.module)
             frames = stack.frames_of_caller(2)
             source = stack.source(frames, forward)
             for helper in self._helpers(parent, frames):
@@ -125,7 +125,7 @@ class Recorder:
             self._function = None
 
     def _helpers(self, parent: ModuleCall, frames: list[FrameType]) -> tuple[HelperCall, ...]:
-        forward = stack.forward_code(type(parent.module))
+        forward = stack.forward_code(parent.module)
         found = []
         for frame in stack.helpers(frames, forward):
             helper = parent.helpers.get(id(frame))
@@ -152,7 +152,7 @@ class Recorder:
         if call.source is None:
             frames = stack.frames_of_call(3)
             if parent is not None:
-                call.source = stack.source(frames, stack.forward_code(type(parent.module)))
+                call.source = stack.source(frames, stack.forward_code(parent.module))
                 call.helpers = self._helpers(parent, frames)
         return call
 

@@ -65,7 +65,9 @@ def from_config(
         with META:
             module = builder(config, **options)
     except Exception as error:
-        raise CannotTrace(f"{source.name}: transformers cannot build it: {reason(error)}") from error
+        raise CannotTrace(
+            f"{source.name}: transformers cannot build it: {reason(error)}"
+        ) from error
     module.eval()
     class_name = type(module).__name__
     info = ModelInfo(
@@ -189,4 +191,3 @@ def reason(error: BaseException) -> str:
     """An exception as part of one line."""
     text = str(error).strip() or "no message"
     return f"{type(error).__name__}: {clip(text, 240).strip(chr(39))}"
-

@@ -66,7 +66,9 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
         "model", nargs="?", metavar="MODEL",
         help="hub id, folder, config.json, or the name of a variable holding a model or config",
     )  # fmt: skip
-    made.add_argument("--model", dest="model_option", metavar="MODEL", help="the same, as an option")
+    made.add_argument(
+        "--model", dest="model_option", metavar="MODEL", help="the same, as an option"
+    )
     views = made.add_argument_group("views (--summary where none is named)")
     for view, text in zip(VIEWS, _VIEW_HELP, strict=True):
         views.add_argument(f"--{view}", action="append_const", const=view, dest="views", help=text)
@@ -81,7 +83,9 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
                       help="tokens read, or already in the cache (128)")  # fmt: skip
     build = made.add_argument_group("model")
     build.add_argument("--dtype", metavar="DTYPE", help=f"{', '.join(DTYPES)} (the config's)")
-    build.add_argument("--base", action="store_true", help="without the head, as AutoModel builds it")
+    build.add_argument(
+        "--base", action="store_true", help="without the head, as AutoModel builds it"
+    )
     build.add_argument("--attn", metavar="KIND", help="sdpa (fused) or eager (scores written out)")
     build.add_argument("--trust-remote-code", action="store_true",
                        help="run code from the model's own repository")  # fmt: skip

@@ -21,6 +21,8 @@ from llmsim_magic.simulate.report import Report
 class LlmsimMagics(Magics):
     """What a HuggingFace model really does when it runs."""
 
+    shell: InteractiveShell
+
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self._shown: tuple[int, int] | None = None
@@ -66,7 +68,7 @@ class LlmsimMagics(Magics):
         if models.find(name) is not None:
             return request
         raise UsageError(
-            f"model: the variable {clip(name)} holds a {type(value).__name__}, "
+            f"model: the variable {clip(name)} holds a value of type {type(value).__name__}, "
             "not a model, a config or a name"
         )
 
@@ -82,6 +84,7 @@ def register(shell: InteractiveShell) -> None:
     magics = LlmsimMagics(shell)
     LlmsimMagics.llmsim.__doc__ = parser().format_help()
     shell.register_magics(magics)
-    shell.display_formatter.ipython_display_formatter.for_type(Report, magics.show)
+    if shell.display_formatter is not None:
+        shell.display_formatter.ipython_display_formatter.for_type(Report, magics.show)
     if complete not in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.append(complete)

@@ -151,7 +151,9 @@ class Report:
         if "multi-config" in self.views and self.sweep:
             yield from self.sweep.sections()
         if self.explained is not None:
-            yield Section(f"{self.explained or 'The model'} explained", self.explain(self.explained))
+            yield Section(
+                f"{self.explained or 'The model'} explained", self.explain(self.explained)
+            )
 
     def remarks(self) -> tuple[str, ...]:
         return (*self.notes, *(self.sweep.notes if self.sweep else ()))

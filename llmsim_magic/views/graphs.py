@@ -66,7 +66,9 @@ def topological_graph(trace: Trace, depth: int | None = None) -> Graph:
         cluster = root if layer is None else root.inside.setdefault(layer, _Cluster(layer))
         cluster.nodes.append(order)
     place = ranks(trace)
-    _draw_cluster(dot, root, drawn, lambda order: f"#{order} · rank {place[order]}\n{drawn.label(order)}")
+    _draw_cluster(
+        dot, root, drawn, lambda order: f"#{order} · rank {place[order]}\n{drawn.label(order)}"
+    )
     drawn.draw_edges(dot, with_shapes=True)
     return Graph(dot.source, f"{trace.model.name}: execution order, {trace.workload}")
 
@@ -80,17 +82,17 @@ class _Drawn:
         self.costs = costs(trace)
         self.counts = {repeat.first.path: len(repeat.indices) for repeat in repeats(trace)}
         self._modules = {module.path: module for module in trace.modules}
-        twins = folded(trace)
         first: dict[str, int] = {}
         self.stands_for: list[int] = []
         self.closed: dict[int, str] = {}
-        for order, operator in enumerate(trace.operators):
-            twin = twins[order]
+        for twin in folded(trace):
             closed = _closed(trace.operators[twin].path, depth)
-            if closed is not None:
-                twin = first.setdefault(closed, twin)
-                self.closed[twin] = closed
-            self.stands_for.append(twin)
+            if closed is None:
+                self.stands_for.append(twin)
+            else:
+                node = first.setdefault(closed, twin)
+                self.closed[node] = closed
+                self.stands_for.append(node)
         shown = dict.fromkeys(self.stands_for)
         self.nodes = [n for n in shown if self.kinds[n] != "nothing" or n in self.closed]
         self.layer_of = {
@@ -115,10 +117,12 @@ class _Drawn:
         if closed is not None:
             outputs = self.trace.shapes(self._modules[closed].outputs)
             return f"{self.title(closed)}\n{units.shapes(outputs[:1])}"
-        head = f"{_name(operator.path)}\n{operator.op}" if operator.kind == "module" else operator.op
-        outputs = units.shapes(self.trace.shapes(operator.outputs)[:2])
+        head = (
+            f"{_name(operator.path)}\n{operator.op}" if operator.kind == "module" else operator.op
+        )
+        given = units.shapes(self.trace.shapes(operator.outputs)[:2])
         params = self.costs[order].params
-        return f"{head}\n{outputs}" + (f"\n{units.scaled(params)} params" if params else "")
+        return f"{head}\n{given}" + (f"\n{units.scaled(params)} params" if params else "")
 
     def title(self, path: str) -> str:
         """`layers.0 ×28 Qwen3DecoderLayer`."""
@@ -216,7 +220,9 @@ def _draw_cluster(
         )
     for path, inner in cluster.inside.items():
         with dot.subgraph(name=f"cluster_{path}") as box:
-            box.attr(label=_escape(drawn.title(path)), fontsize="11", **_border(path in drawn.counts))
+            box.attr(
+                label=_escape(drawn.title(path)), fontsize="11", **_border(path in drawn.counts)
+            )
             _draw_cluster(box, inner, drawn, label)
 
 
@@ -251,4 +257,4 @@ def _name(path: str) -> str:
 
 def _escape(text: str) -> str:
     """Text that Graphviz shows as it is: no escapes, never an HTML-like label."""
-    return graphviz.nohtml(graphviz.escape(text).replace("\n", "\\n"))
+    return str(graphviz.nohtml(graphviz.escape(text).replace("\n", "\\n")))

@@ -36,9 +36,13 @@ def explain(trace: Trace, path: str) -> Prose:
     if path not in paths:
         close = difflib.get_close_matches(path, sorted(paths), n=3, cutoff=0.4)
         legal = ", ".join(close or sorted(filter(None, paths))[:3])
-        raise InvalidValue("explain", path, f"a module of {trace.model.class_name}, such as {legal}")
+        raise InvalidValue(
+            "explain", path, f"a module of {trace.model.class_name}, such as {legal}"
+        )
     here = [order for order, operator in enumerate(trace.operators) if operator.path == path]
-    below = [o for o, operator in enumerate(trace.operators) if operator.path.startswith(f"{path}.")]
+    below = [
+        o for o, operator in enumerate(trace.operators) if operator.path.startswith(f"{path}.")
+    ]
     if path == "":
         below = [o for o, operator in enumerate(trace.operators) if operator.path]
     parts = [_operator(trace, order) for order in here]
@@ -102,7 +106,9 @@ def _flops(trace: Trace, order: int, flops: int | None) -> Iterator[str]:
     if flops is None:
         yield "FLOPs: not counted: a kernel here has no formula"
         return
-    yield f"FLOPs: {units.count(flops)}" + ("" if flops else ": no matmul, convolution or attention")
+    yield f"FLOPs: {units.count(flops)}" + (
+        "" if flops else ": no matmul, convolution or attention"
+    )
     for kernel in trace.kernels_of[order]:
         if kernel.flops:
             yield f"  {kernel.name}: {_derived(trace, kernel)} (a multiply-add is two)"

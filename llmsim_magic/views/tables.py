@@ -10,7 +10,7 @@ from llmsim_magic.analyses.dataflow import depends_on, edges, ranks
 from llmsim_magic.analyses.layers import layers
 from llmsim_magic.analyses.totals import costs, operator_types, totals
 from llmsim_magic.analyses.traffic import kernel_bytes
-from llmsim_magic.records.trace import Parameter, Trace
+from llmsim_magic.records.trace import Parameter, Scalar, Trace
 from llmsim_magic.records.workload import Workload
 from llmsim_magic.views import units
 
@@ -47,7 +47,7 @@ def ops_table(trace: Trace) -> pd.DataFrame:
     }
     for feature in _FEATURES:
         columns[feature] = _integers(
-            attributes[o.path].get(feature) if o.kind == "module" else None for o in operators
+            _size(attributes[o.path], feature) if o.kind == "module" else None for o in operators
         )
     columns["causal_skippable_flops"] = _integers(cost.causal_skippable_flops for cost in each)
     return pd.DataFrame(columns, index=pd.RangeIndex(len(operators), name="order"))
@@ -95,8 +95,10 @@ def modules_table(trace: Trace) -> pd.DataFrame:
         "order_first": _integers(first.get(module.path) for module in modules),
     }
     for feature in _FEATURES:
-        columns[feature] = _integers(module.attributes.get(feature) for module in modules)
-    return pd.DataFrame(columns, index=pd.Index([m.path for m in modules], name="path", dtype=object))
+        columns[feature] = _integers(_size(module.attributes, feature) for module in modules)
+    return pd.DataFrame(
+        columns, index=pd.Index([m.path for m in modules], name="path", dtype=object)
+    )
 
 
 def edges_table(trace: Trace) -> pd.DataFrame:
@@ -225,12 +227,12 @@ def totals_table(traces: Sequence[Trace]) -> pd.DataFrame:
 
 
 def long_table(traces: Sequence[Trace]) -> pd.DataFrame:
-    """The operators of several workloads below each other, told apart by `phase, batch, context`."""
+    """The operators of several workloads below each other: `phase, batch, context`, then `ops`."""
     parts = []
     for trace in traces:
         table = ops_table(trace).reset_index()
         for place, name in enumerate(("phase", "batch", "context")):
-            table.insert(place, name, getattr(trace.workload, name))
+            table.insert(place, name, [getattr(trace.workload, name)] * len(table))
         parts.append(table)
     columns = [name for name in parts[0].columns if name != "order"]
     return pd.concat(parts, ignore_index=True)[[*columns, "order"]]
@@ -256,7 +258,7 @@ def shapes_table(traces: Sequence[Trace]) -> pd.DataFrame:
     paths, names, calls = zip(*cells, strict=True)
     table = pd.DataFrame({"path": paths, "op": names, "call": calls})
     for label in labels:
-        table[label] = _texts(row.get(label) for row in cells.values())
+        table[label] = pd.Series(_texts(row.get(label) for row in cells.values()))
     table["changes"] = [len({row.get(label) for label in labels}) > 1 for row in cells.values()]
     return table
 
@@ -274,8 +276,13 @@ def _called(trace: Trace, order: int) -> str:
     return operator.path if operator.kind == "module" else f"{operator.path}:{operator.op}"
 
 
-def _integers(values: Iterable[object]) -> "pd.Series[int]":
-    return pd.array([pd.NA if v is None else v for v in values], dtype="Int64")  # type: ignore[return-value]
+def _integers(values: Iterable[int | None]) -> "pd.arrays.IntegerArray":
+    return pd.array([pd.NA if value is None else value for value in values], dtype="Int64")
+
+
+def _size(attributes: dict[str, Scalar], name: str) -> int | None:
+    value = attributes.get(name)
+    return value if isinstance(value, int) else None
 
 
 def _texts(values: Iterable[str | None]) -> list[object]:
