@@ -4,7 +4,6 @@ import sys
 
 from llmsim_magic.notebook.arguments import Help, parse, parser
 from llmsim_magic.records.errors import LlmsimError
-from llmsim_magic.simulate.entry import answer
 
 PROGRAM = "python -m llmsim_magic"
 
@@ -16,6 +15,8 @@ def main(words: list[str] | None = None) -> int:
         if request.model is None:
             print(parser(PROGRAM).format_help())
             return 0
+        from llmsim_magic.simulate.entry import answer
+
         print(answer(request, _say))
     except Help as help_text:
         print(help_text)

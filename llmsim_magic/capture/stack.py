@@ -24,10 +24,16 @@ def is_machinery(filename: str) -> bool:
 
 def forward_code(module: Any) -> CodeType | None:
     """The code of a module's forward, below any decorators."""
-    return _undecorated(vars(module).get("forward") or type(module).forward)
+    patched = vars(module).get("forward")
+    module_class: Any = type(module)
+    return _forward_of_class(module_class) if patched is None else _undecorated(patched)
 
 
 @lru_cache(maxsize=4096)
+def _forward_of_class(module_class: Any) -> CodeType | None:
+    return _undecorated(module_class.forward)
+
+
 def _undecorated(function: Any) -> CodeType | None:
     return getattr(inspect.unwrap(function), "__code__", None)
 

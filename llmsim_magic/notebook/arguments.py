@@ -8,9 +8,7 @@ from typing import Any, NoReturn
 
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip, one_of
 from llmsim_magic.records.workload import ATTENTIONS, DTYPE_ALIASES, DTYPES, PHASES
-from llmsim_magic.simulate.entry import Request
-from llmsim_magic.simulate.loading import Build
-from llmsim_magic.simulate.report import VIEWS
+from llmsim_magic.simulate.request import VIEWS, Build, Request
 
 EXAMPLES = """\
 examples:
@@ -135,8 +133,6 @@ def parse(words: Sequence[str], program: str = PROGRAM) -> tuple[Request, str | 
         raise UsageMistake(f"two models: {clip(found.model)} and {clip(found.model_option)}")
     if found.output is not None and not found.output.isidentifier():
         raise InvalidValue("-o", found.output, "a variable's name")
-    if found.attn is not None and found.attn not in ATTENTIONS:
-        raise InvalidValue("--attn", found.attn, one_of(ATTENTIONS))
     views = tuple(dict.fromkeys(found.views or ()))
     if not views and found.explain is None:
         views = ("summary",)

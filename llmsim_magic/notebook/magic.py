@@ -1,7 +1,7 @@
 """The line magic `%llmsim`: parse, ask, display."""
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
@@ -13,8 +13,10 @@ from llmsim_magic.notebook.arguments import Help, parse_line, parser
 from llmsim_magic.notebook.completion import complete
 from llmsim_magic.notebook.progress import Notice
 from llmsim_magic.records.errors import LlmsimError, clip
-from llmsim_magic.simulate.entry import Request, answer
-from llmsim_magic.simulate.report import Report
+from llmsim_magic.simulate.request import Request
+
+if TYPE_CHECKING:
+    from llmsim_magic.simulate.report import Report
 
 
 @magics_class
@@ -28,13 +30,15 @@ class LlmsimMagics(Magics):
         self._shown: tuple[int, int] | None = None
 
     @line_magic
-    def llmsim(self, line: str) -> Report | None:
+    def llmsim(self, line: str) -> "Report | None":
         try:
             parsed = parse_line(line)
             request = self._with_variable(parsed.request)
             if request is None:
                 print(parser().format_help())
                 return None
+            from llmsim_magic.simulate.entry import answer
+
             with Notice() as notice:
                 report = answer(request, notice.say)
         except Help as help_text:
@@ -49,7 +53,7 @@ class LlmsimMagics(Magics):
         self._shown = (id(report), self.shell.execution_count)
         return report
 
-    def show(self, report: Report) -> None:
+    def show(self, report: "Report") -> None:
         """Display a report, but not once more as the value of the cell that has just shown it."""
         if self._shown != (id(report), self.shell.execution_count):
             display(report._repr_mimebundle_(), raw=True)
@@ -85,6 +89,8 @@ def register(shell: InteractiveShell) -> None:
     LlmsimMagics.llmsim.__doc__ = parser().format_help()
     shell.register_magics(magics)
     if shell.display_formatter is not None:
-        shell.display_formatter.ipython_display_formatter.for_type(Report, magics.show)
+        shell.display_formatter.ipython_display_formatter.for_type_by_name(
+            "llmsim_magic.simulate.report", "Report", magics.show
+        )
     if complete not in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.append(complete)

@@ -1,43 +1,21 @@
 """trace(), sweep() and answer(): run the workloads asked for, and report."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.records.errors import InvalidValue, NoDecode
 from llmsim_magic.records.trace import Trace
-from llmsim_magic.records.workload import DEFAULT_CONTEXT, PHASES, Workload, grid, whole_number
+from llmsim_magic.records.workload import DEFAULT_CONTEXT, PHASES, Workload, grid
 from llmsim_magic.simulate.export import writable
-from llmsim_magic.simulate.loading import Build, Progress, load, silent
+from llmsim_magic.simulate.loading import Progress, load, silent
 from llmsim_magic.simulate.report import Report, Sweep
+from llmsim_magic.simulate.request import Build, Request
 
 if TYPE_CHECKING:
     from llmsim_magic.capture.weightless import Weightless
 
 SWEEP_BATCHES = (1, 16)
 SWEEP_CONTEXTS = (1, DEFAULT_CONTEXT)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One question, from whichever front door. Empty tuples mean the default."""
-
-    model: Any
-    views: tuple[str, ...] = ("summary",)
-    phases: tuple[str, ...] = ()
-    batches: tuple[int, ...] = ()
-    contexts: tuple[int, ...] = ()
-    build: Build = field(default_factory=Build)
-    explained: str | None = None
-    depth: int | None = None
-    csv: str | None = None
-
-    def __post_init__(self) -> None:
-        for name, values in (("batch", self.batches), ("context", self.contexts)):
-            for value in values:
-                whole_number(name, value)
-        if self.depth is not None:
-            whole_number("depth", self.depth)
 
 
 def trace(

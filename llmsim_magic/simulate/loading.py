@@ -3,13 +3,12 @@
 import importlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.capture.resolve import Facts, Source, facts_of, source_of
-from llmsim_magic.records.errors import CannotTrace, InvalidValue, one_of
-from llmsim_magic.records.workload import ATTENTIONS, dtype_name
+from llmsim_magic.records.errors import CannotTrace, InvalidValue
+from llmsim_magic.simulate.request import Build
 
 if TYPE_CHECKING:
     from llmsim_magic.capture.weightless import Weightless
@@ -19,23 +18,6 @@ Progress = Callable[[str], None]
 
 def silent(message: str) -> None:
     """Progress that nobody watches."""
-
-
-@dataclass(frozen=True, slots=True)
-class Build:
-    """How a model is built: its head, attention and dtype."""
-
-    base: bool = False
-    attn: str | None = None
-    dtype: str | None = None
-    trust_remote_code: bool = False
-    refresh: bool = False
-
-    def __post_init__(self) -> None:
-        if self.attn is not None and self.attn not in ATTENTIONS:
-            raise InvalidValue("attn", self.attn, one_of(ATTENTIONS))
-        if self.dtype is not None:
-            object.__setattr__(self, "dtype", dtype_name(self.dtype))
 
 
 def load(model: Any, build: Build, progress: Progress = silent) -> "Weightless":

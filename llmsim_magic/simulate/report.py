@@ -14,8 +14,6 @@ from llmsim_magic.views.drawing import Graph
 from llmsim_magic.views.page import Section, as_html, as_text
 from llmsim_magic.views.prose import Prose, explain
 
-VIEWS = ("summary", "ops", "deps", "topological", "multi-config")
-
 
 @dataclass(frozen=True)
 class Sweep:

@@ -1,5 +1,6 @@
 """DOT to SVG with no system program: Graphviz as WebAssembly first, a system `dot` second."""
 
+import atexit
 import shutil
 import subprocess
 import threading
@@ -60,6 +61,8 @@ def _backend() -> Any:
             self._module = wasmtime.Module.from_file(self._engine, str(PACKAGE_WASM_PATH))
             self._session = self._create_session()
 
+    # Freed before the interpreter takes the library apart.
+    atexit.register(_backend.cache_clear)
     return Backend()
 
 

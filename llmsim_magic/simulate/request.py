@@ -1,0 +1,54 @@
+"""One question, from whichever front door. Light to import: nothing is run here."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmsim_magic.records.errors import InvalidValue, one_of
+from llmsim_magic.records.workload import ATTENTIONS, dtype_name, whole_number
+
+VIEWS = ("summary", "ops", "deps", "topological", "multi-config")
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """How a model is built: its head, attention and dtype.
+
+    Raises `InvalidValue` for an attention or dtype that does not exist.
+    """
+
+    base: bool = False
+    attn: str | None = None
+    dtype: str | None = None
+    trust_remote_code: bool = False
+    refresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.attn is not None and self.attn not in ATTENTIONS:
+            raise InvalidValue("attn", self.attn, one_of(ATTENTIONS))
+        if self.dtype is not None:
+            object.__setattr__(self, "dtype", dtype_name(self.dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A model, the views of it that are wanted, and the workloads; empty tuples mean the default.
+
+    Raises `InvalidValue` for a size below 1.
+    """
+
+    model: Any
+    views: tuple[str, ...] = ("summary",)
+    phases: tuple[str, ...] = ()
+    batches: tuple[int, ...] = ()
+    contexts: tuple[int, ...] = ()
+    build: Build = field(default_factory=Build)
+    explained: str | None = None
+    depth: int | None = None
+    csv: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("batch", self.batches), ("context", self.contexts)):
+            for value in values:
+                whole_number(name, value)
+        if self.depth is not None:
+            whole_number("depth", self.depth)

@@ -1,0 +1,54 @@
+"""Every entry of the catalogue is what it says it is."""
+
+import pytest
+
+from llmsim_magic.capture.resolve import facts_of, source_of
+from llmsim_magic.capture.weightless import from_config
+from llmsim_magic.catalog import models
+
+NAMES = sorted(models.entries())
+
+
+@pytest.mark.catalogue
+@pytest.mark.parametrize("name", NAMES)
+def test_an_entry_builds_to_its_recorded_number_of_parameters(name: str) -> None:
+    entry = models.entries()[name]
+    module = from_config(source_of(facts_of(name))).module
+    assert sum(parameter.numel() for parameter in module.parameters()) == entry.params
+    assert type(module).__name__ in entry.config["architectures"]
+    assert all(parameter.is_meta for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_entry_says_how_it_is_known(name: str) -> None:
+    entry = models.entries()[name]
+    assert entry.source
+    assert entry.params == entry.published_params or entry.note
+
+
+def test_aliases_and_case_lead_to_the_same_entry() -> None:
+    assert models.find("openai-community/gpt2") == models.find("GPT2") == models.entries()["gpt2"]
+    assert models.find("nothing/like-it") is None
+
+
+def test_no_alias_means_two_models() -> None:
+    spellings = [s.lower() for e in models.entries().values() for s in (e.name, *e.aliases)]
+    assert len(spellings) == len(set(spellings))
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("Qwen/Qwen3-0.6", "Qwen/Qwen3-0.6B"),
+        ("bert-base-uncase", "bert-base-uncased"),
+        ("Llama-3.1-405B", "meta-llama/Llama-3.1-405B"),
+        ("mixtral-8x7b", "mistralai/Mixtral-8x7B-v0.1"),
+    ],
+)
+def test_a_misspelt_id_is_met_with_the_one_meant(misspelt: str, meant: str) -> None:
+    assert meant in models.nearest(misspelt)
+
+
+def test_facts_handed_out_are_copies() -> None:
+    facts_of("gpt2").keys["n_layer"] = 99
+    assert facts_of("gpt2").keys["n_layer"] == 12

@@ -1,0 +1,122 @@
+"""In a terminal: the same answers as text, and one line for each mistake."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from llmsim_magic.__main__ import main
+
+MISTAKES = [
+    ("no/such-model", ["no/such-model"]),
+    ("Qwen/Qwen3-0.6", ["Qwen/Qwen3-0.6", "Qwen/Qwen3-0.6B"]),
+    ("gpt2 --frobnicate", ["--frobnicate", "--help"]),
+    ("gpt2 --batch 0", ["--batch", "0", "1"]),
+    ("gpt2 --context -5", ["--context", "-5", "1"]),
+    ("gpt2 --batch abc", ["--batch", "abc", "whole number"]),
+    ("gpt2 --batch", ["--batch"]),
+    ("gpt2 --phase foo", ["foo", "prefill", "decode", "both"]),
+    ("gpt2 --dtype int3", ["int3", "bfloat16"]),
+    ("gpt2 --attn flash", ["flash", "sdpa", "eager"]),
+    ("gpt2 --context 1025", ["1025", "1024"]),
+    ("gpt2 --phase decode --context 1024", ["1024", "1023"]),
+    ("bert-base-uncased --phase decode", ["bert-base-uncased", "decode does not exist"]),
+    ("gpt2 --explain transformer.h.0.mpl", ["transformer.h.0.mpl", "transformer.h.0.mlp"]),
+    ("gpt2 --model gpt2-medium", ["gpt2", "gpt2-medium"]),
+    ("gpt2 --csv /dev/null/here", ["/dev/null/here"]),
+    ("gpt2 --batch 99999999999", ["99999999999"]),
+    ("./nowhere", ["./nowhere", "does not exist"]),
+]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub counts as off, whatever the machine."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize(("line", "named"), MISTAKES, ids=[line for line, _ in MISTAKES])
+def test_a_mistake_is_one_line_that_names_the_value_and_the_legal_ones(
+    line: str, named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.strip().splitlines()) == 1
+    for word in named:
+        assert word in told.err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty", None, "config.json"),
+        ("broken", "{'model_type': 1", "JSON"),
+        ("list", "[1, 2]", "JSON object"),
+        ("typeless", "{}", "model_type"),
+        ("unknown", '{"model_type": "nonesuch"}', "nonesuch"),
+        ("refused", '{"model_type": "llama", "hidden_size": "wide"}', "hidden_size"),
+    ],
+)
+def test_a_folder_that_holds_no_model_is_told_in_one_line(
+    name: str,
+    content: str | None,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    assert main([str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert said in error
+
+
+def test_every_view_at_once_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    views = ["--ops", "--summary", "--deps", "--topological", "--multi-config"]
+    assert main(["distilgpt2", *views]) == 0
+    text = capsys.readouterr().out
+    for word in ("transformer.h.0.attn.c_attn", "81,912,576", "waits_for", "decode 16×128"):
+        assert word in text
+
+
+def test_a_context_beyond_a_rotary_models_declared_maximum_is_only_remarked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["HuggingFaceTB/SmolLM2-135M", "--context", "9000"]) == 0
+    assert "9000 tokens are more than the 8192" in capsys.readouterr().out
+
+
+def test_csv_writes_every_table_shown(tmp_path: Path) -> None:
+    line = ["distilgpt2", "--ops", "--deps", "--topological", "--multi-config", "--csv"]
+    assert main([*line, str(tmp_path / "out")]) == 0
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    tables = {"ops", "modules", "kernels", "edges", "topological", "shapes", "workloads"}
+    assert {f"{name}.csv" for name in tables} | {"deps.svg", "topological.svg"} <= written
+    ops = pd.read_csv(tmp_path / "out" / "ops.csv", index_col="order")
+    assert ops.index.tolist() == list(range(len(ops)))
+    assert ops.loc[0, "path"] == "transformer.wte"
+
+
+def test_a_local_config_and_its_folder_are_the_same_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llmsim_magic.catalog import models
+
+    (tmp_path / "config.json").write_text(json.dumps(models.entries()["distilgpt2"].config))
+    texts = []
+    for given in (tmp_path, tmp_path / "config.json"):
+        assert main([str(given), "--ops"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+def test_help_is_shown_where_no_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "--multi-config" in capsys.readouterr().out

@@ -1,0 +1,135 @@
+"""`%llmsim` in a real IPython shell."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from IPython.core.completer import provisionalcompleter
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+
+
+@pytest.fixture(scope="module")
+def shell() -> Iterator[InteractiveShell]:
+    made = InteractiveShell.instance()
+    made.run_line_magic("load_ext", "llmsim_magic")
+    made.Completer.use_jedi = False
+    yield made
+    InteractiveShell.clear_instance()
+
+
+def _run(shell: InteractiveShell, cell: str) -> Any:
+    """The cell's captured output; a failing cell raises."""
+    with capture_output() as captured:
+        result = shell.run_cell(cell, store_history=True)
+    result.raise_error()
+    return captured
+
+
+def test_the_line_shows_its_views_and_returns_a_report(shell: InteractiveShell) -> None:
+    captured = _run(shell, "r = %llmsim distilgpt2 --ops --summary --deps --topological")
+    (output,) = [o for o in captured.outputs if "Summary" in o.data.get("text/html", "")]
+    page = output.data["text/html"]
+    assert page.count('src="data:image/svg+xml;base64,') == 2
+    assert "transformer.h.0.attn.c_attn" in page
+    report = shell.user_ns["r"]
+    for name in ("ops", "modules", "edges", "kernels", "summary", "shapes"):
+        assert isinstance(getattr(report, name), pd.DataFrame)
+    assert set(report.graphs) == {"deps", "topological"}
+    assert all("<svg" in svg for svg in report.graphs.values())
+
+
+def test_an_answer_is_shown_once(shell: InteractiveShell) -> None:
+    captured = _run(shell, "%llmsim distilgpt2")
+    pages = [o for o in captured.outputs if "Summary" in o.data.get("text/html", "")]
+    assert len(pages) == 1
+
+
+def test_a_loop_shows_every_answer(shell: InteractiveShell) -> None:
+    captured = _run(shell, "for name in ['distilgpt2', 'gpt2']:\n    %llmsim {name}")
+    titles = [o.data["text/html"] for o in captured.outputs if "text/html" in o.data]
+    assert "Summary of distilgpt2" in titles[0]
+    assert "Summary of gpt2:" in titles[-1]
+
+
+def test_a_semicolon_keeps_it_quiet_and_a_comment_is_dropped(shell: InteractiveShell) -> None:
+    captured = _run(shell, "q = %llmsim distilgpt2 --phase decode  # the cached step\n")
+    assert captured.outputs
+    captured = _run(shell, "q = %llmsim distilgpt2 --phase decode ;")
+    assert not captured.outputs
+    assert shell.user_ns["q"].trace.workload.phase == "decode"
+
+
+def test_o_keeps_the_report_under_a_name(shell: InteractiveShell) -> None:
+    _run(shell, "%llmsim distilgpt2 -o kept")
+    assert shell.user_ns["kept"].summary.loc["parameters", "value"] == 81912576
+
+
+def test_multi_config_is_a_column_for_each_of_eight_workloads(shell: InteractiveShell) -> None:
+    _run(shell, "m = %llmsim Qwen/Qwen3-0.6B --multi-config")
+    shapes = shell.user_ns["m"].shapes.set_index(["path", "op"])
+    workloads = [f"{p} {b}×{c}" for p in ("prefill", "decode") for b in (1, 16) for c in (1, 128)]
+    assert [name for name in shapes if name in workloads] == workloads
+    up_proj = shapes.loc[("model.layers.0.mlp.up_proj", "Linear")]
+    assert up_proj["decode 1×128"] == "[1, 1, 1024] → [1, 1, 3072]"
+    attention = ("model.layers.0.self_attn", "scaled_dot_product_attention")
+    assert "[1, 8, 129, 128]" in shapes.loc[attention]["decode 1×128"]
+    assert shapes["changes"].all()
+
+
+def test_a_variable_holding_a_config_a_model_or_a_name_is_taken(shell: InteractiveShell) -> None:
+    _run(
+        shell,
+        "from transformers import GPT2Config, GPT2LMHeadModel\n"
+        "config = GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11)\n"
+        "model = GPT2LMHeadModel(config)\n"
+        "name = 'distilgpt2'\n"
+        "a = %llmsim config\n"
+        "b = %llmsim model\n"
+        "c = %llmsim name\n",
+    )
+    assert shell.user_ns["a"].trace.model.origin == "config object"
+    assert shell.user_ns["b"].trace.model.origin == "live module"
+    assert shell.user_ns["c"].trace.model.name == "distilgpt2"
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("%llmsim gpt2 --bogus", "--bogus"),
+        ("%llmsim gpt2 --batch 0", "--batch"),
+        ("number = 3\n%llmsim number", "number"),
+        ("import torch\nnet = torch.nn.Linear(2, 2)\n%llmsim net", "inputs="),
+        ("%llmsim gpt2 --explain nowhere", "nowhere"),
+        ("%llmsim gpt2 'unclosed", "unclosed"),
+    ],
+)
+def test_a_mistake_is_a_line_without_traceback_and_the_next_cell_works(
+    shell: InteractiveShell, cell: str, said: str
+) -> None:
+    with capture_output() as captured:
+        result = shell.run_cell(cell)
+    assert not result.success
+    told = captured.stdout + captured.stderr
+    assert said in told
+    assert "Traceback" not in told
+    assert len([line for line in told.splitlines() if line.strip()]) == 1
+    _run(shell, "%llmsim distilgpt2")
+
+
+def test_csv_writes_into_the_folder(shell: InteractiveShell, tmp_path: Path) -> None:
+    _run(shell, f"%llmsim distilgpt2 --ops --csv {tmp_path}")
+    assert (tmp_path / "ops.csv").exists()
+
+
+def test_tab_completes_options_values_and_models(shell: InteractiveShell) -> None:
+    def completions(line: str) -> list[str]:
+        with provisionalcompleter():
+            return [c.text for c in shell.Completer.completions(line, len(line))]
+
+    assert "--multi-config" in completions("%llmsim gpt2 --mul")
+    assert "decode" in completions("%llmsim gpt2 --phase d")
+    assert "Qwen/Qwen3-0.6B" in completions("%llmsim Qwen/Qwen3-0")
+    assert "gpt2-medium" in completions("r = %llmsim gpt2-")
