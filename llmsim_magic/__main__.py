@@ -17,7 +17,9 @@ def main(words: list[str] | None = None) -> int:
             return 0
         from llmsim_magic.simulate.entry import answer
 
-        print(answer(request, _say))
+        report = answer(request, _say)
+        _say("")
+        print(report)
     except Help as help_text:
         print(help_text)
     except LlmsimError as error:
@@ -32,8 +34,10 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _say(message: str) -> None:
+    """Progress on one line of the terminal; the empty message clears it."""
     if sys.stderr.isatty():
-        print(f"\r\033[K{message} …", end="", file=sys.stderr, flush=True)
+        line = f"{message} …" if message else ""
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Sweep:
         yield Section(
             f"Shapes of {name} by workload (batch × context)",
             self.shapes,
-            "Input shapes → output shapes; bold rows change with the workload.",
+            "Input shapes → output shapes; bold sizes change with the workload.",
         )
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
@@ -141,7 +141,11 @@ class Report:
         if "deps" in self.views:
             if "ops" not in self.views:
                 yield Section(f"Modules of {title}", self.modules)
-            yield Section(f"Dataflow of {title}", self.edges, "Each row is a tensor that flows.")
+            yield Section(
+                f"Dataflow of {title}",
+                self.edges,
+                "Each row is a tensor one operator hands another.",
+            )
             yield Section(f"Dependencies of {title}", self._graphs()["deps"])
         if "topological" in self.views:
             yield Section(f"Execution order of {title}", self.topological)
@@ -190,4 +194,7 @@ class Report:
 
 
 def _bundle(sections: list[Section], remarks: tuple[str, ...]) -> dict[str, str]:
-    return {"text/html": as_html(sections, remarks), "text/plain": as_text(sections, remarks)}
+    return {
+        "text/html": as_html(sections, remarks),
+        "text/plain": as_text(sections, remarks, most_rows=60),
+    }

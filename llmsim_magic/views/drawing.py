@@ -51,8 +51,8 @@ class Graph:
             return f"<p>{html.escape(str(error))}</p><pre>{html.escape(self.dot)}</pre>"
         title = html.escape(self.title, quote=True)
         return (
-            '<div style="overflow:auto;max-height:900px;background:white">'
-            f'<img alt="{title}" title="{title}" style="max-width:none" '
+            '<div style="overflow:auto;background:white;text-align:center">'
+            f'<img alt="{title}" title="{title}" style="max-width:100%" '
             f'src="data:image/svg+xml;base64,{data}"/></div>'
         )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import graphviz
 
@@ -201,6 +202,8 @@ def _digraph(trace: Trace, title: str, drawn: _Drawn) -> graphviz.Digraph:
         used = [kind for kind in _FILLS if kind in {_kind(drawn, order) for order in drawn.nodes}]
         for kind in used:
             legend.node(f"legend_{kind}", kind, fillcolor=_FILLS[kind], fontsize="9")
+        for above, below in pairwise(used):
+            legend.edge(f"legend_{above}", f"legend_{below}", style="invis")
     return dot
 
 

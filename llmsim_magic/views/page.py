@@ -1,32 +1,28 @@
 """One request's answer as a page: HTML for a notebook, text for a terminal."""
 
 import html
-from collections.abc import Iterable
+import re
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_integer_dtype
 
 from llmsim_magic.views import units
 from llmsim_magic.views.drawing import Graph
 from llmsim_magic.views.prose import Prose
 
 MOST_ROWS = 1500
-_NUMBERS = frozenset(
-    """
-    order layer depth children calls params params_total trainable flops elementwise_ops
-    bytes_read bytes_written causal_skippable_flops in_features out_features num_embeddings
-    embedding_dim order_first rank source target batch context operators cache_bytes
-    """.split()  # noqa: SIM905 - a vocabulary reads best as words
-)
+_SIZE = re.compile(r"(\d+)")
 _STYLE = """<style>
-.llmsim {font-size:13px} .llmsim h4 {margin:.9em 0 .3em}
+.llmsim {font-size:13px} .llmsim h4 {margin:.9em 0 .3em} .llmsim p {margin:.3em 0}
 .llmsim .box {overflow:auto; max-height:480px; border:1px solid #8886}
-.llmsim table {border-collapse:collapse; margin:0; white-space:nowrap}
-.llmsim th, .llmsim td {text-align:left; padding:2px 8px; vertical-align:top}
-.llmsim td.n {text-align:right; font-variant-numeric:tabular-nums}
+.llmsim.llmsim table {border-collapse:collapse; margin:0}
+.llmsim.llmsim table :is(th,td) {
+  text-align:left; padding:2px 8px; vertical-align:top; white-space:nowrap; max-width:none}
+.llmsim.llmsim table :is(th,td).n {text-align:right; font-variant-numeric:tabular-nums}
 .llmsim thead th {position:sticky; top:0; background:var(--jp-layout-color2,#eee)}
-.llmsim tr.changes td {font-weight:600}
-.llmsim p {margin:.3em 0}
 </style>"""
 
 
@@ -53,14 +49,17 @@ def as_html(sections: Iterable[Section], remarks: Iterable[str]) -> str:
     return "\n".join([*parts, "</div>"])
 
 
-def as_text(sections: Iterable[Section], remarks: Iterable[str]) -> str:
+def as_text(
+    sections: Iterable[Section], remarks: Iterable[str], most_rows: int | None = None
+) -> str:
+    """Plain text; a table of more than `most_rows` rows shows its head and its tail."""
     parts = []
     for section in sections:
         lines = [section.title, "=" * len(section.title)]
         if section.remark:
             lines.append(section.remark)
         if isinstance(section.body, pd.DataFrame):
-            lines.append(_readable(section.body).to_string())
+            lines.append(_readable(section.body).to_string(max_rows=most_rows))
         elif isinstance(section.body, Graph):
             lines.append(f"{section.body.title}: a picture; --csv DIR writes it as SVG")
         else:
@@ -71,27 +70,42 @@ def as_text(sections: Iterable[Section], remarks: Iterable[str]) -> str:
 
 def _table(table: pd.DataFrame) -> str:
     """A scrolling table; beyond `MOST_ROWS` it says that the rest stands in the DataFrame."""
-    marks = table["changes"].tolist() if "changes" in table else [False] * len(table)
-    shown = _readable(table.iloc[:MOST_ROWS])
-    names = [shown.index.name or "", *shown.columns]
-    numbers = [str(name) in _NUMBERS for name in names]
-    rows = []
-    for mark, row in zip(marks, shown.itertuples(), strict=False):
-        cells = "".join(
-            f'<td class="n">{html.escape(str(value))}</td>'
-            if number
-            else f"<td>{html.escape(str(value))}</td>"
-            for value, number in zip(row, numbers, strict=True)
-        )
-        rows.append(f'<tr class="changes">{cells}</tr>' if mark else f"<tr>{cells}</tr>")
-    head = "".join(f'<th scope="col">{html.escape(str(name))}</th>' for name in names)
-    rest = len(table) - len(shown)
+    named = table.reset_index() if table.index.name else table
+    head, texts = [], []
+    columns = {name: _escaped(named[name].iloc[:MOST_ROWS]) for name in named}
+    if "changes" in columns:
+        _mark_changes(columns)
+    for name, cells in columns.items():
+        kind = ' class="n"' if is_integer_dtype(named[name]) or name == "value" else ""
+        head.append(f'<th scope="col"{kind}>{html.escape(str(name))}</th>')
+        texts.append([f"<td{kind}>{cell}</td>" for cell in cells])
+    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in zip(*texts, strict=True))
+    rest = len(table) - MOST_ROWS
     more = f"<p>{rest:,} more rows are in the DataFrame and the CSV.</p>" if rest > 0 else ""
-    body = "\n".join(rows)
     return (
-        f'<div class="box" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="box" tabindex="0"><table><thead><tr>{"".join(head)}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{more}"
     )
+
+
+def _escaped(cells: "pd.Series[Any]") -> list[str]:
+    return [html.escape(_cell(value)) for value in cells]
+
+
+def _mark_changes(columns: dict[Hashable, list[str]]) -> None:
+    """Set in bold the sizes that differ from one workload's column to another's."""
+    names = list(columns)
+    workloads = names[names.index("call") + 1 : names.index("changes")]
+    for place, row in enumerate(zip(*(columns[name] for name in workloads), strict=True)):
+        parts = [_SIZE.split(cell) for cell in row]
+        alike = len({len(split) for split in parts}) == 1
+        for name, split in zip(workloads, parts, strict=True):
+            columns[name][place] = "".join(
+                f"<b>{part}</b>"
+                if part.isdigit() and not (alike and len({p[i] for p in parts}) == 1)
+                else part
+                for i, part in enumerate(split)
+            )
 
 
 def _readable(table: pd.DataFrame) -> pd.DataFrame:

@@ -111,6 +111,8 @@ def edges_table(trace: Trace) -> pd.DataFrame:
             "shape": [trace.tensors[edge.tensor].shape for edge in found],
             "dtype": [trace.tensors[edge.tensor].dtype for edge in found],
             "through": _texts(edge.through for edge in found),
+            "source_operator": [_called(trace, edge.source) for edge in found],
+            "target_operator": [_called(trace, edge.target) for edge in found],
         }
     )
 

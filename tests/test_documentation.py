@@ -1,0 +1,49 @@
+"""What the documentation shows is what happens."""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert {file.name for file in tmp_path.iterdir()} == {"gpt2.svg", "ops.csv"}
+
+
+def test_the_readmes_magics_are_legal() -> None:
+    from llmsim_magic.notebook.arguments import parse_line
+
+    lines = re.findall(r"^(?:\w+ = )?%llmsim (.+)$", README, re.MULTILINE)
+    assert lines
+    for line in lines:
+        assert parse_line(line).request.model
+
+
+def test_every_link_into_the_repository_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("name", ["llmsim_magic.simulate.entry"])
+def test_examples_in_docstrings_run(name: str) -> None:
+    outcome = doctest.testmod(importlib.import_module(name))
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
+
+
+def test_the_examples_of_the_help_are_legal() -> None:
+    from llmsim_magic.notebook.arguments import EXAMPLES, parse_line
+
+    for line in EXAMPLES.splitlines()[1:]:
+        assert parse_line(line.split("%llmsim", 1)[1]).request.model
