@@ -1,6 +1,6 @@
 """Put what the tracer noted into operators: leaf modules, whole helpers, single functions."""
 
-from typing import Literal
+from dataclasses import replace
 
 from llmsim_magic.capture.tracer import (
     FunctionCall,
@@ -22,31 +22,21 @@ def assemble(
     for event in recorder.events:
         if isinstance(event, ModuleCall):
             orders[event] = len(orders)
-        elif not event.is_view and not isinstance(event.owner, ModuleCall):
+        elif not event.kernel.is_view and not isinstance(event.owner, ModuleCall):
             orders.setdefault(_step(event), len(orders))
-    owners = [orders.get(_step(kernel)) for kernel in recorder.kernels]
+    owners = [orders.get(_step(call)) for call in recorder.kernels]
     outputs = _outputs_of_helpers(recorder, owners, results)
     operators = tuple(_operator(step, outputs.get(order, ())) for step, order in orders.items())
     kernels = tuple(
-        Kernel(
-            kernel.name,
-            owner,
-            kernel.inputs,
-            kernel.outputs,
-            kernel.writes,
-            kernel.is_view,
-            kernel.pointwise,
-            kernel.causal,
-            kernel.flops,
-        )
-        for kernel, owner in zip(recorder.kernels, owners, strict=True)
+        replace(call.kernel, operator=owner)
+        for call, owner in zip(recorder.kernels, owners, strict=True)
     )
     return operators, kernels
 
 
-def _step(kernel: KernelCall) -> Step:
+def _step(call: KernelCall) -> Step:
     """The leaf module, the outermost helper that is whole, or the function itself."""
-    owner = kernel.owner
+    owner = call.owner
     if isinstance(owner, FunctionCall):
         for helper in owner.helpers:
             if helper.is_whole:
@@ -55,14 +45,11 @@ def _step(kernel: KernelCall) -> Step:
 
 
 def _operator(step: Step, helper_outputs: tuple[int, ...]) -> Operator:
+    outputs = helper_outputs if isinstance(step, HelperCall) else step.outputs
     if isinstance(step, ModuleCall):
-        name, kind, outputs = type(step.module).__name__, "module", step.outputs
-    elif isinstance(step, HelperCall):
-        name, kind, outputs = step.name, "function", helper_outputs
-    else:
-        name, kind, outputs = step.name, "function", step.outputs
-    literal: Literal["module", "function"] = "module" if kind == "module" else "function"
-    return Operator(step.path, name, literal, step.inputs, outputs, step.source)
+        name = type(step.module).__name__
+        return Operator(step.path, name, "module", step.inputs, outputs, step.source)
+    return Operator(step.path, step.name, "function", step.inputs, outputs, step.source)
 
 
 def _outputs_of_helpers(
@@ -79,14 +66,14 @@ def _outputs_of_helpers(
         if maker is not None and maker != reader:
             leaving.setdefault(maker, {})[tensor] = None
 
-    for kernel, owner in zip(recorder.kernels, owners, strict=True):
-        for tensor in kernel.inputs:
+    for call, owner in zip(recorder.kernels, owners, strict=True):
+        for tensor in call.kernel.inputs:
             read(tensor, owner)
         if owner is None:
             continue
-        for tensor in kernel.writes:
+        for tensor in call.kernel.writes:
             written_by[storage[tensor]] = owner
-        for tensor in kernel.outputs:
+        for tensor in call.kernel.outputs:
             if written_by.get(storage[tensor]) == owner:
                 made_by.setdefault(tensor, owner)
     for tensor in results:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmsim_magic.capture import kernels, stack
 from llmsim_magic.capture.tensors import TensorTable, tensors_in
+from llmsim_magic.records.trace import Kernel
 
 
 @dataclass(slots=True, eq=False)
@@ -63,15 +64,10 @@ class FunctionCall:
 
 @dataclass(slots=True, eq=False)
 class KernelCall:
-    name: str
+    """A kernel as the record will have it, but for its operator, which follows from its owner."""
+
     owner: ModuleCall | FunctionCall
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    writes: tuple[int, ...]
-    is_view: bool
-    pointwise: bool
-    causal: bool
-    flops: int | None
+    kernel: Kernel
 
 
 class Recorder:
@@ -177,9 +173,10 @@ class Recorder:
             )
             writes = () if is_view else outputs
         self.note(
-            KernelCall(
+            self.owner(func._schema.name.removeprefix("aten::")),
+            Kernel(
                 known.name,
-                self.owner(func._schema.name.removeprefix("aten::")),
+                None,
                 inputs,
                 outputs,
                 writes,
@@ -187,7 +184,7 @@ class Recorder:
                 known.pointwise,
                 causal=False,
                 flops=kernels.flops(func, args, kwargs, out),
-            )
+            ),
         )
 
     def attention(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
@@ -200,9 +197,10 @@ class Recorder:
         tensors = list(tensors_in((args, kwargs)))
         written = (self.table.add(output),)
         self.note(
-            KernelCall(
+            self.owner("scaled_dot_product_attention"),
+            Kernel(
                 kernels.ATTENTION,
-                self.owner("scaled_dot_product_attention"),
+                None,
                 tuple(map(self.table.add, tensors)),
                 written,
                 written,
@@ -210,18 +208,19 @@ class Recorder:
                 pointwise=False,
                 causal=bool(kwargs.get("is_causal", len(args) > 5 and args[5])),
                 flops=kernels.attention_flops(*tensors[:3]),
-            )
+            ),
         )
         return output
 
-    def note(self, kernel: KernelCall) -> None:
+    def note(self, owner: ModuleCall | FunctionCall, kernel: Kernel) -> None:
         for index in kernel.writes:
             self.table.written.add(self.table.tensors[index].storage)
-        if kernel.flops and isinstance(kernel.owner, FunctionCall):
-            for helper in kernel.owner.helpers:
+        if kernel.flops and isinstance(owner, FunctionCall):
+            for helper in owner.helpers:
                 helper.is_whole = False
-        self.kernels.append(kernel)
-        self.events.append(kernel)
+        call = KernelCall(owner, kernel)
+        self.kernels.append(call)
+        self.events.append(call)
 
 
 class _Functions(TorchFunctionMode):
@@ -246,7 +245,7 @@ class _Functions(TorchFunctionMode):
                 out = func(*args, **kwargs)
             if len(recorder.kernels) > first:
                 call.inputs = recorder.table.add_all((args, kwargs))
-                call.outputs = recorder.table.add_all(out)
+                call.outputs = recorder.table.add_all(out) or recorder.kernels[-1].kernel.writes
         return out
 
 

@@ -175,7 +175,7 @@ def _fanned_out(found: Iterable[tuple[int, int]]) -> set[int]:
 def _digraph(trace: Trace, title: str, drawn: _Drawn) -> graphviz.Digraph:
     sums = totals(trace)
     passed = sum(kind == "nothing" for kind in drawn.kinds)
-    aside = f" · {passed} calls that run no kernel not drawn" if passed else ""
+    aside = f"\n{passed} calls that run no kernel are not drawn" if passed else ""
     caption = (
         f"{title} · {trace.model.name} · {trace.workload}\n"
         f"{units.scaled(sums.parameters)} parameters · {units.scaled(sums.flops)} FLOPs · "

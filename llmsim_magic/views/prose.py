@@ -135,11 +135,12 @@ def _bytes(title: str, trace: Trace, accesses: tuple[Access, ...], total: int) -
         tensor = trace.tensors[access.tensor]
         what = f"{access.role} {access.name}" if access.name else access.role
         whole = numel(tensor.shape) * tensor.itemsize
-        rows = "" if access.nbytes == whole else " (only the part that is used)"
+        repeated = " (each element once)" if 0 in tensor.strides else " (only what is looked up)"
+        part = repeated if access.nbytes < whole else ""
         yield (
             f"  {what} {units.shape(tensor.shape)} {tensor.dtype}: "
             f"{units.count(access.nbytes // tensor.itemsize)} × {tensor.itemsize} = "
-            f"{units.count(access.nbytes)}{rows}"
+            f"{units.count(access.nbytes)}{part}"
         )
 
 
