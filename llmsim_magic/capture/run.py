@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture import inputs as given
+from llmsim_magic.capture.answers import Answers
 from llmsim_magic.capture.operators import assemble
 from llmsim_magic.capture.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.tracer import Recorder, listening
@@ -50,7 +51,7 @@ def _primed(weightless: Weightless, workload: Workload) -> dict[str, Any]:
     """The state after `context` tokens."""
     model = weightless.module
     inputs = given.priming_inputs(model, workload)
-    with torch.no_grad():
+    with torch.no_grad(), Answers():
         state = given.state_of(model, model(**inputs.keywords))
     if not state:
         raise NoDecode(
@@ -70,7 +71,8 @@ def _record(
     model = weightless.module
     recorder = Recorder()
     _name_storages(recorder, model, args, keywords)
-    with _told(weightless, workload), listening(recorder, model):
+    answers = Answers()
+    with _told(weightless, workload), answers, listening(recorder, model):
         output = model(*args, **keywords)
     state = given.state_of(model, output) if hasattr(model, "config") else {}
     slots = _name_cache(recorder, state)
@@ -87,7 +89,7 @@ def _record(
         operators=operators,
         results=results,
         cache=slots,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys((*notes, *answers.notes()))),
         versions=_versions(),
     )
 

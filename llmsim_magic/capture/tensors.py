@@ -93,7 +93,7 @@ class TensorTable:
         return number
 
     def add_all(self, value: Any) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(map(self.add, tensors_in(value))))
+        return tuple(map(self.add, tensors_in(value)))
 
     def storage(self, tensor: torch.Tensor) -> int:
         storage = tensor.untyped_storage()

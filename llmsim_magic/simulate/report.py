@@ -158,7 +158,8 @@ class Report:
             )
 
     def remarks(self) -> tuple[str, ...]:
-        return (*self.notes, *(self.sweep.notes if self.sweep else ()))
+        beside = self.sweep.notes if self.sweep else ()
+        return tuple(dict.fromkeys((*self.notes, *beside)))
 
     def _tables(self) -> dict[str, pd.DataFrame]:
         wanted: dict[str, pd.DataFrame] = {}

@@ -1,0 +1,61 @@
+"""Answers for what `meta` alone cannot do: one function for each cause."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+
+class Answers(TorchDispatchMode):
+    """Answers the kernels that `meta` refuses; everything else runs as it is.
+
+    `guessed` counts the values that no one can know without weights and that were asked for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guessed: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        answer = _ANSWERS.get(func)
+        if answer is None or not args[0].is_meta:
+            return func(*args, **(kwargs or {}))
+        return answer(self, *args, **(kwargs or {}))
+
+    def notes(self) -> list[str]:
+        """What was guessed, for the report."""
+        return [
+            f"the code asked for a value that only data decides: taken as {value} (×{number})"
+            for value, number in self.guessed.items()
+        ]
+
+
+def _value(answers: Answers, tensor: torch.Tensor) -> bool | int | float:
+    """Code that asks a tensor for its value, as a check for padding does.
+
+    The generic answer: no for a condition, one for a number.
+    """
+    value: bool | float = 1.0 if tensor.is_floating_point() else 1
+    if tensor.dtype is torch.bool:
+        value = False
+    answers.guessed[str(value)] += 1
+    return value
+
+
+def _grouped_matmul(
+    answers: Answers, rows: torch.Tensor, weights: torch.Tensor, *rest: Any, **options: Any
+) -> torch.Tensor:
+    """The experts' grouped matmul: its meta kernel takes bfloat16 alone, as no device does."""
+    return rows.new_empty((*rows.shape[:-1], weights.shape[-1]))
+
+
+_ANSWERS: dict[Any, Callable[..., Any]] = {
+    aten._local_scalar_dense.default: _value,
+    aten._grouped_mm.default: _grouped_matmul,
+}
