@@ -39,7 +39,7 @@ _MOVES = frozenset(
     zeros_like ones ones_like empty empty_like empty_strided new_empty new_zeros new_ones new_full
     fill fill_ zero_ scalar_tensor lift_fresh_copy unfold_copy repeat_interleave as_strided_scatter
     eye linspace one_hot im2col pixel_shuffle reflection_pad1d reflection_pad2d replication_pad1d
-    replication_pad2d _efficientzerotensor
+    replication_pad2d _efficientzerotensor _local_scalar_dense
     """.split()  # noqa: SIM905 - a vocabulary reads best as words
 )
 _REDUCTIONS = frozenset(

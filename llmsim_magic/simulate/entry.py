@@ -181,7 +181,7 @@ def _on_given(weightless: "Weightless", inputs: Any) -> Report:
 
 
 def _needs_config(weightless: "Weightless") -> None:
-    if not hasattr(weightless.module, "config"):
+    if not hasattr(getattr(weightless.module, "config", None), "get_text_config"):
         raise InvalidValue(
             "model",
             weightless.info.class_name,
