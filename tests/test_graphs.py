@@ -12,6 +12,7 @@ from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.views.drawing import Graph
 
 NODE = re.compile(r"^\s*n(\d+) \[", re.MULTILINE)
+LEGEND = re.compile(r"^\s*legend_\w+ \[label", re.MULTILINE)
 EDGE = re.compile(r"^\s*n(\d+) -> n(\d+)", re.MULTILINE)
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -44,7 +45,7 @@ def test_every_edge_drawn_is_one_of_the_table(report: llmsim.trace, graph: Graph
 def test_the_picture_holds_every_node_and_edge(graph: Graph) -> None:
     root = ElementTree.fromstring(graph.svg)
     classes = [group.get("class") for group in root.iter(f"{SVG}g")]
-    legend = graph.dot.count("legend_")
+    legend = len(LEGEND.findall(graph.dot))
     assert classes.count("node") == len(NODE.findall(graph.dot)) + legend
     assert classes.count("edge") == len(EDGE.findall(graph.dot))
 
