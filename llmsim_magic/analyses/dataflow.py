@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from llmsim_magic.analyses.once import once
-from llmsim_magic.analyses.regions import distinct_elements, overlap
-from llmsim_magic.records.trace import Kernel, Tensor, Trace
+from llmsim_magic.analyses.reads import read_places
+from llmsim_magic.analyses.regions import covers, overlap
+from llmsim_magic.records.trace import Tensor, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ def edges(trace: Trace) -> tuple[Edge, ...]:
                 for writer in _writers_of(writers, trace.tensors[index]):
                     found[order, writer, index] = None
         for kernel in kernels_of[order]:
-            for index in _read(kernel):
+            for place in read_places(kernel):
+                index = kernel.inputs[place]
                 tensor = trace.tensors[index]
                 for writer in _writers_of(writers, tensor):
                     if writer != order:
@@ -64,42 +66,22 @@ def ranks(trace: Trace) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _read(kernel: Kernel) -> list[int]:
-    """The arguments whose values matter: a plain copy into a tensor does not read it."""
-    if kernel.name.startswith(("aten.copy_", "aten.fill_", "aten.zero_")):
-        return [index for index in kernel.inputs if index not in kernel.writes]
-    return list(kernel.inputs)
-
-
 def _writers_of(writers: dict[int, list[tuple[int, Tensor]]], tensor: Tensor) -> list[int]:
-    known = writers.get(tensor.storage, ())
-    return [order for order, region in known if overlap(region, tensor)]
+    """Whose writes a reader sees: from the latest back to one that covers all that is read."""
+    seen = []
+    for order, region in reversed(writers.get(tensor.storage, ())):
+        if overlap(region, tensor):
+            seen.append(order)
+            if covers(region, tensor):
+                break
+    return seen
 
 
 def _write(writers: dict[int, list[tuple[int, Tensor]]], order: int, tensor: Tensor) -> None:
     """A write hides the earlier ones that it covers whole."""
-    known = writers.setdefault(tensor.storage, [])
-    size = distinct_elements(tensor)
-    kept = [
-        (earlier, region)
-        for earlier, region in known
-        if not (region.offset == tensor.offset and _same(region, tensor))
-        and not (_starts_at_zero(tensor) and size >= _reach(region))
-    ]
-    known[:] = [*kept, (order, tensor)]
-
-
-def _same(region: Tensor, tensor: Tensor) -> bool:
-    return region.shape == tensor.shape and region.strides == tensor.strides
-
-
-def _starts_at_zero(tensor: Tensor) -> bool:
-    return tensor.offset == 0 and distinct_elements(tensor) == _reach(tensor)
-
-
-def _reach(tensor: Tensor) -> int:
-    steps = zip(tensor.shape, tensor.strides, strict=True)
-    return tensor.offset + sum((size - 1) * stride for size, stride in steps) + 1
+    known = writers.get(tensor.storage, ())
+    kept = [(earlier, region) for earlier, region in known if not covers(tensor, region)]
+    writers[tensor.storage] = [*kept, (order, tensor)]
 
 
 def _handed(trace: Trace) -> list[dict[int, int]]:

@@ -1,4 +1,4 @@
-"""Where a tensor lies in its storage, and whether two tensors touch the same elements."""
+"""Where a tensor lies in its storage, and whether two tensors touch the same bytes."""
 
 from llmsim_magic.records.trace import Tensor
 
@@ -13,45 +13,67 @@ def distinct_elements(tensor: Tensor) -> int:
 
 
 def overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two views of a storage share an element; True where it cannot be told cheaply.
+    """Whether two views of a storage share a byte; True where it cannot be told cheaply.
 
     Views with the same strides are slices of one array: compared dimension by dimension.
     """
     if one.storage != other.storage or not distinct_elements(one) or not distinct_elements(other):
         return False
-    if _end(one) <= other.offset or _end(other) <= one.offset:
+    if _end(one) <= _start(other) or _end(other) <= _start(one):
         return False
-    if one.strides != other.strides or one.itemsize != other.itemsize:
-        return True
-    return _slices_overlap(one, other)
+    slices = _slices(one, other)
+    return slices is None or all(a < d and c < b for (a, b), (c, d) in slices)
+
+
+def covers(outer: Tensor, inner: Tensor) -> bool:
+    """Whether every byte of `inner` is one of `outer`'s; False where it cannot be told cheaply."""
+    if outer.storage != inner.storage:
+        return False
+    start, end = _start(outer), _end(outer)
+    if distinct_elements(outer) * outer.itemsize == end - start:
+        return start <= _start(inner) and _end(inner) <= end
+    slices = _slices(outer, inner)
+    return slices is not None and all(a <= c and d <= b for (a, b), (c, d) in slices)
+
+
+def _start(tensor: Tensor) -> int:
+    return tensor.offset * tensor.itemsize
 
 
 def _end(tensor: Tensor) -> int:
-    last = sum(
-        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True)
-    )
-    return tensor.offset + last + 1
+    steps = zip(tensor.shape, tensor.strides, strict=True)
+    last = sum((size - 1) * stride for size, stride in steps if size)
+    return (tensor.offset + last + 1) * tensor.itemsize
 
 
-def _slices_overlap(one: Tensor, other: Tensor) -> bool:
-    """Per dimension, largest stride first, the starts differ by a whole number of strides."""
+Range = tuple[int, int]
+
+
+def _slices(one: Tensor, other: Tensor) -> list[tuple[Range, Range]] | None:
+    """Per dimension of the array that both are slices of, the ranges they take; None if of none.
+
+    An offset is taken apart by the strides, largest first; a slice that runs over the end of its
+    row is no slice.
+    """
+    if one.strides != other.strides or one.itemsize != other.itemsize:
+        return None
     dimensions = sorted(
         (
-            (stride, size, other_size)
+            (stride * one.itemsize, size, other_size)
             for stride, size, other_size in zip(one.strides, one.shape, other.shape, strict=True)
             if stride
         ),
         reverse=True,
     )
-    reach = 1
-    for stride, size, other_size in reversed(dimensions):
-        if stride < reach:
-            return True
-        reach = stride * max(size, other_size)
-    one_rest, other_rest = one.offset, other.offset
+    dimensions.append((1, one.itemsize, one.itemsize))
+    found: list[tuple[Range, Range]] = []
+    one_rest, other_rest = _start(one), _start(other)
+    row = 0
     for stride, size, other_size in dimensions:
-        one_start, one_rest = divmod(one_rest, stride)
-        other_start, other_rest = divmod(other_rest, stride)
-        if one_start + size <= other_start or other_start + other_size <= one_start:
-            return False
-    return True
+        first, one_rest = divmod(one_rest, stride)
+        second, other_rest = divmod(other_rest, stride)
+        if row and max(first + size, second + other_size) * stride > row:
+            return None
+        found.append(((first, first + size), (second, second + other_size)))
+        row = stride
+    return found

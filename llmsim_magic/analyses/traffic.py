@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from llmsim_magic.analyses.once import once
+from llmsim_magic.analyses.reads import read_places
 from llmsim_magic.analyses.regions import distinct_elements
 from llmsim_magic.analyses.work import short_name
 from llmsim_magic.records.trace import Kernel, Role, Tensor, Trace
@@ -38,7 +39,8 @@ def kernel_bytes(trace: Trace, kernel: Kernel) -> tuple[int, int]:
     """Bytes read and written by one kernel: each argument once, each result once."""
     if kernel.is_view:
         return 0, 0
-    read = sum(_bytes_of_input(trace, kernel, place) for place in range(len(kernel.inputs)))
+    places = {kernel.inputs[place]: place for place in read_places(kernel)}
+    read = sum(_bytes_of_input(trace, kernel, place) for place in places.values())
     written = sum(_nbytes(trace.tensors[index]) for index in dict.fromkeys(kernel.writes))
     return read, written
 
@@ -57,7 +59,8 @@ def traffic(trace: Trace) -> tuple[Traffic, ...]:
         reads: dict[tuple[int, int, int], Access] = {}
         writes: dict[tuple[int, int, int], Access] = {}
         for kernel in kernels:
-            for place, index in enumerate(kernel.inputs):
+            for place in read_places(kernel):
+                index = kernel.inputs[place]
                 tensor = trace.tensors[index]
                 if tensor.storage not in fresh:
                     nbytes = _bytes_of_input(trace, kernel, place)

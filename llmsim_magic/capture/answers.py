@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 aten = torch.ops.aten
 
@@ -24,9 +25,11 @@ class Answers(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         answer = _ANSWERS.get(func)
-        if answer is None or not args[0].is_meta:
-            return func(*args, **(kwargs or {}))
-        return answer(self, *args, **(kwargs or {}))
+        if answer is not None and args[0].is_meta:
+            return answer(self, *args, **(kwargs or {}))
+        if not func._schema.is_mutable and _devices_mixed(args):
+            args = tree_map(_to_meta, args)
+        return func(*args, **(kwargs or {}))
 
     def notes(self) -> list[str]:
         """What was guessed, for the report."""
@@ -34,6 +37,24 @@ class Answers(TorchDispatchMode):
             f"the code asked for a value that only data decides: taken as {value} (×{number})"
             for value, number in self.guessed.items()
         ]
+
+
+def _devices_mixed(args: tuple[Any, ...]) -> bool:
+    """Whether a constant that the code made on the host meets a tensor of the model.
+
+    They meet on the device where the model would live.
+    """
+    unknown = known = False
+    for argument in args:
+        for item in argument if isinstance(argument, (list, tuple)) else (argument,):
+            if isinstance(item, torch.Tensor):
+                unknown |= item.is_meta
+                known |= not item.is_meta
+    return unknown and known
+
+
+def _to_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 def _value(answers: Answers, tensor: torch.Tensor) -> bool | int | float:

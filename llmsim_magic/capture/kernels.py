@@ -7,17 +7,31 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+_ALLOCATIONS = frozenset(
+    {
+        torch.ops.aten.empty,
+        torch.ops.aten.empty_like,
+        torch.ops.aten.empty_strided,
+        torch.ops.aten.empty_permuted,
+        torch.ops.aten.new_empty,
+        torch.ops.aten.new_empty_strided,
+    }
+)
 ATTENTION = "aten.scaled_dot_product_attention.default"
 
 
 @dataclass(frozen=True, slots=True)
 class KernelFacts:
-    """`mutable` names the arguments, by place or keyword, that the kernel writes."""
+    """`mutable` names the arguments, by place or keyword, that the kernel writes.
+
+    A kernel that `allocates` makes a tensor and writes nothing.
+    """
 
     name: str
     mutable: tuple[int | str, ...]
     pointwise: bool
     composite: bool
+    allocates: bool
 
 
 @lru_cache(maxsize=4096)
@@ -31,7 +45,13 @@ def facts(func: Any) -> KernelFacts:
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"
     )
-    return KernelFacts(str(func), tuple(mutable), torch.Tag.pointwise in func.tags, composite)
+    return KernelFacts(
+        str(func),
+        tuple(mutable),
+        torch.Tag.pointwise in func.tags,
+        composite,
+        func._overloadpacket in _ALLOCATIONS,
+    )
 
 
 def flops(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:

@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +14,7 @@ from llmsim_magic.capture.answers import Answers
 from llmsim_magic.capture.operators import assemble
 from llmsim_magic.capture.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.tracer import Recorder, listening
-from llmsim_magic.capture.weightless import Weightless, reason, to_meta
+from llmsim_magic.capture.weightless import Weightless, on_meta, reason
 from llmsim_magic.records.errors import CannotTrace, LlmsimError, NoDecode
 from llmsim_magic.records.trace import CacheSlot, Module, Parameter, Scalar, Trace
 from llmsim_magic.records.workload import Workload
@@ -42,16 +43,15 @@ def run_given(weightless: Weightless, args: tuple[Any, ...], keywords: Mapping[s
     first = next((tensor for _, tensor in named_tensors("", (args, dict(keywords)))), None)
     batch = first.shape[0] if first is not None and first.dim() else 1
     workload = Workload("forward", max(batch, 1), 0)
-    return _record(
-        weightless, workload, to_meta(args), to_meta(dict(keywords)), list(weightless.notes)
-    )
+    on_device, named = on_meta((args, dict(keywords)))
+    return _record(weightless, workload, on_device, named, list(weightless.notes))
 
 
 def _primed(weightless: Weightless, workload: Workload) -> dict[str, Any]:
     """The state after `context` tokens."""
     model = weightless.module
     inputs = given.priming_inputs(model, workload)
-    with torch.no_grad(), Answers():
+    with torch.no_grad(), Answers(), _as_it_was(model):
         state = given.state_of(model, model(**inputs.keywords))
     if not state:
         raise NoDecode(
@@ -72,7 +72,7 @@ def _record(
     recorder = Recorder()
     _name_storages(recorder, model, args, keywords)
     answers = Answers()
-    with _told(weightless, workload), answers, listening(recorder, model):
+    with _told(weightless, workload), _as_it_was(model), answers, listening(recorder, model):
         output = model(*args, **keywords)
     state = given.state_of(model, output) if hasattr(model, "config") else {}
     slots = _name_cache(recorder, state)
@@ -95,7 +95,33 @@ def _record(
 
 
 @contextmanager
-def _told(weightless: Weightless, workload: Workload) -> Any:
+def _as_it_was(model: torch.nn.Module) -> Iterator[None]:
+    """Undo what a pass changes: attributes and buffers of the model, and the random generators.
+
+    A model kept for the next question must give it the same answer.
+    """
+    parts = ("_parameters", "_buffers", "_modules")
+    before = [
+        (module, dict(vars(module)), {name: dict(getattr(module, name)) for name in parts})
+        for module in model.modules()
+    ]
+    dice = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(dice)
+        for module, attributes, held in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, content in held.items():
+                mapping = getattr(module, name)
+                mapping.clear()
+                mapping.update(content)
+
+
+@contextmanager
+def _told(weightless: Weightless, workload: Workload) -> Iterator[None]:
     """Add the model and the workload to whatever its forward raises."""
     try:
         yield

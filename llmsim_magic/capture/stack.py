@@ -45,6 +45,15 @@ def only_forwards(code: CodeType) -> bool:
     return code.co_name.startswith("<") or (variadic and code.co_argcount == 0)
 
 
+def is_helper(code: CodeType) -> bool:
+    """Whether a function is one step of its caller.
+
+    A generator is not, for others run between its steps; nor is a forward that was inherited.
+    """
+    in_steps = code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE)
+    return not in_steps and code.co_name != "forward"
+
+
 def frames_of_call(depth: int) -> list[FrameType]:
     """The modelling code's frames, innermost first, up to the running module's call."""
     frames: list[FrameType] = []
@@ -97,7 +106,10 @@ def function_name(frame: FrameType) -> str:
 def arguments(frame: FrameType) -> list[object]:
     """What the function was given, in the order of its signature."""
     code = frame.f_code
-    count = code.co_argcount + code.co_kwonlyargcount
+    variadic = bool(code.co_flags & inspect.CO_VARARGS) + bool(
+        code.co_flags & inspect.CO_VARKEYWORDS
+    )
+    count = code.co_argcount + code.co_kwonlyargcount + variadic
     values = frame.f_locals
     return [values[name] for name in code.co_varnames[:count] if name in values]
 

@@ -39,7 +39,8 @@ class HelperCall:
     """A call of a Python function by a container's forward, such as `apply_rotary_pos_emb`.
 
     `is_whole` until a matmul, an attention or a module is seen inside it: then its parts are
-    the operators. The frame is held so that no other call is taken for this one.
+    the operators. A generator or an inherited forward never is. The frame is held so that no
+    other call is taken for this one.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Recorder:
                     stack.source(outer, forward),
                     self.table.add_all(stack.arguments(frame)),
                     frame,
+                    is_whole=stack.is_helper(frame.f_code),
                 )
             found.append(helper)
         return tuple(found)
@@ -168,9 +170,8 @@ class Recorder:
             writes, is_view = table.add_all(places), False
         else:
             read = {table.tensors[index].storage for index in inputs}
-            is_view = bool(outputs) and all(
-                table.tensors[index].storage in read for index in outputs
-            )
+            moved = [index for index in outputs if table.tensors[index].storage not in read]
+            is_view = known.allocates or (bool(outputs) and not moved)
             writes = () if is_view else outputs
         self.note(
             self.owner(func._schema.name.removeprefix("aten::")),
@@ -289,7 +290,7 @@ def listening(recorder: Recorder, model: torch.nn.Module) -> Iterator[None]:
             hooks.append(
                 module.register_forward_pre_hook(before(path), prepend=True, with_kwargs=True)
             )
-            hooks.append(module.register_forward_hook(after))
+            hooks.append(module.register_forward_hook(after, always_call=True))
         with torch.no_grad(), _Functions(recorder), _Kernels(recorder):
             yield
     finally:

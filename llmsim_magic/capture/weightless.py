@@ -167,24 +167,27 @@ def _meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _MetaCopies(torch.overrides.TorchFunctionMode):
-    """Answers a deep copy of a tensor that is no parameter or buffer with one on `meta`."""
+    """Answers a deep copy of a tensor with one on `meta`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.__deepcopy__:
             tensor, memo = args
             return memo.setdefault(id(tensor), _meta(tensor))
+        if func is torch.Tensor.clone:  # how a parameter copies itself
+            return _meta(args[0])
         return func(*args, **(kwargs or {}))
 
 
-def to_meta(value: Any) -> Any:
-    """Inputs with every tensor replaced by one of its shape on `meta`."""
-    if isinstance(value, torch.Tensor):
-        return _meta(value)
-    if isinstance(value, dict):
-        return {key: to_meta(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(to_meta(item) for item in value)
-    return value
+def on_meta(value: Any) -> Any:
+    """A copy of inputs, whatever holds them, with every tensor replaced by its like on `meta`.
+
+    Raises `CannotTrace` for what cannot be copied.
+    """
+    try:
+        with _MetaCopies():
+            return copy.deepcopy(value)
+    except Exception as error:
+        raise CannotTrace(f"inputs: they cannot be copied: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:

@@ -28,8 +28,9 @@ class CannotTrace(LlmsimError):
 
 def clip(given: object, limit: int = 80) -> str:
     """The value as the user would recognise it, never longer than a line can bear."""
-    text = repr(given) if isinstance(given, str) else str(given)
-    text = " ".join(text.split())
+    text = " ".join(str(given).split())
+    if isinstance(given, str):
+        text = repr(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
