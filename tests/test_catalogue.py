@@ -2,14 +2,16 @@
 
 import pytest
 
+import llmsim_magic as llmsim
 from llmsim_magic.capture.resolve import facts_of, source_of
 from llmsim_magic.capture.weightless import from_config
 from llmsim_magic.catalog import models
 
 NAMES = sorted(models.entries())
+BY_SIZE = sorted(models.entries().values(), key=lambda entry: -entry.params)
+SMALLEST = {entry.config["architectures"][0]: entry.name for entry in BY_SIZE}
 
 
-@pytest.mark.catalogue
 @pytest.mark.parametrize("name", NAMES)
 def test_an_entry_builds_to_its_recorded_number_of_parameters(name: str) -> None:
     entry = models.entries()[name]
@@ -24,6 +26,14 @@ def test_an_entry_says_how_it_is_known(name: str) -> None:
     entry = models.entries()[name]
     assert entry.source
     assert entry.params == entry.published_params or entry.note
+
+
+@pytest.mark.parametrize("name", SMALLEST.values(), ids=SMALLEST)
+def test_every_architecture_of_the_catalogue_runs(name: str) -> None:
+    sweep = llmsim.sweep(name, batch=[1], context=[2])
+    phases = [trace.workload.phase for trace in sweep.traces]
+    assert phases == ["prefill", "decode"] or "decode does not exist" in sweep.notes[0]
+    assert (sweep.totals["flops"] > 0).all()
 
 
 def test_aliases_and_case_lead_to_the_same_entry() -> None:
