@@ -14,10 +14,11 @@ from llmsim_magic.views.drawing import Graph
 from llmsim_magic.views.prose import Prose
 
 MOST_ROWS = 1500
+SCREENFUL = 50
 _SIZE = re.compile(r"(\d+)")
 _STYLE = """<style>
 .llmsim {font-size:13px} .llmsim h4 {margin:.9em 0 .3em} .llmsim p {margin:.3em 0}
-.llmsim .box {overflow:auto; max-height:480px; border:1px solid #8886}
+.llmsim .box {overflow:auto; border:1px solid #8886} .llmsim .long {max-height:480px}
 .llmsim.llmsim table {border-collapse:collapse; margin:0}
 .llmsim.llmsim table :is(th,td) {
   text-align:left; padding:2px 8px; vertical-align:top; white-space:nowrap; max-width:none}
@@ -80,10 +81,11 @@ def _table(table: pd.DataFrame) -> str:
         head.append(f'<th scope="col"{kind}>{html.escape(str(name))}</th>')
         texts.append([f"<td{kind}>{cell}</td>" for cell in cells])
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in zip(*texts, strict=True))
+    box = "box long" if len(table) > SCREENFUL else "box"
     rest = len(table) - MOST_ROWS
     more = f"<p>{rest:,} more rows are in the DataFrame and the CSV.</p>" if rest > 0 else ""
     return (
-        f'<div class="box" tabindex="0"><table><thead><tr>{"".join(head)}</tr></thead>'
+        f'<div class="{box}" tabindex="0"><table><thead><tr>{"".join(head)}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{more}"
     )
 

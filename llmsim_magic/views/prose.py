@@ -50,7 +50,7 @@ def explain(trace: Trace, path: str) -> Prose:
         parts.insert(0, _container(trace, path, [*here, *below]))
     if not parts:
         parts = [f"{path}: never called in {trace.workload}; it runs no operator of its own"]
-    return Prose("\n\n".join(parts))
+    return Prose("\n\n".join((f"{trace.model.name}, {trace.workload}", *parts)))
 
 
 def _container(trace: Trace, path: str, orders: list[int]) -> str:
@@ -74,7 +74,7 @@ def _operator(trace: Trace, order: int) -> str:
     lines = [
         f"{operator.path or trace.model.class_name}: {operator.op}, operator {order}{where}",
         f"  reads {units.shapes(trace.shapes(operator.inputs))}, "
-        f"gives {units.shapes(trace.shapes(operator.outputs))}, under {trace.workload}",
+        f"gives {units.shapes(trace.shapes(operator.outputs))}",
     ]
     lines += [
         f"  {p.name}: {units.shape(p.shape)} = {units.count(p.numel)} parameters"
