@@ -40,7 +40,7 @@ def edges(trace: Trace) -> tuple[Edge, ...]:
                 tensor = trace.tensors[index]
                 for writer in _writers_of(writers, tensor):
                     if writer != order:
-                        found[order, writer, handed[order].get(tensor.storage, index)] = None
+                        found[order, writer, _as_handed(trace, handed[order], index)] = None
             for index in kernel.writes:
                 _write(writers, order, trace.tensors[index])
     return tuple(
@@ -78,21 +78,31 @@ def _writers_of(writers: dict[int, list[tuple[int, Tensor]]], tensor: Tensor) ->
 
 
 def _write(writers: dict[int, list[tuple[int, Tensor]]], order: int, tensor: Tensor) -> None:
-    """A write hides the earlier ones that it covers whole."""
-    known = writers.get(tensor.storage, ())
-    kept = [(earlier, region) for earlier, region in known if not covers(tensor, region)]
-    writers[tensor.storage] = [*kept, (order, tensor)]
+    """Remember a write; one of all that was written before hides it."""
+    known = writers.setdefault(tensor.storage, [])
+    if known and covers(tensor, known[0][1]) and all(covers(tensor, r) for _, r in known):
+        known.clear()
+    known.append((order, tensor))
 
 
-def _handed(trace: Trace) -> list[dict[int, int]]:
-    """For each operator, the tensor it was handed for each storage, as its author sees it."""
+def _handed(trace: Trace) -> list[dict[int, list[int]]]:
+    """For each operator the tensors it was handed in each storage, as its author sees them."""
     found = []
     for operator in trace.operators:
-        by_storage: dict[int, int] = {}
+        by_storage: dict[int, list[int]] = {}
         for index in operator.inputs:
-            by_storage.setdefault(trace.tensors[index].storage, index)
+            by_storage.setdefault(trace.tensors[index].storage, []).append(index)
         found.append(by_storage)
     return found
+
+
+def _as_handed(trace: Trace, handed: dict[int, list[int]], index: int) -> int:
+    """The tensor that a kernel reads, as the operator was handed it where it was."""
+    tensor = trace.tensors[index]
+    candidates = handed.get(tensor.storage, [])
+    if index in candidates:
+        return index
+    return next((c for c in candidates if covers(trace.tensors[c], tensor)), index)
 
 
 def _through(trace: Trace, index: int) -> str | None:

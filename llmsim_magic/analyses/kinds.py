@@ -4,13 +4,15 @@ from llmsim_magic.analyses.once import once
 from llmsim_magic.analyses.work import short_name
 from llmsim_magic.records.trace import Kernel, Trace
 
-KINDS = ("matmul", "attention", "normalisation", "elementwise", "embedding", "movement", "nothing")
 _STATISTICS = frozenset({"mean", "var", "var_mean", "native_layer_norm", "native_group_norm"})
 
 
 @once
 def kinds(trace: Trace) -> tuple[str, ...]:
-    """For each operator one of `KINDS`; `nothing` runs no kernel, as dropout in inference."""
+    """For each operator: matmul, attention, normalisation, elementwise, embedding or movement.
+
+    `nothing` runs no kernel, as dropout in inference.
+    """
     return tuple(map(_kind, trace.kernels_of))
 
 

@@ -75,7 +75,11 @@ def _signature(trace: Trace, layer: Layer, orders: list[int]) -> Iterator[object
             tuple(trace.shapes(operator.outputs)),
             tuple(place[source] for source in depends_on(trace)[order] if source in place),
             tuple(
-                (kernel.name, tuple(trace.shapes(kernel.inputs)))
+                (
+                    kernel.name,
+                    tuple(trace.shapes(kernel.inputs)),
+                    tuple(trace.tensors[index].dtype for index in kernel.inputs),
+                )
                 for kernel in trace.kernels_of[order]
             ),
         )

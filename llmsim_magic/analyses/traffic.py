@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from llmsim_magic.analyses.once import once
 from llmsim_magic.analyses.reads import read_places
-from llmsim_magic.analyses.regions import distinct_elements
+from llmsim_magic.analyses.regions import covers, distinct_elements
 from llmsim_magic.analyses.work import short_name
 from llmsim_magic.records.trace import Kernel, Role, Tensor, Trace
 
 _GATHERS = frozenset({"embedding", "index", "index_select", "gather", "_unsafe_index"})
+_ACCUMULATES = frozenset({"index_add_", "scatter_add_", "scatter_reduce_"})
+_SCATTERS = _ACCUMULATES | {"index_copy_", "index_put_", "_index_put_impl_", "scatter_"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ def kernel_bytes(trace: Trace, kernel: Kernel) -> tuple[int, int]:
         return 0, 0
     places = {kernel.inputs[place]: place for place in read_places(kernel)}
     read = sum(_bytes_of_input(trace, kernel, place) for place in places.values())
-    written = sum(_nbytes(trace.tensors[index]) for index in dict.fromkeys(kernel.writes))
+    written = sum(_bytes_of_write(trace, kernel, index) for index in dict.fromkeys(kernel.writes))
     return read, written
 
 
@@ -50,36 +52,64 @@ def traffic(trace: Trace) -> tuple[Traffic, ...]:
     """For each operator what it reads from outside and what it leaves behind.
 
     Each input and weight is read once, each output written once; what is made and used up inside
-    the operator does not count. A lookup reads only the rows it looks up.
+    the operator does not count. A lookup reads only the rows it looks up, a scatter writes only
+    those it is given, and of grouped experts at most one for each row is read.
     """
     needed = _needed_later(trace)
+    older: set[int] = set()
     found = []
     for order, kernels in enumerate(trace.kernels_of):
-        fresh: set[int] = set()
+        fresh: dict[int, list[Tensor]] = {}
         reads: dict[tuple[int, int, int], Access] = {}
         writes: dict[tuple[int, int, int], Access] = {}
         for kernel in kernels:
             for place in read_places(kernel):
-                index = kernel.inputs[place]
-                tensor = trace.tensors[index]
-                if tensor.storage not in fresh:
+                tensor = trace.tensors[kernel.inputs[place]]
+                own = fresh.get(tensor.storage, ())
+                whole = own and tensor.storage not in older and _made_here(trace, tensor)
+                if not whole and not any(covers(region, tensor) for region in own):
                     nbytes = _bytes_of_input(trace, kernel, place)
-                    _keep(reads, trace, index, nbytes)
+                    _keep(reads, trace, kernel.inputs[place], nbytes)
             for index in kernel.writes:
                 tensor = trace.tensors[index]
-                fresh.add(tensor.storage)
+                fresh.setdefault(tensor.storage, []).append(tensor)
                 if _outlives(trace, tensor.storage, order, needed):
-                    _keep(writes, trace, index, _nbytes(tensor))
+                    _keep(writes, trace, index, _bytes_of_write(trace, kernel, index))
+        older |= fresh.keys()
         found.append(Traffic(_capped(trace, reads), _capped(trace, writes)))
     return tuple(found)
 
 
+def _made_here(trace: Trace, tensor: Tensor) -> bool:
+    """Whether a storage that no earlier operator wrote holds nothing older than this operator."""
+    return trace.storages[tensor.storage].role == "activation"
+
+
 def _bytes_of_input(trace: Trace, kernel: Kernel, place: int) -> int:
+    """What a kernel reads of one argument: of a table the rows looked up, of experts those run."""
+    name = short_name(kernel.name)
     tensor = trace.tensors[kernel.inputs[place]]
     nbytes = _nbytes(tensor)
-    if place == 0 and short_name(kernel.name) in _GATHERS and kernel.outputs:
+    if place == 0 and name in _GATHERS and kernel.outputs:
         return min(nbytes, _nbytes(trace.tensors[kernel.outputs[0]]))
+    if place == 0 and name in _SCATTERS:
+        return min(nbytes, _scattered(trace, kernel)) if name in _ACCUMULATES else 0
+    if place == 1 and name == "_grouped_mm":
+        rows, groups = trace.tensors[kernel.inputs[0]].shape[0], tensor.shape[0]
+        return nbytes // groups * min(rows, groups)
     return nbytes
+
+
+def _bytes_of_write(trace: Trace, kernel: Kernel, index: int) -> int:
+    """A scatter writes as much as it is given, not the whole of what it writes into."""
+    nbytes = _nbytes(trace.tensors[index])
+    if short_name(kernel.name) in _SCATTERS:
+        return min(nbytes, _scattered(trace, kernel))
+    return nbytes
+
+
+def _scattered(trace: Trace, kernel: Kernel) -> int:
+    return _nbytes(trace.tensors[kernel.inputs[-1]])
 
 
 def _nbytes(tensor: Tensor) -> int:

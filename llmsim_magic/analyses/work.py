@@ -21,6 +21,11 @@ def _per_input(read: int, written: int) -> int:
     return read
 
 
+def _interpolation(read: int, written: int) -> int:
+    """Bilinear: four neighbours, each weighted and summed, for each element written."""
+    return 8 * written
+
+
 def _softmax(read: int, written: int) -> int:
     """Maximum, subtraction, exponential, sum, division: five for each element."""
     return 5 * written
@@ -38,6 +43,8 @@ _MOVES = frozenset(
     _index_put_impl_ constant_pad_nd repeat roll flip tril triu arange full full_like zeros
     zeros_like ones ones_like empty empty_like empty_strided new_empty new_zeros new_ones new_full
     fill fill_ zero_ scalar_tensor lift_fresh_copy unfold_copy repeat_interleave as_strided_scatter
+    rand rand_like randn randn_like randint bernoulli bernoulli_ normal_ uniform_
+    upsample_nearest1d upsample_nearest2d _upsample_nearest_exact2d searchsorted
     eye linspace one_hot im2col pixel_shuffle reflection_pad1d reflection_pad2d replication_pad1d
     replication_pad2d _efficientzerotensor _local_scalar_dense
     """.split()  # noqa: SIM905 - a vocabulary reads best as words
@@ -46,7 +53,8 @@ _REDUCTIONS = frozenset(
     """
     sum mean amax amin max min argmax argmin prod any all var std var_mean norm linalg_vector_norm
     logsumexp cumsum cumprod cummax topk sort argsort bincount histc avg_pool2d adaptive_avg_pool2d
-    _adaptive_avg_pool2d max_pool2d_with_indices avg_pool1d count_nonzero
+    _adaptive_avg_pool2d max_pool2d_with_indices avg_pool1d count_nonzero kthvalue median
+    index_add_ index_add scatter_add_ scatter_add scatter_reduce nll_loss_forward
     """.split()  # noqa: SIM905 - a vocabulary reads best as words
 )
 _SOFTMAXES = ("_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax")
@@ -58,8 +66,9 @@ _NORMALISATIONS = (
     "_native_batch_norm_legit_no_training",
     "_fused_rms_norm",
 )
-_UNTAGGED_POINTWISE = ("floor_divide", "polar", "complex", "view_as_complex_copy", "masked_fill")
+_UNTAGGED_POINTWISE = ("floor_divide", "polar", "complex", "masked_fill", "_prelu_kernel", "glu")
 _FORMULAS: dict[str, Formula] = {
+    **dict.fromkeys(("upsample_bilinear2d", "_upsample_bilinear2d_aa"), _interpolation),
     **dict.fromkeys(_UNTAGGED_POINTWISE, _per_output),
     **dict.fromkeys(_REDUCTIONS, _per_input),
     **dict.fromkeys(_SOFTMAXES, _softmax),

@@ -1,5 +1,6 @@
 """What torch itself knows of an ATen op: what it writes, whether it is a view, its FLOPs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -57,8 +58,8 @@ def facts(func: Any) -> KernelFacts:
 def flops(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
     """FLOPs by `torch.utils.flop_counter`'s own formula, or None where there is none."""
     packet = func._overloadpacket
-    if packet is torch.ops.aten._grouped_mm:
-        return _grouped_matmul(*args[:2])
+    if packet in _OWN_FORMULAS:
+        return _OWN_FORMULAS[packet](*args[:2])
     formula = flop_registry.get(packet)
     return None if formula is None else int(formula(*args, **kwargs, out_val=out))
 
@@ -69,6 +70,23 @@ def _grouped_matmul(rows: torch.Tensor, weights: torch.Tensor) -> int:
     Shapes: rows `[rows, k]`, weights `[groups, k, n]`, as the experts of transformers call it.
     """
     return 2 * rows.shape[-2] * rows.shape[-1] * weights.shape[-1]
+
+
+def _matrix_vector(matrix: torch.Tensor, vector: torch.Tensor) -> int:
+    """`[m, k] × [k]`: 2 · m · k."""
+    return 2 * matrix.shape[0] * matrix.shape[1]
+
+
+def _dot(one: torch.Tensor, other: torch.Tensor) -> int:
+    """`[k] · [k]`: 2 · k."""
+    return 2 * one.shape[0]
+
+
+_OWN_FORMULAS: dict[Any, Callable[[torch.Tensor, torch.Tensor], int]] = {
+    torch.ops.aten._grouped_mm: _grouped_matmul,
+    torch.ops.aten.mv: _matrix_vector,
+    torch.ops.aten.dot: _dot,
+}
 
 
 def fused_attention(

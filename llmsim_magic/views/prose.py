@@ -162,6 +162,11 @@ def _grouped(shapes: Shapes) -> list[int]:
     return [2, *rows, weights[-1]]
 
 
+def _vector(shapes: Shapes) -> list[int]:
+    """`[m, k] × [k]`: 2 · m · k; `[k] · [k]`: 2 · k."""
+    return [2, *shapes[0]]
+
+
 _DERIVATIONS: dict[str, Callable[[Shapes], list[int]]] = {
     "mm": _matmul,
     "addmm": _matmul,
@@ -169,6 +174,8 @@ _DERIVATIONS: dict[str, Callable[[Shapes], list[int]]] = {
     "baddbmm": _matmul,
     "scaled_dot_product_attention": _attention,
     "_grouped_mm": _grouped,
+    "mv": _vector,
+    "dot": _vector,
 }
 
 
