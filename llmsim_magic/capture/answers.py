@@ -8,6 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from llmsim_magic.capture.kernels import facts
+
 aten = torch.ops.aten
 
 
@@ -27,7 +29,10 @@ class Answers(TorchDispatchMode):
         answer = _ANSWERS.get(func)
         if answer is not None and args[0].is_meta:
             return answer(self, *args, **(kwargs or {}))
-        if not func._schema.is_mutable and _devices_mixed(args):
+        if _devices_mixed(args):
+            changed = [args[place] for place in facts(func).mutable if isinstance(place, int)]
+            if changed and not changed[0].is_meta:
+                return changed[0]
             args = tree_map(_to_meta, args)
         return func(*args, **(kwargs or {}))
 
@@ -42,7 +47,8 @@ class Answers(TorchDispatchMode):
 def _devices_mixed(args: tuple[Any, ...]) -> bool:
     """Whether a constant that the code made on the host meets a tensor of the model.
 
-    They meet on the device where the model would live.
+    They meet on the device where the model would live. A constant that a tensor of the model is
+    written into keeps its shape, all that is known of it.
     """
     unknown = known = False
     for argument in args:

@@ -71,35 +71,40 @@ def state_of(model: HuggingFaceModel, output: Any) -> dict[str, Any]:
     return state
 
 
+def is_huggingface(model: torch.nn.Module) -> bool:
+    """Whether a module carries a config that says what it reads."""
+    return hasattr(getattr(model, "config", None), "get_text_config")
+
+
 def longest_context(model: HuggingFaceModel) -> int | None:
     """The tokens that a learned position table has rows for; None where there is no such table.
 
-    A table is an embedding of as many rows as the config declares positions, or, where the
-    padding index takes the first rows, of as many less those.
+    A table is an embedding, not of the vocabulary, of as many rows as the config declares
+    positions; rows up to a padding index or an offset hold no position.
     """
+    declared = set(_declared(model.config))
+    vocabulary = {getattr(text, "vocab_size", None) for text in _text_configs(model.config)}
     limits = []
-    for text in _text_configs(model.config):
-        declared = getattr(text, "max_position_embeddings", None)
-        if not isinstance(declared, int):
-            continue
-        vocabulary = getattr(text, "vocab_size", None)
-        for module in model.modules():
-            if isinstance(module, torch.nn.Embedding) and module.weight.shape[0] != vocabulary:
-                rows = module.weight.shape[0]
-                used = 0 if module.padding_idx is None else module.padding_idx + 1
-                offset = int(getattr(module, "offset", 0))
-                if rows == declared + offset:
-                    limits.append(rows - max(used, offset))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding) and module.weight.shape[0] not in vocabulary:
+            rows = module.weight.shape[0]
+            padding = 0 if module.padding_idx is None else module.padding_idx + 1
+            offset = int(getattr(module, "offset", 0))
+            if rows - offset in declared:
+                limits.append(rows - max(padding, offset))
     return min(limits, default=None)
 
 
 def declared_context(model: HuggingFaceModel) -> int | None:
     """The longest context that the config says the model is meant for."""
-    for text in _text_configs(model.config):
-        declared = getattr(text, "max_position_embeddings", None)
-        if isinstance(declared, int):
-            return declared
-    return None
+    return min(_declared(model.config), default=None)
+
+
+def _declared(config: Any) -> list[int]:
+    names = ("max_position_embeddings", "max_target_positions")
+    texts = _text_configs(config)
+    found = [getattr(text, name, None) for text in texts for name in names]
+    return [number for number in found if isinstance(number, int)]
 
 
 def fitting(model: HuggingFaceModel, workload: Workload, name: str, *, shorten: bool) -> Workload:

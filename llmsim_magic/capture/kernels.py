@@ -1,9 +1,10 @@
 """What torch itself knows of an ATen op: what it writes, whether it is a view, its FLOPs."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
@@ -89,47 +90,50 @@ _OWN_FORMULAS: dict[Any, Callable[[torch.Tensor, torch.Tensor], int]] = {
 }
 
 
-def fused_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    """The output of attention as one kernel, laid out as the fused GPU kernels lay it out.
+class Attention(NamedTuple):
+    """The arguments of `scaled_dot_product_attention`, in its own order.
 
     Shapes: query `[..., heads, tokens, d]`, key and value `[..., heads_kv, keys, d]`.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    attn_mask: torch.Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+
+
+def fused_attention(given: Attention) -> torch.Tensor:
+    """The output of attention as one kernel, laid out as the fused GPU kernels lay it out.
+
     Raises RuntimeError where torch's own operator would refuse the shapes.
     """
+    query, key, value = given.query, given.key, given.value
     if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
         raise RuntimeError(
             f"attention shapes disagree: query {tuple(query.shape)}, key {tuple(key.shape)}, "
             f"value {tuple(value.shape)}"
         )
-    lead = torch.broadcast_shapes(
-        query.shape[:-2], query.shape[:-2] if enable_gqa else key.shape[:-2]
-    )
+    heads = query.shape[:-2] if given.enable_gqa else key.shape[:-2]
+    lead = torch.broadcast_shapes(query.shape[:-2], heads)
     tokens, width = query.shape[-2], value.shape[-1]
     if len(lead) < 2:
         return query.new_empty((*lead, tokens, width))
     return query.new_empty((*lead[:-1], tokens, lead[-1], width)).transpose(-3, -2)
 
 
-def attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+def attention_flops(given: Attention) -> int:
     """FLOPs of both matmuls of attention, causal or not, by torch's formula.
 
-    Shapes as in `fused_attention`; leading dimensions beyond batch and heads are folded into batch.
+    Leading dimensions beyond batch and heads are folded into batch.
     """
 
     def four(tensor: torch.Tensor) -> tuple[int, ...]:
         padded = (1,) * (4 - tensor.dim()) + tuple(tensor.shape)
-        batch = 1
-        for size in padded[:-3]:
-            batch *= size
-        return (batch, *padded[-3:])
+        return (math.prod(padded[:-3]), *padded[-3:])
 
-    q, k, v = four(query), four(key), four(value)
+    q, k, v = four(given.query), four(given.key), four(given.value)
     return int(sdpa_flop_count(q, (q[0], *k[1:]), (q[0], *v[1:])))

@@ -27,11 +27,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The keys of a `config.json`, before transformers is asked what they mean."""
+    """The keys of a `config.json`, before transformers is asked what they mean.
+
+    `where` is the folder or hub id that they came from.
+    """
 
     name: str
     keys: dict[str, Any]
     origin: str
+    where: str
 
 
 def facts_of(name: str, *, refresh: bool = False) -> Facts:
@@ -40,14 +44,16 @@ def facts_of(name: str, *, refresh: bool = False) -> Facts:
     Raises `UnknownModel` with the nearest known ids where nothing is found.
     """
     path = Path(name).expanduser()
-    if path.exists() or name.startswith((".", "/", "~")) or name.endswith(".json"):
+    if name.startswith((".", "/", "~")) or path.is_file() or (path / "config.json").is_file():
         return _from_path(name, path)
     entry = models.find(name)
     if entry is not None and not refresh:
-        return Facts(entry.name, copy.deepcopy(entry.config), "catalogue")
+        return Facts(entry.name, copy.deepcopy(entry.config), "catalogue", entry.name)
+    if path.is_dir() or name.endswith(".json"):
+        return _from_path(name, path)
     if not refresh and (cached := _from_cache(name)):
-        return Facts(name, _read(cached, name), "local cache")
-    return Facts(name, _from_hub(name), "hub")
+        return Facts(name, _read(cached, name), "local cache", name)
+    return Facts(name, _from_hub(name), "hub", name)
 
 
 def source_of(facts: Facts, *, trust_remote_code: bool = False) -> Source:
@@ -64,8 +70,13 @@ def source_of(facts: Facts, *, trust_remote_code: bool = False) -> Source:
                 f"{facts.name}: its architecture is code from its own repository; "
                 "--trust-remote-code would download and run it on this machine"
             )
-        config = transformers.AutoConfig.from_pretrained(facts.name, trust_remote_code=True)
-        return Source(facts.name, config, facts.origin, ("remote code was run",))
+        try:
+            config = transformers.AutoConfig.from_pretrained(facts.where, trust_remote_code=True)
+        except Exception as error:
+            raise CannotTrace(
+                f"{facts.name}: its code cannot be run: {clip(str(error), 240)}"
+            ) from error
+        return Source(facts.name, config, facts.origin, ("code of the model's repository was run",))
     if config_class is None:
         given = keys.get("model_type")
         what = f"model_type {clip(given)}" if given else "a config without model_type"
@@ -99,7 +110,7 @@ def _from_path(name: str, path: Path) -> Facts:
         where = "holds no config.json" if path.is_dir() else "does not exist"
         raise UnknownModel(f"{clip(name)}: that {'folder' if path.is_dir() else 'file'} {where}")
     label = path.name if path.is_dir() else path.parent.name or path.stem
-    return Facts(label or name, _read(file, name), "local file")
+    return Facts(label or name, _read(file, name), "local file", str(file.parent))
 
 
 def _read(file: Path, name: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Run one workload of a weightless model and return its record."""
 
 import importlib.metadata
+import math
 import platform
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from llmsim_magic.capture import inputs as given
 from llmsim_magic.capture.answers import Answers
 from llmsim_magic.capture.operators import assemble
+from llmsim_magic.capture.restore import as_it_was
 from llmsim_magic.capture.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.tracer import Recorder, listening
 from llmsim_magic.capture.weightless import Weightless, on_meta, reason
@@ -30,7 +31,8 @@ def run(weightless: Weightless, workload: Workload) -> Trace:
     notes = [*weightless.notes, *given.context_note(model, workload)]
     with _told(weightless, workload):
         if workload.phase == "decode":
-            state = _primed(weightless, workload)
+            state, said = _primed(weightless, workload)
+            notes += said
             inputs = given.decode_inputs(model, workload, state)
         else:
             inputs = given.prefill_inputs(model, workload)
@@ -47,18 +49,19 @@ def run_given(weightless: Weightless, args: tuple[Any, ...], keywords: Mapping[s
     return _record(weightless, workload, on_device, named, list(weightless.notes))
 
 
-def _primed(weightless: Weightless, workload: Workload) -> dict[str, Any]:
-    """The state after `context` tokens."""
+def _primed(weightless: Weightless, workload: Workload) -> tuple[dict[str, Any], list[str]]:
+    """The state after `context` tokens, and what is to be said of how it came about."""
     model = weightless.module
     inputs = given.priming_inputs(model, workload)
-    with torch.no_grad(), Answers(), _as_it_was(model):
+    answers = Answers()
+    with torch.no_grad(), answers, as_it_was(model):
         state = given.state_of(model, model(**inputs.keywords))
     if not state:
         raise NoDecode(
             f"{weightless.info.name}: decode does not exist for it: "
             f"{weightless.info.class_name} keeps no cache from one token to the next"
         )
-    return state
+    return state, [*inputs.notes, *answers.notes()]
 
 
 def _record(
@@ -72,9 +75,9 @@ def _record(
     recorder = Recorder()
     _name_storages(recorder, model, args, keywords)
     answers = Answers()
-    with _told(weightless, workload), _as_it_was(model), answers, listening(recorder, model):
+    with _told(weightless, workload), as_it_was(model), answers, listening(recorder, model):
         output = model(*args, **keywords)
-    state = given.state_of(model, output) if hasattr(model, "config") else {}
+    state = given.state_of(model, output) if given.is_huggingface(model) else {}
     slots = _name_cache(recorder, state)
     results = recorder.table.add_all(_without(output, state))
     operators, kernels = assemble(recorder, results)
@@ -92,32 +95,6 @@ def _record(
         notes=tuple(dict.fromkeys((*notes, *answers.notes()))),
         versions=_versions(),
     )
-
-
-@contextmanager
-def _as_it_was(model: torch.nn.Module) -> Iterator[None]:
-    """Undo what a pass changes: attributes and buffers of the model, and the random generators.
-
-    A model kept for the next question must give it the same answer.
-    """
-    parts = ("_parameters", "_buffers", "_modules")
-    before = [
-        (module, dict(vars(module)), {name: dict(getattr(module, name)) for name in parts})
-        for module in model.modules()
-    ]
-    dice = random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(dice)
-        for module, attributes, held in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-            for name, content in held.items():
-                mapping = getattr(module, name)
-                mapping.clear()
-                mapping.update(content)
 
 
 @contextmanager
@@ -191,10 +168,19 @@ def _modules(recorder: Recorder, model: torch.nn.Module) -> tuple[Module, ...]:
 def _attributes(module: torch.nn.Module) -> dict[str, Scalar]:
     """The module's own numbers, flags and words: `in_features`, `eps`, `layer_idx`."""
     return {
-        key: value
+        key: _scalar(value)
         for key, value in vars(module).items()
         if not key.startswith("_") and key != "training" and isinstance(value, (int, float, str))
     }
+
+
+def _scalar(value: float | str) -> Scalar:
+    """The value as a plain type that JSON has; an infinite one in words."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    return float(value) if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
 def _parameters(model: torch.nn.Module) -> tuple[Parameter, ...]:

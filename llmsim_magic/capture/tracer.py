@@ -190,25 +190,25 @@ class Recorder:
 
     def attention(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
         """Answer `scaled_dot_product_attention` with one kernel, as a GPU does."""
+        given = kernels.Attention(*args, **kwargs)
         self._quiet = True
         try:
-            output = kernels.fused_attention(*args, **kwargs)
+            output = kernels.fused_attention(given)
         finally:
             self._quiet = False
-        tensors = list(tensors_in((args, kwargs)))
         written = (self.table.add(output),)
         self.note(
             self.owner("scaled_dot_product_attention"),
             Kernel(
                 kernels.ATTENTION,
                 None,
-                tuple(map(self.table.add, tensors)),
+                self.table.add_all((given.query, given.key, given.value, given.attn_mask)),
                 written,
                 written,
                 is_view=False,
                 pointwise=False,
-                causal=bool(kwargs.get("is_causal", len(args) > 5 and args[5])),
-                flops=kernels.attention_flops(*tensors[:3]),
+                causal=given.is_causal,
+                flops=kernels.attention_flops(given),
             ),
         )
         return output

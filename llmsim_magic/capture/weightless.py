@@ -73,9 +73,9 @@ def from_config(
     info = ModelInfo(
         name=source.name,
         class_name=class_name,
-        model_type=getattr(config, "model_type", None),
+        model_type=_text(getattr(config, "model_type", None)),
         head=_head(config, class_name, base),
-        attention=getattr(module.config, "_attn_implementation", None),
+        attention=_text(getattr(module.config, "_attn_implementation", None)),
         dtype=dtype_name(module.dtype),
         origin=source.origin,
     )
@@ -126,13 +126,13 @@ def copy_of(module: torch.nn.Module, name: str) -> Weightless:
         for kind in _HOOKS:
             hooks = getattr(part, kind)
             kept = OrderedDict((key, hook) for key, hook in hooks.items() if _is_torchs(hook))
-            dropped += len(hooks) - len(kept)
+            dropped += (len(hooks) - len(kept)) * ("forward" in kind)
             memo[id(hooks)] = kept
-    for parameter in module.parameters():
-        memo[id(parameter)] = torch.nn.Parameter(_meta(parameter), parameter.requires_grad)
-    for buffer in module.buffers():
-        memo[id(buffer)] = _meta(buffer)
     try:
+        for parameter in module.parameters():
+            memo[id(parameter)] = torch.nn.Parameter(_meta(parameter), parameter.requires_grad)
+        for buffer in module.buffers():
+            memo[id(buffer)] = _meta(buffer)
         with _MetaCopies():
             twin = copy.deepcopy(module, memo)
     except Exception as error:
@@ -145,14 +145,27 @@ def copy_of(module: torch.nn.Module, name: str) -> Weightless:
     info = ModelInfo(
         name=name,
         class_name=type(module).__name__,
-        model_type=getattr(config, "model_type", None),
+        model_type=_text(getattr(config, "model_type", None)),
         head="as given",
-        attention=getattr(config, "_attn_implementation", None),
+        attention=_text(getattr(config, "_attn_implementation", None)),
         dtype=dtype_name(first.dtype) if first is not None else "none",
         origin="live module",
     )
-    notes = (f"{dropped} hooks of your module were not run",) if dropped else ()
-    return Weightless(twin, info, notes)
+    notes = []
+    if dropped:
+        notes.append(f"{dropped} hooks of your module were not run")
+    if module.training:
+        notes.append("your module is in training mode; this is its inference")
+    return Weightless(twin, info, tuple(notes))
+
+
+def is_module(value: Any) -> bool:
+    return isinstance(value, torch.nn.Module)
+
+
+def _text(value: Any) -> str | None:
+    """A value of a user's config as the record can hold it."""
+    return None if value is None else str(value)
 
 
 def _is_torchs(hook: Any) -> bool:

@@ -1,6 +1,7 @@
 """The grammar of `%llmsim` and of `python -m llmsim_magic`: a line in, a request out."""
 
 import argparse
+import keyword
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -131,7 +132,9 @@ def parse(words: Sequence[str], program: str = PROGRAM) -> tuple[Request, str | 
     found = parser(program).parse_args(words)
     if found.model and found.model_option:
         raise UsageMistake(f"two models: {clip(found.model)} and {clip(found.model_option)}")
-    if found.output is not None and not found.output.isidentifier():
+    if found.output is not None and (
+        not found.output.isidentifier() or keyword.iskeyword(found.output)
+    ):
         raise InvalidValue("-o", found.output, "a variable's name")
     views = tuple(dict.fromkeys(found.views or ()))
     if not views and found.explain is None:

@@ -6,6 +6,7 @@ from IPython.core.completer import (
     SimpleMatcherResult,
     context_matcher,
 )
+from IPython.core.getipython import get_ipython
 
 from llmsim_magic.catalog import models
 from llmsim_magic.notebook.arguments import VALUES, parser
@@ -32,10 +33,40 @@ def complete(context: CompletionContext) -> SimpleMatcherResult:
 
 
 def _candidates(token: str, previous: str) -> list[str]:
+    option, equals, value = token.partition("=")
+    if equals:
+        return [f"{option}={known}" for known in VALUES.get(option, ()) if known.startswith(value)]
     if previous in VALUES:
         return [value for value in VALUES[previous] if value.startswith(token)]
     if token.startswith("-"):
-        options = (option for action in parser()._actions for option in action.option_strings)
-        return sorted(option for option in options if option.startswith(token))
+        return sorted(name for name in _options() if name.startswith(token))
+    if _options().get(previous, False):
+        return []
     lowered = token.lower()
-    return [name for name in models.entries() if lowered in name.lower()]
+    known = [name for name in models.entries() if lowered in name.lower()]
+    return [name for name in _variables() if name.startswith(token)] + known
+
+
+def _options() -> dict[str, bool]:
+    """Every option, and whether a value follows it."""
+    return {
+        name: action.nargs != 0 and name != "--model"
+        for action in parser()._actions
+        for name in action.option_strings
+    }
+
+
+def _variables() -> list[str]:
+    """The user's variables that hold a model or a config."""
+    shell = get_ipython()
+    names = shell.user_ns if shell is not None else {}
+    return [name for name, value in names.items() if not name.startswith("_") and is_model(value)]
+
+
+def is_model(value: object) -> bool:
+    """Whether a value is a module or a config, told without importing torch."""
+    names = {f"{base.__module__}.{base.__qualname__}" for base in type(value).__mro__}
+    config = "transformers.configuration_utils.PreTrainedConfig"
+    return bool(names & {"torch.nn.modules.module.Module", config}) or (
+        hasattr(value, "to_dict") and hasattr(value, "model_type")
+    )

@@ -1,7 +1,7 @@
 """The line magic `%llmsim`: parse, ask, display."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
@@ -10,7 +10,7 @@ from IPython.display import display
 
 from llmsim_magic.catalog import models
 from llmsim_magic.notebook.arguments import Help, parse_line, parser
-from llmsim_magic.notebook.completion import complete
+from llmsim_magic.notebook.completion import complete, is_model
 from llmsim_magic.notebook.progress import Notice
 from llmsim_magic.records.errors import LlmsimError, clip
 from llmsim_magic.simulate.request import Request
@@ -67,7 +67,7 @@ class LlmsimMagics(Magics):
         value = self.shell.user_ns.get(name) if name.isidentifier() else None
         if value is None:
             return request
-        if _is_model(value) or isinstance(value, str):
+        if is_model(value) or isinstance(value, str):
             return replace(request, model=value)
         if models.find(name) is not None:
             return request
@@ -75,12 +75,6 @@ class LlmsimMagics(Magics):
             f"model: the variable {clip(name)} holds a value of type {type(value).__name__}, "
             "not a model, a config or a name"
         )
-
-
-def _is_model(value: Any) -> bool:
-    """Whether a value is a module or a config, told without importing torch."""
-    names = {f"{base.__module__}.{base.__qualname__}" for base in type(value).__mro__}
-    return "torch.nn.modules.module.Module" in names or hasattr(value, "model_type")
 
 
 def register(shell: InteractiveShell) -> None:

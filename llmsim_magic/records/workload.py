@@ -6,9 +6,7 @@ from itertools import product
 from llmsim_magic.records.errors import InvalidValue, one_of
 
 PHASES = ("prefill", "decode")
-DTYPES = {
-    "float32": 4, "float16": 2, "bfloat16": 2,
-}  # fmt: skip
+DTYPES = ("float32", "float16", "bfloat16")
 DTYPE_ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 ATTENTIONS = ("sdpa", "eager")
 DEFAULT_CONTEXT = 128
@@ -49,9 +47,10 @@ def whole_number(name: str, value: object) -> int:
     return value
 
 
-def dtype_name(given: str) -> str:
-    """The full name of a dtype: `bf16` is `bfloat16`."""
-    name = DTYPE_ALIASES.get(given, given).removeprefix("torch.")
+def dtype_name(given: object) -> str:
+    """The full name of a dtype: `bf16` is `bfloat16`, and so is `torch.bfloat16`."""
+    word = str(given).removeprefix("torch.")
+    name = DTYPE_ALIASES.get(word, word)
     if name not in DTYPES:
         raise InvalidValue("dtype", given, one_of(DTYPES))
     return name

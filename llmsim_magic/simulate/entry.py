@@ -1,7 +1,7 @@
 """trace(), sweep() and answer(): run the workloads asked for, and report."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmsim_magic.records.errors import InvalidValue, NoDecode
 from llmsim_magic.records.trace import Trace
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SWEEP_BATCHES = (1, 16)
 SWEEP_CONTEXTS = (1, DEFAULT_CONTEXT)
+Value = TypeVar("Value", int, str)
 
 
 def trace(
@@ -50,19 +51,21 @@ def trace(
     wanted = Workload(phase, batch, DEFAULT_CONTEXT if context is None else context)
     weightless = load(model, build, progress)
     if inputs is not None:
+        if (phase, batch, context) != ("prefill", 1, None):
+            raise InvalidValue("inputs", "with phase, batch or context", "given together with them")
         return _on_given(weightless, inputs)
     _needs_config(weightless)
     workload = _fitted(weightless, wanted, shorten=context is None)
     progress(f"tracing {workload}")
-    return _report(_run(weightless, workload))
+    return Report(_run(weightless, workload))
 
 
 def sweep(
     model: Any,
     *,
-    batch: Iterable[int] = SWEEP_BATCHES,
-    context: Iterable[int] | None = None,
-    phase: Iterable[str] = PHASES,
+    batch: int | Iterable[int] = SWEEP_BATCHES,
+    context: int | Iterable[int] | None = None,
+    phase: str | Iterable[str] = PHASES,
     dtype: str | None = None,
     attn: str | None = None,
     base: bool = False,
@@ -80,8 +83,8 @@ def sweep(
     [['prefill', 156330098688], ['decode', 1221558272]]
     """
     build = Build(base, attn, dtype, trust_remote_code, refresh)
-    contexts = () if context is None else tuple(context)
-    request = Request(model, ("multi-config",), tuple(phase), tuple(batch), contexts, build)
+    contexts = () if context is None else _several(context)
+    request = Request(model, ("multi-config",), _several(phase), _several(batch), contexts, build)
     return _sweep(load(model, build, progress), request, progress)
 
 
@@ -90,24 +93,16 @@ def answer(request: Request, progress: Progress = silent) -> Report:
     if request.csv is not None:
         writable(request.csv)
     weightless = load(request.model, request.build, progress)
-    _needs_config(weightless)
     many = "multi-config" in request.views
     several = max(map(len, (request.phases, request.batches, request.contexts))) > 1
-    if many or several:
-        found = _sweep(weightless, request, progress)
-        views = request.views if many else (*request.views, "multi-config")
-        traces = {trace.workload: trace for trace in found.traces}
-        main = traces.get(Workload(), found.traces[0])
-        report = _report(main, views, found, request)
-    else:
-        (wanted,) = grid(
-            request.phases or ("prefill",),
-            request.batches or (1,),
-            request.contexts or (DEFAULT_CONTEXT,),
-        )
-        workload = _fitted(weightless, wanted, shorten=not request.contexts)
-        progress(f"tracing {workload}")
-        report = _report(_run(weightless, workload), request.views, None, request)
+    found = _sweep(weightless, request, progress)
+    report = Report(
+        _main(found),
+        request.views if many or not several else (*request.views, "multi-config"),
+        found if many or several else None,
+        request.explained,
+        request.depth,
+    )
     if request.explained is not None:
         report.explain(request.explained)
     if request.csv is not None:
@@ -116,13 +111,22 @@ def answer(request: Request, progress: Progress = silent) -> Report:
     return report
 
 
+def _several(values: Value | Iterable[Value]) -> tuple[Value, ...]:
+    """One value or many, as many."""
+    if isinstance(values, Iterable) and not isinstance(values, str):
+        return tuple(values)
+    return (values,)
+
+
 def _sweep(weightless: "Weightless", request: Request, progress: Progress) -> Sweep:
     _needs_config(weightless)
-    phases = request.phases or PHASES
-    batches = request.batches or SWEEP_BATCHES
+    many = "multi-config" in request.views
+    phases = request.phases or (PHASES if many else PHASES[:1])
+    batches = request.batches or (SWEEP_BATCHES if many else SWEEP_BATCHES[:1])
+    contexts = request.contexts or (SWEEP_CONTEXTS if many else SWEEP_CONTEXTS[1:])
     workloads = dict.fromkeys(
         _fitted(weightless, wanted, shorten=not request.contexts)
-        for wanted in grid(phases, batches, request.contexts or SWEEP_CONTEXTS)
+        for wanted in grid(phases, batches, contexts)
     )
     notes: dict[str, None] = {}
     traces: list[Trace] = []
@@ -143,20 +147,15 @@ def _sweep(weightless: "Weightless", request: Request, progress: Progress) -> Sw
     return Sweep(tuple(traces), tuple(notes))
 
 
-def _report(
-    trace: Trace,
-    views: tuple[str, ...] = ("summary",),
-    found: Sweep | None = None,
-    request: Request | None = None,
-) -> Report:
-    return Report(
-        trace,
-        views,
-        found,
-        explained=request.explained if request else None,
-        depth=request.depth if request else None,
-        notes=trace.notes,
-    )
+def _main(found: Sweep) -> Trace:
+    """The workload that single views show: the first phase and batch, the longest context."""
+    first = found.traces[0].workload
+    alike = [
+        trace
+        for trace in found.traces
+        if (trace.workload.phase, trace.workload.batch) == (first.phase, first.batch)
+    ]
+    return max(alike, key=lambda trace: trace.workload.context)
 
 
 def _run(weightless: "Weightless", workload: Workload) -> Trace:
@@ -175,13 +174,15 @@ def _on_given(weightless: "Weightless", inputs: Any) -> Report:
     from llmsim_magic.capture.run import run_given
 
     if isinstance(inputs, Mapping):
-        return _report(run_given(weightless, (), inputs))
+        return Report(run_given(weightless, (), inputs))
     args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    return _report(run_given(weightless, args, {}))
+    return Report(run_given(weightless, args, {}))
 
 
 def _needs_config(weightless: "Weightless") -> None:
-    if not hasattr(getattr(weightless.module, "config", None), "get_text_config"):
+    from llmsim_magic.capture.inputs import is_huggingface
+
+    if not is_huggingface(weightless.module):
         raise InvalidValue(
             "model",
             weightless.info.class_name,

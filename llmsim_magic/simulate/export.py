@@ -3,11 +3,13 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.views.drawing import Graph
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def writable(folder: str | Path) -> Path:
@@ -27,7 +29,7 @@ def writable(folder: str | Path) -> Path:
 
 
 def write_all(
-    folder: str | Path, tables: Mapping[str, pd.DataFrame], graphs: Mapping[str, Graph]
+    folder: str | Path, tables: "Mapping[str, pd.DataFrame]", graphs: Mapping[str, Graph]
 ) -> list[Path]:
     """Each table as `NAME.csv` and each graph as `NAME.svg`; returns what was written."""
     path = writable(folder)

@@ -23,24 +23,23 @@ def silent(message: str) -> None:
 def load(model: Any, build: Build, progress: Progress = silent) -> "Weightless":
     """A weightless model from a hub id, a path, a config or a live module.
 
-    Raises `UnknownModel` or `CannotTrace`, and `InvalidValue` for what is no model at all.
+    Raises `UnknownModel` or `CannotTrace`, and `InvalidValue` for what is no model at all or an
+    option that a live module cannot take.
     """
-    if isinstance(model, str):
-        facts = facts_of(model, refresh=build.refresh)
-        progress("importing torch and transformers")
-        _import_torch()
+    facts = facts_of(model, refresh=build.refresh) if isinstance(model, str) else None
+    progress("importing torch and transformers")
+    _require_torch()
+    from llmsim_magic.capture.weightless import copy_of, from_config, is_module
+
+    if facts is not None:
         progress(f"building {facts.name} without weights")
-        return _from_facts(json.dumps(facts.keys), facts.name, facts.origin, build)
-    torch = _import_torch()
-    if isinstance(model, torch.nn.Module):
-        from llmsim_magic.capture.weightless import copy_of
-
-        progress(f"copying {type(model).__name__} without its weights")
-        return copy_of(model, getattr(model, "name_or_path", "") or type(model).__name__)
+        return _from_facts(json.dumps(facts.keys), facts.name, facts.origin, facts.where, build)
+    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    if is_module(model):
+        _as_it_is(build)
+        progress(f"copying {name} without its weights")
+        return copy_of(model, name)
     if hasattr(model, "to_dict") and hasattr(model, "model_type"):
-        from llmsim_magic.capture.weightless import from_config
-
-        name = getattr(model, "name_or_path", "") or type(model).__name__
         progress(f"building {name} without weights")
         return from_config(Source(name, model, "config object"), **_options(build))
     raise InvalidValue(
@@ -49,11 +48,11 @@ def load(model: Any, build: Build, progress: Progress = silent) -> "Weightless":
 
 
 @lru_cache(maxsize=4)
-def _from_facts(keys: str, name: str, origin: str, build: Build) -> "Weightless":
+def _from_facts(keys: str, name: str, origin: str, where: str, build: Build) -> "Weightless":
     from llmsim_magic.capture.weightless import from_config
 
     source = source_of(
-        Facts(name, json.loads(keys), origin), trust_remote_code=build.trust_remote_code
+        Facts(name, json.loads(keys), origin, where), trust_remote_code=build.trust_remote_code
     )
     return from_config(source, **_options(build))
 
@@ -67,13 +66,24 @@ def _options(build: Build) -> dict[str, Any]:
     }
 
 
-def _import_torch() -> Any:
-    """torch, or one line on how to get its small CPU build."""
-    try:
-        importlib.import_module("transformers")
-        return importlib.import_module("torch")
-    except ImportError as error:
-        raise CannotTrace(
-            f"{error.name} is not installed: pip install torch --index-url "
-            "https://download.pytorch.org/whl/cpu && pip install transformers"
-        ) from error
+def _as_it_is(build: Build) -> None:
+    """A live module is built already: its head, attention and dtype are its own."""
+    for option in ("base", "attn", "dtype"):
+        if value := getattr(build, option):
+            raise InvalidValue(
+                option,
+                value,
+                "an option for a live module, which is traced as it is: name a config",
+            )
+
+
+def _require_torch() -> None:
+    """Say how to get torch's small CPU build where it is missing."""
+    for package in ("torch", "transformers"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise CannotTrace(
+                f"{error.name} is not installed: pip install torch --index-url "
+                "https://download.pytorch.org/whl/cpu && pip install transformers"
+            ) from error

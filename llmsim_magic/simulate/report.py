@@ -1,18 +1,21 @@
 """What a question is answered with: tables, graphs and prose over one record."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from llmsim_magic.records.trace import Trace
+from llmsim_magic.records.workload import whole_number
 from llmsim_magic.simulate.export import write_all
 from llmsim_magic.views import graphs, tables
 from llmsim_magic.views.drawing import Graph
 from llmsim_magic.views.page import Section, as_html, as_text
 from llmsim_magic.views.prose import Prose, explain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,17 @@ class Sweep:
     notes: tuple[str, ...] = ()
 
     @cached_property
-    def ops(self) -> pd.DataFrame:
+    def ops(self) -> "pd.DataFrame":
         """Long: one row per operator and workload."""
         return tables.long_table(self.traces)
 
     @cached_property
-    def shapes(self) -> pd.DataFrame:
+    def shapes(self) -> "pd.DataFrame":
         """Wide: one row per operator, a column of shapes per workload."""
         return tables.shapes_table(self.traces)
 
     @cached_property
-    def totals(self) -> pd.DataFrame:
+    def totals(self) -> "pd.DataFrame":
         """One row per workload: work, traffic and cache of the whole pass."""
         return tables.totals_table(self.traces)
 
@@ -65,51 +68,50 @@ class Report:
     sweep: Sweep | None = None
     explained: str | None = None
     depth: int | None = None
-    notes: tuple[str, ...] = field(default=())
 
     @cached_property
-    def ops(self) -> pd.DataFrame:
+    def ops(self) -> "pd.DataFrame":
         """One row per operator call, in execution order."""
         return tables.ops_table(self.trace)
 
     @cached_property
-    def modules(self) -> pd.DataFrame:
+    def modules(self) -> "pd.DataFrame":
         """One row per module, containers included."""
         return tables.modules_table(self.trace)
 
     @cached_property
-    def edges(self) -> pd.DataFrame:
+    def edges(self) -> "pd.DataFrame":
         """One row per tensor that flows between two operators."""
         return tables.edges_table(self.trace)
 
     @cached_property
-    def kernels(self) -> pd.DataFrame:
+    def kernels(self) -> "pd.DataFrame":
         """One row per ATen op."""
         return tables.kernels_table(self.trace)
 
     @cached_property
-    def summary(self) -> pd.DataFrame:
+    def summary(self) -> "pd.DataFrame":
         """One row per quantity."""
         return tables.summary_table(self.trace)
 
     @cached_property
-    def topological(self) -> pd.DataFrame:
+    def topological(self) -> "pd.DataFrame":
         """Operators in execution order with what each waits for."""
         return tables.topological_table(self.trace)
 
     @cached_property
-    def shapes(self) -> pd.DataFrame:
+    def shapes(self) -> "pd.DataFrame":
         """One row per operator, a column per workload."""
         traces = self.sweep.traces if self.sweep else (self.trace,)
         return tables.shapes_table(traces)
 
     def dependency_graph(self, depth: int | None = None) -> Graph:
         """Modules as nested boxes with the dataflow between them, opened `depth` deep."""
-        return graphs.dependency_graph(self.trace, depth or self.depth)
+        return graphs.dependency_graph(self.trace, self._depth(depth))
 
     def topological_graph(self, depth: int | None = None) -> Graph:
         """Operators in execution order, each below what it waits for."""
-        return graphs.topological_graph(self.trace, depth or self.depth)
+        return graphs.topological_graph(self.trace, self._depth(depth))
 
     def explain(self, path: str) -> Prose:
         """The arithmetic behind the FLOPs and bytes of the module at `path`.
@@ -121,14 +123,14 @@ class Report:
     @property
     def graphs(self) -> Mapping[str, str]:
         """The graphs shown, as SVG: `deps`, `topological`."""
-        return {name: graph.svg for name, graph in self._graphs().items()}
+        return {name: graph.svg for name, graph in self._graphs.items()}
 
     def to_csv(self, folder: str | Path) -> list[Path]:
         """Write every table that the report shows as CSV, and its graphs as SVG.
 
         Raises `InvalidValue` where the folder cannot be written.
         """
-        return write_all(folder, self._tables(), self._graphs())
+        return write_all(folder, self._tables(), self._graphs)
 
     def sections(self) -> Iterator[Section]:
         """The report as it is shown, view by view."""
@@ -146,10 +148,10 @@ class Report:
                 self.edges,
                 "Each row is a tensor one operator hands another.",
             )
-            yield Section(f"Dependencies of {title}", self._graphs()["deps"])
+            yield Section(f"Dependencies of {title}", self._graphs["deps"])
         if "topological" in self.views:
             yield Section(f"Execution order of {title}", self.topological)
-            yield Section(f"Topology of {title}", self._graphs()["topological"])
+            yield Section(f"Topology of {title}", self._graphs["topological"])
         if "multi-config" in self.views and self.sweep:
             yield from self.sweep.sections()
         if self.explained is not None:
@@ -159,9 +161,12 @@ class Report:
 
     def remarks(self) -> tuple[str, ...]:
         beside = self.sweep.notes if self.sweep else ()
-        return tuple(dict.fromkeys((*self.notes, *beside)))
+        return tuple(dict.fromkeys((*self.trace.notes, *beside)))
 
-    def _tables(self) -> dict[str, pd.DataFrame]:
+    def _depth(self, depth: int | None) -> int | None:
+        return self.depth if depth is None else whole_number("depth", depth)
+
+    def _tables(self) -> "dict[str, pd.DataFrame]":
         wanted: dict[str, pd.DataFrame] = {}
         if "summary" in self.views:
             wanted["summary"] = self.summary
@@ -179,6 +184,7 @@ class Report:
             }
         return wanted
 
+    @cached_property
     def _graphs(self) -> dict[str, Graph]:
         wanted = {}
         if "deps" in self.views:

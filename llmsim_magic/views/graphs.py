@@ -87,7 +87,7 @@ class _Drawn:
         self.stands_for: list[int] = []
         self.closed: dict[int, str] = {}
         for twin in folded(trace):
-            closed = _closed(trace.operators[twin].path, depth)
+            closed = self._closed(trace.operators[twin].path, depth)
             if closed is None:
                 self.stands_for.append(twin)
             else:
@@ -101,6 +101,15 @@ class _Drawn:
             for order in self.nodes
             if (layer := self._layer(self.owner(order))) is not None
         }
+
+    def _closed(self, path: str, depth: int | None) -> str | None:
+        """The module that hides this one when modules are opened `depth` deep; never a list."""
+        parts = path.split(".") if path else []
+        if depth is None or len(parts) <= depth:
+            return None
+        module = ".".join(parts[:depth])
+        is_list = module in self._modules and self._modules[module].is_list
+        return self._closed(path, depth + 1) if is_list else module
 
     def owner(self, order: int) -> str:
         """The module whose box a node stands in."""
@@ -132,11 +141,12 @@ class _Drawn:
 
     def tooltip(self, order: int) -> str:
         operator, cost = self.trace.operators[order], self.costs[order]
+        flops = "unknown" if cost.flops is None else units.scaled(cost.flops)
         return (
             f"#{order} {operator.path} {operator.op}\n"
             f"in {units.shapes(self.trace.shapes(operator.inputs))}\n"
             f"out {units.shapes(self.trace.shapes(operator.outputs))}\n"
-            f"{units.scaled(cost.flops or 0)} FLOPs, {units.nbytes(cost.bytes_read)} read, "
+            f"{flops} FLOPs, {units.nbytes(cost.bytes_read)} read, "
             f"{units.nbytes(cost.bytes_written)} written\n{operator.source or ''}"
         )
 
@@ -244,12 +254,6 @@ def _boxes(path: str) -> list[str]:
         for depth, box in enumerate(paths)
         if depth + 1 == len(parts) or not parts[depth + 1].isdigit()
     ]
-
-
-def _closed(path: str, depth: int | None) -> str | None:
-    """The module that hides this one when modules are opened `depth` deep."""
-    parts = path.split(".") if path else []
-    return ".".join(parts[:depth]) if depth is not None and len(parts) > depth else None
 
 
 def _name(path: str) -> str:

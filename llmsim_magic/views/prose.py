@@ -57,11 +57,14 @@ def _container(trace: Trace, path: str, orders: list[int]) -> str:
     each = [costs(trace)[order] for order in sorted(orders)]
     module = next(module for module in trace.modules if module.path == path)
     flops = [cost.flops or 0 for cost in each]
+    unknown = sum(cost.flops is None for cost in each)
     terms = " + ".join(units.scaled(number) for number in flops if number)
     lines = [
         f"{path or trace.model.class_name}: {module.type}, {len(orders)} operators, "
         f"orders {min(orders)} to {max(orders)}",
-        f"FLOPs: {units.count(sum(flops))}" + (f" = {terms}" if 1 < terms.count("+") < 12 else ""),
+        f"FLOPs: {units.count(sum(flops))}"
+        + (f" = {terms}" if 1 <= terms.count("+") < 12 else "")
+        + (f", and {unknown} operators that have no formula" if unknown else ""),
         f"bytes read: {units.count(sum(cost.bytes_read for cost in each))}, "
         f"written: {units.count(sum(cost.bytes_written for cost in each))}",
     ]

@@ -7,10 +7,12 @@ import threading
 from functools import cache
 from typing import Any
 
+from llmsim_magic.records.errors import LlmsimError
+
 LIMIT_S = 30.0
 
 
-class CannotDraw(Exception):
+class CannotDraw(LlmsimError):
     """No way to lay the graph out; the message says what to install or to change."""
 
 
@@ -25,6 +27,9 @@ def render(dot: str, fmt: str = "svg") -> bytes:
             return _by_wasm(dot)
         except ImportError:
             pass
+        except CannotDraw:
+            if shutil.which("dot") is None:
+                raise
     return _by_program(dot, fmt)
 
 
@@ -34,13 +39,20 @@ def _by_wasm(dot: str) -> bytes:
 
     backend = _backend()
     backend._session.store.set_epoch_deadline(1)
-    timer = threading.Timer(LIMIT_S, backend._engine.increment_epoch)
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        backend._engine.increment_epoch()
+
+    timer = threading.Timer(LIMIT_S, stop)
     timer.start()
     try:
         return bytes(backend.render(dot, format="svg"))
     except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
         backend._session = backend._create_session()
-        raise CannotDraw(f"the graph could not be laid out within {LIMIT_S:g} s") from error
+        why = f"within {LIMIT_S:g} s" if stopped.is_set() else f"({error})"
+        raise CannotDraw(f"the graph could not be laid out {why}") from error
     finally:
         timer.cancel()
 

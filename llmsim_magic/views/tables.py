@@ -14,6 +14,7 @@ from llmsim_magic.records.trace import Parameter, Scalar, Trace
 from llmsim_magic.records.workload import Workload
 from llmsim_magic.views import units
 
+_LARGEST = 2**63 - 1
 _FEATURES = ("in_features", "out_features", "num_embeddings", "embedding_dim")
 
 
@@ -66,7 +67,8 @@ def modules_table(trace: Trace) -> pd.DataFrame:
     first: dict[str, int] = {}
     for order, (operator, cost) in enumerate(zip(trace.operators, costs(trace), strict=True)):
         for path in _ancestors(operator.path):
-            flops[path] = flops.get(path, 0) + (cost.flops or 0)
+            if cost.flops is not None:
+                flops[path] = flops.get(path, 0) + cost.flops
             first.setdefault(path, order)
     children: dict[str, int] = {}
     for module in trace.modules:
@@ -91,7 +93,7 @@ def modules_table(trace: Trace) -> pd.DataFrame:
         "weight_shapes": [[p.shape for p in parameters] for parameters in mine],
         "input_shapes": [trace.shapes(module.inputs) for module in modules],
         "output_shapes": [trace.shapes(module.outputs) for module in modules],
-        "flops": [flops.get(module.path, 0) for module in modules],
+        "flops": _integers(flops.get(m.path) if m.path in first else 0 for m in modules),
         "order_first": _integers(first.get(module.path) for module in modules),
     }
     for feature in _FEATURES:
@@ -257,8 +259,7 @@ def shapes_table(traces: Sequence[Trace]) -> pd.DataFrame:
                 f"{units.shapes(trace.shapes(operator.outputs))}"
             )
     labels = [workload_label(trace.workload) for trace in traces]
-    paths, names, calls = zip(*cells, strict=True)
-    table = pd.DataFrame({"path": paths, "op": names, "call": calls})
+    table = pd.DataFrame(list(cells), columns=["path", "op", "call"])
     for label in labels:
         table[label] = pd.Series(_texts(row.get(label) for row in cells.values()))
     table["changes"] = [len({row.get(label) for label in labels}) > 1 for row in cells.values()]
@@ -278,8 +279,12 @@ def _called(trace: Trace, order: int) -> str:
     return operator.path if operator.kind == "module" else f"{operator.path}:{operator.op}"
 
 
-def _integers(values: Iterable[int | None]) -> "pd.arrays.IntegerArray":
-    return pd.array([pd.NA if value is None else value for value in values], dtype="Int64")
+def _integers(values: Iterable[int | None]) -> "pd.api.extensions.ExtensionArray":
+    """Whole numbers with NA; exact Python ones where 64 bits do not hold them."""
+    numbers = list(values)
+    fits = all(number is None or number <= _LARGEST for number in numbers)
+    known = [pd.NA if number is None else number for number in numbers]
+    return pd.array(known, dtype="Int64" if fits else "object")
 
 
 def _size(attributes: dict[str, Scalar], name: str) -> int | None:
