@@ -3,7 +3,7 @@
 import sys
 
 from llmsim_magic.notebook.arguments import Help, parse, parser
-from llmsim_magic.records.errors import InvalidValue, LlmsimError
+from llmsim_magic.records.errors import LlmsimError
 
 PROGRAM = "python -m llmsim_magic"
 
@@ -11,9 +11,7 @@ PROGRAM = "python -m llmsim_magic"
 def main(words: list[str] | None = None) -> int:
     """Answer one request; 2 after a mistake, which is told in one line."""
     try:
-        request, output = parse(sys.argv[1:] if words is None else words, PROGRAM)
-        if output is not None:
-            raise InvalidValue("-o", output, "for a terminal: it names a notebook's variable")
+        request, _ = parse(sys.argv[1:] if words is None else words, PROGRAM)
         if request.model is None:
             print(parser(PROGRAM).format_help())
             return 0
@@ -22,6 +20,8 @@ def main(words: list[str] | None = None) -> int:
         report = answer(request, _say)
         _say("")
         print(report)
+        if request.csv is not None:
+            print(f"\nThe tables and graphs shown are in {request.csv}.")
     except Help as help_text:
         print(help_text)
     except LlmsimError as error:

@@ -8,11 +8,11 @@ import llmsim_magic as llmsim
 from llmsim_magic.records.errors import InvalidValue
 
 MODELS = ["Qwen/Qwen3-0.6B", "gpt2", "google/vit-base-patch16-224", "mistralai/Mixtral-8x7B-v0.1"]
-PRODUCT = re.compile(r"((?:[\d,]+ × )+[\d,]+) = ([\d,]+)")
+PRODUCT = re.compile(r"((?:[\d,]+ × )+(?:[\d,]+|\(\d+ \+ \d+\))) = ([\d,]+)")
 
 
 def _number(text: str) -> int:
-    return int(text.replace(",", ""))
+    return sum(int(term) for term in text.strip("()").replace(",", "").split(" + "))
 
 
 @pytest.mark.parametrize("name", MODELS)

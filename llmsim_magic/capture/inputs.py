@@ -30,6 +30,7 @@ def prefill_inputs(model: HuggingFaceModel, workload: Workload) -> Inputs:
     inputs = _encoder_inputs(model, workload.batch, workload.context)
     if _is_encoder_decoder(model):
         inputs.keywords["decoder_input_ids"] = _tokens(workload.batch, 1)
+        inputs.notes.append("prefill: the encoder reads its input, the decoder its first token")
     return inputs
 
 

@@ -146,7 +146,8 @@ def _from_cache(name: str) -> Path | None:
 def _from_hub(name: str) -> dict[str, Any]:
     """One request for the config, without retries."""
     hub = importlib.import_module("huggingface_hub")
-    if hub.constants.HF_HUB_OFFLINE:
+    constants = importlib.import_module("huggingface_hub.constants")
+    if constants.HF_HUB_OFFLINE:
         raise _unknown(name, "is not in the catalogue or the local cache, and the hub is off")
     try:
         url = hub.hf_hub_url(name, "config.json")

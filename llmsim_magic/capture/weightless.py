@@ -120,6 +120,7 @@ def copy_of(module: torch.nn.Module, name: str) -> Weightless:
     Hooks are left out of the copy, so that none of the user's runs, but those by which torch
     itself computes a weight. Raises `CannotTrace` for a module that cannot be copied.
     """
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
     memo: dict[int, Any] = {}
     dropped = 0
     for part in module.modules():

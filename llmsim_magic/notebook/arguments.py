@@ -56,7 +56,7 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     made = _Parser(
         program,
         description="What a HuggingFace model does when it runs: no weights, no network.",
-        epilog=EXAMPLES.replace(PROGRAM, program),
+        epilog=_examples(program),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,
@@ -81,7 +81,11 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     work.add_argument("--context", type=_numbers("context"), default=(), metavar="N[,N]",
                       help="tokens read, or already in the cache (128)")  # fmt: skip
     build = made.add_argument_group("model")
-    build.add_argument("--dtype", metavar="DTYPE", help=f"{', '.join(DTYPES)} (the config's)")
+    build.add_argument(
+        "--dtype",
+        metavar="DTYPE",
+        help="bfloat16, float16, float32, or bf16, fp16, fp32 (the config's)",
+    )
     build.add_argument(
         "--base", action="store_true", help="without the head, as AutoModel builds it"
     )
@@ -91,9 +95,19 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     build.add_argument("--refresh", action="store_true", help="ask the hub before the catalogue")
     result = made.add_argument_group("result")
     result.add_argument("--csv", metavar="DIR", help="write the tables and graphs shown")
-    result.add_argument("-o", dest="output", metavar="NAME", help="keep the report as a variable")
+    if program == PROGRAM:
+        result.add_argument(
+            "-o", dest="output", metavar="NAME", help="keep the report as a variable"
+        )
     made.add_argument("--help", "-h", nargs=0, action=_Help, help="this text")
     return made
+
+
+def _examples(program: str) -> str:
+    """Those that a front door can run: a variable exists in a notebook alone."""
+    lines = EXAMPLES.splitlines()
+    fit = [line for line in lines if program == PROGRAM or not line.startswith("  r =")]
+    return "\n".join(fit).replace(PROGRAM, program)
 
 
 _VIEW_HELP = (
@@ -132,10 +146,9 @@ def parse(words: Sequence[str], program: str = PROGRAM) -> tuple[Request, str | 
     found = parser(program).parse_args(words)
     if found.model and found.model_option:
         raise UsageMistake(f"two models: {clip(found.model)} and {clip(found.model_option)}")
-    if found.output is not None and (
-        not found.output.isidentifier() or keyword.iskeyword(found.output)
-    ):
-        raise InvalidValue("-o", found.output, "a variable's name")
+    output = getattr(found, "output", None)
+    if output is not None and (not output.isidentifier() or keyword.iskeyword(output)):
+        raise InvalidValue("-o", output, "a variable's name")
     views = tuple(dict.fromkeys(found.views or ()))
     if not views and found.explain is None:
         views = ("summary",)
@@ -151,7 +164,7 @@ def parse(words: Sequence[str], program: str = PROGRAM) -> tuple[Request, str | 
         found.depth,
         found.csv,
     )
-    return request, found.output
+    return request, output
 
 
 def _number(name: str) -> Callable[[str], int]:

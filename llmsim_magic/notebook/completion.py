@@ -67,6 +67,4 @@ def is_model(value: object) -> bool:
     """Whether a value is a module or a config, told without importing torch."""
     names = {f"{base.__module__}.{base.__qualname__}" for base in type(value).__mro__}
     config = "transformers.configuration_utils.PreTrainedConfig"
-    return bool(names & {"torch.nn.modules.module.Module", config}) or (
-        hasattr(value, "to_dict") and hasattr(value, "model_type")
-    )
+    return bool(names & {"torch.nn.modules.module.Module", config})

@@ -50,6 +50,8 @@ class LlmsimMagics(Magics):
             self.shell.user_ns[parsed.output] = report
         if not parsed.quiet:
             self.show(report)
+        if request.csv is not None:
+            print(f"The tables and graphs shown are in {request.csv}.")
         self._shown = (id(report), self.shell.execution_count)
         return report
 
@@ -64,9 +66,12 @@ class LlmsimMagics(Magics):
         name = request.model
         if name is None:
             return None
-        value = self.shell.user_ns.get(name) if name.isidentifier() else None
-        if value is None:
+        first, *attributes = name.split(".")
+        if first not in self.shell.user_ns:
             return request
+        value = self.shell.user_ns[first]
+        for attribute in attributes:
+            value = getattr(value, attribute, None)
         if is_model(value) or isinstance(value, str):
             return replace(request, model=value)
         if models.find(name) is not None:

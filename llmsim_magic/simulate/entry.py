@@ -113,9 +113,12 @@ def answer(request: Request, progress: Progress = silent) -> Report:
 
 def _several(values: Value | Iterable[Value]) -> tuple[Value, ...]:
     """One value or many, as many."""
-    if isinstance(values, Iterable) and not isinstance(values, str):
-        return tuple(values)
-    return (values,)
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        return (values,)
+    many = tuple(values)
+    if not many:
+        raise InvalidValue("sweep", "()", "one value or several for each of phase, batch, context")
+    return many
 
 
 def _sweep(weightless: "Weightless", request: Request, progress: Progress) -> Sweep:

@@ -18,6 +18,8 @@ def writable(folder: str | Path) -> Path:
     Raises `InvalidValue` where it cannot be written.
     """
     path = Path(folder).expanduser()
+    if not str(folder):
+        raise InvalidValue("csv", "", "a folder's name")
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

@@ -46,7 +46,8 @@ class Sweep:
         yield Section(
             f"Shapes of {name} by workload (batch × context)",
             self.shapes,
-            "Input shapes → output shapes; bold sizes change with the workload.",
+            "Input shapes → output shapes, the sizes that change in bold; "
+            "call counts the repetitions of an operator at its path.",
         )
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
@@ -150,7 +151,11 @@ class Report:
             )
             yield Section(f"Dependencies of {title}", self._graphs["deps"])
         if "topological" in self.views:
-            yield Section(f"Execution order of {title}", self.topological)
+            yield Section(
+                f"Execution order of {title}",
+                self.topological,
+                "Rank: the longest chain of operators before it; equal ranks could run at once.",
+            )
             yield Section(f"Topology of {title}", self._graphs["topological"])
         if "multi-config" in self.views and self.sweep:
             yield from self.sweep.sections()

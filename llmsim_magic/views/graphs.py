@@ -87,7 +87,8 @@ class _Drawn:
         self.stands_for: list[int] = []
         self.closed: dict[int, str] = {}
         for twin in folded(trace):
-            closed = self._closed(trace.operators[twin].path, depth)
+            operator = trace.operators[twin]
+            closed = self._closed(operator.path, depth, operator.kind == "function")
             if closed is None:
                 self.stands_for.append(twin)
             else:
@@ -102,14 +103,17 @@ class _Drawn:
             if (layer := self._layer(self.owner(order))) is not None
         }
 
-    def _closed(self, path: str, depth: int | None) -> str | None:
-        """The module that hides this one when modules are opened `depth` deep; never a list."""
+    def _closed(self, path: str, depth: int | None, is_inside: bool) -> str | None:
+        """The module that hides an operator when modules are opened `depth` deep; never a list.
+
+        A function stands inside the module of its path, a module beside others in its parent.
+        """
         parts = path.split(".") if path else []
-        if depth is None or len(parts) <= depth:
+        if depth is None or len(parts) + is_inside <= depth:
             return None
         module = ".".join(parts[:depth])
         is_list = module in self._modules and self._modules[module].is_list
-        return self._closed(path, depth + 1) if is_list else module
+        return self._closed(path, depth + 1, is_inside) if is_list else module
 
     def owner(self, order: int) -> str:
         """The module whose box a node stands in."""

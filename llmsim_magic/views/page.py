@@ -60,7 +60,8 @@ def as_text(
         if section.remark:
             lines.append(section.remark)
         if isinstance(section.body, pd.DataFrame):
-            lines.append(_readable(section.body).to_string(max_rows=most_rows))
+            cut = most_rows is not None and len(section.body) > most_rows
+            lines.append(_readable(section.body).to_string(max_rows=most_rows, show_dimensions=cut))
         elif isinstance(section.body, Graph):
             lines.append(f"{section.body.title}: a picture; --csv DIR writes it as SVG")
         else:

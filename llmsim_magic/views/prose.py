@@ -34,7 +34,7 @@ def explain(trace: Trace, path: str) -> Prose:
     """
     paths = {module.path for module in trace.modules}
     if path not in paths:
-        close = difflib.get_close_matches(path, sorted(paths), n=3, cutoff=0.4)
+        close = difflib.get_close_matches(str(path), sorted(paths), n=3, cutoff=0.4)
         legal = ", ".join(close or sorted(filter(None, paths))[:3])
         raise InvalidValue(
             "explain", path, f"a module of {trace.model.class_name}, such as {legal}"
@@ -54,21 +54,33 @@ def explain(trace: Trace, path: str) -> Prose:
 
 
 def _container(trace: Trace, path: str, orders: list[int]) -> str:
-    each = [costs(trace)[order] for order in sorted(orders)]
+    """What a container costs, and which part of it each child has."""
     module = next(module for module in trace.modules if module.path == path)
-    flops = [cost.flops or 0 for cost in each]
-    unknown = sum(cost.flops is None for cost in each)
-    terms = " + ".join(units.scaled(number) for number in flops if number)
+    depth = path.count(".") + 1 if path else 0
+    parts: dict[str, list[int]] = {}
+    for order in sorted(orders):
+        operator = trace.operators[order]
+        inside = operator.path != path
+        part = operator.path.split(".")[depth] if inside else f"{operator.op} (function)"
+        parts.setdefault(part, []).append(order)
     lines = [
         f"{path or trace.model.class_name}: {module.type}, {len(orders)} operators, "
         f"orders {min(orders)} to {max(orders)}",
-        f"FLOPs: {units.count(sum(flops))}"
-        + (f" = {terms}" if 1 <= terms.count("+") < 12 else "")
-        + (f", and {unknown} operators that have no formula" if unknown else ""),
-        f"bytes read: {units.count(sum(cost.bytes_read for cost in each))}, "
-        f"written: {units.count(sum(cost.bytes_written for cost in each))}",
+        _costs_of(trace, orders),
     ]
+    lines += [f"  {part}: {_costs_of(trace, mine)}" for part, mine in parts.items()]
     return "\n".join(lines)
+
+
+def _costs_of(trace: Trace, orders: list[int]) -> str:
+    each = [costs(trace)[order] for order in orders]
+    unknown = sum(cost.flops is None for cost in each)
+    aside = f" (and {unknown} operators without a formula)" if unknown else ""
+    return (
+        f"FLOPs: {units.count(sum(cost.flops or 0 for cost in each))}{aside}, "
+        f"bytes read: {units.count(sum(cost.bytes_read for cost in each))}, "
+        f"written: {units.count(sum(cost.bytes_written for cost in each))}"
+    )
 
 
 def _operator(trace: Trace, order: int) -> str:
@@ -147,30 +159,33 @@ def _bytes(title: str, trace: Trace, accesses: tuple[Access, ...], total: int) -
         )
 
 
-def _matmul(shapes: Shapes) -> list[int]:
+Factor = int | tuple[int, int]
+
+
+def _matmul(shapes: Shapes) -> list[Factor]:
     """`[m, k] × [k, n]`: 2 · m · k · n."""
     one, other = shapes[-2:]
     return [2, *one, other[-1]]
 
 
-def _attention(shapes: Shapes) -> list[int]:
+def _attention(shapes: Shapes) -> list[Factor]:
     """Scores and their sum over values: 2 · batch · heads · queries · keys · (d_qk + d_v)."""
     query, key, value = shapes[:3]
-    return [2, *query[:-1], key[-2], query[-1] + value[-1]]
+    return [2, *query[:-1], key[-2], (query[-1], value[-1])]
 
 
-def _grouped(shapes: Shapes) -> list[int]:
+def _grouped(shapes: Shapes) -> list[Factor]:
     """Each row meets one expert's `[k, n]`: 2 · rows · k · n."""
     rows, weights = shapes[:2]
     return [2, *rows, weights[-1]]
 
 
-def _vector(shapes: Shapes) -> list[int]:
+def _vector(shapes: Shapes) -> list[Factor]:
     """`[m, k] × [k]`: 2 · m · k; `[k] · [k]`: 2 · k."""
     return [2, *shapes[0]]
 
 
-_DERIVATIONS: dict[str, Callable[[Shapes], list[int]]] = {
+_DERIVATIONS: dict[str, Callable[[Shapes], list[Factor]]] = {
     "mm": _matmul,
     "addmm": _matmul,
     "bmm": _matmul,
@@ -188,12 +203,14 @@ def _derived(trace: Trace, kernel: Kernel) -> str:
     shapes = trace.shapes(kernel.inputs)
     total = units.count(kernel.flops or 0)
     factors = derive(shapes) if derive else _convolution(trace, kernel)
-    if numel(tuple(factors)) != kernel.flops:
+    product = numel(tuple(sum(f) if isinstance(f, tuple) else f for f in factors))
+    if product != kernel.flops:
         return f"{units.shapes(shapes)}: {total}, by torch.utils.flop_counter"
-    return f"{units.shapes(shapes)}: {' × '.join(map(str, factors))} = {total}"
+    written = (f"({f[0]} + {f[1]})" if isinstance(f, tuple) else str(f) for f in factors)
+    return f"{units.shapes(shapes)}: {' × '.join(written)} = {total}"
 
 
-def _convolution(trace: Trace, kernel: Kernel) -> list[int]:
+def _convolution(trace: Trace, kernel: Kernel) -> list[Factor]:
     """Each output position meets the whole filter: 2 · batch · positions · filter elements."""
     inputs, outputs = trace.shapes(kernel.inputs), trace.shapes(kernel.outputs)
     if len(inputs) < 2 or not outputs:
