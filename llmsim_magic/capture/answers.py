@@ -9,12 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from llmsim_magic.capture.kernels import facts
+from llmsim_magic.capture.repeats import Repeats
 
 aten = torch.ops.aten
 
 
 class Answers(TorchDispatchMode):
-    """Answers the kernels that `meta` refuses; everything else runs as it is.
+    """Answers the kernels that `meta` refuses; everything else runs as it is, equal ones once.
 
     `guessed` counts the values that no one can know without weights and that were asked for.
     """
@@ -22,6 +23,7 @@ class Answers(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.guessed: Counter[str] = Counter()
+        self._repeats = Repeats()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -34,7 +36,7 @@ class Answers(TorchDispatchMode):
             if changed and not changed[0].is_meta:
                 return changed[0]
             args = tree_map(_to_meta, args)
-        return func(*args, **(kwargs or {}))
+        return self._repeats.run(func, args, dict(kwargs or {}))
 
     def notes(self) -> list[str]:
         """What was guessed, for the report."""

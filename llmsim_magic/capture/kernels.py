@@ -26,7 +26,8 @@ ATTENTION = "aten.scaled_dot_product_attention.default"
 class KernelFacts:
     """`mutable` names the arguments, by place or keyword, that the kernel writes.
 
-    A kernel that `allocates` makes a tensor and writes nothing.
+    A kernel that `allocates` makes a tensor and writes nothing; one that `aliases` may change or
+    hand on an argument.
     """
 
     name: str
@@ -34,6 +35,7 @@ class KernelFacts:
     pointwise: bool
     composite: bool
     allocates: bool
+    aliases: bool
 
 
 @lru_cache(maxsize=4096)
@@ -53,6 +55,7 @@ def facts(func: Any) -> KernelFacts:
         torch.Tag.pointwise in func.tags,
         composite,
         func._overloadpacket in _ALLOCATIONS,
+        any(part.alias_info is not None for part in (*schema.arguments, *schema.returns)),
     )
 
 

@@ -120,7 +120,9 @@ class _Drawn:
         operator = self.trace.operators[order]
         path = self.closed.get(order, operator.path)
         is_module = order in self.closed or operator.kind == "module"
-        return path.rpartition(".")[0] if is_module else path
+        box = path.rpartition(".")[0] if is_module else path
+        is_list = box in self._modules and self._modules[box].is_list
+        return box.rpartition(".")[0] if is_list else box
 
     def _layer(self, path: str) -> str | None:
         return next((box for box in _boxes(path) if box in self.counts), None)
@@ -200,7 +202,7 @@ def _digraph(trace: Trace, title: str, drawn: _Drawn) -> graphviz.Digraph:
         graph_attr={
             "label": _escape(caption), "labelloc": "t", "fontname": _FONT, "fontsize": "13",
             "rankdir": "TB", "bgcolor": "white", "nodesep": "0.25", "ranksep": "0.35",
-            "compound": "true", "style": "rounded", "color": "#8a8f98",
+            "pad": "0.3", "style": "rounded", "color": "#8a8f98",
         },
         node_attr={
             "shape": "box", "style": "filled,rounded", "fontname": _FONT, "fontsize": "10",
