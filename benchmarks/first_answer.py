@@ -66,6 +66,10 @@ def measure(body: str, runs: int) -> dict[str, float]:
     return {key: statistics.median(result[key] for result in results) for key in results[0]}
 
 
+def _s(seconds: float) -> str:
+    return f"{seconds:.2f} s"
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--runs", type=int, default=5)
@@ -75,11 +79,11 @@ def main() -> None:
         found = measure(IMPORTS + ANSWER.replace("{model}", model), runs)
         peak = f"{found['peak_gb']:.2f} GB"
         rows += [
-            ("`import torch, transformers` and the model's class", f"{found['imports']:.2f} s", ""),
-            (f"first `%llmsim {model} --ops` beyond that", f"{found['first']:.2f} s", ""),
-            ("a further workload, prefill", f"{found['further']:.2f} s", ""),
-            ("a further workload, decode", f"{found['decode']:.2f} s", ""),
-            ("`--multi-config`, eight workloads", f"{found['multi_config']:.2f} s", peak),
+            (f"`import torch, transformers` and the class of {model}", _s(found["imports"]), ""),
+            (f"first `%llmsim {model} --ops` beyond that", _s(found["first"]), ""),
+            ("… a further workload, prefill", _s(found["further"]), ""),
+            ("… a further workload, decode", _s(found["decode"]), ""),
+            ("… `--multi-config`, eight workloads", _s(found["multi_config"]), peak),
         ]
     print(f"Python {platform.python_version()}, {platform.machine()}\n")
     print("| what | time | peak memory |\n|---|---|---|")
