@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -29,7 +30,7 @@ def prefill_inputs(model: HuggingFaceModel, workload: Workload) -> Inputs:
     """
     inputs = _encoder_inputs(model, workload.batch, workload.context)
     if _is_encoder_decoder(model):
-        inputs.keywords["decoder_input_ids"] = _tokens(workload.batch, 1)
+        inputs.keywords["decoder_input_ids"] = _tokens(model, workload.batch, 1)
         inputs.notes.append("prefill: the encoder reads its input, the decoder its first token")
     return inputs
 
@@ -38,14 +39,14 @@ def priming_inputs(model: HuggingFaceModel, workload: Workload) -> Inputs:
     """What fills the cache with `context` tokens before a decode step."""
     inputs = _encoder_inputs(model, workload.batch, workload.context)
     if _is_encoder_decoder(model):
-        inputs.keywords["decoder_input_ids"] = _tokens(workload.batch, workload.context)
+        inputs.keywords["decoder_input_ids"] = _tokens(model, workload.batch, workload.context)
     return inputs
 
 
 def decode_inputs(model: HuggingFaceModel, workload: Workload, state: dict[str, Any]) -> Inputs:
     """One new token, and the state that the priming pass returned."""
     keywords: dict[str, Any] = dict(state)
-    tokens = _tokens(workload.batch, 1)
+    tokens = _tokens(model, workload.batch, 1)
     keywords["decoder_input_ids" if _is_encoder_decoder(model) else "input_ids"] = tokens
     if "use_cache" in _parameters(model):
         keywords["use_cache"] = True
@@ -143,7 +144,7 @@ def _encoder_inputs(model: HuggingFaceModel, batch: int, context: int) -> Inputs
     inputs = Inputs({})
     main = getattr(model, "main_input_name", "input_ids")
     if main == "input_ids":
-        inputs.keywords["input_ids"] = _tokens(batch, context)
+        inputs.keywords["input_ids"] = _tokens(model, batch, context)
         if "pixel_values" in taken and not _generates(model) and hasattr(config, "vision_config"):
             inputs.keywords["pixel_values"] = _image(config.vision_config, batch, model, inputs)
     elif main == "pixel_values":
@@ -173,8 +174,15 @@ def _image(vision: Any, batch: int, model: HuggingFaceModel, inputs: Inputs) -> 
     return torch.empty((batch, channels, height, width), dtype=model.dtype, device=META)
 
 
-def _tokens(batch: int, count: int) -> torch.Tensor:
-    return torch.zeros((batch, count), dtype=torch.long, device=META)
+def _tokens(model: HuggingFaceModel, batch: int, count: int) -> torch.Tensor:
+    """Token ids `[batch, count]` on the host, where their values are known; none is special."""
+    configs = (model.config, *_text_configs(model.config))
+    values = [getattr(c, name) for c in configs for name in vars(c) if name.endswith("_token_id")]
+    special = {
+        number for value in values for number in (value if isinstance(value, list) else [value])
+    }
+    plain = next(number for number in itertools.count() if number not in special)
+    return torch.full((batch, count), plain, dtype=torch.long)
 
 
 def _parameters(model: HuggingFaceModel) -> set[str]:

@@ -27,7 +27,7 @@ class KernelFacts:
     """`mutable` names the arguments, by place or keyword, that the kernel writes.
 
     A kernel that `allocates` makes a tensor and writes nothing; one that `aliases` may change or
-    hand on an argument.
+    hand on an argument; one that `copies` may do no more than change the device.
     """
 
     name: str
@@ -36,6 +36,7 @@ class KernelFacts:
     composite: bool
     allocates: bool
     aliases: bool
+    copies: bool
 
 
 @lru_cache(maxsize=4096)
@@ -56,7 +57,15 @@ def facts(func: Any) -> KernelFacts:
         composite,
         func._overloadpacket in _ALLOCATIONS,
         any(part.alias_info is not None for part in (*schema.arguments, *schema.returns)),
+        func._overloadpacket is torch.ops.aten._to_copy,
     )
+
+
+def only_changes_device(
+    before: torch.Tensor, after: torch.Tensor, device: torch.device | None
+) -> bool:
+    """Whether a copy is one between host and `meta`: where the model lives they are one device."""
+    return device not in (None, before.device) and before.dtype == after.dtype
 
 
 def flops(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:

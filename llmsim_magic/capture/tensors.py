@@ -73,6 +73,7 @@ class TensorTable:
         self.tensors: list[Tensor] = []
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._storages: list[torch.UntypedStorage] = []
+        self._kept: list[torch.UntypedStorage] = []
         self._storage_numbers: dict[int, int] = {}
         self._roles: dict[int, tuple[Role, str | None]] = {}
         self.written: set[int] = set()
@@ -102,6 +103,12 @@ class TensorTable:
             number = self._storage_numbers[storage._cdata] = len(self._storages)
             self._storages.append(storage)
         return number
+
+    def join(self, tensor: torch.Tensor, other: torch.Tensor) -> None:
+        """Take a tensor's storage for another's: they hold the same."""
+        storage = tensor.untyped_storage()
+        self._kept.append(storage)
+        self._storage_numbers[storage._cdata] = self.storage(other)
 
     def name(self, tensor: torch.Tensor, role: Role, name: str) -> None:
         """Say whose storage this is; the first to say so is believed."""

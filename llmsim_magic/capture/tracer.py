@@ -160,6 +160,8 @@ class Recorder:
         known = kernels.facts(func)
         table = self.table
         inputs = tuple(map(table.add, tensors_in((args, kwargs))))
+        if known.copies and kernels.only_changes_device(args[0], out, kwargs.get("device")):
+            table.join(out, args[0])
         outputs = tuple(map(table.add, tensors_in(out)))
         if known.mutable:
             places = [

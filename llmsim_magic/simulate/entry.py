@@ -79,8 +79,8 @@ def sweep(
 
     >>> import llmsim_magic as llmsim
     >>> sweep = llmsim.sweep("Qwen/Qwen3-0.6B", batch=[1], context=[128])
-    >>> sweep.totals[["phase", "flops"]].values.tolist()
-    [['prefill', 156330098688], ['decode', 1221558272]]
+    >>> sweep.totals[["phase", "cache_bytes"]].values.tolist()
+    [['prefill', 14680064], ['decode', 14794752]]
     """
     build = Build(base, attn, dtype, trust_remote_code, refresh)
     contexts = () if context is None else _several(context)
