@@ -62,6 +62,12 @@ def test_a_semicolon_keeps_it_quiet_and_a_comment_is_dropped(shell: InteractiveS
     assert shell.user_ns["q"].trace.workload.phase == "decode"
 
 
+def test_a_quiet_report_is_shown_when_it_is_asked_for(shell: InteractiveShell) -> None:
+    assert not _run(shell, "%llmsim distilgpt2 -o q ;").outputs
+    (output,) = _run(shell, "q").outputs
+    assert "Summary of distilgpt2" in output.data["text/html"]
+
+
 def test_o_keeps_the_report_under_a_name(shell: InteractiveShell) -> None:
     _run(shell, "%llmsim distilgpt2 -o kept")
     assert shell.user_ns["kept"].summary.loc["parameters", "value"] == 81912576

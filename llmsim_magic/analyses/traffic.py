@@ -56,7 +56,7 @@ def traffic(trace: Trace) -> tuple[Traffic, ...]:
     those it is given, and of grouped experts at most one for each row is read.
     """
     needed = _needed_later(trace)
-    older: set[int] = set()
+    older = {n for n, storage in enumerate(trace.storages) if storage.role != "activation"}
     found = []
     for order, kernels in enumerate(trace.kernels_of):
         fresh: dict[int, list[Tensor]] = {}
@@ -66,8 +66,8 @@ def traffic(trace: Trace) -> tuple[Traffic, ...]:
             for place in read_places(kernel):
                 tensor = trace.tensors[kernel.inputs[place]]
                 own = fresh.get(tensor.storage, ())
-                whole = own and tensor.storage not in older and _made_here(trace, tensor)
-                if not whole and not any(covers(region, tensor) for region in own):
+                fresh_whole = own and tensor.storage not in older
+                if not fresh_whole and not any(covers(region, tensor) for region in own):
                     nbytes = _bytes_of_input(trace, kernel, place)
                     _keep(reads, trace, kernel.inputs[place], nbytes)
             for index in kernel.writes:
@@ -78,11 +78,6 @@ def traffic(trace: Trace) -> tuple[Traffic, ...]:
         older |= fresh.keys()
         found.append(Traffic(_capped(trace, reads), _capped(trace, writes)))
     return tuple(found)
-
-
-def _made_here(trace: Trace, tensor: Tensor) -> bool:
-    """Whether a storage that no earlier operator wrote holds nothing older than this operator."""
-    return trace.storages[tensor.storage].role == "activation"
 
 
 def _bytes_of_input(trace: Trace, kernel: Kernel, place: int) -> int:
