@@ -1,14 +1,17 @@
 """Answers for what `meta` alone cannot do: one function for each cause."""
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from llmsim_magic.capture.kernels import facts
+from llmsim_magic.capture.kernels import RECURRENT, facts, recurrent_outputs
 from llmsim_magic.capture.repeats import Repeats
 from llmsim_magic.capture.tensors import tensors_in
 
@@ -22,12 +25,12 @@ class Answers(TorchDispatchMode):
 
     Known are token ids, positions, masks, counters and all that is computed from them alone, up to
     `LARGEST` elements; they live on the host. Unknown are weights, activations and whatever they
-    touch. `guessed` counts the unknown values that the code asked for.
+    touch. `assumed` counts what had to be taken for granted where only data decides.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.guessed: Counter[str] = Counter()
+        self.assumed: Counter[str] = Counter()
         self._repeats = Repeats()
         self._overwritten: set[int] = set()
 
@@ -36,29 +39,35 @@ class Answers(TorchDispatchMode):
     ) -> Any:
         keywords = dict(kwargs or {})
         tensors = list(tensors_in((args, keywords)))
-        if not any(map(self._is_unknown, tensors)):
+        if all(map(self.knows, tensors)):
             return self._for_real(func, args, keywords)
+        if facts(func).aliases and not any(tensor.is_meta for tensor in tensors):
+            return func(*args, **keywords)  # a view of what was written over, or a write into it
         answer = _ANSWERS.get(func)
         if answer is not None:
             return answer(self, *args, **keywords)
         if not all(tensor.is_meta for tensor in tensors):
             changed = [args[place] for place in facts(func).mutable if isinstance(place, int)]
             if changed and not changed[0].is_meta:
-                self._overwritten.add(changed[0].untyped_storage()._cdata)
+                self.overwrite(changed[0])
                 return changed[0]
             args, keywords = tree_map(_on_meta, (args, keywords))
         if keywords.get("device") is not None:
             keywords["device"] = META  # what is unknown cannot be brought to the host
         return self._repeats.run(func, args, keywords)
 
-    def _is_unknown(self, tensor: torch.Tensor) -> bool:
-        """On `meta`, or a constant that something unknown was written into."""
-        return tensor.is_meta or tensor.untyped_storage()._cdata in self._overwritten
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor's values are known: on the host, and nothing unknown written into it."""
+        return not tensor.is_meta and tensor.untyped_storage()._cdata not in self._overwritten
+
+    def overwrite(self, tensor: torch.Tensor) -> None:
+        """Something unknown was written into a tensor."""
+        if not tensor.is_meta:
+            self._overwritten.add(tensor.untyped_storage()._cdata)
 
     def _for_real(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
         """A kernel on known values: on the host, unless its result is too large to hold."""
-        known = facts(func)
-        if known.aliases or known.allocates:
+        if facts(func).aliases:
             return func(*args, **keywords)
         unreal_args, unreal = tree_map(_on_meta, (args, keywords))
         try:
@@ -72,18 +81,34 @@ class Answers(TorchDispatchMode):
                 return like
         if keywords.get("device") == META:
             keywords["device"] = torch.device("cpu")
-        return func(*args, **keywords)
+        try:
+            return func(*args, **keywords)
+        except NotImplementedError:
+            return _in_double(func, args, keywords)
+
+    def assume(self, what: str) -> None:
+        """Count an assumption; the report names it."""
+        self.assumed[what] += 1
 
     def notes(self) -> list[str]:
-        """What was guessed, for the report."""
-        return [
-            f"the code asked for a value that only data decides: taken as {value} (×{number})"
-            for value, number in self.guessed.items()
-        ]
+        """What was assumed, for the report."""
+        return [f"{what} (×{number})" for what, number in self.assumed.items()]
 
 
 def _on_meta(value: Any) -> Any:
     return value.to(META) if isinstance(value, torch.Tensor) else value
+
+
+def _in_double(func: Any, args: Any, keywords: dict[str, Any]) -> Any:
+    """A kernel that the host has for floating point alone, where a GPU counts integers too."""
+    given = next(tensors_in((args, keywords)))
+    if given.is_floating_point():
+        raise NotImplementedError(f"{func} for {given.dtype}")
+    args, keywords = tree_map(
+        lambda value: value.double() if isinstance(value, torch.Tensor) else value,
+        (args, keywords),
+    )
+    return tree_map(lambda out: out.to(given.dtype), func(*args, **keywords))
 
 
 def _value(answers: Answers, tensor: torch.Tensor) -> bool | int | float:
@@ -94,7 +119,7 @@ def _value(answers: Answers, tensor: torch.Tensor) -> bool | int | float:
     value: bool | float = 1.0 if tensor.is_floating_point() else 1
     if tensor.dtype is torch.bool:
         value = False
-    answers.guessed[str(value)] += 1
+    answers.assume(f"the code asked for a value that only data decides: taken as {value}")
     return value
 
 
@@ -105,7 +130,262 @@ def _grouped_matmul(
     return rows.new_empty((*rows.shape[:-1], weights.shape[-1]))
 
 
+def _chosen(rows: int, number: int, among: int) -> torch.Tensor:
+    """`[rows, number]` choices among so many, each as often as any other, none twice in a row.
+
+    On the host where they are few enough to be known, else on `meta`.
+    """
+    if rows * number > LARGEST:
+        return torch.empty((rows, number), dtype=torch.long, device=META)
+    return torch.arange(rows * number).remainder_(max(among, 1)).view(rows, number)
+
+
+def _choices(answers: Answers, scores: torch.Tensor, number: int, dim: int) -> torch.Tensor:
+    """Which `number` along a dimension are taken, where only data decides: all alike."""
+    answers.assume(
+        "a choice that only data decides (top-k, argmax) is taken as balanced, "
+        "as is the routing to experts"
+    )
+    shape = list(scores.shape) or [1]
+    among = shape.pop(dim)
+    chosen = _chosen(math.prod(shape), number, among).view(*shape, number)
+    return chosen.movedim(-1, dim)
+
+
+def _topk(
+    answers: Answers, scores: torch.Tensor, k: int, dim: int = -1, *rest: Any, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Routing to experts and the like: the largest of unknown scores."""
+    indices = _choices(answers, scores, k, dim)
+    return scores.new_empty(indices.shape), indices
+
+
+def _largest(
+    answers: Answers, scores: torch.Tensor, dim: int | None = None, keepdim: bool = False
+) -> torch.Tensor:
+    """The place of the largest or least of unknown scores."""
+    if dim is None:
+        return _choices(answers, scores.flatten(), 1, 0).squeeze(0)
+    indices = _choices(answers, scores, 1, dim)
+    return indices if keepdim else indices.squeeze(dim)
+
+
+def _largest_with_value(
+    answers: Answers, scores: torch.Tensor, dim: int, keepdim: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    indices = _largest(answers, scores, dim, keepdim)
+    return scores.new_empty(indices.shape), indices
+
+
+def _sorted(
+    answers: Answers, scores: torch.Tensor, dim: int = -1, *rest: Any, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The order of unknown scores: taken to be in order already."""
+    answers.assume("an order that only data decides is taken as the present one")
+    values = torch.empty_like(scores)
+    if scores.numel() > LARGEST or not scores.dim():
+        return values, torch.empty_like(scores, dtype=torch.long)
+    places = torch.arange(scores.shape[dim])
+    return values, places.expand(scores.movedim(dim, -1).shape).movedim(-1, dim).contiguous()
+
+
+def _sorted_stable(
+    answers: Answers, scores: torch.Tensor, *, dim: int = -1, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _sorted(answers, scores, dim)
+
+
+def _drawn(
+    answers: Answers, chances: torch.Tensor, number: int, *rest: Any, **options: Any
+) -> torch.Tensor:
+    """A random draw by unknown chances."""
+    return _choices(answers, chances, number, -1)
+
+
+def _all_of(answers: Answers, mask: torch.Tensor) -> torch.Tensor:
+    """The places where an unknown mask holds, `[places, dimensions]`: everywhere."""
+    answers.assume("a mask that only data decides is taken to select everything")
+    if mask.numel() > LARGEST:
+        return torch.empty((mask.numel(), mask.dim()), dtype=torch.long, device=META)
+    return torch.ones(mask.shape, dtype=torch.bool).nonzero()
+
+
+def _selected(answers: Answers, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Values under a mask: as many as a known mask says, all under an unknown one."""
+    shape = torch.broadcast_shapes(values.shape, mask.shape)
+    if answers.knows(mask):
+        return values.new_empty(int(mask.expand(shape).sum()), device=META)
+    answers.assume("a mask that only data decides is taken to select everything")
+    return values.new_empty(math.prod(shape), device=META)
+
+
+def _places(answers: Answers, indices: Sequence[torch.Tensor | None]) -> list[Any]:
+    """Indices on `meta`, each mask among them replaced by the places where it holds."""
+    found: list[torch.Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype not in (torch.bool, torch.uint8):
+            found.append(index if index is None else index.to(META))
+            continue
+        places = index.nonzero() if answers.knows(index) else _all_of(answers, index)
+        found += [place.to(META) for place in places.unbind(1)]
+    return found
+
+
+def _indexed(
+    answers: Answers, values: torch.Tensor, indices: Sequence[torch.Tensor | None]
+) -> torch.Tensor:
+    """Indexing by a mask: its result is as long as the mask has places."""
+    return aten.index.Tensor(values.to(META), _places(answers, indices))
+
+
+def _index_written(
+    answers: Answers,
+    values: torch.Tensor,
+    indices: Sequence[torch.Tensor | None],
+    written: torch.Tensor,
+    accumulate: bool = False,
+) -> torch.Tensor:
+    """Writing under a mask."""
+    return aten.index_put.default(
+        values.to(META), _places(answers, indices), written.to(META), accumulate
+    )
+
+
+def _index_written_in_place(
+    answers: Answers,
+    values: torch.Tensor,
+    indices: Sequence[torch.Tensor | None],
+    written: torch.Tensor,
+    accumulate: bool = False,
+) -> torch.Tensor:
+    answers.overwrite(values)
+    return values
+
+
+def _distinct(
+    answers: Answers, values: torch.Tensor, *rest: Any, **options: Any
+) -> tuple[torch.Tensor, ...]:
+    """`unique` of unknown values: no two are the same."""
+    answers.assume("values that only data decides are taken as all different")
+    count = values.numel()
+    whole = torch.empty(count, dtype=torch.long, device=META)
+    return values.new_empty(count), whole.view(values.shape), whole
+
+
+def _distinct_along(
+    answers: Answers, values: torch.Tensor, dim: int, *rest: Any, **options: Any
+) -> tuple[torch.Tensor, ...]:
+    answers.assume("values that only data decides are taken as all different")
+    whole = torch.empty(values.shape[dim], dtype=torch.long, device=META)
+    return torch.empty_like(values), whole, whole
+
+
+def _counted(
+    answers: Answers, values: torch.Tensor, weights: Any = None, minlength: int = 0
+) -> torch.Tensor:
+    """`bincount` of unknown values: none is beyond the least length."""
+    answers.assume("counts that only data decides are taken as one bin for each")
+    return torch.empty(minlength or values.numel(), dtype=torch.long, device=META)
+
+
+def _histogram(answers: Answers, values: torch.Tensor, bins: int = 100, *rest: Any) -> torch.Tensor:
+    """`histc` of unknown values: meta has no such kernel."""
+    return values.new_empty(bins, device=META)
+
+
+def _repeated(answers: Answers, repeats: torch.Tensor, output_size: int | None = None) -> Any:
+    """`repeat_interleave` by unknown numbers: each once, unless the code says how many."""
+    if output_size is None:
+        answers.assume("a number of repeats that only data decides is taken as 1")
+    return torch.empty(output_size or repeats.numel(), dtype=torch.long, device=META)
+
+
+def _valid(answers: Answers, values: torch.Tensor) -> torch.Tensor:
+    """A check by torch itself, of a distribution's arguments: no modelling code branches on it."""
+    answers.assume("a check of data is taken as passed")
+    return torch.tensor(True)
+
+
+def _unequal(answers: Answers, one: torch.Tensor, other: torch.Tensor) -> bool:
+    """`torch.equal` of unknown values."""
+    answers.assume("the code asked for a value that only data decides: taken as False")
+    return False
+
+
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: _value,
     aten._grouped_mm.default: _grouped_matmul,
+    aten.topk.default: _topk,
+    aten.argmax.default: _largest,
+    aten.argmin.default: _largest,
+    aten.max.dim: _largest_with_value,
+    aten.min.dim: _largest_with_value,
+    aten.sort.default: _sorted,
+    aten.sort.stable: _sorted_stable,
+    aten.multinomial.default: _drawn,
+    aten.nonzero.default: _all_of,
+    aten.masked_select.default: _selected,
+    aten.index.Tensor: _indexed,
+    aten.index_put.default: _index_written,
+    aten.index_put_.default: _index_written_in_place,
+    aten._unique2.default: _distinct,
+    aten.unique_consecutive.default: _distinct,
+    aten.unique_dim.default: _distinct_along,
+    aten.bincount.default: _counted,
+    aten.histc.default: _histogram,
+    aten.repeat_interleave.Tensor: _repeated,
+    aten.equal.default: _unequal,
+    aten._is_all_true.default: _valid,
 }
+
+
+class _Calls(TorchFunctionMode):
+    """Answers the calls whose values no dispatch mode sees."""
+
+    def __init__(self, answers: Answers) -> None:
+        super().__init__()
+        self._answers = answers
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        keywords = dict(kwargs or {})
+        answer = _CALLS.get(func)
+        if answer is not None:
+            args, keywords = answer(self._answers, args, keywords)
+        elif func in RECURRENT and any(tensor.is_meta for tensor in tensors_in(args)):
+            return recurrent_outputs(*args)
+        return func(*args, **keywords)
+
+
+def _to_python(answers: Answers, args: Any, keywords: Any) -> Any:
+    """Values handed to plain Python, by `tolist` or `numpy`: the generic one where unknown."""
+    tensor = args[0]
+    if not answers.knows(tensor):
+        value = _value(answers, tensor)
+        tensor = torch.full(tensor.shape, value, dtype=tensor.dtype, device="cpu")
+    return (tensor, *args[1:]), keywords
+
+
+def _from_python(answers: Answers, args: Any, keywords: Any) -> Any:
+    """A tensor made of plain Python values: they are known, wherever it is to live."""
+    if not any(tensor.is_meta for tensor in tensors_in(args)) and "device" in keywords:
+        keywords["device"] = None
+    return args, keywords
+
+
+_CALLS: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.tolist: _to_python,
+    torch.Tensor.numpy: _to_python,
+    torch.tensor: _from_python,
+    torch.as_tensor: _from_python,
+    torch.asarray: _from_python,
+}
+
+
+@contextmanager
+def answering() -> Iterator[Answers]:
+    """While open, a pass on `meta` is evaluated partially; yields what it had to assume."""
+    answers = Answers()
+    with torch.no_grad(), _Calls(answers), answers:
+        yield answers

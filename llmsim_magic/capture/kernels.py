@@ -149,3 +149,49 @@ def attention_flops(given: Attention) -> int:
 
     q, k, v = four(given.query), four(given.key), four(given.value)
     return int(sdpa_flop_count(q, (q[0], *k[1:]), (q[0], *v[1:])))
+
+
+class Recurrent(NamedTuple):
+    """A recurrent layer of torch, which a GPU runs as one kernel.
+
+    Arguments as torch's own: input `[time, batch, width]` (the first two exchanged with
+    `batch_first`), states, `weights` flat, then its options.
+    """
+
+    input: torch.Tensor
+    states: Any
+    weights: Any
+    has_biases: bool
+    layers: int
+    dropout: float
+    train: bool
+    bidirectional: bool
+    batch_first: bool = False
+
+
+# What `nn.LSTM` and its like call, and the name of the kernel behind it.
+RECURRENT: dict[Any, str] = {
+    torch._VF.lstm: "aten.lstm.input",
+    torch._VF.gru: "aten.gru.input",
+    torch._VF.rnn_tanh: "aten.rnn_tanh.input",
+    torch._VF.rnn_relu: "aten.rnn_relu.input",
+}
+
+
+def recurrent_outputs(*args: Any) -> tuple[torch.Tensor, ...]:
+    """The output and the last states of a recurrent layer, without computing them."""
+    given = Recurrent(*args)
+    states = given.states if isinstance(given.states, (tuple, list)) else (given.states,)
+    width = states[0].shape[-1] * (2 if given.bidirectional else 1)
+    output = given.input.new_empty((*given.input.shape[:-1], width), device=torch.device("meta"))
+    return (output, *(output.new_empty(state.shape) for state in states))
+
+
+def recurrent_flops(*args: Any) -> int:
+    """2 · rows · elements of every weight matrix: each is met once by every step of every sample.
+
+    Shapes: `weight_ih` `[gates · hidden, width]`, `weight_hh` `[gates · hidden, hidden]`.
+    """
+    given = Recurrent(*args)
+    rows = math.prod(given.input.shape[:-1])
+    return sum(2 * rows * weight.numel() for weight in given.weights if weight.dim() == 2)

@@ -9,10 +9,11 @@ import torch
 
 
 @contextmanager
-def as_it_was(model: torch.nn.Module) -> Iterator[None]:
+def as_it_was(model: torch.nn.Module, *, only_after_errors: bool = False) -> Iterator[None]:
     """Put back the model's attributes, buffers and collections, and the random generators.
 
     A model that is kept for the next question must give it the same answer.
+    With `only_after_errors` a pass that succeeds keeps what it left in the model.
     """
     attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
     held = [
@@ -21,16 +22,23 @@ def as_it_was(model: torch.nn.Module) -> Iterator[None]:
         for value in before.values()
         if isinstance(value, (dict, list, set))
     ]
+    buffers = [(b, b._version, b.clone()) for b in model.buffers() if not b.is_meta]
     dice = random.getstate()
+    keep = False
     try:
         with torch.random.fork_rng(devices=[]):
             yield
+        keep = only_after_errors
     finally:
         random.setstate(dice)
-        for now, before in attributes:
-            _put_back(now, before)
-        for value, content in held:
-            _put_back(value, content)
+        if not keep:
+            for now, before in attributes:
+                _put_back(now, before)
+            for value, content in held:
+                _put_back(value, content)
+            for buffer, version, content in buffers:
+                if buffer._version != version:
+                    buffer.data.copy_(content)
 
 
 def _content(value: Any) -> Any:

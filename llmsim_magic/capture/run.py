@@ -3,14 +3,17 @@
 import importlib.metadata
 import math
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
-from llmsim_magic.capture import inputs as given
-from llmsim_magic.capture.answers import Answers
+from llmsim_magic.capture.answers import answering
+from llmsim_magic.capture.inputs import passes
+from llmsim_magic.capture.inputs.lengths import context_note, is_huggingface
+from llmsim_magic.capture.inputs.passes import Inputs
 from llmsim_magic.capture.operators import assemble
 from llmsim_magic.capture.restore import as_it_was
 from llmsim_magic.capture.tensors import dtype_name, held_tensors, named_tensors
@@ -20,6 +23,9 @@ from llmsim_magic.records.errors import CannotTrace, LlmsimError, NoDecode
 from llmsim_magic.records.trace import CacheSlot, Module, Parameter, Scalar, Trace
 from llmsim_magic.records.workload import Workload
 
+Way = TypeVar("Way")
+Result = TypeVar("Result")
+
 
 def run(weightless: Weightless, workload: Workload) -> Trace:
     """Trace one workload; a decode step runs on the cache that a prefill of `context` built.
@@ -28,56 +34,108 @@ def run(weightless: Weightless, workload: Workload) -> Trace:
     cause where its forward needs a value that only weights or data decide.
     """
     model = weightless.module
-    notes = [*weightless.notes, *given.context_note(model, workload)]
+    notes = [*weightless.notes, *context_note(model, workload)]
     with _told(weightless, workload):
-        if workload.phase == "decode":
-            state, said = _primed(weightless, workload)
-            notes += said
-            inputs = given.decode_inputs(model, workload, state)
-        else:
-            inputs = given.prefill_inputs(model, workload)
-    notes += inputs.notes
-    return _record(weightless, workload, (), inputs.keywords, notes)
+        if workload.phase == "prefill":
+            return _first_that_runs(
+                passes.prefill_inputs(model, workload),
+                lambda inputs: _record(weightless, workload, inputs, notes),
+            )
+        return _first_that_runs(
+            passes.DECODE_WAYS, lambda way: _decoded(weightless, workload, way, notes)
+        )
+
+
+def _decoded(
+    weightless: Weightless, workload: Workload, way: passes.DecodeWay, notes: list[str]
+) -> Trace:
+    """A decode step after a priming pass; what that leaves in the model itself is state as well."""
+    with as_it_was(weightless.module):
+        primed = _primed(weightless, workload)
+        inputs = way(weightless.module, workload, primed.state, primed.keywords)
+        return _record(weightless, workload, inputs, [*notes, *primed.notes])
+
+
+def _first_that_runs(ways: Iterable[Way], run: Callable[[Way], Result]) -> Result:
+    """The result of the first way to hand over the inputs that the forward can read.
+
+    Raises the error of the likeliest way, which is the first.
+    """
+    errors: list[Exception] = []
+    for way in ways:
+        try:
+            return run(way)
+        except NoDecode:
+            raise
+        except Exception as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def run_given(weightless: Weightless, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Trace:
-    """Trace a module on inputs of the caller's own; only their shapes and dtypes are used."""
+    """Trace a module on inputs of the caller's own.
+
+    Of what is data (floating point) only shapes and dtypes are used; whole numbers and flags,
+    such as token ids and sizes, are known.
+    """
     first = next((tensor for _, tensor in named_tensors("", (args, dict(keywords)))), None)
     batch = first.shape[0] if first is not None and first.dim() else 1
     workload = Workload("forward", max(batch, 1), 0)
     on_device, named = on_meta((args, dict(keywords)))
-    return _record(weightless, workload, on_device, named, list(weightless.notes))
+    return _record(weightless, workload, Inputs(named), list(weightless.notes), on_device)
 
 
-def _primed(weightless: Weightless, workload: Workload) -> tuple[dict[str, Any], list[str]]:
-    """The state after `context` tokens, and what is to be said of how it came about."""
+@dataclass(frozen=True, slots=True)
+class _Primed:
+    """What a priming pass was given, what it left, and what is to be said of it."""
+
+    keywords: dict[str, Any]
+    state: dict[str, Any]
+    notes: list[str]
+
+
+def _primed(weightless: Weightless, workload: Workload) -> _Primed:
+    """The state after `context` tokens."""
     model = weightless.module
-    inputs = given.priming_inputs(model, workload)
-    answers = Answers()
-    with torch.no_grad(), answers, as_it_was(model):
-        state = given.state_of(model, model(**inputs.keywords))
-    if not state:
+
+    def prime(inputs: Inputs) -> _Primed:
+        with (
+            as_it_was(model, only_after_errors=True),
+            answering() as answers,
+            passes.keeping_encoder_outputs(model) as kept,
+        ):
+            state = passes.state_of(model, model(**inputs.keywords))
+        notes = [*inputs.notes, *answers.notes()]
+        return _Primed(inputs.keywords, state and state | kept, notes)
+
+    primed = _first_that_runs(passes.priming_inputs(model, workload), prime)
+    if not primed.state:
         raise NoDecode(
             f"{weightless.info.name}: decode does not exist for it: "
             f"{weightless.info.class_name} keeps no cache from one token to the next"
         )
-    return state, [*inputs.notes, *answers.notes()]
+    return primed
 
 
 def _record(
     weightless: Weightless,
     workload: Workload,
-    args: tuple[Any, ...],
-    keywords: dict[str, Any],
+    inputs: Inputs,
     notes: list[str],
+    args: tuple[Any, ...] = (),
 ) -> Trace:
     model = weightless.module
     recorder = Recorder()
+    keywords = inputs.keywords
     _name_storages(recorder, model, args, keywords)
-    answers = Answers()
-    with _told(weightless, workload), as_it_was(model), answers, listening(recorder, model):
+    with (
+        _told(weightless, workload),
+        as_it_was(model),
+        answering() as answers,
+        listening(recorder, model),
+    ):
         output = model(*args, **keywords)
-    state = given.state_of(model, output) if given.is_huggingface(model) else {}
+    state = passes.state_of(model, output) if is_huggingface(model) else {}
     slots = _name_cache(recorder, state)
     results = recorder.table.add_all(_without(output, state))
     operators, kernels = assemble(recorder, results)
@@ -92,7 +150,7 @@ def _record(
         operators=operators,
         results=results,
         cache=slots,
-        notes=tuple(dict.fromkeys((*notes, *answers.notes()))),
+        notes=tuple(dict.fromkeys((*notes, *inputs.notes, *answers.notes()))),
         versions=_versions(),
     )
 

@@ -36,7 +36,7 @@ def named_tensors(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, 
     elif isinstance(value, (tuple, list)):
         for index, item in enumerate(value):
             yield from named_tensors(f"{name}.{index}", item, depth + 1)
-    elif dataclasses.is_dataclass(value):
+    elif dataclasses.is_dataclass(value) and not hasattr(value, "model_type"):  # no config
         for field in dataclasses.fields(value):
             yield from named_tensors(f"{name}.{field.name}", getattr(value, field.name), depth + 1)
 

@@ -215,6 +215,30 @@ class Recorder:
         )
         return output
 
+    def recurrent(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """Note a recurrent layer as one kernel, as a GPU runs it."""
+        self._quiet = True
+        try:
+            outputs = func(*args)
+        finally:
+            self._quiet = False
+        written = self.table.add_all(outputs)
+        self.note(
+            self.owner(func.__name__),
+            Kernel(
+                kernels.RECURRENT[func],
+                None,
+                self.table.add_all(args),
+                written,
+                written,
+                is_view=False,
+                pointwise=False,
+                causal=False,
+                flops=kernels.recurrent_flops(*args),
+            ),
+        )
+        return outputs
+
     def note(self, owner: ModuleCall | FunctionCall, kernel: Kernel) -> None:
         for index in kernel.writes:
             self.table.written.add(self.table.tensors[index].storage)
@@ -244,6 +268,8 @@ class _Functions(TorchFunctionMode):
             first = len(recorder.kernels)
             if func is scaled_dot_product_attention:
                 out = recorder.attention(args, kwargs)
+            elif func in kernels.RECURRENT:
+                out = recorder.recurrent(func, args)
             else:
                 out = func(*args, **kwargs)
             if len(recorder.kernels) > first:

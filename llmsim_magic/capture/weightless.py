@@ -2,18 +2,30 @@
 
 import copy
 import importlib
+import pkgutil
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from llmsim_magic.capture.buffers import knowing_buffers, known, only_buffers_known
 from llmsim_magic.capture.resolve import Source
 from llmsim_magic.capture.tensors import dtype_name
 from llmsim_magic.records.errors import CannotTrace, clip
 from llmsim_magic.records.trace import ModelInfo
 
 META = torch.device("meta")
+# Which auto class is asked first: a decoder with its encoder before the decoder alone.
+_AUTO_CLASSES = (
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForImageTextToText",
+    "AutoModelForMaskedLM",
+    "AutoModelForCausalLM",
+    "AutoModel",
+)
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -62,12 +74,13 @@ def from_config(
     if trust_remote_code and hasattr(config, "auto_map"):
         options["trust_remote_code"] = True
     try:
-        with META:
+        with knowing_buffers(), META:
             module = builder(config, **options)
     except Exception as error:
         raise CannotTrace(
             f"{source.name}: transformers cannot build it: {reason(error)}"
         ) from error
+    only_buffers_known(module)
     module.eval()
     class_name = type(module).__name__
     info = ModelInfo(
@@ -89,7 +102,7 @@ def _quantised(quantisation: Any) -> str:
 
 
 def _builder(config: Any, base: bool, name: str) -> Any:
-    """What builds a model from a config: the declared class, else the nearest auto class."""
+    """What builds a model from a config: the declared class, else the nearest that takes it."""
     transformers = importlib.import_module("transformers")
     if base:
         return transformers.AutoModel.from_config
@@ -98,13 +111,38 @@ def _builder(config: Any, base: bool, name: str) -> Any:
         found = getattr(transformers, class_name, None)
         if found is not None and hasattr(found, "_from_config"):
             return found._from_config
-    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
+    for auto in map(partial(getattr, transformers), _AUTO_CLASSES):
         if type(config) in auto._model_mapping or hasattr(config, "auto_map"):
             return auto.from_config
+    for model_class in _classes_beside(type(config)):
+        return model_class._from_config
     raise CannotTrace(
         f"{name}: transformers {transformers.__version__} has no model class for "
         f"{clip(type(config).__name__)} (declared: {', '.join(declared) or 'none'})"
     )
+
+
+def _classes_beside(config_class: type[Any]) -> list[Any]:
+    """Model classes that no auto class lists, from the modelling files beside the config's.
+
+    Such is a tower or a decoder that only ever runs as a part of a larger model.
+    """
+    package = importlib.import_module(config_class.__module__.rpartition(".")[0])
+    found = []
+    for file in pkgutil.iter_modules(getattr(package, "__path__", ())):
+        if not file.name.startswith("modeling_"):
+            continue
+        module = importlib.import_module(f"{package.__name__}.{file.name}")
+        found += [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type)
+            and issubclass(value, torch.nn.Module)
+            and value.__module__ == module.__name__
+            and getattr(value, "config_class", None) is config_class
+            and value.forward is not torch.nn.Module.forward
+        ]
+    return sorted(found, key=lambda each: not each.__name__.endswith("Model"))
 
 
 def _head(config: Any, class_name: str, base: bool) -> str:
@@ -133,7 +171,8 @@ def copy_of(module: torch.nn.Module, name: str) -> Weightless:
         for parameter in module.parameters():
             memo[id(parameter)] = torch.nn.Parameter(_meta(parameter), parameter.requires_grad)
         for buffer in module.buffers():
-            memo[id(buffer)] = _meta(buffer)
+            values = known(buffer)
+            memo[id(buffer)] = _meta(buffer) if values is None else values
         with _MetaCopies():
             twin = copy.deepcopy(module, memo)
     except Exception as error:
@@ -186,19 +225,31 @@ class _MetaCopies(torch.overrides.TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.__deepcopy__:
             tensor, memo = args
-            return memo.setdefault(id(tensor), _meta(tensor))
+            return memo.setdefault(id(tensor), self.like(tensor))
         if func is torch.Tensor.clone:  # how a parameter copies itself
             return _meta(args[0])
         return func(*args, **(kwargs or {}))
 
+    def like(self, tensor: torch.Tensor) -> torch.Tensor:
+        return _meta(tensor)
+
+
+class _InputCopies(_MetaCopies):
+    """The same, but of whole numbers and flags the values are known, so they are kept."""
+
+    def like(self, tensor: torch.Tensor) -> torch.Tensor:
+        known = not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta)
+        with torch._C.DisableTorchFunction():
+            return tensor.detach().cpu().clone() if known else _meta(tensor)
+
 
 def on_meta(value: Any) -> Any:
-    """A copy of inputs, whatever holds them, with every tensor replaced by its like on `meta`.
+    """A copy of inputs, whatever holds them, with all data in it replaced by its like on `meta`.
 
     Raises `CannotTrace` for what cannot be copied.
     """
     try:
-        with _MetaCopies():
+        with _InputCopies():
             return copy.deepcopy(value)
     except Exception as error:
         raise CannotTrace(f"inputs: they cannot be copied: {reason(error)}") from error

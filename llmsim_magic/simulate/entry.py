@@ -168,7 +168,7 @@ def _run(weightless: "Weightless", workload: Workload) -> Trace:
 
 
 def _fitted(weightless: "Weightless", wanted: Workload, *, shorten: bool) -> Workload:
-    from llmsim_magic.capture.inputs import fitting
+    from llmsim_magic.capture.inputs.lengths import fitting
 
     return fitting(weightless.module, wanted, weightless.info.name, shorten=shorten)
 
@@ -183,7 +183,7 @@ def _on_given(weightless: "Weightless", inputs: Any) -> Report:
 
 
 def _needs_config(weightless: "Weightless") -> None:
-    from llmsim_magic.capture.inputs import is_huggingface
+    from llmsim_magic.capture.inputs.lengths import is_huggingface
 
     if not is_huggingface(weightless.module):
         raise InvalidValue(

@@ -1,0 +1,273 @@
+"""What a forward pass is given, from the forward's signature and the config."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from llmsim_magic.capture.answers import answering
+from llmsim_magic.capture.inputs import pictures, sound
+from llmsim_magic.capture.inputs.ask import Ask, HuggingFaceModel, Keywords, parameters
+from llmsim_magic.capture.inputs.extras import IF_TAKEN, RECIPES
+from llmsim_magic.capture.inputs.text import Span, coded_tokens, tokens, tokens_around
+from llmsim_magic.capture.tensors import tensors_in
+from llmsim_magic.records.errors import CannotTrace
+from llmsim_magic.records.workload import Workload
+
+# What can stand among the tokens: its number in `mm_token_type_ids`, the ids of its placeholder
+# and the method by which a model turns it into rows of embeddings.
+_EMBEDDED = (
+    (1, ("image_token_id", "image_token_index"), "get_image_features", pictures),
+    (3, ("audio_token_id", "audio_token_index"), "get_audio_features", sound),
+)
+# Keywords that go with the tokens of the priming pass, not with those of the next.
+_OF_TOKENS = (
+    "input_ids",
+    "attention_mask",
+    "image_attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "bbox",
+)
+
+
+@dataclass(slots=True)
+class Inputs:
+    """Keywords of one forward, and what the report should say of them."""
+
+    keywords: Keywords
+    notes: list[str] = field(default_factory=list)
+
+
+def prefill_inputs(model: HuggingFaceModel, workload: Workload) -> Iterator[Inputs]:
+    """The model reads `context` tokens, or the image or sound of the size it fixes itself.
+
+    An encoder-decoder reads `context` tokens and decodes its first one. There are several ways
+    to hand over an image or a sound; the likeliest comes first.
+    """
+    for inputs in _readings(Ask(model, workload.batch, workload.context)):
+        if is_encoder_decoder(model):
+            inputs.keywords["decoder_input_ids"] = tokens(model, workload.batch, 1)
+            inputs.notes.append("prefill: the encoder reads its input, the decoder its first token")
+        yield inputs
+
+
+def priming_inputs(model: HuggingFaceModel, workload: Workload) -> Iterator[Inputs]:
+    """What fills the cache with `context` tokens before a decode step.
+
+    Where images stand among the tokens, they are tokens in the cache: text alone fills it.
+    """
+    ask = Ask(model, workload.batch, workload.context)
+    for inputs in _readings(ask, only_text=_has_placeholders(ask)):
+        if is_encoder_decoder(model):
+            inputs.keywords["decoder_input_ids"] = tokens(model, workload.batch, workload.context)
+        yield inputs
+
+
+def decode_inputs(
+    model: HuggingFaceModel, workload: Workload, state: Keywords, primed: Keywords
+) -> Inputs:
+    """One new token, and the state that the priming pass returned."""
+    ask = Ask(model, workload.batch, 1)
+    ids = "decoder_input_ids" if is_encoder_decoder(model) else "input_ids"
+    keywords = {**state, ids: tokens(model, workload.batch, 1)}
+    for name in ask.required:
+        if name in RECIPES:
+            keywords.setdefault(name, RECIPES[name](ask))
+    if "use_cache" in ask.taken:
+        keywords["use_cache"] = True
+    return Inputs(keywords)
+
+
+def _with_the_same_senses(
+    model: HuggingFaceModel, workload: Workload, state: Keywords, primed: Keywords
+) -> Inputs:
+    """The same and the images or sounds of the priming pass again."""
+    keywords = decode_inputs(model, workload, state, primed).keywords
+    return Inputs({name: primed[name] for name in primed if name not in _OF_TOKENS} | keywords)
+
+
+def _with_a_token_of_every_codebook(
+    model: HuggingFaceModel, workload: Workload, state: Keywords, primed: Keywords
+) -> Inputs:
+    """One position of what the priming pass read, in its own layout."""
+    keywords = decode_inputs(model, workload, state, primed).keywords
+    read = primed["input_ids"]
+    along = read.shape.index(workload.context)
+    return Inputs(keywords | {"input_ids": read.narrow(along, 0, 1)})
+
+
+DecodeWay = Callable[[HuggingFaceModel, Workload, Keywords, Keywords], Inputs]
+DECODE_WAYS: tuple[DecodeWay, ...] = (
+    decode_inputs,
+    _with_the_same_senses,
+    _with_a_token_of_every_codebook,
+)
+
+
+def _readings(ask: Ask, *, only_text: bool = False) -> Iterator[Inputs]:
+    """What the model, or its encoder, reads: first with what it needs, then with all it takes.
+
+    Raises `CannotTrace` for a forward that reads what no config describes.
+    """
+    missing: tuple[str, ...] = ()
+    count = 0
+    for inputs in _ways(ask, only_text=only_text):
+        lacking = tuple(name for name in ask.required if name not in inputs.keywords)
+        if lacking:
+            missing = missing or lacking
+            continue
+        count += 1
+        yield inputs
+    if not count:
+        raise CannotTrace(
+            f"{type(ask.model).__name__} reads {', '.join(missing)}: "
+            "tensors that only the model around it makes"
+        )
+
+
+def _ways(ask: Ask, *, only_text: bool) -> Iterator[Inputs]:
+    """Every way to hand over the inputs, the likeliest first, not all of them complete."""
+    if only_text:
+        yield _with_text(ask, Inputs({}), ())
+        return
+    embedded, spans, beside = _among_the_tokens(ask)
+    for thorough in (False, True):
+        for inputs in _combined(ask, embedded, beside):
+            yield _with_text(ask, inputs, spans, thorough=thorough)
+    for ids in coded_tokens(ask):
+        for inputs in _combined(ask, Inputs({}), beside):
+            said = [*inputs.notes, "each position holds a token of every codebook"]
+            yield _with_text(ask, Inputs(inputs.keywords | {"input_ids": ids}, said), ())
+    if (beside or spans) and "input_ids" in ask.taken:
+        unread = "no image or sound could be handed to it as its config stands: text alone"
+        yield _with_text(ask, Inputs({}, [unread]), ())
+
+
+def _among_the_tokens(ask: Ask) -> tuple[Inputs, list[Span], list[Any]]:
+    """What is embedded among the tokens, the places it takes there, and the senses that are not."""
+    embedded, spans, beside = Inputs({}), list[Span](), list[Any]()
+    for kind, names, method, sense in _EMBEDDED:
+        if sense.keyword(ask) is None:
+            continue
+        token = ask.fact(*names)
+        found = None
+        if isinstance(token, int) and "input_ids" in ask.taken:
+            found = _features(ask, method, sense.layouts(ask))
+        if found is None:
+            beside.append(sense)
+            continue
+        keywords, rows = found
+        embedded.keywords |= keywords
+        embedded.notes.append(sense.note(ask))
+        spans.append(Span(kind, token, rows))
+    return embedded, spans, beside
+
+
+def _combined(ask: Ask, start: Inputs, senses: Sequence[Any]) -> Iterator[Inputs]:
+    """The layouts of every sense with those of the others."""
+    if not senses:
+        yield Inputs(dict(start.keywords), list(start.notes))
+        return
+    tried: list[Any] = []
+    for layout in senses[0].layouts(ask):
+        keywords = {name: value for name, value in layout.items() if name in ask.taken}
+        shapes = {name: value.shape for name, value in keywords.items()}
+        if shapes not in tried:
+            tried.append(shapes)
+            said = [*start.notes, senses[0].note(ask)]
+            yield from _combined(ask, Inputs(start.keywords | keywords, said), senses[1:])
+
+
+def _with_text(
+    ask: Ask, inputs: Inputs, spans: Sequence[Span], *, thorough: bool = False
+) -> Inputs:
+    """The same with tokens and whatever else the forward needs, or, if thorough, can take."""
+    keywords = {name: value for name, value in inputs.keywords.items() if name in ask.taken}
+    notes = inputs.notes
+    if "input_ids" in ask.taken:
+        ids, kinds = tokens_around(ask, spans)
+        ids = keywords.setdefault("input_ids", ids)
+        if spans:
+            for name in {"mm_token_type_ids", "moe_mm_token_type_ids"} & set(ask.taken):
+                keywords[name] = kinds
+            count = sum(span.count for span in spans)
+            notes.append(f"{count} of the {ids.shape[1]} tokens are placeholders")
+        if thorough and "attention_mask" in ask.taken:
+            keywords["attention_mask"] = torch.ones_like(ids)
+    needed = [*ask.main, *ask.required, *(IF_TAKEN if thorough else ())]
+    for name in needed:
+        if name in RECIPES and name in ask.taken and name not in keywords:
+            keywords[name] = RECIPES[name](ask)
+    if "use_cache" in ask.taken:
+        keywords["use_cache"] = True
+    return Inputs(keywords, notes)
+
+
+def _has_placeholders(ask: Ask) -> bool:
+    """Whether images or sounds stand among the tokens, rather than beside them."""
+    return any(hasattr(part, "get_placeholder_mask") for part in ask.model.modules())
+
+
+def _features(ask: Ask, method: str, layouts: Iterable[Keywords]) -> tuple[Keywords, int] | None:
+    """The first layout that the model can turn into embeddings, and how many a sample makes."""
+    embed: Callable[..., Any] | None = getattr(ask.model, method, None)
+    if embed is None:
+        return None
+    inner = getattr(getattr(ask.model, "model", None), method, embed)
+    named = set(parameters(inner)) | set(parameters(embed))
+    for layout in layouts:
+        keywords = {name: value for name, value in layout.items() if name in ask.taken}
+        rows = _embeddings(embed, {name: keywords[name] for name in keywords if name in named})
+        if rows:
+            return keywords, rows // ask.batch
+    return None
+
+
+def _embeddings(embed: Callable[..., Any], keywords: Keywords) -> int:
+    """How many embeddings the model makes of an input; none where it cannot read the layout."""
+    try:
+        with answering():
+            features = embed(**keywords)
+    except Exception:  # whatever the code of a model raises says no more than that
+        return 0
+    features = getattr(features, "pooler_output", features)
+    return sum(tensor.numel() // tensor.shape[-1] for tensor in tensors_in(features))
+
+
+def state_of(model: HuggingFaceModel, output: Any) -> Keywords:
+    """The state that a pass hands to the next: what it returns under a name that it also takes.
+
+    So a KV cache or a recurrent state.
+    """
+    if not hasattr(output, "items"):
+        return {}
+    taken = parameters(model.forward)
+    return {
+        key: value
+        for key, value in output.items()
+        if key in taken and value is not None and not isinstance(value, torch.Tensor)
+    }
+
+
+@contextmanager
+def keeping_encoder_outputs(model: HuggingFaceModel) -> Iterator[Keywords]:
+    """What the encoder of an encoder-decoder returns while this is open, for the steps to come."""
+    kept: Keywords = {}
+    encoder = model.get_encoder() if "encoder_outputs" in parameters(model.forward) else model
+
+    def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
+        kept["encoder_outputs"] = output
+
+    hook = encoder.register_forward_hook(keep) if encoder is not model else None
+    try:
+        yield kept
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def is_encoder_decoder(model: HuggingFaceModel) -> bool:
+    return "decoder_input_ids" in parameters(model.forward)

@@ -1,0 +1,115 @@
+"""Sound, as spectrograms or as samples."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from llmsim_magic.capture.inputs.ask import Ask, Keywords
+
+AUDIO = ("audio", "speech", "sound", "encoder")
+USUAL_FRAMES = 1000  # ten seconds of spectrogram
+USUAL_MELS = (80, 128, 160)
+
+
+def keyword(ask: Ask) -> str | None:
+    """The keyword that takes sound, or None for a model that hears nothing."""
+    names = (
+        "input_features",
+        "input_values",
+        "audio_mel",
+        "audio_input_features",
+        "audio_values",
+        "spectrogram",
+        "mel_spectrogram",
+    )
+    for name in (*ask.main, *names):
+        if name in names and name in ask.taken:
+            return name
+    return None
+
+
+def frames(ask: Ask) -> int:
+    """Frames of a spectrogram: the config's own length, or a usual one."""
+    positions = ask.fact("max_source_positions", near=AUDIO)
+    if isinstance(positions, int):
+        return 2 * positions
+    length = ask.fact("max_length", near=AUDIO)
+    return length if isinstance(length, int) and length > 20 else USUAL_FRAMES
+
+
+def samples(ask: Ask) -> int:
+    """Samples of a waveform: as many as make `context` positions, or one second."""
+    kernels, strides = ask.fact("conv_kernel", near=AUDIO), ask.fact("conv_stride", near=AUDIO)
+    if isinstance(kernels, (list, tuple)) and isinstance(strides, (list, tuple)):
+        count = max(ask.context, 2)
+        for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+            count = (count - 1) * stride + kernel
+        return count
+    rate = ask.number("sampling_rate", "sample_rate", near=AUDIO, default=16_000)
+    ratios = ask.fact("upsampling_ratios", "downsampling_ratios", "encoder_rates", near=AUDIO)
+    whole = math.prod(ratios) if isinstance(ratios, (list, tuple)) else 1
+    return rate // whole * whole
+
+
+def note(ask: Ask) -> str:
+    """What the report says of the sound."""
+    if keyword(ask) == "input_values" and ask.fact("num_mel_bins", near=AUDIO) is None:
+        return f"a sound of {samples(ask)} samples"
+    if isinstance(ask.fact("max_source_positions", near=AUDIO), int):
+        return f"the model fixes its sound at {frames(ask)} frames; context is the text's"
+    return f"a sound of {frames(ask)} frames"
+
+
+def layouts(ask: Ask) -> Iterator[Keywords]:
+    """Ways to hand over one sound of each sample, the likeliest first.
+
+    Shapes: spectrograms `[batch, mels, frames]` or `[batch, frames, mels]`, waveforms
+    `[batch, samples]`, with or without a dimension for channels.
+    """
+    main = keyword(ask)
+    if main is None:
+        return
+    batch, length = ask.batch, frames(ask)
+    whole = torch.ones(batch, length, dtype=torch.long)
+    companions = {
+        "input_features_mask": whole,
+        "feature_attention_mask": whole,
+        "audio_mel_mask": torch.zeros(batch, length, dtype=torch.bool),
+        "audio_feature_lengths": torch.full((batch,), length),
+        "feature_lens": torch.full((batch,), length),
+        "is_longer": torch.zeros(batch, 1, dtype=torch.bool),
+    }
+    spectrograms = [
+        {main: ask.unknown(*shape), **companions}
+        for mels in _mels(ask)
+        for shape in ((batch, mels, length), (batch, length, mels), (batch, 1, length, mels))
+    ]
+    count = samples(ask)
+    audible = torch.ones(batch, count, dtype=torch.long)
+    waveforms = (
+        {main: ask.unknown(batch, count), "padding_mask": audible},
+        {main: ask.unknown(batch, 1, count), "padding_mask": audible},
+        {main: ask.unknown(batch, 2, count), "padding_mask": audible},
+    )
+    if main == "input_values" and ask.fact("num_mel_bins", near=AUDIO) is None:
+        yield from (*waveforms, *spectrograms)
+    else:
+        yield from (*spectrograms, *waveforms)
+
+
+def _mels(ask: Ask) -> tuple[int, ...]:
+    """Values in a frame: what the config says, or the usual numbers where it does not."""
+    names = (
+        "num_mel_bins",
+        "n_mels",
+        "feature_size",
+        "input_feat_size",
+        "input_feat_per_channel",
+        "feature_projection_input_dim",
+        "num_features",
+        "input_dim",
+        "input_size",
+    )
+    said = ask.number(*names, near=AUDIO, default=0)
+    return (said,) if said else USUAL_MELS

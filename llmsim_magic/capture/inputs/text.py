@@ -1,0 +1,61 @@
+"""Token ids, and the places among them that images and sounds take."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from llmsim_magic.capture.inputs.ask import Ask, HuggingFaceModel, config_parts
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Placeholders in a row of tokens: `count` times the id `token`, for what `kind` of data."""
+
+    kind: int
+    token: int
+    count: int
+
+
+def plain_token(model: HuggingFaceModel) -> int:
+    """The least id that the config gives no special meaning."""
+    special: set[int] = set()
+    for _, config in config_parts(model.config):
+        for name, value in vars(config).items():
+            if name.endswith(("_token_id", "_token_index")):
+                special.update(value if isinstance(value, list) else [value])
+    return next(number for number in itertools.count() if number not in special)
+
+
+def tokens(model: HuggingFaceModel, batch: int, count: int) -> torch.Tensor:
+    """Token ids `[batch, count]` on the host, where their values are known; none is special."""
+    return torch.full((batch, count), plain_token(model), dtype=torch.long)
+
+
+def tokens_around(ask: Ask, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids `[batch, tokens]` with the spans after a first token, and what kind each of them is.
+
+    As many tokens as the context, or as the spans need.
+    """
+    plain = plain_token(ask.model)
+    row, kinds = [plain], [0]
+    for span in spans:
+        row += [span.token] * span.count + [plain]
+        kinds += [span.kind] * span.count + [0]
+    rest = max(ask.context - len(row), 0)
+    row, kinds = row + [plain] * rest, kinds + [0] * rest
+    return torch.tensor([row] * ask.batch), torch.tensor([kinds] * ask.batch)
+
+
+def coded_tokens(ask: Ask) -> Iterator[torch.Tensor]:
+    """Ids of models that read several codebooks at each position, in the ways there are."""
+    books = ask.number("num_codebooks", "num_channels", "num_quantizers", default=0)
+    if books and "input_ids" in ask.taken:
+        plain = plain_token(ask.model)
+        for shape in (
+            (ask.batch, ask.context, books),
+            (ask.batch, books, ask.context),
+            (ask.batch * books, ask.context),
+        ):
+            yield torch.full(shape, plain, dtype=torch.long)

@@ -1,0 +1,148 @@
+"""What hooks see of a forward pass with real weights, and where a trace disagrees."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from torch.utils._pytree import tree_map
+
+from llmsim_magic.capture.inputs import passes
+from llmsim_magic.capture.resolve import Source
+from llmsim_magic.capture.weightless import from_config
+from llmsim_magic.records.workload import Workload
+
+Shapes = list[tuple[int, ...]]
+
+
+def shapes_in(value: Any) -> Iterator[tuple[int, ...]]:
+    """The shape of every tensor in nested tuples, lists and mappings, in order."""
+    if isinstance(value, torch.Tensor):
+        yield tuple(value.shape)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from shapes_in(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from shapes_in(item)
+
+
+@dataclass
+class Seen:
+    """What hooks saw of a real forward: shapes of each module's first call, and all calls."""
+
+    inputs: dict[str, Shapes] = field(default_factory=dict)
+    outputs: dict[str, Shapes] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def before(self, path: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+            self.calls[path] += 1
+            self.inputs.setdefault(path, list(shapes_in((args, kwargs))))
+
+        return hook
+
+    def after(self, path: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+            self.outputs.setdefault(path, list(shapes_in(output)))
+
+        return hook
+
+
+def really_run(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Seen:
+    """What hooks see of one forward of the model on the CPU, with real weights."""
+    seen = Seen()
+    hooks = []
+    for path, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(seen.before(path), with_kwargs=True))
+        hooks.append(module.register_forward_hook(seen.after(path)))
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def differences(model: torch.nn.Module, seen: Seen, modules: pd.DataFrame) -> dict[str, Any]:
+    """The modules whose row disagrees with what hooks saw: shapes in, shapes out, calls."""
+    found = {}
+    for path, _ in model.named_modules():
+        real = (seen.inputs.get(path, []), seen.outputs.get(path, []), seen.calls[path])
+        ours = tuple(modules.loc[path, ["input_shapes", "output_shapes", "calls"]])
+        if ours != real:
+            found[path] = {"real": real, "ours": ours}
+    return found
+
+
+def with_data(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Keywords for a real forward: what is unknown, on `meta`, becomes random numbers."""
+
+    def real(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return torch.rand(value.shape).to(value.dtype) if value.is_meta else value.clone()
+
+    return tree_map(real, keywords)
+
+
+@dataclass
+class Real:
+    """A model with random weights on the CPU beside its like on `meta`, and what both are given."""
+
+    model: Any
+    unreal: Any
+
+    def prefill(self, workload: Workload) -> Seen:
+        """Hooks' view of a prefill, handed over in the first way that the forward can read."""
+        return self._first(
+            passes.prefill_inputs(self.unreal, workload),
+            lambda given: really_run(self.model, **given),
+        )
+
+    def decode(self, workload: Workload) -> Seen | None:
+        """Hooks' view of a decode step after a real pass; None where there is no state."""
+
+        def step(way: passes.DecodeWay) -> Seen | None:
+            read, state = self._first(passes.priming_inputs(self.unreal, workload), self._state)
+            if not state:
+                return None
+            given = way(self.unreal, workload, state, read)
+            return really_run(self.model, **given.keywords)
+
+        errors = []
+        for way in passes.DECODE_WAYS:
+            try:
+                return step(way)
+            except Exception as error:
+                errors.append(error)
+        raise errors[0]
+
+    def _state(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        with torch.no_grad(), passes.keeping_encoder_outputs(self.model) as kept:
+            state = passes.state_of(self.model, self.model(**given))
+        return given, state and state | kept
+
+    def _first(self, ways: Iterable[passes.Inputs], run: Callable[..., Any]) -> Any:
+        errors = []
+        for inputs in ways:
+            try:
+                return run(with_data(inputs.keywords))
+            except Exception as error:
+                errors.append(error)
+        raise errors[0]
+
+
+def beside(config: Any, limit: int | None = None) -> Real:
+    """Both models of a config; raises ValueError where it has more parameters than the limit."""
+    unreal = from_config(Source(type(config).__name__, config, "config object"), dtype="float32")
+    count = sum(parameter.numel() for parameter in unreal.module.parameters())
+    if limit is not None and count > limit:
+        raise ValueError(f"{count} parameters")
+    torch.manual_seed(0)
+    model = type(unreal.module)._from_config(copy.deepcopy(config), dtype=torch.float32)
+    return Real(model.eval(), unreal.module)
