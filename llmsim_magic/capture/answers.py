@@ -32,7 +32,8 @@ class Answers(TorchDispatchMode):
         super().__init__()
         self.assumed: Counter[str] = Counter()
         self._repeats = Repeats()
-        self._overwritten: set[int] = set()
+        self._overwritten: dict[int, torch.UntypedStorage] = {}
+        self._checks: dict[int, torch.UntypedStorage] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -62,8 +63,18 @@ class Answers(TorchDispatchMode):
 
     def overwrite(self, tensor: torch.Tensor) -> None:
         """Something unknown was written into a tensor."""
+        storage = tensor.untyped_storage()
         if not tensor.is_meta:
-            self._overwritten.add(tensor.untyped_storage()._cdata)
+            self._overwritten[storage._cdata] = storage
+
+    def expect(self, check: torch.Tensor) -> torch.Tensor:
+        """Remember a check that all is well: should the code ask for its outcome, it passed."""
+        storage = check.untyped_storage()
+        self._checks[storage._cdata] = storage
+        return check
+
+    def expects(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._checks
 
     def _for_real(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
         """A kernel on known values: on the host, unless its result is too large to hold."""
@@ -114,11 +125,12 @@ def _in_double(func: Any, args: Any, keywords: dict[str, Any]) -> Any:
 def _value(answers: Answers, tensor: torch.Tensor) -> bool | int | float:
     """Code that asks a tensor for its value, as a check for padding does.
 
-    The generic answer: no for a condition, one for a number.
+    The generic answer: no for a condition, unless it is that all of something holds; one for a
+    number.
     """
     value: bool | float = 1.0 if tensor.is_floating_point() else 1
     if tensor.dtype is torch.bool:
-        value = False
+        value = answers.expects(tensor)
     answers.assume(f"the code asked for a value that only data decides: taken as {value}")
     return value
 
@@ -300,10 +312,10 @@ def _repeated(answers: Answers, repeats: torch.Tensor, output_size: int | None =
     return torch.empty(output_size or repeats.numel(), dtype=torch.long, device=META)
 
 
-def _valid(answers: Answers, values: torch.Tensor) -> torch.Tensor:
-    """A check by torch itself, of a distribution's arguments: no modelling code branches on it."""
-    answers.assume("a check of data is taken as passed")
-    return torch.tensor(True)
+def _all(answers: Answers, values: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+    """Whether a condition holds everywhere, as a mask of no padding does: yes, if asked."""
+    shape = torch.empty_like(values, dtype=torch.bool)
+    return answers.expect(aten.any.default(shape))
 
 
 def _unequal(answers: Answers, one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -335,7 +347,8 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.histc.default: _histogram,
     aten.repeat_interleave.Tensor: _repeated,
     aten.equal.default: _unequal,
-    aten._is_all_true.default: _valid,
+    aten.all.default: _all,
+    aten._is_all_true.default: _all,
 }
 
 

@@ -33,8 +33,12 @@ class _Values(TorchFunctionMode):
         return func(*args, **keywords)
 
 
-class _Kernels(TorchDispatchMode):
+class Buffers(TorchDispatchMode):
     """Every other tensor: real where it is small and made of known ones; empty ones are weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._unknown: dict[int, torch.UntypedStorage] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -42,9 +46,7 @@ class _Kernels(TorchDispatchMode):
         keywords = dict(kwargs or {})
         tensors = list(tensors_in((args, keywords)))
         if any(tensor.is_meta for tensor in tensors):
-            if not all(tensor.is_meta for tensor in tensors):
-                args, keywords = tree_map(on_meta, (args, keywords))
-            return func(*args, **keywords)
+            return self._on_meta(func, args, keywords)
         if keywords.get("device") == META and not facts(func).allocates:
             made = func(*args, **keywords) if not tensors else None
             if made is None or made.numel() <= LARGEST:
@@ -52,30 +54,44 @@ class _Kernels(TorchDispatchMode):
             return made
         return func(*args, **keywords)
 
+    def _on_meta(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
+        changed = [args[place] for place in facts(func).mutable if isinstance(place, int)]
+        if changed and not changed[0].is_meta:
+            storage = changed[0].untyped_storage()
+            self._unknown[storage._cdata] = storage
+            return changed[0]
+        if keywords.get("device") is not None:
+            keywords["device"] = META
+        args, keywords = tree_map(_to_meta, (args, keywords))
+        return func(*args, **keywords)
 
-def on_meta(value: Any) -> Any:
+    def keep_only(self, model: torch.nn.Module) -> None:
+        """Put every parameter on `meta`, and every buffer that is large or not known."""
+        weights: dict[int, torch.nn.Parameter] = {}
+        tables: dict[int, torch.Tensor] = {}
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and not parameter.is_meta:
+                    like = torch.nn.Parameter(_to_meta(parameter.detach()), parameter.requires_grad)
+                    module._parameters[name] = weights.setdefault(id(parameter), like)
+            for name, buffer in module._buffers.items():
+                if buffer is not None and not self._is_kept(buffer):
+                    module._buffers[name] = tables.setdefault(id(buffer), _to_meta(buffer))
+
+    def _is_kept(self, buffer: torch.Tensor) -> bool:
+        return buffer.numel() <= LARGEST and buffer.untyped_storage()._cdata not in self._unknown
+
+
+def _to_meta(value: Any) -> Any:
     return value.to(META) if isinstance(value, torch.Tensor) else value
 
 
 @contextmanager
-def knowing_buffers() -> Iterator[None]:
+def knowing_buffers() -> Iterator[Buffers]:
     """While open, what a model computes for its buffers is computed for real."""
-    with _Kernels(), _Values():
-        yield
-
-
-def only_buffers_known(model: torch.nn.Module) -> None:
-    """Put every parameter, and every large buffer, back on `meta`."""
-    weights: dict[int, torch.nn.Parameter] = {}
-    tables: dict[int, torch.Tensor] = {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and not parameter.is_meta:
-                like = torch.nn.Parameter(parameter.detach().to(META), parameter.requires_grad)
-                module._parameters[name] = weights.setdefault(id(parameter), like)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and not buffer.is_meta and buffer.numel() > LARGEST:
-                module._buffers[name] = tables.setdefault(id(buffer), buffer.to(META))
+    buffers = Buffers()
+    with buffers, _Values():
+        yield buffers
 
 
 def known(buffer: torch.Tensor) -> torch.Tensor | None:

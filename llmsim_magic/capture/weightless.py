@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.buffers import knowing_buffers, known, only_buffers_known
+from llmsim_magic.capture.buffers import knowing_buffers, known
 from llmsim_magic.capture.resolve import Source
 from llmsim_magic.capture.tensors import dtype_name
 from llmsim_magic.records.errors import CannotTrace, clip
@@ -74,13 +74,13 @@ def from_config(
     if trust_remote_code and hasattr(config, "auto_map"):
         options["trust_remote_code"] = True
     try:
-        with knowing_buffers(), META:
+        with knowing_buffers() as buffers, META:
             module = builder(config, **options)
     except Exception as error:
         raise CannotTrace(
             f"{source.name}: transformers cannot build it: {reason(error)}"
         ) from error
-    only_buffers_known(module)
+    buffers.keep_only(module)
     module.eval()
     class_name = type(module).__name__
     info = ModelInfo(

@@ -7,6 +7,7 @@ import pandas as pd
 
 from llmsim_magic.analyses import work
 from llmsim_magic.analyses.dataflow import depends_on, edges, ranks
+from llmsim_magic.analyses.experts import routings
 from llmsim_magic.analyses.layers import layers
 from llmsim_magic.analyses.totals import costs, operator_types, totals
 from llmsim_magic.analyses.traffic import kernel_bytes
@@ -162,6 +163,7 @@ def summary_table(trace: Trace) -> pd.DataFrame:
         ("modules", len(trace.modules), "modules", "containers included"),
         ("kernels", len(trace.kernels), "ATen ops", "views included"),
         ("parameters", sums.parameters, "parameters", "shared ones counted once"),
+        ("parameters_active", sums.active, "parameters", _routing(trace)),
         ("parameters_trainable", sums.trainable, "parameters", "with requires_grad"),
         ("parameter_bytes", sums.parameter_bytes, "bytes", units.nbytes(sums.parameter_bytes)),
         ("buffer_bytes", sums.buffer_bytes, "bytes", units.nbytes(sums.buffer_bytes)),
@@ -187,6 +189,14 @@ def summary_table(trace: Trace) -> pd.DataFrame:
         {"value": pd.Series(values, dtype=object).array, "unit": unit, "means": meaning},
         index=pd.Index(names, name="quantity"),
     )
+
+
+def _routing(trace: Trace) -> str:
+    """What a token meets of the experts, and the assumption behind it."""
+    kinds = [f"{kind.chosen:g} of {kind.experts} experts" for kind in routings(trace)]
+    if not kinds:
+        return "met by each token: all of them"
+    return f"met by each token: {' or '.join(kinds)}, routing taken as balanced"
 
 
 def topological_table(trace: Trace) -> pd.DataFrame:

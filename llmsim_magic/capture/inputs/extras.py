@@ -29,7 +29,7 @@ def _zeros(ask: Ask) -> torch.Tensor:
 
 
 def _hidden(ask: Ask) -> torch.Tensor:
-    width = ask.number("hidden_size", "d_model", "hidden_dim", "dim", default=1)
+    width = ask.number("input_dim", "hidden_size", "d_model", "hidden_dim", "dim", default=1)
     return ask.unknown(ask.batch, ask.context, width)
 
 
@@ -59,6 +59,13 @@ def _image(ask: Ask) -> torch.Tensor:
 def _image_seen(ask: Ask) -> torch.Tensor:
     """Every token sees the one image of its sample."""
     return torch.ones(ask.batch, ask.context, 1, dtype=torch.long)
+
+
+def _image_first(ask: Ask) -> torch.Tensor:
+    """The embeddings of the one image stand after the first token."""
+    count = ask.number("latent_query_num", default=1)
+    places = torch.arange(max(ask.context, count + 2))
+    return ((places > 0) & (places <= count)).long().expand(ask.batch, -1)
 
 
 def _no_patch_masked(ask: Ask) -> torch.Tensor:
@@ -151,6 +158,8 @@ IF_TAKEN: dict[str, Recipe] = {
     "protein_input_ids": _ids,
     "query_embeds": _queries,
     "image_attention_mask": _image_seen,
+    "image_embeds_position_mask": _image_first,
+    "task_inputs": lambda ask: tokens(ask.model, ask.batch, ask.number("task_seq_len", default=77)),
     "visual_feats": _regions,
     "visual_embeds": _regions,
     "visual_pos": _region_places,

@@ -197,7 +197,8 @@ def _with_text(
             notes.append(f"{count} of the {ids.shape[1]} tokens are placeholders")
         if thorough and "attention_mask" in ask.taken:
             keywords["attention_mask"] = torch.ones_like(ids)
-    needed = [*ask.main, *ask.required, *(IF_TAKEN if thorough else ())]
+    main = () if "input_ids" in keywords else ask.main
+    needed = [*main, *ask.required, *(IF_TAKEN if thorough else ())]
     for name in needed:
         if name in RECIPES and name in ask.taken and name not in keywords:
             keywords[name] = RECIPES[name](ask)

@@ -9,7 +9,7 @@ from llmsim_magic.capture.inputs.ask import Ask, Keywords
 
 AUDIO = ("audio", "speech", "sound", "encoder")
 USUAL_FRAMES = 1000  # ten seconds of spectrogram
-USUAL_MELS = (80, 128, 160)
+USUAL_MELS = (80, 128, 160, 320)
 
 
 def keyword(ask: Ask) -> str | None:

@@ -1,0 +1,121 @@
+"""Which share of a mixture of experts one token meets."""
+
+import math
+from dataclasses import dataclass
+
+from llmsim_magic.analyses.once import once
+from llmsim_magic.analyses.work import short_name
+from llmsim_magic.records.trace import Module, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Of so many experts, how many a token is routed to."""
+
+    chosen: float
+    experts: int
+
+
+@once
+def active_parameters(trace: Trace) -> int:
+    """Parameters that one token meets: all but those of experts that it is not routed to.
+
+    Routing is balanced, so an expert counts by the share of the tokens that it sees.
+    """
+    shares: dict[str, float] = {}
+    for _, found in _routed(trace):
+        shares.update(found)
+    return round(
+        sum(
+            parameter.numel * shares.get(parameter.name, 1.0)
+            for parameter in trace.parameters
+            if parameter.tied_to is None and not parameter.is_buffer
+        )
+    )
+
+
+@once
+def routings(trace: Trace) -> tuple[Routing, ...]:
+    """The kinds of routing in the model, each once; none for a dense model."""
+    return tuple(dict.fromkeys(routing for routing, _ in _routed(trace)))
+
+
+@once
+def _routed(trace: Trace) -> tuple[tuple[Routing, dict[str, float]], ...]:
+    """Each routing with the share of the tokens that each parameter of its experts meets."""
+    return (*_fused(trace), *_listed(trace))
+
+
+def _fused(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
+    """Experts in one parameter `[experts, …]`, met by a grouped matmul of `tokens · chosen` rows.
+
+    The other parameters of its module with a row for each expert, such as biases, go with it.
+    """
+    modules = {module.path: module for module in trace.modules}
+    found = []
+    seen: set[str] = set()
+    for kernel in trace.kernels:
+        if short_name(kernel.name) != "_grouped_mm":
+            continue
+        rows, weights = (trace.tensors[index] for index in kernel.inputs[:2])
+        name = trace.storages[weights.storage].name or ""
+        owner = name.rpartition(".")[0]
+        tokens = _rows(trace, modules[owner]) if owner in modules else 0
+        if not tokens or owner in seen:
+            continue
+        seen.add(owner)
+        experts = weights.shape[0]
+        chosen = rows.shape[0] / tokens
+        alike = [p for p in trace.parameters if p.owner == owner and p.shape[:1] == (experts,)]
+        share = min(chosen / experts, 1.0)
+        found.append((Routing(chosen, experts), {p.name: share for p in alike}))
+    return found
+
+
+def _listed(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
+    """Experts as modules of one kind side by side, each called with some rows of its parent's."""
+    children: dict[tuple[str, str], list[Module]] = {}
+    modules = {module.path: module for module in trace.modules}
+    for module in trace.modules:
+        parent = module.path.rpartition(".")[0]
+        while parent and modules[parent].is_list:
+            parent = parent.rpartition(".")[0]
+        children.setdefault((parent, module.type), []).append(module)
+    found = []
+    for (parent, _), group in children.items():
+        tokens = _rows(trace, modules[parent])
+        read = {module.path: _routed_rows(trace, modules[parent], module) for module in group}
+        if len(group) < 2 or not tokens or None in read.values():
+            continue
+        rows = {path: number or 0 for path, number in read.items()}
+        if not 0 < min(filter(None, rows.values()), default=0) < tokens:
+            continue
+        found.append(
+            (
+                Routing(sum(rows.values()) / tokens, len(group)),
+                {
+                    parameter.name: min(number / tokens, 1.0)
+                    for path, number in rows.items()
+                    for parameter in trace.parameters
+                    if parameter.name.startswith(f"{path}.")
+                },
+            )
+        )
+    return found
+
+
+def _rows(trace: Trace, module: Module) -> int:
+    """Rows of the first input of a module's first call; 0 where it has none."""
+    if not module.inputs:
+        return 0
+    return math.prod(trace.tensors[module.inputs[0]].shape[:-1])
+
+
+def _routed_rows(trace: Trace, parent: Module, module: Module) -> int | None:
+    """Rows that a module reads of those its parent was given; None for what is not routed to it."""
+    if not module.calls:
+        return 0
+    if not module.inputs or not parent.inputs:
+        return None
+    own, given = (trace.tensors[each.inputs[0]].shape for each in (module, parent))
+    return own[0] if len(own) == 2 and len(given) > 1 and own[-1] == given[-1] else None
