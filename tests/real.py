@@ -112,7 +112,7 @@ class Real:
             if not state:
                 return None
             given = way(self.unreal, workload, state, read)
-            return really_run(self.model, **given.keywords)
+            return really_run(self.model, **with_data(given.keywords))
 
         errors = []
         for way in passes.DECODE_WAYS:

@@ -108,23 +108,105 @@ def with_small_vocabulary(keys: dict[str, Any]) -> dict[str, Any]:
     return within(keys)
 
 
+def completed(keys: dict[str, Any]) -> dict[str, Any]:
+    """The same with what some default configurations leave out or contradict.
+
+    Sizes that are None, grouped heads, a vision tower that is wider than the text model it feeds,
+    rotary sections of another head size, a backbone from a package that need not be there.
+    """
+    made = {
+        key: completed(value) if isinstance(value, dict) and _is_config(value) else value
+        for key, value in keys.items()
+    }
+    for key, value in _LEFT_OUT.items():
+        if key in made and made[key] is None:
+            made[key] = value
+    heads, width = made.get("num_attention_heads"), made.get("hidden_size")
+    if isinstance(heads, int) and isinstance(width, int):
+        derived = {
+            "num_key_value_heads": heads,
+            "head_dim": width // heads,
+            "attention_head_dim": width // heads,
+            "intermediate_size": 2 * width,
+            "moe_intermediate_size": width,
+        }
+        for key, number in derived.items():
+            if made.get(key) is None:
+                made[key] = number
+        _fit_rotary_sections(made, width // heads)
+    if isinstance(made.get("moe_intermediate_size"), int):  # a grouped matmul wants 16 bytes
+        made["moe_intermediate_size"] = -(-made["moe_intermediate_size"] // 16) * 16
+    text, vision = made.get("text_config"), made.get("vision_config")
+    if isinstance(text, dict) and isinstance(vision, dict) and text.get("hidden_size"):
+        for key in ("out_hidden_size", "projection_dim", "projector_hidden_size"):
+            if key in vision:
+                vision[key] = text["hidden_size"]
+    backbone = made.get("backbone_config", {})
+    if backbone is None or backbone.get("model_type") == "timm_backbone":
+        made |= {
+            "use_timm_backbone": False,
+            "use_pretrained_backbone": False,
+            "backbone": None,
+            "backbone_kwargs": None,
+            "backbone_config": {
+                "model_type": "resnet",
+                "embedding_size": 16,
+                "hidden_sizes": [16, 32, 64, 128],
+                "depths": [1, 1, 1, 1],
+                "out_features": ["stage2", "stage3", "stage4"],
+            },
+        }
+    return made
+
+
+_LEFT_OUT: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_routed_experts": 4,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "prediction_length": 8,
+    "image_token_index": 200,
+    "image_token_id": 200,
+    "attn_layer_indices": [1],
+}
+
+
+def _is_config(value: dict[Any, Any]) -> bool:
+    return all(isinstance(name, str) for name in value)
+
+
+def _fit_rotary_sections(keys: dict[str, Any], head: int) -> None:
+    rotary = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
+    if rotary:
+        half = int((keys.get("head_dim") or head) * rotary.get("partial_rotary_factor", 1.0)) // 2
+        rotary["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
+
+
 def candidates(model_type: str) -> Iterator[transformers.PretrainedConfig]:
-    """Smaller and smaller changes of a type's default configuration, until none is left."""
+    """Configurations of a type from a small one to its own default; the first that runs is it."""
     config_class = transformers.CONFIG_MAPPING[model_type]
     whole = config_class().to_dict()
-    for layers, divisor, few in (
-        (2, 8, True),
-        (2, 4, True),
-        (2, 2, True),
-        (2, 1, True),
-        (None, 8, True),
-        (None, 8, False),
-        (2, 1, False),
+    for layers, divisor, few, complete in (
+        (2, 8, True, False),
+        (2, 8, True, True),
+        (2, 4, True, False),
+        (2, 1, True, False),
+        (2, 1, True, True),
+        (None, 8, False, False),
+        (None, 8, True, True),
+        (2, 1, False, False),
     ):
         keys = smaller(copy.deepcopy(whole), layers, divisor)
         if few:
             keys = with_small_vocabulary(keys)
+        if complete:
+            keys = completed(keys)
         try:
-            yield config_class.from_dict(keys)
-        except Exception:
+            config = config_class.from_dict(keys)
+        except Exception:  # not every cut leaves a config that its class accepts
             continue
+        yield config

@@ -160,6 +160,8 @@ def _choices(answers: Answers, scores: torch.Tensor, number: int, dim: int) -> t
     )
     shape = list(scores.shape) or [1]
     among = shape.pop(dim)
+    if number > among:
+        raise RuntimeError(f"selected index k out of range: {number} of {among}")
     chosen = _chosen(math.prod(shape), number, among).view(*shape, number)
     return chosen.movedim(-1, dim)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.catalog import models
 from llmsim_magic.records.errors import CannotTrace, UnknownModel, clip
 
@@ -63,6 +64,7 @@ def source_of(facts: Facts, *, trust_remote_code: bool = False) -> Source:
     """
     transformers = importlib.import_module("transformers")
     keys = facts.keys
+    check_sizes(facts.name, keys)
     config_class = _config_class(transformers, keys)
     if config_class is None and "auto_map" in keys:
         if not trust_remote_code:
@@ -97,11 +99,17 @@ def _config_class(transformers: Any, keys: dict[str, Any]) -> Any:
     model_type = keys.get("model_type")
     if isinstance(model_type, str) and model_type in transformers.CONFIG_MAPPING:
         return transformers.CONFIG_MAPPING[model_type]
-    for class_name in keys.get("architectures") or ():
-        declared = getattr(transformers, str(class_name), None)
+    for class_name in declared_classes(keys.get("architectures")):
+        declared = getattr(transformers, class_name, None)
         if declared is not None:
             return getattr(declared, "config_class", None)
     return None
+
+
+def declared_classes(value: Any) -> tuple[str, ...]:
+    """The names under `architectures`, whatever a config holds there."""
+    names = value if isinstance(value, list) else [value]
+    return tuple(name for name in names if isinstance(name, str))
 
 
 def _from_path(name: str, path: Path) -> Facts:

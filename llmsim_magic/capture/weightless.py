@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture.buffers import knowing_buffers, known
-from llmsim_magic.capture.resolve import Source
+from llmsim_magic.capture.resolve import Source, declared_classes
 from llmsim_magic.capture.tensors import dtype_name
 from llmsim_magic.records.errors import CannotTrace, clip
 from llmsim_magic.records.trace import ModelInfo
@@ -70,12 +70,14 @@ def from_config(
     }
     if attention:
         options["attn_implementation"] = attention
-    builder = _builder(config, base, source.name)
     if trust_remote_code and hasattr(config, "auto_map"):
         options["trust_remote_code"] = True
     try:
+        builder = _builder(config, base, source.name)
         with knowing_buffers() as buffers, META:
             module = builder(config, **options)
+    except CannotTrace:
+        raise
     except Exception as error:
         raise CannotTrace(
             f"{source.name}: transformers cannot build it: {reason(error)}"
@@ -106,19 +108,25 @@ def _builder(config: Any, base: bool, name: str) -> Any:
     transformers = importlib.import_module("transformers")
     if base:
         return transformers.AutoModel.from_config
-    declared = getattr(config, "architectures", None) or ()
+    declared = declared_classes(getattr(config, "architectures", None))
     for class_name in declared:
         found = getattr(transformers, class_name, None)
         if found is not None and hasattr(found, "_from_config"):
             return found._from_config
     for auto in map(partial(getattr, transformers), _AUTO_CLASSES):
-        if type(config) in auto._model_mapping or hasattr(config, "auto_map"):
+        if hasattr(config, "auto_map") or (not declared and type(config) in auto._model_mapping):
             return auto.from_config
-    for model_class in _classes_beside(type(config)):
+    for model_class in () if declared else _classes_beside(type(config)):
         return model_class._from_config
+    version = f"transformers {transformers.__version__}"
+    if declared:
+        raise CannotTrace(
+            f"{name}: {version} has no {clip(', '.join(declared))}, which its config declares; "
+            "--base takes the model without that head"
+        )
     raise CannotTrace(
-        f"{name}: transformers {transformers.__version__} has no model class for "
-        f"{clip(type(config).__name__)} (declared: {', '.join(declared) or 'none'})"
+        f"{name}: {version} has no model class for {clip(type(config).__name__)}: "
+        "it describes a part of a larger model"
     )
 
 
@@ -148,7 +156,7 @@ def _classes_beside(config_class: type[Any]) -> list[Any]:
 def _head(config: Any, class_name: str, base: bool) -> str:
     if base:
         return "headless (--base)"
-    declared = class_name in (getattr(config, "architectures", None) or ())
+    declared = class_name in declared_classes(getattr(config, "architectures", None))
     return "declared by the checkpoint" if declared else "chosen by transformers"
 
 
@@ -257,5 +265,7 @@ def on_meta(value: Any) -> Any:
 
 def reason(error: BaseException) -> str:
     """An exception as part of one line."""
+    while isinstance(error, ModuleNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # transformers loads lazily, and says only what it wanted to load
     text = str(error).strip() or "no message"
     return f"{type(error).__name__}: {clip(text, 240).strip(chr(39))}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.capture.resolve import Facts, Source, facts_of, source_of
 from llmsim_magic.records.errors import CannotTrace, InvalidValue
 from llmsim_magic.simulate.request import Build
@@ -41,6 +42,7 @@ def load(model: Any, build: Build, progress: Progress = silent) -> "Weightless":
         return copy_of(model, name)
     if hasattr(model, "to_dict") and hasattr(model, "model_type"):
         progress(f"building {name} without weights")
+        check_sizes(name, model.to_dict())
         return from_config(Source(name, model, "config object"), **_options(build))
     raise InvalidValue(
         "model", type(model).__name__, "a hub id, a path, a PretrainedConfig or an nn.Module"
