@@ -33,7 +33,7 @@ PRELOADED = (
     "torch._refs",
 )
 CONTEXT = 128
-LIMIT_S = 300.0
+LIMIT_S = 120.0
 REDUCED_CONTEXT = 16
 
 

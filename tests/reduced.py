@@ -171,6 +171,8 @@ _LEFT_OUT: dict[str, Any] = {
     "prediction_length": 8,
     "image_token_index": 200,
     "image_token_id": 200,
+    "video_token_index": 201,
+    "video_token_id": 201,
     "attn_layer_indices": [1],
 }
 

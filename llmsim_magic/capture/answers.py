@@ -46,7 +46,9 @@ class Answers(TorchDispatchMode):
             return func(*args, **keywords)  # a view of what was written over, or a write into it
         answer = _ANSWERS.get(func)
         if answer is not None:
-            return answer(self, *args, **keywords)
+            answered = answer(self, *args, **keywords)
+            if answered is not NotImplemented:
+                return answered
         if not all(tensor.is_meta for tensor in tensors):
             changed = [args[place] for place in facts(func).mutable if isinstance(place, int)]
             if changed and not changed[0].is_meta:
@@ -89,7 +91,8 @@ class Answers(TorchDispatchMode):
             pass  # its size depends on its values, which are known
         else:
             if sum(tensor.numel() for tensor in tensors_in(like)) > LARGEST:
-                return like
+                moved = facts(func).copies and args[0].dtype == like.dtype
+                return args[0] if moved else like
         if keywords.get("device") == META:
             keywords["device"] = torch.device("cpu")
         try:
@@ -133,6 +136,17 @@ def _value(answers: Answers, tensor: torch.Tensor) -> bool | int | float:
         value = answers.expects(tensor)
     answers.assume(f"the code asked for a value that only data decides: taken as {value}")
     return value
+
+
+def _whole_numbers(
+    answers: Answers, data: torch.Tensor, *, dtype: torch.dtype | None = None, **options: Any
+) -> Any:
+    """Data turned into whole numbers, as predicted durations are: the generic 1, each of them."""
+    counts = dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
+    if not data.is_floating_point() or not counts or dtype is torch.bool or data.numel() > LARGEST:
+        return NotImplemented
+    answers.assume("a whole number that only data decides is taken as 1")
+    return torch.ones(data.shape, dtype=dtype)
 
 
 def _grouped_matmul(
@@ -216,9 +230,12 @@ def _drawn(
     return _choices(answers, chances, number, -1)
 
 
+_EVERYTHING = "a mask that only data decides is taken to select everything"
+
+
 def _all_of(answers: Answers, mask: torch.Tensor) -> torch.Tensor:
     """The places where an unknown mask holds, `[places, dimensions]`: everywhere."""
-    answers.assume("a mask that only data decides is taken to select everything")
+    answers.assume(_EVERYTHING)
     if mask.numel() > LARGEST:
         return torch.empty((mask.numel(), mask.dim()), dtype=torch.long, device=META)
     return torch.ones(mask.shape, dtype=torch.bool).nonzero()
@@ -229,7 +246,7 @@ def _selected(answers: Answers, values: torch.Tensor, mask: torch.Tensor) -> tor
     shape = torch.broadcast_shapes(values.shape, mask.shape)
     if answers.knows(mask):
         return values.new_empty(int(mask.expand(shape).sum()), device=META)
-    answers.assume("a mask that only data decides is taken to select everything")
+    answers.assume(_EVERYTHING)
     return values.new_empty(math.prod(shape), device=META)
 
 
@@ -240,8 +257,12 @@ def _places(answers: Answers, indices: Sequence[torch.Tensor | None]) -> list[An
         if index is None or index.dtype not in (torch.bool, torch.uint8):
             found.append(index if index is None else index.to(META))
             continue
-        places = index.nonzero() if answers.knows(index) else _all_of(answers, index)
-        found += [place.to(META) for place in places.unbind(1)]
+        if answers.knows(index):
+            count = int(index.count_nonzero())
+        else:
+            answers.assume(_EVERYTHING)
+            count = index.numel()
+        found += [torch.empty(count, dtype=torch.long, device=META) for _ in index.shape]
     return found
 
 
@@ -328,6 +349,7 @@ def _unequal(answers: Answers, one: torch.Tensor, other: torch.Tensor) -> bool:
 
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: _value,
+    aten._to_copy.default: _whole_numbers,
     aten._grouped_mm.default: _grouped_matmul,
     aten.topk.default: _topk,
     aten.argmax.default: _largest,

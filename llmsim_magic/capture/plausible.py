@@ -23,7 +23,7 @@ def check_sizes(name: str, keys: Mapping[str, Any]) -> None:
             raise CannotTrace(f"{name}: its config says {key} {value}: it must be 1 or more")
         if value > MOST_PARTS and _COUNTS.search(key):
             raise CannotTrace(
-                f"{name}: its config says {key} {clip(value)}: more than {MOST_PARTS} cannot be built"
+                f"{name}: its config says {key} {clip(value)}: no more than {MOST_PARTS} can be"
             )
 
 

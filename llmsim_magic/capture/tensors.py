@@ -94,7 +94,12 @@ class TensorTable:
         return number
 
     def add_all(self, value: Any) -> tuple[int, ...]:
-        return tuple(map(self.add, tensors_in(value)))
+        """Numbers of all tensors in a value; what `torch.vmap` wraps has no storage of its own."""
+        return tuple(
+            self.add(tensor)
+            for tensor in tensors_in(value)
+            if not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        )
 
     def storage(self, tensor: torch.Tensor) -> int:
         storage = tensor.untyped_storage()

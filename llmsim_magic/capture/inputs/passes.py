@@ -20,6 +20,7 @@ from llmsim_magic.records.workload import Workload
 # and the method by which a model turns it into rows of embeddings.
 _EMBEDDED = (
     (1, ("image_token_id", "image_token_index"), "get_image_features", pictures),
+    (2, ("video_token_id", "video_token_index"), "get_video_features", pictures),
     (3, ("audio_token_id", "audio_token_index"), "get_audio_features", sound),
 )
 # Keywords that go with the tokens of the priming pass, not with those of the next.
@@ -47,9 +48,9 @@ def prefill_inputs(model: HuggingFaceModel, workload: Workload) -> Iterator[Inpu
     An encoder-decoder reads `context` tokens and decodes its first one. There are several ways
     to hand over an image or a sound; the likeliest comes first.
     """
-    for inputs in _readings(Ask(model, workload.batch, workload.context)):
+    ask = Ask(model, workload.batch, workload.context)
+    for inputs in _with_decoder(ask, 1, _readings(ask)):
         if is_encoder_decoder(model):
-            inputs.keywords["decoder_input_ids"] = tokens(model, workload.batch, 1)
             inputs.notes.append("prefill: the encoder reads its input, the decoder its first token")
         yield inputs
 
@@ -60,10 +61,21 @@ def priming_inputs(model: HuggingFaceModel, workload: Workload) -> Iterator[Inpu
     Where images stand among the tokens, they are tokens in the cache: text alone fills it.
     """
     ask = Ask(model, workload.batch, workload.context)
-    for inputs in _readings(ask, only_text=_has_placeholders(ask)):
-        if is_encoder_decoder(model):
-            inputs.keywords["decoder_input_ids"] = tokens(model, workload.batch, workload.context)
-        yield inputs
+    yield from _with_decoder(
+        ask, workload.context, _readings(ask, only_text=_has_placeholders(ask))
+    )
+
+
+def _with_decoder(ask: Ask, count: int, readings: Iterator[Inputs]) -> Iterator[Inputs]:
+    """The same with `count` tokens for the decoder, where there is one to give them to."""
+    if not is_encoder_decoder(ask.model):
+        yield from readings
+        return
+    ways = list(readings)
+    for ids in (tokens(ask.model, ask.batch, count), *coded_tokens(ask, count)):
+        for inputs in ways:
+            keywords = inputs.keywords | {"decoder_input_ids": ids}
+            yield Inputs(keywords, list(inputs.notes))
 
 
 def decode_inputs(
@@ -94,9 +106,9 @@ def _with_a_token_of_every_codebook(
 ) -> Inputs:
     """One position of what the priming pass read, in its own layout."""
     keywords = decode_inputs(model, workload, state, primed).keywords
-    read = primed["input_ids"]
-    along = read.shape.index(workload.context)
-    return Inputs(keywords | {"input_ids": read.narrow(along, 0, 1)})
+    ids = "decoder_input_ids" if is_encoder_decoder(model) else "input_ids"
+    along = primed[ids].shape.index(workload.context)
+    return Inputs(keywords | {ids: primed[ids].narrow(along, 0, 1)})
 
 
 DecodeWay = Callable[[HuggingFaceModel, Workload, Keywords, Keywords], Inputs]
@@ -137,7 +149,7 @@ def _ways(ask: Ask, *, only_text: bool) -> Iterator[Inputs]:
     for thorough in (False, True):
         for inputs in _combined(ask, embedded, beside):
             yield _with_text(ask, inputs, spans, thorough=thorough)
-    for ids in coded_tokens(ask):
+    for ids in coded_tokens(ask, ask.context) if "input_ids" in ask.taken else ():
         for inputs in _combined(ask, Inputs({}), beside):
             said = [*inputs.notes, "each position holds a token of every codebook"]
             yield _with_text(ask, Inputs(inputs.keywords | {"input_ids": ids}, said), ())
@@ -150,7 +162,7 @@ def _among_the_tokens(ask: Ask) -> tuple[Inputs, list[Span], list[Any]]:
     """What is embedded among the tokens, the places it takes there, and the senses that are not."""
     embedded, spans, beside = Inputs({}), list[Span](), list[Any]()
     for kind, names, method, sense in _EMBEDDED:
-        if sense.keyword(ask) is None:
+        if sense.keyword(ask) is None or sense.keyword(ask) in embedded.keywords:
             continue
         token = ask.fact(*names)
         found = None
@@ -159,11 +171,12 @@ def _among_the_tokens(ask: Ask) -> tuple[Inputs, list[Span], list[Any]]:
         if found is None:
             beside.append(sense)
             continue
+        beside = [other for other in beside if other is not sense]
         keywords, rows = found
         embedded.keywords |= keywords
         embedded.notes.append(sense.note(ask))
         spans.append(Span(kind, token, rows))
-    return embedded, spans, beside
+    return embedded, spans, list(dict.fromkeys(beside))
 
 
 def _combined(ask: Ask, start: Inputs, senses: Sequence[Any]) -> Iterator[Inputs]:
@@ -202,6 +215,10 @@ def _with_text(
     for name in needed:
         if name in RECIPES and name in ask.taken and name not in keywords:
             keywords[name] = RECIPES[name](ask)
+    if "image_embeds_position_mask" in keywords:
+        longest = keywords["image_embeds_position_mask"].shape[1]
+        keywords["input_ids"] = tokens(ask.model, ask.batch, longest)
+        keywords["attention_mask"] = torch.ones_like(keywords["input_ids"])
     if "use_cache" in ask.taken:
         keywords["use_cache"] = True
     return Inputs(keywords, notes)

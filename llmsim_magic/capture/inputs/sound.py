@@ -1,6 +1,5 @@
 """Sound, as spectrograms or as samples."""
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -9,6 +8,7 @@ from llmsim_magic.capture.inputs.ask import Ask, Keywords
 
 AUDIO = ("audio", "speech", "sound", "encoder")
 USUAL_FRAMES = 1000  # ten seconds of spectrogram
+USUAL_SAMPLES = 61_440  # some seconds; whole frames of any usual length
 USUAL_MELS = (80, 128, 160, 320)
 
 
@@ -39,17 +39,14 @@ def frames(ask: Ask) -> int:
 
 
 def samples(ask: Ask) -> int:
-    """Samples of a waveform: as many as make `context` positions, or one second."""
+    """Samples of a waveform: as many as make `context` positions, or a usual number."""
     kernels, strides = ask.fact("conv_kernel", near=AUDIO), ask.fact("conv_stride", near=AUDIO)
     if isinstance(kernels, (list, tuple)) and isinstance(strides, (list, tuple)):
         count = max(ask.context, 2)
         for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
             count = (count - 1) * stride + kernel
         return count
-    rate = ask.number("sampling_rate", "sample_rate", near=AUDIO, default=16_000)
-    ratios = ask.fact("upsampling_ratios", "downsampling_ratios", "encoder_rates", near=AUDIO)
-    whole = math.prod(ratios) if isinstance(ratios, (list, tuple)) else 1
-    return rate // whole * whole
+    return USUAL_SAMPLES
 
 
 def note(ask: Ask) -> str:

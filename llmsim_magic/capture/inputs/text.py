@@ -48,14 +48,10 @@ def tokens_around(ask: Ask, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.
     return torch.tensor([row] * ask.batch), torch.tensor([kinds] * ask.batch)
 
 
-def coded_tokens(ask: Ask) -> Iterator[torch.Tensor]:
-    """Ids of models that read several codebooks at each position, in the ways there are."""
+def coded_tokens(ask: Ask, count: int) -> Iterator[torch.Tensor]:
+    """Ids of models that read a token of every codebook at each position, in the ways there are."""
     books = ask.number("num_codebooks", "num_channels", "num_quantizers", default=0)
-    if books and "input_ids" in ask.taken:
-        plain = plain_token(ask.model)
-        for shape in (
-            (ask.batch, ask.context, books),
-            (ask.batch, books, ask.context),
-            (ask.batch * books, ask.context),
-        ):
-            yield torch.full(shape, plain, dtype=torch.long)
+    if books:
+        shapes = (ask.batch, count, books), (ask.batch, books, count), (ask.batch * books, count)
+        for shape in shapes:
+            yield torch.full(shape, plain_token(ask.model), dtype=torch.long)
