@@ -1,27 +1,38 @@
 """What traces of everything that transformers can load: one row for each model type.
 
-    python benchmarks/coverage.py full      # default configurations, full size, on meta
-    python benchmarks/coverage.py reduced   # fewer layers, held against a real forward on the CPU
+    python -m benchmarks.coverage full       # default configurations, full size, on meta
+    python -m benchmarks.coverage reduced    # made small, held against real forwards on the CPU
+    python -m benchmarks.coverage table      # both as benchmarks/coverage.md and coverage.csv
 
-A survey that was stopped goes on where it stood; `--again` starts over.
+Each type has a process of its own and two of them run at once. A survey that was stopped goes on
+where it stood: its rows are in `coverage-full.jsonl` and `coverage-reduced.jsonl`.
 """
 
 import argparse
+import collections
 import importlib
 import json
 import multiprocessing
+import platform
 import resource
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from tqdm import tqdm
 
 BATCH = 2
+CONTEXTS = {"full": 128, "reduced": 16}
+LIMIT_S = 300.0
+MOST_PARAMETERS = 400_000_000  # of a model with real weights
+HERE = Path(__file__).parent
+# Loaded once, before the processes are forked.
 PRELOADED = (
     "llmsim_magic.capture.run",
     "tests.real",
@@ -32,93 +43,103 @@ PRELOADED = (
     "torch._decomp",
     "torch._refs",
 )
-CONTEXT = 128
-LIMIT_S = 120.0
-REDUCED_CONTEXT = 16
 
 
 def survey_full(model_type: str) -> dict[str, Any]:
     """Build the default configuration of a type on `meta` and trace it in both phases."""
     import transformers
 
-    import llmsim_magic as llmsim
-
-    row: dict[str, Any] = {"prefill": "", "decode": "", "class": "", "operators": None}
     try:
         config = transformers.CONFIG_MAPPING[model_type]()
     except Exception as error:
-        return row | {"prefill": f"no default configuration: {type(error).__name__}: {error}"}
+        return {"prefill": f"no default configuration: {type(error).__name__}: {error}"}
+    row: dict[str, Any] = {}
     for phase in ("prefill", "decode"):
-        try:
-            report = llmsim.trace(config, phase=phase, batch=BATCH)
-        except llmsim.LlmsimError as error:
-            row[phase] = f"{type(error).__name__}: {error}"
-            if phase == "prefill":
-                return row
-        except Exception as error:
-            row[phase] = f"DEFECT {type(error).__name__}: {error}"
-        else:
-            row[phase] = "yes"
-            row["class"] = report.trace.model.class_name
-            if phase == "prefill":
-                row["operators"] = len(report.trace.operators)
-                row["notes"] = list(report.trace.notes)
+        row[phase], report = traced(config, phase, "full")
+        if report is None:
+            return row
+        row |= facts_of(report, phase)
     return row
 
 
 def survey_reduced(model_type: str) -> dict[str, Any]:
     """Trace a small configuration of a type and hold every module against a real forward."""
-    import llmsim_magic as llmsim
     from llmsim_magic.records.workload import Workload
-    from tests.real import beside, differences
+    from tests.real import beside
     from tests.reduced import candidates
 
-    row: dict[str, Any] = {"prefill": "", "decode": "", "class": "", "operators": None}
-    errors: list[Exception] = []
-    real = seen = config = None
-    prefill = Workload("prefill", BATCH, REDUCED_CONTEXT)
+    prefill, decode = (Workload(phase, BATCH, CONTEXTS["reduced"]) for phase in PHASES)
+    errors = []
     try:
-        configs = candidates(model_type)
-        for number, config in enumerate(configs):
+        for config, completed in candidates(model_type):
             try:
-                real = beside(config, limit=400_000_000)
+                real = beside(config, limit=MOST_PARAMETERS)
                 seen = real.prefill(prefill)
-                row["candidate"] = number
-                break
             except Exception as error:
-                errors.append(error)
+                errors.append(f"{type(error).__name__}: {error}"[:300])
+            else:
+                row: dict[str, Any] = {"completed": completed}
+                break
+        else:
+            return {"prefill": f"no real forward: {'; '.join(dict.fromkeys(errors))}"}
     except Exception as error:
-        return row | {"prefill": f"no default configuration: {type(error).__name__}: {error}"}
-    if seen is None:
-        said = "; ".join(dict.fromkeys(f"{type(e).__name__}: {e}"[:200] for e in errors))
-        return row | {"prefill": f"no real forward: {said}"}
-    row["class"] = type(real.model).__name__
-    for phase in ("prefill", "decode"):
-        try:
-            if phase == "decode":
-                real = beside(config)  # a prefill may leave traces in the model itself
-                seen = real.decode(Workload("decode", BATCH, REDUCED_CONTEXT))
-                if seen is None:
-                    row[phase] = "none"
-                    continue
-        except Exception as error:
-            row[phase] = f"no real forward: {type(error).__name__}: {error}"
-            continue
-        try:
-            report = llmsim.trace(
-                config, phase=phase, batch=BATCH, context=REDUCED_CONTEXT, dtype="float32"
-            )
-        except Exception as error:
-            row[phase] = f"{type(error).__name__}: {error}"
-            continue
-        unlike = differences(real.model, seen, report.modules)
-        row[phase] = "yes" if not unlike else f"differs in {len(unlike)} modules"
-        if unlike:
-            path, pair = next(iter(unlike.items()))
-            row[f"{phase}_first"] = f"{path}: {pair}"[:600]
-        row[f"{phase}_notes"] = list(report.trace.notes)
-        row["operators"] = len(report.trace.operators)
-    return row
+        return {"prefill": f"no default configuration: {type(error).__name__}: {error}"}
+    row |= held(real, seen, config, "prefill")
+    try:
+        real = beside(config)  # a prefill may leave something in the model itself
+        step = real.decode(decode)
+    except Exception as error:
+        return row | {"decode": f"no real forward: {type(error).__name__}: {error}"}
+    if step is None:
+        status, _ = traced(config, "decode", "reduced")
+        return row | {"decode": status}
+    return row | held(real, step, config, "decode")
+
+
+def held(real: Any, seen: Any, config: Any, phase: str) -> dict[str, Any]:
+    """What a trace and a real forward agree on, or the first thing that they do not."""
+    from tests.real import cache_bytes, comparable_flops, differences
+
+    status, report = traced(config, phase, "reduced")
+    if report is None:
+        return {phase: status}
+    unlike = differences(real.model, seen, report.modules)
+    path, pair = next(iter(unlike.items()), ("", ""))
+    flops = comparable_flops(report.kernels), seen.flops
+    parameters = sum(parameter.numel() for parameter in real.model.parameters())
+    cache = report.summary.loc["cache_bytes", "value"], cache_bytes(real.model, seen.output)
+    return facts_of(report, phase) | {
+        phase: f"{len(unlike)} modules differ, as {path}: {pair}"[:300] if unlike else "yes",
+        f"{phase}_flops": "equal" if flops[0] == flops[1] else f"{flops[0]}, really {flops[1]}",
+        f"{phase}_cache": "equal" if cache[0] == cache[1] else f"{cache[0]}, really {cache[1]}",
+        "parameters": report.summary.loc["parameters", "value"] == parameters,
+    }
+
+
+def traced(config: Any, phase: str, size: str) -> tuple[str, Any]:
+    """Whether it traces, or the line that says why not; and the report."""
+    import llmsim_magic as llmsim
+
+    asked: dict[str, Any] = {"batch": BATCH, "context": CONTEXTS[size]}
+    if size == "reduced":
+        asked["dtype"] = "float32"
+    try:
+        return "yes", llmsim.trace(config, phase=phase, **asked)
+    except llmsim.LlmsimError as error:
+        missing = phase == "decode" and "decode does not exist" in str(error)
+        return "none" if missing else str(error), None
+    except Exception as error:
+        return f"DEFECT {type(error).__name__}: {error}", None
+
+
+def facts_of(report: Any, phase: str) -> dict[str, Any]:
+    """What the table says of a trace; the number of operators is that of the prefill."""
+    found = {"class": report.trace.model.class_name, f"{phase}_notes": list(report.trace.notes)}
+    return found | ({"operators": len(report.trace.operators)} if phase == "prefill" else {})
+
+
+PHASES = ("prefill", "decode")
+SURVEYS = {"full": survey_full, "reduced": survey_reduced}
 
 
 @dataclass
@@ -142,7 +163,7 @@ def rows_of(types: Sequence[str], size: str, workers: int) -> Iterator[dict[str,
             late = time.monotonic() > each.until
             if late or each.answer.poll():
                 running.remove(each)
-                yield {"model_type": each.model_type, "size": size, **finish(each, late=late)}
+                yield {"model_type": each.model_type, **finish(each, late=late)}
 
 
 def start(model_type: str, size: str) -> Running:
@@ -152,7 +173,7 @@ def start(model_type: str, size: str) -> Running:
     def work() -> None:
         warnings.filterwarnings("ignore")
         started = time.perf_counter()
-        row = (survey_full if size == "full" else survey_reduced)(model_type)
+        row = SURVEYS[size](model_type)
         row["seconds"] = round(time.perf_counter() - started, 2)
         row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         writer.send(row)
@@ -173,13 +194,7 @@ def finish(running: Running, *, late: bool) -> dict[str, Any]:
     return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("size")
-    parser.add_argument("--types", default="")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
+def survey(size: str, types: Sequence[str], workers: int) -> None:
     import torch
     import transformers
 
@@ -187,15 +202,133 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     for module in PRELOADED:
         importlib.import_module(module)
-    types = arguments.types.split(",") if arguments.types else list(transformers.CONFIG_MAPPING)
-    done = set()
-    if arguments.out.exists():
-        done = {json.loads(line)["model_type"] for line in arguments.out.open()}
-    todo = [t for t in types if t not in done]
-    with arguments.out.open("a") as out:
-        for row in tqdm(rows_of(todo, arguments.size, arguments.workers), total=len(todo)):
+    done = {row["model_type"] for row in rows_in(size)}
+    todo = [each for each in types or transformers.CONFIG_MAPPING if each not in done]
+    with file_of(size).open("a") as out:
+        for row in tqdm(rows_of(todo, size, workers), total=len(todo)):
             out.write(json.dumps(row) + "\n")
             out.flush()
+
+
+def file_of(size: str) -> Path:
+    return HERE / f"coverage-{size}.jsonl"
+
+
+def rows_in(size: str) -> list[dict[str, Any]]:
+    if not file_of(size).exists():
+        return []
+    return [json.loads(line) for line in file_of(size).read_text().splitlines()]
+
+
+# Why a type has no row of its own in the counts below, by what its line says.
+REASONS = {
+    "no class for a part of a larger model": "part of a larger model",
+    "its forward reads tensors of the model around it": "only the model around it makes",
+    "a package that is not installed": "library but it was not found",
+    "a default configuration that is no model": "",
+}
+
+
+def reason(row: dict[str, Any]) -> str:
+    """Which of the reasons a line gives."""
+    return next(reason for reason, words in REASONS.items() if words in row["prefill"])
+
+
+def table() -> None:
+    """Write both surveys as one table, and what they come to."""
+    full = {row["model_type"]: row for row in rows_in("full")}
+    reduced = {row["model_type"]: row for row in rows_in("reduced")}
+    rows = []
+    for model_type, row in full.items():
+        small = reduced.get(model_type, {})
+        notes = row.get("prefill_notes", [])
+        rows.append(
+            {
+                "model_type": model_type,
+                "class": row.get("class", small.get("class", "")),
+                "full_prefill": row["prefill"],
+                "full_decode": row.get("decode", ""),
+                "operators": row.get("operators"),
+                "seconds": row.get("seconds"),
+                "peak_mib": row.get("peak_mib"),
+                "assumed": "; ".join(note for note in notes if "only data decides" in note),
+                "reduced_prefill": small.get("prefill", ""),
+                "reduced_decode": small.get("decode", ""),
+                "reduced_flops": small.get("prefill_flops", ""),
+                "reduced_cache": small.get("decode_cache", ""),
+            }
+        )
+    frame = pd.DataFrame(rows).sort_values("model_type", ignore_index=True)
+    frame["operators"] = frame["operators"].astype("Int64")
+    frame.to_csv(HERE / "coverage.csv", index=False)
+    (HERE / "coverage.md").write_text(summary(frame, list(reduced.values())))
+
+
+def summary(frame: pd.DataFrame, reduced: list[dict[str, Any]]) -> str:
+    """The counts, in Markdown."""
+    ran = [row for row in reduced if "operators" in row or "differ" in row["prefill"]]
+    real = [row for row in reduced if not row["prefill"].startswith(NO_REAL)]
+    true = [row for row in real if row["prefill"] == "yes"]
+    steps = [row for row in ran if not row.get("decode", "none").startswith((*NO_REAL, "none"))]
+    models = [row for row in reduced if not row.get("completed") and row in real]
+    shrunk = frame["model_type"].isin([row["model_type"] for row in models])
+    traced = frame["full_prefill"].eq("yes")
+    whole = shrunk | traced
+    lines = [
+        "# Coverage",
+        "",
+        f"Every model type of transformers {metadata.version('transformers')}, with torch "
+        f"{metadata.version('torch').partition('+')[0]} and Python {platform.python_version()}; "
+        "`coverage.csv` has a row for each.",
+        "",
+        "| what | of | count |",
+        "|---|---|---|",
+        f"| model types | | {len(frame)} |",
+        f"| default configurations, full size, on meta: prefill | {whole.sum()} that are a model "
+        f"| {(traced & whole).sum()} |",
+        f"| … and a decode step | those with a cache or state | "
+        f"{frame['full_decode'].eq('yes').sum()} |",
+        f"| made small: every module as in a real forward, prefill | {len(real)} that really run "
+        f"| {len(true)} |",
+        f"| … decode step | {len(steps)} that really run | "
+        f"{sum(row['decode'] == 'yes' for row in steps)} |",
+        f"| … FLOPs of a prefill as torch's counter has them | {len(true)} | "
+        f"{sum(row.get('prefill_flops') == 'equal' for row in true)} |",
+        f"| … bytes of the cache after a decode step | {len(steps)} | "
+        f"{sum(row.get('decode_cache') == 'equal' for row in steps)} |",
+        "",
+        "## Types whose default configuration does not trace, and why",
+        "",
+    ]
+    missing = frame[~traced]
+    reasons = collections.defaultdict(list)
+    for _, row in missing.iterrows():
+        reasons[reason({"prefill": row["full_prefill"]})].append(row["model_type"])
+    lines += [f"* {why}: {', '.join(types)}" for why, types in sorted(reasons.items())]
+    lines += ["", "## Really run, made small, and traced otherwise", ""]
+    lines += [
+        f"* {row['model_type']}: {row[phase]}"
+        for row in real
+        for phase in PHASES
+        if not row.get(phase, "none").startswith((*NO_REAL, "yes", "none"))
+    ]
+    return "\n".join(lines) + "\n"
+
+
+NO_REAL = ("no real forward", "no default configuration", "over ", "the process died")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=(*SURVEYS, "table"))
+    parser.add_argument("--types", default="", help="a few types, with commas between them")
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.what == "table":
+        table()
+    else:
+        types = [each for each in arguments.types.split(",") if each]
+        survey(arguments.what, types, arguments.workers)
 
 
 if __name__ == "__main__":

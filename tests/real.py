@@ -1,6 +1,7 @@
 """What hooks see of a forward pass with real weights, and where a trace disagrees."""
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,9 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from llmsim_magic.capture.inputs import passes
 from llmsim_magic.capture.resolve import Source
@@ -37,6 +40,8 @@ class Seen:
     inputs: dict[str, Shapes] = field(default_factory=dict)
     outputs: dict[str, Shapes] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
+    flops: int = 0
+    output: Any = None
 
     def before(self, path: str) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
@@ -53,18 +58,23 @@ class Seen:
 
 
 def really_run(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Seen:
-    """What hooks see of one forward of the model on the CPU, with real weights."""
+    """What hooks see of one forward of the model on the CPU, with real weights.
+
+    Attention runs as plain matmuls, which is what torch's counter can count on a CPU.
+    """
     seen = Seen()
     hooks = []
     for path, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(seen.before(path), with_kwargs=True))
         hooks.append(module.register_forward_hook(seen.after(path)))
+    counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad():
-            model(*args, **kwargs)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            seen.output = model(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()
+    seen.flops = counter.get_total_flops()
     return seen
 
 
@@ -77,6 +87,39 @@ def differences(model: torch.nn.Module, seen: Seen, modules: pd.DataFrame) -> di
         if ours != real:
             found[path] = {"real": real, "ours": ours}
     return found
+
+
+# What torch's counter has no formula for, or what a CPU runs as a kernel that it does not know.
+NOT_COUNTED = ("_grouped_mm", "lstm", "gru", "rnn", ".mv.", ".dot.")
+
+
+def comparable_flops(kernels: pd.DataFrame) -> int:
+    """Our FLOPs of the kernels that torch's counter can count as well."""
+    counted = ~kernels["kernel"].str.contains("|".join(map(re.escape, NOT_COUNTED)))
+    return int(kernels["flops"][counted].sum())
+
+
+def cache_bytes(model: Any, output: Any) -> int:
+    """Bytes of every tensor in the cache or state that the model itself built, each once."""
+    sizes: dict[tuple[int, int], int] = {}
+    seen: set[int] = set()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            if value.dim():
+                place = (value.data_ptr(), value.numel())
+                sizes[place] = value.numel() * value.element_size()
+        elif id(value) not in seen and not isinstance(value, (str, int, float, type)):
+            seen.add(id(value))
+            children = value.values() if isinstance(value, Mapping) else value
+            if not isinstance(children, (list, tuple)) and not isinstance(value, Mapping):
+                children = getattr(value, "__dict__", {}).values()
+            for child in list(children):
+                walk(child)
+
+    for part in passes.state_of(model, output).values():
+        walk(part)
+    return sum(sizes.values())
 
 
 def with_data(keywords: dict[str, Any]) -> dict[str, Any]:

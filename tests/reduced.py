@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 
@@ -52,29 +52,37 @@ def smaller(keys: dict[str, Any], layers: int | None, divisor: int) -> dict[str,
     lengths = {keys[key]: new for key, new in depth.items()}
     made: dict[str, Any] = {}
     for key, value in keys.items():
-        if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        if isinstance(value, dict) and _is_config(value):
             made[key] = smaller(value, layers, divisor)
         elif key in depth:
             made[key] = depth[key]
-        elif (
-            isinstance(value, (list, str))
-            and len(value) in lengths
-            and len(value) > 2
-            and "layer" in key
-            or (isinstance(value, str) and "pattern" in key and len(value) in lengths)
-        ):
+        elif _is_for_each_layer(key, value, lengths):
             made[key] = value[: lengths[len(value)]]
-        elif EXPERTS.search(key) and isinstance(value, int) and not isinstance(value, bool):
-            made[key] = min(value, 4)
-        elif CHOICES.search(key) and isinstance(value, int) and not isinstance(value, bool):
-            made[key] = min(value, 2)
-        elif key == "n_group" and isinstance(value, int):
-            made[key] = min(value, 2)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            made[key] = _fewer(key, value, divisor)
         elif WIDTHS.search(key) and not FIXED.search(key):
             made[key] = _divided(value, divisor)
         else:
             made[key] = value
     return made
+
+
+def _is_for_each_layer(key: str, value: Any, lengths: dict[int, int]) -> bool:
+    """Whether a list, or a pattern of letters, has an item for each of the layers that are cut."""
+    if isinstance(value, str):
+        return "pattern" in key and len(value) in lengths
+    return isinstance(value, list) and "layer" in key and len(value) > 2 and len(value) in lengths
+
+
+def _fewer(key: str, value: int, divisor: int) -> int:
+    """A number of experts, of those chosen, or a width."""
+    if EXPERTS.search(key):
+        return min(value, 4)
+    if CHOICES.search(key) or key == "n_group":
+        return min(value, 2)
+    if WIDTHS.search(key) and not FIXED.search(key):
+        return int(_divided(value, divisor))
+    return value
 
 
 def _divided(value: Any, divisor: int) -> Any:
@@ -121,7 +129,21 @@ def completed(keys: dict[str, Any]) -> dict[str, Any]:
     for key, value in _LEFT_OUT.items():
         if key in made and made[key] is None:
             made[key] = value
-    heads, width = made.get("num_attention_heads"), made.get("hidden_size")
+    _complete_heads(made)
+    text, vision = made.get("text_config"), made.get("vision_config")
+    if isinstance(text, dict) and isinstance(vision, dict) and text.get("hidden_size"):
+        for key in ("out_hidden_size", "projection_dim", "projector_hidden_size"):
+            if key in vision:
+                vision[key] = text["hidden_size"]
+    backbone = made.get("backbone_config", {})
+    if backbone is None or backbone.get("model_type") == "timm_backbone":
+        made |= _RESNET
+    return made
+
+
+def _complete_heads(keys: dict[str, Any]) -> None:
+    """What follows from a width and a number of heads."""
+    heads, width = keys.get("num_attention_heads"), keys.get("hidden_size")
     if isinstance(heads, int) and isinstance(width, int):
         derived = {
             "num_key_value_heads": heads,
@@ -131,34 +153,26 @@ def completed(keys: dict[str, Any]) -> dict[str, Any]:
             "moe_intermediate_size": width,
         }
         for key, number in derived.items():
-            if made.get(key) is None:
-                made[key] = number
-        _fit_rotary_sections(made, width // heads)
-    if isinstance(made.get("moe_intermediate_size"), int):  # a grouped matmul wants 16 bytes
-        made["moe_intermediate_size"] = -(-made["moe_intermediate_size"] // 16) * 16
-    text, vision = made.get("text_config"), made.get("vision_config")
-    if isinstance(text, dict) and isinstance(vision, dict) and text.get("hidden_size"):
-        for key in ("out_hidden_size", "projection_dim", "projector_hidden_size"):
-            if key in vision:
-                vision[key] = text["hidden_size"]
-    backbone = made.get("backbone_config", {})
-    if backbone is None or backbone.get("model_type") == "timm_backbone":
-        made |= {
-            "use_timm_backbone": False,
-            "use_pretrained_backbone": False,
-            "backbone": None,
-            "backbone_kwargs": None,
-            "backbone_config": {
-                "model_type": "resnet",
-                "embedding_size": 16,
-                "hidden_sizes": [16, 32, 64, 128],
-                "depths": [1, 1, 1, 1],
-                "out_features": ["stage2", "stage3", "stage4"],
-            },
-        }
-    return made
+            if keys.get(key) is None:
+                keys[key] = number
+        _fit_rotary_sections(keys, width // heads)
+    if isinstance(keys.get("moe_intermediate_size"), int):  # a grouped matmul wants 16 bytes
+        keys["moe_intermediate_size"] = -(-keys["moe_intermediate_size"] // 16) * 16
 
 
+_RESNET: dict[str, Any] = {
+    "use_timm_backbone": False,
+    "use_pretrained_backbone": False,
+    "backbone": None,
+    "backbone_kwargs": None,
+    "backbone_config": {
+        "model_type": "resnet",
+        "embedding_size": 16,
+        "hidden_sizes": [16, 32, 64, 128],
+        "depths": [1, 1, 1, 1],
+        "out_features": ["stage2", "stage3", "stage4"],
+    },
+}
 _LEFT_OUT: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "pad_token_id": 0,
@@ -188,20 +202,31 @@ def _fit_rotary_sections(keys: dict[str, Any], head: int) -> None:
         rotary["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
 
 
-def candidates(model_type: str) -> Iterator[transformers.PretrainedConfig]:
+class Small(NamedTuple):
+    """A small configuration; `completed` where more had to be changed than sizes."""
+
+    config: transformers.PretrainedConfig
+    completed: bool
+
+
+# Most layers, the divisor of widths, few tokens, completed or not.
+_CHANGES = (
+    (2, 8, True, False),
+    (2, 8, True, True),
+    (2, 4, True, False),
+    (2, 1, True, False),
+    (2, 1, True, True),
+    (None, 8, False, False),
+    (None, 8, True, True),
+    (2, 1, False, False),
+)
+
+
+def candidates(model_type: str) -> Iterator[Small]:
     """Configurations of a type from a small one to its own default; the first that runs is it."""
     config_class = transformers.CONFIG_MAPPING[model_type]
     whole = config_class().to_dict()
-    for layers, divisor, few, complete in (
-        (2, 8, True, False),
-        (2, 8, True, True),
-        (2, 4, True, False),
-        (2, 1, True, False),
-        (2, 1, True, True),
-        (None, 8, False, False),
-        (None, 8, True, True),
-        (2, 1, False, False),
-    ):
+    for layers, divisor, few, complete in _CHANGES:
         keys = smaller(copy.deepcopy(whole), layers, divisor)
         if few:
             keys = with_small_vocabulary(keys)
@@ -209,6 +234,6 @@ def candidates(model_type: str) -> Iterator[transformers.PretrainedConfig]:
             keys = completed(keys)
         try:
             config = config_class.from_dict(keys)
-        except Exception:  # not every cut leaves a config that its class accepts
+        except Exception:
             continue
-        yield config
+        yield Small(config, complete)
