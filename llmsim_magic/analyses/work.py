@@ -26,6 +26,11 @@ def _interpolation(read: int, written: int) -> int:
     return 8 * written
 
 
+def _cubic_interpolation(read: int, written: int) -> int:
+    """Bicubic: sixteen neighbours, each weighted and summed, for each element written."""
+    return 32 * written
+
+
 def _softmax(read: int, written: int) -> int:
     """Maximum, subtraction, exponential, sum, division: five for each element."""
     return 5 * written
@@ -46,7 +51,9 @@ _MOVES = frozenset(
     rand rand_like randn randn_like randint bernoulli bernoulli_ normal_ uniform_
     upsample_nearest1d upsample_nearest2d _upsample_nearest_exact2d searchsorted
     eye linspace one_hot im2col pixel_shuffle reflection_pad1d reflection_pad2d replication_pad1d
-    replication_pad2d _efficientzerotensor _local_scalar_dense
+    replication_pad2d _efficientzerotensor _local_scalar_dense masked_scatter masked_select nonzero
+    _unique2 unique_dim unique_consecutive multinomial randperm pixel_unshuffle channel_shuffle
+    col2im triu_indices tril_indices upsample_nearest3d
     """.split()  # noqa: SIM905 - a vocabulary reads best as words
 )
 _REDUCTIONS = frozenset(
@@ -55,6 +62,7 @@ _REDUCTIONS = frozenset(
     logsumexp cumsum cumprod cummax topk sort argsort bincount histc avg_pool2d adaptive_avg_pool2d
     _adaptive_avg_pool2d max_pool2d_with_indices avg_pool1d count_nonzero kthvalue median
     index_add_ index_add scatter_add_ scatter_add scatter_reduce nll_loss_forward
+    _is_all_true equal avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d cummin aminmax
     """.split()  # noqa: SIM905 - a vocabulary reads best as words
 )
 _SOFTMAXES = ("_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax")
@@ -66,9 +74,11 @@ _NORMALISATIONS = (
     "_native_batch_norm_legit_no_training",
     "_fused_rms_norm",
 )
+_BILINEAR = ("upsample_bilinear2d", "_upsample_bilinear2d_aa", "grid_sampler_2d")
 _UNTAGGED_POINTWISE = ("floor_divide", "polar", "complex", "masked_fill", "_prelu_kernel", "glu")
 _FORMULAS: dict[str, Formula] = {
-    **dict.fromkeys(("upsample_bilinear2d", "_upsample_bilinear2d_aa"), _interpolation),
+    **dict.fromkeys(_BILINEAR, _interpolation),
+    **dict.fromkeys(("upsample_bicubic2d", "_upsample_bicubic2d_aa"), _cubic_interpolation),
     **dict.fromkeys(_UNTAGGED_POINTWISE, _per_output),
     **dict.fromkeys(_REDUCTIONS, _per_input),
     **dict.fromkeys(_SOFTMAXES, _softmax),

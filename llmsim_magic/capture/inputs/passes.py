@@ -207,7 +207,7 @@ def _with_text(
             for name in {"mm_token_type_ids", "moe_mm_token_type_ids"} & set(ask.taken):
                 keywords[name] = kinds
             count = sum(span.count for span in spans)
-            notes.append(f"{count} of the {ids.shape[1]} tokens are placeholders")
+            notes.append(_said_of_placeholders(count, ids.shape[1], ask.context))
         if thorough and "attention_mask" in ask.taken:
             keywords["attention_mask"] = torch.ones_like(ids)
     main = () if "input_ids" in keywords else ask.main
@@ -222,6 +222,11 @@ def _with_text(
     if "use_cache" in ask.taken:
         keywords["use_cache"] = True
     return Inputs(keywords, notes)
+
+
+def _said_of_placeholders(count: int, length: int, context: int) -> str:
+    said = f"{count} of the {length} tokens are placeholders for an image or a sound"
+    return said if length == context else f"{said}: more than a context of {context} holds"
 
 
 def _has_placeholders(ask: Ask) -> bool:
