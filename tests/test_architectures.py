@@ -1,4 +1,4 @@
-"""Sixty-five architectures, one or more for each reason why `meta` alone would not do.
+"""Sixty-two architectures, one or more for each reason why `meta` alone would not do.
 
 Each is its default configuration made small, held against a forward pass with real weights on the
 CPU: the shapes and calls of every module, the parameters, the FLOPs and the bytes of the cache.
@@ -28,8 +28,8 @@ CAUSES = {
     "two encoders": "clip siglip2",
     "convolutions": "convnext resnet segformer",
     "sizes of a grid of patches": "dpt swin vit",
-    "a choice of queries": "conditional_detr detr yolos",
-    "values of buffers": "encodec eomt",
+    "objects in an image": "yolos",
+    "values of buffers": "encodec",
     "a token of every codebook": "dia",
     "sound": "audio-spectrogram-transformer hubert speech_to_text wav2vec2",
     "films": "timesformer videomae",

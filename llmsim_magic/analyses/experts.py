@@ -74,34 +74,37 @@ def _fused(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
 
 def _listed(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
     """Experts as modules of one kind side by side, each called with some rows of its parent's."""
-    children: dict[tuple[str, str], list[Module]] = {}
     modules = {module.path: module for module in trace.modules}
+    containers = {module.path.rpartition(".")[0] for module in trace.modules if module.path}
+    groups: dict[tuple[str, str], list[Module]] = {}
     for module in trace.modules:
-        parent = module.path.rpartition(".")[0]
-        while parent and modules[parent].is_list:
-            parent = parent.rpartition(".")[0]
-        children.setdefault((parent, module.type), []).append(module)
-    found = []
-    for (parent, _), group in children.items():
-        tokens = _rows(trace, modules[parent])
-        read = {module.path: _routed_rows(trace, modules[parent], module) for module in group}
+        if module.path in containers:
+            groups.setdefault((module.path.rpartition(".")[0], module.type), []).append(module)
+    shares: dict[str, float] = {}
+    routings = []
+    for (parent, _), group in groups.items():
+        router = modules[parent]
+        while router.is_list:
+            router = modules[router.path.rpartition(".")[0]]
+        tokens = _rows(trace, router)
+        read = {module.path: _routed_rows(trace, router, module) for module in group}
         if len(group) < 2 or not tokens or None in read.values():
             continue
         rows = {path: number or 0 for path, number in read.items()}
-        if not 0 < min(filter(None, rows.values()), default=0) < tokens:
-            continue
-        found.append(
-            (
-                Routing(sum(rows.values()) / tokens, len(group)),
-                {
-                    parameter.name: min(number / tokens, 1.0)
-                    for path, number in rows.items()
-                    for parameter in trace.parameters
-                    if parameter.name.startswith(f"{path}.")
-                },
-            )
-        )
-    return found
+        if 0 < min(filter(None, rows.values()), default=0) < tokens:
+            routings.append(Routing(sum(rows.values()) / tokens, len(group)))
+            shares |= {path: min(number / tokens, 1.0) for path, number in rows.items()}
+    within = {p.name: share for p in trace.parameters if (share := _within(p.owner, shares)) < 1}
+    return [(routing, within) for routing in routings]
+
+
+def _within(owner: str, shares: dict[str, float]) -> float:
+    """The share of the expert that a module belongs to; 1 outside all experts."""
+    while owner:
+        if owner in shares:
+            return shares[owner]
+        owner = owner.rpartition(".")[0]
+    return 1.0
 
 
 def _rows(trace: Trace, module: Module) -> int:
@@ -117,5 +120,6 @@ def _routed_rows(trace: Trace, parent: Module, module: Module) -> int | None:
         return 0
     if not module.inputs or not parent.inputs:
         return None
-    own, given = (trace.tensors[each.inputs[0]].shape for each in (module, parent))
-    return own[0] if len(own) == 2 and len(given) > 1 and own[-1] == given[-1] else None
+    own, given = (trace.tensors[each.inputs[0]] for each in (module, parent))
+    routed = len(own.shape) == 2 and len(given.shape) > 1 and own.shape[-1] == given.shape[-1]
+    return own.shape[0] if routed and "float" in own.dtype else None

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from llmsim_magic.capture.kernels import RECURRENT, facts, recurrent_outputs
+from llmsim_magic.capture.kernels import RECURRENT, facts, recurrent_outputs, written_to
 from llmsim_magic.capture.repeats import Repeats
 from llmsim_magic.capture.tensors import tensors_in
 
@@ -28,11 +28,14 @@ class Answers(TorchDispatchMode):
     touch. `assumed` counts what had to be taken for granted where only data decides.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: "Answers | None" = None) -> None:
+        """`before` answered the pass whose state this one goes on from."""
         super().__init__()
         self.assumed: Counter[str] = Counter()
         self._repeats = Repeats()
         self._overwritten: dict[int, torch.UntypedStorage] = {}
+        if before is not None:
+            self._overwritten |= before._overwritten
         self._checks: dict[int, torch.UntypedStorage] = {}
 
     def __torch_dispatch__(
@@ -50,10 +53,11 @@ class Answers(TorchDispatchMode):
             if answered is not NotImplemented:
                 return answered
         if not all(tensor.is_meta for tensor in tensors):
-            changed = [args[place] for place in facts(func).mutable if isinstance(place, int)]
-            if changed and not changed[0].is_meta:
-                self.overwrite(changed[0])
-                return changed[0]
+            changed = written_to(func, args, keywords)
+            if changed and not any(tensor.is_meta for tensor in changed):
+                for tensor in changed:
+                    self.overwrite(tensor)
+                return changed[0] if len(func._schema.returns) == 1 else None
             args, keywords = tree_map(_on_meta, (args, keywords))
         if keywords.get("device") is not None:
             keywords["device"] = META  # what is unknown cannot be brought to the host
@@ -95,6 +99,8 @@ class Answers(TorchDispatchMode):
                 return args[0] if moved else like
         if keywords.get("device") == META:
             keywords["device"] = torch.device("cpu")
+        if facts(func).allocates:
+            return func(*args, **keywords).zero_()
         try:
             return func(*args, **keywords)
         except NotImplementedError:
@@ -153,7 +159,7 @@ def _grouped_matmul(
     answers: Answers, rows: torch.Tensor, weights: torch.Tensor, *rest: Any, **options: Any
 ) -> torch.Tensor:
     """The experts' grouped matmul: its meta kernel takes bfloat16 alone, as no device does."""
-    return rows.new_empty((*rows.shape[:-1], weights.shape[-1]))
+    return rows.new_empty((*rows.shape[:-1], weights.shape[-1]), device=META)
 
 
 def _chosen(rows: int, number: int, among: int) -> torch.Tensor:
@@ -174,8 +180,6 @@ def _choices(answers: Answers, scores: torch.Tensor, number: int, dim: int) -> t
     )
     shape = list(scores.shape) or [1]
     among = shape.pop(dim)
-    if number > among:
-        raise RuntimeError(f"selected index k out of range: {number} of {among}")
     chosen = _chosen(math.prod(shape), number, among).view(*shape, number)
     return chosen.movedim(-1, dim)
 
@@ -184,16 +188,19 @@ def _topk(
     answers: Answers, scores: torch.Tensor, k: int, dim: int = -1, *rest: Any, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Routing to experts and the like: the largest of unknown scores."""
+    if k > (scores.shape[dim] if scores.dim() else 1):
+        raise RuntimeError(f"selected index k out of range: {k} of {tuple(scores.shape)}")
     indices = _choices(answers, scores, k, dim)
-    return scores.new_empty(indices.shape), indices
+    return scores.new_empty(indices.shape, device=META), indices
 
 
 def _largest(
     answers: Answers, scores: torch.Tensor, dim: int | None = None, keepdim: bool = False
 ) -> torch.Tensor:
     """The place of the largest or least of unknown scores."""
-    if dim is None:
-        return _choices(answers, scores.flatten(), 1, 0).squeeze(0)
+    if dim is None or not scores.dim():
+        index = _choices(answers, scores.flatten(), 1, 0).squeeze(0)
+        return index.view((1,) * scores.dim()) if keepdim else index
     indices = _choices(answers, scores, 1, dim)
     return indices if keepdim else indices.squeeze(dim)
 
@@ -202,7 +209,7 @@ def _largest_with_value(
     answers: Answers, scores: torch.Tensor, dim: int, keepdim: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     indices = _largest(answers, scores, dim, keepdim)
-    return scores.new_empty(indices.shape), indices
+    return scores.new_empty(indices.shape, device=META), indices
 
 
 def _sorted(
@@ -210,9 +217,9 @@ def _sorted(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The order of unknown scores: taken to be in order already."""
     answers.assume("an order that only data decides is taken as the present one")
-    values = torch.empty_like(scores)
+    values = torch.empty_like(scores, device=META)
     if scores.numel() > LARGEST or not scores.dim():
-        return values, torch.empty_like(scores, dtype=torch.long)
+        return values, torch.empty_like(scores, dtype=torch.long, device=META)
     places = torch.arange(scores.shape[dim])
     return values, places.expand(scores.movedim(dim, -1).shape).movedim(-1, dim).contiguous()
 
@@ -304,7 +311,7 @@ def _distinct(
     answers.assume("values that only data decides are taken as all different")
     count = values.numel()
     whole = torch.empty(count, dtype=torch.long, device=META)
-    return values.new_empty(count), whole.view(values.shape), whole
+    return values.new_empty(count, device=META), whole.view(values.shape), whole
 
 
 def _distinct_along(
@@ -312,7 +319,7 @@ def _distinct_along(
 ) -> tuple[torch.Tensor, ...]:
     answers.assume("values that only data decides are taken as all different")
     whole = torch.empty(values.shape[dim], dtype=torch.long, device=META)
-    return torch.empty_like(values), whole, whole
+    return torch.empty_like(values, device=META), whole, whole
 
 
 def _counted(
@@ -320,7 +327,8 @@ def _counted(
 ) -> torch.Tensor:
     """`bincount` of unknown values: none is beyond the least length."""
     answers.assume("counts that only data decides are taken as one bin for each")
-    return torch.empty(minlength or values.numel(), dtype=torch.long, device=META)
+    dtype = torch.long if weights is None else weights.dtype
+    return torch.empty(minlength or values.numel(), dtype=dtype, device=META)
 
 
 def _histogram(answers: Answers, values: torch.Tensor, bins: int = 100, *rest: Any) -> torch.Tensor:
@@ -332,17 +340,17 @@ def _repeated(answers: Answers, repeats: torch.Tensor, output_size: int | None =
     """`repeat_interleave` by unknown numbers: each once, unless the code says how many."""
     if output_size is None:
         answers.assume("a number of repeats that only data decides is taken as 1")
-    return torch.empty(output_size or repeats.numel(), dtype=torch.long, device=META)
+    return torch.empty(output_size or repeats.numel(), dtype=repeats.dtype, device=META)
 
 
 def _all(answers: Answers, values: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
     """Whether a condition holds everywhere, as a mask of no padding does: yes, if asked."""
-    shape = torch.empty_like(values, dtype=torch.bool)
-    return answers.expect(aten.any.default(shape))
+    data = torch.empty(values.shape, dtype=values.dtype, device=META)
+    return answers.expect(aten.any.default(data))
 
 
-def _unequal(answers: Answers, one: torch.Tensor, other: torch.Tensor) -> bool:
-    """`torch.equal` of unknown values."""
+def _unequal(answers: Answers, one: torch.Tensor, other: torch.Tensor, *rest: Any) -> bool:
+    """`torch.equal` or `allclose` of unknown values."""
     answers.assume("the code asked for a value that only data decides: taken as False")
     return False
 
@@ -371,6 +379,7 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.histc.default: _histogram,
     aten.repeat_interleave.Tensor: _repeated,
     aten.equal.default: _unequal,
+    aten.allclose.default: _unequal,
     aten.all.default: _all,
     aten._is_all_true.default: _all,
 }
@@ -390,7 +399,7 @@ class _Calls(TorchFunctionMode):
         answer = _CALLS.get(func)
         if answer is not None:
             args, keywords = answer(self._answers, args, keywords)
-        elif func in RECURRENT and any(tensor.is_meta for tensor in tensors_in(args)):
+        elif func in RECURRENT and not all(map(self._answers.knows, tensors_in(args))):
             return recurrent_outputs(*args)
         return func(*args, **keywords)
 
@@ -414,6 +423,7 @@ def _from_python(answers: Answers, args: Any, keywords: Any) -> Any:
 _CALLS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.tolist: _to_python,
     torch.Tensor.numpy: _to_python,
+    torch.Tensor.__array__: _to_python,
     torch.tensor: _from_python,
     torch.as_tensor: _from_python,
     torch.asarray: _from_python,
@@ -421,8 +431,8 @@ _CALLS: dict[Any, Callable[..., Any]] = {
 
 
 @contextmanager
-def answering() -> Iterator[Answers]:
+def answering(before: Answers | None = None) -> Iterator[Answers]:
     """While open, a pass on `meta` is evaluated partially; yields what it had to assume."""
-    answers = Answers()
+    answers = Answers(before)
     with torch.no_grad(), _Calls(answers), answers:
         yield answers

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from llmsim_magic.capture.kernels import facts
+from llmsim_magic.capture.kernels import facts, written_to
 from llmsim_magic.capture.tensors import tensors_in
 
 META = torch.device("meta")
@@ -55,11 +55,12 @@ class Buffers(TorchDispatchMode):
         return func(*args, **keywords)
 
     def _on_meta(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
-        changed = [args[place] for place in facts(func).mutable if isinstance(place, int)]
-        if changed and not changed[0].is_meta:
-            storage = changed[0].untyped_storage()
-            self._unknown[storage._cdata] = storage
-            return changed[0]
+        changed = written_to(func, args, keywords)
+        if changed and not any(tensor.is_meta for tensor in changed):
+            for tensor in changed:
+                storage = tensor.untyped_storage()
+                self._unknown[storage._cdata] = storage
+            return changed[0] if len(func._schema.returns) == 1 else None
         if keywords.get("device") is not None:
             keywords["device"] = META
         args, keywords = tree_map(_to_meta, (args, keywords))

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from llmsim_magic.capture.tensors import tensors_in
+
 _ALLOCATIONS = frozenset(
     {
         torch.ops.aten.empty,
@@ -59,6 +61,15 @@ def facts(func: Any) -> KernelFacts:
         any(part.alias_info is not None for part in (*schema.arguments, *schema.returns)),
         func._overloadpacket is torch.ops.aten._to_copy,
     )
+
+
+def written_to(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The tensors that a call of a kernel writes, `out=` and lists of them included."""
+    found: list[torch.Tensor] = []
+    for place in facts(func).mutable:
+        value = kwargs.get(place) if isinstance(place, str) else args[place : place + 1]
+        found += tensors_in(value)
+    return found
 
 
 def only_changes_device(

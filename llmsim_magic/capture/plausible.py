@@ -11,7 +11,7 @@ MOST_PARTS = 20_000
 _COUNTS = re.compile(r"(^|_)(layers?|blocks?|depths?|heads?|experts|codebooks|quantizers)$")
 # Keys that no model can have at zero.
 _SIZES = re.compile(
-    r"^(hidden_size|intermediate_size|vocab_size|d_model|n_embd|n_layers?|n_heads?|num_heads"
+    r"^(hidden_size|vocab_size|d_model|n_embd|n_layers?|n_heads?|num_heads"
     r"|num_(hidden_layers|attention_heads|key_value_heads|channels)|image_size|patch_size)$"
 )
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.tensors import tensors_in
+
 
 @contextmanager
 def as_it_was(model: torch.nn.Module, *, only_after_errors: bool = False) -> Iterator[None]:
@@ -22,7 +24,9 @@ def as_it_was(model: torch.nn.Module, *, only_after_errors: bool = False) -> Ite
         for value in before.values()
         if isinstance(value, (dict, list, set))
     ]
-    buffers = [(b, b._version, b.clone()) for b in model.buffers() if not b.is_meta]
+    tensors = [value for _, before in attributes for value in tensors_in(before) if _is_real(value)]
+    tensors += [buffer for buffer in model.buffers() if _is_real(buffer)]
+    contents = [(tensor, tensor.clone()) for tensor in tensors]
     dice = random.getstate()
     keep = False
     try:
@@ -36,9 +40,13 @@ def as_it_was(model: torch.nn.Module, *, only_after_errors: bool = False) -> Ite
                 _put_back(now, before)
             for value, content in held:
                 _put_back(value, content)
-            for buffer, version, content in buffers:
-                if buffer._version != version:
-                    buffer.data.copy_(content)
+            for tensor, content in contents:
+                if not torch.equal(tensor, content):
+                    tensor.data.copy_(content)
+
+
+def _is_real(tensor: torch.Tensor) -> bool:
+    return not tensor.is_meta and tensor.layout is torch.strided
 
 
 def _content(value: Any) -> Any:

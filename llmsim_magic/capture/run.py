@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from llmsim_magic.capture.answers import answering
+from llmsim_magic.capture.answers import Answers, answering
 from llmsim_magic.capture.inputs import passes
 from llmsim_magic.capture.inputs.lengths import context_note, is_huggingface
 from llmsim_magic.capture.inputs.passes import Inputs
@@ -53,7 +53,8 @@ def _decoded(
     with as_it_was(weightless.module):
         primed = _primed(weightless, workload)
         inputs = way(weightless.module, workload, primed.state, primed.keywords)
-        return _record(weightless, workload, inputs, [*notes, *primed.notes])
+        said = [*notes, *primed.notes]
+        return _record(weightless, workload, inputs, said, before=primed.answers)
 
 
 def _first_that_runs(ways: Iterable[Way], run: Callable[[Way], Result]) -> Result:
@@ -92,6 +93,7 @@ class _Primed:
     keywords: dict[str, Any]
     state: dict[str, Any]
     notes: list[str]
+    answers: Answers
 
 
 def _primed(weightless: Weightless, workload: Workload) -> _Primed:
@@ -105,8 +107,8 @@ def _primed(weightless: Weightless, workload: Workload) -> _Primed:
             passes.keeping_encoder_outputs(model) as kept,
         ):
             state = passes.state_of(model, model(**inputs.keywords))
-        notes = [*inputs.notes, *answers.notes()]
-        return _Primed(inputs.keywords, state and state | kept, notes)
+        notes = [*inputs.notes, *(f"before the step: {note}" for note in answers.notes())]
+        return _Primed(inputs.keywords, state and state | kept, notes, answers)
 
     primed = _first_that_runs(passes.priming_inputs(model, workload), prime)
     if not primed.state:
@@ -123,6 +125,7 @@ def _record(
     inputs: Inputs,
     notes: list[str],
     args: tuple[Any, ...] = (),
+    before: Answers | None = None,
 ) -> Trace:
     model = weightless.module
     recorder = Recorder()
@@ -131,7 +134,7 @@ def _record(
     with (
         _told(weightless, workload),
         as_it_was(model),
-        answering() as answers,
+        answering(before) as answers,
         listening(recorder, model),
     ):
         output = model(*args, **keywords)

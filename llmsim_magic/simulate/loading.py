@@ -40,7 +40,8 @@ def load(model: Any, build: Build, progress: Progress = silent) -> "Weightless":
         _as_it_is(build)
         progress(f"copying {name} without its weights")
         return copy_of(model, name)
-    if hasattr(model, "to_dict") and hasattr(model, "model_type"):
+    is_config = hasattr(model, "to_dict") and hasattr(model, "model_type")
+    if is_config and not isinstance(model, type):
         progress(f"building {name} without weights")
         check_sizes(name, model.to_dict())
         return from_config(Source(name, model, "config object"), **_options(build))

@@ -68,7 +68,7 @@ def _image_first(ask: Ask) -> torch.Tensor:
     return ((places > 0) & (places <= count)).long().expand(ask.batch, -1)
 
 
-def _no_patch_masked(ask: Ask) -> torch.Tensor:
+def _half_masked(ask: Ask) -> torch.Tensor:
     """The second half of the patches is hidden, the first is read."""
     height, width = pictures.size(ask)
     patch = ask.number("patch_size", default=16)
@@ -149,7 +149,7 @@ IF_REQUIRED: dict[str, Recipe] = {
     "pixel_values": _image,
     "prompt_pixel_values": _image,
     "prompt_masks": _image,
-    "bool_masked_pos": _no_patch_masked,
+    "bool_masked_pos": _half_masked,
 }
 # What it is given as well where it does not run without.
 IF_TAKEN: dict[str, Recipe] = {

@@ -12,6 +12,7 @@ from llmsim_magic.capture.inputs import pictures, sound
 from llmsim_magic.capture.inputs.ask import Ask, HuggingFaceModel, Keywords, parameters
 from llmsim_magic.capture.inputs.extras import IF_TAKEN, RECIPES
 from llmsim_magic.capture.inputs.text import Span, coded_tokens, tokens, tokens_around
+from llmsim_magic.capture.restore import as_it_was
 from llmsim_magic.capture.tensors import tensors_in
 from llmsim_magic.records.errors import CannotTrace
 from llmsim_magic.records.workload import Workload
@@ -107,7 +108,7 @@ def _with_a_token_of_every_codebook(
     """One position of what the priming pass read, in its own layout."""
     keywords = decode_inputs(model, workload, state, primed).keywords
     ids = "decoder_input_ids" if is_encoder_decoder(model) else "input_ids"
-    along = primed[ids].shape.index(workload.context)
+    along = 1 + primed[ids].shape[1:].index(workload.context)
     return Inputs(keywords | {ids: primed[ids].narrow(along, 0, 1)})
 
 
@@ -243,16 +244,18 @@ def _features(ask: Ask, method: str, layouts: Iterable[Keywords]) -> tuple[Keywo
     named = set(parameters(inner)) | set(parameters(embed))
     for layout in layouts:
         keywords = {name: value for name, value in layout.items() if name in ask.taken}
-        rows = _embeddings(embed, {name: keywords[name] for name in keywords if name in named})
+        rows = _embeddings(
+            ask.model, embed, {name: keywords[name] for name in keywords if name in named}
+        )
         if rows:
             return keywords, rows // ask.batch
     return None
 
 
-def _embeddings(embed: Callable[..., Any], keywords: Keywords) -> int:
+def _embeddings(model: HuggingFaceModel, embed: Callable[..., Any], keywords: Keywords) -> int:
     """How many embeddings the model makes of an input; none where it cannot read the layout."""
     try:
-        with answering():
+        with as_it_was(model), answering():
             features = embed(**keywords)
     except Exception:  # whatever the code of a model raises says no more than that
         return 0

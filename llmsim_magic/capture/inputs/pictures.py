@@ -83,7 +83,12 @@ def layouts(ask: Ask) -> Iterator[Keywords]:
 
     if {"image_grid_thw", "grid_thw", "image_grid_hw", "video_grid_thw"} & taken:
         flat = ask.unknown(batch * patches, values * temporal)
-        names = {"grid_thw": grid, "image_grid_thw": grid, "image_grid_hw": grid[:, 1:]}
+        names = {
+            "grid_thw": grid,
+            "image_grid_thw": grid,
+            "video_grid_thw": grid,
+            "image_grid_hw": grid[:, 1:],
+        }
         sizes = {
             "merge_sizes": torch.full((batch,), merge),
             "image_merge_sizes": torch.full((batch,), merge),
