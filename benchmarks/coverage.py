@@ -92,7 +92,7 @@ def survey_reduced(model_type: str) -> dict[str, Any]:
         return row | {"decode": f"no real forward: {type(error).__name__}: {error}"}
     if step is None:
         status, _ = traced(config, "decode", "reduced")
-        return row | {"decode": status}
+        return row | {"decode": "a step that does not exist" if status == "yes" else "none"}
     return row | held(real, step, config, "decode")
 
 

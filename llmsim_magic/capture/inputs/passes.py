@@ -150,7 +150,8 @@ def _ways(ask: Ask, *, only_text: bool) -> Iterator[Inputs]:
     for thorough in (False, True):
         for inputs in _combined(ask, embedded, beside):
             yield _with_text(ask, inputs, spans, thorough=thorough)
-    for ids in coded_tokens(ask, ask.context) if "input_ids" in ask.taken else ():
+    reads_codes = "input_ids" in ask.taken and pictures.keyword(ask) is None
+    for ids in coded_tokens(ask, ask.context) if reads_codes else ():
         for inputs in _combined(ask, Inputs({}), beside):
             said = [*inputs.notes, "each position holds a token of every codebook"]
             yield _with_text(ask, Inputs(inputs.keywords | {"input_ids": ids}, said), ())
