@@ -39,6 +39,11 @@ class Ask:
         name = getattr(self.model, "main_input_name", "input_ids")
         return (name,) if isinstance(name, str) else tuple(name)
 
+    def keyword(self, names: tuple[str, ...]) -> str | None:
+        """Which of these keywords the forward takes, the model's own main input first."""
+        taken = [name for name in (*self.main, *names) if name in names and name in self.taken]
+        return taken[0] if taken else None
+
     def fact(self, *names: str, near: tuple[str, ...] = ()) -> Any:
         """The first of these keys that a config holds, or None.
 

@@ -8,6 +8,13 @@ import torch
 from llmsim_magic.capture.inputs.ask import Ask, Keywords
 
 VISION = ("vision", "visual", "image", "backbone", "encoder")
+_KEYWORDS = (
+    "pixel_values",
+    "pixel_values_videos",
+    "flattened_patches",
+    "image",
+    "image_pixel_values",
+)
 USUAL_SIZE = 224  # pixels, where the config fixes no size
 LARGE_SIZE = 1536  # for what cuts an image into pieces of several sizes
 USUAL_FRAMES = 8
@@ -15,20 +22,10 @@ USUAL_FRAMES = 8
 
 def keyword(ask: Ask) -> str | None:
     """The keyword that takes pixels, or None for a model that sees nothing."""
-    names = (
-        "pixel_values",
-        "pixel_values_videos",
-        "flattened_patches",
-        "image",
-        "image_pixel_values",
-    )
-    for name in (*ask.main, *names):
-        if name in names and name in ask.taken:
-            return name
-    is_tower = {"grid_thw", "image_grid_thw"} & set(ask.taken) or set(names) & set(ask.main)
+    is_tower = {"grid_thw", "image_grid_thw"} & set(ask.taken) or set(_KEYWORDS) & set(ask.main)
     if is_tower and "input_ids" not in ask.taken:
-        return next(iter(ask.taken))
-    return None
+        return ask.keyword(_KEYWORDS) or next(iter(ask.taken))
+    return ask.keyword(_KEYWORDS)
 
 
 def size(ask: Ask) -> tuple[int, int]:

@@ -7,6 +7,15 @@ import torch
 from llmsim_magic.capture.inputs.ask import Ask, Keywords
 
 AUDIO = ("audio", "speech", "sound", "encoder")
+_KEYWORDS = (
+    "input_features",
+    "input_values",
+    "audio_mel",
+    "audio_input_features",
+    "audio_values",
+    "spectrogram",
+    "mel_spectrogram",
+)
 USUAL_FRAMES = 1000  # ten seconds of spectrogram
 USUAL_SAMPLES = 61_440  # some seconds; whole frames of any usual length
 USUAL_MELS = (80, 128, 160, 320)
@@ -14,19 +23,7 @@ USUAL_MELS = (80, 128, 160, 320)
 
 def keyword(ask: Ask) -> str | None:
     """The keyword that takes sound, or None for a model that hears nothing."""
-    names = (
-        "input_features",
-        "input_values",
-        "audio_mel",
-        "audio_input_features",
-        "audio_values",
-        "spectrogram",
-        "mel_spectrogram",
-    )
-    for name in (*ask.main, *names):
-        if name in names and name in ask.taken:
-            return name
-    return None
+    return ask.keyword(_KEYWORDS)
 
 
 def frames(ask: Ask) -> int:
