@@ -27,7 +27,7 @@ def active_parameters(trace: Trace) -> int:
         shares.update(found)
     return round(
         sum(
-            parameter.numel * shares.get(parameter.name, 1.0)
+            parameter.numel * shares.get(trace.recorded_path(parameter.name), 1.0)
             for parameter in trace.parameters
             if parameter.tied_to is None and not parameter.is_buffer
         )
@@ -51,16 +51,16 @@ def _fused(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
 
     The other parameters of its module with a row for each expert, such as biases, go with it.
     """
-    modules = {module.path: module for module in trace.modules}
+    record = trace.recorded
     found = []
     seen: set[str] = set()
-    for kernel in trace.kernels:
+    for kernel in record.kernels:
         if short_name(kernel.name) != "_grouped_mm":
             continue
-        rows, weights = (trace.tensors[index] for index in kernel.inputs[:2])
-        name = trace.storages[weights.storage].name or ""
+        rows, weights = (record.tensors[index] for index in kernel.inputs[:2])
+        name = record.storages[weights.storage].name or ""
         owner = name.rpartition(".")[0]
-        tokens = _rows(trace, modules[owner]) if owner in modules else 0
+        tokens = _rows(trace, owner)
         if not tokens or owner in seen:
             continue
         seen.add(owner)
@@ -78,7 +78,7 @@ def _listed(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
     containers = {module.path.rpartition(".")[0] for module in trace.modules if module.path}
     groups: dict[tuple[str, str], list[Module]] = {}
     for module in trace.modules:
-        if module.path in containers:
+        if module.path in containers and trace.recorded_path(module.path) == module.path:
             groups.setdefault((module.path.rpartition(".")[0], module.type), []).append(module)
     shares: dict[str, float] = {}
     routings = []
@@ -86,8 +86,8 @@ def _listed(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
         router = modules[parent]
         while router.is_list:
             router = modules[router.path.rpartition(".")[0]]
-        tokens = _rows(trace, router)
-        read = {module.path: _routed_rows(trace, router, module) for module in group}
+        tokens = _rows(trace, router.path)
+        read = {module.path: _routed_rows(trace, router.path, module.path) for module in group}
         if len(group) < 2 or not tokens or None in read.values():
             continue
         rows = {path: number or 0 for path, number in read.items()}
@@ -107,19 +107,21 @@ def _within(owner: str, shares: dict[str, float]) -> float:
     return 1.0
 
 
-def _rows(trace: Trace, module: Module) -> int:
+def _rows(trace: Trace, path: str) -> int:
     """Rows of the first input of a module's first call; 0 where it has none."""
-    if not module.inputs:
+    calls = trace.recorded.calls_of.get(path)
+    if calls is None or not calls.inputs:
         return 0
-    return math.prod(trace.tensors[module.inputs[0]].shape[:-1])
+    return math.prod(trace.recorded.tensors[calls.inputs[0]].shape[:-1])
 
 
-def _routed_rows(trace: Trace, parent: Module, module: Module) -> int | None:
+def _routed_rows(trace: Trace, parent: str, path: str) -> int | None:
     """Rows that a module reads of those its parent was given; None for what is not routed to it."""
-    if not module.calls:
+    calls = trace.recorded.calls_of
+    if path not in calls:
         return 0
-    if not module.inputs or not parent.inputs:
+    if parent not in calls or not calls[path].inputs or not calls[parent].inputs:
         return None
-    own, given = (trace.tensors[each.inputs[0]] for each in (module, parent))
+    own, given = (trace.recorded.tensors[calls[each].inputs[0]] for each in (path, parent))
     routed = len(own.shape) == 2 and len(given.shape) > 1 and own.shape[-1] == given.shape[-1]
     return own.shape[0] if routed and "float" in own.dtype else None

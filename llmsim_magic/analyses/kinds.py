@@ -2,7 +2,8 @@
 
 from llmsim_magic.analyses.once import once
 from llmsim_magic.analyses.work import short_name
-from llmsim_magic.records.trace import Kernel, Trace
+from llmsim_magic.records.record import Kernel
+from llmsim_magic.records.trace import Trace
 
 _STATISTICS = frozenset({"mean", "var", "var_mean", "native_layer_norm", "native_group_norm"})
 
@@ -13,7 +14,7 @@ def kinds(trace: Trace) -> tuple[str, ...]:
 
     `nothing` runs no kernel, as dropout in inference.
     """
-    return tuple(map(_kind, trace.kernels_of))
+    return trace.of_each(tuple(map(_kind, trace.recorded.kernels_of)))
 
 
 def _kind(kernels: tuple[Kernel, ...]) -> str:

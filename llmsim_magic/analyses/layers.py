@@ -32,7 +32,7 @@ class Repeat:
 def layers(trace: Trace) -> tuple[Layer | None, ...]:
     """For each operator the outermost layer it lies in."""
     stacks = {module.path for module in trace.modules if module.is_list}
-    return tuple(_layer(operator.path, stacks) for operator in trace.operators)
+    return tuple(_layer(path, stacks) for path in trace.paths)
 
 
 def _layer(path: str, stacks: set[str]) -> Layer | None:
@@ -55,34 +55,49 @@ def repeats(trace: Trace) -> tuple[Repeat, ...]:
     for order, layer in enumerate(layers(trace)):
         if layer is not None:
             members.setdefault(layer, []).append(order)
+    works = _works(trace)
     groups: dict[tuple[str, object], list[Layer]] = {}
     for layer, orders in members.items():
-        signature = tuple(_signature(trace, layer, orders))
+        signature = tuple(_signature(trace, layer, orders, works))
         groups.setdefault((layer.stack, signature), []).append(layer)
     return tuple(
         Repeat(group[0], tuple(layer.index for layer in group)) for group in groups.values()
     )
 
 
-def _signature(trace: Trace, layer: Layer, orders: list[int]) -> Iterator[object]:
+def _signature(
+    trace: Trace, layer: Layer, orders: list[int], works: tuple[int, ...]
+) -> Iterator[object]:
     place = {order: position for position, order in enumerate(orders)}
     for order in orders:
-        operator = trace.operators[order]
         yield (
-            operator.path.removeprefix(layer.path),
-            operator.op,
-            tuple(trace.shapes(operator.inputs)),
-            tuple(trace.shapes(operator.outputs)),
+            trace.paths[order].removeprefix(layer.path),
+            works[order],
             tuple(place[source] for source in depends_on(trace)[order] if source in place),
+        )
+
+
+def _works(trace: Trace) -> tuple[int, ...]:
+    """For each operator a number that those share which run the same kernels on the same shapes."""
+    record = trace.recorded
+    numbers: dict[object, int] = {}
+    found = []
+    for operator, kernels in zip(record.operators, record.kernels_of, strict=True):
+        work = (
+            operator.op,
+            tuple(record.shapes(operator.inputs)),
+            tuple(record.shapes(operator.outputs)),
             tuple(
                 (
                     kernel.name,
-                    tuple(trace.shapes(kernel.inputs)),
-                    tuple(trace.tensors[index].dtype for index in kernel.inputs),
+                    tuple(record.shapes(kernel.inputs)),
+                    tuple(record.tensors[index].dtype for index in kernel.inputs),
                 )
-                for kernel in trace.kernels_of[order]
+                for kernel in kernels
             ),
         )
+        found.append(numbers.setdefault(work, len(numbers)))
+    return trace.of_each(found)
 
 
 @once

@@ -1,7 +1,7 @@
 """Which arguments of a kernel it reads: not all that it is handed."""
 
 from llmsim_magic.analyses.work import short_name
-from llmsim_magic.records.trace import Kernel
+from llmsim_magic.records.record import Kernel
 
 _OVERWRITES = frozenset({"copy_", "fill_", "zero_"})
 _TAKES_ONLY_THE_SHAPE = frozenset(

@@ -1,6 +1,6 @@
 """Where a tensor lies in its storage, and whether two tensors touch the same bytes."""
 
-from llmsim_magic.records.trace import Tensor
+from llmsim_magic.records.record import Tensor
 
 
 def distinct_elements(tensor: Tensor) -> int:
@@ -17,7 +17,7 @@ def overlap(one: Tensor, other: Tensor) -> bool:
 
     Views with the same strides are slices of one array: compared dimension by dimension.
     """
-    if one.storage != other.storage or not distinct_elements(one) or not distinct_elements(other):
+    if not distinct_elements(one) or not distinct_elements(other):
         return False
     if _end(one) <= _start(other) or _end(other) <= _start(one):
         return False
@@ -26,9 +26,10 @@ def overlap(one: Tensor, other: Tensor) -> bool:
 
 
 def covers(outer: Tensor, inner: Tensor) -> bool:
-    """Whether every byte of `inner` is one of `outer`'s; False where it cannot be told cheaply."""
-    if outer.storage != inner.storage:
-        return False
+    """Whether every byte of `inner`, in the same storage, is one of `outer`'s.
+
+    False where it cannot be told cheaply.
+    """
     start, end = _start(outer), _end(outer)
     if distinct_elements(outer) * outer.itemsize == end - start:
         return start <= _start(inner) and _end(inner) <= end

@@ -1,11 +1,12 @@
 """What each operator costs, and what the whole pass does."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmsim_magic.analyses import work
 from llmsim_magic.analyses.experts import active_parameters
 from llmsim_magic.analyses.once import once
 from llmsim_magic.analyses.traffic import traffic
+from llmsim_magic.records.record import Replay
 from llmsim_magic.records.trace import Parameter, Trace
 
 
@@ -27,25 +28,44 @@ class Cost:
 
 @once
 def costs(trace: Trace) -> tuple[Cost, ...]:
-    """The cost of each operator."""
+    """The cost of each operator; a replayed layer's is the recorded one's, on its own weights."""
+    recorded = recorded_costs(trace)
+    named = {parameter.name: parameter for parameter in trace.parameters}
+
+    def own(cost: Cost, replay: Replay) -> Cost:
+        weights = tuple(named[replay.own(parameter.name)] for parameter in cost.parameters)
+        return replace(cost, parameters=weights)
+
+    return tuple(
+        recorded[operator]
+        if replay is None or not recorded[operator].parameters
+        else own(recorded[operator], replay)
+        for operator, replay in trace.steps
+    )
+
+
+@once
+def recorded_costs(trace: Trace) -> tuple[Cost, ...]:
+    """The cost of each recorded operator."""
+    record = trace.recorded
     parameters = {p.name: place for place, p in enumerate(trace.parameters)}
-    moved = traffic(trace)
+    moved = traffic(record)
     found = []
-    for order, kernels in enumerate(trace.kernels_of):
-        counted = [work.elementwise_ops(trace, kernel) for kernel in kernels]
+    for order, kernels in enumerate(record.kernels_of):
+        counted = [work.elementwise_ops(record, kernel) for kernel in kernels]
         known = None not in counted
         read = {
             parameters[storage.name]
             for kernel in kernels
             for index in kernel.inputs
-            if (storage := trace.storages[trace.tensors[index].storage]).role == "parameter"
+            if (storage := record.storages[record.tensors[index].storage]).role == "parameter"
             and storage.name is not None
         }
         found.append(
             Cost(
                 sum(kernel.flops or 0 for kernel in kernels) if known else None,
                 sum(ops or 0 for ops in counted) if known else None,
-                sum(work.causal_skippable(trace, kernel) for kernel in kernels),
+                sum(work.causal_skippable(record, kernel) for kernel in kernels),
                 moved[order].bytes_read,
                 moved[order].bytes_written,
                 tuple(trace.parameters[place] for place in sorted(read)),
@@ -59,6 +79,7 @@ class Totals:
     """Sums over the pass. Parameters are counted once however often they are shared."""
 
     operators: int
+    kernels: int
     parameters: int
     active: int
     trainable: int
@@ -76,26 +97,39 @@ class Totals:
 def totals(trace: Trace) -> Totals:
     own = [parameter for parameter in trace.parameters if parameter.tied_to is None]
     weights = [parameter for parameter in own if not parameter.is_buffer]
-    each = costs(trace)
+    each = [(cost, trace.times[operator]) for operator, cost in enumerate(recorded_costs(trace))]
     return Totals(
-        operators=len(trace.operators),
+        operators=len(trace.steps),
+        kernels=_kernels(trace),
         parameters=sum(parameter.numel for parameter in weights),
         active=active_parameters(trace),
         trainable=sum(parameter.numel for parameter in weights if parameter.trainable),
         parameter_bytes=sum(parameter.nbytes for parameter in weights),
         buffer_bytes=sum(parameter.nbytes for parameter in own if parameter.is_buffer),
-        flops=sum(kernel.flops or 0 for kernel in trace.kernels),
-        elementwise_ops=sum(cost.elementwise_ops or 0 for cost in each),
-        causal_skippable_flops=sum(cost.causal_skippable_flops for cost in each),
-        bytes_read=sum(cost.bytes_read for cost in each),
-        bytes_written=sum(cost.bytes_written for cost in each),
+        flops=_flops(trace),
+        elementwise_ops=sum((cost.elementwise_ops or 0) * times for cost, times in each),
+        causal_skippable_flops=sum(cost.causal_skippable_flops * times for cost, times in each),
+        bytes_read=sum(cost.bytes_read * times for cost, times in each),
+        bytes_written=sum(cost.bytes_written * times for cost, times in each),
         cache_bytes=sum(slot.nbytes for slot in trace.cache),
+    )
+
+
+def _kernels(trace: Trace) -> int:
+    replayed = sum(last - first for first, last in (replay.kernels for replay in trace.replays))
+    return len(trace.recorded.kernels) + replayed
+
+
+def _flops(trace: Trace) -> int:
+    return sum(
+        (kernel.flops or 0) * (1 if kernel.operator is None else trace.times[kernel.operator])
+        for kernel in trace.recorded.kernels
     )
 
 
 def operator_types(trace: Trace) -> dict[str, int]:
     """How many operators there are of each type, most first."""
     counts: dict[str, int] = {}
-    for operator in trace.operators:
-        counts[operator.op] = counts.get(operator.op, 0) + 1
+    for order, operator in enumerate(trace.recorded.operators):
+        counts[operator.op] = counts.get(operator.op, 0) + trace.times[order]
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -6,7 +6,7 @@ from llmsim_magic.analyses.once import once
 from llmsim_magic.analyses.reads import read_places
 from llmsim_magic.analyses.regions import covers, distinct_elements
 from llmsim_magic.analyses.work import short_name
-from llmsim_magic.records.trace import Kernel, Role, Tensor, Trace
+from llmsim_magic.records.record import Kernel, Record, Role, Tensor
 
 _GATHERS = frozenset({"embedding", "index", "index_select", "gather", "_unsafe_index"})
 _ACCUMULATES = frozenset({"index_add_", "scatter_add_", "scatter_reduce_"})
@@ -37,74 +37,74 @@ class Traffic:
         return sum(access.nbytes for access in self.writes)
 
 
-def kernel_bytes(trace: Trace, kernel: Kernel) -> tuple[int, int]:
+def kernel_bytes(record: Record, kernel: Kernel) -> tuple[int, int]:
     """Bytes read and written by one kernel: each argument once, each result once."""
     if kernel.is_view:
         return 0, 0
     places = {kernel.inputs[place]: place for place in read_places(kernel)}
-    read = sum(_bytes_of_input(trace, kernel, place) for place in places.values())
-    written = sum(_bytes_of_write(trace, kernel, index) for index in dict.fromkeys(kernel.writes))
+    read = sum(_bytes_of_input(record, kernel, place) for place in places.values())
+    written = sum(_bytes_of_write(record, kernel, index) for index in dict.fromkeys(kernel.writes))
     return read, written
 
 
 @once
-def traffic(trace: Trace) -> tuple[Traffic, ...]:
+def traffic(record: Record) -> tuple[Traffic, ...]:
     """For each operator what it reads from outside and what it leaves behind.
 
     Each input and weight is read once, each output written once; what is made and used up inside
     the operator does not count. A lookup reads only the rows it looks up, a scatter writes only
     those it is given, and of grouped experts at most one for each row is read.
     """
-    needed = _needed_later(trace)
-    older = {n for n, storage in enumerate(trace.storages) if storage.role != "activation"}
+    needed = _needed_later(record)
+    older = {n for n, storage in enumerate(record.storages) if storage.role != "activation"}
     found = []
-    for order, kernels in enumerate(trace.kernels_of):
+    for order, kernels in enumerate(record.kernels_of):
         fresh: dict[int, list[Tensor]] = {}
         reads: dict[tuple[int, int, int], Access] = {}
         writes: dict[tuple[int, int, int], Access] = {}
         for kernel in kernels:
             for place in read_places(kernel):
-                tensor = trace.tensors[kernel.inputs[place]]
+                tensor = record.tensors[kernel.inputs[place]]
                 own = fresh.get(tensor.storage, ())
                 fresh_whole = own and tensor.storage not in older
                 if not fresh_whole and not any(covers(region, tensor) for region in own):
-                    nbytes = _bytes_of_input(trace, kernel, place)
-                    _keep(reads, trace, kernel.inputs[place], nbytes)
+                    nbytes = _bytes_of_input(record, kernel, place)
+                    _keep(reads, record, kernel.inputs[place], nbytes)
             for index in kernel.writes:
-                tensor = trace.tensors[index]
+                tensor = record.tensors[index]
                 fresh.setdefault(tensor.storage, []).append(tensor)
-                if _outlives(trace, tensor.storage, order, needed):
-                    _keep(writes, trace, index, _bytes_of_write(trace, kernel, index))
+                if _outlives(record, tensor.storage, order, needed):
+                    _keep(writes, record, index, _bytes_of_write(record, kernel, index))
         older |= fresh.keys()
-        found.append(Traffic(_capped(trace, reads), _capped(trace, writes)))
+        found.append(Traffic(_capped(record, reads), _capped(record, writes)))
     return tuple(found)
 
 
-def _bytes_of_input(trace: Trace, kernel: Kernel, place: int) -> int:
+def _bytes_of_input(record: Record, kernel: Kernel, place: int) -> int:
     """What a kernel reads of one argument: of a table the rows looked up, of experts those run."""
     name = short_name(kernel.name)
-    tensor = trace.tensors[kernel.inputs[place]]
+    tensor = record.tensors[kernel.inputs[place]]
     nbytes = _nbytes(tensor)
     if place == 0 and name in _GATHERS and kernel.outputs:
-        return min(nbytes, _nbytes(trace.tensors[kernel.outputs[0]]))
+        return min(nbytes, _nbytes(record.tensors[kernel.outputs[0]]))
     if place == 0 and name in _SCATTERS:
-        return min(nbytes, _scattered(trace, kernel)) if name in _ACCUMULATES else 0
+        return min(nbytes, _scattered(record, kernel)) if name in _ACCUMULATES else 0
     if place == 1 and name == "_grouped_mm":
-        rows, groups = trace.tensors[kernel.inputs[0]].shape[0], tensor.shape[0]
+        rows, groups = record.tensors[kernel.inputs[0]].shape[0], tensor.shape[0]
         return nbytes // groups * min(rows, groups)
     return nbytes
 
 
-def _bytes_of_write(trace: Trace, kernel: Kernel, index: int) -> int:
+def _bytes_of_write(record: Record, kernel: Kernel, index: int) -> int:
     """A scatter writes as much as it is given, not the whole of what it writes into."""
-    nbytes = _nbytes(trace.tensors[index])
+    nbytes = _nbytes(record.tensors[index])
     if short_name(kernel.name) in _SCATTERS:
-        return min(nbytes, _scattered(trace, kernel))
+        return min(nbytes, _scattered(record, kernel))
     return nbytes
 
 
-def _scattered(trace: Trace, kernel: Kernel) -> int:
-    return _nbytes(trace.tensors[kernel.inputs[-1]])
+def _scattered(record: Record, kernel: Kernel) -> int:
+    return _nbytes(record.tensors[kernel.inputs[-1]])
 
 
 def _nbytes(tensor: Tensor) -> int:
@@ -112,20 +112,20 @@ def _nbytes(tensor: Tensor) -> int:
 
 
 def _keep(
-    accesses: dict[tuple[int, int, int], Access], trace: Trace, index: int, nbytes: int
+    accesses: dict[tuple[int, int, int], Access], record: Record, index: int, nbytes: int
 ) -> None:
-    tensor = trace.tensors[index]
-    storage = trace.storages[tensor.storage]
+    tensor = record.tensors[index]
+    storage = record.storages[tensor.storage]
     key = (tensor.storage, tensor.offset, nbytes)
     accesses.setdefault(key, Access(index, nbytes, storage.role, storage.name))
 
 
-def _capped(trace: Trace, accesses: dict[tuple[int, int, int], Access]) -> tuple[Access, ...]:
+def _capped(record: Record, accesses: dict[tuple[int, int, int], Access]) -> tuple[Access, ...]:
     """No storage is moved more than once whole, however many overlapping views are used."""
     left: dict[int, int] = {}
     kept = []
     for (storage, _, nbytes), access in sorted(accesses.items(), key=lambda item: -item[0][2]):
-        rest = left.setdefault(storage, trace.storages[storage].nbytes)
+        rest = left.setdefault(storage, record.storages[storage].nbytes)
         moved = min(nbytes, rest)
         left[storage] = rest - moved
         if moved:
@@ -134,23 +134,23 @@ def _capped(trace: Trace, accesses: dict[tuple[int, int, int], Access]) -> tuple
     return tuple(Access(a.tensor, moved, a.role, a.name) for a, moved in kept)
 
 
-def _needed_later(trace: Trace) -> dict[int, int]:
+def _needed_later(record: Record) -> dict[int, int]:
     """The last operator that reads each storage; one past the end for the pass's own results."""
     last: dict[int, int] = {}
-    end = len(trace.operators)
-    for kernel in trace.kernels:
+    end = len(record.operators)
+    for kernel in record.kernels:
         if kernel.operator is not None:
             for index in kernel.inputs:
-                storage = trace.tensors[index].storage
+                storage = record.tensors[index].storage
                 last[storage] = max(last.get(storage, 0), kernel.operator)
-    for order, operator in enumerate(trace.operators):
+    for order, operator in enumerate(record.operators):
         for index in operator.outputs:
-            storage = trace.tensors[index].storage
+            storage = record.tensors[index].storage
             last[storage] = max(last.get(storage, 0), order + 1)
-    for index in trace.results:
-        last[trace.tensors[index].storage] = end
+    for index in record.results:
+        last[record.tensors[index].storage] = end
     return last
 
 
-def _outlives(trace: Trace, storage: int, order: int, needed: dict[int, int]) -> bool:
-    return trace.storages[storage].role != "activation" or needed.get(storage, -1) > order
+def _outlives(record: Record, storage: int, order: int, needed: dict[int, int]) -> bool:
+    return record.storages[storage].role != "activation" or needed.get(storage, -1) > order

@@ -6,7 +6,8 @@ processed; moving data is none. What no function here knows is None, and is repo
 
 from collections.abc import Callable
 
-from llmsim_magic.records.trace import Kernel, Trace, numel
+from llmsim_magic.records.record import Kernel, Record
+from llmsim_magic.records.trace import Trace, numel
 
 Formula = Callable[[int, int], int]
 
@@ -92,7 +93,7 @@ def short_name(kernel: str) -> str:
     return parts[1] if len(parts) > 1 else kernel
 
 
-def elementwise_ops(trace: Trace, kernel: Kernel) -> int | None:
+def elementwise_ops(record: Record, kernel: Kernel) -> int | None:
     """Operations on elements, or None where neither torch nor this file knows the kernel."""
     name = short_name(kernel.name)
     if kernel.is_view or kernel.flops is not None or name in _MOVES:
@@ -100,21 +101,23 @@ def elementwise_ops(trace: Trace, kernel: Kernel) -> int | None:
     formula = _per_output if kernel.pointwise else _FORMULAS.get(name)
     if formula is None:
         return None
-    return formula(_largest(trace, kernel.inputs), _largest(trace, kernel.outputs or kernel.writes))
+    return formula(
+        _largest(record, kernel.inputs), _largest(record, kernel.outputs or kernel.writes)
+    )
 
 
-def _largest(trace: Trace, tensors: tuple[int, ...]) -> int:
-    return max((numel(shape) for shape in trace.shapes(tensors)), default=0)
+def _largest(record: Record, tensors: tuple[int, ...]) -> int:
+    return max((numel(shape) for shape in record.shapes(tensors)), default=0)
 
 
-def causal_skippable(trace: Trace, kernel: Kernel) -> int:
+def causal_skippable(record: Record, kernel: Kernel) -> int:
     """Of causal attention's FLOPs, those spent on keys after their query.
 
     Query i sees keys 1 to i. Of tokens² pairs tokens · (tokens − 1) / 2 lie above the diagonal.
     """
     if not kernel.causal or kernel.flops is None:
         return 0
-    query, key = trace.shapes(kernel.inputs)[:2]
+    query, key = record.shapes(kernel.inputs)[:2]
     tokens, keys = query[-2], key[-2]
     seen = min(tokens, keys)
     hidden = tokens * keys - seen * (seen + 1) // 2 - (tokens - seen) * keys
@@ -124,7 +127,8 @@ def causal_skippable(trace: Trace, kernel: Kernel) -> int:
 def uncounted(trace: Trace) -> dict[str, int]:
     """Kernels whose arithmetic nobody here has a formula for, and how often each ran."""
     counts: dict[str, int] = {}
-    for kernel in trace.kernels:
-        if elementwise_ops(trace, kernel) is None:
-            counts[kernel.name] = counts.get(kernel.name, 0) + 1
+    for kernel in trace.recorded.kernels:
+        if elementwise_ops(trace.recorded, kernel) is None:
+            times = 1 if kernel.operator is None else trace.times[kernel.operator]
+            counts[kernel.name] = counts.get(kernel.name, 0) + times
     return counts

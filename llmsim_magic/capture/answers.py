@@ -13,11 +13,12 @@ from torch.utils._pytree import tree_map
 
 from llmsim_magic.capture.kernels import RECURRENT, facts, recurrent_outputs, written_to
 from llmsim_magic.capture.repeats import Repeats
-from llmsim_magic.capture.tensors import tensors_in
+from llmsim_magic.capture.tensors import tensors_in, unheard
 
 aten = torch.ops.aten
 META = torch.device("meta")
 LARGEST = 4_000_000
+_REPEATS = Repeats()
 
 
 class Answers(TorchDispatchMode):
@@ -32,17 +33,23 @@ class Answers(TorchDispatchMode):
         """`before` answered the pass whose state this one goes on from."""
         super().__init__()
         self.assumed: Counter[str] = Counter()
-        self._repeats = Repeats()
         self._overwritten: dict[int, torch.UntypedStorage] = {}
         if before is not None:
             self._overwritten |= before._overwritten
         self._checks: dict[int, torch.UntypedStorage] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and guarding against it costs time at every kernel
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        keywords = dict(kwargs or {})
-        tensors = list(tensors_in((args, keywords)))
+        with unheard():
+            return self._answer(func, args, dict(kwargs or {}))
+
+    def _answer(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
+        tensors = tensors_in((args, keywords))
         if all(map(self.knows, tensors)):
             return self._for_real(func, args, keywords)
         if facts(func).aliases and not any(tensor.is_meta for tensor in tensors):
@@ -61,7 +68,7 @@ class Answers(TorchDispatchMode):
             args, keywords = tree_map(_on_meta, (args, keywords))
         if keywords.get("device") is not None:
             keywords["device"] = META  # what is unknown cannot be brought to the host
-        return self._repeats.run(func, args, keywords)
+        return _REPEATS.run(func, args, keywords)
 
     def knows(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor's values are known: on the host, and nothing unknown written into it."""
@@ -121,7 +128,7 @@ def _on_meta(value: Any) -> Any:
 
 def _in_double(func: Any, args: Any, keywords: dict[str, Any]) -> Any:
     """A kernel that the host has for floating point alone, where a GPU counts integers too."""
-    given = next(tensors_in((args, keywords)))
+    given = tensors_in((args, keywords))[0]
     if given.is_floating_point():
         raise NotImplementedError(f"{func} for {given.dtype}")
     args, keywords = tree_map(

@@ -1,5 +1,7 @@
 """Put what the tracer noted into operators: leaf modules, whole helpers, single functions."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 from llmsim_magic.capture.tracer import (
@@ -8,30 +10,77 @@ from llmsim_magic.capture.tracer import (
     KernelCall,
     ModuleCall,
     Recorder,
+    ReplayCall,
 )
-from llmsim_magic.records.trace import Kernel, Operator
+from llmsim_magic.records.record import Calls, Operator, Record, Replay
 
 Step = ModuleCall | HelperCall | FunctionCall
 
 
-def assemble(
-    recorder: Recorder, results: tuple[int, ...]
-) -> tuple[tuple[Operator, ...], tuple[Kernel, ...]]:
-    """Operators in execution order, and every kernel with the operator it belongs to."""
+def assemble(recorder: Recorder, results: tuple[int, ...]) -> tuple[Record, tuple[Replay, ...]]:
+    """Operators in execution order, every kernel with the operator it belongs to, and replays."""
     orders: dict[Step, int] = {}
+    reached = [0]  # how many operators there are before each event
     for event in recorder.events:
         if isinstance(event, ModuleCall):
             orders[event] = len(orders)
-        elif not event.kernel.is_view and not isinstance(event.owner, ModuleCall):
+        elif (
+            isinstance(event, KernelCall)
+            and not event.kernel.is_view
+            and not isinstance(event.owner, ModuleCall)
+        ):
             orders.setdefault(_step(event), len(orders))
+        reached.append(len(orders))
     owners = [orders.get(_step(call)) for call in recorder.kernels]
     outputs = _outputs_of_helpers(recorder, owners, results)
-    operators = tuple(_operator(step, outputs.get(order, ())) for step, order in orders.items())
-    kernels = tuple(
-        replace(call.kernel, operator=owner)
-        for call, owner in zip(recorder.kernels, owners, strict=True)
+    record = Record(
+        storages=recorder.table.storages(),
+        tensors=tuple(recorder.table.tensors),
+        kernels=tuple(
+            replace(call.kernel, operator=owner)
+            for call, owner in zip(recorder.kernels, owners, strict=True)
+        ),
+        operators=tuple(_operator(step, outputs.get(order, ())) for step, order in orders.items()),
+        calls=tuple(_calls(recorder)),
+        results=results,
     )
-    return operators, kernels
+    return record, tuple(_replays(recorder, reached))
+
+
+def _replays(recorder: Recorder, reached: list[int]) -> Iterator[Replay]:
+    for place, event in enumerate(recorder.events):
+        if not isinstance(event, ReplayCall):
+            continue
+        first, last = event.span.events
+        calls = Counter(call.path for call in recorder.calls[slice(*event.span.calls)])
+        yield Replay(
+            event.path,
+            event.of,
+            (reached[first], reached[last]),
+            event.span.kernels,
+            reached[place],
+            event.before_kernel,
+            event.tensors,
+            tuple(
+                (path, number)
+                for path, number in calls.items()
+                if event.path == event.of or not _lies_in(path, event.of)
+            ),
+        )
+
+
+def _lies_in(path: str, layer: str) -> bool:
+    return path == layer or path.startswith(f"{layer}.")
+
+
+def _calls(recorder: Recorder) -> Iterator[Calls]:
+    """Each module that ran, by path."""
+    number = Counter(call.path for call in recorder.calls)
+    first: dict[str, ModuleCall] = {}
+    for call in recorder.calls:
+        first.setdefault(call.path, call)
+    for path in sorted(first):
+        yield Calls(path, number[path], first[path].inputs, first[path].outputs)
 
 
 def _step(call: KernelCall) -> Step:
@@ -76,6 +125,27 @@ def _outputs_of_helpers(
         for tensor in call.kernel.outputs:
             if written_by.get(storage[tensor]) == owner:
                 made_by.setdefault(tensor, owner)
-    for tensor in results:
+    for tensor in (*results, *_read_by_replays(recorder)):
         read(tensor, None)
     return {maker: tuple(sorted(tensors)) for maker, tensors in leaving.items()}
+
+
+def _read_by_replays(recorder: Recorder) -> Iterator[int]:
+    """What replayed layers read of what was made before, and what others read of their like."""
+    replays = [event for event in recorder.events if isinstance(event, ReplayCall)]
+    inside = {
+        span: _inputs(recorder.kernels[slice(*span)]) for span in {r.span.kernels for r in replays}
+    }
+    readers: Counter[int] = Counter(_inputs(recorder.kernels))
+    given = []
+    for event in replays:
+        read = inside[event.span.kernels]
+        given.append({own for one, own in event.tensors if one in read})
+        readers.update(given[-1])
+    for event, own_reads in zip(replays, given, strict=True):
+        yield from own_reads
+        yield from (one for one, own in event.tensors if readers[own] > (own in own_reads))
+
+
+def _inputs(calls: list[KernelCall]) -> set[int]:
+    return {tensor for call in calls for tensor in call.kernel.inputs}

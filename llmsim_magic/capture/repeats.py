@@ -20,10 +20,11 @@ class _Unlike(Exception):
 
 
 class Repeats:
-    """The results of one pass so far, by kernel and arguments."""
+    """The results so far by kernel and arguments, forgotten all at once when they are too many."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 20_000) -> None:
         self._known: dict[Any, Any] = {}
+        self._most = most
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The kernel's result: new tensors, run for real only the first time."""
@@ -39,6 +40,8 @@ class Repeats:
         out = func(*args, **kwargs)
         made = _maker(out, args)
         if made is not None:
+            if len(self._known) >= self._most:
+                self._known.clear()
             self._known[key] = made
         return out
 

@@ -1,7 +1,8 @@
 """Undo what a forward pass changes beside its result."""
 
+import operator
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,39 +11,63 @@ import torch
 from llmsim_magic.capture.tensors import tensors_in
 
 
-@contextmanager
-def as_it_was(model: torch.nn.Module, *, only_after_errors: bool = False) -> Iterator[None]:
-    """Put back the model's attributes, buffers and collections, and the random generators.
+class Snapshot:
+    """What modules hold beside their weights: attributes, collections, and tensors with values."""
 
-    A model that is kept for the next question must give it the same answer.
-    With `only_after_errors` a pass that succeeds keeps what it left in the model.
-    """
-    attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
-    held = [
-        (value, _content(value))
-        for _, before in attributes
-        for value in before.values()
-        if isinstance(value, (dict, list, set))
-    ]
-    tensors = [value for _, before in attributes for value in tensors_in(before) if _is_real(value)]
-    tensors += [buffer for buffer in model.buffers() if _is_real(buffer)]
-    contents = [(tensor, tensor.clone()) for tensor in tensors]
+    def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
+        self._held = {module: _Held(module) for module in modules}
+
+    def restore(self, modules: Iterable[torch.nn.Module]) -> None:
+        """Put back what these held; they answer the next question as they did the last."""
+        for module in modules:
+            if module in self._held:
+                self._held[module].restore()
+
+
+class _Held:
+    """What one module held."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._now = vars(module)
+        self._then = dict(self._now)
+        self._collections = [
+            (value, _content(value))
+            for value in self._then.values()
+            if isinstance(value, (dict, list, set))
+        ]
+        self._tensors = [
+            (tensor, tensor.clone()) for tensor in tensors_in(self._then) if _is_real(tensor)
+        ]
+
+    def restore(self) -> None:
+        _put_back(self._now, self._then)
+        for value, content in self._collections:
+            _put_back(value, content)
+        for tensor, content in self._tensors:
+            if not torch.equal(tensor, content):
+                tensor.data.copy_(content)
+
+
+@contextmanager
+def same_dice() -> Iterator[None]:
+    """Leave the random generators as they were."""
     dice = random.getstate()
-    keep = False
     try:
         with torch.random.fork_rng(devices=[]):
             yield
-        keep = only_after_errors
     finally:
         random.setstate(dice)
-        if not keep:
-            for now, before in attributes:
-                _put_back(now, before)
-            for value, content in held:
-                _put_back(value, content)
-            for tensor, content in contents:
-                if not torch.equal(tensor, content):
-                    tensor.data.copy_(content)
+
+
+@contextmanager
+def as_it_was(model: torch.nn.Module) -> Iterator[None]:
+    """Put back all that a model holds, and the random generators."""
+    snapshot = Snapshot(model.modules())
+    try:
+        with same_dice():
+            yield
+    finally:
+        snapshot.restore(model.modules())
 
 
 def _is_real(tensor: torch.Tensor) -> bool:
@@ -53,10 +78,19 @@ def _content(value: Any) -> Any:
     return dict(value) if isinstance(value, dict) else list(value)
 
 
-def _put_back(now: Any, before: Any) -> None:
+def _put_back(now: Any, then: Any) -> None:
     """The collection itself stays; what it holds is what it held."""
+    if _alike(now, then):
+        return
     now.clear()
     if isinstance(now, list):
-        now.extend(before)
+        now.extend(then)
     else:
-        now.update(before)
+        now.update(then)
+
+
+def _alike(now: Any, then: Any) -> bool:
+    """Whether two collections hold the very same."""
+    if isinstance(now, dict):
+        return now.keys() == then.keys() and all(now[key] is then[key] for key in then)
+    return len(now) == len(then) and all(map(operator.is_, now, then))

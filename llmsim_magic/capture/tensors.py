@@ -1,12 +1,15 @@
 """Give every tensor of a forward pass a number, by what it is: storage, offset, shape, strides."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from llmsim_magic.records.trace import Role, Storage, Tensor
+from llmsim_magic.records.record import Role, Storage, Tensor
+
+# While open, torch's function modes do not hear what is asked of a tensor.
+unheard = torch._C.DisableTorchFunction
 
 _DTYPE_NAMES: dict[torch.dtype, str] = {}
 
@@ -18,27 +21,43 @@ def dtype_name(dtype: torch.dtype) -> str:
     return name
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+_PLAIN = frozenset({str, bytes, int, float, bool, type, type(None), torch.dtype, torch.device})
+_DEEPEST = 8
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
     """Every tensor in nested tuples, lists, mappings and dataclasses, in order."""
-    for _, tensor in named_tensors("", value):
-        yield tensor
+    found: list[torch.Tensor] = []
+    _collect(value, found, 0)
+    return found
+
+
+def _collect(value: Any, found: list[torch.Tensor], depth: int) -> None:
+    if isinstance(value, torch.Tensor):
+        found.append(value)
+    elif type(value) not in _PLAIN and depth <= _DEEPEST:
+        for _, item in _items(value):
+            _collect(item, found, depth + 1)
 
 
 def named_tensors(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
     """The same with each tensor's path; objects that merely hold tensors are not entered."""
     if isinstance(value, torch.Tensor):
         yield name, value
-    elif depth > 8 or isinstance(value, (str, bytes, int, float, type)) or value is None:
-        return
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
+    elif type(value) not in _PLAIN and depth <= _DEEPEST:
+        for key, item in _items(value):
             yield from named_tensors(f"{name}.{key}", item, depth + 1)
-    elif isinstance(value, (tuple, list)):
-        for index, item in enumerate(value):
-            yield from named_tensors(f"{name}.{index}", item, depth + 1)
-    elif dataclasses.is_dataclass(value) and not hasattr(value, "model_type"):  # no config
-        for field in dataclasses.fields(value):
-            yield from named_tensors(f"{name}.{field.name}", getattr(value, field.name), depth + 1)
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    """What a collection or a dataclass holds; nothing of anything else."""
+    if isinstance(value, (tuple, list)):
+        return enumerate(value)
+    if isinstance(value, Mapping):
+        return value.items()
+    if dataclasses.is_dataclass(value) and not hasattr(value, "model_type"):  # no config
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return ()
 
 
 def held_tensors(
@@ -69,8 +88,10 @@ class TensorTable:
     on `meta` they hold no memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, owners: Mapping[int, tuple[Role, str]] | None = None) -> None:
+        """`owners` says whose some storages are, by address, before any is met."""
         self.tensors: list[Tensor] = []
+        self._owners = owners or {}
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._storages: list[torch.UntypedStorage] = []
         self._kept: list[torch.UntypedStorage] = []
@@ -95,11 +116,8 @@ class TensorTable:
 
     def add_all(self, value: Any) -> tuple[int, ...]:
         """Numbers of all tensors in a value; what `torch.vmap` wraps has no storage of its own."""
-        return tuple(
-            self.add(tensor)
-            for tensor in tensors_in(value)
-            if not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        )
+        is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+        return tuple([self.add(tensor) for tensor in tensors_in(value) if not is_wrapped(tensor)])
 
     def storage(self, tensor: torch.Tensor) -> int:
         storage = tensor.untyped_storage()
@@ -107,6 +125,8 @@ class TensorTable:
         if number is None:
             number = self._storage_numbers[storage._cdata] = len(self._storages)
             self._storages.append(storage)
+            if storage._cdata in self._owners:
+                self._roles[number] = self._owners[storage._cdata]
         return number
 
     def join(self, tensor: torch.Tensor, other: torch.Tensor) -> None:

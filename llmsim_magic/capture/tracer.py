@@ -1,8 +1,8 @@
 """Run a forward pass and note every module call, function and kernel as it happens.
 
-Three listeners, all local to the pass: hooks on the modules of the weightless model, a function
-mode (whole functions, fused attention) and a dispatch mode (kernels). What they note is put in
-order by `operators.py`.
+Three listeners: the hooks of the model's harness, and for the pass alone a function mode (whole
+functions, fused attention) and a dispatch mode (kernels). A layer that may be replayed is noted
+as one event. What is noted is put in order by `operators.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +17,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmsim_magic.capture import kernels, stack
-from llmsim_magic.capture.tensors import TensorTable, tensors_in
-from llmsim_magic.records.trace import Kernel
+from llmsim_magic.capture.layers import Layer
+from llmsim_magic.capture.replay import Replayed, Replayer
+from llmsim_magic.capture.tensors import TensorTable, tensors_in, unheard
+from llmsim_magic.records.record import Kernel, Role
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +31,7 @@ class ModuleCall:
     module: Any
     is_leaf: bool
     source: str | None
+    in_helper: bool
     inputs: tuple[int, ...]
     outputs: tuple[int, ...] = ()
     helpers: dict[int, "HelperCall"] = field(default_factory=dict)
@@ -71,37 +74,118 @@ class KernelCall:
     kernel: Kernel
 
 
-class Recorder:
-    """All that one pass did, in the order it did it."""
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a layer that ran left in the recorder: its events, kernels and module calls."""
 
-    def __init__(self) -> None:
-        self.table = TensorTable()
+    events: tuple[int, int]
+    kernels: tuple[int, int]
+    calls: tuple[int, int]
+    in_helper: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplayCall:
+    """A layer that was not run, the one it repeats, and the tensors across their borders."""
+
+    path: str
+    of: str
+    span: Span
+    before_kernel: int
+    tensors: tuple[tuple[int, int], ...]
+
+
+class Recorder:
+    """All that one pass did, in the order it did it; without a replayer every layer is run."""
+
+    def __init__(
+        self, owners: Mapping[int, tuple[Role, str]], replayer: Replayer | None = None
+    ) -> None:
+        self.table = TensorTable(owners)
         self.kernels: list[KernelCall] = []
-        self.events: list[ModuleCall | KernelCall] = []
-        self.calls: dict[str, list[ModuleCall]] = {}
+        self.events: list[ModuleCall | KernelCall | ReplayCall] = []
+        self.calls: list[ModuleCall] = []
+        self._replayer = replayer
+        self._spans: dict[Layer, Span] = {}
         self._open: list[ModuleCall] = []
         self._function: FunctionCall | None = None
         self._quiet = False
 
     # modules
 
-    def enter_module(self, path: str, module: torch.nn.Module, inputs: Any) -> None:
-        source = None
-        if self._open:
-            parent = self._open[-1]
-            forward = stack.forward_code(parent.module)
-            frames = stack.frames_of_caller(2)
-            source = stack.source(frames, forward)
-            for helper in self._helpers(parent, frames):
-                helper.is_whole = False
+    def layer(self, layer: Layer, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a layer, or note that it does what an earlier one did."""
+        replayer = self._replayer
+        with unheard():
+            replayed = replayer.replay(layer, args, kwargs) if replayer else None
+            if replayed is not None:
+                self._replayed(layer, replayed)
+                return replayed.output
+            first = self._marks()
+            self.enter(layer.path, layer.module, (args, kwargs))
+        output = None
+        try:
+            if replayer is None:
+                output = forward(*args, **kwargs)
+            else:
+                output = replayer.run(layer, forward, args, kwargs)
+        finally:
+            with unheard():
+                self.leave(layer.module, output)
+        events, ran, calls = zip(first, self._marks(), strict=True)
+        in_helper = self.calls[calls[0]].in_helper
+        self._spans[layer] = Span(events, ran, calls, in_helper)
+        return output
+
+    def _marks(self) -> tuple[int, int, int]:
+        return len(self.events), len(self.kernels), len(self.calls)
+
+    def _replayed(self, layer: Layer, replayed: Replayed) -> None:
+        run = replayed.run.layer
+        if self._spans[run].in_helper:
+            self._called_from()
+        pairs = tuple(self._pairs(replayed.tensors))
+        self.events.append(
+            ReplayCall(layer.path, run.path, self._spans[run], len(self.kernels), pairs)
+        )
+
+    def _pairs(self, tensors: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple[int, int]]:
+        """The numbers of tensors and of their likes, which are written where those are.
+
+        Where two of a layer's look into one storage, so do their likes.
+        """
+        table = self.table
+        likes: dict[int, torch.Tensor] = {}
+        for one, other in tensors:
+            storage = table.storage(one)
+            if likes.setdefault(storage, other) is not other:
+                table.join(other, likes[storage])
+            if storage in table.written:
+                table.written.add(table.storage(other))
+            yield table.add(one), table.add(other)
+
+    def _called_from(self) -> tuple[str | None, bool]:
+        """The line that is about to call a module, and whether in a helper: none is whole then."""
+        if not self._open:
+            return None, False
+        parent = self._open[-1]
+        forward = stack.forward_code(parent.module)
+        frames = stack.frames_of_caller(3)
+        helpers = self._helpers(parent, frames)
+        for helper in helpers:
+            helper.is_whole = False
+        return stack.source(frames, forward), bool(helpers)
+
+    def enter(self, path: str, module: torch.nn.Module, inputs: Any) -> None:
+        source, in_helper = self._called_from()
         is_leaf = next(module.children(), None) is None
-        call = ModuleCall(path, module, is_leaf, source, self.table.add_all(inputs))
+        call = ModuleCall(path, module, is_leaf, source, in_helper, self.table.add_all(inputs))
         self._open.append(call)
-        self.calls.setdefault(path, []).append(call)
+        self.calls.append(call)
         if is_leaf:
             self.events.append(call)
 
-    def leave_module(self, module: torch.nn.Module, output: Any) -> None:
+    def leave(self, module: torch.nn.Module, output: Any) -> None:
         while self._open:
             call = self._open.pop()
             call.helpers.clear()
@@ -111,15 +195,26 @@ class Recorder:
 
     # functions
 
-    @contextmanager
-    def function(self, func: Callable[..., Any]) -> Iterator[FunctionCall]:
+    def call(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call a torch function, and note its arguments and results if it runs any kernel."""
         name = getattr(func, "__name__", type(func).__name__).strip("_")
         path = self._open[-1].path if self._open else ""
         call = self._function = FunctionCall(name, path)
+        first = len(self.kernels)
         try:
-            yield call
+            if func is scaled_dot_product_attention:
+                out = self.attention(args, kwargs)
+            elif func in kernels.RECURRENT:
+                out = self.recurrent(func, args)
+            else:
+                out = func(*args, **kwargs)
         finally:
             self._function = None
+        if len(self.kernels) > first:
+            with unheard():
+                call.inputs = self.table.add_all((args, kwargs))
+                call.outputs = self.table.add_all(out) or self.kernels[-1].kernel.writes
+        return out
 
     def _helpers(self, parent: ModuleCall, frames: list[FrameType]) -> tuple[HelperCall, ...]:
         forward = stack.forward_code(parent.module)
@@ -260,22 +355,9 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         if getattr(func, "__name__", None) == "__get__":
-            return func(*args, **kwargs)
-        recorder = self._recorder
-        with recorder.function(func) as call:
-            first = len(recorder.kernels)
-            if func is scaled_dot_product_attention:
-                out = recorder.attention(args, kwargs)
-            elif func in kernels.RECURRENT:
-                out = recorder.recurrent(func, args)
-            else:
-                out = func(*args, **kwargs)
-            if len(recorder.kernels) > first:
-                call.inputs = recorder.table.add_all((args, kwargs))
-                call.outputs = recorder.table.add_all(out) or recorder.kernels[-1].kernel.writes
-        return out
+            return func(*args, **(kwargs or {}))
+        return self._recorder.call(func, args, kwargs or {})
 
 
 class _Kernels(TorchDispatchMode):
@@ -284,6 +366,10 @@ class _Kernels(TorchDispatchMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self._recorder = recorder
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and guarding against it costs time at every kernel
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -294,33 +380,14 @@ class _Kernels(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        out = func(*args, **kwargs)
-        self._recorder.kernel(func, args, kwargs, out)
+        with unheard():
+            out = func(*args, **kwargs)
+            self._recorder.kernel(func, args, kwargs, out)
         return out
 
 
 @contextmanager
-def listening(recorder: Recorder, model: torch.nn.Module) -> Iterator[None]:
-    """While open, the recorder notes what `model` does; afterwards nothing of it is left."""
-
-    def before(path: str) -> Callable[[torch.nn.Module, Any, Any], None]:
-        def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-            recorder.enter_module(path, module, (args, kwargs))
-
-        return enter
-
-    def after(module: torch.nn.Module, args: Any, output: Any) -> None:
-        recorder.leave_module(module, output)
-
-    hooks: list[torch.utils.hooks.RemovableHandle] = []
-    try:
-        for path, module in model.named_modules():
-            hooks.append(
-                module.register_forward_pre_hook(before(path), prepend=True, with_kwargs=True)
-            )
-            hooks.append(module.register_forward_hook(after, always_call=True))
-        with torch.no_grad(), _Functions(recorder), _Kernels(recorder):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def listening(recorder: Recorder) -> Iterator[None]:
+    """While open, the recorder notes every function and kernel."""
+    with _Functions(recorder), _Kernels(recorder):
+        yield

@@ -5,12 +5,13 @@ import importlib
 import pkgutil
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
 from llmsim_magic.capture.buffers import knowing_buffers, known
+from llmsim_magic.capture.harness import Harness
 from llmsim_magic.capture.resolve import Source, declared_classes
 from llmsim_magic.capture.tensors import dtype_name
 from llmsim_magic.records.errors import CannotTrace, clip
@@ -36,13 +37,18 @@ _HOOKS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Weightless:
     """A model on `meta`, ready to be run, and what to say of it."""
 
     module: torch.nn.Module
     info: ModelInfo
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def harness(self) -> Harness:
+        """What every pass of the model shares."""
+        return Harness(self.module)
 
 
 def from_config(

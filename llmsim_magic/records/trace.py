@@ -1,85 +1,29 @@
 """The record of one forward pass. Every view is drawn from it alone."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from llmsim_magic.records.record import Kernel, Operator, Record, Replay, Storage, Tensor
+from llmsim_magic.records.unroll import unroll
 from llmsim_magic.records.workload import Workload
 
-Role = Literal["parameter", "buffer", "input", "cache", "constant", "activation"]
 Scalar = int | float | bool | str
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """A block of memory that tensors look into.
-
-    `name` says whose it is: a parameter, a buffer, an input or a slot of the cache.
-    A cache that the pass itself wrote has the role `cache` and was empty before.
-    """
-
-    nbytes: int
-    role: Role
-    name: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A view into a storage: `offset` and `strides` count elements."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    itemsize: int
-    storage: int
-    offset: int
-    strides: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """One ATen op. `inputs`, `outputs` and `writes` index `Trace.tensors`.
-
-    `writes` holds what it wrote: fresh outputs and arguments changed in place.
-    `flops` is None where torch knows no formula for the kernel. `causal` marks attention that
-    may skip the keys after each query.
-    """
-
-    name: str
-    operator: int | None
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    writes: tuple[int, ...]
-    is_view: bool
-    pointwise: bool
-    causal: bool
-    flops: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """One step of the forward pass as its author wrote it; its place in the record is its order."""
-
-    path: str
-    op: str
-    kind: Literal["module", "function"]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    source: str | None
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A module of the hierarchy; shapes are those of its first call, `calls` may be 0."""
+    """A module of the hierarchy."""
 
     path: str
     type: str
     is_list: bool
-    calls: int
     attributes: dict[str, Scalar]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,34 +71,96 @@ class ModelInfo:
     origin: str
 
 
+class Step(NamedTuple):
+    """An operator of the pass: the recorded one that it equals, and in which replay, if any."""
+
+    operator: int
+    replay: Replay | None = None
+
+
 @dataclass(frozen=True)
 class Trace:
-    """One forward pass of one model under one workload."""
+    """One forward pass of one model under one workload.
+
+    `recorded` is what was run. A layer that does the same as an earlier one is in `replays`
+    instead; `unrolled` has them all, and so have the properties of its parts.
+    """
 
     model: ModelInfo
     workload: Workload
     modules: tuple[Module, ...]
     parameters: tuple[Parameter, ...]
-    storages: tuple[Storage, ...]
-    tensors: tuple[Tensor, ...]
-    kernels: tuple[Kernel, ...]
-    operators: tuple[Operator, ...]
-    results: tuple[int, ...]
+    recorded: Record
+    replays: tuple[Replay, ...]
     cache: tuple[CacheSlot, ...]
     notes: tuple[str, ...]
     versions: dict[str, str]
 
     @cached_property
-    def kernels_of(self) -> tuple[tuple[Kernel, ...], ...]:
-        """The kernels of each operator, views left out."""
-        grouped: list[list[Kernel]] = [[] for _ in self.operators]
-        for kernel in self.kernels:
-            if kernel.operator is not None and not kernel.is_view:
-                grouped[kernel.operator].append(kernel)
-        return tuple(map(tuple, grouped))
+    def unrolled(self) -> Record:
+        """The whole pass, written out; tensors are numbered as its kernels first touch them."""
+        return unroll(self.recorded, self.replays)
 
-    def shapes(self, tensors: tuple[int, ...]) -> list[tuple[int, ...]]:
-        return [self.tensors[index].shape for index in tensors]
+    @property
+    def operators(self) -> tuple[Operator, ...]:
+        return self.unrolled.operators
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        return self.unrolled.kernels
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.unrolled.tensors
+
+    @property
+    def storages(self) -> tuple[Storage, ...]:
+        return self.unrolled.storages
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Every operator of the pass in order, as the recorded one and the layer that ran it."""
+        found: list[Step] = []
+        done = 0
+        for replay in self.replays:
+            found += [Step(order) for order in range(done, replay.before_operator)]
+            found += [Step(order, replay) for order in range(*replay.operators)]
+            done = replay.before_operator
+        return (*found, *(Step(order) for order in range(done, len(self.recorded.operators))))
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """The path of every operator of the pass, in order."""
+        operators = self.recorded.operators
+        return tuple(
+            operators[step.operator].path
+            if step.replay is None
+            else step.replay.own(operators[step.operator].path)
+            for step in self.steps
+        )
+
+    def of_each(self, found: Sequence[Value]) -> tuple[Value, ...]:
+        """What was found for the recorded operators, for every operator of the pass."""
+        return tuple(found[step.operator] for step in self.steps)
+
+    @cached_property
+    def times(self) -> Counter[int]:
+        """How often the pass does what each recorded operator did."""
+        return Counter(step.operator for step in self.steps)
+
+    def recorded_path(self, path: str) -> str:
+        """The path of what was recorded in the stead of a module or parameter: mostly its own."""
+        end = len(path)
+        while self._stands_for and end > 0:
+            of = self._stands_for.get(path[:end])
+            if of is not None:
+                return of + path[end:]
+            end = path.rfind(".", 0, end)
+        return path
+
+    @cached_property
+    def _stands_for(self) -> dict[str, str]:
+        return {replay.path: replay.of for replay in self.replays}
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)

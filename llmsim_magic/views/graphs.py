@@ -79,6 +79,8 @@ class _Drawn:
 
     def __init__(self, trace: Trace, depth: int | None) -> None:
         self.trace = trace
+        self.record = trace.recorded
+        self.operators = trace.of_each(self.record.operators)
         self.kinds = kinds(trace)
         self.costs = costs(trace)
         self.counts = {repeat.first.path: len(repeat.indices) for repeat in repeats(trace)}
@@ -87,8 +89,8 @@ class _Drawn:
         self.stands_for: list[int] = []
         self.closed: dict[int, str] = {}
         for twin in folded(trace):
-            operator = trace.operators[twin]
-            closed = self._closed(operator.path, depth, operator.kind == "function")
+            is_function = self.operators[twin].kind == "function"
+            closed = self._closed(trace.paths[twin], depth, is_function)
             if closed is None:
                 self.stands_for.append(twin)
             else:
@@ -117,9 +119,8 @@ class _Drawn:
 
     def owner(self, order: int) -> str:
         """The module whose box a node stands in."""
-        operator = self.trace.operators[order]
-        path = self.closed.get(order, operator.path)
-        is_module = order in self.closed or operator.kind == "module"
+        path = self.closed.get(order, self.trace.paths[order])
+        is_module = order in self.closed or self.operators[order].kind == "module"
         box = path.rpartition(".")[0] if is_module else path
         is_list = box in self._modules and self._modules[box].is_list
         return box.rpartition(".")[0] if is_list else box
@@ -128,15 +129,14 @@ class _Drawn:
         return next((box for box in _boxes(path) if box in self.counts), None)
 
     def label(self, order: int) -> str:
-        operator = self.trace.operators[order]
+        operator, path = self.operators[order], self.trace.paths[order]
         closed = self.closed.get(order)
         if closed is not None:
-            outputs = self.trace.shapes(self._modules[closed].outputs)
+            calls = self.record.calls_of.get(self.trace.recorded_path(closed))
+            outputs = self.record.shapes(calls.outputs) if calls else []
             return f"{self.title(closed)}\n{units.shapes(outputs[:1])}"
-        head = (
-            f"{_name(operator.path)}\n{operator.op}" if operator.kind == "module" else operator.op
-        )
-        given = units.shapes(self.trace.shapes(operator.outputs)[:2])
+        head = f"{_name(path)}\n{operator.op}" if operator.kind == "module" else operator.op
+        given = units.shapes(self.record.shapes(operator.outputs)[:2])
         params = self.costs[order].params
         return f"{head}\n{given}" + (f"\n{units.scaled(params)} params" if params else "")
 
@@ -146,12 +146,12 @@ class _Drawn:
         return f"{_name(path)}{times}  {self._modules[path].type}"
 
     def tooltip(self, order: int) -> str:
-        operator, cost = self.trace.operators[order], self.costs[order]
+        operator, cost = self.operators[order], self.costs[order]
         flops = "unknown" if cost.flops is None else units.scaled(cost.flops)
         return (
-            f"#{order} {operator.path} {operator.op}\n"
-            f"in {units.shapes(self.trace.shapes(operator.inputs))}\n"
-            f"out {units.shapes(self.trace.shapes(operator.outputs))}\n"
+            f"#{order} {self.trace.paths[order]} {operator.op}\n"
+            f"in {units.shapes(self.record.shapes(operator.inputs))}\n"
+            f"out {units.shapes(self.record.shapes(operator.outputs))}\n"
             f"{flops} FLOPs, {units.nbytes(cost.bytes_read)} read, "
             f"{units.nbytes(cost.bytes_written)} written\n{operator.source or ''}"
         )
@@ -167,7 +167,7 @@ class _Drawn:
             source, target = self.stands_for[edge.source], self.stands_for[edge.target]
             if source < target and {source, target} <= shown:
                 labels = found.setdefault((source, target), [])
-                label = units.shape(self.trace.tensors[edge.tensor].shape)
+                label = units.shape(self.record.tensors[edge.tensor].shape)
                 if label not in labels:
                     labels.append(label)
         fanned = _fanned_out(found)

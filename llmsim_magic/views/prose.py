@@ -9,7 +9,8 @@ from llmsim_magic.analyses.dataflow import depends_on
 from llmsim_magic.analyses.totals import costs
 from llmsim_magic.analyses.traffic import Access, traffic
 from llmsim_magic.records.errors import InvalidValue
-from llmsim_magic.records.trace import Kernel, Trace, numel
+from llmsim_magic.records.record import Kernel, Record
+from llmsim_magic.records.trace import Trace, numel
 from llmsim_magic.views import units
 
 Shapes = list[tuple[int, ...]]
@@ -88,8 +89,8 @@ def _operator(trace: Trace, order: int) -> str:
     where = f" at {operator.source}" if operator.source else ""
     lines = [
         f"{operator.path or trace.model.class_name}: {operator.op}, operator {order}{where}",
-        f"  reads {units.shapes(trace.shapes(operator.inputs))}, "
-        f"gives {units.shapes(trace.shapes(operator.outputs))}",
+        f"  reads {units.shapes(trace.unrolled.shapes(operator.inputs))}, "
+        f"gives {units.shapes(trace.unrolled.shapes(operator.outputs))}",
     ]
     lines += [
         f"  {p.name}: {units.shape(p.shape)} = {units.count(p.numel)} parameters"
@@ -97,7 +98,7 @@ def _operator(trace: Trace, order: int) -> str:
     ]
     lines += _flops(trace, order, cost.flops)
     lines += _elementwise(trace, order, cost.elementwise_ops)
-    moved = traffic(trace)[order]
+    moved = traffic(trace.unrolled)[order]
     lines += _bytes("bytes read", trace, moved.reads, moved.bytes_read)
     lines += _bytes("bytes written", trace, moved.writes, moved.bytes_written)
     total = moved.bytes_read + moved.bytes_written
@@ -124,10 +125,10 @@ def _flops(trace: Trace, order: int, flops: int | None) -> Iterator[str]:
     yield f"FLOPs: {units.count(flops)}" + (
         "" if flops else ": no matmul, convolution or attention"
     )
-    for kernel in trace.kernels_of[order]:
+    for kernel in trace.unrolled.kernels_of[order]:
         if kernel.flops:
-            yield f"  {kernel.name}: {_derived(trace, kernel)} (a multiply-add is two)"
-            if skipped := work.causal_skippable(trace, kernel):
+            yield f"  {kernel.name}: {_derived(trace.unrolled, kernel)} (a multiply-add is two)"
+            if skipped := work.causal_skippable(trace.unrolled, kernel):
                 yield (
                     f"    causal: {units.count(skipped)} of them lie above the diagonal; "
                     "a kernel may skip those"
@@ -138,9 +139,9 @@ def _elementwise(trace: Trace, order: int, ops: int | None) -> Iterator[str]:
     if not ops:
         return
     yield f"elementwise operations: {units.count(ops)}"
-    for kernel in trace.kernels_of[order]:
-        if number := work.elementwise_ops(trace, kernel):
-            shapes = units.shapes(trace.shapes(kernel.inputs))
+    for kernel in trace.unrolled.kernels_of[order]:
+        if number := work.elementwise_ops(trace.unrolled, kernel):
+            shapes = units.shapes(trace.unrolled.shapes(kernel.inputs))
             yield f"  {kernel.name} of {shapes}: {units.count(number)}"
 
 
@@ -197,12 +198,12 @@ _DERIVATIONS: dict[str, Callable[[Shapes], list[Factor]]] = {
 }
 
 
-def _derived(trace: Trace, kernel: Kernel) -> str:
+def _derived(record: Record, kernel: Kernel) -> str:
     """The factors of a kernel's FLOPs; where they are not known, whose formula it is."""
     derive = _DERIVATIONS.get(work.short_name(kernel.name))
-    shapes = trace.shapes(kernel.inputs)
+    shapes = record.shapes(kernel.inputs)
     total = units.count(kernel.flops or 0)
-    factors = derive(shapes) if derive else _convolution(trace, kernel)
+    factors = derive(shapes) if derive else _convolution(record, kernel)
     product = numel(tuple(sum(f) if isinstance(f, tuple) else f for f in factors))
     if product != kernel.flops:
         return f"{units.shapes(shapes)}: {total}, by torch.utils.flop_counter"
@@ -210,9 +211,9 @@ def _derived(trace: Trace, kernel: Kernel) -> str:
     return f"{units.shapes(shapes)}: {' × '.join(written)} = {total}"
 
 
-def _convolution(trace: Trace, kernel: Kernel) -> list[Factor]:
+def _convolution(record: Record, kernel: Kernel) -> list[Factor]:
     """Each output position meets the whole filter: 2 · batch · positions · filter elements."""
-    inputs, outputs = trace.shapes(kernel.inputs), trace.shapes(kernel.outputs)
+    inputs, outputs = record.shapes(kernel.inputs), record.shapes(kernel.outputs)
     if len(inputs) < 2 or not outputs:
         return []
     return [2, outputs[0][0], *outputs[0][2:], *inputs[1]]

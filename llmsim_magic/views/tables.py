@@ -1,7 +1,8 @@
 """The record as pandas DataFrames: raw numbers, documented columns, NA where there is nothing."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import partial
+from dataclasses import replace
 
 import pandas as pd
 
@@ -11,6 +12,7 @@ from llmsim_magic.analyses.experts import routings
 from llmsim_magic.analyses.layers import layers
 from llmsim_magic.analyses.totals import costs, operator_types, totals
 from llmsim_magic.analyses.traffic import kernel_bytes
+from llmsim_magic.records.record import Calls
 from llmsim_magic.records.trace import Parameter, Scalar, Trace
 from llmsim_magic.records.workload import Workload
 from llmsim_magic.views import units
@@ -26,16 +28,17 @@ def ops_table(trace: Trace) -> pd.DataFrame:
     """
     attributes = {module.path: module.attributes for module in trace.modules}
     each = costs(trace)
-    operators = trace.operators
+    record = trace.recorded
+    operators = trace.of_each(record.operators)
     columns: dict[str, object] = {
-        "path": [operator.path for operator in operators],
+        "path": list(trace.paths),
         "op": [operator.op for operator in operators],
         "kind": [operator.kind for operator in operators],
         "layer": _integers(None if layer is None else layer.index for layer in layers(trace)),
-        "input_shapes": [trace.shapes(operator.inputs) for operator in operators],
-        "output_shapes": [trace.shapes(operator.outputs) for operator in operators],
+        "input_shapes": [record.shapes(operator.inputs) for operator in operators],
+        "output_shapes": [record.shapes(operator.outputs) for operator in operators],
         "dtype": _texts(
-            trace.tensors[touched[0]].dtype if (touched := o.outputs or o.inputs) else None
+            record.tensors[touched[0]].dtype if (touched := o.outputs or o.inputs) else None
             for o in operators
         ),
         "params": _integers(cost.params for cost in each),
@@ -49,7 +52,8 @@ def ops_table(trace: Trace) -> pd.DataFrame:
     }
     for feature in _FEATURES:
         columns[feature] = _integers(
-            _size(attributes[o.path], feature) if o.kind == "module" else None for o in operators
+            _size(attributes[path], feature) if operator.kind == "module" else None
+            for path, operator in zip(trace.paths, operators, strict=True)
         )
     columns["causal_skippable_flops"] = _integers(cost.causal_skippable_flops for cost in each)
     return pd.DataFrame(columns, index=pd.RangeIndex(len(operators), name="order"))
@@ -66,8 +70,8 @@ def modules_table(trace: Trace) -> pd.DataFrame:
                 below.setdefault(path, {})[parameter.tied_to or parameter.name] = parameter.numel
     flops: dict[str, int] = {}
     first: dict[str, int] = {}
-    for order, (operator, cost) in enumerate(zip(trace.operators, costs(trace), strict=True)):
-        for path in _ancestors(operator.path):
+    for order, (operator, cost) in enumerate(zip(trace.paths, costs(trace), strict=True)):
+        for path in _ancestors(operator):
             if cost.flops is not None:
                 flops[path] = flops.get(path, 0) + cost.flops
             first.setdefault(path, order)
@@ -77,6 +81,8 @@ def modules_table(trace: Trace) -> pd.DataFrame:
             parent = module.path.rpartition(".")[0]
             children[parent] = children.get(parent, 0) + 1
     modules = trace.modules
+    calls = _calls(trace)
+    record = trace.recorded
     mine = [own.get(module.path, []) for module in modules]
     counted = [[p for p in parameters if p.tied_to is None] for parameters in mine]
     columns: dict[str, object] = {
@@ -84,7 +90,7 @@ def modules_table(trace: Trace) -> pd.DataFrame:
         "parent": _texts(m.path.rpartition(".")[0] if m.path else None for m in modules),
         "depth": [m.path.count(".") + 1 if m.path else 0 for m in modules],
         "children": [children.get(module.path, 0) for module in modules],
-        "calls": [module.calls for module in modules],
+        "calls": [calls[module.path].number for module in modules],
         "params": [sum(p.numel for p in parameters) for parameters in counted],
         "params_total": [sum(below.get(module.path, {}).values()) for module in modules],
         "trainable": [sum(p.numel for p in ps if p.trainable) for ps in counted],
@@ -92,8 +98,8 @@ def modules_table(trace: Trace) -> pd.DataFrame:
             next((p.tied_to for p in parameters if p.tied_to), None) for parameters in mine
         ),
         "weight_shapes": [[p.shape for p in parameters] for parameters in mine],
-        "input_shapes": [trace.shapes(module.inputs) for module in modules],
-        "output_shapes": [trace.shapes(module.outputs) for module in modules],
+        "input_shapes": [record.shapes(calls[module.path].inputs) for module in modules],
+        "output_shapes": [record.shapes(calls[module.path].outputs) for module in modules],
         "flops": _integers(flops.get(m.path) if m.path in first else 0 for m in modules),
         "order_first": _integers(first.get(module.path) for module in modules),
     }
@@ -104,39 +110,55 @@ def modules_table(trace: Trace) -> pd.DataFrame:
     )
 
 
+def _calls(trace: Trace) -> dict[str, Calls]:
+    """The calls of each module, those of a replayed layer as of the one recorded."""
+    recorded = trace.recorded.calls_of
+    more: Counter[str] = Counter()
+    for replay in trace.replays:
+        more.update(dict(replay.calls))
+    found = {}
+    for module in trace.modules:
+        calls = recorded.get(trace.recorded_path(module.path), Calls(module.path, 0, (), ()))
+        found[module.path] = replace(calls, number=calls.number + more[module.path])
+    return found
+
+
 def edges_table(trace: Trace) -> pd.DataFrame:
     """One row per tensor that flows from one operator to another; both are orders of `ops`."""
     found = edges(trace)
+    tensors = trace.recorded.tensors
+    called = _called(trace)
     return pd.DataFrame(
         {
             "source": [edge.source for edge in found],
             "target": [edge.target for edge in found],
-            "shape": [trace.tensors[edge.tensor].shape for edge in found],
-            "dtype": [trace.tensors[edge.tensor].dtype for edge in found],
+            "shape": [tensors[edge.tensor].shape for edge in found],
+            "dtype": [tensors[edge.tensor].dtype for edge in found],
             "through": _texts(edge.through for edge in found),
-            "source_operator": [_called(trace, edge.source) for edge in found],
-            "target_operator": [_called(trace, edge.target) for edge in found],
+            "source_operator": [called[edge.source] for edge in found],
+            "target_operator": [called[edge.target] for edge in found],
         }
     )
 
 
 def kernels_table(trace: Trace) -> pd.DataFrame:
     """One row per ATen op in the order they ran; a view outside any operator has no `op_order`."""
-    kernels = trace.kernels
-    moved = [kernel_bytes(trace, kernel) for kernel in kernels]
+    record = trace.unrolled
+    kernels = record.kernels
+    moved = [kernel_bytes(record, kernel) for kernel in kernels]
     return pd.DataFrame(
         {
             "order": range(len(kernels)),
             "op_order": _integers(kernel.operator for kernel in kernels),
             "kernel": [kernel.name for kernel in kernels],
-            "input_shapes": [trace.shapes(kernel.inputs) for kernel in kernels],
-            "output_shapes": [trace.shapes(kernel.outputs) for kernel in kernels],
+            "input_shapes": [record.shapes(kernel.inputs) for kernel in kernels],
+            "output_shapes": [record.shapes(kernel.outputs) for kernel in kernels],
             "dtype": _texts(
-                trace.tensors[touched[0]].dtype if (touched := k.outputs or k.inputs) else None
+                record.tensors[touched[0]].dtype if (touched := k.outputs or k.inputs) else None
                 for k in kernels
             ),
             "flops": _integers(
-                0 if k.flops is None and work.elementwise_ops(trace, k) is not None else k.flops
+                0 if k.flops is None and work.elementwise_ops(record, k) is not None else k.flops
                 for k in kernels
             ),
             "bytes_read": [read for read, _ in moved],
@@ -161,7 +183,7 @@ def summary_table(trace: Trace) -> pd.DataFrame:
         ("context", trace.workload.context or pd.NA, "tokens", "read, or in the cache"),
         ("operators", sums.operators, "calls", "leaf modules and functions, in execution order"),
         ("modules", len(trace.modules), "modules", "containers included"),
-        ("kernels", len(trace.kernels), "ATen ops", "views included"),
+        ("kernels", sums.kernels, "ATen ops", "views included"),
         ("parameters", sums.parameters, "parameters", "shared ones counted once"),
         ("parameters_active", sums.active, "parameters", _routing(trace)),
         ("parameters_trainable", sums.trainable, "parameters", "with requires_grad"),
@@ -204,40 +226,47 @@ def topological_table(trace: Trace) -> pd.DataFrame:
 
     `rank` is the length of the longest chain before it: operators of one rank could run at once.
     """
-    operators = trace.operators
+    operators = trace.of_each(trace.recorded.operators)
+    called = _called(trace)
     waits = depends_on(trace)
     return pd.DataFrame(
         {
-            "path": [operator.path for operator in operators],
+            "path": list(trace.paths),
             "op": [operator.op for operator in operators],
             "rank": list(ranks(trace)),
             "waits_for": [list(sources) for sources in waits],
-            "waits_for_operators": [", ".join(map(partial(_called, trace), s)) for s in waits],
-            "output_shapes": [trace.shapes(operator.outputs) for operator in operators],
+            "waits_for_operators": [", ".join(called[s] for s in sources) for sources in waits],
+            "output_shapes": [trace.recorded.shapes(o.outputs) for o in operators],
         },
         index=pd.RangeIndex(len(operators), name="order"),
     )
 
 
-def totals_table(traces: Sequence[Trace]) -> pd.DataFrame:
-    """One row per workload: operators, work, traffic and cache of the whole pass."""
-    rows = []
-    for trace in traces:
-        sums = totals(trace)
-        rows.append(
-            {
-                "phase": trace.workload.phase,
-                "batch": trace.workload.batch,
-                "context": trace.workload.context,
-                "operators": sums.operators,
-                "flops": sums.flops,
-                "elementwise_ops": sums.elementwise_ops,
-                "bytes_read": sums.bytes_read,
-                "bytes_written": sums.bytes_written,
-                "cache_bytes": sums.cache_bytes,
-            }
-        )
-    return pd.DataFrame(rows)
+def totals_table(
+    traces: Sequence[Trace], failures: Sequence[tuple[Workload, str]] = ()
+) -> pd.DataFrame:
+    """One row per workload: operators, work, traffic and cache of the whole pass.
+
+    `error` says why a workload could not be traced; its other cells are NA.
+    """
+    each = [totals(trace) for trace in traces]
+    workloads = [trace.workload for trace in traces] + [workload for workload, _ in failures]
+    columns: dict[str, object] = {
+        name: [getattr(workload, name) for workload in workloads]
+        for name in ("phase", "batch", "context")
+    }
+    unknown = [None] * len(failures)
+    for name in (
+        "operators",
+        "flops",
+        "elementwise_ops",
+        "bytes_read",
+        "bytes_written",
+        "cache_bytes",
+    ):
+        columns[name] = _integers([*(getattr(sums, name) for sums in each), *unknown])
+    columns["error"] = _texts([*(None for _ in traces), *(reason for _, reason in failures)])
+    return pd.DataFrame(columns)
 
 
 def long_table(traces: Sequence[Trace]) -> pd.DataFrame:
@@ -262,12 +291,17 @@ def shapes_table(traces: Sequence[Trace]) -> pd.DataFrame:
     for trace in traces:
         label = workload_label(trace.workload)
         seen: dict[tuple[str, str], int] = {}
-        for operator in trace.operators:
-            call = seen[operator.path, operator.op] = seen.get((operator.path, operator.op), -1) + 1
-            cells.setdefault((operator.path, operator.op, call), {})[label] = (
-                f"{units.shapes(trace.shapes(operator.inputs))} → "
-                f"{units.shapes(trace.shapes(operator.outputs))}"
-            )
+        record = trace.recorded
+        texts = trace.of_each(
+            [
+                " → ".join(units.shapes(record.shapes(each)) for each in (o.inputs, o.outputs))
+                for o in record.operators
+            ]
+        )
+        operators = trace.of_each(record.operators)
+        for path, operator, text in zip(trace.paths, operators, texts, strict=True):
+            call = seen[path, operator.op] = seen.get((path, operator.op), -1) + 1
+            cells.setdefault((path, operator.op, call), {})[label] = text
     labels = [workload_label(trace.workload) for trace in traces]
     table = pd.DataFrame(list(cells), columns=["path", "op", "call"])
     for label in labels:
@@ -283,10 +317,13 @@ def workload_label(workload: Workload) -> str:
     return f"{workload.phase} {workload.batch}×{workload.context}"
 
 
-def _called(trace: Trace, order: int) -> str:
-    """An operator as a person would call it: a module by its path, a function by its name."""
-    operator = trace.operators[order]
-    return operator.path if operator.kind == "module" else f"{operator.path}:{operator.op}"
+def _called(trace: Trace) -> list[str]:
+    """Operators as a person would call them: a module by its path, a function by its name."""
+    operators = trace.of_each(trace.recorded.operators)
+    return [
+        path if operator.kind == "module" else f"{path}:{operator.op}"
+        for path, operator in zip(trace.paths, operators, strict=True)
+    ]
 
 
 def _integers(values: Iterable[int | None]) -> "pd.api.extensions.ExtensionArray":

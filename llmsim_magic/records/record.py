@@ -1,0 +1,143 @@
+"""What ran: tensors, kernels and operators in the order of the pass."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+Role = Literal["parameter", "buffer", "input", "cache", "constant", "activation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A block of memory that tensors look into.
+
+    `name` says whose it is: a parameter, a buffer, an input or a slot of the cache.
+    A cache that the pass itself wrote has the role `cache` and was empty before.
+    """
+
+    nbytes: int
+    role: Role
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A view into a storage: `offset` and `strides` count elements."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    itemsize: int
+    storage: int
+    offset: int
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One ATen op. `inputs`, `outputs` and `writes` index the tensors of its record.
+
+    `writes` holds what it wrote: fresh outputs and arguments changed in place.
+    `flops` is None where torch knows no formula for the kernel. `causal` marks attention that
+    may skip the keys after each query.
+    """
+
+    name: str
+    operator: int | None
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    writes: tuple[int, ...]
+    is_view: bool
+    pointwise: bool
+    causal: bool
+    flops: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One step of the forward pass as its author wrote it; its place in the record is its order."""
+
+    path: str
+    op: str
+    kind: Literal["module", "function"]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """How often a module was called, and the tensors of its first call."""
+
+    path: str
+    number: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """Operators in execution order with their kernels; `results` are what the pass returned."""
+
+    storages: tuple[Storage, ...]
+    tensors: tuple[Tensor, ...]
+    kernels: tuple[Kernel, ...]
+    operators: tuple[Operator, ...]
+    calls: tuple[Calls, ...]
+    results: tuple[int, ...]
+
+    @cached_property
+    def kernels_of(self) -> tuple[tuple[Kernel, ...], ...]:
+        """The kernels of each operator, views left out."""
+        grouped: list[list[Kernel]] = [[] for _ in self.operators]
+        for kernel in self.kernels:
+            if kernel.operator is not None and not kernel.is_view:
+                grouped[kernel.operator].append(kernel)
+        return tuple(map(tuple, grouped))
+
+    @cached_property
+    def calls_of(self) -> dict[str, Calls]:
+        """The calls of each module that ran, by its path."""
+        return {calls.path: calls for calls in self.calls}
+
+    def new_storages(self, first: int, last: int) -> frozenset[int]:
+        """What the kernels from one to before another touch, and no earlier one does."""
+
+        def touched(kernels: Iterable[Kernel]) -> set[int]:
+            return {
+                self.tensors[index].storage
+                for kernel in kernels
+                for index in (*kernel.inputs, *kernel.outputs)
+            }
+
+        return frozenset(touched(self.kernels[first:last]) - touched(self.kernels[:first]))
+
+    def shapes(self, tensors: Iterable[int]) -> list[tuple[int, ...]]:
+        return [self.tensors[index].shape for index in tensors]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A layer that did what an earlier one had done, and so was not run again.
+
+    `path` did what the record says of `of`: its operators from `operators[0]` to before
+    `operators[1]`, and its kernels likewise. It stands before operator `before_operator` and
+    kernel `before_kernel` of the record. `tensors` pairs those that cross the border of the layer
+    recorded with its own: what it is given, hands on and keeps. `calls` counts those of modules
+    that both share.
+    """
+
+    path: str
+    of: str
+    operators: tuple[int, int]
+    kernels: tuple[int, int]
+    before_operator: int
+    before_kernel: int
+    tensors: tuple[tuple[int, int], ...]
+    calls: tuple[tuple[str, int], ...]
+
+    def own(self, path: str) -> str:
+        """The path in this layer of what has `path` in the one recorded, or lies outside it."""
+        if path == self.of or path.startswith(f"{self.of}."):
+            return self.path + path[len(self.of) :]
+        return path

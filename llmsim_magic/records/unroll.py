@@ -1,0 +1,189 @@
+"""Write out what replayed layers did, as if each had been run and recorded."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from llmsim_magic.records.record import Calls, Kernel, Operator, Record, Replay, Storage, Tensor
+
+Key = int | str | tuple[int, int]  # a storage: recorded, a replayed layer's parameter, or its own
+
+
+def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
+    """The whole pass; tensors are numbered as its kernels first touch them."""
+    written = _Unrolled(record)
+    here = _Place(written)
+    places = [
+        (replay, _Place(written, replay, place, own))
+        for place, (replay, own) in enumerate(_owned(record, replays))
+    ]
+    operators: list[tuple[_Place, Operator]] = []
+    orders: dict[tuple[_Place, int], int] = {}
+    for place, order in _steps(record.operators, here, places, "operator"):
+        orders[place, order] = len(operators)
+        operators.append((place, record.operators[order]))
+    kernels = [
+        place.kernel(record.kernels[number], orders)
+        for place, number in _steps(record.kernels, here, places, "kernel")
+    ]
+    return Record(
+        kernels=tuple(kernels),
+        operators=tuple(place.operator(operator) for place, operator in operators),
+        calls=tuple(_calls(record, here, places)),
+        results=here.numbers(record.results),
+        tensors=tuple(written.tensors),
+        storages=tuple(written.storages),
+    )
+
+
+Places = list[tuple[Replay, "_Place"]]
+
+
+def _steps(
+    recorded: tuple[object, ...], here: "_Place", places: Places, what: str
+) -> Iterator[tuple["_Place", int]]:
+    """Every operator, or kernel, of the pass: where it ran and the recorded one it equals."""
+    done = 0
+    for replay, place in places:
+        before: int = getattr(replay, f"before_{what}")
+        first, last = getattr(replay, f"{what}s")
+        yield from ((here, number) for number in range(done, before))
+        yield from ((place, number) for number in range(first, last))
+        done = before
+    yield from ((here, number) for number in range(done, len(recorded)))
+
+
+def _calls(record: Record, here: "_Place", places: Places) -> Iterator[Calls]:
+    """Module calls by path; a module outside the layers was called by each of them."""
+    more: dict[str, int] = {}
+    for replay, _ in places:
+        for path, number in replay.calls:
+            more[path] = more.get(path, 0) + number
+    found = [(here.calls(calls), more.get(calls.path, 0)) for calls in record.calls]
+    for replay, place in places:
+        found += [
+            (place.calls(calls), 0)
+            for calls in record.calls
+            if replay.own(calls.path) != calls.path
+        ]
+    for calls, number in sorted(found, key=lambda each: each[0].path):
+        yield replace(calls, number=calls.number + number) if number else calls
+
+
+def _owned(record: Record, replays: tuple[Replay, ...]) -> Iterator[tuple[Replay, frozenset[int]]]:
+    """Each replay with the storages that the layer recorded made for itself."""
+    known: dict[tuple[int, int], frozenset[int]] = {}
+    for replay in replays:
+        own = known.get(replay.kernels)
+        if own is None:
+            own = known[replay.kernels] = _made_between(record, *replay.kernels)
+        yield replay, own
+
+
+def _made_between(record: Record, first: int, last: int) -> frozenset[int]:
+    """Activations and constants that no kernel before these touched."""
+    return frozenset(
+        number
+        for number in record.new_storages(first, last)
+        if record.storages[number].role in ("activation", "constant")
+    )
+
+
+class _Unrolled:
+    """The tensors and storages of the whole pass so far."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.tensors: list[Tensor] = []
+        self.storages: list[Storage] = []
+        self.named = {
+            storage.name: number
+            for number, storage in enumerate(record.storages)
+            if storage.role in ("parameter", "buffer")
+        }
+        self._numbers: dict[tuple[object, ...], int] = {}
+        self._storage_numbers: dict[Key, int] = {}
+
+    def number(self, tensor: Tensor, key: Key, storage: Storage) -> int:
+        place = (key, tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
+        number = self._numbers.get(place)
+        if number is None:
+            number = self._numbers[place] = len(self.tensors)
+            home = self._storage_numbers.setdefault(key, len(self.storages))
+            if home == len(self.storages):
+                self.storages.append(storage)
+            self.tensors.append(replace(tensor, storage=home))
+        return number
+
+
+class _Place:
+    """Where recorded steps happen: in the layer recorded, or in one that replays it."""
+
+    def __init__(
+        self,
+        written: _Unrolled,
+        replay: Replay | None = None,
+        place: int = 0,
+        own: frozenset[int] = frozenset(),
+    ) -> None:
+        self._written = written
+        self._replay = replay
+        self._place = place
+        self._own = own
+        self._known: dict[int, int] = {}
+        self._crossing = dict(replay.tensors) if replay else {}
+        tensors = written.record.tensors
+        self._storages = {
+            tensors[one].storage: tensors[other].storage for one, other in self._crossing.items()
+        }
+
+    def numbers(self, tensors: Iterable[int]) -> tuple[int, ...]:
+        return tuple(map(self._number, tensors))
+
+    def kernel(self, kernel: Kernel, orders: dict[tuple["_Place", int], int]) -> Kernel:
+        inputs, outputs = self.numbers(kernel.inputs), self.numbers(kernel.outputs)
+        return replace(
+            kernel,
+            operator=None if kernel.operator is None else orders[self, kernel.operator],
+            inputs=inputs,
+            outputs=outputs,
+            writes=self.numbers(kernel.writes),
+        )
+
+    def operator(self, operator: Operator) -> Operator:
+        return replace(
+            operator,
+            path=self._path(operator.path),
+            inputs=self.numbers(operator.inputs),
+            outputs=self.numbers(operator.outputs),
+        )
+
+    def calls(self, calls: Calls) -> Calls:
+        inputs, outputs = self.numbers(calls.inputs), self.numbers(calls.outputs)
+        return replace(calls, path=self._path(calls.path), inputs=inputs, outputs=outputs)
+
+    def _path(self, path: str) -> str:
+        return self._replay.own(path) if self._replay else path
+
+    def _number(self, index: int) -> int:
+        number = self._known.get(index)
+        if number is None:
+            tensor = self._written.record.tensors[self._crossing.get(index, index)]
+            key, storage = self._storage(tensor.storage, index in self._crossing)
+            number = self._known[index] = self._written.number(tensor, key, storage)
+        return number
+
+    def _storage(self, number: int, crossing: bool) -> tuple[Key, Storage]:
+        record = self._written.record
+        storage = record.storages[number]
+        if self._replay is None or crossing:
+            return number, storage
+        if number in self._storages:
+            other = self._storages[number]
+            return other, record.storages[other]
+        if number in self._own:
+            return (self._place, number), storage
+        if storage.name is not None and storage.role in ("parameter", "buffer"):
+            name = self._replay.own(storage.name)
+            known = self._written.named.get(name)
+            return (name, replace(storage, name=name)) if known is None else (known, storage)
+        return number, storage
