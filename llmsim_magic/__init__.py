@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from llmsim_magic.records.errors import LlmsimError as LlmsimError
     from llmsim_magic.simulate.entry import sweep as sweep
     from llmsim_magic.simulate.entry import trace as trace
+    from llmsim_magic.simulate.memory import forget as forget
 
 __version__ = "0.1.0"
-__all__ = ["LlmsimError", "sweep", "trace"]
+__all__ = ["LlmsimError", "forget", "sweep", "trace"]
 
 _HOMES = {
     "LlmsimError": "llmsim_magic.records.errors",
+    "forget": "llmsim_magic.simulate.memory",
     "sweep": "llmsim_magic.simulate.entry",
     "trace": "llmsim_magic.simulate.entry",
 }

@@ -80,6 +80,9 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
                       help="batch sizes (1)")  # fmt: skip
     work.add_argument("--context", type=_numbers("context"), default=(), metavar="N[,N]",
                       help="tokens read, or already in the cache (128)")  # fmt: skip
+    work.add_argument("--sure", action="store_true", help="trace even thousands of workloads")
+    work.add_argument("--no-replay", action="store_true",
+                      help="run also layers that do what an earlier one did")  # fmt: skip
     build = made.add_argument_group("model")
     build.add_argument(
         "--dtype",
@@ -163,6 +166,8 @@ def parse(words: Sequence[str], program: str = PROGRAM) -> tuple[Request, str | 
         found.explain,
         found.depth,
         found.csv,
+        replay=not found.no_replay,
+        sure=found.sure,
     )
     return request, output
 

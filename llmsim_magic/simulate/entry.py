@@ -1,21 +1,26 @@
 """trace(), sweep() and answer(): run the workloads asked for, and report."""
 
-from collections.abc import Iterable, Mapping
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llmsim_magic.records.errors import InvalidValue, NoDecode
+from llmsim_magic.records.errors import InvalidValue, TooMany
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import DEFAULT_CONTEXT, PHASES, Workload, grid
 from llmsim_magic.simulate.export import writable
-from llmsim_magic.simulate.loading import Progress, load, silent
-from llmsim_magic.simulate.report import Report, Sweep
+from llmsim_magic.simulate.loading import Progress, Recipe, built, recipe_of, silent, traced
+from llmsim_magic.simulate.report import Asker, Report, Sweep
 from llmsim_magic.simulate.request import Build, Request
+from llmsim_magic.simulate.sweeping import Cancelled, Outcomes, never, outcome, run_all
 
 if TYPE_CHECKING:
     from llmsim_magic.capture.weightless import Weightless
 
 SWEEP_BATCHES = (1, 16)
 SWEEP_CONTEXTS = (1, DEFAULT_CONTEXT)
+MOST = 1_000  # workloads of a sweep that nobody need be sure of
 Value = TypeVar("Value", int, str)
 
 
@@ -31,6 +36,7 @@ def trace(
     inputs: Any = None,
     trust_remote_code: bool = False,
     refresh: bool = False,
+    replay: bool = True,
     progress: Progress = silent,
 ) -> Report:
     """What `model` does in one forward pass, without its weights.
@@ -38,7 +44,8 @@ def trace(
     `model` is a hub id, a local folder or `config.json`, a `PretrainedConfig`, or a live
     `nn.Module`, which is left as it was found. `context` counts tokens: 128, or as many as a
     short learned position table has rows. A module that is no HuggingFace model needs `inputs`:
-    a tensor, a tuple of positional arguments or a dict of keywords.
+    a tensor, a tuple of positional arguments or a dict of keywords. Layers that are alike run
+    once; `replay=False` runs each, for the same result.
 
     Raises `LlmsimError` with one line that names what was wrong and what is legal.
 
@@ -49,15 +56,16 @@ def trace(
     """
     build = Build(base, attn, dtype, trust_remote_code, refresh)
     wanted = Workload(phase, batch, DEFAULT_CONTEXT if context is None else context)
-    weightless = load(model, build, progress)
+    recipe = recipe_of(model, build, progress)
+    weightless = built(recipe, progress)
     if inputs is not None:
         if (phase, batch, context) != ("prefill", 1, None):
             raise InvalidValue("inputs", "with phase, batch or context", "given together with them")
-        return _on_given(weightless, inputs)
+        return _on_given(weightless, inputs, replay)
     _needs_config(weightless)
     workload = _fitted(weightless, wanted, shorten=context is None)
     progress(f"tracing {workload}")
-    return Report(_run(weightless, workload))
+    return Report(traced(recipe, workload, _replaying(replay)), ask=_asker(recipe, replay))
 
 
 def sweep(
@@ -71,11 +79,21 @@ def sweep(
     base: bool = False,
     trust_remote_code: bool = False,
     refresh: bool = False,
+    replay: bool = True,
+    sure: bool = False,
+    executor: Executor | None = None,
+    cancelled: Cancelled = never,
     progress: Progress = silent,
 ) -> Sweep:
     """The same model under every combination of phase, batch and context (1 and 128).
 
-    A phase that does not exist for the model (decode of an encoder) is a sentence in `notes`.
+    A phase that does not exist for the model (decode of an encoder) is a sentence in `notes`; a
+    workload that fails is a row of `totals` with its reason. `executor` is any of
+    `concurrent.futures`, or of `dask.distributed`; what it loses is traced here. Between
+    workloads `cancelled` is asked; what is done by then is kept, as it is after an interrupt.
+
+    Raises `LlmsimError` where no workload can be traced, or where there are more than 1,000 and
+    nobody said that they are `sure`.
 
     >>> import llmsim_magic as llmsim
     >>> sweep = llmsim.sweep("Qwen/Qwen3-0.6B", batch=[1], context=[128])
@@ -84,24 +102,34 @@ def sweep(
     """
     build = Build(base, attn, dtype, trust_remote_code, refresh)
     contexts = () if context is None else _several(context)
-    request = Request(model, ("multi-config",), _several(phase), _several(batch), contexts, build)
-    return _sweep(load(model, build, progress), request, progress)
+    request = Request(
+        model,
+        ("multi-config",),
+        _several(phase),
+        _several(batch),
+        contexts,
+        build,
+        replay=replay,
+        sure=sure,
+    )
+    return _sweep(recipe_of(model, build, progress), request, executor, cancelled, progress)
 
 
 def answer(request: Request, progress: Progress = silent) -> Report:
     """Everything a request asks for, from one trace per workload."""
     if request.csv is not None:
         writable(request.csv)
-    weightless = load(request.model, request.build, progress)
+    recipe = recipe_of(request.model, request.build, progress)
     many = "multi-config" in request.views
     several = max(map(len, (request.phases, request.batches, request.contexts))) > 1
-    found = _sweep(weightless, request, progress)
+    found = _sweep(recipe, request, None, never, progress)
     report = Report(
         _main(found),
         request.views if many or not several else (*request.views, "multi-config"),
         found if many or several else None,
         request.explained,
         request.depth,
+        found.ask,
     )
     if request.explained is not None:
         report.explain(request.explained)
@@ -121,33 +149,64 @@ def _several(values: Value | Iterable[Value]) -> tuple[Value, ...]:
     return many
 
 
-def _sweep(weightless: "Weightless", request: Request, progress: Progress) -> Sweep:
-    _needs_config(weightless)
+def _sweep(
+    recipe: Recipe,
+    request: Request,
+    executor: Executor | None,
+    cancelled: Cancelled,
+    progress: Progress,
+) -> Sweep:
     many = "multi-config" in request.views
     phases = request.phases or (PHASES if many else PHASES[:1])
     batches = request.batches or (SWEEP_BATCHES if many else SWEEP_BATCHES[:1])
     contexts = request.contexts or (SWEEP_CONTEXTS if many else SWEEP_CONTEXTS[1:])
+    weightless = built(recipe, progress)
+    _needs_config(weightless)
+    replay = _replaying(request.replay)
+    number = len(phases) * len(batches) * len(contexts)
+    if number > MOST and not request.sure:
+        one = Workload(phases[0], batches[0], contexts[0])
+        raise TooMany(number, MOST, number * _seconds(recipe, one, replay))
     workloads = dict.fromkeys(
         _fitted(weightless, wanted, shorten=not request.contexts)
         for wanted in grid(phases, batches, contexts)
     )
-    notes: dict[str, None] = {}
-    traces: list[Trace] = []
-    missing: set[str] = set()
-    for place, workload in enumerate(workloads, 1):
-        if workload.phase in missing:
-            continue
-        progress(f"workload {place} of {len(workloads)}: {workload}")
-        try:
-            traces.append(_run(weightless, workload))
-        except NoDecode as error:
-            if len(phases) == 1:
-                raise
-            missing.add(workload.phase)
-            notes[str(error)] = None
-    for trace in traces:
-        notes.update(dict.fromkeys(trace.notes))
-    return Sweep(tuple(traces), tuple(notes))
+    outcomes = run_all(
+        recipe,
+        tuple(workloads),
+        replay=replay,
+        executor=executor,
+        cancelled=cancelled,
+        progress=progress,
+    )
+    notes = dict.fromkeys(note for trace in outcomes.traces for note in trace.notes)
+    return Sweep(
+        outcomes.traces,
+        (*outcomes.missing, *notes, *_left_out(outcomes)),
+        tuple((each.workload, each.reason) for each in outcomes.failed),
+        _asker(recipe, replay),
+    )
+
+
+def _left_out(outcomes: Outcomes) -> Iterator[str]:
+    if outcomes.undone:
+        yield f"stopped early: {outcomes.undone} workloads were not traced"
+
+
+def _seconds(recipe: Recipe, workload: Workload, replay: bool) -> float:
+    """How long a workload takes, by doing one."""
+    started = time.perf_counter()
+    outcome(recipe, workload, replay)
+    return time.perf_counter() - started
+
+
+def _asker(recipe: Recipe, replay: bool) -> Asker:
+    return lambda workload: traced(recipe, workload, _replaying(replay))
+
+
+def _replaying(wanted: bool) -> bool:
+    """Whether layers are replayed: not where the environment says no, for tests of all else."""
+    return wanted and not os.environ.get("LLMSIM_NO_REPLAY")
 
 
 def _main(found: Sweep) -> Trace:
@@ -161,25 +220,21 @@ def _main(found: Sweep) -> Trace:
     return max(alike, key=lambda trace: trace.workload.context)
 
 
-def _run(weightless: "Weightless", workload: Workload) -> Trace:
-    from llmsim_magic.capture.run import run
-
-    return run(weightless, workload)
-
-
 def _fitted(weightless: "Weightless", wanted: Workload, *, shorten: bool) -> Workload:
     from llmsim_magic.capture.inputs.lengths import fitting
 
     return fitting(weightless.module, wanted, weightless.info.name, shorten=shorten)
 
 
-def _on_given(weightless: "Weightless", inputs: Any) -> Report:
+def _on_given(weightless: "Weightless", inputs: Any, replay: bool) -> Report:
     from llmsim_magic.capture.run import run_given
 
+    args, keywords = (), {}
     if isinstance(inputs, Mapping):
-        return Report(run_given(weightless, (), inputs))
-    args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    return Report(run_given(weightless, args, {}))
+        keywords = dict(inputs)
+    else:
+        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    return Report(run_given(weightless, args, keywords, replay=_replaying(replay)))
 
 
 def _needs_config(weightless: "Weightless") -> None:

@@ -1,14 +1,18 @@
 """From whatever the user names to a weightless model, built once and kept for the next question."""
 
+import copy
 import importlib
 import json
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.capture.resolve import Facts, Source, facts_of, source_of
 from llmsim_magic.records.errors import CannotTrace, InvalidValue
+from llmsim_magic.records.trace import Trace
+from llmsim_magic.records.workload import Workload
+from llmsim_magic.simulate import memory
 from llmsim_magic.simulate.request import Build
 
 if TYPE_CHECKING:
@@ -21,8 +25,20 @@ def silent(message: str) -> None:
     """Progress that nobody watches."""
 
 
-def load(model: Any, build: Build, progress: Progress = silent) -> "Weightless":
-    """A weightless model from a hub id, a path, a config or a live module.
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How to come by a model, here or in another process: `key` is equal for equal models."""
+
+    name: str
+    key: Hashable
+    build: Build
+    facts: Facts | None = None
+    config: Any = None
+    weightless: "Weightless | None" = None
+
+
+def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
+    """The recipe of a hub id, a path, a config or a live module, which is copied at once.
 
     Raises `UnknownModel` or `CannotTrace`, and `InvalidValue` for what is no model at all or an
     option that a live module cannot take.
@@ -30,43 +46,68 @@ def load(model: Any, build: Build, progress: Progress = silent) -> "Weightless":
     facts = facts_of(model, refresh=build.refresh) if isinstance(model, str) else None
     progress("importing torch and transformers")
     _require_torch()
-    from llmsim_magic.capture.weightless import copy_of, from_config, is_module
+    from llmsim_magic.capture.weightless import copy_of, is_module
 
     if facts is not None:
-        progress(f"building {facts.name} without weights")
-        return _from_facts(json.dumps(facts.keys), facts.name, facts.origin, facts.where, build)
+        key: Hashable = (json.dumps(facts.keys), facts.name, facts.origin, facts.where, build)
+        return Recipe(facts.name, key, build, facts=facts)
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
     if is_module(model):
         _as_it_is(build)
         progress(f"copying {name} without its weights")
-        return copy_of(model, name)
+        return Recipe(name, None, build, weightless=copy_of(model, name))
     is_config = hasattr(model, "to_dict") and hasattr(model, "model_type")
     if is_config and not isinstance(model, type):
-        progress(f"building {name} without weights")
         check_sizes(name, model.to_dict())
-        return from_config(Source(name, model, "config object"), **_options(build))
+        config = copy.deepcopy(model)
+        key = (type(model), json.dumps(config, default=_content), name, build)
+        return Recipe(name, key, build, config=config)
     raise InvalidValue(
         "model", type(model).__name__, "a hub id, a path, a PretrainedConfig or an nn.Module"
     )
 
 
-@lru_cache(maxsize=4)
-def _from_facts(keys: str, name: str, origin: str, where: str, build: Build) -> "Weightless":
+def built(recipe: Recipe, progress: Progress = silent) -> "Weightless":
+    """The model of a recipe, kept for the next question.
+
+    Raises `CannotTrace` where it cannot be built.
+    """
+    if recipe.weightless is not None:
+        return recipe.weightless
+    progress(f"building {recipe.name} without weights")
+    return memory.model(recipe.key, lambda: _build(recipe))
+
+
+def traced(recipe: Recipe, workload: Workload, replay: bool) -> Trace:
+    """The trace of a workload, remembered; with `replay` layers that are alike run once."""
+    from llmsim_magic.capture.run import run
+
+    weightless = built(recipe)
+    question = (workload, replay)
+    return memory.trace(weightless, question, lambda: run(weightless, workload, replay=replay))
+
+
+def _build(recipe: Recipe) -> "Weightless":
     from llmsim_magic.capture.weightless import from_config
 
-    source = source_of(
-        Facts(name, json.loads(keys), origin, where), trust_remote_code=build.trust_remote_code
+    build = recipe.build
+    if recipe.facts is None:
+        source = Source(recipe.name, recipe.config, "config object")
+    else:
+        facts = replace(recipe.facts, keys=copy.deepcopy(recipe.facts.keys))
+        source = source_of(facts, trust_remote_code=build.trust_remote_code)
+    return from_config(
+        source,
+        base=build.base,
+        attention=build.attn,
+        dtype=build.dtype,
+        trust_remote_code=build.trust_remote_code,
     )
-    return from_config(source, **_options(build))
 
 
-def _options(build: Build) -> dict[str, Any]:
-    return {
-        "base": build.base,
-        "attention": build.attn,
-        "dtype": build.dtype,
-        "trust_remote_code": build.trust_remote_code,
-    }
+def _content(value: Any) -> Any:
+    """All that a config and those within it say, what they keep to themselves included."""
+    return vars(value) if hasattr(value, "__dict__") else repr(value)
 
 
 def _as_it_is(build: Build) -> None:

@@ -1,13 +1,13 @@
 """What a question is answered with: tables, graphs and prose over one record."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmsim_magic.records.trace import Trace
-from llmsim_magic.records.workload import whole_number
+from llmsim_magic.records.workload import Workload, whole_number
 from llmsim_magic.simulate.export import write_all
 from llmsim_magic.views import graphs, tables
 from llmsim_magic.views.drawing import Graph
@@ -17,13 +17,20 @@ from llmsim_magic.views.prose import Prose, explain
 if TYPE_CHECKING:
     import pandas as pd
 
+Asker = Callable[[Workload], Trace]  # traces a further workload of the same model
+
 
 @dataclass(frozen=True)
 class Sweep:
-    """Traces of several workloads of one model; `notes` say what does not exist for it."""
+    """Traces of several workloads of one model; `notes` say what does not exist for it.
+
+    `failures` pairs each workload that could not be traced with its reason; `ask` traces more.
+    """
 
     traces: tuple[Trace, ...]
     notes: tuple[str, ...] = ()
+    failures: tuple[tuple[Workload, str], ...] = ()
+    ask: Asker | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def ops(self) -> "pd.DataFrame":
@@ -37,12 +44,13 @@ class Sweep:
 
     @cached_property
     def totals(self) -> "pd.DataFrame":
-        """One row per workload: work, traffic and cache of the whole pass."""
-        return tables.totals_table(self.traces)
+        """One row per workload: work, traffic and cache of the whole pass, or why it failed."""
+        return tables.totals_table(self.traces, self.failures)
 
     def sections(self) -> Iterator[Section]:
         name = self.traces[0].model.name
-        yield Section(f"Workloads of {name}", self.totals)
+        totals = self.totals if self.failures else self.totals.drop(columns="error")
+        yield Section(f"Workloads of {name}", totals)
         yield Section(
             f"Shapes of {name} by workload (batch × context)",
             self.shapes,
@@ -69,6 +77,7 @@ class Report:
     sweep: Sweep | None = None
     explained: str | None = None
     depth: int | None = None
+    ask: Asker | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def ops(self) -> "pd.DataFrame":

@@ -45,6 +45,8 @@ class Request:
     explained: str | None = None
     depth: int | None = None
     csv: str | None = None
+    replay: bool = True
+    sure: bool = False
 
     def __post_init__(self) -> None:
         for name, values in (("batch", self.batches), ("context", self.contexts)):

@@ -1,0 +1,52 @@
+"""What a session remembers: the last models it built, and their traces."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
+
+from llmsim_magic.records.trace import Trace
+from llmsim_magic.records.workload import Workload
+
+if TYPE_CHECKING:
+    from llmsim_magic.capture.weightless import Weightless
+
+MODELS = 4
+TRACES = 512  # of each model
+Question = tuple[Workload, bool]
+Value = TypeVar("Value")
+
+_models: "OrderedDict[Hashable, Weightless]" = OrderedDict()
+_traces: "WeakKeyDictionary[Weightless, OrderedDict[Question, Trace]]" = WeakKeyDictionary()
+
+
+def model(key: Hashable, build: "Callable[[], Weightless]") -> "Weightless":
+    """The model of a key, built the first time."""
+    return _remembered(_models, key, build, MODELS)
+
+
+def trace(weightless: "Weightless", question: Question, run: Callable[[], Trace]) -> Trace:
+    """The answer of a model to a question, run the first time."""
+    return _remembered(_traces.setdefault(weightless, OrderedDict()), question, run, TRACES)
+
+
+def forget() -> None:
+    """Forget every model and trace: the next question is answered from nothing."""
+    _models.clear()
+    _traces.clear()
+
+
+def _remembered(
+    known: "OrderedDict[Hashable, Value] | OrderedDict[Question, Value]",
+    key: Hashable,
+    make: Callable[[], Value],
+    most: int,
+) -> Value:
+    """The value of a key; of more than `most` the one asked for longest ago is forgotten."""
+    kept: OrderedDict[Hashable, Value] = known  # type: ignore[assignment]
+    if key not in kept:
+        kept[key] = make()
+    kept.move_to_end(key)
+    while len(kept) > most:
+        kept.popitem(last=False)
+    return kept[key]
