@@ -37,6 +37,7 @@ PRELOADED = (
     "llmsim_magic.capture.run",
     "tests.real",
     "tests.reduced",
+    "tests.twice",
     "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto",
     "torch._meta_registrations",
@@ -59,7 +60,19 @@ def survey_full(model_type: str) -> dict[str, Any]:
         if report is None:
             return row
         row |= facts_of(report, phase)
+        row[f"{phase}_replay"] = replay_of(config, phase, report)
     return row
+
+
+def replay_of(config: Any, phase: str, report: Any) -> str:
+    """Whether a trace with replayed layers equals the one in which every layer runs."""
+    import llmsim_magic as llmsim
+    from tests.twice import differences
+
+    if not report.trace.replays:
+        return "no layers alike"
+    full = llmsim.trace(config, phase=phase, batch=BATCH, replay=False)
+    return next(differences(full.trace, report.trace), "equal")[:300]
 
 
 def survey_reduced(model_type: str) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import DEFAULT_CONTEXT, PHASES, Workload, grid
 from llmsim_magic.simulate.export import writable
 from llmsim_magic.simulate.loading import Progress, Recipe, built, recipe_of, silent, traced
-from llmsim_magic.simulate.report import Asker, Report, Sweep
+from llmsim_magic.simulate.report import Report, Sweep
 from llmsim_magic.simulate.request import Build, Request
 from llmsim_magic.simulate.sweeping import Cancelled, Outcomes, never, outcome, run_all
+from llmsim_magic.simulate.symbolic import Asker
 
 if TYPE_CHECKING:
     from llmsim_magic.capture.weightless import Weightless
@@ -201,7 +202,13 @@ def _seconds(recipe: Recipe, workload: Workload, replay: bool) -> float:
 
 
 def _asker(recipe: Recipe, replay: bool) -> Asker:
-    return lambda workload: traced(recipe, workload, _replaying(replay))
+    from llmsim_magic.capture.inputs.lengths import longest_context, reads_tokens
+
+    model = built(recipe).module
+    return Asker(
+        lambda workload: traced(recipe, workload, _replaying(replay)),
+        longest_context(model) if reads_tokens(model) else None,
+    )
 
 
 def _replaying(wanted: bool) -> bool:

@@ -1,14 +1,18 @@
 """What a question is answered with: tables, graphs and prose over one record."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmsim_magic.analyses.polynomials import Point
+from llmsim_magic.analyses.symbolic import OperatorFormulas
+from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import Workload, whole_number
 from llmsim_magic.simulate.export import write_all
+from llmsim_magic.simulate.symbolic import Asker, Symbolic, shape_formulas, symbolic
 from llmsim_magic.views import graphs, tables
 from llmsim_magic.views.drawing import Graph
 from llmsim_magic.views.page import Section, as_html, as_text
@@ -16,8 +20,6 @@ from llmsim_magic.views.prose import Prose, explain
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Asker = Callable[[Workload], Trace]  # traces a further workload of the same model
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,18 @@ class Sweep:
 
     @cached_property
     def shapes(self) -> "pd.DataFrame":
-        """Wide: one row per operator, a column of shapes per workload."""
-        return tables.shapes_table(self.traces)
+        """Wide: one row per operator, a column of shapes per workload, and one of formulas."""
+        return tables.shapes_table(self.traces, self._formulas())
+
+    def _formulas(self) -> dict[str, tuple[OperatorFormulas, ...]]:
+        """Formulas for the shapes of each phase."""
+        known: dict[str, dict[Point, Trace]] = {}
+        for trace in self.traces:
+            workload = trace.workload
+            known.setdefault(workload.phase, {})[workload.batch, workload.context] = trace
+        if self.ask is None:
+            return {}
+        return {phase: shape_formulas(self.ask, phase, traces) for phase, traces in known.items()}
 
     @cached_property
     def totals(self) -> "pd.DataFrame":
@@ -111,9 +123,22 @@ class Report:
 
     @cached_property
     def shapes(self) -> "pd.DataFrame":
-        """One row per operator, a column per workload."""
-        traces = self.sweep.traces if self.sweep else (self.trace,)
-        return tables.shapes_table(traces)
+        """One row per operator, a column of shapes per workload, and one of formulas."""
+        return (self.sweep or Sweep((self.trace,), ask=self.ask)).shapes
+
+    @cached_property
+    def symbolic(self) -> Symbolic:
+        """Shapes, FLOPs and bytes as formulas of batch and context, from a dozen more workloads.
+
+        Raises `InvalidValue` for a module that was given its inputs.
+        """
+        if self.ask is None:
+            raise InvalidValue(
+                "symbolic", "inputs of your own", "for a HuggingFace model traced by workload"
+            )
+        workload = self.trace.workload
+        known = {(workload.batch, workload.context): self.trace}
+        return symbolic(self.ask, workload.phase, known)
 
     def dependency_graph(self, depth: int | None = None) -> Graph:
         """Modules as nested boxes with the dataflow between them, opened `depth` deep."""

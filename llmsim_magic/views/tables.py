@@ -1,7 +1,7 @@
 """The record as pandas DataFrames: raw numbers, documented columns, NA where there is nothing."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -10,12 +10,14 @@ from llmsim_magic.analyses import work
 from llmsim_magic.analyses.dataflow import depends_on, edges, ranks
 from llmsim_magic.analyses.experts import routings
 from llmsim_magic.analyses.layers import layers
+from llmsim_magic.analyses.symbolic import OperatorFormulas
 from llmsim_magic.analyses.totals import costs, operator_types, totals
 from llmsim_magic.analyses.traffic import kernel_bytes
 from llmsim_magic.records.record import Calls
 from llmsim_magic.records.trace import Parameter, Scalar, Trace
 from llmsim_magic.records.workload import Workload
 from llmsim_magic.views import units
+from llmsim_magic.views.formulas import shapes_of_phases
 
 _LARGEST = 2**63 - 1
 _FEATURES = ("in_features", "out_features", "num_embeddings", "embedding_dim")
@@ -281,11 +283,15 @@ def long_table(traces: Sequence[Trace]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[[*columns, "order"]]
 
 
-def shapes_table(traces: Sequence[Trace]) -> pd.DataFrame:
+def shapes_table(
+    traces: Sequence[Trace], formulas: Mapping[str, Sequence[OperatorFormulas]]
+) -> pd.DataFrame:
     """One row per operator, one column per workload: input shapes → output shapes.
 
     The same operator in two workloads is the same call of the same path; NA where a workload does
-    not run it. `changes` says whether its shapes depend on the workload.
+    not run it. `symbolic` has the shapes of each phase as formulas of the batch B and the context,
+    S tokens read or C in the cache; NA where none holds everywhere. `changes` says whether the
+    shapes depend on the workload.
     """
     cells: dict[tuple[str, str, int], dict[str, str]] = {}
     for trace in traces:
@@ -306,6 +312,8 @@ def shapes_table(traces: Sequence[Trace]) -> pd.DataFrame:
     table = pd.DataFrame(list(cells), columns=["path", "op", "call"])
     for label in labels:
         table[label] = pd.Series(_texts(row.get(label) for row in cells.values()))
+    symbolic = shapes_of_phases(formulas)
+    table["symbolic"] = pd.Series(_texts(symbolic.get(key) for key in cells), dtype=object)
     table["changes"] = [len({row.get(label) for label in labels}) > 1 for row in cells.values()]
     return table
 

@@ -1,0 +1,134 @@
+"""What a pass does as formulas of batch and context: which workloads to trace, and the tables."""
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from llmsim_magic.analyses.polynomials import Grid, Point
+from llmsim_magic.analyses.symbolic import (
+    OperatorFormulas,
+    Regimes,
+    Size,
+    Traces,
+    borders,
+    operator_formulas,
+    total_formulas,
+)
+from llmsim_magic.records.errors import InvalidValue, LlmsimError
+from llmsim_magic.records.trace import Trace
+from llmsim_magic.records.workload import Workload, whole_number
+from llmsim_magic.views import formulas
+from llmsim_magic.views.formulas import CONTEXTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NEAR = Grid((2, 3), (6, 9, 13))
+CHECKS: tuple[Point, ...] = ((1, 1), (5, 17))
+# Beyond the windows that models have, and with more tokens than their vocabularies.
+FAR_BATCHES = (16, 24)
+FAR_CONTEXTS = (40_000, 48_001, 56_003)
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Traces further workloads of the model that a report is of."""
+
+    trace: Callable[[Workload], Trace]
+    longest: int | None  # tokens that its position table has rows for
+
+    def add(self, phase: str, traces: dict[Point, Trace], points: Iterable[Point]) -> None:
+        """Trace these points too, but for those that the model cannot run."""
+        for batch, context in points:
+            if (batch, context) not in traces:
+                with suppress(LlmsimError):
+                    traces[batch, context] = self.trace(Workload(phase, batch, context))
+
+    def far(self, phase: str) -> Grid:
+        """Long contexts that the model can read."""
+        contexts = FAR_CONTEXTS
+        if self.longest is not None and self.longest <= contexts[-1]:
+            most = self.longest - (phase == "decode")
+            contexts = (most - 10, most - 5, most)
+        return Grid(FAR_BATCHES, contexts)
+
+
+@dataclass(frozen=True)
+class Symbolic:
+    """Formulas of one phase, in `B`, the batch, and `S` (prefill) or `C` (decode), the context.
+
+    `ops` has a row for each operator, `totals` for each sum; a cell is a sympy expression, or NA
+    where none holds at every workload that was traced for it: some determine the formulas, the
+    others check them.
+    """
+
+    phase: str
+    operators: tuple[OperatorFormulas, ...]
+    sums: dict[str, Size]
+
+    @cached_property
+    def ops(self) -> "pd.DataFrame":
+        """`path, op, input_shapes, output_shapes`, work and bytes, index `order`."""
+        return formulas.ops_table(self.operators, CONTEXTS[self.phase])
+
+    @cached_property
+    def totals(self) -> "pd.DataFrame":
+        """`formula` of each sum over the pass, index `quantity`."""
+        return formulas.totals_table(self.sums, CONTEXTS[self.phase])
+
+    def evaluate(self, **sizes: int) -> "pd.DataFrame":
+        """The same table as `ops` in numbers: `evaluate(B=64, C=32768)`.
+
+        Raises `InvalidValue` for other names, or a size below 1.
+        """
+        names = ("B", CONTEXTS[self.phase])
+        if set(sizes) != set(names):
+            raise InvalidValue("evaluate", ", ".join(sizes), f"{names[0]} and {names[1]}")
+        batch, context = (whole_number(name, sizes[name]) for name in names)
+        return formulas.ops_table(self.operators, names[1], (batch, context))
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": formulas.as_html(self.totals, self.ops)}
+
+    def __repr__(self) -> str:
+        return f"{self.totals.to_string()}\n\n{self.ops.to_string(max_rows=60)}"
+
+
+def symbolic(asker: Asker, phase: str, known: Traces) -> Symbolic:
+    """The formulas of a phase; the traces that are `known` check them, as others do.
+
+    Raises `InvalidValue` for a module that was given its inputs: it has no batch and context.
+    """
+    if phase not in CONTEXTS:
+        raise InvalidValue("symbolic", phase, "prefill or decode of a HuggingFace model")
+    far = asker.far(phase)
+    traces = dict(known)
+    asker.add(phase, traces, (*NEAR.points, *CHECKS, (4, far.contexts[-1])))
+    regimes = Regimes(NEAR)
+    found = operator_formulas(traces, regimes)
+    if not all(each.is_whole for each in found):
+        regimes = Regimes(NEAR, far)
+        asker.add(phase, traces, far.points)
+        ends = borders(operator_formulas(traces, regimes), regimes)
+        beside = ((far.batches[0], end + step) for end in ends for step in (0, 1, 2))
+        asker.add(phase, traces, beside)
+        found = operator_formulas(traces, regimes)
+    return Symbolic(phase, found, total_formulas(traces, regimes))
+
+
+def shape_formulas(asker: Asker, phase: str, known: Traces) -> tuple[OperatorFormulas, ...]:
+    """Formulas for the shapes of a sweep: two batches and two contexts of it determine them.
+
+    Sizes are linear in either, so that a sweep needs one workload more to check them with.
+    """
+    batches, contexts = (sorted({point[axis] for point in known}) for axis in (0, 1))
+    grid = Grid((batches[0], batches[-1]), (contexts[0], contexts[-1]))
+    if len(set(grid.points)) == 4 and set(grid.points) <= set(known):
+        traces = dict(known)
+        asker.add(phase, traces, [(4, asker.far(phase).contexts[-1])])
+        found = operator_formulas(traces, Regimes(grid), only_shapes=True)
+        if all(each.is_whole for each in found):
+            return found
+    return symbolic(asker, phase, known).operators
