@@ -1,0 +1,141 @@
+"""Time contenders in turn, each in a process of its own.
+
+Some patch torch for good, so none shares a process with another. All are warmed up before the
+first round, and the noise of a shared machine hits every contender of a round alike.
+"""
+
+import gc
+import os
+import pickle
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib import util
+from typing import Any
+
+Run = Callable[[], object]
+_READY: list[Run] = []  # in a contender's process: what is timed there
+
+
+@dataclass
+class Contender:
+    """What `prepare` returns is timed; `needs` is a package that may be missing."""
+
+    name: str
+    how: str
+    prepare: Callable[[], Run]
+    needs: str = ""
+    seconds: list[float] = field(default_factory=list)
+    problem: str = ""
+
+    @property
+    def median(self) -> float | None:
+        return statistics.median(self.seconds) if self.seconds else None
+
+
+def forget() -> None:
+    """Drop the traces that are kept, so that a question asked again is run again: none are yet."""
+
+
+def timed(run: Run) -> float:
+    forget()
+    gc.collect()
+    start = time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - start
+    del result
+    return seconds
+
+
+def warm_up(prepare: Callable[[], Run]) -> None:
+    _READY.append(prepare())
+    _READY[0]()
+
+
+def again() -> float:
+    return timed(_READY[0])
+
+
+class Process:
+    """A fresh interpreter that answers calls.
+
+    None of `multiprocessing`'s, since torchlens refuses to run in those.
+    """
+
+    def __enter__(self) -> "Process":
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", "from benchmarks.timing import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._child.communicate()
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What the function returns there; `RuntimeError` with one line if it raises."""
+        assert self._child.stdin
+        assert self._child.stdout
+        pickle.dump((function, args), self._child.stdin)
+        self._child.stdin.flush()
+        try:
+            problem, answer = pickle.load(self._child.stdout)
+        except EOFError:
+            problem = "its process died"
+        if problem:
+            raise RuntimeError(problem)
+        return answer
+
+
+def serve() -> None:
+    """Answer calls until there are no more; what is printed meanwhile goes to stderr."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while True:
+        try:
+            function, args = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            answer = "", function(*args)
+        except Exception as error:
+            answer = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}", None
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+def race(contenders: Iterable[Contender], runs: int) -> dict[str, Contender]:
+    """Time each contender that can be run, in turn."""
+    found = {contender.name: contender for contender in contenders}
+    with ExitStack() as stack:
+        ready = {}
+        for name, contender in found.items():
+            say(f"preparing {name}")
+            if contender.needs and util.find_spec(contender.needs) is None:
+                contender.problem = "not installed"
+                continue
+            process = stack.enter_context(Process())
+            try:
+                process(warm_up, contender.prepare)
+                ready[name] = process
+            except RuntimeError as error:
+                contender.problem = str(error)
+        for turn in range(runs):
+            for name, process in ready.items():
+                found[name].seconds.append(process(again))
+                say(f"round {turn + 1}: {name}: {found[name].seconds[-1]:.3f} s")
+    return found
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
