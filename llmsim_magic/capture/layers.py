@@ -36,17 +36,13 @@ def layers_of(model: torch.nn.Module) -> dict[str, Layer]:
     Built alike are layers with the same classes, shapes, dtypes and attributes throughout, but
     for an attribute that counts the layers. One that is unlike all others is looked into.
     """
-    owners = Counter(
-        id(tensor)
-        for module in model.modules()
-        for tensor in (*module._parameters.values(), *module._buffers.values())
-    )
+    names = _names(model)
     found: dict[str, Layer] = {}
     kinds: dict[Any, int] = {}
 
     def look(path: str, module: torch.nn.Module) -> None:
         elements = list(module) if type(module) is torch.nn.ModuleList else []
-        described = _described(elements, owners)
+        described = _described(elements, path, names)
         alike = Counter(map(_key, described))
         for name, child in module.named_children():
             below = f"{path}.{name}" if path else name
@@ -70,12 +66,22 @@ def _key(facts: Facts) -> Any:
     return tuple(facts.items())
 
 
-def _described(elements: list[torch.nn.Module], owners: Counter[int]) -> list[Facts]:
+def _names(model: torch.nn.Module) -> dict[int, str]:
+    """The first name of every module, parameter and buffer, under which the record has it."""
+    found: dict[int, str] = {}
+    for path, module in model.named_modules():
+        found[id(module)] = path
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            found.setdefault(id(tensor), f"{path}.{name}")
+    return found
+
+
+def _described(elements: list[torch.nn.Module], path: str, names: Mapping[int, str]) -> list[Facts]:
     """What each element of a list is made of, its own index left out."""
-    found = [
-        dict(_facts(element, owners)) | _told_by_config(element, place, len(elements))
-        for place, element in enumerate(elements)
-    ]
+    found = []
+    for place, element in enumerate(elements):
+        facts = dict(_facts(element, f"{path}.{place}" if path else str(place), names))
+        found.append(facts | _told_by_config(element, place, len(elements)))
     for name in dict.fromkeys(name for facts in found for name in facts):
         offsets = {
             facts[name] - place if type(facts[name]) is int else None
@@ -89,34 +95,34 @@ def _described(elements: list[torch.nn.Module], owners: Counter[int]) -> list[Fa
     return found
 
 
-def _facts(element: torch.nn.Module, owners: Counter[int]) -> Iterator[tuple[str, Any]]:
+def _facts(
+    element: torch.nn.Module, home: str, names: Mapping[int, str]
+) -> Iterator[tuple[str, Any]]:
+    """All that tells an element from another, by path and name inside it."""
     parts = dict(element.named_modules())
     homes = {id(part): path for path, part in parts.items()}
-    tensors: Counter[int] = Counter()
-    for part in parts.values():
-        for tensor in (*part._parameters.values(), *part._buffers.values()):
-            tensors[id(tensor)] += 1
     for path, part in parts.items():
-        yield path, type(part)
+        here = f"{home}.{path}" if path else home
+        yield path, (type(part), _shared(part, here, names))
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
-            shared = tensor is not None and owners[id(tensor)] > tensors[id(tensor)]
-            yield f"{path}.{name}", _tensor(tensor, shared or tensors[id(tensor)] > 1)
+            shared = _shared(tensor, f"{here}.{name}", names)
+            yield f"{path}.{name}", (_tensor(tensor), shared)
         for name, value in vars(part).items():
             if name not in _TORCHS_OWN:
                 yield f"{path}.{name}", _fact(value, homes)
 
 
-def _tensor(tensor: torch.Tensor | None, shared: bool) -> Any:
+def _shared(value: Any, here: str, names: Mapping[int, str]) -> str | None:
+    """The name of a part that is found first elsewhere; None for one of this place's own."""
+    name = None if value is None else names[id(value)]
+    return None if name == here else name
+
+
+def _tensor(tensor: torch.Tensor | None) -> Any:
     if tensor is None:
         return None
-    spec = (
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.dtype,
-        tensor.requires_grad,
-        _values(tensor),
-    )
-    return (*spec, id(tensor)) if shared else spec
+    values = _values(tensor)
+    return (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.requires_grad, values)
 
 
 def _values(tensor: torch.Tensor) -> bytes | None:

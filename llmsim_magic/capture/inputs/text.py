@@ -45,7 +45,8 @@ def tokens_around(ask: Ask, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.
         kinds += [span.kind] * span.count + [0]
     rest = max(ask.context - len(row), 0)
     row, kinds = row + [plain] * rest, kinds + [0] * rest
-    return torch.tensor([row] * ask.batch), torch.tensor([kinds] * ask.batch)
+    ids, kind_of_each = (torch.tensor(values).repeat(ask.batch, 1) for values in (row, kinds))
+    return ids, kind_of_each
 
 
 def coded_tokens(ask: Ask, count: int) -> Iterator[torch.Tensor]:
