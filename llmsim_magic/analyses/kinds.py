@@ -14,7 +14,7 @@ def kinds(trace: Trace) -> tuple[str, ...]:
 
     `nothing` runs no kernel, as dropout in inference.
     """
-    return trace.of_each(tuple(map(_kind, trace.recorded.kernels_of)))
+    return tuple(trace.of_each(tuple(map(_kind, trace.recorded.kernels_of))))
 
 
 def _kind(kernels: tuple[Kernel, ...]) -> str:

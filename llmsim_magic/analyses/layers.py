@@ -97,7 +97,7 @@ def _works(trace: Trace) -> tuple[int, ...]:
             ),
         )
         found.append(numbers.setdefault(work, len(numbers)))
-    return trace.of_each(found)
+    return tuple(trace.of_each(found))
 
 
 @once

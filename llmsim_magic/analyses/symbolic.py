@@ -117,10 +117,11 @@ def _orders(trace: Trace) -> dict[Key, int]:
     """The recorded operator of each operator of the pass."""
     seen: dict[tuple[str, str], int] = {}
     found = {}
-    for path, step in zip(trace.paths, trace.steps, strict=True):
-        name = trace.recorded.operators[step.operator].op
+    names = [operator.op for operator in trace.recorded.operators]
+    for path, (operator, _) in zip(trace.paths, trace.steps, strict=True):
+        name = names[operator]
         call = seen[path, name] = seen.get((path, name), -1) + 1
-        found[path, name, call] = step.operator
+        found[path, name, call] = operator
     return found
 
 

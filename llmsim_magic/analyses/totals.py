@@ -1,12 +1,11 @@
 """What each operator costs, and what the whole pass does."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmsim_magic.analyses import work
 from llmsim_magic.analyses.experts import active_parameters
 from llmsim_magic.analyses.once import once
 from llmsim_magic.analyses.traffic import traffic
-from llmsim_magic.records.record import Replay
 from llmsim_magic.records.trace import Parameter, Trace
 
 
@@ -28,20 +27,8 @@ class Cost:
 
 @once
 def costs(trace: Trace) -> tuple[Cost, ...]:
-    """The cost of each operator; a replayed layer's is the recorded one's, on its own weights."""
-    recorded = recorded_costs(trace)
-    named = {parameter.name: parameter for parameter in trace.parameters}
-
-    def own(cost: Cost, replay: Replay) -> Cost:
-        weights = tuple(named[replay.own(parameter.name)] for parameter in cost.parameters)
-        return replace(cost, parameters=weights)
-
-    return tuple(
-        recorded[operator]
-        if replay is None or not recorded[operator].parameters
-        else own(recorded[operator], replay)
-        for operator, replay in trace.steps
-    )
+    """The cost of each operator; the parameters of a replayed layer's are the recorded one's."""
+    return tuple(trace.of_each(recorded_costs(trace)))
 
 
 @once

@@ -95,8 +95,8 @@ class Answers(TorchDispatchMode):
             return func(*args, **keywords)
         unreal_args, unreal = tree_map(_on_meta, (args, keywords))
         try:
-            like = func(
-                *unreal_args, **(unreal | {"device": META} if "device" in unreal else unreal)
+            like = _REPEATS.run(
+                func, unreal_args, unreal | {"device": META} if "device" in unreal else unreal
             )
         except (RuntimeError, NotImplementedError):
             pass  # its size depends on its values, which are known

@@ -52,10 +52,11 @@ class _Part:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A layer that ran: what it was given, what it returned, and what had to be assumed."""
+    """A layer that ran: what it was given, where the state keeps its part, and what came of it."""
 
     layer: Layer
     given: _Given
+    homes: list[Any]
     output: Any
     written: frozenset[int]
     assumed: Counter[str]
@@ -88,19 +89,24 @@ class Replayer:
                 return _Twin(self._answers, run, layer, given).made()
         return None
 
-    def run(self, layer: Layer, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a layer, and remember what it did if others may be given its like."""
+    def run(
+        self, layer: Layer, forward: Callable[..., Any], args: Any, kwargs: Any
+    ) -> tuple[Any, Run | None]:
+        """Run a layer; what it did is remembered and returned if others may be given its like."""
         with unheard():
             given = self._given(layer, (args, kwargs))
             before = _Before(layer, given)
         assumed = self._answers.assumed.copy()
         output = forward(*args, **kwargs)
         with unheard():
-            if before.is_kept():
-                new = self._answers.assumed - assumed
-                run = Run(layer, given, output, before.written(), new)
-                self._runs.setdefault(layer.kind, []).append(run)
-        return output
+            if not before.is_kept():
+                return output, None
+            new = self._answers.assumed - assumed
+            parts = [_part(state, layer.number) for state in given.states]
+            homes = [home for part in parts for home in part.homes]
+            run = Run(layer, given, homes, output, before.written(), new)
+            self._runs.setdefault(layer.kind, []).append(run)
+        return output, run
 
     def _given(self, layer: Layer, value: Any) -> _Given:
         described = _Described(self._answers)
@@ -162,7 +168,8 @@ class Unheard:
             replayed = self._replayer.replay(layer, args, kwargs)
         if replayed is not None:
             return replayed.output
-        return self._replayer.run(layer, forward, args, kwargs)
+        output, _ = self._replayer.run(layer, forward, args, kwargs)
+        return output
 
 
 class _Described:
@@ -218,27 +225,26 @@ class _Twin:
         try:
             with torch._C._DisableTorchDispatch():
                 output = self._like(self._run.output, None)
-                for state in self._given.states:
-                    self._keep(state)
+                for home in self._run.homes:
+                    self._keep(home)
         except _CannotReplay:
             return None
         self._answers.assumed += self._run.assumed
         return Replayed(output, self._run, list(self._pairs.values()))
 
-    def _keep(self, state: Any) -> None:
-        """Put into the state what the layer that ran put there, under this layer's number."""
+    def _keep(self, home: Any) -> None:
+        """Put under this layer's number what the layer that ran has under its own."""
         first, mine = self._run.layer.number, self._layer.number
-        for home in _part(state, first).homes:
-            if isinstance(home, tuple):
-                continue
-            has = mine in home if isinstance(home, dict) else mine < len(home)
-            kept = self._like(home[first], home[mine] if has else None)
-            if has or isinstance(home, dict):
-                home[mine] = kept
-            elif mine == len(home):
-                home.append(kept)
-            else:
-                raise _CannotReplay
+        if isinstance(home, tuple):
+            return
+        has = mine in home if isinstance(home, dict) else mine < len(home)
+        kept = self._like(home[first], home[mine] if has else None)
+        if has or isinstance(home, dict):
+            home[mine] = kept
+        elif mine == len(home):
+            home.append(kept)
+        else:
+            raise _CannotReplay
 
     def _like(self, value: Any, mine: Any) -> Any:
         if isinstance(value, (_PLAIN, _OPAQUE)):

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmsim_magic.capture import kernels, stack
 from llmsim_magic.capture.layers import Layer
-from llmsim_magic.capture.replay import Replayed, Replayer
+from llmsim_magic.capture.replay import Replayed, Replayer, Run
 from llmsim_magic.capture.tensors import TensorTable, tensors_in, unheard
 from llmsim_magic.records.record import Kernel, Role
 
@@ -106,7 +106,7 @@ class Recorder:
         self.events: list[ModuleCall | KernelCall | ReplayCall] = []
         self.calls: list[ModuleCall] = []
         self._replayer = replayer
-        self._spans: dict[Layer, Span] = {}
+        self._spans: dict[Run, Span] = {}
         self._open: list[ModuleCall] = []
         self._function: FunctionCall | None = None
         self._quiet = False
@@ -123,30 +123,33 @@ class Recorder:
                 return replayed.output
             first = self._marks()
             self.enter(layer.path, layer.module, (args, kwargs))
-        output = None
+        output, run = None, None
         try:
             if replayer is None:
                 output = forward(*args, **kwargs)
             else:
-                output = replayer.run(layer, forward, args, kwargs)
+                output, run = replayer.run(layer, forward, args, kwargs)
         finally:
             with unheard():
                 self.leave(layer.module, output)
-        events, ran, calls = zip(first, self._marks(), strict=True)
-        in_helper = self.calls[calls[0]].in_helper
-        self._spans[layer] = Span(events, ran, calls, in_helper)
+        if run is not None:
+            self._spans[run] = self._span(first)
         return output
+
+    def _span(self, first: tuple[int, int, int]) -> Span:
+        events, ran, calls = zip(first, self._marks(), strict=True)
+        return Span(events, ran, calls, self.calls[calls[0]].in_helper)
 
     def _marks(self) -> tuple[int, int, int]:
         return len(self.events), len(self.kernels), len(self.calls)
 
     def _replayed(self, layer: Layer, replayed: Replayed) -> None:
-        run = replayed.run.layer
-        if self._spans[run].in_helper:
+        span = self._spans[replayed.run]
+        if span.in_helper:
             self._called_from()
         pairs = tuple(self._pairs(replayed.tensors))
         self.events.append(
-            ReplayCall(layer.path, run.path, self._spans[run], len(self.kernels), pairs)
+            ReplayCall(layer.path, replayed.run.layer.path, span, len(self.kernels), pairs)
         )
 
     def _pairs(self, tensors: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple[int, int]]:

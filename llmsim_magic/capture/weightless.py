@@ -12,6 +12,7 @@ import torch
 
 from llmsim_magic.capture.buffers import knowing_buffers, known
 from llmsim_magic.capture.harness import Harness
+from llmsim_magic.capture.inputs.lengths import longest_context
 from llmsim_magic.capture.resolve import Source, declared_classes
 from llmsim_magic.capture.tensors import dtype_name
 from llmsim_magic.records.errors import CannotTrace, clip
@@ -49,6 +50,11 @@ class Weightless:
     def harness(self) -> Harness:
         """What every pass of the model shares."""
         return Harness(self.module)
+
+    @cached_property
+    def longest_context(self) -> int | None:
+        """The tokens that its learned position table has rows for, if anything sets a limit."""
+        return longest_context(self.module)
 
 
 def from_config(

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from itertools import repeat
+from typing import TypeVar
 
 import msgspec
 
@@ -71,11 +72,8 @@ class ModelInfo:
     origin: str
 
 
-class Step(NamedTuple):
-    """An operator of the pass: the recorded one that it equals, and in which replay, if any."""
-
-    operator: int
-    replay: Replay | None = None
+# An operator of the pass: the recorded one that it equals, and in which replay, if any.
+Step = tuple[int, Replay | None]
 
 
 @dataclass(frozen=True)
@@ -123,30 +121,29 @@ class Trace:
         found: list[Step] = []
         done = 0
         for replay in self.replays:
-            found += [Step(order) for order in range(done, replay.before_operator)]
-            found += [Step(order, replay) for order in range(*replay.operators)]
+            found += zip(range(done, replay.before_operator), repeat(None), strict=False)
+            found += zip(range(*replay.operators), repeat(replay), strict=False)
             done = replay.before_operator
-        return (*found, *(Step(order) for order in range(done, len(self.recorded.operators))))
+        found += zip(range(done, len(self.recorded.operators)), repeat(None), strict=False)
+        return tuple(found)
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
         """The path of every operator of the pass, in order."""
-        operators = self.recorded.operators
+        paths = [operator.path for operator in self.recorded.operators]
         return tuple(
-            operators[step.operator].path
-            if step.replay is None
-            else step.replay.own(operators[step.operator].path)
-            for step in self.steps
+            paths[operator] if replay is None else replay.own(paths[operator])
+            for operator, replay in self.steps
         )
 
-    def of_each(self, found: Sequence[Value]) -> tuple[Value, ...]:
+    def of_each(self, found: Sequence[Value]) -> list[Value]:
         """What was found for the recorded operators, for every operator of the pass."""
-        return tuple(found[step.operator] for step in self.steps)
+        return [found[operator] for operator, _ in self.steps]
 
     @cached_property
     def times(self) -> Counter[int]:
         """How often the pass does what each recorded operator did."""
-        return Counter(step.operator for step in self.steps)
+        return Counter(operator for operator, _ in self.steps)
 
     def recorded_path(self, path: str) -> str:
         """The path of what was recorded in the stead of a module or parameter: mostly its own."""

@@ -17,12 +17,11 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
         for place, (replay, own) in enumerate(_owned(record, replays))
     ]
     operators: list[tuple[_Place, Operator]] = []
-    orders: dict[tuple[_Place, int], int] = {}
     for place, order in _steps(record.operators, here, places, "operator"):
-        orders[place, order] = len(operators)
+        place.orders[order] = len(operators)
         operators.append((place, record.operators[order]))
     kernels = [
-        place.kernel(record.kernels[number], orders)
+        place.kernel(record.kernels[number])
         for place, number in _steps(record.kernels, here, places, "kernel")
     ]
     return Record(
@@ -104,15 +103,21 @@ class _Unrolled:
         self._storage_numbers: dict[Key, int] = {}
 
     def number(self, tensor: Tensor, key: Key, storage: Storage) -> int:
+        """The number of a tensor on a storage that others may look into as well."""
         place = (key, tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
         number = self._numbers.get(place)
         if number is None:
-            number = self._numbers[place] = len(self.tensors)
-            home = self._storage_numbers.setdefault(key, len(self.storages))
-            if home == len(self.storages):
-                self.storages.append(storage)
-            self.tensors.append(replace(tensor, storage=home))
+            number = self._numbers[place] = self.add(tensor, key, storage)
         return number
+
+    def add(self, tensor: Tensor, key: Key, storage: Storage) -> int:
+        home = self._storage_numbers.setdefault(key, len(self.storages))
+        if home == len(self.storages):
+            self.storages.append(storage)
+        self.tensors.append(
+            Tensor(tensor.shape, tensor.dtype, tensor.itemsize, home, tensor.offset, tensor.strides)
+        )
+        return len(self.tensors) - 1
 
 
 class _Place:
@@ -125,6 +130,7 @@ class _Place:
         place: int = 0,
         own: frozenset[int] = frozenset(),
     ) -> None:
+        self.orders: dict[int, int] = {}
         self._written = written
         self._replay = replay
         self._place = place
@@ -137,16 +143,21 @@ class _Place:
         }
 
     def numbers(self, tensors: Iterable[int]) -> tuple[int, ...]:
-        return tuple(map(self._number, tensors))
+        known = self._known
+        return tuple([known[index] if index in known else self._number(index) for index in tensors])
 
-    def kernel(self, kernel: Kernel, orders: dict[tuple["_Place", int], int]) -> Kernel:
+    def kernel(self, kernel: Kernel) -> Kernel:
         inputs, outputs = self.numbers(kernel.inputs), self.numbers(kernel.outputs)
-        return replace(
-            kernel,
-            operator=None if kernel.operator is None else orders[self, kernel.operator],
-            inputs=inputs,
-            outputs=outputs,
-            writes=self.numbers(kernel.writes),
+        return Kernel(
+            kernel.name,
+            None if kernel.operator is None else self.orders[kernel.operator],
+            inputs,
+            outputs,
+            self.numbers(kernel.writes),
+            kernel.is_view,
+            kernel.pointwise,
+            kernel.causal,
+            kernel.flops,
         )
 
     def operator(self, operator: Operator) -> Operator:
@@ -165,11 +176,10 @@ class _Place:
         return self._replay.own(path) if self._replay else path
 
     def _number(self, index: int) -> int:
-        number = self._known.get(index)
-        if number is None:
-            tensor = self._written.record.tensors[self._crossing.get(index, index)]
-            key, storage = self._storage(tensor.storage, index in self._crossing)
-            number = self._known[index] = self._written.number(tensor, key, storage)
+        tensor = self._written.record.tensors[self._crossing.get(index, index)]
+        key, storage = self._storage(tensor.storage, index in self._crossing)
+        add = self._written.add if isinstance(key, tuple) else self._written.number
+        number = self._known[index] = add(tensor, key, storage)
         return number
 
     def _storage(self, number: int, crossing: bool) -> tuple[Key, Storage]:
@@ -185,5 +195,7 @@ class _Place:
         if storage.name is not None and storage.role in ("parameter", "buffer"):
             name = self._replay.own(storage.name)
             known = self._written.named.get(name)
-            return (name, replace(storage, name=name)) if known is None else (known, storage)
+            if known is None:
+                return name, replace(storage, name=name)
+            return known, record.storages[known]
         return number, storage

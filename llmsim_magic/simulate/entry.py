@@ -202,12 +202,9 @@ def _seconds(recipe: Recipe, workload: Workload, replay: bool) -> float:
 
 
 def _asker(recipe: Recipe, replay: bool) -> Asker:
-    from llmsim_magic.capture.inputs.lengths import longest_context, reads_tokens
-
-    model = built(recipe).module
     return Asker(
         lambda workload: traced(recipe, workload, _replaying(replay)),
-        longest_context(model) if reads_tokens(model) else None,
+        built(recipe).longest_context,
     )
 
 
@@ -230,7 +227,7 @@ def _main(found: Sweep) -> Trace:
 def _fitted(weightless: "Weightless", wanted: Workload, *, shorten: bool) -> Workload:
     from llmsim_magic.capture.inputs.lengths import fitting
 
-    return fitting(weightless.module, wanted, weightless.info.name, shorten=shorten)
+    return fitting(weightless.longest_context, wanted, weightless.info.name, shorten=shorten)
 
 
 def _on_given(weightless: "Weightless", inputs: Any, replay: bool) -> Report:

@@ -46,9 +46,9 @@ def shapes_of_phases(formulas: Mapping[str, Sequence[OperatorFormulas]]) -> dict
     found: dict[Key, list[str]] = {}
     for phase, operators in formulas.items():
         head = f"{phase} " if len(formulas) > 1 else ""
-        texts: dict[object, str | None] = {}
+        texts: dict[tuple[int, int], str | None] = {}  # layers that are alike share their shapes
         for operator in operators:
-            shapes = (operator.inputs, operator.outputs)
+            shapes = (id(operator.inputs), id(operator.outputs))
             if shapes not in texts:
                 texts[shapes] = _shapes_text(operator, CONTEXTS[phase])
             if (written := texts[shapes]) is not None:

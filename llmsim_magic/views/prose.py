@@ -92,8 +92,10 @@ def _operator(trace: Trace, order: int) -> str:
         f"  reads {units.shapes(trace.unrolled.shapes(operator.inputs))}, "
         f"gives {units.shapes(trace.unrolled.shapes(operator.outputs))}",
     ]
+    replay = trace.steps[order][1]
     lines += [
-        f"  {p.name}: {units.shape(p.shape)} = {units.count(p.numel)} parameters"
+        f"  {replay.own(p.name) if replay else p.name}: "
+        f"{units.shape(p.shape)} = {units.count(p.numel)} parameters"
         for p in cost.parameters
     ]
     lines += _flops(trace, order, cost.flops)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from llmsim_magic.analyses import work
@@ -337,9 +338,11 @@ def _called(trace: Trace) -> list[str]:
 def _integers(values: Iterable[int | None]) -> "pd.api.extensions.ExtensionArray":
     """Whole numbers with NA; exact Python ones where 64 bits do not hold them."""
     numbers = list(values)
-    fits = all(number is None or number <= _LARGEST for number in numbers)
-    known = [pd.NA if number is None else number for number in numbers]
-    return pd.array(known, dtype="Int64" if fits else "object")
+    known = [0 if number is None else number for number in numbers]
+    if known and max(known) > _LARGEST:
+        return pd.array([pd.NA if number is None else number for number in numbers], dtype="object")
+    missing = np.fromiter((number is None for number in numbers), bool, len(numbers))
+    return pd.arrays.IntegerArray(np.array(known, dtype=np.int64), missing)
 
 
 def _size(attributes: dict[str, Scalar], name: str) -> int | None:

@@ -15,11 +15,13 @@ def is_huggingface(model: torch.nn.Module) -> bool:
 
 
 def longest_context(model: HuggingFaceModel) -> int | None:
-    """The tokens that a learned position table has rows for; None where there is no such table.
+    """The tokens that a learned position table has rows for; None where nothing sets a limit.
 
     A table is an embedding, not of the vocabulary, of as many rows as the config declares
     positions; rows up to a padding index or an offset hold no position.
     """
+    if not is_huggingface(model) or not reads_tokens(model):
+        return None
     declared = set(_declared(model.config))
     vocabulary = {getattr(text, "vocab_size", None) for text in text_configs(model.config)}
     limits = []
@@ -45,15 +47,14 @@ def _declared(config: Any) -> list[int]:
     return [number for number in found if isinstance(number, int)]
 
 
-def fitting(model: HuggingFaceModel, workload: Workload, name: str, *, shorten: bool) -> Workload:
-    """The workload, held to the rows of a learned position table.
+def fitting(longest: int | None, workload: Workload, name: str, *, shorten: bool) -> Workload:
+    """The workload, held to the `longest` context that the model has positions for.
 
-    A context beyond them is cut with `shorten`; otherwise it raises `InvalidValue`.
+    A context beyond it is cut with `shorten`; otherwise it raises `InvalidValue`.
     """
-    limit = longest_context(model) if reads_tokens(model) else None
-    if limit is None:
+    if longest is None:
         return workload
-    most = limit - (workload.phase == "decode")
+    most = longest - (workload.phase == "decode")
     if workload.context <= most:
         return workload
     if shorten:

@@ -38,6 +38,9 @@ def tokens_around(ask: Ask, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.
 
     As many tokens as the context, or as the spans need.
     """
+    if not spans:
+        ids = tokens(ask.model, ask.batch, ask.context)
+        return ids, torch.zeros_like(ids)
     plain = plain_token(ask.model)
     row, kinds = [plain], [0]
     for span in spans:
