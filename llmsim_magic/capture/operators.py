@@ -1,7 +1,7 @@
 """Put what the tracer noted into operators: leaf modules, whole helpers, single functions."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from llmsim_magic.capture.tracer import (
@@ -41,18 +41,19 @@ def assemble(recorder: Recorder, results: tuple[int, ...]) -> tuple[Record, tupl
             for call, owner in zip(recorder.kernels, owners, strict=True)
         ),
         operators=tuple(_operator(step, outputs.get(order, ())) for step, order in orders.items()),
-        calls=tuple(_calls(recorder)),
+        calls=_calls(recorder.calls),
         results=results,
     )
     return record, tuple(_replays(recorder, reached))
 
 
 def _replays(recorder: Recorder, reached: list[int]) -> Iterator[Replay]:
+    spans = {event.span for event in recorder.events if isinstance(event, ReplayCall)}
+    calls = {span: _calls(recorder.calls[slice(*span.calls)]) for span in spans}
     for place, event in enumerate(recorder.events):
         if not isinstance(event, ReplayCall):
             continue
         first, last = event.span.events
-        calls = Counter(call.path for call in recorder.calls[slice(*event.span.calls)])
         yield Replay(
             event.path,
             event.of,
@@ -61,26 +62,20 @@ def _replays(recorder: Recorder, reached: list[int]) -> Iterator[Replay]:
             reached[place],
             event.before_kernel,
             event.tensors,
-            tuple(
-                (path, number)
-                for path, number in calls.items()
-                if event.path == event.of or not _lies_in(path, event.of)
-            ),
+            calls[event.span],
+            event.is_first,
         )
 
 
-def _lies_in(path: str, layer: str) -> bool:
-    return path == layer or path.startswith(f"{layer}.")
-
-
-def _calls(recorder: Recorder) -> Iterator[Calls]:
-    """Each module that ran, by path."""
-    number = Counter(call.path for call in recorder.calls)
+def _calls(calls: Sequence[ModuleCall]) -> tuple[Calls, ...]:
+    """Each module called, by path."""
+    number = Counter(call.path for call in calls)
     first: dict[str, ModuleCall] = {}
-    for call in recorder.calls:
+    for call in calls:
         first.setdefault(call.path, call)
-    for path in sorted(first):
-        yield Calls(path, number[path], first[path].inputs, first[path].outputs)
+    return tuple(
+        Calls(path, number[path], first[path].inputs, first[path].outputs) for path in sorted(first)
+    )
 
 
 def _step(call: KernelCall) -> Step:

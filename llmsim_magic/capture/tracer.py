@@ -93,6 +93,7 @@ class ReplayCall:
     span: Span
     before_kernel: int
     tensors: tuple[tuple[int, int], ...]
+    is_first: bool
 
 
 class Recorder:
@@ -106,6 +107,7 @@ class Recorder:
         self.events: list[ModuleCall | KernelCall | ReplayCall] = []
         self.calls: list[ModuleCall] = []
         self._replayer = replayer
+        self._called: set[Layer] = set()
         self._spans: dict[Run, Span] = {}
         self._open: list[ModuleCall] = []
         self._function: FunctionCall | None = None
@@ -121,6 +123,7 @@ class Recorder:
             if replayed is not None:
                 self._replayed(layer, replayed)
                 return replayed.output
+            self._called.add(layer)
             first = self._marks()
             self.enter(layer.path, layer.module, (args, kwargs))
         output, run = None, None
@@ -149,8 +152,16 @@ class Recorder:
             self._called_from()
         pairs = tuple(self._pairs(replayed.tensors))
         self.events.append(
-            ReplayCall(layer.path, replayed.run.layer.path, span, len(self.kernels), pairs)
+            ReplayCall(
+                layer.path,
+                replayed.run.layer.path,
+                span,
+                len(self.kernels),
+                pairs,
+                is_first=layer not in self._called,
+            )
         )
+        self._called.add(layer)
 
     def _pairs(self, tensors: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple[int, int]]:
         """The numbers of tensors and of their likes, which are written where those are.

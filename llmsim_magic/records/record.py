@@ -123,8 +123,8 @@ class Replay:
     `path` did what the record says of `of`: its operators from `operators[0]` to before
     `operators[1]`, and its kernels likewise. It stands before operator `before_operator` and
     kernel `before_kernel` of the record. `tensors` pairs those that cross the border of the layer
-    recorded with its own: what it is given, hands on and keeps. `calls` counts those of modules
-    that both share.
+    recorded with its own: what it is given, hands on and keeps. `calls` are those made
+    in it, as recorded; `is_first` says that the layer had not been called before.
     """
 
     path: str
@@ -134,7 +134,8 @@ class Replay:
     before_operator: int
     before_kernel: int
     tensors: tuple[tuple[int, int], ...]
-    calls: tuple[tuple[str, int], ...]
+    calls: tuple[Calls, ...]
+    is_first: bool
 
     def own(self, path: str) -> str:
         """The path in this layer of what has `path` in the one recorded, or lies outside it."""

@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from llmsim_magic.records.record import Kernel, Operator, Record, Replay, Storage, Tensor
-from llmsim_magic.records.unroll import unroll
+from llmsim_magic.records.unroll import Called, calls_of, unroll
 from llmsim_magic.records.workload import Workload
 
 Scalar = int | float | bool | str
@@ -139,6 +139,11 @@ class Trace:
     def of_each(self, found: Sequence[Value]) -> list[Value]:
         """What was found for the recorded operators, for every operator of the pass."""
         return [found[operator] for operator, _ in self.steps]
+
+    @cached_property
+    def calls(self) -> dict[str, Called]:
+        """The calls of every module that the pass calls, by path."""
+        return calls_of(self.recorded, self.replays)
 
     @cached_property
     def times(self) -> Counter[int]:

@@ -1,7 +1,8 @@
 """Write out what replayed layers did, as if each had been run and recorded."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from llmsim_magic.records.record import Calls, Kernel, Operator, Record, Replay, Storage, Tensor
 
@@ -20,6 +21,7 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
     for place, order in _steps(record.operators, here, places, "operator"):
         place.orders[order] = len(operators)
         operators.append((place, record.operators[order]))
+    place_of: dict[Replay | None, _Place] = {None: here, **dict(places)}
     kernels = [
         place.kernel(record.kernels[number])
         for place, number in _steps(record.kernels, here, places, "kernel")
@@ -27,7 +29,10 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
     return Record(
         kernels=tuple(kernels),
         operators=tuple(place.operator(operator) for place, operator in operators),
-        calls=tuple(_calls(record, here, places)),
+        calls=tuple(
+            place_of[called.replay].calls(path, called)
+            for path, called in sorted(calls_of(record, replays).items(), key=itemgetter(0))
+        ),
         results=here.numbers(record.results),
         tensors=tuple(written.tensors),
         storages=tuple(written.storages),
@@ -51,21 +56,29 @@ def _steps(
     yield from ((here, number) for number in range(done, len(recorded)))
 
 
-def _calls(record: Record, here: "_Place", places: Places) -> Iterator[Calls]:
-    """Module calls by path; a module outside the layers was called by each of them."""
-    more: dict[str, int] = {}
-    for replay, _ in places:
-        for path, number in replay.calls:
-            more[path] = more.get(path, 0) + number
-    found = [(here.calls(calls), more.get(calls.path, 0)) for calls in record.calls]
-    for replay, place in places:
-        found += [
-            (place.calls(calls), 0)
-            for calls in record.calls
-            if replay.own(calls.path) != calls.path
-        ]
-    for calls, number in sorted(found, key=lambda each: each[0].path):
-        yield replace(calls, number=calls.number + number) if number else calls
+@dataclass(slots=True)
+class Called:
+    """How often a module was called in the whole pass, and its first call as recorded."""
+
+    number: int
+    first: Calls
+    replay: Replay | None
+
+
+def calls_of(record: Record, replays: tuple[Replay, ...]) -> dict[str, Called]:
+    """Every module that the pass calls, whether it was run or replayed, by path."""
+    found = {calls.path: Called(calls.number, calls, None) for calls in record.calls}
+    for replay in replays:
+        for calls in replay.calls:
+            path = replay.own(calls.path)
+            called = found.get(path)
+            if called is None:
+                found[path] = Called(calls.number, calls, replay)
+                continue
+            called.number += calls.number
+            if replay.is_first and path != calls.path:
+                called.first, called.replay = calls, replay
+    return found
 
 
 def _owned(record: Record, replays: tuple[Replay, ...]) -> Iterator[tuple[Replay, frozenset[int]]]:
@@ -168,9 +181,10 @@ class _Place:
             outputs=self.numbers(operator.outputs),
         )
 
-    def calls(self, calls: Calls) -> Calls:
-        inputs, outputs = self.numbers(calls.inputs), self.numbers(calls.outputs)
-        return replace(calls, path=self._path(calls.path), inputs=inputs, outputs=outputs)
+    def calls(self, path: str, called: Called) -> Calls:
+        first = called.first
+        inputs, outputs = self.numbers(first.inputs), self.numbers(first.outputs)
+        return Calls(path, called.number, inputs, outputs)
 
     def _path(self, path: str) -> str:
         return self._replay.own(path) if self._replay else path

@@ -132,8 +132,8 @@ class _Drawn:
         operator, path = self.operators[order], self.trace.paths[order]
         closed = self.closed.get(order)
         if closed is not None:
-            calls = self.record.calls_of.get(self.trace.recorded_path(closed))
-            outputs = self.record.shapes(calls.outputs) if calls else []
+            called = self.trace.calls.get(closed)
+            outputs = self.record.shapes(called.first.outputs) if called else []
             return f"{self.title(closed)}\n{units.shapes(outputs[:1])}"
         head = f"{_name(path)}\n{operator.op}" if operator.kind == "module" else operator.op
         given = units.shapes(self.record.shapes(operator.outputs)[:2])

@@ -1,8 +1,6 @@
 """The record as pandas DataFrames: raw numbers, documented columns, NA where there is nothing."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +12,6 @@ from llmsim_magic.analyses.layers import layers
 from llmsim_magic.analyses.symbolic import OperatorFormulas
 from llmsim_magic.analyses.totals import costs, operator_types, totals
 from llmsim_magic.analyses.traffic import kernel_bytes
-from llmsim_magic.records.record import Calls
 from llmsim_magic.records.trace import Parameter, Scalar, Trace
 from llmsim_magic.records.workload import Workload
 from llmsim_magic.views import units
@@ -84,7 +81,7 @@ def modules_table(trace: Trace) -> pd.DataFrame:
             parent = module.path.rpartition(".")[0]
             children[parent] = children.get(parent, 0) + 1
     modules = trace.modules
-    calls = _calls(trace)
+    calls = [trace.calls.get(module.path) for module in modules]
     record = trace.recorded
     mine = [own.get(module.path, []) for module in modules]
     counted = [[p for p in parameters if p.tied_to is None] for parameters in mine]
@@ -93,7 +90,7 @@ def modules_table(trace: Trace) -> pd.DataFrame:
         "parent": _texts(m.path.rpartition(".")[0] if m.path else None for m in modules),
         "depth": [m.path.count(".") + 1 if m.path else 0 for m in modules],
         "children": [children.get(module.path, 0) for module in modules],
-        "calls": [calls[module.path].number for module in modules],
+        "calls": [called.number if called else 0 for called in calls],
         "params": [sum(p.numel for p in parameters) for parameters in counted],
         "params_total": [sum(below.get(module.path, {}).values()) for module in modules],
         "trainable": [sum(p.numel for p in ps if p.trainable) for ps in counted],
@@ -101,8 +98,10 @@ def modules_table(trace: Trace) -> pd.DataFrame:
             next((p.tied_to for p in parameters if p.tied_to), None) for parameters in mine
         ),
         "weight_shapes": [[p.shape for p in parameters] for parameters in mine],
-        "input_shapes": [record.shapes(calls[module.path].inputs) for module in modules],
-        "output_shapes": [record.shapes(calls[module.path].outputs) for module in modules],
+        "input_shapes": [record.shapes(called.first.inputs) if called else [] for called in calls],
+        "output_shapes": [
+            record.shapes(called.first.outputs) if called else [] for called in calls
+        ],
         "flops": _integers(flops.get(m.path) if m.path in first else 0 for m in modules),
         "order_first": _integers(first.get(module.path) for module in modules),
     }
@@ -111,19 +110,6 @@ def modules_table(trace: Trace) -> pd.DataFrame:
     return pd.DataFrame(
         columns, index=pd.Index([m.path for m in modules], name="path", dtype=object)
     )
-
-
-def _calls(trace: Trace) -> dict[str, Calls]:
-    """The calls of each module, those of a replayed layer as of the one recorded."""
-    recorded = trace.recorded.calls_of
-    more: Counter[str] = Counter()
-    for replay in trace.replays:
-        more.update(dict(replay.calls))
-    found = {}
-    for module in trace.modules:
-        calls = recorded.get(trace.recorded_path(module.path), Calls(module.path, 0, (), ()))
-        found[module.path] = replace(calls, number=calls.number + more[module.path])
-    return found
 
 
 def edges_table(trace: Trace) -> pd.DataFrame:
