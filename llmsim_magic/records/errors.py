@@ -30,6 +30,10 @@ class TooMany(LlmsimError):
         )
 
 
+class Cancelled(LlmsimError):
+    """A sweep that was cancelled before it had anything to show."""
+
+
 class NoDecode(LlmsimError):
     """The model keeps no cache or state, so there is no decode step."""
 

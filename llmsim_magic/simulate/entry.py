@@ -13,7 +13,7 @@ from llmsim_magic.simulate.export import writable
 from llmsim_magic.simulate.loading import Progress, Recipe, built, recipe_of, silent, traced
 from llmsim_magic.simulate.report import Report, Sweep
 from llmsim_magic.simulate.request import Build, Request
-from llmsim_magic.simulate.sweeping import Cancelled, Outcomes, never, outcome, run_all
+from llmsim_magic.simulate.sweeping import IsCancelled, Outcomes, never, outcome, run_all
 from llmsim_magic.simulate.symbolic import Asker
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def sweep(
     replay: bool = True,
     sure: bool = False,
     executor: Executor | None = None,
-    cancelled: Cancelled = never,
+    cancelled: IsCancelled = never,
     progress: Progress = silent,
 ) -> Sweep:
     """The same model under every combination of phase, batch and context (1 and 128).
@@ -154,7 +154,7 @@ def _sweep(
     recipe: Recipe,
     request: Request,
     executor: Executor | None,
-    cancelled: Cancelled,
+    cancelled: IsCancelled,
     progress: Progress,
 ) -> Sweep:
     many = "multi-config" in request.views

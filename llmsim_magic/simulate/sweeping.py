@@ -4,13 +4,13 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 
-from llmsim_magic.records.errors import CannotTrace, LlmsimError, NoDecode
+from llmsim_magic.records.errors import Cancelled, CannotTrace, LlmsimError, NoDecode
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import Workload
 from llmsim_magic.simulate import loading
 from llmsim_magic.simulate.loading import Progress, Recipe
 
-Cancelled = Callable[[], bool]
+IsCancelled = Callable[[], bool]
 
 
 def never() -> bool:
@@ -68,12 +68,13 @@ def run_all(
     *,
     replay: bool,
     executor: Executor | None,
-    cancelled: Cancelled,
+    cancelled: IsCancelled,
     progress: Progress,
 ) -> Outcomes:
     """Trace every workload, and keep what is done when cancelled or interrupted.
 
-    Raises `LlmsimError` where none could be traced, and KeyboardInterrupt where none was yet.
+    Raises `LlmsimError` where none could be traced or was cancelled before any was, and
+    KeyboardInterrupt likewise.
     """
     running = (
         _here(recipe, workloads, replay)
@@ -97,7 +98,9 @@ def run_all(
         running.close()
     ordered = tuple(found[workload] for workload in workloads if workload in found)
     outcomes = Outcomes(ordered, len(workloads) - len(ordered))
-    if ordered and not outcomes.traces:
+    if not ordered:
+        raise Cancelled("sweep: cancelled before any workload was traced")
+    if not outcomes.traces:
         raise (NoDecode if outcomes.missing else CannotTrace)(ordered[0].reason)
     return outcomes
 
@@ -122,7 +125,7 @@ def _on(
     recipe: Recipe,
     workloads: Sequence[Workload],
     replay: bool,
-    cancelled: Cancelled,
+    cancelled: IsCancelled,
 ) -> Generator[Outcome, None, None]:
     """As they are done; what a lost worker or a broken executor leaves undone is done here."""
     running: dict[Future[Outcome], Workload] = {}

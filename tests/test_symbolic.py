@@ -1,0 +1,129 @@
+"""Formulas in batch and context give what a trace gives, and are not there where they would not."""
+
+from itertools import product
+from typing import Any
+
+import pandas as pd
+import pytest
+import sympy
+
+import llmsim_magic as llmsim
+from llmsim_magic.analyses.polynomials import Grid, formula
+from llmsim_magic.records.errors import InvalidValue
+from tests import small
+
+QUANTITIES = ["flops", "elementwise_ops", "bytes_read", "bytes_written"]
+B, S, C = sympy.symbols("B S C", positive=True, integer=True)
+
+
+def with_positions(config: Any) -> Any:
+    """The same with positions for long contexts."""
+    config.max_position_embeddings = 100_000
+    return config
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama", "mistral", "mixtral", "gemma2", "bert", "gpt2"])
+@pytest.mark.parametrize(("phase", "context"), [("prefill", "S"), ("decode", "C")])
+def test_formulas_give_what_traces_give(name: str, phase: str, context: str) -> None:
+    if (name, phase) == ("bert", "decode"):
+        pytest.skip("no decode")
+    config = getattr(small, name)()
+    if getattr(config, "sliding_window", None):
+        config.sliding_window = 300  # as those of real models, beyond a few tokens
+    found = llmsim.trace(config, phase=phase, context=5).symbolic
+    compared = 0
+    for batch, length in ((1, 1), (7, 20), (3, 31)):
+        real = by_call(llmsim.trace(config, phase=phase, batch=batch, context=length).ops)
+        given = by_call(found.evaluate(B=batch, **{context: length}))
+        for call, column in product(real.index, ("input_shapes", "output_shapes", *QUANTITIES)):
+            if call in given.index and not missing(given.loc[call, column]):
+                compared += 1
+                assert given.loc[call, column] == real.loc[call, column], (call, column, length)
+    assert compared > 0.9 * 3 * 6 * len(found.ops)
+
+
+def by_call(ops: pd.DataFrame) -> pd.DataFrame:
+    """Rows by path, operator and which of its calls there."""
+    call = ops.groupby(["path", "op"]).cumcount()
+    return ops.set_index([ops["path"], ops["op"], call], drop=False)
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell, or any size in it, has no formula."""
+    if isinstance(value, list):
+        return any(missing(size) for shape in value for size in shape)
+    return bool(pd.isna(value))
+
+
+def test_shapes_and_work_of_a_decoder_are_what_one_writes_by_hand() -> None:
+    prefill = llmsim.trace("Qwen/Qwen3-0.6B").symbolic.ops.set_index("path")
+    up = prefill.loc["model.layers.27.mlp.up_proj"]
+    assert up["input_shapes"] == [(B, S, 1024)]
+    assert up["output_shapes"] == [(B, S, 3072)]
+    assert up["flops"] == 2 * 1024 * 3072 * B * S
+    decode = llmsim.trace("Qwen/Qwen3-0.6B", phase="decode").symbolic
+    update = decode.ops[decode.ops["op"] == "DynamicCache.update"].iloc[-1]
+    assert update["output_shapes"] == [(B, 8, C + 1, 128)] * 2
+    attention = decode.ops[decode.ops["op"] == "scaled_dot_product_attention"].iloc[0]
+    assert attention["flops"] == sympy.expand(2 * 16 * B * (C + 1) * 256)
+    cache = decode.totals.loc["cache_bytes", "formula"]
+    assert cache == sympy.expand(28 * 2 * 8 * 128 * 2 * B * (C + 1))
+
+
+def test_the_cache_of_a_sliding_window_stops_growing() -> None:
+    config = small.mistral()
+    config.sliding_window = 300
+    decode = llmsim.trace(with_positions(config), phase="decode").symbolic
+    per_token = 2 * 2 * config.num_key_value_heads * config.head_dim * 4
+    size = decode.totals.loc["cache_bytes", "formula"]
+    for batch, context in ((1, 1), (2, 298), (2, 299), (2, 300), (3, 5000)):
+        kept = min(context + 1, 299)
+        assert size.subs({B: batch, C: context}) == per_token * batch * kept
+    sizes = {str(size) for shapes in decode.ops["output_shapes"] for s in shapes for size in s}
+    assert any("Min" in size for size in sizes)
+
+
+def test_a_regime_that_is_no_polynomial_has_no_formula() -> None:
+    values = {(b, x): b * (-(-x // 64) * 64) for b in (1, 2, 3) for x in (6, 9, 13, 17, 100, 4000)}
+    assert formula(values, Grid((2, 3), (6, 9, 13))) is None
+
+
+def test_a_second_regime_is_the_lesser_or_the_greater_of_two() -> None:
+    near, far = Grid((2, 3), (6, 9, 13)), Grid((2, 3), (4000, 5000, 6000))
+    points = (*near.points, *far.points, (2, 299), (2, 300), (2, 301))
+    lesser = formula({(b, x): b * min(x, 300) for b, x in points}, near, far)
+    assert lesser is not None
+    assert lesser.written(B, C) == sympy.Min(B * C, 300 * B)
+    greater = formula({(b, x): b * max(x, 300) for b, x in points}, near, far)
+    assert greater is not None
+    assert greater.written(B, C) == sympy.Max(B * C, 300 * B)
+
+
+def test_the_wide_table_of_a_sweep_has_the_formulas() -> None:
+    shapes = llmsim.sweep(small.qwen3(), batch=[1, 3], context=[2, 9]).shapes
+    row = shapes[shapes["path"] == "model.layers.1.mlp.up_proj"].iloc[0]
+    assert row["symbolic"] == "prefill [B, S, 64] → [B, S, 96]; decode [B, 1, 64] → [B, 1, 96]"
+    assert list(shapes.columns)[-2:] == ["symbolic", "changes"]
+
+
+def test_a_sweep_of_one_workload_has_them_too() -> None:
+    shapes = llmsim.sweep(small.qwen3(), batch=2, context=9, phase="decode").shapes
+    row = shapes[shapes["path"] == "model.layers.1.mlp.up_proj"].iloc[0]
+    assert row["symbolic"] == "[B, 1, 64] → [B, 1, 96]"
+
+
+@pytest.mark.parametrize(
+    "given", [{"B": 1}, {"B": 1, "C": 2}, {"B": 0, "S": 1}, {"B": 1, "S": 2.5}]
+)
+def test_other_sizes_than_its_own_are_refused(given: dict[str, Any]) -> None:
+    found = llmsim.trace(small.qwen3(), context=5).symbolic
+    with pytest.raises(InvalidValue):
+        found.evaluate(**given)
+
+
+def test_a_module_with_inputs_of_its_own_has_no_formulas() -> None:
+    import torch
+
+    report = llmsim.trace(torch.nn.Linear(3, 4), inputs=torch.ones(2, 3))
+    with pytest.raises(InvalidValue, match="symbolic"):
+        _ = report.symbolic
