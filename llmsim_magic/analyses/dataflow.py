@@ -214,8 +214,10 @@ class _Flow:
 
 def _writers_of(writers: Sequence[tuple[int, Tensor]], tensor: Tensor) -> list[int]:
     """Whose writes a reader sees: from the latest back to one that covers all that is read."""
-    seen = []
+    seen: list[int] = []
     for order, region in reversed(writers):
+        if region is tensor and 0 not in tensor.shape:
+            return [*seen, order]
         if overlap(region, tensor):
             seen.append(order)
             if covers(region, tensor):

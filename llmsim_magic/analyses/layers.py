@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llmsim_magic.analyses.dataflow import depends_on
 from llmsim_magic.analyses.once import once
@@ -31,11 +32,19 @@ class Repeat:
 @once
 def layers(trace: Trace) -> tuple[Layer | None, ...]:
     """For each operator the outermost layer it lies in."""
-    stacks = {module.path for module in trace.modules if module.is_list}
-    return tuple(_layer(path, stacks) for path in trace.paths)
+    stacks = frozenset(module.path for module in trace.modules if module.is_list)
+    recorded = [_layer(operator.path, stacks) for operator in trace.recorded.operators]
+    found: list[Layer | None] = []
+    for operator, replay in trace.steps:
+        layer = recorded[operator]
+        if layer is not None and replay is not None:
+            layer = _layer(replay.own(layer.path), stacks)
+        found.append(layer)
+    return tuple(found)
 
 
-def _layer(path: str, stacks: set[str]) -> Layer | None:
+@lru_cache(maxsize=4096)
+def _layer(path: str, stacks: frozenset[str]) -> Layer | None:
     parts = path.split(".")
     for depth, part in enumerate(parts):
         stack = ".".join(parts[:depth])

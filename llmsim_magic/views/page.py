@@ -98,7 +98,7 @@ def _escaped(cells: "pd.Series[Any]") -> list[str]:
 def _mark_changes(columns: dict[Hashable, list[str]]) -> None:
     """Set in bold the sizes that differ from one workload's column to another's."""
     names = list(columns)
-    workloads = names[names.index("call") + 1 : names.index("changes")]
+    workloads = names[names.index("call") + 1 : names.index("symbolic")]
     for place, row in enumerate(zip(*(columns[name] for name in workloads), strict=True)):
         parts = [_SIZE.split(cell) for cell in row]
         alike = len({len(split) for split in parts}) == 1

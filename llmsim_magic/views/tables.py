@@ -10,7 +10,7 @@ from llmsim_magic.analyses.dataflow import depends_on, edges, ranks
 from llmsim_magic.analyses.experts import routings
 from llmsim_magic.analyses.layers import layers
 from llmsim_magic.analyses.symbolic import OperatorFormulas
-from llmsim_magic.analyses.totals import costs, operator_types, totals
+from llmsim_magic.analyses.totals import costs, operator_types, recorded_costs, totals
 from llmsim_magic.analyses.traffic import kernel_bytes
 from llmsim_magic.records.trace import Parameter, Scalar, Trace
 from llmsim_magic.records.workload import Workload
@@ -26,37 +26,40 @@ def ops_table(trace: Trace) -> pd.DataFrame:
 
     FLOPs count a multiply-add as two; bytes are the least traffic; `depends_on` lists orders.
     """
+    record, each = trace.recorded, trace.of_each
+    found = recorded_costs(trace)
     attributes = {module.path: module.attributes for module in trace.modules}
-    each = costs(trace)
-    record = trace.recorded
-    operators = trace.of_each(record.operators)
     columns: dict[str, object] = {
         "path": list(trace.paths),
-        "op": [operator.op for operator in operators],
-        "kind": [operator.kind for operator in operators],
-        "layer": _integers(None if layer is None else layer.index for layer in layers(trace)),
-        "input_shapes": [record.shapes(operator.inputs) for operator in operators],
-        "output_shapes": [record.shapes(operator.outputs) for operator in operators],
-        "dtype": _texts(
-            record.tensors[touched[0]].dtype if (touched := o.outputs or o.inputs) else None
-            for o in operators
+        "op": each([o.op for o in record.operators]),
+        "kind": each([o.kind for o in record.operators]),
+        "layer": _integers([None if layer is None else layer.index for layer in layers(trace)]),
+        "input_shapes": _lists(each([record.shapes(o.inputs) for o in record.operators])),
+        "output_shapes": _lists(each([record.shapes(o.outputs) for o in record.operators])),
+        "dtype": each(
+            _texts(
+                record.tensors[touched[0]].dtype if (touched := o.outputs or o.inputs) else None
+                for o in record.operators
+            )
         ),
-        "params": _integers(cost.params for cost in each),
-        "weight_shapes": [[p.shape for p in cost.parameters] for cost in each],
-        "flops": _integers(cost.flops for cost in each),
-        "elementwise_ops": _integers(cost.elementwise_ops for cost in each),
-        "bytes_read": _integers(cost.bytes_read for cost in each),
-        "bytes_written": _integers(cost.bytes_written for cost in each),
-        "depends_on": [list(sources) for sources in depends_on(trace)],
-        "source": _texts(operator.source for operator in operators),
+        "params": _integers(each([cost.params for cost in found])),
+        "weight_shapes": _lists(each([[p.shape for p in cost.parameters] for cost in found])),
+        "flops": _integers(each([cost.flops for cost in found])),
+        "elementwise_ops": _integers(each([cost.elementwise_ops for cost in found])),
+        "bytes_read": _integers(each([cost.bytes_read for cost in found])),
+        "bytes_written": _integers(each([cost.bytes_written for cost in found])),
+        "depends_on": _lists(depends_on(trace)),
+        "source": each(_texts(o.source for o in record.operators)),
     }
     for feature in _FEATURES:
-        columns[feature] = _integers(
-            _size(attributes[path], feature) if operator.kind == "module" else None
-            for path, operator in zip(trace.paths, operators, strict=True)
-        )
-    columns["causal_skippable_flops"] = _integers(cost.causal_skippable_flops for cost in each)
-    return pd.DataFrame(columns, index=pd.RangeIndex(len(operators), name="order"))
+        sizes = [
+            _size(attributes[o.path], feature) if o.kind == "module" else None
+            for o in record.operators
+        ]
+        columns[feature] = _integers(each(sizes))
+    skippable = [cost.causal_skippable_flops for cost in found]
+    columns["causal_skippable_flops"] = _integers(each(skippable))
+    return pd.DataFrame(columns, index=pd.RangeIndex(len(trace.steps), name="order"))
 
 
 def modules_table(trace: Trace) -> pd.DataFrame:
@@ -319,6 +322,11 @@ def _called(trace: Trace) -> list[str]:
         path if operator.kind == "module" else f"{path}:{operator.op}"
         for path, operator in zip(trace.paths, operators, strict=True)
     ]
+
+
+def _lists(values: Iterable[Sequence[object]]) -> list[list[object]]:
+    """Each cell a list of its own."""
+    return [list(value) for value in values]
 
 
 def _integers(values: Iterable[int | None]) -> "pd.api.extensions.ExtensionArray":
