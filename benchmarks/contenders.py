@@ -58,7 +58,7 @@ def of_depth() -> Iterator[Contender]:
     for layers in LAYERS:
         yield Contender(f"build, {layers} layers", "from the config", partial(our_build, layers))
         for phase in PHASES:
-            prepare = partial(our_record, DEEP, phase, layers)
+            prepare = partial(our_trace, DEEP, phase, layers)
             yield Contender(f"{phase}, {layers} layers", "`run`, once built", prepare)
 
 
@@ -72,10 +72,10 @@ def config_of(name: str, layers: int | None = None) -> Any:
 
 
 def build(name: str, layers: int | None = None) -> "Weightless":
-    from llmsim_magic.simulate.loading import load
+    from llmsim_magic.simulate.loading import built, recipe_of
     from llmsim_magic.simulate.request import Build
 
-    return load(config_of(name, layers), Build())
+    return built(recipe_of(config_of(name, layers), Build()))
 
 
 def read(weightless: "Weightless", phase: str = "prefill") -> object:
@@ -92,8 +92,21 @@ def our_record(name: str, phase: str = "prefill", layers: int | None = None) -> 
     return partial(read, build(name, layers), phase)
 
 
+def our_trace(name: str, phase: str, layers: int) -> Run:
+    from llmsim_magic.capture.run import run
+    from llmsim_magic.records.workload import Workload
+
+    return partial(run, build(name, layers), Workload(phase))
+
+
 def our_build(layers: int) -> Run:
-    return partial(build, DEEP, layers)
+    import llmsim_magic
+
+    def run() -> object:
+        llmsim_magic.forget()
+        return build(DEEP, layers)
+
+    return run
 
 
 def our_front_door() -> Run:

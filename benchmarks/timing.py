@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from importlib import util
 from typing import Any
 
+from llmsim_magic.simulate.memory import forget_traces
+
 Run = Callable[[], object]
 _READY: list[Run] = []  # in a contender's process: what is timed there
 
@@ -38,12 +40,9 @@ class Contender:
         return statistics.median(self.seconds) if self.seconds else None
 
 
-def forget() -> None:
-    """Drop the traces that are kept, so that a question asked again is run again: none are yet."""
-
-
 def timed(run: Run) -> float:
-    forget()
+    """Seconds of one run, with no trace remembered from the one before."""
+    forget_traces()
     gc.collect()
     start = time.perf_counter()
     result = run()

@@ -33,6 +33,11 @@ def trace(weightless: "Weightless", question: Question, run: Callable[[], Trace]
 def forget() -> None:
     """Forget every model and trace: the next question is answered from nothing."""
     _models.clear()
+    forget_traces()
+
+
+def forget_traces() -> None:
+    """Forget every trace, but not the models that were built."""
     _traces.clear()
 
 
