@@ -105,7 +105,7 @@ def symbolic(asker: Asker, phase: str, known: Traces) -> Symbolic:
         raise InvalidValue("symbolic", phase, "prefill or decode of a HuggingFace model")
     far = asker.far(phase)
     traces = dict(known)
-    asker.add(phase, traces, (*NEAR.points, *CHECKS, (4, far.contexts[-1])))
+    asker.add(phase, traces, (*NEAR.points, *CHECKS, (4, far.contexts[0])))
     regimes = Regimes(NEAR)
     found = operator_formulas(traces, regimes)
     if not all(each.is_whole for each in found):
@@ -127,7 +127,7 @@ def shape_formulas(asker: Asker, phase: str, known: Traces) -> tuple[OperatorFor
     grid = Grid((batches[0], batches[-1]), (contexts[0], contexts[-1]))
     if len(set(grid.points)) == 4 and set(grid.points) <= set(known):
         traces = dict(known)
-        asker.add(phase, traces, [(4, asker.far(phase).contexts[-1])])
+        asker.add(phase, traces, [(2, asker.far(phase).contexts[0])])
         found = operator_formulas(traces, Regimes(grid), only_shapes=True)
         if all(each.is_whole for each in found):
             return found

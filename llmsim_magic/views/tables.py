@@ -25,6 +25,7 @@ def ops_table(trace: Trace) -> pd.DataFrame:
     """One row per operator call, index `order`.
 
     FLOPs count a multiply-add as two; bytes are the least traffic; `depends_on` lists orders.
+    Layers that are alike share the lists of their shapes.
     """
     record, each = trace.recorded, trace.of_each
     found = recorded_costs(trace)
@@ -34,8 +35,8 @@ def ops_table(trace: Trace) -> pd.DataFrame:
         "op": each([o.op for o in record.operators]),
         "kind": each([o.kind for o in record.operators]),
         "layer": _integers([None if layer is None else layer.index for layer in layers(trace)]),
-        "input_shapes": _lists(each([record.shapes(o.inputs) for o in record.operators])),
-        "output_shapes": _lists(each([record.shapes(o.outputs) for o in record.operators])),
+        "input_shapes": each([record.shapes(o.inputs) for o in record.operators]),
+        "output_shapes": each([record.shapes(o.outputs) for o in record.operators]),
         "dtype": each(
             _texts(
                 record.tensors[touched[0]].dtype if (touched := o.outputs or o.inputs) else None
@@ -43,12 +44,12 @@ def ops_table(trace: Trace) -> pd.DataFrame:
             )
         ),
         "params": _integers(each([cost.params for cost in found])),
-        "weight_shapes": _lists(each([[p.shape for p in cost.parameters] for cost in found])),
+        "weight_shapes": each([[p.shape for p in cost.parameters] for cost in found]),
         "flops": _integers(each([cost.flops for cost in found])),
         "elementwise_ops": _integers(each([cost.elementwise_ops for cost in found])),
         "bytes_read": _integers(each([cost.bytes_read for cost in found])),
         "bytes_written": _integers(each([cost.bytes_written for cost in found])),
-        "depends_on": _lists(depends_on(trace)),
+        "depends_on": list(map(list, depends_on(trace))),
         "source": each(_texts(o.source for o in record.operators)),
     }
     for feature in _FEATURES:
@@ -322,11 +323,6 @@ def _called(trace: Trace) -> list[str]:
         path if operator.kind == "module" else f"{path}:{operator.op}"
         for path, operator in zip(trace.paths, operators, strict=True)
     ]
-
-
-def _lists(values: Iterable[Sequence[object]]) -> list[list[object]]:
-    """Each cell a list of its own."""
-    return [list(value) for value in values]
 
 
 def _integers(values: Iterable[int | None]) -> "pd.api.extensions.ExtensionArray":
