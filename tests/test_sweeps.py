@@ -107,7 +107,7 @@ def test_a_cancelled_sweep_keeps_what_is_done() -> None:
 
     found = llmsim.sweep(small.qwen3(), **ASKED, cancelled=cancelled)
     assert len(found.traces) == 3
-    assert "stopped early: 5 workloads were not traced" in found.notes
+    assert "stopped early: 5 of the workloads not traced" in found.notes
 
 
 def test_a_sweep_on_an_executor_can_be_cancelled() -> None:

@@ -33,8 +33,10 @@ class Layer:
 def layers_of(model: torch.nn.Module) -> dict[str, Layer]:
     """The outermost layers that have their like, by path.
 
-    Built alike are layers with the same classes, shapes, dtypes and attributes throughout, but
-    for an attribute that counts the layers. One that is unlike all others is looked into.
+    Built alike are layers with the same classes, shapes, dtypes and attributes throughout. In the
+    classes of transformers an attribute that counts the layers is left out: there it numbers the
+    caches, and the survey of all model types holds replays against full traces. A layer that is
+    unlike all others is looked into.
     """
     names = _names(model)
     found: dict[str, Layer] = {}
@@ -62,6 +64,10 @@ def layers_of(model: torch.nn.Module) -> dict[str, Layer]:
 Facts = dict[str, Any]
 
 
+class _Index(int):
+    """A number that may be a layer's own."""
+
+
 def _key(facts: Facts) -> Any:
     return tuple(facts.items())
 
@@ -84,11 +90,11 @@ def _described(elements: list[torch.nn.Module], path: str, names: Mapping[int, s
         found.append(facts | _told_by_config(element, place, len(elements)))
     for name in dict.fromkeys(name for facts in found for name in facts):
         offsets = {
-            facts[name] - place if type(facts[name]) is int else None
+            facts[name] - place if isinstance(facts[name], _Index) else None
             for place, facts in enumerate(found)
             if name in facts
         }
-        if len(offsets) == 1 and None not in offsets and _INDEX.search(name):
+        if len(offsets) == 1 and None not in offsets:
             for facts in found:
                 if name in facts:
                     facts[name] = "its index"
@@ -107,9 +113,12 @@ def _facts(
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             shared = _shared(tensor, f"{here}.{name}", names)
             yield f"{path}.{name}", (_tensor(tensor), shared)
+        counts = type(part).__module__.startswith("transformers.")
         for name, value in vars(part).items():
             if name not in _TORCHS_OWN:
-                yield f"{path}.{name}", _fact(value, homes)
+                may_count = counts and type(value) is int and _INDEX.search(name)
+                fact = _fact(value, homes)
+                yield f"{path}.{name}", _Index(value) if may_count else fact
 
 
 def _shared(value: Any, here: str, names: Mapping[int, str]) -> str | None:

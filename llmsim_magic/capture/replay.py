@@ -2,12 +2,15 @@
 
 A layer is replayed only if it is built like one that ran (`layers.py`), is given the like of what
 that was given, finds its own part of the state as that found its, and that one changed nothing
-but its results and its own part of the state. Whatever is not so is run.
+but its results and its own part of the state. Whatever is not so is run. What no look at a layer
+can tell, such as a global variable that its forward changes, is taken not to be.
 """
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
+from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -17,7 +20,7 @@ from llmsim_magic.capture.answers import Answers
 from llmsim_magic.capture.layers import Layer
 from llmsim_magic.capture.tensors import unheard
 
-_PLAIN = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device)
+_PLAIN = (int, float, bool, str, bytes, type(None), range, Enum, torch.dtype, torch.device)
 _OPAQUE = (torch.nn.Module, type, FunctionType, BuiltinFunctionType, MethodType)
 
 Path = tuple[Any, ...]
@@ -85,7 +88,7 @@ class Replayer:
             return None
         given = self._given(layer, (args, kwargs))
         for run in runs:
-            if self._alike(run, given):
+            if given is not None and self._alike(run, given):
                 return _Twin(self._answers, run, layer, given).made()
         return None
 
@@ -95,11 +98,15 @@ class Replayer:
         """Run a layer; what it did is remembered and returned if others may be given its like."""
         with unheard():
             given = self._given(layer, (args, kwargs))
-            before = _Before(layer, given)
+            before = None if given is None else _Before(layer, given)
         assumed = self._answers.assumed.copy()
         output = forward(*args, **kwargs)
         with unheard():
-            if not before.is_kept():
+            if (
+                given is None
+                or before is None
+                or not before.is_kept(self._given(layer, given.value))
+            ):
                 return output, None
             new = self._answers.assumed - assumed
             parts = [_part(state, layer.number) for state in given.states]
@@ -108,9 +115,13 @@ class Replayer:
             self._runs.setdefault(layer.kind, []).append(run)
         return output, run
 
-    def _given(self, layer: Layer, value: Any) -> _Given:
+    def _given(self, layer: Layer, value: Any) -> _Given | None:
+        """What a layer is given; None where that cannot be told."""
         described = _Described(self._answers)
-        key = described.key(value)
+        try:
+            key = described.key(value)
+        except _CannotReplay:
+            return None
         parts = [_part(state, layer.number) for state in described.states]
         return _Given(key, value, described.tensors, described.states, parts)
 
@@ -130,16 +141,21 @@ class _Before:
 
     def __init__(self, layer: Layer, given: _Given) -> None:
         self._given = given
-        self._number = layer.number
+        self._layer = layer
         self._states = [_everything(state) for state in given.states]
         self._versions = [tensor._version for tensor in given.tensors]
-        self._attributes = [(vars(part), dict(vars(part))) for part in layer.module.modules()]
+        self._own = _own(layer.module)
 
-    def is_kept(self) -> bool:
+    def is_kept(self, given: _Given | None) -> bool:
         """Whether all is as it was, but for the layer's own part of the state."""
-        return all(_same(now, then) for now, then in self._attributes) and all(
-            _same_elsewhere(_everything(state), then, self._number)
-            for state, then in zip(self._given.states, self._states, strict=True)
+        return (
+            given is not None
+            and _same_given(given, self._given, self.written())
+            and _same(_own(self._layer.module), self._own)
+            and all(
+                _same_elsewhere(_everything(state), then, self._layer.number)
+                for state, then in zip(self._given.states, self._states, strict=True)
+            )
         )
 
     def written(self) -> frozenset[int]:
@@ -183,7 +199,7 @@ class _Described:
 
     def key(self, value: Any) -> Any:
         kind = type(value)
-        if kind in _PLAIN:
+        if isinstance(value, _PLAIN):
             return (kind, value)
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
@@ -193,14 +209,17 @@ class _Described:
             return (kind, tuple((name, self.key(item)) for name, item in value.items()))
         if _is_state(value):
             self.states.append(value)
+        elif not isinstance(value, _OPAQUE) and not hasattr(value, "to_dict"):
+            raise _CannotReplay  # an iterator or a set, which may change unseen
         return id(value)
 
     def _tensor(self, tensor: torch.Tensor) -> Any:
         self.tensors.append(tensor)
         storage = tensor.untyped_storage()._cdata
         alias = self._storages.setdefault(storage, len(self._storages))
-        values = None if tensor.is_meta else storage
-        return (alias, values, *_layout(tensor))
+        answers = self._answers
+        values = None if tensor.is_meta else (storage, tensor._version, answers.knows(tensor))
+        return (alias, values, answers.expects(tensor), *_layout(tensor))
 
 
 class _Twin:
@@ -350,13 +369,37 @@ def _same_elsewhere(now: Mapping[Any, Any], then: Mapping[Any, Any], number: int
 
 
 def _is(one: Any, other: Any) -> bool:
+    """Whether two leaves are one, or equal where they are plain; a tuple item by item."""
     if isinstance(one, tuple):
-        return isinstance(other, tuple) and one[0] is other[0] and one[1] == other[1]
+        return isinstance(other, tuple) and len(one) == len(other) and all(map(_is, one, other))
     return one is other or (isinstance(one, _PLAIN) and one == other)
 
 
-def _same(now: Mapping[str, Any], then: Mapping[str, Any]) -> bool:
-    return now.keys() == then.keys() and all(now[name] is then[name] for name in then)
+def _own(module: torch.nn.Module) -> list[Any]:
+    """What a layer and its parts hold, as a flat list to compare item by item."""
+    found: list[Any] = []
+    for part in module.modules():
+        for name, value in vars(part).items():
+            found += (name, value)
+            if isinstance(value, dict):
+                found += (*value, *value.values())
+            elif isinstance(value, (list, set)):
+                found += value
+            elif _is_state(value) and not isinstance(value, torch.Tensor):
+                found += (each for place in _everything(value).items() for each in place)
+        found += (t._version for t in (*part._parameters.values(), *part._buffers.values())
+                  if t is not None)  # fmt: skip
+    return found
+
+
+def _same(now: list[Any], then: list[Any]) -> bool:
+    return len(now) == len(then) and all(map(_is, now, then))
+
+
+def _same_given(now: _Given, then: _Given, written: frozenset[int]) -> bool:
+    """Whether a layer left its arguments as they were, but for tensors written in place."""
+    same = len(now.tensors) == len(then.tensors) and all(map(is_, now.tensors, then.tensors))
+    return same and (bool(written) or now.key == then.key)
 
 
 def _leaves(

@@ -107,7 +107,7 @@ class Recorder:
         self.events: list[ModuleCall | KernelCall | ReplayCall] = []
         self.calls: list[ModuleCall] = []
         self._replayer = replayer
-        self._called: set[Layer] = set()
+        self._called: set[str] = set()
         self._spans: dict[Run, Span] = {}
         self._open: list[ModuleCall] = []
         self._function: FunctionCall | None = None
@@ -123,7 +123,6 @@ class Recorder:
             if replayed is not None:
                 self._replayed(layer, replayed)
                 return replayed.output
-            self._called.add(layer)
             first = self._marks()
             self.enter(layer.path, layer.module, (args, kwargs))
         output, run = None, None
@@ -158,10 +157,10 @@ class Recorder:
                 span,
                 len(self.kernels),
                 pairs,
-                is_first=layer not in self._called,
+                is_first=not any(_lies_in(path, layer.path) for path in self._called),
             )
         )
-        self._called.add(layer)
+        self._called.add(layer.path)
 
     def _pairs(self, tensors: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple[int, int]]:
         """The numbers of tensors and of their likes, which are written where those are.
@@ -195,6 +194,7 @@ class Recorder:
         is_leaf = next(module.children(), None) is None
         call = ModuleCall(path, module, is_leaf, source, in_helper, self.table.add_all(inputs))
         self._open.append(call)
+        self._called.add(path)
         self.calls.append(call)
         if is_leaf:
             self.events.append(call)
@@ -357,6 +357,10 @@ class Recorder:
         call = KernelCall(owner, kernel)
         self.kernels.append(call)
         self.events.append(call)
+
+
+def _lies_in(path: str, layer: str) -> bool:
+    return path == layer or path.startswith(f"{layer}.")
 
 
 class _Functions(TorchFunctionMode):

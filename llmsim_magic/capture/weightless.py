@@ -6,13 +6,18 @@ import pkgutil
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property, partial
+from threading import Lock
 from typing import Any
 
 import torch
 
 from llmsim_magic.capture.buffers import knowing_buffers, known
 from llmsim_magic.capture.harness import Harness
-from llmsim_magic.capture.inputs.lengths import longest_context
+from llmsim_magic.capture.inputs.lengths import (
+    declared_context,
+    is_huggingface,
+    longest_context,
+)
 from llmsim_magic.capture.resolve import Source, declared_classes
 from llmsim_magic.capture.tensors import dtype_name
 from llmsim_magic.records.errors import CannotTrace, clip
@@ -38,6 +43,9 @@ _HOOKS = (
 )
 
 
+_making = Lock()  # no harness twice, whichever thread asks first
+
+
 @dataclass(frozen=True, eq=False)
 class Weightless:
     """A model on `meta`, ready to be run, and what to say of it."""
@@ -49,12 +57,18 @@ class Weightless:
     @cached_property
     def harness(self) -> Harness:
         """What every pass of the model shares."""
-        return Harness(self.module)
+        with _making:
+            return vars(self).get("harness") or Harness(self.module)
 
     @cached_property
     def longest_context(self) -> int | None:
         """The tokens that its learned position table has rows for, if anything sets a limit."""
         return longest_context(self.module)
+
+    @property
+    def declared_context(self) -> int | None:
+        """The longest context that its config says it is meant for."""
+        return declared_context(self.module) if is_huggingface(self.module) else None
 
 
 def from_config(

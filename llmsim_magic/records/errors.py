@@ -22,8 +22,8 @@ class TooMany(LlmsimError):
     """A sweep so large that its user should be sure."""
 
     def __init__(self, number: int, most: int, seconds: float) -> None:
-        minutes = seconds / 60
-        long = f"{minutes / 60:,.1f} hours" if minutes >= 90 else f"{max(minutes, 1):.0f} minutes"
+        hours = seconds / 3600
+        long = f"{hours:,.1f} hours" if hours >= 1.5 else f"{hours * 60:.1f} minutes"
         super().__init__(
             f"sweep: {number:,} workloads would take about {long}; ask for at most {most:,}, "
             "or say that you are sure: --sure in the magic, sure=True in Python"

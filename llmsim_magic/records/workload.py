@@ -1,7 +1,9 @@
 """A workload: what one forward pass is given."""
 
+import operator
 from dataclasses import dataclass
 from itertools import product
+from typing import SupportsIndex
 
 from llmsim_magic.records.errors import InvalidValue, one_of
 
@@ -30,9 +32,9 @@ class Workload:
     def __post_init__(self) -> None:
         if self.phase not in (*PHASES, "forward"):
             raise InvalidValue("phase", self.phase, one_of(PHASES))
-        whole_number("batch", self.batch)
+        object.__setattr__(self, "batch", whole_number("batch", self.batch))
         if self.phase != "forward":
-            whole_number("context", self.context)
+            object.__setattr__(self, "context", whole_number("context", self.context))
 
     def __str__(self) -> str:
         if self.phase == "forward":
@@ -41,10 +43,12 @@ class Workload:
 
 
 def whole_number(name: str, value: object) -> int:
-    """`value` if it is an int of at least 1 that a tensor's dimension can hold."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+    """`value` as an int of at least 1 that a tensor's dimension can hold; NumPy's are taken too."""
+    whole = isinstance(value, SupportsIndex) and not isinstance(value, bool)
+    number = operator.index(value) if whole else 0  # type: ignore[arg-type]
+    if not 1 <= number < 2**31:
         raise InvalidValue(name, value, "a whole number from 1 to 2147483647")
-    return value
+    return number
 
 
 def dtype_name(given: object) -> str:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmsim_magic.records.errors import InvalidValue, TooMany
@@ -13,7 +14,7 @@ from llmsim_magic.simulate.export import writable
 from llmsim_magic.simulate.loading import Progress, Recipe, built, recipe_of, silent, traced
 from llmsim_magic.simulate.report import Report, Sweep
 from llmsim_magic.simulate.request import Build, Request
-from llmsim_magic.simulate.sweeping import IsCancelled, Outcomes, never, outcome, run_all
+from llmsim_magic.simulate.sweeping import IsCancelled, Outcomes, never, run_all
 from llmsim_magic.simulate.symbolic import Asker
 
 if TYPE_CHECKING:
@@ -102,12 +103,17 @@ def sweep(
     [['prefill', 14680064], ['decode', 14794752]]
     """
     build = Build(base, attn, dtype, trust_remote_code, refresh)
-    contexts = () if context is None else _several(context)
+    contexts = () if context is None else _several("context", context)
+    phases = PHASES if phase == "both" else _several("phase", phase)
+    if executor is not None and not hasattr(executor, "submit"):
+        raise InvalidValue("executor", executor, "an executor of concurrent.futures")
+    if not callable(cancelled):
+        raise InvalidValue("cancelled", cancelled, "a function that says whether to stop")
     request = Request(
         model,
         ("multi-config",),
-        _several(phase),
-        _several(batch),
+        phases,
+        _several("batch", batch),
         contexts,
         build,
         replay=replay,
@@ -140,13 +146,13 @@ def answer(request: Request, progress: Progress = silent) -> Report:
     return report
 
 
-def _several(values: Value | Iterable[Value]) -> tuple[Value, ...]:
+def _several(name: str, values: Value | Iterable[Value]) -> tuple[Value, ...]:
     """One value or many, as many."""
     if not isinstance(values, Iterable) or isinstance(values, str):
         return (values,)
     many = tuple(values)
     if not many:
-        raise InvalidValue("sweep", "()", "one value or several for each of phase, batch, context")
+        raise InvalidValue(name, "nothing", "one value or several")
     return many
 
 
@@ -166,8 +172,8 @@ def _sweep(
     replay = _replaying(request.replay)
     number = len(phases) * len(batches) * len(contexts)
     if number > MOST and not request.sure:
-        one = Workload(phases[0], batches[0], contexts[0])
-        raise TooMany(number, MOST, number * _seconds(recipe, one, replay))
+        one = Workload(phases[-1], batches[-1], contexts[-1])
+        raise TooMany(number, MOST, number * _seconds(weightless, one, replay))
     workloads = dict.fromkeys(
         _fitted(weightless, wanted, shorten=not request.contexts)
         for wanted in grid(phases, batches, contexts)
@@ -191,20 +197,25 @@ def _sweep(
 
 def _left_out(outcomes: Outcomes) -> Iterator[str]:
     if outcomes.undone:
-        yield f"stopped early: {outcomes.undone} workloads were not traced"
+        yield f"stopped early: {outcomes.undone} of the workloads not traced"
 
 
-def _seconds(recipe: Recipe, workload: Workload, replay: bool) -> float:
-    """How long a workload takes, by doing one."""
+def _seconds(weightless: "Weightless", workload: Workload, replay: bool) -> float:
+    """How long a workload takes of a model that is warm, by doing one."""
+    from llmsim_magic.capture.run import run
+
+    run(weightless, workload, replay=replay)
     started = time.perf_counter()
-    outcome(recipe, workload, replay)
+    run(weightless, workload, replay=replay)
     return time.perf_counter() - started
 
 
 def _asker(recipe: Recipe, replay: bool) -> Asker:
+    weightless = built(recipe)
     return Asker(
-        lambda workload: traced(recipe, workload, _replaying(replay)),
-        built(recipe).longest_context,
+        partial(traced, recipe, replay=_replaying(replay)),
+        weightless.longest_context,
+        weightless.declared_context,
     )
 
 

@@ -5,6 +5,7 @@ import importlib
 import json
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.capture.plausible import check_sizes
@@ -23,6 +24,9 @@ Progress = Callable[[str], None]
 
 def silent(message: str) -> None:
     """Progress that nobody watches."""
+
+
+_building = Lock()  # no model twice at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +64,11 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     if is_config and not isinstance(model, type):
         check_sizes(name, model.to_dict())
         config = copy.deepcopy(model)
-        key = (type(model), json.dumps(config, default=_content), name, build)
-        return Recipe(name, key, build, config=config)
+        try:
+            content = json.dumps(config, default=_content)
+        except (TypeError, ValueError) as error:
+            raise InvalidValue(f"{name}: config", str(error), "written as JSON") from error
+        return Recipe(name, (type(model), content, name, build), build, config=config)
     raise InvalidValue(
         "model", type(model).__name__, "a hub id, a path, a PretrainedConfig or an nn.Module"
     )
@@ -75,7 +82,8 @@ def built(recipe: Recipe, progress: Progress = silent) -> "Weightless":
     if recipe.weightless is not None:
         return recipe.weightless
     progress(f"building {recipe.name} without weights")
-    return memory.model(recipe.key, lambda: _build(recipe))
+    with _building:
+        return memory.model(recipe.key, lambda: _build(recipe))
 
 
 def traced(recipe: Recipe, workload: Workload, replay: bool) -> Trace:

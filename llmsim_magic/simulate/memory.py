@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -12,10 +13,11 @@ if TYPE_CHECKING:
     from llmsim_magic.capture.weightless import Weightless
 
 MODELS = 4
-TRACES = 512  # of each model
+TRACES = 128  # of each model
 Question = tuple[Workload, bool]
 Value = TypeVar("Value")
 
+_lock = Lock()
 _models: "OrderedDict[Hashable, Weightless]" = OrderedDict()
 _traces: "WeakKeyDictionary[Weightless, OrderedDict[Question, Trace]]" = WeakKeyDictionary()
 
@@ -49,9 +51,13 @@ def _remembered(
 ) -> Value:
     """The value of a key; of more than `most` the one asked for longest ago is forgotten."""
     kept: OrderedDict[Hashable, Value] = known  # type: ignore[assignment]
-    if key not in kept:
-        kept[key] = make()
-    kept.move_to_end(key)
-    while len(kept) > most:
-        kept.popitem(last=False)
-    return kept[key]
+    with _lock:
+        if key in kept:
+            kept.move_to_end(key)
+            return kept[key]
+    value = make()
+    with _lock:
+        kept[key] = value
+        while len(kept) > most:
+            kept.popitem(last=False)
+    return value

@@ -101,7 +101,8 @@ def run_all(
     if not ordered:
         raise Cancelled("sweep: cancelled before any workload was traced")
     if not outcomes.traces:
-        raise (NoDecode if outcomes.missing else CannotTrace)(ordered[0].reason)
+        failed = outcomes.failed
+        raise CannotTrace(failed[0].reason) if failed else NoDecode(ordered[0].reason)
     return outcomes
 
 
@@ -139,12 +140,12 @@ def _on(
         pending = set(running)
         while pending:
             done, pending = wait(pending, PATIENCE_S, FIRST_COMPLETED)
-            if cancelled():
-                return
             for future in done:
                 lost = future.cancelled() or future.exception() is not None
                 workload = running[future]
                 yield outcome(recipe, workload, replay) if lost else future.result()
+            if cancelled():
+                return
     finally:
         for future in running:
             future.cancel()

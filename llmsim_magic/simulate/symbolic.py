@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NEAR = Grid((2, 3), (6, 9, 13))
-CHECKS: tuple[Point, ...] = ((1, 1), (5, 17))
-# Beyond the windows that models have, and with more tokens than their vocabularies.
+CHECKS: tuple[Point, ...] = ((1, 1), (5, 17), (1024, 10))
+# Beyond most windows that models have, and with more tokens than their vocabularies.
 FAR_BATCHES = (16, 24)
 FAR_CONTEXTS = (40_000, 48_001, 56_003)
 
@@ -38,6 +38,7 @@ class Asker:
 
     trace: Callable[[Workload], Trace]
     longest: int | None  # tokens that its position table has rows for
+    declared: int | None  # tokens that its config says it is meant for
 
     def add(self, phase: str, traces: dict[Point, Trace], points: Iterable[Point]) -> None:
         """Trace these points too, but for those that the model cannot run."""
@@ -45,6 +46,12 @@ class Asker:
             if (batch, context) not in traces:
                 with suppress(LlmsimError):
                     traces[batch, context] = self.trace(Workload(phase, batch, context))
+
+    def long_checks(self, phase: str) -> list[Point]:
+        """Where formulas are checked at length: a long context, and all that the model is for."""
+        farthest = self.far(phase).contexts[-1]
+        declared = min(self.declared or 1, self.longest or 2**20, 2**20)
+        return [(4, farthest), (1, max(declared - (phase == "decode"), 1))]
 
     def far(self, phase: str) -> Grid:
         """Long contexts that the model can read."""
@@ -67,6 +74,7 @@ class Symbolic:
     phase: str
     operators: tuple[OperatorFormulas, ...]
     sums: dict[str, Size]
+    points: tuple[Point, ...]  # the workloads traced: batch, context
 
     @cached_property
     def ops(self) -> "pd.DataFrame":
@@ -78,15 +86,26 @@ class Symbolic:
         """`formula` of each sum over the pass, index `quantity`."""
         return formulas.totals_table(self.sums, CONTEXTS[self.phase])
 
+    @property
+    def most(self) -> Point:
+        """The largest batch and context that the formulas were checked at."""
+        return max(batch for batch, _ in self.points), max(context for _, context in self.points)
+
     def evaluate(self, **sizes: int) -> "pd.DataFrame":
         """The same table as `ops` in numbers: `evaluate(B=64, C=32768)`.
 
-        Raises `InvalidValue` for other names, or a size below 1.
+        Raises `InvalidValue` for other names, a size below 1, or one beyond `most`.
         """
         names = ("B", CONTEXTS[self.phase])
         if set(sizes) != set(names):
-            raise InvalidValue("evaluate", ", ".join(sizes), f"{names[0]} and {names[1]}")
+            given = ", ".join(sizes) or "nothing"
+            raise InvalidValue("evaluate", given, f"a size for each of {names[0]} and {names[1]}")
         batch, context = (whole_number(name, sizes[name]) for name in names)
+        for name, size, most in zip(names, (batch, context), self.most, strict=True):
+            if size > most:
+                raise InvalidValue(
+                    f"evaluate: {name}", size, f"within what was checked, up to {most}: trace it"
+                )
         return formulas.ops_table(self.operators, names[1], (batch, context))
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
@@ -105,7 +124,7 @@ def symbolic(asker: Asker, phase: str, known: Traces) -> Symbolic:
         raise InvalidValue("symbolic", phase, "prefill or decode of a HuggingFace model")
     far = asker.far(phase)
     traces = dict(known)
-    asker.add(phase, traces, (*NEAR.points, *CHECKS, (4, far.contexts[0])))
+    asker.add(phase, traces, (*NEAR.points, *CHECKS, *asker.long_checks(phase)))
     regimes = Regimes(NEAR)
     found = operator_formulas(traces, regimes)
     if not all(each.is_whole for each in found):
@@ -115,19 +134,19 @@ def symbolic(asker: Asker, phase: str, known: Traces) -> Symbolic:
         beside = ((far.batches[0], end + step) for end in ends for step in (0, 1, 2))
         asker.add(phase, traces, beside)
         found = operator_formulas(traces, regimes)
-    return Symbolic(phase, found, total_formulas(traces, regimes))
+    return Symbolic(phase, found, total_formulas(traces, regimes), tuple(traces))
 
 
 def shape_formulas(asker: Asker, phase: str, known: Traces) -> tuple[OperatorFormulas, ...]:
     """Formulas for the shapes of a sweep: two batches and two contexts of it determine them.
 
-    Sizes are linear in either, so that a sweep needs one workload more to check them with.
+    Sizes are linear in either, so that a sweep needs few workloads more to check them with.
     """
     batches, contexts = (sorted({point[axis] for point in known}) for axis in (0, 1))
     grid = Grid((batches[0], batches[-1]), (contexts[0], contexts[-1]))
     if len(set(grid.points)) == 4 and set(grid.points) <= set(known):
         traces = dict(known)
-        asker.add(phase, traces, [(2, asker.far(phase).contexts[0])])
+        asker.add(phase, traces, [(1, 1), (24, asker.far(phase).contexts[-1])])
         found = operator_formulas(traces, Regimes(grid), only_shapes=True)
         if all(each.is_whole for each in found):
             return found
