@@ -1,6 +1,7 @@
 """A layer that is not run again does what it would have done: record for record, cell for cell."""
 
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,6 +126,8 @@ class Layers(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         state: dict[str, Any] = {"sum": torch.zeros_like(x), "seen": []}
+        if any(isinstance(layer, Takes) for layer in self.layers):
+            state["numbers"] = iter(range(9))
         for layer in self.layers:
             x = layer(x, state)
         return x + state["sum"]
@@ -151,6 +154,49 @@ class Notes(Layer):
     def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
         state["seen"].append(x)
         return torch.cat([self.linear(seen) for seen in state["seen"]]).sum(0, keepdim=True)
+
+
+class Changes(Layer):
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        state["sum"] = self.linear(x + state["sum"])
+        return x
+
+
+class Takes(Layer):
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        return self.linear(x) * next(state["numbers"])
+
+
+class Boxes(Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.box: dict[str, Any] = {}
+
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        self.box["x"] = x
+        return self.linear(x)
+
+
+class Counts(Layer):
+    shared = SimpleNamespace(number=0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counter = self.shared
+
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        self.counter.number += 1
+        return self.linear(x)
+
+
+class Fills(Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last", torch.zeros(1, 8))
+
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        self.last.copy_(x)
+        return self.linear(x)
 
 
 class Keeps(Layer):
@@ -186,9 +232,24 @@ def test_layers_of_any_module_are_replayed() -> None:
     assert len(of_own(Layer(), Layer(), Layer(), Layer()).replays) == 3
 
 
-@pytest.mark.parametrize("kind", [Adds, Notes, Keeps, InPlace])
+@pytest.mark.parametrize(
+    "kind", [Adds, Notes, Changes, Takes, Boxes, Counts, Fills, Keeps, InPlace]
+)
 def test_a_layer_that_leaves_more_than_its_result_runs_each_time(kind: type[Layer]) -> None:
     assert not of_own(kind(), kind(), kind()).replays
+
+
+class Alternates(Layer):
+    def __init__(self, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        return self.linear(x).relu() if self.layer_idx % 2 else self.linear(x)
+
+
+def test_a_number_of_its_own_tells_layers_of_unknown_code_apart() -> None:
+    assert not of_own(*map(Alternates, range(4))).replays
 
 
 def test_layers_with_other_attributes_each_run() -> None:

@@ -83,6 +83,32 @@ def test_the_cache_of_a_sliding_window_stops_growing() -> None:
     assert any("Min" in size for size in sizes)
 
 
+@pytest.mark.parametrize("batch", [9, 33, 64, 200])
+def test_more_tokens_than_experts_never_give_a_wrong_formula(batch: int) -> None:
+    config = small.mixtral()
+    config.num_local_experts = 64
+    found = llmsim.trace(config, phase="decode", context=20).symbolic
+    real = llmsim.trace(config, phase="decode", batch=batch, context=20).ops
+    given = found.evaluate(B=batch, C=20)["bytes_read"]
+    known = given.notna()
+    assert known.sum() > len(real) / 2
+    assert given[known].tolist() == real["bytes_read"][known].tolist()
+
+
+def test_nothing_is_evaluated_beyond_what_was_checked() -> None:
+    found = llmsim.trace(small.gpt2(), context=5).symbolic
+    with pytest.raises(InvalidValue, match="S: 33 is not within what was checked, up to 32"):
+        found.evaluate(B=1, S=33)
+
+
+def test_a_sweep_beyond_the_window_has_no_formula_that_is_wrong_below_it() -> None:
+    config = small.mistral()
+    config.sliding_window = 64
+    shapes = llmsim.sweep(config, batch=[1, 2], context=[128, 256], phase="decode").shapes
+    row = shapes[shapes["op"] == "DynamicCache.update"].iloc[0]
+    assert pd.isna(row["symbolic"]) or "min(" in row["symbolic"]
+
+
 def test_a_regime_that_is_no_polynomial_has_no_formula() -> None:
     values = {(b, x): b * (-(-x // 64) * 64) for b in (1, 2, 3) for x in (6, 9, 13, 17, 100, 4000)}
     assert formula(values, Grid((2, 3), (6, 9, 13))) is None
