@@ -77,6 +77,12 @@ def test_a_trace_is_true_to_a_real_forward(model_type: str) -> None:
         hold(real, step, llmsim.trace(config, phase="decode", **asked))
 
 
+@pytest.mark.parametrize("model_type", CAUSES["experts in a grouped matmul"].split())
+def test_a_small_mixture_keeps_a_layer_with_experts(model_type: str) -> None:
+    kernels = llmsim.trace(next(candidates(model_type)).config, context=CONTEXT).kernels
+    assert kernels["kernel"].str.contains("_grouped_mm").any()
+
+
 @pytest.mark.parametrize(
     ("model_type", "said"),
     [
