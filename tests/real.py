@@ -198,4 +198,4 @@ def beside(config: Any, limit: int | None = None) -> Real:
         raise ValueError(f"{count} parameters")
     torch.manual_seed(0)
     model = type(unreal.module)._from_config(copy.deepcopy(config), dtype=torch.float32)
-    return Real(model.eval(), unreal.module)
+    return Real(model.eval().requires_grad_(False), unreal.module)
