@@ -107,7 +107,6 @@ def survey_reduced(model_type: str) -> dict[str, Any]:
         return {"prefill": f"no default configuration: {type(error).__name__}: {error}"}
     row |= held(real, seen, config, "prefill")
     try:
-        real = beside(config)  # a prefill may leave something in the model itself
         step = real.decode(decode)
     except Exception as error:
         return row | {"decode": f"no real forward: {type(error).__name__}: {error}"}

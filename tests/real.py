@@ -9,9 +9,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from llmsim_magic.capture.inputs import passes
 from llmsim_magic.capture.resolve import Source
@@ -57,19 +56,26 @@ class Seen:
         return hook
 
 
-def really_run(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Seen:
-    """What hooks see of one forward of the model on the CPU, with real weights.
+def _attention_flops(
+    query: torch.Size, key: torch.Size, value: torch.Size, *rest: Any, **options: Any
+) -> int:
+    return sdpa_flop_count(query, key, value)
 
-    Attention runs as plain matmuls, which is what torch's counter can count on a CPU.
-    """
+
+# Attention as a CPU runs it, for which torch's counter has no formula of its own.
+FUSED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+def really_run(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Seen:
+    """What hooks see of one forward of the model on the CPU, with real weights."""
     seen = Seen()
     hooks = []
     for path, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(seen.before(path), with_kwargs=True))
         hooks.append(module.register_forward_hook(seen.after(path)))
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=FUSED)
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        with torch.no_grad(), counter:
             seen.output = model(*args, **kwargs)
     finally:
         for hook in hooks:
@@ -141,10 +147,14 @@ class Real:
     unreal: Any
 
     def prefill(self, workload: Workload) -> Seen:
-        """Hooks' view of a prefill, handed over in the first way that the forward can read."""
+        """Hooks' view of a prefill, handed over in the first way that the forward can read.
+
+        A copy of the model runs, for a pass may leave something in the model itself.
+        """
+        model = copy.deepcopy(self.model)
         return self._first(
             passes.prefill_inputs(self.unreal, workload),
-            lambda given: really_run(self.model, **given),
+            lambda given: really_run(model, **given),
         )
 
     def decode(self, workload: Workload) -> Seen | None:
@@ -188,4 +198,4 @@ def beside(config: Any, limit: int | None = None) -> Real:
         raise ValueError(f"{count} parameters")
     torch.manual_seed(0)
     model = type(unreal.module)._from_config(copy.deepcopy(config), dtype=torch.float32)
-    return Real(model.eval(), unreal.module)
+    return Real(model.eval().requires_grad_(False), unreal.module)

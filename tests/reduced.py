@@ -1,96 +1,86 @@
 """Any model type of transformers, made small enough to run with real weights on the CPU."""
 
-import copy
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import transformers
 
-LAYERS = re.compile(
-    r"(^|_)(num_)?(hidden_|encoder_|decoder_|self_attention_)?(layers?|blocks?)$|(^|_)depth$|^n_layers?$|^num_.*_layers$"
-)
+LAYERS = re.compile(r"(^|_)(layers?|blocks?|depth)$")
+DENSE_LAYERS = re.compile(r"^(first_k_dense_replace|num_dense_layers|moe_layer_start_index)$")
+EXPERTS = re.compile(r"experts$")
+CHOICES = re.compile(r"top_?k|per_tok|^n_group$")
 WIDTHS = re.compile(
-    r"(hidden|embed|intermediate|inner|ffn|head|model|proj|key|value|state|conv|rope|lora|qk|kv|fc|out|inter|d)"
-    r"_?(\w*_)?(size|dim|dims|channels|rank|sizes|d|width)$"
-    r"|^(d_\w+|\w*width|hidden_sizes|n_embd|n_inner|dim|\w+_dim|\w+_dims|\w+_channels|mrope_section|\w*lora_rank|hidden_size\w*|ffn_dim\w*|\w+_ffn_dim|intermediate_size\w*)$"
+    r"(dims?|channels|rank|width|section|source_positions)$|^(d_|n_embd|n_inner)"
+    r"|(hidden|intermediate|embedding|head|state|projection|_input|_output)_sizes?"
 )
-EXPERTS = re.compile(r"experts$|^n_routed_experts$|^moe_num_experts$")
-CHOICES = re.compile(r"(top_?k|per_tok(en)?)")
-FIXED = re.compile(
-    r"image|patch|position|window|kernel|stride|num_|vocab|frames|channels_in|num_channels|in_channels|mel|audio_channels"
-)
+FIXED = re.compile(r"num_|in_channels|audio_channels|image|patch|mel|kernel")
 VOCABULARY = 256
-LONGEST = 8
+FEWEST, MOST = 2, 8  # layers
 
 
-def kinds_covered(kinds: Any, least: int) -> int:
-    """How many layers from the first hold every kind of layer that there is."""
-    for number in range(least, len(kinds)):
-        if set(kinds[:number]) == set(kinds):
-            return number
-    return len(kinds)
+def shallower(keys: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a config with as few layers as hold one of every kind."""
+    numbers = [value for key, value in keys.items() if LAYERS.search(key) and _is_number(value)]
+    counts = {number for number in numbers if number > FEWEST}
+    kinds = [
+        [str(kind) for kind in value]
+        for key, value in keys.items()
+        if _is_list(key, value) and len(value) in counts
+    ]
 
+    def fewer(count: int) -> int:
+        lasts = [1 + max(map(each.index, each)) for each in kinds if len(each) == count]
+        return min(count, MOST, max([FEWEST, *lasts]))
 
-def _depth(keys: dict[str, Any], least: int) -> dict[str, int]:
-    """The number of layers that each layer count is cut to."""
-    found = {}
-    for key, value in keys.items():
-        if LAYERS.search(key) and isinstance(value, int) and not isinstance(value, bool):
-            new = min(value, least)
-            for other, kinds in keys.items():
-                if "layer" in other and isinstance(kinds, (list, str)) and len(kinds) == value > 1:
-                    unlike = [str(kind) for kind in kinds]
-                    new = max(new, min(kinds_covered(unlike, new), LONGEST))
-            found[key] = new
-    return found
-
-
-def smaller(keys: dict[str, Any], layers: int | None, divisor: int) -> dict[str, Any]:
-    """The keys of a config with fewer layers and experts and narrower widths."""
-    depth = _depth(keys, layers) if layers else {}
-    lengths = {keys[key]: new for key, new in depth.items()}
     made: dict[str, Any] = {}
     for key, value in keys.items():
-        if isinstance(value, dict) and _is_config(value):
-            made[key] = smaller(value, layers, divisor)
-        elif key in depth:
-            made[key] = depth[key]
-        elif _is_for_each_layer(key, value, lengths):
-            made[key] = value[: lengths[len(value)]]
-        elif isinstance(value, int) and not isinstance(value, bool):
-            made[key] = _fewer(key, value, divisor)
-        elif WIDTHS.search(key) and not FIXED.search(key):
-            made[key] = _divided(value, divisor)
+        if _is_config(value):
+            made[key] = shallower(value)
+        elif _is_list(key, value) and len(value) in counts:
+            made[key] = value[: fewer(len(value))]
+        elif DENSE_LAYERS.search(key) and _is_number(value):
+            made[key] = min(value, FEWEST - 1)
+        elif LAYERS.search(key) and _is_number(value):
+            made[key] = fewer(value)
         else:
             made[key] = value
     return made
 
 
-def _is_for_each_layer(key: str, value: Any, lengths: dict[int, int]) -> bool:
-    """Whether a list, or a pattern of letters, has an item for each of the layers that are cut."""
-    if isinstance(value, str):
-        return "pattern" in key and len(value) in lengths
-    return isinstance(value, list) and "layer" in key and len(value) > 2 and len(value) in lengths
+def narrower(keys: dict[str, Any], divisor: int) -> dict[str, Any]:
+    """The keys of a config with fewer experts and a part of the widths."""
+    return {
+        key: narrower(value, divisor) if _is_config(value) else _less(key, value, divisor)
+        for key, value in keys.items()
+    }
 
 
-def _fewer(key: str, value: int, divisor: int) -> int:
-    """A number of experts, of those chosen, or a width."""
+def _less(key: str, value: Any, divisor: int) -> Any:
+    """A number of experts, of those chosen, or a width, cut; anything else as it is."""
+    if isinstance(value, list):
+        return [_less(key, item, divisor) for item in value]
+    if not _is_number(value):
+        return value
     if EXPERTS.search(key):
         return min(value, 4)
-    if CHOICES.search(key) or key == "n_group":
+    if CHOICES.search(key):
         return min(value, 2)
-    if WIDTHS.search(key) and not FIXED.search(key):
-        return int(_divided(value, divisor))
-    return value
+    is_width = WIDTHS.search(key) and not FIXED.search(key)
+    return value // divisor if is_width and value % divisor == 0 and value > divisor else value
 
 
-def _divided(value: Any, divisor: int) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, list)):
-        return value
-    if isinstance(value, list):
-        return [_divided(item, divisor) for item in value]
-    return value // divisor if value % divisor == 0 and value >= 2 * divisor else value
+def _is_number(value: Any) -> TypeGuard[int]:
+    return type(value) is int
+
+
+def _is_list(key: str, value: Any) -> bool:
+    """Whether it may have an item for each layer: a list, or a pattern of letters."""
+    return isinstance(value, list) or (isinstance(value, str) and "pattern" in key)
+
+
+def _is_config(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
 
 def with_small_vocabulary(keys: dict[str, Any]) -> dict[str, Any]:
@@ -122,10 +112,7 @@ def completed(keys: dict[str, Any]) -> dict[str, Any]:
     Sizes that are None, grouped heads, a vision tower that is wider than the text model it feeds,
     rotary sections of another head size, a backbone from a package that need not be there.
     """
-    made = {
-        key: completed(value) if isinstance(value, dict) and _is_config(value) else value
-        for key, value in keys.items()
-    }
+    made = {key: completed(value) if _is_config(value) else value for key, value in keys.items()}
     for key, value in _LEFT_OUT.items():
         if key in made and made[key] is None:
             made[key] = value
@@ -191,10 +178,6 @@ _LEFT_OUT: dict[str, Any] = {
 }
 
 
-def _is_config(value: dict[Any, Any]) -> bool:
-    return all(isinstance(name, str) for name in value)
-
-
 def _fit_rotary_sections(keys: dict[str, Any], head: int) -> None:
     rotary = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
     if rotary:
@@ -209,16 +192,16 @@ class Small(NamedTuple):
     completed: bool
 
 
-# Most layers, the divisor of widths, few tokens, completed or not.
+# Few layers, the divisor of widths, few tokens, completed or not.
 _CHANGES = (
-    (2, 8, True, False),
-    (2, 8, True, True),
-    (2, 4, True, False),
-    (2, 1, True, False),
-    (2, 1, True, True),
-    (None, 8, False, False),
-    (None, 8, True, True),
-    (2, 1, False, False),
+    (True, 8, True, False),
+    (True, 8, True, True),
+    (True, 4, True, False),
+    (True, 1, True, False),
+    (True, 1, True, True),
+    (False, 8, False, False),
+    (False, 8, True, True),
+    (True, 1, False, False),
 )
 
 
@@ -226,8 +209,8 @@ def candidates(model_type: str) -> Iterator[Small]:
     """Configurations of a type from a small one to its own default; the first that runs is it."""
     config_class = transformers.CONFIG_MAPPING[model_type]
     whole = config_class().to_dict()
-    for layers, divisor, few, complete in _CHANGES:
-        keys = smaller(copy.deepcopy(whole), layers, divisor)
+    for shallow, divisor, few, complete in _CHANGES:
+        keys = narrower(shallower(whole) if shallow else whole, divisor)
         if few:
             keys = with_small_vocabulary(keys)
         if complete:

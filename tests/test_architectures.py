@@ -69,14 +69,18 @@ def test_a_trace_is_true_to_a_real_forward(model_type: str) -> None:
         pytest.fail(f"no small {model_type} runs for real")
     asked = {"batch": BATCH, "context": CONTEXT, "dtype": "float32"}
     hold(real, seen, llmsim.trace(config, **asked))
-
-    real = beside(config)  # a prefill may leave something in the model itself
     step = real.decode(decode)
     if step is None:
         with pytest.raises(llmsim.LlmsimError, match="decode does not exist"):
             llmsim.trace(config, phase="decode", **asked)
     else:
         hold(real, step, llmsim.trace(config, phase="decode", **asked))
+
+
+@pytest.mark.parametrize("model_type", CAUSES["experts in a grouped matmul"].split())
+def test_a_small_mixture_keeps_a_layer_with_experts(model_type: str) -> None:
+    kernels = llmsim.trace(next(candidates(model_type)).config, context=CONTEXT).kernels
+    assert kernels["kernel"].str.contains("_grouped_mm").any()
 
 
 @pytest.mark.parametrize(

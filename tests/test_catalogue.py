@@ -1,15 +1,21 @@
 """Every entry of the catalogue is what it says it is."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 import llmsim_magic as llmsim
 from llmsim_magic.capture.resolve import facts_of, source_of
 from llmsim_magic.capture.weightless import from_config
 from llmsim_magic.catalog import models
+from tests.reduced import shallower
 
 NAMES = sorted(models.entries())
 BY_SIZE = sorted(models.entries().values(), key=lambda entry: -entry.params)
 SMALLEST = {entry.config["architectures"][0]: entry.name for entry in BY_SIZE}
+
+every_architecture = pytest.mark.parametrize("name", SMALLEST.values(), ids=SMALLEST)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -28,12 +34,25 @@ def test_an_entry_says_how_it_is_known(name: str) -> None:
     assert entry.params == entry.published_params or entry.note
 
 
-@pytest.mark.parametrize("name", SMALLEST.values(), ids=SMALLEST)
-def test_every_architecture_of_the_catalogue_runs(name: str) -> None:
-    sweep = llmsim.sweep(name, batch=[1], context=[2])
+def runs(model: Any) -> None:
+    sweep = llmsim.sweep(model, batch=[1], context=[2])
     phases = [trace.workload.phase for trace in sweep.traces]
     assert phases == ["prefill", "decode"] or "decode does not exist" in sweep.notes[0]
     assert (sweep.totals["flops"] > 0).all()
+
+
+@every_architecture
+def test_every_architecture_of_the_catalogue_runs(name: str) -> None:
+    facts = facts_of(name)
+    whole = source_of(facts).config.to_dict()
+    fewer = {key: cut for key, cut in shallower(whole).items() if cut != whole[key]}
+    runs(source_of(replace(facts, keys=facts.keys | fewer)).config)
+
+
+@pytest.mark.slow
+@every_architecture
+def test_every_architecture_of_the_catalogue_runs_with_all_its_layers(name: str) -> None:
+    runs(name)
 
 
 def test_aliases_and_case_lead_to_the_same_entry() -> None:

@@ -1,12 +1,18 @@
 """What is known is computed for real; what is not is guessed, and the report says so."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import llmsim_magic as llmsim
 from llmsim_magic.capture import answers
+from llmsim_magic.capture.resolve import Source
+from llmsim_magic.capture.weightless import from_config
 from llmsim_magic.simulate.report import Report
+from tests.small import gpt2
 
 
 class Branches(nn.Module):
@@ -88,3 +94,19 @@ def test_token_ids_are_known_and_none_is_special() -> None:
     report = llmsim.trace("roberta-base", context=4)
     assert not report.trace.notes
     assert not [name for name in report.kernels["kernel"] if "local_scalar" in name]
+
+
+def test_a_build_draws_no_random_numbers_for_weights_that_it_does_not_have() -> None:
+    drawn = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if torch.Tag.nondeterministic_seeded in func.tags:
+                drawn.append(func)
+            return func(*args, **kwargs or {})
+
+    with Watch():
+        from_config(Source("gpt2", gpt2(), "config object"))
+    assert not drawn

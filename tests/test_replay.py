@@ -44,8 +44,22 @@ def replayed(model: Weightless, workload: Workload) -> Trace:
     return found
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+QUICK = ("gemma3_text", "gpt2", "hubert", "llava", "mamba2", "mixtral", "qwen3_next", "t5")
+
+
+@pytest.mark.parametrize("model_type", QUICK)
 def test_a_replayed_trace_is_the_full_one(model_type: str) -> None:
+    hold(model_type)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_replayed_trace_of_any_architecture_is_the_full_one(model_type: str) -> None:
+    hold(model_type)
+
+
+def hold(model_type: str) -> None:
+    """Both phases of a small configuration of a type, replayed and not."""
     if model_type not in transformers.CONFIG_MAPPING:
         pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
     traced = 0

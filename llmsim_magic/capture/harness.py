@@ -90,11 +90,14 @@ class Harness:
     def _answer(self, layer: Layer) -> None:
         forward = layer.module.forward
 
-        def answered(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
             self._ran.add(layer.module)
+            return forward(*args, **kwargs)
+
+        def answered(*args: Any, **kwargs: Any) -> Any:
             if self._listener is None:
-                return forward(*args, **kwargs)
-            return self._listener.layer(layer, forward, args, kwargs)
+                return run(*args, **kwargs)
+            return self._listener.layer(layer, run, args, kwargs)
 
         answered.__wrapped__ = forward  # type: ignore[attr-defined]
         layer.module.forward = answered

@@ -107,7 +107,9 @@ class Recorder:
         self.events: list[ModuleCall | KernelCall | ReplayCall] = []
         self.calls: list[ModuleCall] = []
         self._replayer = replayer
-        self._called: set[str] = set()
+        self._called: set[str] = set()  # layers that ran, and modules called outside of any
+        self._replayed_layers: set[str] = set()
+        self._in_layer = False
         self._spans: dict[Run, Span] = {}
         self._open: list[ModuleCall] = []
         self._function: FunctionCall | None = None
@@ -125,6 +127,7 @@ class Recorder:
                 return replayed.output
             first = self._marks()
             self.enter(layer.path, layer.module, (args, kwargs))
+        within, self._in_layer = self._in_layer, True
         output, run = None, None
         try:
             if replayer is None:
@@ -132,6 +135,7 @@ class Recorder:
             else:
                 output, run = replayer.run(layer, forward, args, kwargs)
         finally:
+            self._in_layer = within
             with unheard():
                 self.leave(layer.module, output)
         if run is not None:
@@ -157,10 +161,11 @@ class Recorder:
                 span,
                 len(self.kernels),
                 pairs,
-                is_first=not any(_lies_in(path, layer.path) for path in self._called),
+                is_first=layer.path not in self._replayed_layers
+                and not any(_lies_in(path, layer.path) for path in self._called),
             )
         )
-        self._called.add(layer.path)
+        self._replayed_layers.add(layer.path)
 
     def _pairs(self, tensors: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple[int, int]]:
         """The numbers of tensors and of their likes, which are written where those are.
@@ -193,8 +198,9 @@ class Recorder:
         source, in_helper = self._called_from()
         is_leaf = next(module.children(), None) is None
         call = ModuleCall(path, module, is_leaf, source, in_helper, self.table.add_all(inputs))
+        if not self._in_layer:
+            self._called.add(path)
         self._open.append(call)
-        self._called.add(path)
         self.calls.append(call)
         if is_leaf:
             self.events.append(call)

@@ -61,13 +61,6 @@ def _image_seen(ask: Ask) -> torch.Tensor:
     return torch.ones(ask.batch, ask.context, 1, dtype=torch.long)
 
 
-def _image_first(ask: Ask) -> torch.Tensor:
-    """The embeddings of the one image stand after the first token."""
-    count = ask.number("latent_query_num", default=1)
-    places = torch.arange(max(ask.context, count + 2))
-    return ((places > 0) & (places <= count)).long().expand(ask.batch, -1)
-
-
 def _half_masked(ask: Ask) -> torch.Tensor:
     """The second half of the patches is hidden, the first is read."""
     height, width = pictures.size(ask)
@@ -158,7 +151,6 @@ IF_TAKEN: dict[str, Recipe] = {
     "protein_input_ids": _ids,
     "query_embeds": _queries,
     "image_attention_mask": _image_seen,
-    "image_embeds_position_mask": _image_first,
     "task_inputs": lambda ask: tokens(ask.model, ask.batch, ask.number("task_seq_len", default=77)),
     "visual_feats": _regions,
     "visual_embeds": _regions,

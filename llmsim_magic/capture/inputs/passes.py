@@ -11,7 +11,14 @@ from llmsim_magic.capture.answers import answering
 from llmsim_magic.capture.inputs import pictures, sound
 from llmsim_magic.capture.inputs.ask import Ask, HuggingFaceModel, Keywords, parameters
 from llmsim_magic.capture.inputs.extras import IF_TAKEN, RECIPES
-from llmsim_magic.capture.inputs.text import Span, coded_tokens, tokens, tokens_around
+from llmsim_magic.capture.inputs.sense import Layout, Sense
+from llmsim_magic.capture.inputs.text import (
+    Span,
+    coded_tokens,
+    plain_token,
+    tokens,
+    tokens_around,
+)
 from llmsim_magic.capture.restore import as_it_was
 from llmsim_magic.capture.tensors import tensors_in
 from llmsim_magic.records.errors import CannotTrace
@@ -19,19 +26,25 @@ from llmsim_magic.records.workload import Workload
 
 # What can stand among the tokens: its number in `mm_token_type_ids`, the ids of its placeholder
 # and the method by which a model turns it into rows of embeddings.
-_EMBEDDED = (
+_EMBEDDED: tuple[tuple[int, tuple[str, ...], str, Sense], ...] = (
     (1, ("image_token_id", "image_token_index"), "get_image_features", pictures),
     (2, ("video_token_id", "video_token_index"), "get_video_features", pictures),
     (3, ("audio_token_id", "audio_token_index"), "get_audio_features", sound),
 )
+# What is said of each token's kind, which is such a number, or 0 for text.
+_OF_KINDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mm_token_type_ids": torch.Tensor.clone,
+    "moe_mm_token_type_ids": torch.Tensor.clone,
+    "image_embeds_position_mask": lambda kinds: (kinds == 1).long(),
+}
 # Keywords that go with the tokens of the priming pass, not with those of the next.
 _OF_TOKENS = (
     "input_ids",
     "attention_mask",
     "image_attention_mask",
     "token_type_ids",
-    "mm_token_type_ids",
     "bbox",
+    *_OF_KINDS,
 )
 
 
@@ -160,9 +173,9 @@ def _ways(ask: Ask, *, only_text: bool) -> Iterator[Inputs]:
         yield _with_text(ask, Inputs({}, [unread]), ())
 
 
-def _among_the_tokens(ask: Ask) -> tuple[Inputs, list[Span], list[Any]]:
+def _among_the_tokens(ask: Ask) -> tuple[Inputs, list[Span], list[Sense]]:
     """What is embedded among the tokens, the places it takes there, and the senses that are not."""
-    embedded, spans, beside = Inputs({}), list[Span](), list[Any]()
+    embedded, spans, beside = Inputs({}), list[Span](), list[Sense]()
     for kind, names, method, sense in _EMBEDDED:
         if sense.keyword(ask) is None or sense.keyword(ask) in embedded.keywords:
             continue
@@ -174,25 +187,27 @@ def _among_the_tokens(ask: Ask) -> tuple[Inputs, list[Span], list[Any]]:
             beside.append(sense)
             continue
         beside = [other for other in beside if other is not sense]
-        keywords, rows = found
-        embedded.keywords |= keywords
-        embedded.notes.append(sense.note(ask))
+        layout, rows = found
+        embedded.keywords |= layout.keywords
+        embedded.notes.append(layout.said)
         spans.append(Span(kind, token, rows))
+    if pictures in beside and "image_embeds_position_mask" in ask.taken:  # places without an id
+        spans.append(Span(1, plain_token(ask.model), ask.number("latent_query_num", default=1)))
     return embedded, spans, list(dict.fromkeys(beside))
 
 
-def _combined(ask: Ask, start: Inputs, senses: Sequence[Any]) -> Iterator[Inputs]:
+def _combined(ask: Ask, start: Inputs, senses: Sequence[Sense]) -> Iterator[Inputs]:
     """The layouts of every sense with those of the others."""
     if not senses:
         yield Inputs(dict(start.keywords), list(start.notes))
         return
     tried: list[Any] = []
     for layout in senses[0].layouts(ask):
-        keywords = {name: value for name, value in layout.items() if name in ask.taken}
+        keywords = {name: value for name, value in layout.keywords.items() if name in ask.taken}
         shapes = {name: value.shape for name, value in keywords.items()}
         if shapes not in tried:
             tried.append(shapes)
-            said = [*start.notes, senses[0].note(ask)]
+            said = [*start.notes, layout.said]
             yield from _combined(ask, Inputs(start.keywords | keywords, said), senses[1:])
 
 
@@ -206,8 +221,8 @@ def _with_text(
         ids, kinds = tokens_around(ask, spans)
         ids = keywords.setdefault("input_ids", ids)
         if spans:
-            for name in {"mm_token_type_ids", "moe_mm_token_type_ids"} & set(ask.taken):
-                keywords[name] = kinds
+            told = {name: tell(kinds) for name, tell in _OF_KINDS.items() if name in ask.taken}
+            keywords |= told
             count = sum(span.count for span in spans)
             notes.append(_said_of_placeholders(count, ids.shape[1], ask.context))
         if thorough and "attention_mask" in ask.taken:
@@ -217,10 +232,6 @@ def _with_text(
     for name in needed:
         if name in RECIPES and name in ask.taken and name not in keywords:
             keywords[name] = RECIPES[name](ask)
-    if "image_embeds_position_mask" in keywords:
-        longest = keywords["image_embeds_position_mask"].shape[1]
-        keywords["input_ids"] = tokens(ask.model, ask.batch, longest)
-        keywords["attention_mask"] = torch.ones_like(keywords["input_ids"])
     if "use_cache" in ask.taken:
         keywords["use_cache"] = True
     return Inputs(keywords, notes)
@@ -236,7 +247,7 @@ def _has_placeholders(ask: Ask) -> bool:
     return any(hasattr(part, "get_placeholder_mask") for part in ask.model.modules())
 
 
-def _features(ask: Ask, method: str, layouts: Iterable[Keywords]) -> tuple[Keywords, int] | None:
+def _features(ask: Ask, method: str, layouts: Iterable[Layout]) -> tuple[Layout, int] | None:
     """The first layout that the model can turn into embeddings, and how many a sample makes."""
     embed: Callable[..., Any] | None = getattr(ask.model, method, None)
     if embed is None:
@@ -244,12 +255,12 @@ def _features(ask: Ask, method: str, layouts: Iterable[Keywords]) -> tuple[Keywo
     inner = getattr(getattr(ask.model, "model", None), method, embed)
     named = set(parameters(inner)) | set(parameters(embed))
     for layout in layouts:
-        keywords = {name: value for name, value in layout.items() if name in ask.taken}
+        keywords = {name: value for name, value in layout.keywords.items() if name in ask.taken}
         rows = _embeddings(
             ask.model, embed, {name: keywords[name] for name in keywords if name in named}
         )
         if rows:
-            return keywords, rows // ask.batch
+            return Layout(keywords, layout.said), rows // ask.batch
     return None
 
 

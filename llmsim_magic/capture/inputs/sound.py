@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from llmsim_magic.capture.inputs.ask import Ask, Keywords
+from llmsim_magic.capture.inputs.ask import Ask
+from llmsim_magic.capture.inputs.sense import Layout
 
 AUDIO = ("audio", "speech", "sound", "encoder")
 _KEYWORDS = (
@@ -46,24 +47,20 @@ def samples(ask: Ask) -> int:
     return USUAL_SAMPLES
 
 
-def note(ask: Ask) -> str:
-    """What the report says of the sound."""
-    if keyword(ask) == "input_values" and ask.fact("num_mel_bins", near=AUDIO) is None:
-        return f"a sound of {samples(ask)} samples"
-    if isinstance(ask.fact("max_source_positions", near=AUDIO), int):
-        return f"the model fixes its sound at {frames(ask)} frames; context is the text's"
-    return f"a sound of {frames(ask)} frames"
-
-
-def layouts(ask: Ask) -> Iterator[Keywords]:
-    """Ways to hand over one sound of each sample, the likeliest first.
-
-    Shapes: spectrograms `[batch, mels, frames]` or `[batch, frames, mels]`, waveforms
-    `[batch, samples]`, with or without a dimension for channels.
-    """
+def layouts(ask: Ask) -> Iterator[Layout]:
+    """Ways to hand over one sound of each sample, the likeliest first."""
     main = keyword(ask)
     if main is None:
         return
+    families = (_spectrograms, _waveforms)
+    if main == "input_values" and ask.fact("num_mel_bins", near=AUDIO) is None:
+        families = (_waveforms, _spectrograms)
+    for family in families:
+        yield from family(ask, main)
+
+
+def _spectrograms(ask: Ask, main: str) -> Iterator[Layout]:
+    """`[batch, mels, frames]` or `[batch, frames, mels]`, with or without one channel."""
     batch, length = ask.batch, frames(ask)
     whole = torch.ones(batch, length, dtype=torch.long)
     companions = {
@@ -74,22 +71,21 @@ def layouts(ask: Ask) -> Iterator[Keywords]:
         "feature_lens": torch.full((batch,), length),
         "is_longer": torch.zeros(batch, 1, dtype=torch.bool),
     }
-    spectrograms = [
-        {main: ask.unknown(*shape), **companions}
-        for mels in _mels(ask)
-        for shape in ((batch, mels, length), (batch, length, mels), (batch, 1, length, mels))
-    ]
+    said = f"a sound of {length} frames"
+    if isinstance(ask.fact("max_source_positions", near=AUDIO), int):
+        said = f"the model fixes its sound at {length} frames; context is the text's"
+    for mels in _mels(ask):
+        for shape in ((mels, length), (length, mels), (1, length, mels)):
+            yield Layout({main: ask.unknown(batch, *shape), **companions}, said)
+
+
+def _waveforms(ask: Ask, main: str) -> Iterator[Layout]:
+    """`[batch, samples]`, or with a dimension for one channel or two."""
     count = samples(ask)
-    audible = torch.ones(batch, count, dtype=torch.long)
-    waveforms = (
-        {main: ask.unknown(batch, count), "padding_mask": audible},
-        {main: ask.unknown(batch, 1, count), "padding_mask": audible},
-        {main: ask.unknown(batch, 2, count), "padding_mask": audible},
-    )
-    if main == "input_values" and ask.fact("num_mel_bins", near=AUDIO) is None:
-        yield from (*waveforms, *spectrograms)
-    else:
-        yield from (*spectrograms, *waveforms)
+    audible = torch.ones(ask.batch, count, dtype=torch.long)
+    for channels in ((), (1,), (2,)):
+        sound = ask.unknown(ask.batch, *channels, count)
+        yield Layout({main: sound, "padding_mask": audible}, f"a sound of {count} samples")
 
 
 def _mels(ask: Ask) -> tuple[int, ...]:
