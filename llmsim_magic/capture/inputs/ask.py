@@ -90,6 +90,9 @@ def config_parts(config: Any, path: str = "", depth: int = 0) -> Iterator[tuple[
 
 
 def text_configs(config: Any) -> list[Any]:
-    """The part of a config that describes the text model, then the whole."""
-    text = config.get_text_config()
+    """The parts of a config that describe a text model, then the whole."""
+    try:
+        text = config.get_text_config()
+    except ValueError:  # one for an encoder, one for a decoder
+        return [config.get_text_config(decoder=True), config.get_text_config(encoder=True), config]
     return [text] if text is config else [text, config]

@@ -46,6 +46,7 @@ _OF_TOKENS = (
     "bbox",
     *_OF_KINDS,
 )
+_CODED = "each position holds a token of every codebook"
 
 
 @dataclass(slots=True)
@@ -83,22 +84,63 @@ def priming_inputs(model: HuggingFaceModel, workload: Workload) -> Iterator[Inpu
 def _with_decoder(ask: Ask, count: int, readings: Iterator[Inputs]) -> Iterator[Inputs]:
     """The same with `count` tokens for the decoder, where there is one to give them to."""
     if not is_encoder_decoder(ask.model):
-        yield from readings
+        yield from _in_rows(ask, ask.context, readings)
         return
-    ways = list(readings)
-    for ids in (tokens(ask.model, ask.batch, count), *coded_tokens(ask, count)):
-        for inputs in ways:
-            keywords = inputs.keywords | {"decoder_input_ids": ids}
-            yield Inputs(keywords, list(inputs.notes))
+    plain = tokens(ask.model, ask.batch, count)
+    coded = list(coded_tokens(ask, count, _codebooks(ask)))
+    given = (
+        Inputs(inputs.keywords | {"decoder_input_ids": ids}, [*inputs.notes, *said])
+        for inputs in readings
+        for ids, said in [(plain, []), *((ids, [_CODED]) for ids in coded)]
+    )
+    yield from _in_rows(ask, count, given)
+
+
+def _in_rows(ask: Ask, count: int, ways: Iterator[Inputs]) -> Iterator[Inputs]:
+    """Those ways first that the model takes for `count` positions or more of each sample.
+
+    Layouts of several codebooks differ in nothing but their sizes, so that a model may read one
+    of them as another: as fewer samples or positions, or as more samples that are shorter.
+    """
+    if not _codebooks(ask):
+        yield from ways
+        return
+    others = []
+    for inputs in ways:
+        seen = _positions(ask.model, inputs.keywords)
+        if seen is None or (seen[0] == ask.batch and seen[1] >= count):
+            yield inputs
+        else:
+            others.append(inputs)
+    yield from others
+
+
+def _positions(model: HuggingFaceModel, keywords: Keywords) -> tuple[int, ...] | None:
+    """The samples and positions of what the model makes of its tokens, where it shows that."""
+    try:
+        with as_it_was(model), answering():
+            output = model(**keywords, output_hidden_states=True)
+    except Exception:  # what cannot be read so says why when it is run
+        return None
+    states = getattr(output, "decoder_hidden_states", getattr(output, "hidden_states", None))
+    return tuple(states[0].shape[:2]) if states else None
+
+
+def _codebooks(ask: Ask) -> int:
+    """Codebooks that each position holds a token of; an image's channels are none."""
+    if pictures.keyword(ask) is not None:
+        return 0
+    return ask.number("num_codebooks", "num_channels", "num_quantizers", default=0)
 
 
 def decode_inputs(
     model: HuggingFaceModel, workload: Workload, state: Keywords, primed: Keywords
 ) -> Inputs:
-    """One new token, and the state that the priming pass returned."""
+    """One new position in the layout of those of the priming pass, and the state it returned."""
     ask = Ask(model, workload.batch, 1)
     ids = "decoder_input_ids" if is_encoder_decoder(model) else "input_ids"
-    keywords = {**state, ids: tokens(model, workload.batch, 1)}
+    read = primed.get(ids, tokens(model, workload.batch, 1))
+    keywords = {**state, ids: read[:, :1]}
     for name in ask.required:
         if name in RECIPES:
             keywords.setdefault(name, RECIPES[name](ask))
@@ -115,22 +157,8 @@ def _with_the_same_senses(
     return Inputs({name: primed[name] for name in primed if name not in _OF_TOKENS} | keywords)
 
 
-def _with_a_token_of_every_codebook(
-    model: HuggingFaceModel, workload: Workload, state: Keywords, primed: Keywords
-) -> Inputs:
-    """One position of what the priming pass read, in its own layout."""
-    keywords = decode_inputs(model, workload, state, primed).keywords
-    ids = "decoder_input_ids" if is_encoder_decoder(model) else "input_ids"
-    along = 1 + primed[ids].shape[1:].index(workload.context)
-    return Inputs(keywords | {ids: primed[ids].narrow(along, 0, 1)})
-
-
 DecodeWay = Callable[[HuggingFaceModel, Workload, Keywords, Keywords], Inputs]
-DECODE_WAYS: tuple[DecodeWay, ...] = (
-    decode_inputs,
-    _with_the_same_senses,
-    _with_a_token_of_every_codebook,
-)
+DECODE_WAYS: tuple[DecodeWay, ...] = (decode_inputs, _with_the_same_senses)
 
 
 def _readings(ask: Ask, *, only_text: bool = False) -> Iterator[Inputs]:
@@ -163,10 +191,10 @@ def _ways(ask: Ask, *, only_text: bool) -> Iterator[Inputs]:
     for thorough in (False, True):
         for inputs in _combined(ask, embedded, beside):
             yield _with_text(ask, inputs, spans, thorough=thorough)
-    reads_codes = "input_ids" in ask.taken and pictures.keyword(ask) is None
-    for ids in coded_tokens(ask, ask.context) if reads_codes else ():
+    is_coded = "input_ids" in ask.taken and not is_encoder_decoder(ask.model)
+    for ids in coded_tokens(ask, ask.context, _codebooks(ask) if is_coded else 0):
         for inputs in _combined(ask, Inputs({}), beside):
-            said = [*inputs.notes, "each position holds a token of every codebook"]
+            said = [*inputs.notes, _CODED]
             yield _with_text(ask, Inputs(inputs.keywords | {"input_ids": ids}, said), ())
     if (beside or spans) and "input_ids" in ask.taken:
         unread = "no image or sound could be handed to it as its config stands: text alone"

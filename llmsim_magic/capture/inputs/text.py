@@ -52,10 +52,16 @@ def tokens_around(ask: Ask, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.
     return ids, kind_of_each
 
 
-def coded_tokens(ask: Ask, count: int) -> Iterator[torch.Tensor]:
-    """Ids of models that read a token of every codebook at each position, in the ways there are."""
-    books = ask.number("num_codebooks", "num_channels", "num_quantizers", default=0)
+def coded_tokens(ask: Ask, count: int, books: int) -> Iterator[torch.Tensor]:
+    """Ids of models that read a token of every codebook at each position, in the ways there are.
+
+    A row for every codebook, or at each position all of them, with or without one of a text.
+    """
     if books:
-        shapes = (ask.batch, count, books), (ask.batch, books, count), (ask.batch * books, count)
+        shapes = (
+            (ask.batch * books, count),
+            (ask.batch, count, books),
+            (ask.batch, count, books + 1),
+        )
         for shape in shapes:
             yield torch.full(shape, plain_token(ask.model), dtype=torch.long)
