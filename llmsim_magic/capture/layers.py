@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.tensors import values_in
+
 _NOT_FORWARDS = (torch.nn.ModuleList, torch.nn.ModuleDict)
 _INDEX = re.compile(r"(idx|index|id|number)$")
 _TORCHS_OWN = frozenset(vars(torch.nn.Module())) | {"forward"}
@@ -130,14 +132,8 @@ def _shared(value: Any, here: str, names: Mapping[int, str]) -> str | None:
 def _tensor(tensor: torch.Tensor | None) -> Any:
     if tensor is None:
         return None
-    values = _values(tensor)
+    values = None if tensor.is_meta else values_in(tensor)
     return (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.requires_grad, values)
-
-
-def _values(tensor: torch.Tensor) -> bytes | None:
-    if tensor.is_meta:
-        return None
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _fact(value: Any, homes: Mapping[int, str], depth: int = 0) -> Any:

@@ -7,23 +7,28 @@ can tell, such as a global variable that its forward changes, is taken not to be
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from operator import is_
-from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
 
 from llmsim_magic.capture.answers import Answers
 from llmsim_magic.capture.layers import Layer
+from llmsim_magic.capture.states import (
+    AS_IT_IS,
+    OPAQUE,
+    PLAIN,
+    PLAIN_TYPES,
+    Parts,
+    held,
+    is_same,
+    is_state,
+    layout,
+)
 from llmsim_magic.capture.tensors import unheard
 
-_PLAIN = (int, float, bool, str, bytes, type(None), range, Enum, torch.dtype, torch.device)
-_OPAQUE = (torch.nn.Module, type, FunctionType, BuiltinFunctionType, MethodType)
-
-Path = tuple[Any, ...]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -33,24 +38,18 @@ class _CannotReplay(Exception):
 
 @dataclass(slots=True)
 class _Given:
-    """What a layer is given: a key equal for likes, the tensors in it, and the state objects."""
+    """What a layer is given: a key equal for likes, the tensors in it, and the state objects.
+
+    `kept` is a key of the layer's own part of the state as it finds it, and `found` are the
+    tensors given and those of that part: places in it are the same for likes.
+    """
 
     key: Any
     value: Any
     tensors: list[torch.Tensor]
     states: list[Any]
-    parts: "list[_Part]"
-
-
-@dataclass(slots=True)
-class _Part:
-    """One layer's part of a state: its leaves, and the collections that hold it."""
-
-    leaves: dict[Path, Any] = field(default_factory=dict)
-    homes: list[Any] = field(default_factory=list)
-
-    def key(self) -> Any:
-        return tuple((path, _spec(leaf)) for path, leaf in self.leaves.items())
+    kept: list[Any]
+    found: list[torch.Tensor]
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +62,15 @@ class Run:
     output: Any
     written: frozenset[int]
     assumed: Counter[str]
+    places: dict[int, int] = field(init=False)
+    storages: dict[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = self.given.found
+        self.places = {id(tensor): place for place, tensor in enumerate(found)}
+        self.storages = {
+            tensor.untyped_storage()._cdata: place for place, tensor in enumerate(found)
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +92,9 @@ class Replayer:
     def replay(self, layer: Layer, args: Any, kwargs: Any) -> Replayed | None:
         """The like of an earlier run, or None where there is none."""
         runs = self._runs.get(layer.kind)
-        if not runs:
-            return None
-        given = self._given(layer, (args, kwargs))
-        for run in runs:
-            if given is not None and self._alike(run, given):
+        given = self._given(layer, (args, kwargs)) if runs else None
+        for run in runs or ():
+            if given is not None and _alike(run, given):
                 return _Twin(self._answers, run, layer, given).made()
         return None
 
@@ -109,8 +115,7 @@ class Replayer:
             ):
                 return output, None
             new = self._answers.assumed - assumed
-            parts = [_part(state, layer.number) for state in given.states]
-            homes = [home for part in parts for home in part.homes]
+            homes = [home for state in given.states for home in Parts(state, layer.number).homes]
             run = Run(layer, given, homes, output, before.written(), new)
             self._runs.setdefault(layer.kind, []).append(run)
         return output, run
@@ -122,18 +127,18 @@ class Replayer:
             key = described.key(value)
         except _CannotReplay:
             return None
-        parts = [_part(state, layer.number) for state in described.states]
-        return _Given(key, value, described.tensors, described.states, parts)
+        tensors = described.tensors
+        parts = [part for state in described.states for part in Parts(state, layer.number).own()]
+        kept = [leaf for part in parts for leaf in part.leaves if isinstance(leaf, torch.Tensor)]
+        keys = [part.key() for part in parts]
+        return _Given(key, value, tensors, described.states, keys, tensors + kept)
 
-    def _alike(self, run: Run, given: _Given) -> bool:
-        if run.given.key != given.key:
-            return False
-        if any(run.given.tensors[place] is given.tensors[place] for place in run.written):
-            return False  # each layer adds to one tensor that they share
-        return all(
-            one.key() == other.key()
-            for one, other in zip(run.given.parts, given.parts, strict=True)
-        )
+
+def _alike(run: Run, given: _Given) -> bool:
+    if run.given.key != given.key or run.given.kept != given.kept:
+        return False
+    # where each layer adds to one tensor that they share, none stands for another
+    return not any(run.given.tensors[place] is given.tensors[place] for place in run.written)
 
 
 class _Before:
@@ -142,7 +147,7 @@ class _Before:
     def __init__(self, layer: Layer, given: _Given) -> None:
         self._given = given
         self._layer = layer
-        self._states = [_everything(state) for state in given.states]
+        self._states = [Parts(state).stamped(but=layer.number) for state in given.states]
         self._versions = [tensor._version for tensor in given.tensors]
         self._own = _own(layer.module)
 
@@ -151,9 +156,9 @@ class _Before:
         return (
             given is not None
             and _same_given(given, self._given, self.written())
-            and _same(_own(self._layer.module), self._own)
+            and is_same(_own(self._layer.module), self._own)
             and all(
-                _same_elsewhere(_everything(state), then, self._layer.number)
+                _same_elsewhere(Parts(state).stamped(but=self._layer.number), then)
                 for state, then in zip(self._given.states, self._states, strict=True)
             )
         )
@@ -199,17 +204,21 @@ class _Described:
 
     def key(self, value: Any) -> Any:
         kind = type(value)
-        if isinstance(value, _PLAIN):
+        if kind in PLAIN_TYPES:
             return (kind, value)
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
+        if kind is tuple or kind is list:
+            return (kind, [self.key(item) for item in value])
+        if isinstance(value, PLAIN):
+            return (kind, value)
         if isinstance(value, (tuple, list)):
-            return (kind, tuple(map(self.key, value)))
-        if isinstance(value, Mapping):
-            return (kind, tuple((name, self.key(item)) for name, item in value.items()))
-        if _is_state(value):
+            return (kind, [self.key(item) for item in value])
+        if isinstance(value, (dict, Mapping)):
+            return (kind, [(name, self.key(item)) for name, item in value.items()])
+        if is_state(value):
             self.states.append(value)
-        elif not isinstance(value, _OPAQUE) and not hasattr(value, "to_dict"):
+        elif not isinstance(value, OPAQUE) and not hasattr(value, "to_dict"):
             raise _CannotReplay  # an iterator or a set, which may change unseen
         return id(value)
 
@@ -219,7 +228,7 @@ class _Described:
         alias = self._storages.setdefault(storage, len(self._storages))
         answers = self._answers
         values = None if tensor.is_meta else (storage, tensor._version, answers.knows(tensor))
-        return (alias, values, answers.expects(tensor), *_layout(tensor))
+        return (alias, values, answers.expects(tensor), *layout(tensor))
 
 
 class _Twin:
@@ -229,16 +238,10 @@ class _Twin:
         self._answers = answers
         self._run = run
         self._layer = layer
-        self._given = given
-        self._pairs: dict[int, Pair] = {}
+        self._found = given.found
+        self._made: dict[int, Pair] = {}
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._objects: dict[int, Any] = {id(state): state for state in given.states}
-        for one, other in zip(run.given.tensors, given.tensors, strict=True):
-            self._pair(one, other)
-        for before, mine in zip(run.given.parts, given.parts, strict=True):
-            for path, leaf in before.leaves.items():
-                if isinstance(leaf, torch.Tensor):
-                    self._pair(leaf, mine.leaves[path])
 
     def made(self) -> Replayed | None:
         try:
@@ -248,8 +251,10 @@ class _Twin:
                     self._keep(home)
         except _CannotReplay:
             return None
-        self._answers.assumed += self._run.assumed
-        return Replayed(output, self._run, list(self._pairs.values()))
+        if self._run.assumed:
+            self._answers.assumed += self._run.assumed
+        pairs = [*zip(self._run.given.found, self._found, strict=True), *self._made.values()]
+        return Replayed(output, self._run, pairs)
 
     def _keep(self, home: Any) -> None:
         """Put under this layer's number what the layer that ran has under its own."""
@@ -266,19 +271,21 @@ class _Twin:
             raise _CannotReplay
 
     def _like(self, value: Any, mine: Any) -> Any:
-        if isinstance(value, (_PLAIN, _OPAQUE)):
+        kind = type(value)
+        if kind is torch.Tensor:
+            return self._tensor(value)
+        if kind in PLAIN_TYPES or isinstance(value, AS_IT_IS):
             return value
         if isinstance(value, torch.Tensor):
-            return self._tensor(value)
+            raise _CannotReplay
         if id(value) in self._objects:
             return self._objects[id(value)]
-        if type(value) in (list, tuple):
-            items = [self._like(item, _at(mine, place)) for place, item in enumerate(value)]
-            return type(value)(items)
-        if isinstance(value, dict) or _is_state(value):
+        if kind is list or kind is tuple:
+            return kind([self._like(item, _at(mine, place)) for place, item in enumerate(value)])
+        if isinstance(value, dict) or is_state(value):
             return self._object(value, mine)
         if isinstance(value, tuple):
-            return type(value)(*(self._like(item, None) for item in value))
+            return kind(*(self._like(item, None) for item in value))
         raise _CannotReplay
 
     def _object(self, value: Any, mine: Any) -> Any:
@@ -291,88 +298,53 @@ class _Twin:
             for key, item in value.items():
                 kind.__setitem__(made, key, self._like(item, _at(mine, key)))
         if hasattr(value, "__dict__"):
-            theirs = vars(mine) if made is mine else {}
+            theirs = vars(made)
             for key, item in vars(value).items():
-                made.__dict__[key] = self._like(item, theirs.get(key))
+                theirs[key] = self._like(item, theirs.get(key))
         return made
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        pair = self._pairs.get(id(tensor))
-        if pair is not None:
-            return pair[1]
-        if type(tensor) is not torch.Tensor:
-            raise _CannotReplay
+        place = self._run.places.get(id(tensor))
+        if place is not None:
+            return self._found[place]
+        pair = self._made.get(id(tensor))
+        if pair is None:
+            pair = self._made[id(tensor)] = (tensor, self._new(tensor))
+        return pair[1]
+
+    def _new(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor that looks into this layer's like of the storage that the other looks into."""
         storage = tensor.untyped_storage()
-        mine = self._storages.get(storage._cdata)
+        mine = self._storage(storage)
         if mine is None:
-            mine = _like_storage(storage)
-        made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        made.set_(mine, tensor.storage_offset(), tensor.size(), tensor.stride())
+            made = _alone(tensor, storage.nbytes())
+            self._storages[storage._cdata] = made.untyped_storage()
+        else:
+            made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            made.set_(mine, tensor.storage_offset(), tensor.size(), tensor.stride())
         if self._answers.expects(tensor):
             self._answers.expect(made)
-        if not self._answers.knows(tensor):
+        if not tensor.is_meta and not self._answers.knows(tensor):
             self._answers.overwrite(made)
-        self._pair(tensor, made)
         return made
 
-    def _pair(self, one: torch.Tensor, other: torch.Tensor) -> None:
-        self._pairs[id(one)] = (one, other)
-        self._storages[one.untyped_storage()._cdata] = other.untyped_storage()
+    def _storage(self, storage: torch.UntypedStorage) -> torch.UntypedStorage | None:
+        place = self._run.storages.get(storage._cdata)
+        if place is None:
+            return self._storages.get(storage._cdata)
+        return self._found[place].untyped_storage()
 
 
-def _like_storage(storage: torch.UntypedStorage) -> torch.UntypedStorage:
-    if storage.device.type == "meta":
-        return torch.UntypedStorage(storage.nbytes(), device="meta")
-    return storage.clone()
-
-
-def _is_state(value: Any) -> bool:
-    """Whether a value is an object that may keep something from one layer to the next."""
-    has_attributes = hasattr(value, "__dict__") and not hasattr(value, "to_dict")
-    return has_attributes and not isinstance(value, _OPAQUE)
-
-
-def _layout(tensor: torch.Tensor) -> Any:
-    return (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
-
-
-def _spec(leaf: Any) -> Any:
-    """What a leaf of the state has in common with its like in another layer's part."""
-    if isinstance(leaf, torch.Tensor):
-        return (leaf.is_meta, *_layout(leaf))
-    return leaf if isinstance(leaf, (_PLAIN, type)) else id(leaf)
-
-
-def _part(state: Any, number: int) -> _Part:
-    """What a state keeps for the layer of a number, and beside all layers."""
-    part = _Part()
-    for path, _, leaf in _leaves(state, number, part.homes):
-        part.leaves[path] = leaf
-    return part
-
-
-def _everything(state: Any) -> dict[tuple[Path, Any], Any]:
-    """Every leaf of a state by its path and the number of the layer that it belongs to."""
-    return {
-        (path, number): (leaf, leaf._version) if isinstance(leaf, torch.Tensor) else leaf
-        for path, number, leaf in _leaves(state, None, [])
-    }
-
-
-def _same_elsewhere(now: Mapping[Any, Any], then: Mapping[Any, Any], number: int) -> bool:
-    """Whether a state is what it was but for one layer's part."""
-    rest, before = (
-        {place: leaf for place, leaf in leaves.items() if place[1] != number}
-        for leaves in (now, then)
+def _alone(tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
+    """The like of a tensor in a storage of its own."""
+    made = torch.empty_strided(
+        tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device
     )
-    return rest.keys() == before.keys() and all(_is(rest[p], before[p]) for p in rest)
-
-
-def _is(one: Any, other: Any) -> bool:
-    """Whether two leaves are one, or equal where they are plain; a tuple item by item."""
-    if isinstance(one, tuple):
-        return isinstance(other, tuple) and len(one) == len(other) and all(map(_is, one, other))
-    return one is other or (isinstance(one, _PLAIN) and one == other)
+    if tensor.is_meta and made.untyped_storage().nbytes() == nbytes:
+        return made
+    storage = tensor.untyped_storage()
+    alone = torch.UntypedStorage(nbytes, device="meta") if tensor.is_meta else storage.clone()
+    return made.set_(alone, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
 def _own(module: torch.nn.Module) -> list[Any]:
@@ -385,51 +357,22 @@ def _own(module: torch.nn.Module) -> list[Any]:
                 found += (*value, *value.values())
             elif isinstance(value, (list, set)):
                 found += value
-            elif _is_state(value) and not isinstance(value, torch.Tensor):
-                found += (each for place in _everything(value).items() for each in place)
+            elif is_state(value) and not isinstance(value, torch.Tensor):
+                found += held(value)
         found += (t._version for t in (*part._parameters.values(), *part._buffers.values())
                   if t is not None)  # fmt: skip
     return found
 
 
-def _same(now: list[Any], then: list[Any]) -> bool:
-    return len(now) == len(then) and all(map(_is, now, then))
+def _same_elsewhere(now: Mapping[Any, list[Any]], then: Mapping[Any, list[Any]]) -> bool:
+    """Whether a state is what it was but for one layer's part."""
+    return now.keys() == then.keys() and all(is_same(now[part], then[part]) for part in then)
 
 
 def _same_given(now: _Given, then: _Given, written: frozenset[int]) -> bool:
     """Whether a layer left its arguments as they were, but for tensors written in place."""
     same = len(now.tensors) == len(then.tensors) and all(map(is_, now.tensors, then.tensors))
     return same and (bool(written) or now.key == then.key)
-
-
-def _leaves(
-    value: Any,
-    only: int | None,
-    homes: list[Any],
-    path: Path = (),
-    number: Any = None,
-    seen: tuple[int, ...] = (),
-) -> Iterator[tuple[Path, Any, Any]]:
-    """A state's leaves with their paths; the first number on the way is the layer's, and left out.
-
-    With `only` those of other layers are passed over; `homes` collects what holds its parts.
-    """
-    if isinstance(value, (list, tuple, dict)):
-        yield (*path, "type"), number, type(value)
-        items = list(value.items() if isinstance(value, dict) else enumerate(value))
-        for key, item in items:
-            if number is not None or type(key) is not int:
-                yield from _leaves(item, only, homes, (*path, key), number, seen)
-            elif only is None or key == only:
-                if only is not None:
-                    homes.append(value)
-                yield from _leaves(item, only, homes, (*path, "its number"), key, seen)
-    elif _is_state(value) and not isinstance(value, torch.Tensor) and id(value) not in seen:
-        yield (*path, "type"), number, type(value)
-        for key, item in vars(value).items():
-            yield from _leaves(item, only, homes, (*path, key), number, (*seen, id(value)))
-    else:
-        yield path, number, value
 
 
 def _at(mine: Any, key: Any) -> Any:

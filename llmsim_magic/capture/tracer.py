@@ -111,6 +111,7 @@ class Recorder:
         self._replayed_layers: set[str] = set()
         self._in_layer = False
         self._spans: dict[Run, Span] = {}
+        self._numbers: dict[Run, dict[int, tuple[int, torch.Tensor]]] = {}
         self._open: list[ModuleCall] = []
         self._function: FunctionCall | None = None
         self._quiet = False
@@ -153,7 +154,7 @@ class Recorder:
         span = self._spans[replayed.run]
         if span.in_helper:
             self._called_from()
-        pairs = tuple(self._pairs(replayed.tensors))
+        pairs = tuple(self._pairs(replayed))
         self.events.append(
             ReplayCall(
                 layer.path,
@@ -167,20 +168,28 @@ class Recorder:
         )
         self._replayed_layers.add(layer.path)
 
-    def _pairs(self, tensors: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple[int, int]]:
+    def _pairs(self, replayed: Replayed) -> Iterator[tuple[int, int]]:
         """The numbers of tensors and of their likes, which are written where those are.
 
         Where two of a layer's look into one storage, so do their likes.
         """
         table = self.table
+        known = self._numbers.setdefault(replayed.run, {})
         likes: dict[int, torch.Tensor] = {}
-        for one, other in tensors:
-            storage = table.storage(one)
+        for one, other in replayed.tensors:
+            if id(one) not in known:
+                known[id(one)] = (table.add(one), one)
+            number = known[id(one)][0]
+            if one is other:
+                yield number, number
+                continue
+            storage = table.tensors[number].storage
             if likes.setdefault(storage, other) is not other:
                 table.join(other, likes[storage])
+            own = table.add(other)
             if storage in table.written:
-                table.written.add(table.storage(other))
-            yield table.add(one), table.add(other)
+                table.written.add(table.tensors[own].storage)
+            yield number, own
 
     def _called_from(self) -> tuple[str | None, bool]:
         """The line that is about to call a module, and whether in a helper: none is whole then."""

@@ -1,15 +1,19 @@
-"""What ran: tensors, kernels and operators in the order of the pass."""
+"""What ran: tensors, kernels and operators in the order of the pass.
+
+There are many of each, so they are structs: quick to make, and nothing for the garbage collector.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from msgspec import Struct
+
 Role = Literal["parameter", "buffer", "input", "cache", "constant", "activation"]
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
+class Storage(Struct, frozen=True, gc=False):
     """A block of memory that tensors look into.
 
     `name` says whose it is: a parameter, a buffer, an input or a slot of the cache.
@@ -21,8 +25,7 @@ class Storage:
     name: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(Struct, frozen=True, gc=False):
     """A view into a storage: `offset` and `strides` count elements."""
 
     shape: tuple[int, ...]
@@ -33,8 +36,7 @@ class Tensor:
     strides: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(Struct, frozen=True, gc=False):
     """One ATen op. `inputs`, `outputs` and `writes` index the tensors of its record.
 
     `writes` holds what it wrote: fresh outputs and arguments changed in place.
@@ -53,8 +55,7 @@ class Kernel:
     flops: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Operator:
+class Operator(Struct, frozen=True, gc=False):
     """One step of the forward pass as its author wrote it; its place in the record is its order."""
 
     path: str
@@ -65,8 +66,7 @@ class Operator:
     source: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Calls:
+class Calls(Struct, frozen=True, gc=False):
     """How often a module was called, and the tensors of its first call."""
 
     path: str

@@ -1,8 +1,10 @@
 """Write out what replayed layers did, as if each had been run and recorded."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import itemgetter
+
+from msgspec.structs import replace
 
 from llmsim_magic.records.record import Calls, Kernel, Operator, Record, Replay, Storage, Tensor
 
@@ -21,7 +23,7 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
     for place, order in _steps(record.operators, here, places, "operator"):
         place.orders[order] = len(operators)
         operators.append((place, record.operators[order]))
-    place_of: dict[Replay | None, _Place] = {None: here, **dict(places)}
+    place_of = {id(replay): place for replay, place in [(None, here), *places]}
     kernels = [
         place.kernel(record.kernels[number])
         for place, number in _steps(record.kernels, here, places, "kernel")
@@ -30,7 +32,7 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
         kernels=tuple(kernels),
         operators=tuple(place.operator(operator) for place, operator in operators),
         calls=tuple(
-            place_of[called.replay].calls(path, called)
+            place_of[id(called.replay)].calls(path, called)
             for path, called in sorted(calls_of(record, replays).items(), key=itemgetter(0))
         ),
         results=here.numbers(record.results),
@@ -166,7 +168,7 @@ class _Place:
             None if kernel.operator is None else self.orders[kernel.operator],
             inputs,
             outputs,
-            self.numbers(kernel.writes),
+            outputs if kernel.writes is kernel.outputs else self.numbers(kernel.writes),
             kernel.is_view,
             kernel.pointwise,
             kernel.causal,

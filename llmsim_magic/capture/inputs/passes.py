@@ -272,7 +272,15 @@ def _said_of_placeholders(count: int, length: int, context: int) -> str:
 
 def _has_placeholders(ask: Ask) -> bool:
     """Whether images or sounds stand among the tokens, rather than beside them."""
-    return any(hasattr(part, "get_placeholder_mask") for part in ask.model.modules())
+    return any(hasattr(part, "get_placeholder_mask") for part in _outside_of_lists(ask.model))
+
+
+def _outside_of_lists(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """A module and its parts, but for repeated layers."""
+    yield module
+    for child in module.children():
+        if not isinstance(child, torch.nn.ModuleList):
+            yield from _outside_of_lists(child)
 
 
 def _features(ask: Ask, method: str, layouts: Iterable[Layout]) -> tuple[Layout, int] | None:
