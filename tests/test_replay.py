@@ -44,6 +44,13 @@ def replayed(model: Weightless, workload: Workload) -> Trace:
     return found
 
 
+def test_hooks_that_a_model_hangs_on_its_layers_are_gone_after_a_pass() -> None:
+    config = transformers.LlamaConfig(**SIZES, num_hidden_layers=4, output_hidden_states=True)
+    model = weightless(config)
+    first = run(model, Workload())
+    assert list(differences(run(model, Workload(), replay=False), first)) == []
+
+
 QUICK = ("gemma3_text", "gpt2", "hubert", "llava", "mamba2", "mixtral", "qwen3_next", "t5")
 
 

@@ -18,10 +18,15 @@ class Snapshot:
         self._held = {module: _Held(module) for module in modules}
 
     def restore(self, modules: Iterable[torch.nn.Module]) -> None:
-        """Put back what these held; they answer the next question as they did the last."""
-        for module in modules:
-            if module in self._held:
-                self._held[module].restore()
+        """Put back what these held; they answer the next question as they did the last.
+
+        Where any of them had changed, so may those have that were only reached into: a model
+        that hangs hooks on its layers notes that it did.
+        """
+        ran = [module for module in modules if module in self._held]
+        if any(self._held[module].restore() for module in ran):
+            for held in self._held.values():
+                held.restore()
 
 
 class _Held:
@@ -39,13 +44,16 @@ class _Held:
             (tensor, tensor.clone()) for tensor in tensors_in(self._then) if _is_real(tensor)
         ]
 
-    def restore(self) -> None:
-        _put_back(self._now, self._then)
+    def restore(self) -> bool:
+        """Put all back; whether anything was otherwise."""
+        changed = _put_back(self._now, self._then)
         for value, content in self._collections:
-            _put_back(value, content)
+            changed |= _put_back(value, content)
         for tensor, content in self._tensors:
             if not torch.equal(tensor, content):
                 tensor.data.copy_(content)
+                changed = True
+        return changed
 
 
 @contextmanager
@@ -78,15 +86,16 @@ def _content(value: Any) -> Any:
     return dict(value) if isinstance(value, dict) else list(value)
 
 
-def _put_back(now: Any, then: Any) -> None:
-    """The collection itself stays; what it holds is what it held."""
+def _put_back(now: Any, then: Any) -> bool:
+    """The collection itself stays; what it holds is what it held. Whether it was otherwise."""
     if _alike(now, then):
-        return
+        return False
     now.clear()
     if isinstance(now, list):
         now.extend(then)
     else:
         now.update(then)
+    return True
 
 
 def _alike(now: Any, then: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from llmsim_magic.capture.answers import Answers, answering
 from llmsim_magic.capture.inputs import passes
+from llmsim_magic.capture.inputs.ask import parameters
 from llmsim_magic.capture.inputs.lengths import context_note, is_huggingface
 from llmsim_magic.capture.inputs.passes import Inputs
 from llmsim_magic.capture.operators import assemble
@@ -134,7 +135,7 @@ class _Pass:
         keywords = inputs.keywords
         with harness.as_it_was(), answering(before) as answers:
             recorder = Recorder(harness.roles, self._replayer(answers))
-            _name_storages(recorder, args, keywords)
+            _name_storages(recorder, _by_name(model.forward, args) | keywords)
             with harness.told(recorder), listening(recorder):
                 output = model(*args, **keywords)
         state = passes.state_of(model, output) if is_huggingface(model) else {}
@@ -172,9 +173,18 @@ def _told(weightless: Weightless, workload: Workload) -> Iterator[None]:
         ) from error
 
 
-def _name_storages(recorder: Recorder, args: Any, keywords: dict[str, Any]) -> None:
-    for name, tensor in named_tensors("", (args, keywords)):
-        recorder.table.name(tensor, "input", name.removeprefix(".1.").removeprefix("."))
+def _by_name(forward: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
+    """What is given by position, under the names that the forward has for it."""
+    names = [*parameters(forward)]
+    return {
+        names[place] if place < len(names) else f"input {place}": value
+        for place, value in enumerate(args)
+    }
+
+
+def _name_storages(recorder: Recorder, keywords: dict[str, Any]) -> None:
+    for name, tensor in named_tensors("", keywords):
+        recorder.table.name(tensor, "input", name.removeprefix("."))
     for key, value in keywords.items():
         for name, tensor in held_tensors(key, value):
             recorder.table.name(tensor, "cache", name)
