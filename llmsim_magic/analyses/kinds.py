@@ -1,7 +1,7 @@
 """What kind of work an operator is, told by its kernels, never by its name."""
 
 from llmsim_magic.analyses.once import once
-from llmsim_magic.analyses.work import short_name
+from llmsim_magic.analyses.work import moves_only, short_name
 from llmsim_magic.records.record import Kernel
 from llmsim_magic.records.trace import Trace
 
@@ -29,10 +29,6 @@ def _kind(kernels: tuple[Kernel, ...]) -> str:
         return "normalisation"
     if "embedding" in names:
         return "embedding"
-    if any(kernel.pointwise and name != "_to_copy" for kernel, name in _named(kernels)):
+    if any(kernel.pointwise and not moves_only(kernel) for kernel in kernels):
         return "elementwise"
     return "movement"
-
-
-def _named(kernels: tuple[Kernel, ...]) -> list[tuple[Kernel, str]]:
-    return [(kernel, short_name(kernel.name)) for kernel in kernels]

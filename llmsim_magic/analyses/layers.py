@@ -1,12 +1,16 @@
 """Which layer an operator belongs to, and which layers do the same work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from llmsim_magic.analyses.dataflow import depends_on
 from llmsim_magic.analyses.once import once
-from llmsim_magic.records.trace import Trace
+from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.selection import Unfolded
+from llmsim_magic.records.trace import Module, Trace
+
+_DEEPEST = 1_000  # attributes tell less than any class
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +113,97 @@ def _works(trace: Trace) -> tuple[int, ...]:
     return tuple(trace.of_each(found))
 
 
-@once
-def folded(trace: Trace) -> tuple[int, ...]:
-    """For each operator the one that stands for it: itself, or its twin in the first such layer."""
+def apart(trace: Trace, unfolded: Unfolded) -> tuple[Repeat, ...]:
+    """The same groups, with the layers of these indices, or all layers, by themselves.
+
+    Raises `InvalidValue` for an index that no layer has.
+    """
+    known = {index for repeat in repeats(trace) for index in repeat.indices}
+    if unfolded != "all" and not known.issuperset(unfolded):
+        asked, last = ",".join(map(str, sorted(unfolded))), max(known, default=None)
+        legal = "nothing: there are no layers" if last is None else f"all, or indices up to {last}"
+        raise InvalidValue("layers", asked, legal)
+    found: list[Repeat] = []
+    for repeat in repeats(trace):
+        alone = [i for i in repeat.indices if unfolded == "all" or i in unfolded]
+        rest = tuple(i for i in repeat.indices if i not in set(alone))
+        stack = repeat.first.stack
+        found += (Repeat(Layer(stack, index), (index,)) for index in alone)
+        if rest:
+            found.append(Repeat(Layer(stack, rest[0]), rest))
+    return tuple(found)
+
+
+def folded(trace: Trace, groups: Iterable[Repeat]) -> tuple[int, ...]:
+    """For each operator the one that stands for it: itself, or its twin in its group's first."""
     first_of = {
-        (repeat.first.stack, index): repeat.first.index
-        for repeat in repeats(trace)
-        for index in repeat.indices
+        (group.first.stack, index): group.first.index for group in groups for index in group.indices
     }
     members: dict[Layer, list[int]] = {}
-    twins = []
     for order, layer in enumerate(layers(trace)):
-        if layer is None:
-            twins.append(order)
-            continue
-        mine = members.setdefault(layer, [])
+        if layer is not None:
+            members.setdefault(layer, []).append(order)
+    twins = list(range(len(trace.steps)))
+    for layer, mine in members.items():
         first = members[Layer(layer.stack, first_of[layer.stack, layer.index])]
-        twins.append(first[len(mine)] if first is not mine else order)
-        mine.append(order)
+        for order, twin in zip(mine, first, strict=True):
+            twins[order] = twin
     return tuple(twins)
+
+
+def differences(trace: Trace, groups: Iterable[Repeat]) -> dict[Layer, str]:
+    """What tells the first layer of each group from those of other kinds in its stack.
+
+    The class of the outermost part in which they differ, or else an attribute: `mlp: MixtralMoE`.
+    """
+    made = {module.path: module for module in trace.modules}
+    kinds: dict[str, list[Layer]] = {}
+    for repeat in repeats(trace):
+        kinds.setdefault(repeat.first.stack, []).append(repeat.first)
+    facts = {layer: _facts(layer, made) for firsts in kinds.values() for layer in firsts}
+    found: dict[Layer, str] = {}
+    for group in groups:
+        alike = next(
+            repeat.first
+            for repeat in repeats(trace)
+            if repeat.first.stack == group.first.stack and group.first.index in repeat.indices
+        )
+        others = [facts[other] for other in kinds[group.first.stack] if other != alike]
+        mine = facts[alike]
+        telling = (
+            place for place in mine if any(other.get(place) != mine[place] for other in others)
+        )
+        place = next(telling, None)
+        if place is not None:
+            found[group.first] = f"{place[1]}: {mine[place]}"
+    return found
+
+
+def _facts(layer: Layer, made: Mapping[str, Module]) -> dict[tuple[int, str], object]:
+    """The classes of a layer's parts, outermost first, and then their attributes."""
+    inside = {
+        path.removeprefix(f"{layer.path}."): module
+        for path, module in made.items()
+        if path.startswith(f"{layer.path}.")
+    }
+    found: dict[tuple[int, str], object] = {
+        (path.count("."), path): inside[path].type
+        for path in sorted(inside, key=lambda path: (path.count("."), path))
+    }
+    for path, module in {"": made[layer.path], **inside}.items():
+        for name, value in module.attributes.items():
+            if type(value) is not int or value != layer.index:
+                found[_DEEPEST, name if not path else f"{path}.{name}"] = value
+    return found
+
+
+def index_spans(indices: Sequence[int]) -> str:
+    """`0-2, 5`."""
+    spans: list[list[int]] = []
+    for index in indices:
+        if spans and index == spans[-1][1] + 1:
+            spans[-1][1] = index
+        else:
+            spans.append([index, index])
+    written = [str(a) if a == b else f"{a}-{b}" for a, b in spans]
+    return ", ".join(written if len(written) <= 4 else [*written[:2], "…", written[-1]])

@@ -93,6 +93,11 @@ def short_name(kernel: str) -> str:
     return parts[1] if len(parts) > 1 else kernel
 
 
+def moves_only(kernel: Kernel) -> bool:
+    """Whether a kernel computes nothing: it copies, gathers or fills."""
+    return short_name(kernel.name) in _MOVES
+
+
 def elementwise_ops(record: Record, kernel: Kernel) -> int | None:
     """Operations on elements, or None where neither torch nor this file knows the kernel."""
     name = short_name(kernel.name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip, one_of
+from llmsim_magic.records.selection import LEVELS, Selection, Unfolded
 from llmsim_magic.records.workload import ATTENTIONS, DTYPE_ALIASES, DTYPES, PHASES
 from llmsim_magic.simulate.request import VIEWS, Build, Request
 
@@ -17,6 +18,7 @@ examples:
   %llmsim gpt2 --ops --summary --deps --topological
   %llmsim bert-base-uncased --ops --csv tables
   r = %llmsim my_model --phase decode --batch 16 --context 4096
+  %llmsim deepseek-ai/DeepSeek-V3 --deps --level module
   %llmsim Qwen/Qwen3-0.6B --explain model.layers.0.mlp.up_proj
 """
 PROGRAM = "%llmsim"
@@ -72,7 +74,13 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     for view, text in zip(VIEWS, _VIEW_HELP, strict=True):
         views.add_argument(f"--{view}", action="append_const", const=view, dest="views", help=text)
     views.add_argument("--explain", metavar="PATH", help="the arithmetic behind one module")
-    views.add_argument("--depth", metavar="N", type=_number("depth"), help="open modules so deep")
+    drawn = made.add_argument_group("graphs")
+    drawn.add_argument("--depth", metavar="N", type=_number("depth"),
+                       help="open modules so deep (what fits a screen)")  # fmt: skip
+    drawn.add_argument("--layers", metavar="N[,N]|all", type=_layers, default=(),
+                       help="draw these layers by themselves")  # fmt: skip
+    drawn.add_argument("--level", metavar="LEVEL", default="operator",
+                       help="what a node is: module, operator or kernel")  # fmt: skip
     work = made.add_argument_group("workload")
     work.add_argument("--phase", type=_phases, default=(), metavar="PHASE",
                       help="prefill, decode or both")  # fmt: skip
@@ -124,6 +132,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "--phase": (*PHASES, "both"),
     "--dtype": (*DTYPES, *DTYPE_ALIASES),
     "--attn": ATTENTIONS,
+    "--level": LEVELS,
 }
 
 
@@ -164,7 +173,7 @@ def parse(words: Sequence[str], program: str = PROGRAM) -> tuple[Request, str | 
         found.context,
         build,
         found.explain,
-        found.depth,
+        Selection(found.depth, found.layers, found.level),
         found.csv,
         replay=not found.no_replay,
         sure=found.sure,
@@ -186,6 +195,15 @@ def _number(name: str) -> Callable[[str], int]:
 def _numbers(name: str) -> Callable[[str], tuple[int, ...]]:
     convert = _number(name)
     return lambda text: tuple(dict.fromkeys(convert(part.strip()) for part in text.split(",")))
+
+
+def _layers(text: str) -> Unfolded:
+    if text == "all":
+        return "all"
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise InvalidValue("--layers", text, "all, or indices of layers such as 0,27")
+    return frozenset(map(int, parts))
 
 
 def _phases(text: str) -> tuple[str, ...]:

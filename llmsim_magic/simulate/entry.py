@@ -135,7 +135,7 @@ def answer(request: Request, progress: Progress = silent) -> Report:
         request.views if many or not several else (*request.views, "multi-config"),
         found if many or several else None,
         request.explained,
-        request.depth,
+        request.drawn,
         found.ask,
     )
     if request.explained is not None:

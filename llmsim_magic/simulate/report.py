@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from llmsim_magic.analyses.polynomials import Point
 from llmsim_magic.analyses.symbolic import OperatorFormulas
 from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.selection import Level, Selection, Unfolded
 from llmsim_magic.records.trace import Trace
-from llmsim_magic.records.workload import Workload, whole_number
+from llmsim_magic.records.workload import Workload
 from llmsim_magic.simulate.export import write_all
 from llmsim_magic.simulate.symbolic import Asker, Symbolic, shape_formulas, symbolic
 from llmsim_magic.views import graphs, tables
@@ -88,7 +89,7 @@ class Report:
     views: tuple[str, ...] = ("summary",)
     sweep: Sweep | None = None
     explained: str | None = None
-    depth: int | None = None
+    drawn: Selection = field(default_factory=Selection)
     ask: Asker | None = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -140,13 +141,22 @@ class Report:
         known = {(workload.batch, workload.context): self.trace}
         return symbolic(self.ask, workload.phase, known)
 
-    def dependency_graph(self, depth: int | None = None) -> Graph:
-        """Modules as nested boxes with the dataflow between them, opened `depth` deep."""
-        return graphs.dependency_graph(self.trace, self._depth(depth))
+    def dependency_graph(
+        self, depth: int | None = None, *, layers: Unfolded = (), level: Level | None = None
+    ) -> Graph:
+        """Modules as nested boxes with the dataflow between them, opened `depth` deep.
 
-    def topological_graph(self, depth: int | None = None) -> Graph:
-        """Operators in execution order, each below what it waits for."""
-        return graphs.topological_graph(self.trace, self._depth(depth))
+        `layers` are indices, or "all", of layers to draw by themselves rather than folded into
+        the first of their like. `level` says what a node is: `module`, `operator` or `kernel`.
+        What is not given is as the report was asked for. Raises `InvalidValue`.
+        """
+        return graphs.dependency_graph(self.trace, self._selection(depth, layers, level))
+
+    def topological_graph(
+        self, depth: int | None = None, *, layers: Unfolded = (), level: Level | None = None
+    ) -> Graph:
+        """Operators in execution order, each below what it waits for; the same options."""
+        return graphs.topological_graph(self.trace, self._selection(depth, layers, level))
 
     def explain(self, path: str) -> Prose:
         """The arithmetic behind the FLOPs and bytes of the module at `path`.
@@ -202,8 +212,13 @@ class Report:
         beside = self.sweep.notes if self.sweep else ()
         return tuple(dict.fromkeys((*self.trace.notes, *beside)))
 
-    def _depth(self, depth: int | None) -> int | None:
-        return self.depth if depth is None else whole_number("depth", depth)
+    def _selection(self, depth: int | None, layers: Unfolded, level: Level | None) -> Selection:
+        asked = self.drawn
+        return Selection(
+            asked.depth if depth is None else depth,
+            asked.layers if layers == () else layers,
+            level or asked.level,
+        )
 
     def _tables(self) -> "dict[str, pd.DataFrame]":
         wanted: dict[str, pd.DataFrame] = {}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmsim_magic.records.errors import InvalidValue, one_of
+from llmsim_magic.records.selection import Selection
 from llmsim_magic.records.workload import ATTENTIONS, dtype_name, whole_number
 
 VIEWS = ("summary", "ops", "deps", "topological", "multi-config")
@@ -43,7 +44,7 @@ class Request:
     contexts: tuple[int, ...] = ()
     build: Build = field(default_factory=Build)
     explained: str | None = None
-    depth: int | None = None
+    drawn: Selection = field(default_factory=Selection)
     csv: str | None = None
     replay: bool = True
     sure: bool = False
@@ -52,5 +53,3 @@ class Request:
         for name, values in (("batch", self.batches), ("context", self.contexts)):
             for value in values:
                 whole_number(name, value)
-        if self.depth is not None:
-            whole_number("depth", self.depth)

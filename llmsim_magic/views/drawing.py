@@ -2,13 +2,25 @@
 
 import base64
 import html
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib import resources
 from pathlib import Path
 
 from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.views.finish import finished
 from llmsim_magic.views.svg import CannotDraw, render
 
+_STYLE = """\
+.llmsim-graph {background:white; color:#222; color-scheme:light; padding:4px; text-align:center}
+.llmsim-graph[data-live] {max-height:none !important; overflow:hidden !important}
+.llmsim-graph svg {display:block; margin:auto; cursor:grab; touch-action:pan-y}
+.llmsim-graph svg g.cluster {cursor:pointer}
+.llmsim-graph :is(svg,g):focus-visible {outline:2px solid #0f62ac}
+.llmsim-bar {display:flex; gap:4px; align-items:center; padding-bottom:4px; font-size:12px}
+.llmsim-bar :is(button,input) {font-size:12px; padding:2px 8px}
+@media print {.llmsim-bar {display:none}}"""
 FORMATS = ("svg", "dot", "png", "pdf")
 
 
@@ -21,11 +33,12 @@ class Graph:
 
     dot: str
     title: str
+    tips: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def svg(self) -> str:
         """Raises `CannotDraw` where no layout program serves; `dot` is then still there."""
-        return render(self.dot).decode()
+        return finished(render(self.dot), self.title, self.tips)
 
     def save(self, path: str | Path) -> Path:
         """Write `.svg`, `.dot`, `.png` or `.pdf`; the last two need the program `dot`.
@@ -51,10 +64,18 @@ class Graph:
             return f"<p>{html.escape(str(error))}</p><pre>{html.escape(self.dot)}</pre>"
         title = html.escape(self.title, quote=True)
         return (
-            '<div style="overflow:auto;background:white;text-align:center">'
+            f"<style>{_STYLE}</style>"
+            '<div class="llmsim-graph" style="background:white;overflow:auto;max-height:85vh">'
             f'<img alt="{title}" title="{title}" style="max-width:100%" '
             f'src="data:image/svg+xml;base64,{data}"/></div>'
+            f"<script>{_viewer()}</script>"
         )
 
     def __repr__(self) -> str:
         return f"Graph({self.title!r}: .svg, .dot, .save(path))"
+
+
+@cache
+def _viewer() -> str:
+    """The script that makes a picture one to pan, zoom, search and fold."""
+    return resources.files("llmsim_magic.views").joinpath("viewer.js").read_text("utf-8")

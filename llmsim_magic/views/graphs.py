@@ -1,29 +1,58 @@
 """The dependency and topological views as Graphviz graphs, repeated layers drawn once."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from itertools import pairwise
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import graphviz
 
-from llmsim_magic.analyses.dataflow import edges, ranks
+from llmsim_magic.analyses.dataflow import ranks
 from llmsim_magic.analyses.kinds import kinds
-from llmsim_magic.analyses.layers import folded, repeats
+from llmsim_magic.analyses.layers import index_spans
+from llmsim_magic.analyses.levels import by_kernel
+from llmsim_magic.analyses.outline import (
+    Flow,
+    Given,
+    Line,
+    Node,
+    Outline,
+    boxes,
+    outline,
+    screenful,
+)
 from llmsim_magic.analyses.totals import costs, totals
+from llmsim_magic.records.record import Operator
+from llmsim_magic.records.selection import Level, Selection
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.views import units
 from llmsim_magic.views.drawing import Graph
+from llmsim_magic.views.prose import explain_container, explain_operator
 
-_FONT = "Helvetica,Arial,sans-serif"
+_FONT = "Helvetica"  # whose widths the layout knows; a list of fonts would be taken for Times
+# Tints of the colours of Okabe and Ito, which colour-blind people tell apart; black text on them.
 _FILLS = {
-    "matmul": "#cfe3f5",
-    "attention": "#f8d9c0",
-    "normalisation": "#d5eddc",
-    "elementwise": "#f4f0c3",
-    "embedding": "#e6d9f0",
-    "movement": "#e4e6e8",
-    "module": "#f7f7f7",
+    "matmul": "#a6d4f2",
+    "attention": "#f5bf85",
+    "normalisation": "#93d9bf",
+    "elementwise": "#f6ee9d",
+    "embedding": "#e5b8d2",
+    "movement": "#d9d9d9",
+    "module": "#ffffff",
 }
+_LINES: dict[Flow, dict[str, str]] = {
+    "tensor": {"color": "#454545"},
+    "residual": {"color": "#0072b2", "style": "bold"},
+    "cache": {"color": "#c14b00", "style": "dashed"},
+    "next layer": {"color": "#7a7a7a", "style": "dotted", "constraint": "false"},
+}
+_INK, _QUIET, _FAINT, _STACK = "#222222", "#5c636d", "#8a8f98", "#0f62ac"
+_SMALL = {"fontsize": "9", "margin": "0.06,0.03", "height": "0.2"}
+_PLAIN = {"shape": "plaintext", "style": "", "fontcolor": _QUIET}
+_BOX = {"fontsize": "11", "labeljust": "l"}
+_NOTE = " thick border: much of the FLOPs · ▸ opened by a larger depth "
+_MANY_LINES = 8
+_MANY_NODES = 150  # a larger drawing says less of each
 
 
 @dataclass(slots=True)
@@ -31,235 +60,303 @@ class _Cluster:
     """A box around a module: its own nodes and the boxes inside it."""
 
     path: str
-    nodes: list[int] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
     inside: dict[str, "_Cluster"] = field(default_factory=dict)
 
 
-def dependency_graph(trace: Trace, depth: int | None = None) -> Graph:
+def dependency_graph(trace: Trace, selection: Selection) -> Graph:
     """Modules as nested boxes with the dataflow between their operators.
 
-    `depth` is how deep modules are opened; deeper ones are single nodes. Layers that do the same
-    work are drawn once and marked with how many there are.
+    Where no depth is asked for, modules are opened so deep that the drawing fits a screen.
     """
-    drawn = _Drawn(trace, depth)
-    dot = _digraph(trace, "Dependencies", drawn)
-    root = _Cluster("")
-    for order in drawn.nodes:
-        cluster = root
-        for path in _boxes(drawn.owner(order)):
-            cluster = cluster.inside.setdefault(path, _Cluster(path))
-        cluster.nodes.append(order)
-    _draw_cluster(dot, root, drawn, drawn.label)
-    drawn.draw_edges(dot, with_shapes=False)
-    return Graph(dot.source, f"{trace.model.name}: dependencies, {trace.workload}")
+    trace = _seen_at(trace, selection.level)
+    if selection.depth is None and selection.level == "operator":
+        selection = replace(selection, depth=screenful(trace, selection.layers))
+    drawn = _Drawn(trace, outline(trace, selection))
+    return drawn.graph("Dependencies", _boxes_of_modules, drawn.label)
 
 
-def topological_graph(trace: Trace, depth: int | None = None) -> Graph:
+def topological_graph(trace: Trace, selection: Selection) -> Graph:
     """Operators in execution order, each below all that it waits for; edges carry shapes.
 
-    A node's number is its `order` in the table; nodes of one rank could run side by side.
+    A node's number is its `order` in the table of operators, or at level `kernel` its place
+    among the kernels that move data; nodes of one rank could run side by side.
     """
-    drawn = _Drawn(trace, depth)
-    dot = _digraph(trace, "Execution order", drawn)
-    root = _Cluster("")
-    for order in drawn.nodes:
-        layer = drawn.layer_of.get(order)
-        cluster = root if layer is None else root.inside.setdefault(layer, _Cluster(layer))
-        cluster.nodes.append(order)
+    trace = _seen_at(trace, selection.level)
+    drawn = _Drawn(trace, outline(trace, selection))
     place = ranks(trace)
-    _draw_cluster(
-        dot, root, drawn, lambda order: f"#{order} · rank {place[order]}\n{drawn.label(order)}"
-    )
-    drawn.draw_edges(dot, with_shapes=True)
-    return Graph(dot.source, f"{trace.model.name}: execution order, {trace.workload}")
+
+    def label(node: Node) -> str:
+        return f"#{node.order} {drawn.label(node)} · rank {place[node.order]}"
+
+    return drawn.graph("Execution order", _boxes_of_layers, label, place)
+
+
+def _seen_at(trace: Trace, level: Level) -> Trace:
+    return by_kernel(trace) if level == "kernel" else trace
+
+
+def _boxes_of_modules(path: str, outlined: Outline) -> list[str]:
+    return boxes(path)
+
+
+def _boxes_of_layers(path: str, outlined: Outline) -> list[str]:
+    layer = outlined.group_of(path)
+    return [] if layer is None else [layer]
 
 
 class _Drawn:
-    """What is drawn of a trace: which operators stand for which, and the edges between them."""
+    """The words and colours of an outline."""
 
-    def __init__(self, trace: Trace, depth: int | None) -> None:
-        self.trace = trace
-        self.record = trace.recorded
-        self.operators = trace.of_each(self.record.operators)
-        self.kinds = kinds(trace)
-        self.costs = costs(trace)
-        self.counts = {repeat.first.path: len(repeat.indices) for repeat in repeats(trace)}
+    def __init__(self, trace: Trace, outlined: Outline) -> None:
+        self._trace = trace
+        self._outline = outlined
+        self._record = trace.recorded
+        self._costs = costs(trace)
+        self._kinds = kinds(trace)
         self._modules = {module.path: module for module in trace.modules}
-        first: dict[str, int] = {}
-        self.stands_for: list[int] = []
-        self.closed: dict[int, str] = {}
-        for twin in folded(trace):
-            is_function = self.operators[twin].kind == "function"
-            closed = self._closed(trace.paths[twin], depth, is_function)
-            if closed is None:
-                self.stands_for.append(twin)
-            else:
-                node = first.setdefault(closed, twin)
-                self.closed[node] = closed
-                self.stands_for.append(node)
-        shown = dict.fromkeys(self.stands_for)
-        self.nodes = [n for n in shown if self.kinds[n] != "nothing" or n in self.closed]
-        self.layer_of = {
-            order: layer
-            for order in self.nodes
-            if (layer := self._layer(self.owner(order))) is not None
-        }
+        self._most = max(map(self._flops, outlined.nodes), default=0)
+        self._is_large = len(outlined.nodes) > _MANY_NODES
+        self._titles: dict[str, str] = {}
+        self._stubs = _stubs(outlined.lines)
 
-    def _closed(self, path: str, depth: int | None, is_inside: bool) -> str | None:
-        """The module that hides an operator when modules are opened `depth` deep; never a list.
+    def graph(
+        self,
+        title: str,
+        boxes_of: Callable[[str, Outline], list[str]],
+        label: Callable[[Node], str],
+        rows: Sequence[int] | None = None,
+    ) -> Graph:
+        """The whole graph: nodes in the boxes that `boxes_of` gives for their own.
 
-        A function stands inside the module of its path, a module beside others in its parent.
+        With `rows`, one for each operator, nodes of the same row stand side by side, and the
+        lines carry shapes.
         """
-        parts = path.split(".") if path else []
-        if depth is None or len(parts) + is_inside <= depth:
-            return None
-        module = ".".join(parts[:depth])
-        is_list = module in self._modules and self._modules[module].is_list
-        return self._closed(path, depth + 1, is_inside) if is_list else module
+        root = _Cluster("")
+        for node in self._outline.nodes:
+            cluster = root
+            for path in boxes_of(node.box, self._outline):
+                cluster = cluster.inside.setdefault(path, _Cluster(path))
+            cluster.nodes.append(node)
+        dot = _digraph(self._caption(title))
+        if self._is_large:
+            dot.attr("graph", style="")
+            dot.attr("node", style="filled")
+        self._legend(dot)
+        for number, given in enumerate(self._outline.given):
+            self._add_given(dot, f"given{number}", given)
+        self._add_cluster(dot, root, label)
+        cut = {id(line) for lines in self._stubs.values() for line in lines}
+        for line in self._outline.lines:
+            if id(line) not in cut:
+                self._add_line(dot, line, with_shapes=rows is not None and not self._is_large)
+        if rows is not None and not self._is_large:
+            self._add_rows(dot, rows)
+        name = f"{self._trace.model.name}: {title.lower()}, {self._trace.workload}"
+        return Graph(dot.source, name, self._titles)
 
-    def owner(self, order: int) -> str:
-        """The module whose box a node stands in."""
-        path = self.closed.get(order, self.trace.paths[order])
-        is_module = order in self.closed or self.operators[order].kind == "module"
-        box = path.rpartition(".")[0] if is_module else path
-        is_list = box in self._modules and self._modules[box].is_list
-        return box.rpartition(".")[0] if is_list else box
+    # nodes
 
-    def _layer(self, path: str) -> str | None:
-        return next((box for box in _boxes(path) if box in self.counts), None)
+    def label(self, node: Node) -> str:
+        """`up_proj · Linear`, what it gives, and its parameters."""
+        record = self._record
+        if node.closed is not None:
+            called = self._trace.calls.get(node.closed)
+            head, given = f"▸ {self._title(node.closed)}", called.first.outputs if called else ()
+        else:
+            operator = self._operator(node)
+            path = _name(self._trace.paths[node.order])
+            head = f"{path} · {operator.op}" if operator.kind == "module" else operator.op
+            given = operator.outputs
+        params = sum(self._costs[order].params for order in node.orders)
+        words = f" · {units.scaled(params)} params" if params else ""
+        return f"{head}\n{units.shapes(record.shapes(given)[:1])}{words}"
 
-    def label(self, order: int) -> str:
-        operator, path = self.operators[order], self.trace.paths[order]
-        closed = self.closed.get(order)
-        if closed is not None:
-            called = self.trace.calls.get(closed)
-            outputs = self.record.shapes(called.first.outputs) if called else []
-            return f"{self.title(closed)}\n{units.shapes(outputs[:1])}"
-        head = f"{_name(path)}\n{operator.op}" if operator.kind == "module" else operator.op
-        given = units.shapes(self.record.shapes(operator.outputs)[:2])
-        params = self.costs[order].params
-        return f"{head}\n{given}" + (f"\n{units.scaled(params)} params" if params else "")
+    def _title(self, path: str) -> str:
+        """`layers.0-2 ×3 · DeepseekV3DecoderLayer · mlp: DeepseekV3MLP`."""
+        group, module = self._outline.groups.get(path), self._modules[path]
+        name, number = _name(path), 1 if group is None else len(group.indices)
+        if group is not None and number > 1:
+            name = f"{name.rpartition('.')[0]}.{index_spans(group.indices)} ×{number}"
+        told = self._outline.differences.get(path)
+        return f"{name} · {module.type}" + (f"\n {told} " if told else "")
 
-    def title(self, path: str) -> str:
-        """`layers.0 ×28 Qwen3DecoderLayer`."""
-        times = f" ×{self.counts[path]}" if self.counts.get(path, 1) > 1 else ""
-        return f"{_name(path)}{times}  {self._modules[path].type}"
+    def _operator(self, node: Node) -> Operator:
+        return self._record.operators[self._trace.steps[node.order][0]]
 
-    def tooltip(self, order: int) -> str:
-        operator, cost = self.operators[order], self.costs[order]
-        flops = "unknown" if cost.flops is None else units.scaled(cost.flops)
+    def _flops(self, node: Node) -> int:
+        """Of all the layers that a node stands for."""
+        group = self._outline.groups.get(self._outline.group_of(node.box) or "")
+        times = 1 if group is None else len(group.indices)
+        return times * sum(self._costs[order].flops or 0 for order in node.orders)
+
+    def _kind(self, node: Node) -> str:
+        """The kind of work that tells most of a node: attention, or where its FLOPs are."""
+        flops = dict.fromkeys((self._kinds[order] for order in node.orders), 0)
+        for order in node.orders:
+            flops[self._kinds[order]] += self._costs[order].flops or 0
+        return "attention" if "attention" in flops else max(flops, key=lambda kind: flops[kind])
+
+    def _tip(self, node: Node) -> str:
+        if self._is_large:
+            orders = f"#{node.orders[0]}" + (f" to #{node.orders[-1]}" if node.closed else "")
+            return f"{orders} {node.closed or self._trace.paths[node.order]}"
+        if node.closed is not None:
+            return explain_container(self._trace, node.closed, node.orders)
+        return explain_operator(self._trace, node.order)
+
+    def _add_node(self, dot: graphviz.Digraph, node: Node, label: str) -> None:
+        share = self._flops(node) / self._most if self._most else 0
+        dot.node(
+            f"n{node.order}",
+            _escape(label),
+            fillcolor=_FILLS[self._kind(node)],
+            penwidth=f"{1 + 4 * math.sqrt(share):.1f}",
+        )
+        self._titles[f"n{node.order}"] = self._tip(node)
+
+    def _add_cluster(
+        self, dot: graphviz.Digraph, cluster: _Cluster, label: Callable[[Node], str]
+    ) -> None:
+        for node in cluster.nodes:
+            self._add_node(dot, node, label(node))
+            for line in self._stubs.get(node.order, ()):
+                self._add_stub(dot, line, node.order)
+        for path, inner in cluster.inside.items():
+            with dot.subgraph(name=f"cluster_{path}") as box:
+                title = self._title(path)
+                box.attr(label=_escape(f" {title} "), **_border(path in self._outline.groups))
+                self._titles[f"cluster_{path}"] = f"{path}: {title}"
+                self._add_cluster(box, inner, label)
+
+    def _add_given(self, dot: graphviz.Digraph, name: str, given: Given) -> None:
+        """A tensor that was there before the pass, and who reads it first."""
+        tensor = self._record.tensors[given.tensor]
+        flow: Flow = "tensor"
+        if self._record.storages[tensor.storage].role == "cache":
+            flow = "cache"
+        label = f"{'.'.join(given.name.split('.')[-3:])}\n{units.shape(tensor.shape)}"
+        dot.node(name, _escape(label), **_PLAIN)
+        self._titles[name] = f"{given.name} {units.shape(tensor.shape)} {tensor.dtype}"
+        for reader in given.readers:
+            dot.edge(name, f"n{reader}", **_LINES[flow])
+
+    # lines
+
+    def _add_line(self, dot: graphviz.Digraph, line: Line, *, with_shapes: bool) -> None:
+        source, target = f"n{line.source}", f"n{line.target}"
+        shapes, said = self._carried(line)
+        attributes = dict(_LINES[line.flow])
+        if with_shapes and line.flow != "next layer":
+            attributes["label"] = "\n".join(f" {shape} " for shape in shapes[:2])
+        dot.edge(source, target, **attributes)
+        self._titles[f"{source}->{target}"] = said
+
+    def _add_stub(self, dot: graphviz.Digraph, line: Line, here: int) -> None:
+        """One end of a line that would cross everything: the other end is named beside it."""
+        there = line.source if here == line.target else line.target
+        operator = self._record.operators[self._trace.steps[there][0]]
+        named = operator.kind == "module"
+        word = _name(self._trace.paths[there]) if named else operator.op
+        stub, node = f"n{line.source}_to_n{line.target}", f"n{here}"
+        source, target = (stub, node) if here == line.target else (node, stub)
+        dot.node(stub, _escape(f"#{there} {word}"), **_PLAIN)
+        dot.edge(source, target, **_LINES[line.flow])
+        self._titles[stub] = self._titles[f"{source}->{target}"] = self._carried(line)[1]
+
+    def _carried(self, line: Line) -> tuple[list[str], str]:
+        """The shapes that a line carries, and all that is to be said of it."""
+        tensors = [self._record.tensors[index] for index in line.tensors]
+        shapes = list(dict.fromkeys(units.shape(tensor.shape) for tensor in tensors))
+        dtypes = dict.fromkeys(tensor.dtype for tensor in tensors)
+        said = f"{', '.join(shapes)} {', '.join(dtypes)}"
+        if line.flow != "tensor":
+            said += f" · {line.flow}"
+        return shapes, said if self._is_large else f"#{line.source} → #{line.target}: {said}"
+
+    def _add_rows(self, dot: graphviz.Digraph, rows: Sequence[int]) -> None:
+        dot.attr(newrank="true")
+        nodes: dict[int, list[int]] = {}
+        for node in self._outline.nodes:
+            nodes.setdefault(rows[node.order], []).append(node.order)
+        for orders in nodes.values():
+            if len(orders) > 1:
+                with dot.subgraph(graph_attr={"rank": "same"}) as row:
+                    for order in orders:
+                        row.node(f"n{order}")
+
+    # around it
+
+    def _caption(self, title: str) -> str:
+        sums = totals(self._trace)
+        passed = sum(kind == "nothing" for kind in self._kinds)
+        aside = f"\n{passed} calls that run no kernel are not drawn" if passed else ""
         return (
-            f"#{order} {self.trace.paths[order]} {operator.op}\n"
-            f"in {units.shapes(self.record.shapes(operator.inputs))}\n"
-            f"out {units.shapes(self.record.shapes(operator.outputs))}\n"
-            f"{flops} FLOPs, {units.nbytes(cost.bytes_read)} read, "
-            f"{units.nbytes(cost.bytes_written)} written\n{operator.source or ''}"
+            f"{title} · {self._trace.model.name} · {self._trace.workload}\n"
+            f"{units.scaled(sums.parameters)} parameters · {units.scaled(sums.flops)} FLOPs · "
+            f"{sums.operators} operators{aside}"
         )
 
-    def fill(self, order: int) -> str:
-        return _FILLS["module" if order in self.closed else self.kinds[order]]
-
-    def draw_edges(self, dot: graphviz.Digraph, with_shapes: bool) -> None:
-        """Edges between what is drawn; one from a layer to its next copy would loop: left out."""
-        shown = set(self.nodes)
-        found: dict[tuple[int, int], list[str]] = {}
-        for edge in edges(self.trace):
-            source, target = self.stands_for[edge.source], self.stands_for[edge.target]
-            if source < target and {source, target} <= shown:
-                labels = found.setdefault((source, target), [])
-                label = units.shape(self.record.tensors[edge.tensor].shape)
-                if label not in labels:
-                    labels.append(label)
-        fanned = _fanned_out(found)
-        for (source, target), labels in found.items():
-            attributes = {"tooltip": ", ".join(labels)}
-            if with_shapes:
-                attributes["label"] = "\n".join(labels[:2])
-            if source in fanned:
-                attributes |= {"constraint": "false", "weight": "0", "color": "#9a9a9a"}
-            dot.edge(f"n{source}", f"n{target}", **attributes)
+    def _legend(self, dot: graphviz.Digraph) -> None:
+        used = {self._kind(node) for node in self._outline.nodes}
+        rows = [kind for kind in _FILLS if kind in used]
+        flows = {line.flow for line in self._outline.lines}
+        with dot.subgraph(name="cluster_legend") as legend:
+            legend.attr(label=_NOTE, **_border(False))
+            with legend.subgraph() as row:
+                row.attr(rank="same")
+                for kind in rows:
+                    row.node(f"legend_{kind}", kind, fillcolor=_FILLS[kind], **_SMALL)
+            with legend.subgraph() as row:
+                row.attr(rank="same")
+                for number, flow in enumerate(flow for flow in _LINES if flow in flows):
+                    ends = f"legend_from{number}", f"legend_to{number}"
+                    for end in ends:
+                        row.node(end, "", shape="point", width="0.02")
+                    row.edge(*ends, label=f" {flow} ", **_LINES[flow])
+            legend.edge(f"legend_{rows[0]}", "legend_from0", style="invis")
+        for number in range(len(self._outline.given)):
+            dot.edge("legend_from0", f"given{number}", style="invis")
 
 
-def _fanned_out(found: Iterable[tuple[int, int]]) -> set[int]:
-    """Nodes that feed so many others that their edges would bend the whole drawing."""
-    targets: dict[int, int] = {}
-    for source, _ in found:
-        targets[source] = targets.get(source, 0) + 1
-    return {source for source, number in targets.items() if number > 8}
+def _stubs(lines: Sequence[Line]) -> dict[int, list[Line]]:
+    """The lines drawn at one end alone, by the node there.
+
+    Those of a node that so many others read, or that reads so many, would bend the whole drawing.
+    """
+    out = Counter(line.source for line in lines)
+    into = Counter(line.target for line in lines)
+    found: dict[int, list[Line]] = {}
+    for line in lines:
+        if out[line.source] > _MANY_LINES:
+            found.setdefault(line.target, []).append(line)
+        elif into[line.target] > _MANY_LINES:
+            found.setdefault(line.source, []).append(line)
+    return found
 
 
-def _digraph(trace: Trace, title: str, drawn: _Drawn) -> graphviz.Digraph:
-    sums = totals(trace)
-    passed = sum(kind == "nothing" for kind in drawn.kinds)
-    aside = f"\n{passed} calls that run no kernel are not drawn" if passed else ""
-    caption = (
-        f"{title} · {trace.model.name} · {trace.workload}\n"
-        f"{units.scaled(sums.parameters)} parameters · {units.scaled(sums.flops)} FLOPs · "
-        f"{sums.operators} operators{aside}"
-    )
-    dot = graphviz.Digraph(
+def _digraph(caption: str) -> graphviz.Digraph:
+    return graphviz.Digraph(
         "llmsim",
         graph_attr={
             "label": _escape(caption), "labelloc": "t", "fontname": _FONT, "fontsize": "13",
-            "rankdir": "TB", "bgcolor": "white", "nodesep": "0.25", "ranksep": "0.35",
-            "pad": "0.3", "style": "rounded", "color": "#8a8f98",
+            "rankdir": "TB", "bgcolor": "white", "nodesep": "0.25", "ranksep": "0.22",
+            "pad": "0.3", "style": "rounded", "color": _FAINT, "labeljust": "c",
         },
         node_attr={
             "shape": "box", "style": "filled,rounded", "fontname": _FONT, "fontsize": "10",
-            "color": "#4a4f57", "margin": "0.12,0.06", "height": "0.3",
+            "color": _INK, "margin": "0.15,0.05", "height": "0.25",
         },
         edge_attr={
-            "fontname": _FONT, "fontsize": "8", "color": "#4a4f57", "fontcolor": "#4a4f57",
-            "arrowsize": "0.6",
+            "fontname": _FONT, "fontsize": "8", "fontcolor": _INK, "arrowsize": "0.6",
         },
     )  # fmt: skip
-    with dot.subgraph(name="cluster_legend") as legend:
-        legend.attr(label="kind of work", fontsize="9", color="#d0d0d0", style="rounded")
-        used = [kind for kind in _FILLS if kind in {_kind(drawn, order) for order in drawn.nodes}]
-        for kind in used:
-            legend.node(f"legend_{kind}", kind, fillcolor=_FILLS[kind], fontsize="9")
-        for above, below in pairwise(used):
-            legend.edge(f"legend_{above}", f"legend_{below}", style="invis")
-    return dot
-
-
-def _kind(drawn: _Drawn, order: int) -> str:
-    return "module" if order in drawn.closed else drawn.kinds[order]
-
-
-def _draw_cluster(
-    dot: graphviz.Digraph, cluster: _Cluster, drawn: _Drawn, label: Callable[[int], str]
-) -> None:
-    for order in cluster.nodes:
-        dot.node(
-            f"n{order}",
-            _escape(label(order)),
-            fillcolor=drawn.fill(order),
-            tooltip=_escape(drawn.tooltip(order)),
-        )
-    for path, inner in cluster.inside.items():
-        with dot.subgraph(name=f"cluster_{path}") as box:
-            box.attr(
-                label=_escape(drawn.title(path)), fontsize="11", **_border(path in drawn.counts)
-            )
-            _draw_cluster(box, inner, drawn, label)
 
 
 def _border(repeated: bool) -> dict[str, str]:
     if repeated:
-        return {"penwidth": "2", "color": "#0f62ac", "fontcolor": "#0f62ac"}
-    return {"penwidth": "1", "color": "#8a8f98", "fontcolor": "black"}
-
-
-def _boxes(path: str) -> list[str]:
-    """The boxes from the outermost to the module's own: `a`, `a.b`, `a.b.0`; lists get none."""
-    parts = path.split(".") if path else []
-    paths = [".".join(parts[: depth + 1]) for depth in range(len(parts))]
-    return [
-        box
-        for depth, box in enumerate(paths)
-        if depth + 1 == len(parts) or not parts[depth + 1].isdigit()
-    ]
+        return _BOX | {"penwidth": "2", "color": _STACK, "fontcolor": _STACK}
+    return _BOX | {"penwidth": "1", "color": _FAINT, "fontcolor": _INK}
 
 
 def _name(path: str) -> str:

@@ -2,14 +2,14 @@
 
 import difflib
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from llmsim_magic.analyses import work
 from llmsim_magic.analyses.dataflow import depends_on
 from llmsim_magic.analyses.totals import costs
 from llmsim_magic.analyses.traffic import Access, traffic
 from llmsim_magic.records.errors import InvalidValue
-from llmsim_magic.records.record import Kernel, Record
+from llmsim_magic.records.record import Kernel, Operator, Record, Replay
 from llmsim_magic.records.trace import Trace, numel
 from llmsim_magic.views import units
 
@@ -40,37 +40,43 @@ def explain(trace: Trace, path: str) -> Prose:
         raise InvalidValue(
             "explain", path, f"a module of {trace.model.class_name}, such as {legal}"
         )
-    here = [order for order, operator in enumerate(trace.operators) if operator.path == path]
+    here = [order for order, other in enumerate(trace.paths) if other == path]
     below = [
-        o for o, operator in enumerate(trace.operators) if operator.path.startswith(f"{path}.")
+        order
+        for order, other in enumerate(trace.paths)
+        if other and (not path or other.startswith(f"{path}."))
     ]
-    if path == "":
-        below = [o for o, operator in enumerate(trace.operators) if operator.path]
-    parts = [_operator(trace, order) for order in here]
+    parts = [explain_operator(trace, order) for order in here]
     if below:
-        parts.insert(0, _container(trace, path, [*here, *below]))
+        parts.insert(0, explain_container(trace, path, [*here, *below]))
     if not parts:
         parts = [f"{path}: never called in {trace.workload}; it runs no operator of its own"]
     return Prose("\n\n".join((f"{trace.model.name}, {trace.workload}", *parts)))
 
 
-def _container(trace: Trace, path: str, orders: list[int]) -> str:
-    """What a container costs, and which part of it each child has."""
+def explain_container(trace: Trace, path: str, orders: Iterable[int]) -> str:
+    """What these operators of a container cost, and which part of it each child has."""
+    orders = sorted(orders)
     module = next(module for module in trace.modules if module.path == path)
     depth = path.count(".") + 1 if path else 0
     parts: dict[str, list[int]] = {}
-    for order in sorted(orders):
-        operator = trace.operators[order]
-        inside = operator.path != path
-        part = operator.path.split(".")[depth] if inside else f"{operator.op} (function)"
+    for order in orders:
+        inside = trace.paths[order] != path
+        op = _operator(trace, order).op
+        part = trace.paths[order].split(".")[depth] if inside else f"{op} (function)"
         parts.setdefault(part, []).append(order)
     lines = [
         f"{path or trace.model.class_name}: {module.type}, {len(orders)} operators, "
-        f"orders {min(orders)} to {max(orders)}",
+        f"orders {orders[0]} to {orders[-1]}",
         _costs_of(trace, orders),
     ]
     lines += [f"  {part}: {_costs_of(trace, mine)}" for part, mine in parts.items()]
     return "\n".join(lines)
+
+
+def _operator(trace: Trace, order: int) -> Operator:
+    """The recorded operator that this one is the like of."""
+    return trace.recorded.operators[trace.steps[order][0]]
 
 
 def _costs_of(trace: Trace, orders: list[int]) -> str:
@@ -84,25 +90,27 @@ def _costs_of(trace: Trace, orders: list[int]) -> str:
     )
 
 
-def _operator(trace: Trace, order: int) -> str:
-    operator, cost = trace.operators[order], costs(trace)[order]
+def explain_operator(trace: Trace, order: int) -> str:
+    """One operator: its shapes, parameters, work, traffic and what it waits for."""
+    record, (place, replay) = trace.recorded, trace.steps[order]
+    operator, kernels = record.operators[place], record.kernels_of[place]
+    cost, moved = costs(trace)[order], traffic(record)[place]
+    own = replay.own if replay else str
+    names = _names(record, replay)
     where = f" at {operator.source}" if operator.source else ""
     lines = [
-        f"{operator.path or trace.model.class_name}: {operator.op}, operator {order}{where}",
-        f"  reads {units.shapes(trace.unrolled.shapes(operator.inputs))}, "
-        f"gives {units.shapes(trace.unrolled.shapes(operator.outputs))}",
+        f"{trace.paths[order] or trace.model.class_name}: {operator.op}, operator {order}{where}",
+        f"  reads {units.shapes(record.shapes(operator.inputs))}, "
+        f"gives {units.shapes(record.shapes(operator.outputs))}",
     ]
-    replay = trace.steps[order][1]
     lines += [
-        f"  {replay.own(p.name) if replay else p.name}: "
-        f"{units.shape(p.shape)} = {units.count(p.numel)} parameters"
+        f"  {own(p.name)}: {units.shape(p.shape)} = {units.count(p.numel)} parameters"
         for p in cost.parameters
     ]
-    lines += _flops(trace, order, cost.flops)
-    lines += _elementwise(trace, order, cost.elementwise_ops)
-    moved = traffic(trace.unrolled)[order]
-    lines += _bytes("bytes read", trace, moved.reads, moved.bytes_read)
-    lines += _bytes("bytes written", trace, moved.writes, moved.bytes_written)
+    lines += _flops(record, kernels, cost.flops)
+    lines += _elementwise(record, kernels, cost.elementwise_ops)
+    lines += _bytes("bytes read", record, names, moved.reads, moved.bytes_read)
+    lines += _bytes("bytes written", record, names, moved.writes, moved.bytes_written)
     total = moved.bytes_read + moved.bytes_written
     if cost.flops and total:
         lines.append(
@@ -115,43 +123,65 @@ def _operator(trace: Trace, order: int) -> str:
     return "\n".join(lines)
 
 
+def _names(record: Record, replay: Replay | None) -> Callable[[int], str | None]:
+    """Whose a recorded storage is, seen from where an operator ran."""
+    tensors = record.tensors
+    pairs = replay.tensors if replay else ()
+    homes = {tensors[one].storage: tensors[other].storage for one, other in pairs}
+
+    def name(storage: int) -> str | None:
+        if storage in homes:
+            return record.storages[homes[storage]].name
+        named = record.storages[storage].name
+        return replay.own(named) if replay and named else named
+
+    return name
+
+
 def _short(trace: Trace, order: int) -> str:
-    operator = trace.operators[order]
-    return operator.path if operator.kind == "module" else operator.op
+    operator = _operator(trace, order)
+    return trace.paths[order] if operator.kind == "module" else operator.op
 
 
-def _flops(trace: Trace, order: int, flops: int | None) -> Iterator[str]:
+def _flops(record: Record, kernels: Iterable[Kernel], flops: int | None) -> Iterator[str]:
     if flops is None:
         yield "FLOPs: not counted: a kernel here has no formula"
         return
     yield f"FLOPs: {units.count(flops)}" + (
         "" if flops else ": no matmul, convolution or attention"
     )
-    for kernel in trace.unrolled.kernels_of[order]:
+    for kernel in kernels:
         if kernel.flops:
-            yield f"  {kernel.name}: {_derived(trace.unrolled, kernel)} (a multiply-add is two)"
-            if skipped := work.causal_skippable(trace.unrolled, kernel):
+            yield f"  {kernel.name}: {_derived(record, kernel)} (a multiply-add is two)"
+            if skipped := work.causal_skippable(record, kernel):
                 yield (
                     f"    causal: {units.count(skipped)} of them lie above the diagonal; "
                     "a kernel may skip those"
                 )
 
 
-def _elementwise(trace: Trace, order: int, ops: int | None) -> Iterator[str]:
+def _elementwise(record: Record, kernels: Iterable[Kernel], ops: int | None) -> Iterator[str]:
     if not ops:
         return
     yield f"elementwise operations: {units.count(ops)}"
-    for kernel in trace.unrolled.kernels_of[order]:
-        if number := work.elementwise_ops(trace.unrolled, kernel):
-            shapes = units.shapes(trace.unrolled.shapes(kernel.inputs))
+    for kernel in kernels:
+        if number := work.elementwise_ops(record, kernel):
+            shapes = units.shapes(record.shapes(kernel.inputs))
             yield f"  {kernel.name} of {shapes}: {units.count(number)}"
 
 
-def _bytes(title: str, trace: Trace, accesses: tuple[Access, ...], total: int) -> Iterator[str]:
+def _bytes(
+    title: str,
+    record: Record,
+    names: Callable[[int], str | None],
+    accesses: Iterable[Access],
+    total: int,
+) -> Iterator[str]:
     yield f"{title}: {units.count(total)}"
     for access in accesses:
-        tensor = trace.tensors[access.tensor]
-        what = f"{access.role} {access.name}" if access.name else access.role
+        tensor = record.tensors[access.tensor]
+        name = names(tensor.storage)
+        what = f"{access.role} {name}" if name else access.role
         whole = numel(tensor.shape) * tensor.itemsize
         repeated = " (each element once)" if 0 in tensor.strides else " (only what is looked up)"
         part = repeated if access.nbytes < whole else ""

