@@ -52,7 +52,7 @@ def finished(svg: bytes, title: str, tips: Mapping[str, str]) -> str:
             looks.move(part)
     root.insert(0, looks.markers())
     root.insert(0, looks.sheet())
-    return ElementTree.tostring(root, encoding="unicode")
+    return ElementTree.tostring(root, encoding="unicode").replace(" />", "/>")
 
 
 def _all(root: ElementTree.Element, tag: str) -> list[ElementTree.Element]:

@@ -228,7 +228,7 @@
 
     find(words) {
       const wanted = words.trim().toLowerCase();
-      const nodes = this.parts.filter((part) => part.kind === "node" && !part.name.startsWith("legend"));
+      const nodes = this.parts.filter((part) => /^n\d+$/.test(part.name));
       const says = ({ group }) => [...group.querySelectorAll("title, text")]
         .map((part) => part.textContent.split("\n")[0]).join(" ").toLowerCase();
       this.hits = wanted ? nodes.filter((part) => !part.group.style.display && says(part).includes(wanted)) : [];
