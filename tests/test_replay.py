@@ -302,3 +302,13 @@ def test_the_front_doors_can_have_every_layer_run(monkeypatch: pytest.MonkeyPatc
     assert not llmsim.sweep(config, batch=[1], context=[5], replay=False).traces[0].replays
     monkeypatch.setenv("LLMSIM_NO_REPLAY", "1")
     assert not llmsim.trace(config, context=5).trace.replays
+
+
+@pytest.mark.parametrize("make", [small.qwen3, small.mamba, small.gemma2, small.t5])
+def test_a_step_that_goes_on_from_a_prefill_is_the_step_after_one_of_its_own(make: Any) -> None:
+    model = weightless(make())
+    prefill, step = (Workload(phase, 2, 7) for phase in ("prefill", "decode"))
+    alone = run(model, step)
+    run(model, prefill)
+    assert list(differences(run(model, step), alone)) == []
+    assert list(differences(run(model, step), alone)) == []

@@ -128,8 +128,10 @@ def test_an_interrupted_sweep_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch
         lambda workload: KeyboardInterrupt() if workload == Workload("prefill", 3, 5) else None,
     )
     found = llmsim.sweep(small.qwen3(), **ASKED)
-    assert len(found.traces) == 3
-    assert found.totals["batch"].tolist() == [1, 1, 3]
+    done = [(trace.workload.batch, trace.workload.context) for trace in found.traces]
+    assert done
+    assert max(done) < (3, 5)  # a prefill and its decode step run one after the other
+    assert f"stopped early: {8 - len(done)} of the workloads not traced" in found.notes
 
 
 # what fails

@@ -36,6 +36,8 @@ class Harness:
         self.parameters = tuple(_parameters(model))
         self.roles = _roles(model)
         self.busy = RLock()  # one pass at a time
+        self.has_changed = False  # whether the last pass left something in the model
+        self.left: Any = None  # what the last pass left for the next one
         self._listener: Listener | None = None
         self._ran: set[torch.nn.Module] = set()
         layers = layers_of(model)
@@ -69,7 +71,7 @@ class Harness:
             keep = only_after_errors
         finally:
             if not keep:
-                self._snapshot.restore(self._ran)
+                self.has_changed = self._snapshot.restore(self._ran)
                 self._ran.clear()
 
     def _hook(self, path: str, module: torch.nn.Module) -> None:

@@ -17,16 +17,20 @@ class Snapshot:
     def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
         self._held = {module: _Held(module) for module in modules}
 
-    def restore(self, modules: Iterable[torch.nn.Module]) -> None:
-        """Put back what these held; they answer the next question as they did the last.
+    def restore(self, modules: Iterable[torch.nn.Module]) -> bool:
+        """Put back what these held, so that they answer the next question as they did the last.
+
+        Whether anything was otherwise.
 
         Where any of them had changed, so may those have that were only reached into: a model
         that hangs hooks on its layers notes that it did.
         """
         ran = [module for module in modules if module in self._held]
-        if any(self._held[module].restore() for module in ran):
+        changed = any(self._held[module].restore() for module in ran)
+        if changed:
             for held in self._held.values():
                 held.restore()
+        return changed
 
 
 class _Held:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
+import torch
+
 from llmsim_magic.capture.answers import Answers, answering
 from llmsim_magic.capture.inputs import passes
 from llmsim_magic.capture.inputs.ask import parameters
@@ -33,8 +35,10 @@ def run(weightless: Weightless, workload: Workload, *, replay: bool = True) -> T
     Raises `NoDecode` for decode on a model without cache or state, and `CannotTrace` with the
     cause where its forward needs a value that only weights or data decide.
     """
-    one = _Pass(weightless, workload, replay, context_note(weightless.module, workload))
-    with weightless.harness.busy, _told(weightless, workload):
+    harness, notes = weightless.harness, context_note(weightless.module, workload)
+    with harness.busy, _told(weightless, workload):
+        left, harness.left = harness.left, None
+        one = _Pass(weightless, workload, replay, notes, left)
         if workload.phase == "prefill":
             ways = passes.prefill_inputs(weightless.module, workload)
             return _first_that_runs(ways, one.recorded)
@@ -88,6 +92,38 @@ class _Primed:
 
 
 @dataclass(frozen=True, slots=True)
+class _Left:
+    """What a recorded prefill left, which a decode step with as many tokens can go on from."""
+
+    batch: int
+    context: int
+    replay: bool
+    primed: _Primed
+
+    def serves(self, asked: "_Pass") -> bool:
+        """Whether a priming pass would have been given the same."""
+        workload, model = asked.workload, asked.weightless.module
+        if (self.batch, self.context, self.replay) != (
+            workload.batch,
+            workload.context,
+            asked.replay,
+        ):
+            return False
+        wanted = next(passes.priming_inputs(model, workload)).keywords
+        mine = self.primed.keywords
+        return wanted.keys() == mine.keys() and all(
+            map(_same, wanted.values(), (mine[name] for name in wanted))
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        alike = one.shape == other.shape and one.dtype == other.dtype
+        return alike and ((one.is_meta and other.is_meta) or torch.equal(one, other))
+    return type(one) is type(other) and bool(one == other)
+
+
+@dataclass(frozen=True, slots=True)
 class _Pass:
     """A model and what is asked of it."""
 
@@ -95,19 +131,23 @@ class _Pass:
     workload: Workload
     replay: bool
     notes: Sequence[str] = ()
+    left: _Left | None = None
 
     def decoded(self, way: passes.DecodeWay) -> Trace:
         """A decode step after a priming pass; what that leaves in the model is state as well."""
         with self.weightless.harness.as_it_was():
-            primed = self._primed()
+            is_first = way is passes.DECODE_WAYS[0]
+            primed = self._primed(self.left if is_first else None)
             inputs = way(self.weightless.module, self.workload, primed.state, primed.keywords)
             return self.recorded(
                 Inputs(inputs.keywords, primed.notes + inputs.notes), before=primed.answers
             )
 
-    def _primed(self) -> _Primed:
+    def _primed(self, left: _Left | None) -> _Primed:
         """The state after `context` tokens."""
         model, info = self.weightless.module, self.weightless.info
+        if left is not None and left.serves(self):
+            return left.primed
         primed = _first_that_runs(passes.priming_inputs(model, self.workload), self._prime)
         if not primed.state:
             raise NoDecode(
@@ -125,8 +165,18 @@ class _Pass:
             harness.told(Unheard(self._replayer(answers))),
         ):
             state = passes.state_of(model, model(**inputs.keywords))
+        return self._as_primed(inputs, state and state | kept, answers)
+
+    def _as_primed(self, inputs: Inputs, state: dict[str, Any], answers: Answers) -> _Primed:
         notes = [*inputs.notes, *(f"before the step: {note}" for note in answers.notes())]
-        return _Primed(inputs.keywords, state and state | kept, notes, answers)
+        return _Primed(inputs.keywords, state, notes, answers)
+
+    def _can_go_on(self, state: dict[str, Any]) -> bool:
+        """Whether all that a prefill leaves is in the state that it returned."""
+        harness, forward = self.weightless.harness, self.weightless.module.forward
+        if self.workload.phase != "prefill" or not state or harness.has_changed:
+            return False
+        return "encoder_outputs" not in parameters(forward)
 
     def recorded(
         self, inputs: Inputs, args: tuple[Any, ...] = (), before: Answers | None = None
@@ -139,6 +189,9 @@ class _Pass:
             with harness.told(recorder), listening(recorder):
                 output = model(*args, **keywords)
         state = passes.state_of(model, output) if is_huggingface(model) else {}
+        if self._can_go_on(state):
+            primed = self._as_primed(inputs, state, answers)
+            harness.left = _Left(self.workload.batch, self.workload.context, self.replay, primed)
         slots = _name_cache(recorder, state)
         results = recorder.table.add_all(_without(output, state))
         record, replays = assemble(recorder, results)

@@ -76,14 +76,16 @@ def run_all(
     Raises `LlmsimError` where none could be traced or was cancelled before any was, and
     KeyboardInterrupt likewise.
     """
+    # A decode step goes on from the prefill of as many tokens, where that was the pass before it.
+    queue = sorted(workloads, key=lambda workload: (workload.batch, workload.context))
     running = (
-        _here(recipe, workloads, replay)
+        _here(recipe, queue, replay)
         if executor is None
-        else _on(executor, recipe, workloads, replay, cancelled)
+        else _on(executor, recipe, queue, replay, cancelled)
     )
     found: dict[Workload, Outcome] = {}
     try:
-        for number, workload in enumerate(workloads, 1):
+        for number, workload in enumerate(queue, 1):
             if cancelled():
                 break
             progress(f"workload {number} of {len(workloads)}: {workload}")
