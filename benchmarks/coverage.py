@@ -268,6 +268,8 @@ def table() -> None:
                 "class": row.get("class", small.get("class", "")),
                 "full_prefill": row["prefill"],
                 "full_decode": row.get("decode", ""),
+                "prefill_replay": row.get("prefill_replay", ""),
+                "decode_replay": row.get("decode_replay", ""),
                 "operators": row.get("operators"),
                 "seconds": row.get("seconds"),
                 "peak_mib": row.get("peak_mib"),
@@ -295,6 +297,7 @@ def summary(frame: pd.DataFrame, reduced: list[dict[str, Any]]) -> str:
     shrunk = frame["model_type"].isin([row["model_type"] for row in models])
     traced = frame["full_prefill"].eq("yes")
     whole = shrunk | traced
+    replays = [*frame["prefill_replay"], *frame["decode_replay"]]
     lines = [
         "# Coverage",
         "",
@@ -309,6 +312,9 @@ def summary(frame: pd.DataFrame, reduced: list[dict[str, Any]]) -> str:
         f"| {(traced & whole).sum()} |",
         f"| … and a decode step | those with a cache or state | "
         f"{frame['full_decode'].eq('yes').sum()} |",
+        f"| … with layers replayed, record for record as with each run: passes | "
+        f"{sum(map(_is_replayed, replays))} with layers that are alike "
+        f"| {sum(replay == 'equal' for replay in replays)} |",
         f"| made small: every module as in a real forward, prefill | {len(real)} that really run "
         f"| {len(true)} |",
         f"| … decode step | {len(steps)} that really run | "
@@ -334,6 +340,10 @@ def summary(frame: pd.DataFrame, reduced: list[dict[str, Any]]) -> str:
         if not str(row.get(phase) or "none").startswith((*NO_STEP, "yes"))
     ]
     return "\n".join(lines) + "\n"
+
+
+def _is_replayed(outcome: object) -> bool:
+    return isinstance(outcome, str) and outcome not in ("", "no layers alike")
 
 
 NO_REAL = ("no real forward", "no default configuration", "over ", "the process died")
