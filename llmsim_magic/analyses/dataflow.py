@@ -150,7 +150,7 @@ def _recorded(
     record: Record, layers: dict[tuple[int, int], _Stretch], first: int, last: int
 ) -> Iterable[_Stretch]:
     """The operators that were run from one to before another, the layers among them whole."""
-    ends = dict(layers)
+    ends = {bounds: layer for bounds, layer in layers.items() if bounds[0] < bounds[1]}
     while first < last:
         layer = next((bounds for bounds in ends if bounds[0] == first), None)
         following = min((b[0] for b in ends if b[0] > first), default=last)

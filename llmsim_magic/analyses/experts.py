@@ -84,7 +84,7 @@ def _listed(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
     routings = []
     for (parent, _), group in groups.items():
         router = modules[parent]
-        while router.is_list:
+        while router.is_list and router.path:
             router = modules[router.path.rpartition(".")[0]]
         tokens = _rows(trace, router.path)
         read = {module.path: _routed_rows(trace, router.path, module.path) for module in group}

@@ -22,7 +22,7 @@ class Layer:
 
     @property
     def path(self) -> str:
-        return f"{self.stack}.{self.index}"
+        return f"{self.stack}.{self.index}" if self.stack else str(self.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +62,17 @@ def repeats(trace: Trace) -> tuple[Repeat, ...]:
     """Groups of layers that are the same work, in the order of their first.
 
     The same: equal operators in equal order, on equal shapes and weights, each waiting for the
-    same ones inside the layer.
+    same ones inside the layer and for the same of those outside that serve several layers, such
+    as a mask.
     """
     members: dict[Layer, list[int]] = {}
     for order, layer in enumerate(layers(trace)):
         if layer is not None:
             members.setdefault(layer, []).append(order)
-    works = _works(trace)
+    works, served = _works(trace), _served(trace)
     groups: dict[tuple[str, object], list[Layer]] = {}
     for layer, orders in members.items():
-        signature = tuple(_signature(trace, layer, orders, works))
+        signature = tuple(_signature(trace, layer, orders, works, served))
         groups.setdefault((layer.stack, signature), []).append(layer)
     return tuple(
         Repeat(group[0], tuple(layer.index for layer in group)) for group in groups.values()
@@ -79,7 +80,7 @@ def repeats(trace: Trace) -> tuple[Repeat, ...]:
 
 
 def _signature(
-    trace: Trace, layer: Layer, orders: list[int], works: tuple[int, ...]
+    trace: Trace, layer: Layer, orders: list[int], works: tuple[int, ...], served: frozenset[int]
 ) -> Iterator[object]:
     place = {order: position for position, order in enumerate(orders)}
     for order in orders:
@@ -87,7 +88,18 @@ def _signature(
             trace.paths[order].removeprefix(layer.path),
             works[order],
             tuple(place[source] for source in depends_on(trace)[order] if source in place),
+            tuple(source for source in depends_on(trace)[order] if source in served),
         )
+
+
+def _served(trace: Trace) -> frozenset[int]:
+    """Operators outside of layers that several layers wait for."""
+    readers: dict[int, set[Layer]] = {}
+    for order, layer in enumerate(layers(trace)):
+        for source in depends_on(trace)[order] if layer else ():
+            if layers(trace)[source] is None and layer is not None:
+                readers.setdefault(source, set()).add(layer)
+    return frozenset(source for source, found in readers.items() if len(found) > 1)
 
 
 def _works(trace: Trace) -> tuple[int, ...]:

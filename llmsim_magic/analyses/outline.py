@@ -220,7 +220,11 @@ def _lines(
             flow = "residual" if residual[ends] else "tensor"
         found.setdefault((source, target, flow), {})[edge.tensor] = None
     for (source, target, flow), tensors in found.items():
-        if flow != "residual" or (source, target, "tensor") not in found:
+        if flow == "tensor":
+            yield Line(
+                source, target, flow, (*tensors, *found.get((source, target, "residual"), ()))
+            )
+        elif flow != "residual" or (source, target, "tensor") not in found:
             yield Line(source, target, flow, tuple(tensors))
 
 

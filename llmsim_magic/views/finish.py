@@ -11,6 +11,8 @@ _SVG = "http://www.w3.org/2000/svg"
 _NUMBER = re.compile(r"-?\d+\.\d+")
 # Said once for the whole picture instead of at every word.
 _COMMON = {"text-anchor": "middle", "font-size": "10.00"}
+# Of the widths that the layout reckons with, as far as a system has one.
+_FONTS = "Helvetica,Arial,'Liberation Sans','Nimbus Sans',sans-serif"
 _LARGE = 200_000  # bytes; so large a picture does without tenths of a point
 _LOOKS = ("fill", "stroke", "stroke-width", "stroke-dasharray")
 
@@ -26,9 +28,7 @@ def finished(svg: bytes, title: str, tips: Mapping[str, str]) -> str:
     root = ElementTree.fromstring(svg)  # noqa: S314 - the layout's own output
     root.set("role", "graphics-document document")
     root.set("aria-label", title)
-    fonts = {text.get("font-family", "") for text in _all(root, "text")}
-    common = _COMMON | ({"font-family": fonts.pop()} if len(fonts) == 1 else {})
-    root.attrib.update(common)
+    root.attrib.update(_COMMON | {"font-family": _FONTS})
     looks = _Looks(f"s{crc32(svg):08x}")
     root.set("class", looks.scope)
     digits = 1 if len(svg) < _LARGE else 0
@@ -45,7 +45,8 @@ def finished(svg: bytes, title: str, tips: Mapping[str, str]) -> str:
                 places = 1 if name == "d" else digits  # a line's end tells where its head points
                 part.set(name, _NUMBER.sub(partial(_rounded, places), part.attrib[name]))
         if part.tag == f"{{{_SVG}}}text":
-            for name, value in common.items():
+            part.attrib.pop("font-family", None)
+            for name, value in _COMMON.items():
                 if part.get(name) == value:
                     del part.attrib[name]
         else:
@@ -69,7 +70,7 @@ def _name(group: ElementTree.Element, title: str, tips: Mapping[str, str]) -> No
     if said is None or said.text is None:
         return
     if group.get("class") != "graph":
-        group.set("data-name", said.text.replace("->", " "))
+        group.set("data-name", said.text.replace("->", " "))  # only a line's has an arrow
         title = ""
     said.text = tips.get(said.text, title)
     if not said.text:

@@ -50,7 +50,8 @@ _INK, _QUIET, _FAINT, _STACK = "#222222", "#5c636d", "#8a8f98", "#0f62ac"
 _SMALL = {"fontsize": "9", "margin": "0.06,0.03", "height": "0.2"}
 _PLAIN = {"shape": "plaintext", "style": "", "fontcolor": _QUIET}
 _BOX = {"fontsize": "11", "labeljust": "l"}
-_NOTE = " thick border: much of the FLOPs · ▸ opened by a larger depth "
+_NOTE = " thick border: much of the FLOPs "
+_CLOSED = "· ▸ opened by a larger depth "
 _MANY_LINES = 8
 _MANY_NODES = 150  # a larger drawing says less of each
 
@@ -169,7 +170,8 @@ class _Drawn:
             head = f"{path} · {operator.op}" if operator.kind == "module" else operator.op
             given = operator.outputs
         params = sum(self._costs[order].params for order in node.orders)
-        words = f" · {units.scaled(params)} params" if params else ""
+        each = " each" if self._stands_for_layers(node) else ""
+        words = f" · {units.scaled(params)} params{each}" if params else ""
         return f"{head}\n{units.shapes(record.shapes(given)[:1])}{words}"
 
     def _title(self, path: str) -> str:
@@ -177,16 +179,21 @@ class _Drawn:
         group, module = self._outline.groups.get(path), self._modules[path]
         name, number = _name(path), 1 if group is None else len(group.indices)
         if group is not None and number > 1:
-            name = f"{name.rpartition('.')[0]}.{index_spans(group.indices)} ×{number}"
+            stem = name.removesuffix(str(group.first.index))
+            name = f"{stem}{index_spans(group.indices)} ×{number}"
         told = self._outline.differences.get(path)
         return f"{name} · {module.type}" + (f"\n {told} " if told else "")
+
+    def _stands_for_layers(self, node: Node) -> bool:
+        group = self._outline.groups.get(node.closed or "")
+        return group is not None and len(group.indices) > 1
 
     def _operator(self, node: Node) -> Operator:
         return self._record.operators[self._trace.steps[node.order][0]]
 
     def _flops(self, node: Node) -> int:
         """Of all the layers that a node stands for."""
-        group = self._outline.groups.get(self._outline.group_of(node.box) or "")
+        group = self._outline.groups.get(self._outline.group_of(node.closed or node.box) or "")
         times = 1 if group is None else len(group.indices)
         return times * sum(self._costs[order].flops or 0 for order in node.orders)
 
@@ -202,7 +209,8 @@ class _Drawn:
             orders = f"#{node.orders[0]}" + (f" to #{node.orders[-1]}" if node.closed else "")
             return f"{orders} {node.closed or self._trace.paths[node.order]}"
         if node.closed is not None:
-            return explain_container(self._trace, node.closed, node.orders)
+            each = "each of them: " if self._stands_for_layers(node) else ""
+            return each + explain_container(self._trace, node.closed, node.orders)
         return explain_operator(self._trace, node.order)
 
     def _add_node(self, dot: graphviz.Digraph, node: Node, label: str) -> None:
@@ -223,10 +231,10 @@ class _Drawn:
             for line in self._stubs.get(node.order, ()):
                 self._add_stub(dot, line, node.order)
         for path, inner in cluster.inside.items():
-            with dot.subgraph(name=f"cluster_{path}") as box:
-                title = self._title(path)
+            name, title = f"cluster_{len(self._titles)}", self._title(path)
+            self._titles[name] = f"{path}: {title}"
+            with dot.subgraph(name=name) as box:
                 box.attr(label=_escape(f" {title} "), **_border(path in self._outline.groups))
-                self._titles[f"cluster_{path}"] = f"{path}: {title}"
                 self._add_cluster(box, inner, label)
 
     def _add_given(self, dot: graphviz.Digraph, name: str, given: Given) -> None:
@@ -240,6 +248,7 @@ class _Drawn:
         self._titles[name] = f"{given.name} {units.shape(tensor.shape)} {tensor.dtype}"
         for reader in given.readers:
             dot.edge(name, f"n{reader}", **_LINES[flow])
+            self._titles[f"{name}->n{reader}"] = self._titles[name]
 
     # lines
 
@@ -255,9 +264,8 @@ class _Drawn:
     def _add_stub(self, dot: graphviz.Digraph, line: Line, here: int) -> None:
         """One end of a line that would cross everything: the other end is named beside it."""
         there = line.source if here == line.target else line.target
-        operator = self._record.operators[self._trace.steps[there][0]]
-        named = operator.kind == "module"
-        word = _name(self._trace.paths[there]) if named else operator.op
+        other = next(node for node in self._outline.nodes if node.order == there)
+        word = self.label(other).split("\n")[0].split(" · ")[0]
         stub, node = f"n{line.source}_to_n{line.target}", f"n{here}"
         source, target = (stub, node) if here == line.target else (node, stub)
         dot.node(stub, _escape(f"#{there} {word}"), **_PLAIN)
@@ -299,24 +307,31 @@ class _Drawn:
 
     def _legend(self, dot: graphviz.Digraph) -> None:
         used = {self._kind(node) for node in self._outline.nodes}
-        rows = [kind for kind in _FILLS if kind in used]
         flows = {line.flow for line in self._outline.lines}
+        kinds_ = [f"legend_{kind}" for kind in _FILLS if kind in used]
+        ends: list[str] = []
         with dot.subgraph(name="cluster_legend") as legend:
-            legend.attr(label=_NOTE, **_border(False))
+            is_closed = any(node.closed is not None for node in self._outline.nodes)
+            legend.attr(label=_NOTE + (_CLOSED if is_closed else ""), **_border(False))
             with legend.subgraph() as row:
                 row.attr(rank="same")
-                for kind in rows:
-                    row.node(f"legend_{kind}", kind, fillcolor=_FILLS[kind], **_SMALL)
+                for name in kinds_:
+                    kind = name.removeprefix("legend_")
+                    row.node(name, kind, fillcolor=_FILLS[kind], **_SMALL)
             with legend.subgraph() as row:
                 row.attr(rank="same")
-                for number, flow in enumerate(flow for flow in _LINES if flow in flows):
-                    ends = f"legend_from{number}", f"legend_to{number}"
-                    for end in ends:
-                        row.node(end, "", shape="point", width="0.02")
-                    row.edge(*ends, label=f" {flow} ", **_LINES[flow])
-            legend.edge(f"legend_{rows[0]}", "legend_from0", style="invis")
-        for number in range(len(self._outline.given)):
-            dot.edge("legend_from0", f"given{number}", style="invis")
+                for flow, style in _LINES.items():
+                    if flow in flows:
+                        pair = f"legend_from{len(ends)}", f"legend_to{len(ends)}"
+                        for end in pair:
+                            row.node(end, "", shape="point", width="0.02")
+                        row.edge(*pair, label=f" {flow} ", **style)
+                        ends.append(pair[0])
+            if kinds_ and ends:
+                legend.edge(kinds_[0], ends[0], style="invis")
+        for last in (ends or kinds_)[:1]:
+            for number in range(len(self._outline.given)):
+                dot.edge(last, f"given{number}", style="invis")
 
 
 def _stubs(lines: Sequence[Line]) -> dict[int, list[Line]]:

