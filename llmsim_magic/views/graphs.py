@@ -329,9 +329,18 @@ class _Drawn:
                         ends.append(pair[0])
             if kinds_ and ends:
                 legend.edge(kinds_[0], ends[0], style="invis")
-        for last in (ends or kinds_)[:1]:
-            for number in range(len(self._outline.given)):
-                dot.edge(last, f"given{number}", style="invis")
+        lowest = ends or kinds_
+        if lowest:
+            for first in self._firsts():
+                dot.edge(lowest[len(lowest) // 2], first, style="invis")
+
+    def _firsts(self) -> list[str]:
+        """What nothing that is drawn comes before: the legend stands above it."""
+        given = self._outline.given
+        read = {reader for each in given for reader in each.readers}
+        read |= {line.target for line in self._outline.lines if line.flow != "next layer"}
+        begin = (node.order for node in self._outline.nodes if node.order not in read)
+        return [*(f"given{n}" for n in range(len(given))), *(f"n{order}" for order in begin)]
 
 
 def _stubs(lines: Sequence[Line]) -> dict[int, list[Line]]:
