@@ -6,6 +6,8 @@ import pytest
 
 import llmsim_magic as llmsim
 from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.views.prose import explain_operator
+from tests import small
 
 MODELS = ["Qwen/Qwen3-0.6B", "gpt2", "google/vit-base-patch16-224", "mistralai/Mixtral-8x7B-v0.1"]
 PRODUCT = re.compile(r"((?:[\d,]+ × )+(?:[\d,]+|\(\d+ \+ \d+\))) = ([\d,]+)")
@@ -54,3 +56,13 @@ def test_a_module_that_never_runs_says_so() -> None:
 def test_an_unknown_path_names_the_nearest() -> None:
     with pytest.raises(InvalidValue, match=r"model\.layers\.0\.mlp\.up_proj"):
         llmsim.trace("Qwen/Qwen3-0.6B").explain("model.layers.0.mlp.up_prj")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mixtral", "gemma2", "whisper"])
+def test_a_replayed_layer_is_explained_as_one_that_ran(name: str) -> None:
+    replayed, ran = (
+        llmsim.trace(getattr(small, name)(), phase="decode", context=7, replay=replay).trace
+        for replay in (True, False)
+    )
+    for order in range(len(ran.operators)):
+        assert explain_operator(replayed, order) == explain_operator(ran, order)

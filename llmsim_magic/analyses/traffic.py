@@ -123,15 +123,17 @@ def _keep(
 def _capped(record: Record, accesses: dict[tuple[int, int, int], Access]) -> tuple[Access, ...]:
     """No storage is moved more than once whole, however many overlapping views are used."""
     left: dict[int, int] = {}
-    kept = []
-    for (storage, _, nbytes), access in sorted(accesses.items(), key=lambda item: -item[0][2]):
+    moved: dict[tuple[int, int, int], int] = {}
+    for key in sorted(accesses, key=lambda key: -key[2]):
+        storage, _, nbytes = key
         rest = left.setdefault(storage, record.storages[storage].nbytes)
-        moved = min(nbytes, rest)
-        left[storage] = rest - moved
-        if moved:
-            kept.append((access, moved))
-    kept.sort(key=lambda pair: pair[0].tensor)
-    return tuple(Access(a.tensor, moved, a.role, a.name) for a, moved in kept)
+        moved[key] = min(nbytes, rest)
+        left[storage] = rest - moved[key]
+    return tuple(
+        Access(access.tensor, moved[key], access.role, access.name)
+        for key, access in accesses.items()
+        if moved[key]
+    )
 
 
 def _needed_later(record: Record) -> dict[int, int]:
