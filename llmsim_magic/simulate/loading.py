@@ -12,7 +12,7 @@ from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.capture.resolve import Facts, Source, facts_of, source_of
 from llmsim_magic.records.errors import CannotTrace, InvalidValue
 from llmsim_magic.records.trace import Trace
-from llmsim_magic.records.workload import Workload
+from llmsim_magic.records.workload import IsCancelled, Workload, never
 from llmsim_magic.simulate import memory
 from llmsim_magic.simulate.request import Build
 
@@ -86,13 +86,20 @@ def built(recipe: Recipe, progress: Progress = silent) -> "Weightless":
         return memory.model(recipe.key, lambda: _build(recipe))
 
 
-def traced(recipe: Recipe, workload: Workload, replay: bool) -> Trace:
-    """The trace of a workload, remembered; with `replay` layers that are alike run once."""
+def traced(
+    recipe: Recipe, workload: Workload, replay: bool, cancelled: IsCancelled = never
+) -> Trace:
+    """The trace of a workload, remembered; with `replay` layers that are alike run once.
+
+    Raises `KeyboardInterrupt` once it is cancelled.
+    """
     from llmsim_magic.capture.run import run
 
     weightless = built(recipe)
     question = (workload, replay)
-    return memory.trace(weightless, question, lambda: run(weightless, workload, replay=replay))
+    return memory.trace(
+        weightless, question, lambda: run(weightless, workload, replay=replay, cancelled=cancelled)
+    )
 
 
 def _build(recipe: Recipe) -> "Weightless":
