@@ -16,7 +16,8 @@ _STYLE = """\
 .llmsim-graph {background:white; color:#222; color-scheme:light; padding:4px; text-align:center}
 .llmsim-graph[data-live] {max-height:none !important; overflow:hidden !important}
 .llmsim-graph svg {display:block; margin:auto; cursor:grab; touch-action:pan-y}
-.llmsim-graph svg g.cluster {cursor:pointer}
+.llmsim-graph svg g:is(.cluster,.node) {cursor:pointer}
+.llmsim-graph svg g.chosen :is(path,polygon) {stroke:#b3003b; stroke-width:5}
 .llmsim-graph :is(svg,g):focus-visible {outline:2px solid #0f62ac}
 .llmsim-bar {display:flex; gap:4px; align-items:center; padding-bottom:4px; font-size:12px}
 .llmsim-bar :is(button,input) {font-size:12px; padding:2px 8px}
@@ -28,12 +29,14 @@ FORMATS = ("svg", "dot", "png", "pdf")
 class Graph:
     """DOT source with a title; `svg` is laid out at first use.
 
-    In a notebook it is shown as an image, which also works where the notebook is not trusted.
+    `tips` are what its parts say, by their names in the source. `drawn_as` has for each operator
+    of the pass the order of the node that stands for it: node 5 is called `n5`. In a notebook it is shown as an image, which also works where the notebook is not trusted.
     """
 
     dot: str
     title: str
     tips: Mapping[str, str] = field(default_factory=dict)
+    drawn_as: tuple[int | None, ...] = ()
 
     @cached_property
     def svg(self) -> str:
@@ -57,7 +60,8 @@ class Graph:
             file.write_bytes(render(self.dot, ending))
         return file
 
-    def _repr_html_(self) -> str:
+    def picture(self) -> str:
+        """HTML of the drawing as an image, which `viewer` brings to life where scripts run."""
         try:
             data = base64.b64encode(self.svg.encode()).decode()
         except CannotDraw as error:
@@ -68,14 +72,16 @@ class Graph:
             '<div class="llmsim-graph" style="background:white;overflow:auto;max-height:85vh">'
             f'<img alt="{title}" title="{title}" style="max-width:100%" '
             f'src="data:image/svg+xml;base64,{data}"/></div>'
-            f"<script>{_viewer()}</script>"
         )
+
+    def _repr_html_(self) -> str:
+        return f"{self.picture()}<script>(() => {{{viewer()}enliven(document);}})();</script>"
 
     def __repr__(self) -> str:
         return f"Graph({self.title!r}: .svg, .dot, .save(path))"
 
 
 @cache
-def _viewer() -> str:
-    """The script that makes a picture one to pan, zoom, search and fold."""
+def viewer() -> str:
+    """JavaScript whose `enliven(root)` makes pictures ones to pan, zoom, search and fold."""
     return resources.files("llmsim_magic.views").joinpath("viewer.js").read_text("utf-8")

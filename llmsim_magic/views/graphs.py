@@ -146,7 +146,7 @@ class _Drawn:
         if rows is not None and not self.words.is_large:
             self._add_rows(dot, rows)
         name = f"{self._trace.model.name}: {title.lower()}, {self._trace.workload}"
-        return Graph(dot.source, name, self._titles)
+        return Graph(dot.source, name, self._titles, self._outline.drawn_as)
 
     # nodes
 
