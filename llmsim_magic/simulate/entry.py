@@ -146,13 +146,12 @@ def answer_of(
 
     Raises `Cancelled` where it was cancelled before any workload was traced.
     """
-    many = "multi-config" in request.views
-    several = max(map(len, (request.phases, request.batches, request.contexts))) > 1
+    many = request.is_sweep
     found = _sweep(recipe, request, None, cancelled, progress)
     report = Report(
         _main(found),
-        request.views if many or not several else (*request.views, "multi-config"),
-        found if many or several else None,
+        tuple(dict.fromkeys((*request.views, "multi-config"))) if many else request.views,
+        found if many else None,
         request.explained,
         request.drawn,
         found.ask,

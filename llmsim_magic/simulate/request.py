@@ -7,7 +7,7 @@ from llmsim_magic.records.errors import InvalidValue, one_of
 from llmsim_magic.records.selection import Selection
 from llmsim_magic.records.workload import ATTENTIONS, dtype_name, whole_number
 
-VIEWS = ("summary", "ops", "deps", "topological", "multi-config")
+VIEWS = ("summary", "ops", "deps", "topological", "multi-config", "costs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +53,9 @@ class Request:
         for name, values in (("batch", self.batches), ("context", self.contexts)):
             for value in values:
                 whole_number(name, value)
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it asks for several workloads."""
+        sizes = map(len, (self.phases, self.batches, self.contexts))
+        return "multi-config" in self.views or max(sizes) > 1

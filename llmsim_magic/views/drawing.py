@@ -3,12 +3,14 @@
 import base64
 import html
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 
 from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.workload import IsCancelled, never
 from llmsim_magic.views.finish import finished
 from llmsim_magic.views.svg import CannotDraw, render
 
@@ -30,7 +32,8 @@ class Graph:
     """DOT source with a title; `svg` is laid out at first use.
 
     `tips` are what its parts say, by their names in the source. `drawn_as` has for each operator
-    of the pass the order of the node that stands for it: node 5 is called `n5`. In a notebook it is shown as an image, which also works where the notebook is not trusted.
+    of the pass the order of the node that stands for it: node 5 is called `n5`. In a notebook it
+    is shown as an image, which also works where the notebook is not trusted.
     """
 
     dot: str
@@ -38,10 +41,28 @@ class Graph:
     tips: Mapping[str, str] = field(default_factory=dict)
     drawn_as: tuple[int | None, ...] = ()
 
+    def node_of(self, order: int) -> str:
+        """The name of the node that stands for an operator; empty where none does."""
+        node = self.drawn_as[order] if order < len(self.drawn_as) else None
+        return "" if node is None else f"n{node}"
+
+    def operator_of(self, node: str) -> int | None:
+        """The first operator that a node of that name stands for."""
+        return next((o for o in range(len(self.drawn_as)) if self.node_of(o) == node), None)
+
     @cached_property
     def svg(self) -> str:
         """Raises `CannotDraw` where no layout program serves; `dot` is then still there."""
-        return finished(render(self.dot), self.title, self.tips)
+        return self._laid_out(never)
+
+    def prepare(self, cancelled: IsCancelled) -> None:
+        """Lay out `svg` now; whoever asks for it later does so again if it is cancelled here."""
+        with suppress(CannotDraw):
+            if "svg" not in vars(self):
+                vars(self)["svg"] = self._laid_out(cancelled)
+
+    def _laid_out(self, cancelled: IsCancelled) -> str:
+        return finished(render(self.dot, cancelled=cancelled), self.title, self.tips)
 
     def save(self, path: str | Path) -> Path:
         """Write `.svg`, `.dot`, `.png` or `.pdf`; the last two need the program `dot`.

@@ -69,7 +69,8 @@ def dependency_graph(trace: Trace, selection: Selection) -> Graph:
     if selection.depth is None and selection.level == "operator":
         selection = replace(selection, depth=screenful(trace, selection.layers))
     drawn = _Drawn(trace, outline(trace, selection))
-    return drawn.graph("Dependencies", _boxes_of_modules, drawn.words.label)
+    graph = drawn.graph("Dependencies", _boxes_of_modules, drawn.words.label)
+    return _of_operators(graph, selection.level)
 
 
 def topological_graph(trace: Trace, selection: Selection) -> Graph:
@@ -85,7 +86,13 @@ def topological_graph(trace: Trace, selection: Selection) -> Graph:
     def label(node: Node) -> str:
         return f"#{node.order} {drawn.words.label(node)} · rank {place[node.order]}"
 
-    return drawn.graph("Execution order", _boxes_of_layers, label, place)
+    graph = drawn.graph("Execution order", _boxes_of_layers, label, place)
+    return _of_operators(graph, selection.level)
+
+
+def _of_operators(graph: Graph, level: Level) -> Graph:
+    """A node that is a kernel stands for no operator."""
+    return replace(graph, drawn_as=()) if level == "kernel" else graph
 
 
 def _seen_at(trace: Trace, level: Level) -> Trace:
