@@ -22,6 +22,7 @@ from llmsim_magic.capture.resolve import Source, declared_classes
 from llmsim_magic.capture.tensors import dtype_name
 from llmsim_magic.records.errors import CannotTrace, clip
 from llmsim_magic.records.trace import ModelInfo
+from llmsim_magic.records.workload import IsCancelled, never
 
 META = torch.device("meta")
 # Which auto class is asked first: a decoder with its encoder before the decoder alone.
@@ -78,11 +79,13 @@ def from_config(
     attention: str | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
+    cancelled: IsCancelled = never,
 ) -> Weightless:
     """Build the model that a config describes, on `meta`.
 
     The class is the one the checkpoint declares, or `AutoModel`'s with `base`.
-    Raises `CannotTrace` where transformers cannot build it.
+    Raises `CannotTrace` where transformers cannot build it, and `KeyboardInterrupt` once it is
+    cancelled.
     """
     config = copy.deepcopy(source.config)
     notes = list(source.notes)
@@ -100,7 +103,7 @@ def from_config(
         options["trust_remote_code"] = True
     try:
         builder = _builder(config, base, source.name)
-        with knowing_buffers() as buffers, META:
+        with knowing_buffers(cancelled) as buffers, META:
             module = builder(config, **options)
     except CannotTrace:
         raise

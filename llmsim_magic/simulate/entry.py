@@ -185,7 +185,7 @@ def _sweep(
     phases = request.phases or (PHASES if many else PHASES[:1])
     batches = request.batches or (SWEEP_BATCHES if many else SWEEP_BATCHES[:1])
     contexts = request.contexts or (SWEEP_CONTEXTS if many else SWEEP_CONTEXTS[1:])
-    weightless = built(recipe, progress)
+    weightless = built(recipe, progress, cancelled)
     _needs_config(weightless)
     replay = _replaying(request.replay)
     number = len(phases) * len(batches) * len(contexts)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.capture.resolve import Facts, Source, facts_of, source_of
-from llmsim_magic.records.errors import CannotTrace, InvalidValue
+from llmsim_magic.records.errors import Cancelled, CannotTrace, InvalidValue
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import IsCancelled, Workload, never
 from llmsim_magic.simulate import memory
@@ -74,16 +74,23 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     )
 
 
-def built(recipe: Recipe, progress: Progress = silent) -> "Weightless":
+def built(
+    recipe: Recipe, progress: Progress = silent, cancelled: IsCancelled = never
+) -> "Weightless":
     """The model of a recipe, kept for the next question.
 
-    Raises `CannotTrace` where it cannot be built.
+    Raises `CannotTrace` where it cannot be built, `Cancelled` where that was cancelled.
     """
     if recipe.weightless is not None:
         return recipe.weightless
     progress(f"building {recipe.name} without weights")
-    with _building:
-        return memory.model(recipe.key, lambda: _build(recipe))
+    try:
+        with _building:
+            return memory.model(recipe.key, lambda: _build(recipe, cancelled))
+    except KeyboardInterrupt:
+        if cancelled():
+            raise Cancelled(f"{recipe.name}: cancelled while it was built") from None
+        raise
 
 
 def traced(
@@ -102,7 +109,7 @@ def traced(
     )
 
 
-def _build(recipe: Recipe) -> "Weightless":
+def _build(recipe: Recipe, cancelled: IsCancelled) -> "Weightless":
     from llmsim_magic.capture.weightless import from_config
 
     build = recipe.build
@@ -117,6 +124,7 @@ def _build(recipe: Recipe) -> "Weightless":
         attention=build.attn,
         dtype=build.dtype,
         trust_remote_code=build.trust_remote_code,
+        cancelled=cancelled,
     )
 
 

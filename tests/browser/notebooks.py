@@ -79,5 +79,9 @@ class PanelPage:
     def tab(self, name: str) -> None:
         self.root.get_by_role("tab", name=name).click()
 
+    def visible(self, selector: str, text: str = "") -> Any:
+        """The first of its kind that is seen, with that text in it."""
+        return self.root.locator(f"{selector}:visible", has_text=text).first
+
     def button(self, name: str) -> Any:
         return self.root.get_by_role("button", name=name, exact=True)

@@ -1,5 +1,6 @@
 """The panel: explore a model with dropdowns and sliders, the answers in tabs."""
 
+import html
 import re
 import traceback
 import uuid
@@ -31,6 +32,7 @@ from llmsim_magic.simulate.entry import answer_of
 from llmsim_magic.simulate.loading import Recipe, recipe_of
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import Build, Request
+from llmsim_magic.views.drawing import Graph
 from llmsim_magic.views.page import as_html
 
 _KNOWN = 64  # answers that are shown again at once
@@ -54,8 +56,12 @@ class _Asked:
     @property
     def key(self) -> Hashable:
         """Equal for what has the same answer."""
-        model = self.model if isinstance(self.model, str) else id(self.model)
-        return model, replace(self.request, model=None)
+        return self.which, replace(self.request, model=None)
+
+    @property
+    def which(self) -> Hashable:
+        """Equal for the same model."""
+        return self.model if isinstance(self.model, str) else id(self.model)
 
     @property
     def is_variable(self) -> bool:
@@ -144,7 +150,8 @@ class Panel:
         """
         if not hasattr(get_ipython(), "kernel"):
             raise NoNotebook("panel: it needs a notebook; here, try %llmsim gpt2 --ops")
-        display(self.widget)
+        words = {"text/plain": repr(self)}
+        display(self.widget._repr_mimebundle_() | words, raw=True)
         self._saved = display(self._page(), raw=True, display_id=True)
         if self.report is None and self.controls.model.value:
             thread = self.refresh()
@@ -163,27 +170,33 @@ class Panel:
         try:
             asked = self._asked()
         except LlmsimError as error:
-            self._worker.cancel()
+            self._stop()
             self._say("", error)
             return None
         if asked is None:
+            self._stop()
             self._say(_EMPTY)
             return None
         if asked.key in self._known:
-            self._worker.cancel()
+            self._stop()
             self._show(asked, self._known[asked.key])
             return None
         thread = self._worker.take(Job(asked.key, partial(self._answer, asked)))
         if thread is not None:
-            self._set_busy(True)
+            self.status.error = self.status.details = ""
+            self._set_busy()
             thread.start()
         return thread
 
     def cancel(self, _: Any = None) -> None:
         """Stop what is running; what was shown before stays, greyed."""
-        if self._worker.cancel():
-            self._set_busy(False)
+        if self._stop():
             self._say("cancelled")
+
+    def _stop(self) -> bool:
+        was_running = self._worker.cancel()
+        self._set_busy()
+        return was_running
 
     def choose(self, order: int) -> None:
         """Show an operator's row, its arithmetic and its place in the graph."""
@@ -227,7 +240,7 @@ class Panel:
 
     def _recipe(self, asked: _Asked, progress: Any) -> Recipe:
         """Of a live model the same one for each question: it is copied once."""
-        key = (asked.key, asked.request.build)
+        key = (asked.which, asked.request.build)
         if key not in self._recipes:
             recipe = recipe_of(asked.model, asked.request.build, progress)
             self._recipes[key] = (asked.model, recipe)
@@ -240,16 +253,19 @@ class Panel:
             self.status.message = f"{message} …"
 
     def _done(self, job: Job[Report], result: Report | Exception) -> None:
-        self._set_busy(False)
-        if isinstance(result, Exception):
+        if isinstance(result, Report):
+            self._known[job.key] = result
+            while len(self._known) > _KNOWN:
+                self._known.popitem(last=False)
+            try:
+                asked = self._asked()
+                if asked is not None and asked.key == job.key:
+                    self._show(asked, result)
+            except Exception as error:  # it would be lost with the thread
+                self._say("", error)
+        else:
             self._say("", result)
-            return
-        self._known[job.key] = result
-        while len(self._known) > _KNOWN:
-            self._known.popitem(last=False)
-        asked = self._asked()
-        if asked is not None and asked.key == job.key:
-            self._show(asked, result)
+        self._set_busy()
 
     # answering
 
@@ -259,7 +275,6 @@ class Panel:
             self.report = report
             self.panes[report.views[0]].show(report, self._order)
             self._export.show(report, asked.request, is_variable=asked.is_variable)
-            self._set_busy(False)
             self._say(f"{report.trace.model.class_name}: {report.trace.workload}")
             self._tabs.remove_class("llmsim-stale")
             if self._saved is not None:
@@ -280,11 +295,9 @@ class Panel:
         if error is not None or message == "cancelled":
             self._tabs.add_class("llmsim-stale")
 
-    def _set_busy(self, is_busy: bool) -> None:
-        self.status.is_busy = is_busy
-        self._cancel.disabled = not is_busy
-        if is_busy:
-            self.status.error = self.status.details = ""
+    def _set_busy(self) -> None:
+        self.status.is_busy = self._worker.job is not None
+        self._cancel.disabled = not self.status.is_busy
 
     def _page(self, line: str = "") -> dict[str, str]:
         """What is shown, for a notebook that is read later: pictures and the heads of tables."""
@@ -292,11 +305,12 @@ class Panel:
         report = self.report
         if report is None:
             return {"text/html": f'<div class="{name}"></div>', "text/plain": repr(self)}
-        page = as_html(report.sections(), report.remarks(), _SAVED_ROWS)
-        return {
-            "text/html": f'<div class="{name}"><p><code>{line}</code></p>{page}</div>',
-            "text/plain": f"{line}\n{report!r}",
-        }
+        pictures_first = sorted(
+            report.sections(), key=lambda part: not isinstance(part.body, Graph)
+        )
+        page = as_html(pictures_first, report.remarks(), _SAVED_ROWS)
+        said = f"<p><code>{html.escape(line)}</code></p>"
+        return {"text/html": f'<div class="{name}">{said}{page}</div>', "text/plain": line}
 
 
 def panel(

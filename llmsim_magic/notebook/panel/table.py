@@ -26,7 +26,7 @@ class Table:
         self._chosen = chosen
         self._labels: list[Any] = []
         self.selected: Any = None
-        self.widget = ITable()
+        self.widget = ITable(text_in_header_can_be_selected=False)  # a click on it sorts
         self.widget.observe(self._row, "selected_rows")
 
     def show(self, frame: "pd.DataFrame", hidden: Collection[str] = (), row: Any = None) -> None:
@@ -40,6 +40,7 @@ class Table:
             "layout": _LAYOUT,
             "pageLength": _ROWS,
             "maxBytes": 0,
+            "text_in_header_can_be_selected": False,
             "showIndex": False,
             "columnDefs": [{"visible": False, "targets": places}] if places else [],
             "select": "single" if self._chosen else False,
