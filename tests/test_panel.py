@@ -203,7 +203,7 @@ def test_filters_leave_the_rows_that_match_and_the_one_chosen(shown: Panel) -> N
         (ops["layer"] == 1) & (ops["kind"] == "module") & ops["path"].str.contains("mlp")
     ]
     assert pane._table._labels == [0, *wanted]
-    pane._path.value, pane._kind.value, pane._layer.value = "", None, (None,)
+    pane._path.value, pane._kind.value, pane._layer.value = "", "", (None,)
     assert set(pane._table._labels) == {0, *ops.index[ops["layer"].isna()]}
 
 

@@ -22,7 +22,8 @@ _STYLE = """\
 .llmsim-graph svg g.chosen :is(path,polygon) {stroke:#b3003b; stroke-width:5}
 .llmsim-graph :is(svg,g):focus-visible {outline:2px solid #0f62ac}
 .llmsim-bar {display:flex; gap:4px; align-items:center; padding-bottom:4px; font-size:12px}
-.llmsim-bar :is(button,input) {font-size:12px; padding:2px 8px}
+.llmsim-bar :is(button,input) {font-size:12px; padding:2px 8px; background:#fff; color:#222}
+.llmsim-bar ::placeholder {color:#5c636d}
 @media print {.llmsim-bar {display:none}}"""
 FORMATS = ("svg", "dot", "png", "pdf")
 

@@ -198,11 +198,13 @@ class Drawing {
     this.natural();
   }
 
-  // Text at its own size, unless that is wider than the page.
+  // Text at its own size, unless that is wider than the page. A picture that is much longer than
+  // the screen is seen through a window, and so is one of `data-window`, a share of the screen.
   natural() {
-    const points = 4 / 3, room = this.box.clientWidth || 800, tallest = 0.85 * window.innerHeight;
+    const share = Number(this.box.dataset.window), tallest = (share || 0.85) * window.innerHeight;
+    const points = 4 / 3, room = this.box.clientWidth || 800;
     const [left, top, width, height] = this.whole;
-    const scale = Math.min(points, room / width), isLong = height * scale > 3 * tallest;
+    const scale = Math.min(points, room / width), isLong = height * scale > (share ? 1 : 3) * tallest;
     this.svg.style.width = `${width * scale}px`;
     this.svg.style.height = `${isLong ? tallest : height * scale}px`;
     this.show([left, top, width, isLong ? tallest / scale : height]);
@@ -258,15 +260,17 @@ class Drawing {
     this.status.textContent = `${this.place + 1} of ${this.hits.length}`;
   }
 
-  // Bring a node to the middle.
+  // Bring a node that is out of sight to the middle.
   reveal(name) {
     const part = this.named.get(name);
     if (!part || part.group.style.display) return;
     const frame = part.group.getBBox();
     const middle = this.graph.getCTM().inverse().multiply(this.svg.getCTM());
-    const [, , width, height] = this.view;
+    const [left, top, width, height] = this.view;
     const x = frame.x + frame.width / 2 - middle.e, y = frame.y + frame.height / 2 - middle.f;
-    this.show([x - width / 2, y - height / 2, width, height]);
+    const isSeen = x > left && x < left + width && y > top && y < top + height;
+    const isWide = width >= this.whole[2];
+    if (!isSeen) this.show([isWide ? left : x - width / 2, y - height / 2, width, height]);
   }
 }
 

@@ -206,3 +206,22 @@ def test_it_is_reached_by_the_keyboard_in_order(page: Any, lab: tuple[str, Path]
     panel.root.get_by_role("slider", name="Batch").focus()
     page.keyboard.press("ArrowRight")
     panel.wait_for("batch 2")
+
+
+def test_notebook_7_shows_it_too(page: Any, lab: tuple[str, Path]) -> None:
+    address, folder = lab
+    notebooks.write(folder, "seven.ipynb", OPEN, "%llmsim gpt2 --deps --panel")
+    page.goto(f"{address}/notebooks/seven.ipynb")
+    page.locator(".jp-Notebook .jp-Cell").first.click(timeout=notebooks.TIMEOUT_MS)
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(
+        timeout=notebooks.TIMEOUT_MS
+    )
+    for _ in range(2):
+        page.keyboard.press("Shift+Enter")
+    panel = PanelPage(page)
+    panel.wait()
+    panel.wait_for("GPT2LMHeadModel")
+    panel.visible(".llmsim-graph svg").wait_for()
+    panel.tab("Operators")
+    panel.visible("tbody tr", "transformer.h.0.attn.c_attn").click()
+    panel.visible("g.chosen", "c_attn").wait_for()

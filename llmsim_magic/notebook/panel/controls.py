@@ -17,9 +17,10 @@ TITLES = {
     "topological": "Topological",
     "costs": "Costs",
 }
+# No option's value is None: a dropdown takes that for no option.
 _BATCHES = tuple(2**power for power in range(11))
 _CONTEXTS = (1, 16, DEFAULT_CONTEXT, *(2**power for power in range(9, 21)))
-_DEPTHS = [("as fits a screen", None), *((str(depth), depth) for depth in range(1, 9))]
+_DEPTHS = [("as fits a screen", 0), *((str(depth), depth) for depth in range(1, 9))]
 _LAYERS = [("like ones once", frozenset()), ("each", "all")]
 
 
@@ -40,17 +41,18 @@ class Controls:
         self.phase = _dropdown("Phase", PHASES)
         self.batch = _slider("Batch", _BATCHES, _first(request.batches, 1))
         self.context = _slider("Context", _CONTEXTS, _first(request.contexts, DEFAULT_CONTEXT))
-        self.dtype = _dropdown("Dtype", [("the config's", None), *_same(DTYPES)])
-        self.attn = _dropdown("Attention", [("the model's", None), *_same(ATTENTIONS)])
+        self.dtype = _dropdown("Dtype", [("the config's", ""), *_same(DTYPES)])
+        self.attn = _dropdown("Attention", [("the model's", ""), *_same(ATTENTIONS)])
         self.base = _dropdown("Head", [("as declared", False), ("none (base model)", True)])
         self.depth = _dropdown("Open to", _DEPTHS)
         self.level = _dropdown("A node is", [*_same(LEVELS)])
         self.layers = _dropdown("Layers", _LAYERS)
         self.view.value = request.views[0]
         self.phase.value = _first(request.phases, PHASES[0])
-        self.dtype.value, self.attn.value, self.base.value = build.dtype, build.attn, build.base
+        self.dtype.value, self.attn.value = build.dtype or "", build.attn or ""
+        self.base.value = build.base
         self.level.value = drawn.level
-        _choose(self.depth, drawn.depth)
+        _choose(self.depth, drawn.depth or 0)
         _choose(self.layers, drawn.layers)
 
     @property
@@ -71,12 +73,12 @@ class Controls:
             *self._workload(),
             Build(
                 self.base.value,
-                self.attn.value,
-                self.dtype.value,
+                self.attn.value or None,
+                self.dtype.value or None,
                 build.trust_remote_code,
                 build.refresh,
             ),
-            drawn=Selection(self.depth.value, self.layers.value, self.level.value),
+            drawn=Selection(self.depth.value or None, self.layers.value, self.level.value),
             replay=self._given.replay,
         )
 

@@ -17,7 +17,7 @@ from llmsim_magic.views.prose import Prose, explain_operator
 Choose = Callable[[int], None]  # an operator, by its order
 _AT_FIRST = ("order", "path", "op", "layer", "input_shapes", "output_shapes", "params", "flops",
              "bytes_read", "bytes_written")  # fmt: skip
-_EVERY, _OUTSIDE = ("all", None), ("outside of layers", (None,))
+_EVERY, _OUTSIDE = ("all", ""), ("outside of layers", (None,))
 _KINDS = [_EVERY, ("modules", "module"), ("functions", "function")]
 
 
@@ -40,8 +40,8 @@ class Detail:
 class Picture:
     """A graph in which an operator is chosen, here or by whoever shows it."""
 
-    def __init__(self, chosen: Choose) -> None:
-        self.widget = Drawing()
+    def __init__(self, chosen: Choose, window: float = 0.0) -> None:
+        self.widget = Drawing(window=window)
         self._chosen = chosen
         self._graph: Graph | None = None
         self._order: int | None = None
@@ -78,7 +78,7 @@ class Operators:
         self._graph: Graph | None = None
         self._table = Table(chosen)
         self._detail = Detail("Select a row to see its arithmetic and its place in the graph.")
-        self._place = Picture(chosen)
+        self._place = Picture(chosen, window=0.5)
         self._layer = widgets.Dropdown(description="Layer", options=[_EVERY])
         self._kind = widgets.Dropdown(
             description="Kind", options=[_EVERY, *((kind, kind) for kind in ("module", "function"))]
@@ -133,8 +133,8 @@ class Operators:
             table = matching(
                 self._report.ops,
                 path=self._path.value.strip(),
-                layers=self._layer.value,
-                kind=self._kind.value,
+                layers=self._layer.value or None,
+                kind=self._kind.value or None,
                 order=self._order,
             )
             hidden = [str(name) for name in table if name not in _AT_FIRST]

@@ -13,11 +13,15 @@ def _script(name: str) -> str:
 
 
 class Drawing(anywidget.AnyWidget):
-    """A graph to zoom, search and fold; `chosen` is the name of the node that is marked, `n5`."""
+    """A graph to zoom, search and fold; `chosen` is the name of the node that is marked, `n5`.
+
+    `window` is the share of the screen's height that a long one is seen through; 0 for all of it.
+    """
 
     _esm = viewer() + _script("drawing.js")
     picture = Unicode().tag(sync=True)
     chosen = Unicode().tag(sync=True)
+    window = Float().tag(sync=True)
 
 
 class Status(anywidget.AnyWidget):

@@ -1,11 +1,16 @@
 
 // A view: the picture comes to life once it is seen, for only then its parts have sizes.
 const render = ({ model, el }) => {
+  let width = 0;
   const draw = () => {
-    if (!el.clientWidth || el.dataset.drawn === "yes") return;
-    el.dataset.drawn = "yes";
-    el.innerHTML = model.get("picture");
-    enliven(el);
+    if (!el.clientWidth || el.clientWidth === width) return;
+    if (!width) {
+      el.innerHTML = model.get("picture");
+      const box = el.querySelector(".llmsim-graph");
+      if (box && model.get("window")) box.dataset.window = model.get("window");
+      enliven(el);
+    } else drawing()?.natural();
+    width = el.clientWidth;
     choose();
   };
   const drawing = () => el.querySelector(".llmsim-graph")?.drawing;
@@ -14,7 +19,7 @@ const render = ({ model, el }) => {
     drawing()?.reveal(model.get("chosen"));
   };
   const anew = () => {
-    el.dataset.drawn = "";
+    width = 0;
     draw();
   };
   el.addEventListener("llmsim-node", (event) => {
