@@ -208,6 +208,15 @@ def test_it_is_reached_by_the_keyboard_in_order(page: Any, lab: tuple[str, Path]
     panel.wait_for("batch 2")
 
 
+def test_while_a_cell_runs_it_says_that_it_waits(page: Any, lab: tuple[str, Path]) -> None:
+    panel = opened(
+        page, lab, "busy.ipynb", OPEN, "%llmsim gpt2 --panel", "import time; time.sleep(6)"
+    )
+    panel.choose("Phase", "decode")
+    panel.wait_for("a cell is running")
+    panel.wait_for("GPT2LMHeadModel: decode")
+
+
 def test_notebook_7_shows_it_too(page: Any, lab: tuple[str, Path]) -> None:
     address, folder = lab
     notebooks.write(folder, "seven.ipynb", OPEN, "%llmsim gpt2 --deps --panel")

@@ -1,6 +1,7 @@
 """Small widgets that ipywidgets has not: a drawing, a status, a download, a copied text."""
 
 from importlib import resources
+from typing import Any
 
 import anywidget
 from traitlets import Bool, Float, Unicode
@@ -38,6 +39,14 @@ class Status(anywidget.AnyWidget):
     error = Unicode().tag(sync=True)
     details = Unicode().tag(sync=True)
     panel = Unicode().tag(sync=True)
+
+    def __init__(self, **traits: Any) -> None:
+        super().__init__(**traits)
+        self.on_msg(self._answer)
+
+    def _answer(self, *_: Any) -> None:
+        """Whoever asks whether the kernel hears."""
+        self.send("here")
 
 
 class Download(anywidget.AnyWidget):

@@ -27,7 +27,33 @@ const render = ({ model, el }) => {
   };
   for (const name of ["message", "is_busy", "fraction", "error", "details"]) model.on(`change:${name}`, show);
   show();
-  return nameSliders(el);
+  const whenDone = [nameSliders(el), tellOfSilence(model, el, said, show)];
+  return () => whenDone.forEach((act) => act());
+};
+
+// While a cell runs the kernel hears no widget: say so, when it does not answer a question.
+const PATIENCE_MS = 700;
+const tellOfSilence = (model, el, said, show) => {
+  let timer;
+  const ask = (event) => {
+    if (!el.closest(".llmsim-panel")?.contains(event.target)) return;
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      said.textContent = "a cell is running: the panel answers when it is done";
+    }, PATIENCE_MS);
+    model.send("are you there?");
+  };
+  const heard = () => {
+    clearTimeout(timer);
+    show();
+  };
+  for (const name of ["change", "click"]) document.addEventListener(name, ask);
+  model.on("msg:custom", heard);
+  return () => {
+    clearTimeout(timer);
+    for (const name of ["change", "click"]) document.removeEventListener(name, ask);
+    model.off("msg:custom", heard);
+  };
 };
 
 // ipywidgets leaves the handles of its sliders without a name, and says the place, not the value.
