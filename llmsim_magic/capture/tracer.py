@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmsim_magic.capture import kernels, stack
+from llmsim_magic.capture import collectives, kernels, stack
 from llmsim_magic.capture.layers import Layer
 from llmsim_magic.capture.replay import Replayed, Replayer, Run
 from llmsim_magic.capture.tensors import TensorTable, tensors_in, unheard
@@ -235,6 +235,8 @@ class Recorder:
                 out = self.attention(args, kwargs)
             elif func in kernels.RECURRENT:
                 out = self.recurrent(func, args)
+            elif func in collectives.KERNELS:
+                out = self.collective(func, args)
             else:
                 out = func(*args, **kwargs)
         finally:
@@ -362,6 +364,31 @@ class Recorder:
             ),
         )
         return outputs
+
+    def collective(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Note what ranks hand each other as one kernel."""
+        self._quiet = True
+        try:
+            output = func(*args)
+        finally:
+            self._quiet = False
+        made = self.table.add_all(output)
+        receives = func is collectives.receive
+        self.note(
+            self.owner(func.__name__),
+            Kernel(
+                collectives.KERNELS[func],
+                None,
+                () if receives else self.table.add_all(args),
+                made,
+                () if func is collectives.send else made,
+                is_view=False,
+                pointwise=False,
+                causal=False,
+                flops=None,
+            ),
+        )
+        return output
 
     def note(self, owner: ModuleCall | FunctionCall, kernel: Kernel) -> None:
         for index in kernel.writes:

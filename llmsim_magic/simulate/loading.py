@@ -50,6 +50,7 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     facts = facts_of(model, refresh=build.refresh) if isinstance(model, str) else None
     progress("importing torch and transformers")
     _require_torch()
+    from llmsim_magic.capture.sharding import sharded
     from llmsim_magic.capture.weightless import copy_of, is_module
 
     if facts is not None:
@@ -59,7 +60,7 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     if is_module(model):
         _as_it_is(build)
         progress(f"copying {name} without its weights")
-        return Recipe(name, None, build, weightless=copy_of(model, name))
+        return Recipe(name, None, build, weightless=sharded(copy_of(model, name), build.parallel))
     is_config = hasattr(model, "to_dict") and hasattr(model, "model_type")
     if is_config and not isinstance(model, type):
         check_sizes(name, model.to_dict())
@@ -96,6 +97,7 @@ def traced(recipe: Recipe, workload: Workload, replay: bool) -> Trace:
 
 
 def _build(recipe: Recipe) -> "Weightless":
+    from llmsim_magic.capture.sharding import sharded
     from llmsim_magic.capture.weightless import from_config
 
     build = recipe.build
@@ -104,13 +106,14 @@ def _build(recipe: Recipe) -> "Weightless":
     else:
         facts = replace(recipe.facts, keys=copy.deepcopy(recipe.facts.keys))
         source = source_of(facts, trust_remote_code=build.trust_remote_code)
-    return from_config(
+    whole = from_config(
         source,
         base=build.base,
         attention=build.attn,
         dtype=build.dtype,
         trust_remote_code=build.trust_remote_code,
     )
+    return sharded(whole, build.parallel)
 
 
 def _content(value: Any) -> Any:
