@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """An allowance, each figure from `source`.
+    """An allowance, each figure from `source`, for devices of `from_memory_bytes` or more.
 
     Of the memory chips software sees `visible_share`, and of that it takes `usable_share`.
     `context_bytes` are held by drivers and libraries of one device, `parallel_context_bytes` by
@@ -14,6 +14,7 @@ class Runtime:
     """
 
     name: str
+    from_memory_bytes: int
     usable_share: float
     visible_share: float
     context_bytes: int
