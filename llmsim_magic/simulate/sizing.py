@@ -29,6 +29,7 @@ from llmsim_magic.simulate.symbolic import CHECKS, NEAR, Asker
 
 Tracer = Callable[[Workload], Trace]
 _FEW = 4
+_MOST_TOKENS = 2**22
 
 
 @dataclass
@@ -125,10 +126,14 @@ class Sizer:
         return replace(found, cache=self._cache(setup, trace))
 
     def _cache(self, setup: Setup, trace: Tracer) -> int:
-        """Bytes of the cache of all sequences: a formula pays when asked more than a few times."""
+        """Bytes of the cache of all sequences.
+
+        A formula pays when asked more than a few times, or for more tokens than can be handed over.
+        """
         key = (setup.parallel, setup.kv_dtype)
         self._asked[key] += 1
-        if self._asked[key] > _FEW and key not in self._caches:
+        is_worth_it = self._asked[key] > _FEW or setup.batch * setup.context > _MOST_TOKENS
+        if is_worth_it and key not in self._caches:
             self._caches[key] = self._formula(trace, setup.kv_dtype)
         known = self._caches.get(key)
         if known is not None:
