@@ -250,20 +250,23 @@ def test_keys_and_values_take_the_dtype_given_and_states_keep_theirs() -> None:
 # activations
 
 
-def test_peak_activations_are_near_those_that_torch_makes() -> None:
-    """The median error over real small models in both phases; ours is low, as names hold longer."""
+def test_peak_activations_are_those_that_torch_makes() -> None:
+    """To the byte for more than half of real small models in both phases, and 0.1 % for all.
+
+    What differs is made inside torch's own CPU attention, or the few bytes of a mask.
+    """
     errors = []
     for name, phase in small.WORKLOADS:
         model = small.build(name)
         real = peak(model, small.inputs(name, phase, model))
         ours = peak_of_all_made(traced(model, phase, small.BATCH, small.CONTEXT)).nbytes
-        assert 0.5 < ours / real <= 1, (name, phase)
-        errors.append(1 - ours / real)
-    assert statistics.median(errors) < 0.1
+        errors.append(abs(ours / real - 1))
+    assert statistics.median(errors) == 0
+    assert max(errors) < 1e-3
 
 
-def test_a_longer_prompt_is_nearer() -> None:
-    """Of a prompt as long as most, logits and the widest layer are nearly all."""
+def test_peak_activations_of_a_long_prompt_are_those_that_torch_makes() -> None:
+    """Attention on a CPU keeps a float32 of each query and head beside its output."""
     config = transformers.LlamaConfig(
         vocab_size=8000,
         hidden_size=256,
@@ -277,7 +280,7 @@ def test_a_longer_prompt_is_nearer() -> None:
     ids = torch.arange(512).reshape(1, 512)
     real = peak(model, {"input_ids": ids, "use_cache": True})
     ours = peak_of_all_made(traced(model, context=512, batch=1)).nbytes
-    assert abs(ours / real - 1) < 0.05
+    assert ours == pytest.approx(real, rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "phase"), small.WORKLOADS)

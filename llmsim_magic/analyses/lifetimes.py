@@ -45,8 +45,8 @@ def lives(record: Record, roles: Collection[Role]) -> tuple[Life, ...]:
     """The lives of all storages of these roles that the pass makes.
 
     A storage is made when a kernel first writes it, and freed after the last kernel that touches
-    it or, where it was handed to a module, when that call returns: the call holds its arguments.
-    What the pass returns, and its cache, outlive it.
+    it, or during which it is held: a call holds its arguments, and its caller what it has names
+    for. What the pass returns, and its cache, outlive it.
     """
     first: dict[int, int] = {}
     last: dict[int, int] = {}
@@ -80,7 +80,7 @@ def lives(record: Record, roles: Collection[Role]) -> tuple[Life, ...]:
 
 
 def _held(record: Record) -> Iterator[tuple[int, int]]:
-    """Storages that a module was handed, each with the last kernel of that call."""
+    """Storages that an operator or module was handed, or its caller holds, with its last kernel."""
     ends: dict[int, int] = {}  # the last kernel of each operator
     for place, kernel in enumerate(record.kernels):
         if kernel.operator is not None:
@@ -90,7 +90,7 @@ def _held(record: Record) -> Iterator[tuple[int, int]]:
         end = ends.get(order)
         if end is None:
             continue
-        for index in operator.inputs:
+        for index in (*operator.inputs, *operator.held):
             yield record.tensors[index].storage, end
         path: str = operator.path
         while path:
@@ -98,7 +98,7 @@ def _held(record: Record) -> Iterator[tuple[int, int]]:
             path = path.rpartition(".")[0]
     for calls in record.calls:
         if calls.number == 1 and calls.path in ends_below:
-            for index in calls.inputs:
+            for index in (*calls.inputs, *calls.held):
                 yield record.tensors[index].storage, ends_below[calls.path]
 
 
