@@ -32,7 +32,9 @@ class Harness:
     The model is nobody else's, so its hooks stay on it, and what it is made of is read once.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(
+        self, model: torch.nn.Module, spread: Callable[[torch.nn.Module], None] | None = None
+    ) -> None:
         self.modules = tuple(_modules(model))
         self.parameters = tuple(_parameters(model))
         self.roles = _roles(model)
@@ -48,6 +50,8 @@ class Harness:
                 self._answer(layers[path])
             else:
                 self._hook(path, module)
+        if spread is not None:
+            spread(model)
         self._snapshot = Snapshot(model.modules())
 
     @contextmanager

@@ -50,6 +50,7 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     facts = facts_of(model, refresh=build.refresh) if isinstance(model, str) else None
     progress("importing torch and transformers")
     _require_torch()
+    from llmsim_magic.capture.sharding import sharded
     from llmsim_magic.capture.weightless import copy_of, is_module
 
     if facts is not None:
@@ -59,7 +60,7 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     if is_module(model):
         _as_it_is(build)
         progress(f"copying {name} without its weights")
-        return Recipe(name, None, build, weightless=copy_of(model, name))
+        return Recipe(name, None, build, weightless=sharded(copy_of(model, name), build.parallel))
     is_config = hasattr(model, "to_dict") and hasattr(model, "model_type")
     if is_config and not isinstance(model, type):
         check_sizes(name, model.to_dict())
@@ -110,6 +111,7 @@ def traced(
 
 
 def _build(recipe: Recipe, cancelled: IsCancelled) -> "Weightless":
+    from llmsim_magic.capture.sharding import sharded
     from llmsim_magic.capture.weightless import from_config
 
     build = recipe.build
@@ -118,7 +120,7 @@ def _build(recipe: Recipe, cancelled: IsCancelled) -> "Weightless":
     else:
         facts = replace(recipe.facts, keys=copy.deepcopy(recipe.facts.keys))
         source = source_of(facts, trust_remote_code=build.trust_remote_code)
-    return from_config(
+    whole = from_config(
         source,
         base=build.base,
         attention=build.attn,
@@ -126,6 +128,7 @@ def _build(recipe: Recipe, cancelled: IsCancelled) -> "Weightless":
         trust_remote_code=build.trust_remote_code,
         cancelled=cancelled,
     )
+    return sharded(whole, build.parallel)
 
 
 def _content(value: Any) -> Any:
