@@ -18,6 +18,15 @@ class UnknownModel(LlmsimError):
     """No config could be found under the name given."""
 
 
+class UnknownHardware(LlmsimError):
+    """No accelerator is listed under the name given."""
+
+    def __init__(self, name: object, nearest: Iterable[str]) -> None:
+        near = ", ".join(nearest)
+        meant = f"did you mean {near}?" if near else "the catalogue lists what there is"
+        super().__init__(f"hardware: {clip(name)} is not in the catalogue; {meant}")
+
+
 class TooMany(LlmsimError):
     """A sweep so large that its user should be sure."""
 

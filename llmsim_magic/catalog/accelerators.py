@@ -1,0 +1,91 @@
+"""Accelerators that people size for, each figure with its source."""
+
+import csv
+import difflib
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+
+from llmsim_magic.records.accelerator import ARITHMETICS, Accelerator
+from llmsim_magic.records.errors import UnknownHardware
+
+
+@cache
+def entries() -> dict[str, Accelerator]:
+    """Every accelerator of the catalogue by its name."""
+    return {row["name"]: _accelerator(row) for row in _rows()}
+
+
+def find(name: str) -> Accelerator:
+    """The accelerator of that name or alias; case, spaces, dashes and the vendor do not matter.
+
+    Raises `UnknownHardware`, one line with the nearest names.
+    """
+    known = _names().get(_plain(name))
+    if known is None:
+        raise UnknownHardware(name, nearest(name))
+    return entries()[known]
+
+
+def nearest(name: str, count: int = 3) -> list[str]:
+    """The names most like a misspelt one, best first."""
+    wanted = _plain(name)
+    spellings = _names()
+    holding = [s for s in spellings if wanted and (wanted in s or s in wanted)]
+    close = difflib.get_close_matches(wanted, spellings, n=3 * count, cutoff=0.5)
+    ranked = sorted(
+        dict.fromkeys((*close, *holding)),
+        key=lambda spelling: -difflib.SequenceMatcher(None, wanted, spelling).ratio(),
+    )
+    return list(dict.fromkeys(spellings[spelling] for spelling in ranked))[:count]
+
+
+@cache
+def _rows() -> tuple[dict[str, str], ...]:
+    text = resources.files(__package__).joinpath("accelerators.csv").read_text("utf-8")
+    return tuple(csv.DictReader(text.splitlines()))
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Every spelling without case and punctuation, with the vendor and without."""
+    spellings: dict[str, str] = {}
+    for row in _rows():
+        for spelling in (row["name"], *filter(None, row["aliases"].split("|"))):
+            for form in (spelling, f"{row['vendor']} {spelling}"):
+                spellings.setdefault(_plain(form), row["name"])
+    return spellings
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9+]", "", name.lower())
+
+
+def _accelerator(row: Mapping[str, str]) -> Accelerator:
+    """Units of the file: GiB and MiB of memory, GB/s and TFLOP/s of 10⁹ and 10¹²."""
+
+    def number(column: str, unit: float) -> float | None:
+        return float(row[column]) * unit if row[column] else None
+
+    def whole(column: str, unit: int) -> int | None:
+        return round(float(row[column]) * unit) if row[column] else None
+
+    peaks = {name: number(f"{name}_tflops", 1e12) for name in ARITHMETICS}
+    return Accelerator(
+        row["name"],
+        row["vendor"],
+        row["kind"],
+        row["architecture"],
+        whole("memory_gib", 2**30),
+        number("bandwidth_gb_per_s", 1e9),
+        {name: peak for name, peak in peaks.items() if peak is not None},
+        row["link"] or None,
+        number("interconnect_gb_per_s", 1e9),
+        whole("llc_mib", 2**20),
+        whole("compute_units", 1),
+        number("tdp_w", 1),
+        row["source"],
+        frozenset(row["recalled"].split()),
+        row["note"] or None,
+    )

@@ -1,0 +1,67 @@
+"""An accelerator as its datasheet gives it: what bounds every kernel that runs on it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llmsim_magic.records.errors import InvalidValue, one_of
+
+ARITHMETICS = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp4")
+_SPELLINGS = {
+    "float32": "fp32",
+    "float": "fp32",
+    "float16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+    "float8": "fp8",
+    "float8_e4m3fn": "fp8",
+    "float8_e5m2": "fp8",
+    "fp8_block": "fp8",
+    "nvfp4": "fp4",
+    "mxfp4": "fp4",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """One device as software sees it; what is not known is None or missing.
+
+    `memory_bytes` is the capacity of the memory chips (datasheets say GB and mean GiB), of which a
+    driver keeps some. `peak_flops` are dense, a multiply-add counts two, by arithmetic: `bf16`,
+    `fp16`, `fp32`, `tf32`, `fp8`, `int8`, `fp4`. `interconnect_bytes_per_s` counts one direction,
+    all links of a device together unless `note` says otherwise. `recalled` names the figures known
+    only from memory of a datasheet. `kind` (gpu, npu, cpu) and `architecture` tell its relatives.
+    """
+
+    name: str
+    vendor: str
+    kind: str
+    architecture: str
+    memory_bytes: int | None
+    bandwidth_bytes_per_s: float | None
+    peak_flops: Mapping[str, float] = field(hash=False)
+    link: str | None
+    interconnect_bytes_per_s: float | None
+    llc_bytes: int | None
+    compute_units: int | None
+    tdp_w: float | None
+    source: str
+    recalled: frozenset[str] = frozenset()
+    note: str | None = None
+
+    def peak(self, dtype: str) -> float:
+        """Dense FLOP/s in an arithmetic, by any spelling of it; `InvalidValue` if it lacks that."""
+        known = self.peak_flops.get(arithmetic(dtype))
+        if known is None:
+            raise InvalidValue(
+                "dtype", dtype, f"one that {self.name} computes in: {one_of(self.peak_flops)}"
+            )
+        return known
+
+
+def arithmetic(dtype: object) -> str:
+    """The short name of a dtype: `bf16` of `torch.bfloat16`; `InvalidValue` for what is none."""
+    word = str(dtype).strip().lower().removeprefix("torch.")
+    name = _SPELLINGS.get(word, word)
+    if name not in ARITHMETICS:
+        raise InvalidValue("dtype", dtype, one_of(ARITHMETICS))
+    return name
