@@ -10,20 +10,22 @@ that has seen it.
 import argparse
 import gzip
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.measured import Measured, operators
 from llmsim_magic.analyses.fitting import band_of, fit
 from llmsim_magic.analyses.roofline import estimate
 from llmsim_magic.catalog import accelerators
-from llmsim_magic.records.calibration import Band, Calibration, Fitted
+from llmsim_magic.records.calibration import Band, Calibration, Fitted, Transfer
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "llmsim_magic" / "catalog" / "calibration.json"
+SHARES = (0.0, 0.5, 1.0)
 FITTED = HERE / "fitted_rows.txt.gz"
 Groups = dict[str, dict[str, list[Measured]]]
 Fits = dict[str, dict[str, Fitted]]
@@ -55,7 +57,7 @@ def calibrated(groups: Groups) -> Calibration:
         kind: {device: fitted(device, rows) for device, rows in devices.items()}
         for kind, devices in groups.items()
     }
-    return Calibration(fits, unseen_bands(groups, fits))
+    return Calibration(fits, {kind: transfer(groups[kind], fits[kind]) for kind in groups})
 
 
 def fitted(device: str, rows: list[Measured]) -> Fitted:
@@ -65,32 +67,36 @@ def fitted(device: str, rows: list[Measured]) -> Fitted:
     return found
 
 
-def unseen_bands(groups: Groups, fits: Fits) -> dict[str, Band]:
-    """For each kind the band earned on each device by the fits of the others."""
-    bands = {}
-    for kind, devices in groups.items():
-        logs = [np.log(ratios_unseen(device, rows, fits)) for device, rows in devices.items()]
-        every = np.concatenate(logs)
-        bands[kind] = band_of(every) if len(every) else Band(1 / 3, 3.0)
-    return bands
+def transfer(devices: dict[str, list[Measured]], fits: Mapping[str, Fitted]) -> Transfer:
+    """The share that tells devices best from the others, by the mean of their median errors.
 
-
-def ratios_unseen(device: str, rows: list[Measured], fits: Fits) -> list[float]:
-    """Measured ÷ predicted on a device by what is known of the others; empty where none is."""
-    without = {
-        kind: others
-        for kind, devices in fits.items()
-        if (others := {name: each for name, each in devices.items() if name != device})
+    A kind measured on one device alone earns no band: a factor of three is what remains.
+    """
+    if len(devices) < 2:
+        return Transfer(0.0, Band(1 / 3, 3.0))
+    tried = {
+        share: [unseen(device, rows, fits, share) for device, rows in devices.items()]
+        for share in SHARES
     }
-    if rows[0].sample.size.kind not in without:
-        return []
-    unseen = Calibration(without, dict.fromkeys(without, Band(1.0, 1.0)))
+    best = min(SHARES, key=lambda share: np.mean([np.median(np.abs(e)) for e in tried[share]]))
+    # A device counts as one however often it was measured: as many quantiles of each.
+    each = [np.quantile(errors, np.linspace(0, 1, 101)) for errors in tried[best]]
+    return Transfer(best, band_of(np.concatenate(each)))
+
+
+def unseen(
+    device: str, rows: list[Measured], fits: Mapping[str, Fitted], share: float
+) -> NDArray[np.float64]:
+    """log(measured ÷ predicted) on a device by what is known of the others."""
+    kind = rows[0].sample.size.kind
+    others = {name: each for name, each in fits.items() if name != device}
+    without = Calibration({kind: others}, {kind: Transfer(share, Band(1.0, 1.0))})
     accelerator = accelerators.find(device)
-    return [
-        sample.seconds
-        / estimate(sample.size, accelerator, unseen, regime=sample.regime).seconds
-        for sample in (row.sample for row in rows)
+    predicted = [
+        estimate(row.sample.size, accelerator, without, regime=row.sample.regime) for row in rows
     ]
+    measured = [row.sample.seconds for row in rows]
+    return np.log(np.array(measured) / np.array([each.seconds for each in predicted]))
 
 
 def digest(row: Measured) -> str:

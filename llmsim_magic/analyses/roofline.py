@@ -9,7 +9,7 @@ nothing far from them. Nothing here was chosen by taste: `benchmarks/calibrate.p
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmsim_magic.catalog.accelerators import entries
@@ -18,7 +18,6 @@ from llmsim_magic.records.calibration import (
     Band,
     Calibration,
     Constants,
-    Fitted,
     Regime,
     Surface,
 )
@@ -76,24 +75,21 @@ def estimate(
     Raises `CannotPredict` for a figure that the catalogue lacks, `InvalidValue` for a dtype that
     the device does.
     """
-    found, band = _fits(size.kind, accelerator, calibration)
-    logs, reaches, terms = [], [], None
-    for fitted in found:
-        constants = fitted.constants
-        terms = terms_of(size, accelerator, constants.tile, constants.cached, cold=cold)
+    devices, kind = _measured(size.kind, accelerator, calibration)
+    known = devices == [accelerator.name]
+    logs = []
+    for name in devices:
+        fitted = calibration.fits[kind][name]
+        here = accelerator if known else _as(accelerator, name, calibration.unseen[kind].by_units)
+        terms = terms_of(size, here, fitted.constants.tile, fitted.constants.cached, cold=cold)
         rest, reach = residual(fitted.surface, place_of(size, terms.wave, regime))
-        logs.append(math.log(seconds_of(constants, terms, regime)) + rest)
-        reaches.append(reach)
+        logs.append(math.log(seconds_of(fitted.constants, terms, regime)) + rest)
     seconds = math.exp(sum(logs) / len(logs))
-    if band is None:
-        band = _between(found[0].near, found[0].far, reaches[0])
-    assert terms is not None  # there is at least one fit
-    return Estimate(
-        seconds,
-        seconds * band.low,
-        seconds * band.high,
-        _binds(found[0].constants, terms, regime, isinstance(size, Collective)),
-    )
+    band = calibration.unseen[kind].band
+    if known and kind == size.kind:
+        band = _between(fitted.near, fitted.far, reach)
+    binds = _binds(fitted.constants, terms, regime, isinstance(size, Collective))
+    return Estimate(seconds, seconds * band.low, seconds * band.high, binds)
 
 
 def seconds_of(constants: Constants, terms: Terms, regime: Regime = "graph") -> float:
@@ -195,24 +191,34 @@ def _binds(constants: Constants, terms: Terms, regime: Regime, sends: bool) -> B
     return "compute" if compute > memory else "memory"
 
 
-def _fits(
+def _measured(
     kind: str, accelerator: Accelerator, calibration: Calibration
-) -> tuple[tuple[Fitted, ...], Band | None]:
-    """The device's own fit of a kind, or its nearest relatives' with the band of devices unseen.
+) -> tuple[list[str], str]:
+    """The devices whose fits of which kind tell: its own, or those of its nearest relatives.
 
-    A kind that nobody measured is taken as the first one of its family: 32-bit matmuls as 16-bit.
+    A kind that nobody measured is taken as the first of its family: 32-bit matmuls as 16-bit.
     """
     family = [each for each in calibration.fits if each.split()[0] == kind.split()[0]]
-    exact = [kind] if kind in calibration.fits else []
-    own = [each for each in exact + family if accelerator.name in calibration.fits[each]]
-    if own[:1] == [kind]:
-        return (calibration.fits[kind][accelerator.name],), None
     if not family:
         raise CannotPredict(kind, accelerator.name, "nothing of its kind was measured")
-    chosen = (exact or own or family)[0]
-    fits = calibration.fits[chosen]
-    devices = relatives(accelerator, fits)
-    return tuple(fits[name] for name in devices), calibration.unseen[chosen]
+    own = [each for each in (kind, *family) if accelerator.name in calibration.fits.get(each, ())]
+    if own and (own[0] == kind or kind not in calibration.fits):
+        return [accelerator.name], own[0]
+    chosen = kind if kind in calibration.fits else family[0]
+    return relatives(accelerator, calibration.fits[chosen]), chosen
+
+
+def _as(accelerator: Accelerator, relative: str, by_units: float) -> Accelerator:
+    """The device with its memory as fast as its relative's would be in its place."""
+    other = entries().get(relative)
+    units, bandwidth = accelerator.compute_units, accelerator.bandwidth_bytes_per_s
+    if other is None or not (units and other.compute_units):
+        return accelerator
+    if not (bandwidth and other.bandwidth_bytes_per_s):
+        return accelerator
+    faster = (bandwidth / other.bandwidth_bytes_per_s) ** (1 - by_units)
+    wider = (units / other.compute_units) ** by_units
+    return replace(accelerator, bandwidth_bytes_per_s=other.bandwidth_bytes_per_s * faster * wider)
 
 
 def relatives(accelerator: Accelerator, measured: Iterable[str]) -> list[str]:

@@ -78,8 +78,21 @@ class Fitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfer:
+    """How a class carries over to a device that was never measured, and the band that this earns.
+
+    `by_units`: what share of its memory's speed goes with the number of compute units rather than
+    with the bandwidth, as of kernels that wait on their own instructions; chosen, and the band
+    earned, leaving one device out at a time.
+    """
+
+    by_units: float
+    band: Band
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
-    """Fits by class of kernels and device; `unseen` is the band of each class left-one-device-out."""
+    """Fits by class of kernels and device, and how each class carries over to other devices."""
 
     fits: Mapping[str, Mapping[str, Fitted]] = field(hash=False)
-    unseen: Mapping[str, Band] = field(hash=False)
+    unseen: Mapping[str, Transfer] = field(hash=False)
