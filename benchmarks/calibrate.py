@@ -21,7 +21,7 @@ from benchmarks.measured import Measured, operators
 from llmsim_magic.analyses.fitting import band_of, fit
 from llmsim_magic.analyses.roofline import estimate
 from llmsim_magic.catalog import accelerators
-from llmsim_magic.records.calibration import Band, Calibration, Fitted, Transfer
+from llmsim_magic.records.calibration import Band, Calibration, Fitted, Host, Transfer
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "llmsim_magic" / "catalog" / "calibration.json"
@@ -57,7 +57,23 @@ def calibrated(groups: Groups) -> Calibration:
         kind: {device: fitted(device, rows) for device, rows in devices.items()}
         for kind, devices in groups.items()
     }
-    return Calibration(fits, {kind: transfer(groups[kind], fits[kind]) for kind in groups})
+    carried = {kind: transfer(groups[kind], fits[kind]) for kind in groups}
+    return Calibration(fits, carried, hosts(groups))
+
+
+def hosts(groups: Groups) -> dict[str, Host]:
+    """What an eager kernel of a device takes at the least: that is what starting it takes.
+
+    The quickest tenth of the class that the host starts quickest; views were not measured.
+    """
+    quickest: dict[str, float] = {}
+    for kind, devices in groups.items():
+        for device, rows in devices.items():
+            eager = [row.sample.seconds for row in rows if row.sample.regime == "eager"]
+            if eager and not kind.startswith("collective"):
+                least = float(np.quantile(eager, 0.1))
+                quickest[device] = min(least, quickest.get(device, least))
+    return {device: Host(seconds, 0.0, 0.0) for device, seconds in quickest.items()}
 
 
 def fitted(device: str, rows: list[Measured]) -> Fitted:

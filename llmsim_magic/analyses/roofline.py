@@ -65,11 +65,13 @@ def estimate(
     *,
     regime: Regime = "graph",
     cold: bool = False,
+    launched: bool = True,
 ) -> Estimate:
     """Seconds of one kernel with the band that its class earned on measurements.
 
     `cold`: its weights, or keys and values, come from memory however small they are, as in a
-    model; a benchmark that repeats one kernel finds them in the cache. A device that was never
+    model; a benchmark that repeats one kernel finds them in the cache. Not `launched`: it goes on
+    within the kernel before it. A device that was never
     measured takes as long as its nearest relatives would with its figures.
 
     Raises `CannotPredict` for a figure that the catalogue lacks, `InvalidValue` for a dtype that
@@ -83,7 +85,8 @@ def estimate(
         here = accelerator if known else _as(accelerator, name, calibration.unseen[kind].by_units)
         terms = terms_of(size, here, fitted.constants.tile, fitted.constants.cached, cold=cold)
         rest, reach = residual(fitted.surface, place_of(size, terms.wave, regime))
-        logs.append(math.log(seconds_of(fitted.constants, terms, regime)) + rest)
+        started = fitted.constants.launch_s if not launched else 0.0
+        logs.append(math.log(seconds_of(fitted.constants, terms, regime) - started) + rest)
     seconds = math.exp(sum(logs) / len(logs))
     band = calibration.unseen[kind].band
     if known and kind == size.kind:

@@ -91,8 +91,23 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """What the host takes to start a kernel, to make a view, and to call an operator."""
+
+    kernel_s: float
+    view_s: float
+    operator_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
-    """Fits by class of kernels and device, and how each class carries over to other devices."""
+    """Fits by class of kernels and device, and how each class carries over to other devices.
+
+    `hosts` are what starting eagerly costs, by device; `passes` the bands that whole passes
+    earned end to end, by phase.
+    """
 
     fits: Mapping[str, Mapping[str, Fitted]] = field(hash=False)
     unseen: Mapping[str, Transfer] = field(hash=False)
+    hosts: Mapping[str, Host] = field(default_factory=dict, hash=False)
+    passes: Mapping[str, Band] = field(default_factory=dict, hash=False)
