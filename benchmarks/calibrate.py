@@ -3,29 +3,33 @@
     python -m benchmarks.calibrate --data DIR
 
 DIR holds `operators.csv.gz`; `benchmarks/measured.py` says with which columns. Beside the fits it
-writes a digest of every row it used, so that `benchmarks/accuracy.py` scores none of them with a fit
-that has seen it.
+writes a digest of every row it used, so that `benchmarks/accuracy.py` scores none of them with a
+fit that has seen it.
 """
 
 import argparse
 import gzip
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.end_to_end import bands, passes
 from benchmarks.measured import Measured, operators
 from llmsim_magic.analyses.fitting import band_of, fit
-from llmsim_magic.analyses.roofline import estimate
+from llmsim_magic.analyses.roofline import Estimate, estimate
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.calibration import Band, Calibration, Fitted, Host, Transfer
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "llmsim_magic" / "catalog" / "calibration.json"
 SHARES = (0.0, 0.5, 1.0)
+EVEN = 0.5
 FITTED = HERE / "fitted_rows.txt.gz"
 Groups = dict[str, dict[str, list[Measured]]]
 Fits = dict[str, dict[str, Fitted]]
@@ -34,10 +38,12 @@ Fits = dict[str, dict[str, Fitted]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    rows, left_out = operators(parser.parse_args().data)
+    data = parser.parse_args().data
+    rows, left_out = operators(data)
     for why, number in left_out.items():
         print(f"left out {number} rows: {why}")
     found = calibrated(grouped(rows))
+    found = replace(found, passes=bands(passes(data, found)[0]))
     OUT.write_bytes(msgspec.json.encode(found) + b"\n")
     with gzip.GzipFile(FITTED, "wb", mtime=0) as file:
         file.write("\n".join(sorted(map(digest, rows))).encode())
@@ -86,15 +92,17 @@ def fitted(device: str, rows: list[Measured]) -> Fitted:
 def transfer(devices: dict[str, list[Measured]], fits: Mapping[str, Fitted]) -> Transfer:
     """The share that tells devices best from the others, by the mean of their median errors.
 
-    A kind measured on one device alone earns no band: a factor of three is what remains.
+    Two devices cannot tell the shares apart: half of it goes with either. A kind measured on one
+    device alone earns no band: a factor of three is what remains.
     """
     if len(devices) < 2:
-        return Transfer(0.0, Band(1 / 3, 3.0))
+        return Transfer(EVEN, Band(1 / 3, 3.0))
+    some = {device: Random(0).sample(rows, min(len(rows), 200)) for device, rows in devices.items()}
     tried = {
-        share: [unseen(device, rows, fits, share) for device, rows in devices.items()]
-        for share in SHARES
+        share: [unseen(device, rows, fits, share) for device, rows in some.items()]
+        for share in (SHARES if len(devices) > 2 else (EVEN,))
     }
-    best = min(SHARES, key=lambda share: np.mean([np.median(np.abs(e)) for e in tried[share]]))
+    best = min(tried, key=lambda share: np.mean([np.median(np.abs(e)) for e in tried[share]]))
     # A device counts as one however often it was measured: as many quantiles of each.
     each = [np.quantile(errors, np.linspace(0, 1, 101)) for errors in tried[best]]
     return Transfer(best, band_of(np.concatenate(each)))
@@ -104,15 +112,24 @@ def unseen(
     device: str, rows: list[Measured], fits: Mapping[str, Fitted], share: float
 ) -> NDArray[np.float64]:
     """log(measured ÷ predicted) on a device by what is known of the others."""
+    carried = Transfer(share, Band(1.0, 1.0))
+    ratios = [row.sample.seconds / e.seconds for row, e in without(device, rows, fits, carried)]
+    return np.log(ratios)
+
+
+def without(
+    device: str, rows: list[Measured], fits: Mapping[str, Fitted], carried: Transfer
+) -> list[tuple[Measured, Estimate]]:
+    """What would be predicted of a device had it never been measured."""
     kind = rows[0].sample.size.kind
     others = {name: each for name, each in fits.items() if name != device}
-    without = Calibration({kind: others}, {kind: Transfer(share, Band(1.0, 1.0))})
-    accelerator = accelerators.find(device)
-    predicted = [
-        estimate(row.sample.size, accelerator, without, regime=row.sample.regime) for row in rows
-    ]
-    measured = [row.sample.seconds for row in rows]
-    return np.log(np.array(measured) / np.array([each.seconds for each in predicted]))
+    known = Calibration({kind: others}, {kind: carried})
+    return [(row, predicted(row, known)) for row in rows]
+
+
+def predicted(row: Measured, known: Calibration) -> Estimate:
+    sample = row.sample
+    return estimate(sample.size, accelerators.find(row.device), known, regime=sample.regime)
 
 
 def digest(row: Measured) -> str:

@@ -28,7 +28,8 @@ MOST_CENTRES = 300
 _TOLERANCE = 0.02  # residuals below it count as squares, above it as magnitudes
 _PULL = 0.05  # how hard a constant that the samples leave open is held at its start
 # Over how many powers of two each coordinate of a place varies as much as the others do, by the
-# family of a class; the last two are the waves' and the regime's. Cross-validation stretches or shrinks all of them.
+# family of a class; the last two are the waves' and the regime's. Cross-validation stretches or
+# shrinks all of them.
 _SCALES = {
     "matmul": (2.0, 4.0, 4.0, 1.0, 1.0),
     "attention": (3.0, 2.0, 2.0, 3.0, 3.0, 3.0, 3.0, 3.0, 1.0),
@@ -136,9 +137,7 @@ def _left_over(samples: Sequence[Sample], accelerator: Accelerator, constants: C
     return np.asarray(np.log(measured / (seconds_of(constants, terms) + added)))
 
 
-def _constants(
-    samples: Sequence[Sample], accelerator: Accelerator, start: Constants
-) -> Constants:
+def _constants(samples: Sequence[Sample], accelerator: Accelerator, start: Constants) -> Constants:
     """The constants that leave least over: Levenberg–Marquardt on their logarithms.
 
     Weighted so that it comes near the least sum of magnitudes: a few odd kernels shall not bend
@@ -160,17 +159,22 @@ def _constants(
 
     def predicted(theta: Array) -> Array:
         found = constants(theta)
-        added = sum((s * started[name] for name, s in found.regimes_s.items()), np.zeros(1))
+        added = sum((found.regimes_s[name] * started[name] for name in regimes), np.zeros(1))
         return np.asarray(np.log(seconds_of(found, terms) + added))
 
     hot = start.hot / (1 - start.hot)
     given = (start.launch_s, start.compute, start.memory, start.sharpness - 1, start.item_s, hot)
     added = [start.regimes_s.get(name, 5e-6) for name in regimes]
     found = constants(_least(predicted, measured, np.log([*given, *added])))
-    return Constants(
-        *(float(f"{getattr(found, name):.4g}") for name in Constants.__slots__[:8]),
-        {name: float(f"{seconds:.4g}") for name, seconds in found.regimes_s.items()},
+    return replace(
+        found,
+        regimes_s={name: _short(seconds) for name, seconds in found.regimes_s.items()},
+        **{name: _short(getattr(found, name)) for name in Constants.__slots__[:7]},
     )
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.4g}")
 
 
 def _least(predicted: Callable[[Array], Array], measured: Array, start: Array) -> Array:
@@ -203,7 +207,7 @@ def _least(predicted: Callable[[Array], Array], measured: Array, start: Array) -
 
 def _surface(places: Array, left: Array, scales: Array) -> Surface:
     """Kriging with the stretch and the noise whose leave-one-out errors are the least."""
-    best: tuple[float, float, float] | None = None
+    best = (np.inf, _STRETCHES[0], _NOISES[0])
     some = np.random.default_rng(0).permutation(len(places))[:MOST_CENTRES]
     for stretch in _STRETCHES:
         alike = _matern(places[some], places[some], scales * stretch)
@@ -211,9 +215,7 @@ def _surface(places: Array, left: Array, scales: Array) -> Surface:
             inverse = np.linalg.inv(alike + noise * np.eye(len(some)))
             error = inverse @ left[some] / np.diag(inverse)
             score = float(np.abs(error).mean())
-            if best is None or score < best[0]:
-                best = (score, stretch, noise)
-    assert best is not None
+            best = min(best, (score, stretch, noise))
     _, stretch, noise = best
     scales = scales * stretch
     across = _matern(places, places[some], scales)

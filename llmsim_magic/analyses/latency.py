@@ -1,7 +1,6 @@
 """How long one forward pass takes on a device, per operator and in all, each with its band."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,10 +74,10 @@ class PassTime:
     @cached_property
     def bound(self) -> dict[str, float]:
         """The share of the seconds that each resource binds, most first."""
-        shares: Counter[str] = Counter()
+        shares: dict[str, float] = dict.fromkeys((o.binds for o in self.operators), 0.0)
         for operator in self.operators:
             shares[operator.binds] += operator.seconds / self.seconds if self.seconds else 0.0
-        return dict(shares.most_common())
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
     def of(self, orders: Iterable[int]) -> Estimate:
         """The time of some operators together, as of a module or a layer."""
@@ -86,8 +85,12 @@ class PassTime:
         if not chosen:
             return NOTHING
         longest = max(chosen, key=lambda operator: operator.seconds)
-        sums = (math.fsum(getattr(o, name) for o in chosen) for name in ("seconds", "low", "high"))
-        return Estimate(*sums, longest.binds)
+        return Estimate(
+            math.fsum(operator.seconds for operator in chosen),
+            math.fsum(operator.low for operator in chosen),
+            math.fsum(operator.high for operator in chosen),
+            longest.binds,
+        )
 
 
 def latency(
@@ -197,7 +200,8 @@ def _operator(
     """Kernels one after the other; the host adds `waits`, and needs `least` in all."""
     busy = math.fsum(time.seconds for time in each)
     seconds = max(busy + waits, least)
-    low, high = (max(math.fsum(getattr(t, n) for t in each) + waits, least) for n in ("low", "high"))
+    low = max(math.fsum(time.low for time in each) + waits, least)
+    high = max(math.fsum(time.high for time in each) + waits, least)
     longest = max(zip(each, work, strict=True), key=lambda pair: pair[0].seconds, default=None)
     binds: Binds = "launch"
     if longest is not None and busy > seconds / 2:
@@ -211,7 +215,7 @@ def _operator(
         longest[1].kind if longest else None,
         *(seconds, low, high, binds, len(work), flops, moved),
         flops / peak if peak else 0.0,
-        moved / bandwidth if bandwidth else 0.0,
+        min(moved / bandwidth, 1.0) if bandwidth else 0.0,  # a cache may be faster
     )
 
 

@@ -8,7 +8,7 @@ nothing far from them. Nothing here was chosen by taste: `benchmarks/calibrate.p
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +18,7 @@ from llmsim_magic.records.calibration import (
     Band,
     Calibration,
     Constants,
+    Fitted,
     Regime,
     Surface,
 )
@@ -81,7 +82,7 @@ def estimate(
     known = devices == [accelerator.name]
     logs = []
     for name in devices:
-        fitted = calibration.fits[kind][name]
+        fitted = _started(calibration.fits[kind], name, regime)
         here = accelerator if known else _as(accelerator, name, calibration.unseen[kind].by_units)
         terms = terms_of(size, here, fitted.constants.tile, fitted.constants.cached, cold=cold)
         rest, reach = residual(fitted.surface, place_of(size, terms.wave, regime))
@@ -100,7 +101,7 @@ def seconds_of(constants: Constants, terms: Terms, regime: Regime = "graph") -> 
     started = constants.launch_s + constants.regimes_s.get(regime, 0.0)
     compute, memory = _bounds(constants, terms)
     sharpness = constants.sharpness
-    worked = (compute**sharpness + memory**sharpness) ** (1 / sharpness)
+    worked: float = (compute**sharpness + memory**sharpness) ** (1 / sharpness)
     return started + constants.item_s * terms.items + worked
 
 
@@ -201,7 +202,7 @@ def _measured(
 
     A kind that nobody measured is taken as the first of its family: 32-bit matmuls as 16-bit.
     """
-    family = [each for each in calibration.fits if each.split()[0] == kind.split()[0]]
+    family = [each for each in calibration.fits if _family(each) == _family(kind)]
     if not family:
         raise CannotPredict(kind, accelerator.name, "nothing of its kind was measured")
     own = [each for each in (kind, *family) if accelerator.name in calibration.fits.get(each, ())]
@@ -209,6 +210,22 @@ def _measured(
         return [accelerator.name], own[0]
     chosen = kind if kind in calibration.fits else family[0]
     return relatives(accelerator, calibration.fits[chosen]), chosen
+
+
+def _family(kind: str) -> str:
+    return kind.partition(" ")[0]
+
+
+def _started(fits: Mapping[str, Fitted], name: str, regime: Regime) -> Fitted:
+    """A device's fit; where its kernels were never started so, others say what that adds."""
+    fitted = fits[name]
+    others = [
+        f.constants.regimes_s[regime] for f in fits.values() if regime in f.constants.regimes_s
+    ]
+    if regime in fitted.constants.regimes_s or regime == "graph" or not others:
+        return fitted
+    added = fitted.constants.regimes_s | {regime: sum(others) / len(others)}
+    return replace(fitted, constants=replace(fitted.constants, regimes_s=added))
 
 
 def _as(accelerator: Accelerator, relative: str, by_units: float) -> Accelerator:
@@ -225,7 +242,8 @@ def _as(accelerator: Accelerator, relative: str, by_units: float) -> Accelerator
 
 
 def relatives(accelerator: Accelerator, measured: Iterable[str]) -> list[str]:
-    """Of the devices measured those nearest: of one architecture, else one vendor, else one kind."""
+    """The nearest of the devices measured: of one architecture, else one vendor, else one kind."""
+
     def distance(name: str) -> int:
         other = entries().get(name)
         if other is None or other.kind != accelerator.kind:

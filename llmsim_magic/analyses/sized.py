@@ -24,16 +24,26 @@ _KINDS: dict[str, StreamKind] = {"normalisation": "normalisation", "embedding": 
 class Stored:
     """In what weights and cache are stored, where that is not as traced; `fp8`, `int4` and so on.
 
-    Weights are multiplied in their own dtype if the device computes in it, else in the traced one.
+    Weights stored as `fp8`, `int8` or `fp4` are multiplied so if `activations` are too, else read
+    and widened to the traced dtype. `group` weights share a scale and a zero point of 16 bits each.
     """
 
     weights: str | None = None
     cache: str | None = None
+    activations: str | None = None
+    group: int | None = None
 
     def __post_init__(self) -> None:
-        for name in (self.weights, self.cache):
+        for name in (self.weights, self.cache, self.activations):
             if name is not None and name not in WEIGHT_BITS:
                 arithmetic(name)
+
+    @property
+    def weight_bits(self) -> float | None:
+        """Bits of one weight, its share of scales and zero points included."""
+        if self.weights is None:
+            return None
+        return WEIGHT_BITS[self.weights] + (32 / self.group if self.group else 0)
 
 
 def sizes(
@@ -91,7 +101,7 @@ def _matmul(
 
     Rows and columns are the result's; what they leave of the FLOPs is the length of a sum.
     """
-    assert kernel.flops
+    flops = kernel.flops or 0
     out = record.tensors[kernel.outputs[0]]
     name = short_name(kernel.name)
     groups = 1
@@ -102,12 +112,14 @@ def _matmul(
         groups = out.shape[0]
     columns = out.shape[1] if name == "convolution" else out.shape[-1] if out.shape else 1
     rows = max(numel(out.shape) // max(columns, 1), 1)
-    length = max(round(kernel.flops / (2 * rows * columns)), 1) if columns else 1
+    length = max(round(flops / (2 * rows * columns)), 1) if columns else 1
     dtype, bits = _dtype(out), None
     weights = [record.storages[record.tensors[i].storage].role for i in kernel.inputs]
     if stored.weights and "parameter" in weights:
-        bits = WEIGHT_BITS[stored.weights]
-        dtype = stored.weights if stored.weights in accelerator.peak_flops else dtype
+        bits = stored.weight_bits
+        if stored.activations == stored.weights:
+            accelerator.peak(stored.weights)
+            dtype = stored.weights
     return Matmul(max(-(-rows // groups), 1), max(columns, 1), length, dtype, groups, bits)
 
 

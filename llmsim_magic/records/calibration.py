@@ -39,7 +39,7 @@ class Constants:
     hot: float
     cached: float
     tile: float
-    regimes_s: Mapping[str, float] = field(default_factory=dict, hash=False)
+    regimes_s: dict[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
