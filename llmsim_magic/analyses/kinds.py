@@ -14,7 +14,13 @@ def kinds(trace: Trace) -> tuple[str, ...]:
 
     `nothing` runs no kernel, as dropout in inference.
     """
-    return tuple(trace.of_each(tuple(map(_kind, trace.recorded.kernels_of))))
+    return tuple(trace.of_each(recorded_kinds(trace)))
+
+
+@once
+def recorded_kinds(trace: Trace) -> tuple[str, ...]:
+    """The kind of each recorded operator."""
+    return tuple(map(_kind, trace.recorded.kernels_of))
 
 
 def _kind(kernels: tuple[Kernel, ...]) -> str:

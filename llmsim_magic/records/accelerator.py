@@ -8,6 +8,8 @@ from llmsim_magic.records.errors import InvalidValue, one_of
 ARITHMETICS = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp4")
 _SPELLINGS = {
     "float32": "fp32",
+    "f32": "fp32",
+    "f16": "fp16",
     "float": "fp32",
     "float16": "fp16",
     "half": "fp16",

@@ -27,6 +27,13 @@ class UnknownHardware(LlmsimError):
         super().__init__(f"hardware: {clip(name)} is not in the catalogue; {meant}")
 
 
+class CannotPredict(LlmsimError):
+    """A time that nothing known lets us tell."""
+
+    def __init__(self, what: str, device: str, why: str) -> None:
+        super().__init__(f"hardware: no {what} on {device} can be told: {why}")
+
+
 class TooMany(LlmsimError):
     """A sweep so large that its user should be sure."""
 

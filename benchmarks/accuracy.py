@@ -1,0 +1,205 @@
+"""How far predictions are from measurements, and whether their bands hold.
+
+    python -m benchmarks.accuracy --data DIR --json FILE [--table FILE]
+
+DIR holds `operators.csv.gz`, `end_to_end.csv.gz` and `published.csv`. FILE gets a list of
+`{"class", "device", "n", "median_ape", "p90_ape", "coverage"}`: absolute errors as shares of the
+measurement (0.08 is 8 %), and the share of measurements inside the stated band, which is nine of
+ten by intent. Nothing is scored by what has seen it: rows that the shipped calibration was fitted
+to are predicted by fits to the other folds of their device, all others by the calibration as it
+ships. The table also shows each device as if it had never been measured.
+"""
+
+import argparse
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import llmsim_magic as llmsim
+from benchmarks.calibrate import FITTED, Groups, digest, grouped, predicted, transfer, without
+from benchmarks.end_to_end import Pass, bands, model_named, passes
+from benchmarks.measured import LeftOut, Measured, operators, read
+from llmsim_magic.analyses.fitting import NOMINAL, fit, folds
+from llmsim_magic.analyses.totals import totals
+from llmsim_magic.catalog import accelerators
+from llmsim_magic.catalog.calibration import calibration
+from llmsim_magic.records.calibration import Band, Calibration
+from llmsim_magic.records.errors import LlmsimError
+
+CLASSES = (
+    *("matmul_bf16", "matmul_fp8", "decode_attention", "prefill_attention", "memory_bound"),
+    *("collective", "prefill_step", "decode_step", "memory"),
+)
+GIB = 2**30
+OUTSIDE_WEIGHTS = 0.01  # buffers and rounding that a published figure of weights may hold besides
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One prediction beside its measurement; units cancel."""
+
+    scored: str
+    device: str
+    measured: float
+    predicted: float
+    low: float
+    high: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--table", type=Path)
+    asked = parser.parse_args()
+    rows, left_out = operators(asked.data)
+    found = [*of_operators(rows)]
+    whole, not_passes = passes(asked.data, calibration())
+    found += of_passes(whole)
+    found += of_memory(asked.data)
+    scores = summary(found)
+    named = [score for score in scores if score["class"] in CLASSES]
+    asked.json.write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
+    text = "\n".join(report(scores, summary(if_unseen(grouped(rows))), left_out + not_passes))
+    print(text)
+    if asked.table:
+        asked.table.write_text(text + "\n", encoding="utf-8")
+
+
+def of_operators(rows: Iterable[Measured]) -> Iterator[Scored]:
+    """Rows that were fitted to by cross-validation, all others by what ships."""
+    with gzip.open(FITTED, "rt", encoding="utf-8") as file:
+        fitted = set(file.read().split())
+    seen: list[Measured] = []
+    for row in rows:
+        if digest(row) in fitted:
+            seen.append(row)
+            continue
+        guess = predicted(row, calibration())
+        yield _scored(row, guess.seconds, guess.low, guess.high)
+    for devices in grouped(seen).values():
+        for device, some in devices.items():
+            yield from _by_folds(device, some)
+
+
+def _by_folds(device: str, rows: list[Measured]) -> Iterator[Scored]:
+    kind = rows[0].sample.size.kind
+    shipped = calibration()
+    for train, test in folds(len(rows)):
+        if not train:
+            continue
+        here = fit([rows[place].sample for place in train], accelerators.find(device))
+        known = Calibration({kind: {device: here}}, {kind: shipped.unseen[kind]})
+        for row in (rows[place] for place in test):
+            guess = predicted(row, known)
+            yield _scored(row, guess.seconds, guess.low, guess.high)
+
+
+def if_unseen(groups: Groups) -> Iterator[Scored]:
+    """Each device by what its relatives show, with the band that the others earned."""
+    fits = calibration().fits
+    for kind, devices in groups.items():
+        if kind not in fits:
+            continue
+        for device, rows in devices.items():
+            known = {name: each for name, each in fits[kind].items() if name != device}
+            if not known:
+                continue
+            measured = {name: some for name, some in devices.items() if name in known}
+            carried = transfer(measured, known)
+            for row, guess in without(device, rows, known, carried):
+                yield _scored(row, guess.seconds, guess.low, guess.high)
+
+
+def of_passes(found: list[Pass]) -> Iterator[Scored]:
+    """Whole passes; their band is what passes on all other devices earned."""
+    for each in found:
+        others = [other for other in found if other.device != each.device]
+        earned = bands(others) or calibration().passes
+        band = earned.get(each.scored.removesuffix("_step"), Band(1.0, 1.0))
+        low = min(each.operators_low, each.predicted * band.low)
+        high = max(each.operators_high, each.predicted * band.high)
+        yield Scored(each.scored, each.device, each.measured, each.predicted, low, high)
+
+
+def of_memory(data: Path) -> Iterator[Scored]:
+    """Weights as engines report them, against the parameters of a trace."""
+    for row in read(data / "published.csv"):
+        if row["metric"] != "weights_memory" or float(row["n_gpus"]) > 1:
+            continue
+        try:
+            model, device = model_named(row["model"]), accelerators.find(row["hardware"])
+        except (LeftOut, LlmsimError):
+            continue
+        nbytes = totals(llmsim.trace(model, context=1).trace).parameter_bytes
+        low, high = nbytes * (1 - OUTSIDE_WEIGHTS), nbytes * (1 + OUTSIDE_WEIGHTS)
+        yield Scored("memory", device.name, float(row["value"]) * GIB, nbytes, low, high)
+
+
+def _scored(row: Measured, seconds: float, low: float, high: float) -> Scored:
+    return Scored(row.scored, row.device, row.sample.seconds, seconds, low, high)
+
+
+def summary(found: Iterable[Scored]) -> list[dict[str, object]]:
+    groups: dict[tuple[str, str], list[Scored]] = {}
+    for each in found:
+        groups.setdefault((each.scored, each.device), []).append(each)
+    order = {name: place for place, name in enumerate(CLASSES)}
+    scores = []
+    for scored, device in sorted(groups, key=lambda key: (order.get(key[0], 99), key)):
+        some = groups[scored, device]
+        errors = [abs(each.predicted - each.measured) / each.measured for each in some]
+        inside = [each.low <= each.measured <= each.high for each in some]
+        scores.append(
+            {
+                "class": scored,
+                "device": device,
+                "n": len(some),
+                "median_ape": round(float(np.median(errors)), 4),
+                "p90_ape": round(float(np.quantile(errors, 0.9)), 4),
+                "coverage": round(sum(inside) / len(some), 4),
+            }
+        )
+    return scores
+
+
+def report(
+    scores: list[dict[str, object]], unseen: list[dict[str, object]], left_out: Counter[str]
+) -> Iterator[str]:
+    yield "# Accuracy"
+    yield ""
+    yield "Predicted against measured, by `benchmarks/accuracy.py`, which says how. Absolute errors"
+    yield f"in per cent of the measurement; coverage of a stated band of {NOMINAL:.0%}."
+    yield ""
+    yield "## By fits to other rows of the same device"
+    yield ""
+    yield from _table(scores)
+    yield ""
+    yield "## As if the device had never been measured"
+    yield ""
+    yield from _table(unseen)
+    if left_out:
+        yield ""
+        yield "## Rows left out"
+        yield ""
+        yield from (f"* {number}: {why}" for why, number in left_out.most_common())
+
+
+def _table(scores: list[dict[str, object]]) -> Iterator[str]:
+    yield "| class | device | n | median error | 90 % of errors below | coverage |"
+    yield "|---|---|--:|--:|--:|--:|"
+    for s in scores:
+        shares = (f"{100 * float(str(s[name])):.1f} %" for name in ("median_ape", "p90_ape"))
+        yield (
+            f"| {s['class']} | {s['device']} | {s['n']} | {' | '.join(shares)} | "
+            f"{float(str(s['coverage'])):.0%} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Fit every class of kernels on every device that was measured: `calibration.json`.
+
+    python -m benchmarks.calibrate --data DIR
+
+DIR holds `operators.csv.gz`; `benchmarks/measured.py` says with which columns. Beside the fits it
+writes a digest of every row it used, so that `benchmarks/accuracy.py` scores none of them with a
+fit that has seen it.
+"""
+
+import argparse
+import gzip
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.end_to_end import bands, passes
+from benchmarks.measured import Measured, operators
+from llmsim_magic.analyses.fitting import band_of, fit
+from llmsim_magic.analyses.roofline import Estimate, estimate
+from llmsim_magic.catalog import accelerators
+from llmsim_magic.records.calibration import Band, Calibration, Fitted, Host, Transfer
+
+HERE = Path(__file__).parent
+OUT = HERE.parent / "llmsim_magic" / "catalog" / "calibration.json"
+SHARES = (0.0, 0.5, 1.0)
+EVEN = 0.5
+FITTED = HERE / "fitted_rows.txt.gz"
+Groups = dict[str, dict[str, list[Measured]]]
+Fits = dict[str, dict[str, Fitted]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    data = parser.parse_args().data
+    rows, left_out = operators(data)
+    for why, number in left_out.items():
+        print(f"left out {number} rows: {why}")
+    found = calibrated(grouped(rows))
+    found = replace(found, passes=bands(passes(data, found)[0]))
+    OUT.write_bytes(msgspec.json.encode(found) + b"\n")
+    with gzip.GzipFile(FITTED, "wb", mtime=0) as file:
+        file.write("\n".join(sorted(map(digest, rows))).encode())
+    print(f"{len(rows)} rows, {OUT.stat().st_size} bytes of fits")
+
+
+def grouped(rows: Iterable[Measured]) -> Groups:
+    """Rows by kind of kernel and device."""
+    groups: Groups = {}
+    for row in rows:
+        groups.setdefault(row.sample.size.kind, {}).setdefault(row.device, []).append(row)
+    return {kind: dict(sorted(groups[kind].items())) for kind in sorted(groups)}
+
+
+def calibrated(groups: Groups) -> Calibration:
+    fits = {
+        kind: {device: fitted(device, rows) for device, rows in devices.items()}
+        for kind, devices in groups.items()
+    }
+    carried = {kind: transfer(groups[kind], fits[kind]) for kind in groups}
+    return Calibration(fits, carried, hosts(groups))
+
+
+def hosts(groups: Groups) -> dict[str, Host]:
+    """What an eager kernel of a device takes at the least: that is what starting it takes.
+
+    The quickest tenth of the class that the host starts quickest; views were not measured.
+    """
+    quickest: dict[str, float] = {}
+    for kind, devices in groups.items():
+        for device, rows in devices.items():
+            eager = [row.sample.seconds for row in rows if row.sample.regime == "eager"]
+            if eager and not kind.startswith("collective"):
+                least = float(np.quantile(eager, 0.1))
+                quickest[device] = min(least, quickest.get(device, least))
+    return {device: Host(seconds, 0.0, 0.0) for device, seconds in quickest.items()}
+
+
+def fitted(device: str, rows: list[Measured]) -> Fitted:
+    sources = dict.fromkeys(row.source for row in rows)
+    found = fit([row.sample for row in rows], accelerators.find(device), tuple(sources))
+    print(f"{rows[0].sample.size.kind}, {device}: {found.near}, {found.far}", flush=True)
+    return found
+
+
+def transfer(devices: dict[str, list[Measured]], fits: Mapping[str, Fitted]) -> Transfer:
+    """The share that tells devices best from the others, by the mean of their median errors.
+
+    Two devices cannot tell the shares apart: half of it goes with either. A kind measured on one
+    device alone earns no band: a factor of three is what remains.
+    """
+    if len(devices) < 2:
+        return Transfer(EVEN, Band(1 / 3, 3.0))
+    some = {device: Random(0).sample(rows, min(len(rows), 200)) for device, rows in devices.items()}
+    tried = {
+        share: [unseen(device, rows, fits, share) for device, rows in some.items()]
+        for share in (SHARES if len(devices) > 2 else (EVEN,))
+    }
+    best = min(tried, key=lambda share: np.mean([np.median(np.abs(e)) for e in tried[share]]))
+    # A device counts as one however often it was measured: as many quantiles of each.
+    each = [np.quantile(errors, np.linspace(0, 1, 101)) for errors in tried[best]]
+    return Transfer(best, band_of(np.concatenate(each)))
+
+
+def unseen(
+    device: str, rows: list[Measured], fits: Mapping[str, Fitted], share: float
+) -> NDArray[np.float64]:
+    """log(measured ÷ predicted) on a device by what is known of the others."""
+    carried = Transfer(share, Band(1.0, 1.0))
+    ratios = [row.sample.seconds / e.seconds for row, e in without(device, rows, fits, carried)]
+    return np.log(ratios)
+
+
+def without(
+    device: str, rows: list[Measured], fits: Mapping[str, Fitted], carried: Transfer
+) -> list[tuple[Measured, Estimate]]:
+    """What would be predicted of a device had it never been measured."""
+    kind = rows[0].sample.size.kind
+    others = {name: each for name, each in fits.items() if name != device}
+    known = Calibration({kind: others}, {kind: carried})
+    return [(row, predicted(row, known)) for row in rows]
+
+
+def predicted(row: Measured, known: Calibration) -> Estimate:
+    sample = row.sample
+    return estimate(sample.size, accelerators.find(row.device), known, regime=sample.regime)
+
+
+def digest(row: Measured) -> str:
+    """Names a measurement: what ran where, how it was started and how long it took."""
+    named = repr((row.device, row.sample.size, row.sample.regime, f"{row.sample.seconds:.6e}"))
+    return f"{zlib.crc32(named.encode()):08x}"
+
+
+if __name__ == "__main__":
+    main()

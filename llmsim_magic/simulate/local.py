@@ -1,0 +1,28 @@
+"""`--hardware local`: this machine, measured once and fitted as any other device."""
+
+from functools import cache
+
+from llmsim_magic.analyses.fitting import fit
+from llmsim_magic.records.accelerator import Accelerator
+from llmsim_magic.records.calibration import Band, Calibration, Sample, Transfer
+
+
+@cache
+def local() -> tuple[Accelerator, Calibration]:
+    """This machine's CPU and what its kernels take: measured at the first call, in half a minute.
+
+    Kernels of a class that was not measured have no band but a factor of three.
+    """
+    from llmsim_magic.capture.measure import measure
+
+    found = measure()
+    kinds: dict[str, list[Sample]] = {}
+    for sample in found.samples:
+        kinds.setdefault(sample.size.kind, []).append(sample)
+    accelerator = found.accelerator
+    source = (accelerator.source,)
+    fits = {
+        kind: {accelerator.name: fit(some, accelerator, source)} for kind, some in kinds.items()
+    }
+    unseen = dict.fromkeys(fits, Transfer(0.0, Band(1 / 3, 3.0)))
+    return accelerator, Calibration(fits, unseen, {accelerator.name: found.host})
