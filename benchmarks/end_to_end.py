@@ -74,8 +74,8 @@ def passes(data: Path, calibration: Calibration | None = None) -> tuple[list[Pas
                 found.append(of_row(row, calibration))
             except LeftOut as why:
                 left_out[f"{name}: {why}"] += 1
-            except (LlmsimError, ValueError) as why:
-                left_out[f"{name}: {why}"] += 1
+            except (LlmsimError, KeyError, ValueError) as why:
+                left_out[f"{name}: {type(why).__name__}: {why}"] += 1
     return found, left_out
 
 
