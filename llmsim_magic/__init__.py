@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from llmsim_magic.notebook.panel import panel as panel
     from llmsim_magic.records.errors import LlmsimError as LlmsimError
     from llmsim_magic.simulate.entry import sweep as sweep
     from llmsim_magic.simulate.entry import trace as trace
     from llmsim_magic.simulate.memory import forget as forget
 
 __version__ = "0.1.0"
-__all__ = ["LlmsimError", "forget", "sweep", "trace"]
+__all__ = ["LlmsimError", "forget", "panel", "sweep", "trace"]
 
 _HOMES = {
     "LlmsimError": "llmsim_magic.records.errors",
     "forget": "llmsim_magic.simulate.memory",
+    "panel": "llmsim_magic.notebook.panel",
     "sweep": "llmsim_magic.simulate.entry",
     "trace": "llmsim_magic.simulate.entry",
 }

@@ -11,7 +11,7 @@ PROGRAM = "python -m llmsim_magic"
 def main(words: list[str] | None = None) -> int:
     """Answer one request; 2 after a mistake, which is told in one line."""
     try:
-        request, _ = parse(sys.argv[1:] if words is None else words, PROGRAM)
+        request = parse(sys.argv[1:] if words is None else words, PROGRAM).request
         if request.model is None:
             print(parser(PROGRAM).format_help())
             return 0

@@ -1,5 +1,8 @@
 """`%llmsim` in a real IPython shell."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +131,55 @@ def test_a_mistake_is_a_line_without_traceback_and_the_next_cell_works(
 def test_csv_writes_into_the_folder(shell: InteractiveShell, tmp_path: Path) -> None:
     _run(shell, f"%llmsim distilgpt2 --ops --csv {tmp_path}")
     assert (tmp_path / "ops.csv").exists()
+
+
+def test_config_sets_what_lines_leave_out(shell: InteractiveShell) -> None:
+    try:
+        _run(shell, "%config LLMSim.phase = 'decode'\n%config LLMSim.batch = '3'")
+        _run(shell, "d = %llmsim distilgpt2 ;")
+        _run(shell, "e = %llmsim distilgpt2 --phase prefill ;")
+    finally:
+        _run(shell, "%config LLMSim.phase = ''\n%config LLMSim.batch = ''")
+    decode, prefill = shell.user_ns["d"].trace.workload, shell.user_ns["e"].trace.workload
+    assert (decode.phase, decode.batch) == ("decode", 3)
+    assert (prefill.phase, prefill.batch) == ("prefill", 3)
+
+
+def test_config_refuses_what_the_option_would(
+    shell: InteractiveShell, caplog: pytest.LogCaptureFixture
+) -> None:
+    with capture_output() as captured:
+        shell.run_cell("%config LLMSim.batch = '0'")
+    assert "'0' is not at least 1" in caplog.text
+    assert "Traceback" not in captured.stdout + captured.stderr
+    assert _run(shell, "f = %llmsim distilgpt2").outputs
+
+
+def test_config_lists_the_options(shell: InteractiveShell) -> None:
+    assert "LLMSim.attn" in _run(shell, "%config LLMSim").stdout
+
+
+def test_without_a_notebook_a_panel_says_what_to_do(shell: InteractiveShell) -> None:
+    with capture_output() as captured:
+        shell.run_cell("%llmsim distilgpt2 --panel")
+    assert "needs a notebook" in captured.stdout + captured.stderr
+
+
+def test_a_terminals_ipython_answers_in_text(tmp_path: Path) -> None:
+    lines = (
+        "%load_ext llmsim_magic\n%llmsim\nr = %llmsim distilgpt2 --summary\nprint(r.ops.shape)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "IPython", "--simple-prompt", "--no-banner", "--quick"],
+        input=lines,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"IPYTHONDIR": str(tmp_path)},
+        check=True,
+    )
+    assert "usage: %llmsim" in done.stdout
+    assert "81,912,576" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_tab_completes_options_values_and_models(shell: InteractiveShell) -> None:

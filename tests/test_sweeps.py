@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 import llmsim_magic as llmsim
 from llmsim_magic.capture import run as capture
-from llmsim_magic.records.errors import CannotTrace, LlmsimError
+from llmsim_magic.records.errors import Cancelled, CannotTrace, LlmsimError
 from llmsim_magic.records.workload import Workload
 from tests import small
 
@@ -35,11 +36,11 @@ def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Workload], BaseExc
     """Have some workloads raise instead of being traced."""
     really = capture.run
 
-    def run(weightless: Any, workload: Workload, *, replay: bool) -> Any:
+    def run(weightless: Any, workload: Workload, **options: Any) -> Any:
         error = fails(workload)
         if error is not None:
             raise error
-        return really(weightless, workload, replay=replay)
+        return really(weightless, workload, **options)
 
     monkeypatch.setattr(capture, "run", run)
 
@@ -98,16 +99,40 @@ def test_a_dask_cluster_traces_the_same() -> None:
 # cut short
 
 
+class AfterThree:
+    """Cancels a sweep when its fourth workload begins."""
+
+    said = ""
+
+    def says(self, message: str) -> None:
+        self.said = message
+
+    def __call__(self) -> bool:
+        return self.said.startswith("workload 4")
+
+
 def test_a_cancelled_sweep_keeps_what_is_done() -> None:
-    looks: list[int] = []
-
-    def cancelled() -> bool:
-        looks.append(0)
-        return len(looks) > 3
-
-    found = llmsim.sweep(small.qwen3(), **ASKED, cancelled=cancelled)
+    cancel = AfterThree()
+    found = llmsim.sweep(small.qwen3(), **ASKED, cancelled=cancel, progress=cancel.says)
     assert len(found.traces) == 3
     assert "stopped early: 5 of the workloads not traced" in found.notes
+
+
+def test_a_cancel_reaches_into_a_pass_and_the_next_one_is_right() -> None:
+    whole = llmsim.sweep(small.qwen3(), **ASKED)
+    for number in range(2, 60, 3):
+        llmsim.forget()
+        looks: list[int] = []
+
+        def cancelled(number: int = number, looks: list[int] = looks) -> bool:
+            looks.append(0)
+            return len(looks) >= number
+
+        with suppress(Cancelled):
+            stopped = llmsim.sweep(small.qwen3(), **ASKED, cancelled=cancelled)
+            assert len(stopped.traces) < len(whole.traces)
+        again = llmsim.sweep(small.qwen3(), **ASKED)
+        assert again.ops.equals(whole.ops)
 
 
 def test_a_sweep_on_an_executor_can_be_cancelled() -> None:
@@ -167,13 +192,14 @@ def test_a_million_workloads_are_asked_about_first() -> None:
 
 
 def test_whoever_is_sure_is_not_asked() -> None:
-    stop = iter(range(3))
+    cancel = AfterThree()
     found = llmsim.sweep(
         small.qwen3(),
         batch=range(1, 1001),
         context=[2],
         sure=True,
-        cancelled=lambda: next(stop, None) is None,
+        cancelled=cancel,
+        progress=cancel.says,
     )
     assert len(found.traces) == 3
 

@@ -25,9 +25,8 @@ def by_kernel(trace: Trace) -> Trace:
         if not kernel.is_view and kernel.operator is not None:
             order, owner = len(operators), record.operators[kernel.operator]
             name, given = short_name(kernel.name), kernel.inputs
-            operators.append(
-                Operator(owner.path, name, "function", given, kernel.outputs, owner.source)
-            )
+            path, source, held = owner.path, owner.source, owner.held
+            operators.append(Operator(path, name, "function", given, kernel.outputs, source, held))
         kernels.append(structs.replace(kernel, operator=order))
         before.append(len(operators))
     return replace(

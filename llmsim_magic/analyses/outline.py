@@ -70,9 +70,13 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """Nodes in the order of the pass, lines between them, and what each group of layers is."""
+    """Nodes in the order of the pass, lines between them, and what each group of layers is.
+
+    `drawn_as` has for every operator of the pass the order of the node that stands for it.
+    """
 
     nodes: tuple[Node, ...]
+    drawn_as: tuple[int | None, ...]
     lines: tuple[Line, ...]
     given: tuple[Given, ...]
     groups: dict[str, Repeat]
@@ -98,6 +102,7 @@ def outline(trace: Trace, selection: Selection) -> Outline:
             Node(tuple(inside[place]), closed, closing.box(place, closed))
             for place, closed in shown.items()
         ),
+        tuple(stands_for),
         tuple(_lines(trace, groups, twins, stands_for)),
         tuple(_given(trace, twins, stands_for)),
         {group.first.path: group for group in groups},

@@ -18,11 +18,24 @@ class Cost:
     causal_skippable_flops: int
     bytes_read: int
     bytes_written: int
+    bytes_weights: int
+    bytes_activations: int
+    bytes_cache: int
     parameters: tuple[Parameter, ...]
 
     @property
     def params(self) -> int:
         return sum(parameter.numel for parameter in self.parameters)
+
+    @property
+    def arithmetic_intensity(self) -> float | None:
+        """FLOPs for each byte moved; None where the FLOPs are not known or nothing is moved."""
+        return intensity(self.flops, self.bytes_read + self.bytes_written)
+
+
+def intensity(flops: int | None, nbytes: int) -> float | None:
+    """FLOPs per byte; None where either is missing."""
+    return None if flops is None or not nbytes else flops / nbytes
 
 
 @once
@@ -55,6 +68,9 @@ def recorded_costs(trace: Trace) -> tuple[Cost, ...]:
                 sum(work.causal_skippable(record, kernel) for kernel in kernels),
                 moved[order].bytes_read,
                 moved[order].bytes_written,
+                moved[order].bytes_weights,
+                moved[order].bytes_activations,
+                moved[order].bytes_cache,
                 tuple(trace.parameters[place] for place in sorted(read)),
             )
         )
@@ -63,7 +79,10 @@ def recorded_costs(trace: Trace) -> tuple[Cost, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over the pass. Parameters are counted once however often they are shared."""
+    """Sums over the pass. Parameters are counted once however often they are shared.
+
+    `bytes_weights`, `bytes_activations` and `bytes_cache` share out all that is read and written.
+    """
 
     operators: int
     kernels: int
@@ -77,7 +96,15 @@ class Totals:
     causal_skippable_flops: int
     bytes_read: int
     bytes_written: int
+    bytes_weights: int
+    bytes_activations: int
+    bytes_cache: int
     cache_bytes: int
+
+    @property
+    def arithmetic_intensity(self) -> float | None:
+        """FLOPs for each byte moved."""
+        return intensity(self.flops, self.bytes_read + self.bytes_written)
 
 
 @once
@@ -98,6 +125,9 @@ def totals(trace: Trace) -> Totals:
         causal_skippable_flops=sum(cost.causal_skippable_flops * times for cost, times in each),
         bytes_read=sum(cost.bytes_read * times for cost, times in each),
         bytes_written=sum(cost.bytes_written * times for cost, times in each),
+        bytes_weights=sum(cost.bytes_weights * times for cost, times in each),
+        bytes_activations=sum(cost.bytes_activations * times for cost, times in each),
+        bytes_cache=sum(cost.bytes_cache * times for cost, times in each),
         cache_bytes=sum(slot.nbytes for slot in trace.cache),
     )
 

@@ -1,5 +1,6 @@
 """The least bytes that a kernel or an operator must move."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from llmsim_magic.analyses.once import once
@@ -10,6 +11,8 @@ from llmsim_magic.records.record import Kernel, Record, Role, Tensor
 
 _GATHERS = frozenset({"embedding", "index", "index_select", "gather", "_unsafe_index"})
 _ACCUMULATES = frozenset({"index_add_", "scatter_add_", "scatter_reduce_"})
+_WEIGHTS: tuple[Role, ...] = ("parameter", "buffer")
+_CACHE: tuple[Role, ...] = ("cache",)
 _SCATTERS = _ACCUMULATES | {"index_copy_", "index_put_", "_index_put_impl_", "scatter_"}
 
 
@@ -35,6 +38,25 @@ class Traffic:
     @property
     def bytes_written(self) -> int:
         return sum(access.nbytes for access in self.writes)
+
+    @property
+    def bytes_weights(self) -> int:
+        """Of all bytes moved those of parameters and buffers."""
+        return self._of(_WEIGHTS)
+
+    @property
+    def bytes_cache(self) -> int:
+        """Of all bytes moved those of the cache or state, read or written."""
+        return self._of(_CACHE)
+
+    @property
+    def bytes_activations(self) -> int:
+        """All others: what operators hand each other, inputs and constants."""
+        return self.bytes_read + self.bytes_written - self.bytes_weights - self.bytes_cache
+
+    def _of(self, roles: Collection[Role]) -> int:
+        accesses = (*self.reads, *self.writes)
+        return sum(access.nbytes for access in accesses if access.role in roles)
 
 
 def kernel_bytes(record: Record, kernel: Kernel) -> tuple[int, int]:

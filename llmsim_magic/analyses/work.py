@@ -55,6 +55,7 @@ _MOVES = frozenset(
     replication_pad2d _efficientzerotensor _local_scalar_dense masked_scatter masked_select nonzero
     _unique2 unique_dim unique_consecutive multinomial randperm pixel_unshuffle channel_shuffle
     col2im triu_indices tril_indices upsample_nearest3d
+    allreduce_ allgather_ send recv_
     """.split()  # noqa: SIM905 - a vocabulary reads best as words
 )
 _REDUCTIONS = frozenset(

@@ -13,6 +13,7 @@ from llmsim_magic.capture.restore import Snapshot, same_dice
 from llmsim_magic.capture.tensors import dtype_name, unheard
 from llmsim_magic.records.record import Role
 from llmsim_magic.records.trace import Module, Parameter, Scalar
+from llmsim_magic.records.workload import IsCancelled, never
 
 
 class Listener(Protocol):
@@ -31,7 +32,9 @@ class Harness:
     The model is nobody else's, so its hooks stay on it, and what it is made of is read once.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(
+        self, model: torch.nn.Module, spread: Callable[[torch.nn.Module], None] | None = None
+    ) -> None:
         self.modules = tuple(_modules(model))
         self.parameters = tuple(_parameters(model))
         self.roles = _roles(model)
@@ -39,6 +42,7 @@ class Harness:
         self.has_changed = False  # whether the last pass left something in the model
         self.left: Any = None  # what the last pass left for the next one
         self._listener: Listener | None = None
+        self._cancelled: IsCancelled = never
         self._ran: set[torch.nn.Module] = set()
         layers = layers_of(model)
         for path, module in model.named_modules():
@@ -46,6 +50,8 @@ class Harness:
                 self._answer(layers[path])
             else:
                 self._hook(path, module)
+        if spread is not None:
+            spread(model)
         self._snapshot = Snapshot(model.modules())
 
     @contextmanager
@@ -57,6 +63,18 @@ class Harness:
                 yield
         finally:
             self._listener = None
+
+    @contextmanager
+    def unless(self, cancelled: IsCancelled) -> Iterator[None]:
+        """While open, a pass stops at the next module once it is cancelled.
+
+        It stops as it does when the user interrupts: no code of the model takes that for an error.
+        """
+        self._cancelled = cancelled
+        try:
+            yield
+        finally:
+            self._cancelled = never
 
     @contextmanager
     def as_it_was(self, *, only_after_errors: bool = False) -> Iterator[None]:
@@ -74,9 +92,14 @@ class Harness:
                 self.has_changed = self._snapshot.restore(self._ran)
                 self._ran.clear()
 
+    def _began(self, module: torch.nn.Module) -> None:
+        if self._cancelled():
+            raise KeyboardInterrupt
+        self._ran.add(module)
+
     def _hook(self, path: str, module: torch.nn.Module) -> None:
         def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-            self._ran.add(module)
+            self._began(module)
             if self._listener is not None:
                 with unheard():
                     self._listener.enter(path, module, (args, kwargs))
@@ -93,7 +116,7 @@ class Harness:
         forward = layer.module.forward
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            self._ran.add(layer.module)
+            self._began(layer.module)
             return forward(*args, **kwargs)
 
         def answered(*args: Any, **kwargs: Any) -> Any:

@@ -75,7 +75,8 @@ def _calls(calls: Sequence[ModuleCall]) -> tuple[Calls, ...]:
     for call in calls:
         first.setdefault(call.path, call)
     return tuple(
-        Calls(path, number[path], first[path].inputs, first[path].outputs) for path in sorted(first)
+        Calls(path, number[path], call.inputs, call.outputs, call.held)
+        for path, call in sorted(first.items())
     )
 
 
@@ -93,8 +94,8 @@ def _operator(step: Step, helper_outputs: tuple[int, ...]) -> Operator:
     outputs = helper_outputs if isinstance(step, HelperCall) else step.outputs
     if isinstance(step, ModuleCall):
         name = type(step.module).__name__
-        return Operator(step.path, name, "module", step.inputs, outputs, step.source)
-    return Operator(step.path, step.name, "function", step.inputs, outputs, step.source)
+        return Operator(step.path, name, "module", step.inputs, outputs, step.source, step.held)
+    return Operator(step.path, step.name, "function", step.inputs, outputs, step.source, step.held)
 
 
 def _outputs_of_helpers(

@@ -151,6 +151,14 @@ def _from_cache(name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def cached_models() -> list[str]:
+    """The ids of the models whose config lies in the local HuggingFace cache."""
+    constants = importlib.import_module("huggingface_hub.constants")
+    folders = sorted(Path(constants.HF_HUB_CACHE).glob("models--*"))
+    names = [folder.name.removeprefix("models--").replace("--", "/") for folder in folders]
+    return [name for name in names if _from_cache(name) is not None]
+
+
 def _from_hub(name: str) -> dict[str, Any]:
     """One request for the config, without retries."""
     hub = importlib.import_module("huggingface_hub")

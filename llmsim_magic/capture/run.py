@@ -22,21 +22,28 @@ from llmsim_magic.capture.tracer import Recorder, listening
 from llmsim_magic.capture.weightless import Weightless, on_meta, reason
 from llmsim_magic.records.errors import CannotTrace, LlmsimError, NoDecode
 from llmsim_magic.records.trace import CacheSlot, Trace
-from llmsim_magic.records.workload import Workload
+from llmsim_magic.records.workload import IsCancelled, Workload, never
 
 Way = TypeVar("Way")
 Result = TypeVar("Result")
 
 
-def run(weightless: Weightless, workload: Workload, *, replay: bool = True) -> Trace:
+def run(
+    weightless: Weightless,
+    workload: Workload,
+    *,
+    replay: bool = True,
+    cancelled: IsCancelled = never,
+) -> Trace:
     """Trace one workload; a decode step runs on the cache that a prefill of `context` built.
 
     With `replay` one layer of each kind is run, and stands for those that do the same.
     Raises `NoDecode` for decode on a model without cache or state, and `CannotTrace` with the
-    cause where its forward needs a value that only weights or data decide.
+    cause where its forward needs a value that only weights or data decide. Once `cancelled` says
+    so it stops at the next module, with a `KeyboardInterrupt`.
     """
     harness, notes = weightless.harness, context_note(weightless.module, workload)
-    with harness.busy, _told(weightless, workload):
+    with harness.busy, harness.unless(cancelled), _told(weightless, workload):
         left, harness.left = harness.left, None
         one = _Pass(weightless, workload, replay, notes, left)
         if workload.phase == "prefill":

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmsim_magic.capture import kernels, stack
+from llmsim_magic.capture import collectives, kernels, stack
 from llmsim_magic.capture.layers import Layer
 from llmsim_magic.capture.replay import Replayed, Replayer, Run
 from llmsim_magic.capture.tensors import TensorTable, tensors_in, unheard
@@ -35,6 +35,7 @@ class ModuleCall:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...] = ()
     helpers: dict[int, "HelperCall"] = field(default_factory=dict)
+    held: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +52,7 @@ class HelperCall:
     source: str | None
     inputs: tuple[int, ...]
     frame: FrameType
+    held: tuple[int, ...] = ()
     is_whole: bool = True
 
 
@@ -64,6 +66,7 @@ class FunctionCall:
     helpers: tuple[HelperCall, ...] = ()
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
+    held: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -128,6 +131,7 @@ class Recorder:
                 return replayed.output
             first = self._marks()
             self.enter(layer.path, layer.module, (args, kwargs))
+            self.calls[-1].held = ()  # what is held beside a stack of layers is held after it
         within, self._in_layer = self._in_layer, True
         output, run = None, None
         try:
@@ -191,22 +195,30 @@ class Recorder:
                 table.written.add(table.tensors[own].storage)
             yield number, own
 
-    def _called_from(self) -> tuple[str | None, bool]:
-        """The line that is about to call a module, and whether in a helper: none is whole then."""
+    def _called_from(self) -> tuple[str | None, bool, tuple[int, ...]]:
+        """The line that is about to call a module, whether in a helper, and what is held meanwhile.
+
+        No helper that calls a module is whole.
+        """
         if not self._open:
-            return None, False
+            return None, False, ()
         parent = self._open[-1]
         forward = stack.forward_code(parent.module)
         frames = stack.frames_of_caller(3)
         helpers = self._helpers(parent, frames)
         for helper in helpers:
             helper.is_whole = False
-        return stack.source(frames, forward), bool(helpers)
+        return stack.source(frames, forward), bool(helpers), self._held(frames)
+
+    def _held(self, frames: list[FrameType]) -> tuple[int, ...]:
+        """The tensors that the forward of the running module, or a helper, has names for."""
+        return self.table.add_all([list(frame.f_locals.values()) for frame in frames])
 
     def enter(self, path: str, module: torch.nn.Module, inputs: Any) -> None:
-        source, in_helper = self._called_from()
+        source, in_helper, held = self._called_from()
         is_leaf = next(module.children(), None) is None
-        call = ModuleCall(path, module, is_leaf, source, in_helper, self.table.add_all(inputs))
+        given = self.table.add_all(inputs)
+        call = ModuleCall(path, module, is_leaf, source, in_helper, given, held=held)
         if not self._in_layer:
             self._called.add(path)
         self._open.append(call)
@@ -235,6 +247,8 @@ class Recorder:
                 out = self.attention(args, kwargs)
             elif func in kernels.RECURRENT:
                 out = self.recurrent(func, args)
+            elif func in collectives.KERNELS:
+                out = self.collective(func, args)
             else:
                 out = func(*args, **kwargs)
         finally:
@@ -258,6 +272,7 @@ class Recorder:
                     stack.source(outer, forward),
                     self.table.add_all(stack.arguments(frame)),
                     frame,
+                    self._held(outer),
                     is_whole=stack.is_helper(frame.f_code),
                 )
             found.append(helper)
@@ -276,6 +291,7 @@ class Recorder:
             if parent is not None:
                 call.source = stack.source(frames, stack.forward_code(parent.module))
                 call.helpers = self._helpers(parent, frames)
+                call.held = self._held(frames)
         return call
 
     def kernel(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -362,6 +378,31 @@ class Recorder:
             ),
         )
         return outputs
+
+    def collective(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Note what ranks hand each other as one kernel."""
+        self._quiet = True
+        try:
+            output = func(*args)
+        finally:
+            self._quiet = False
+        made = self.table.add_all(output)
+        receives = func is collectives.receive
+        self.note(
+            self.owner(func.__name__),
+            Kernel(
+                collectives.KERNELS[func],
+                None,
+                () if receives else self.table.add_all(args),
+                made,
+                () if func is collectives.send else made,
+                is_view=False,
+                pointwise=False,
+                causal=False,
+                flops=None,
+            ),
+        )
+        return output
 
     def note(self, owner: ModuleCall | FunctionCall, kernel: Kernel) -> None:
         for index in kernel.writes:

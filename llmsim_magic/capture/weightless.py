@@ -2,8 +2,10 @@
 
 import copy
 import importlib
+import json
 import pkgutil
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from threading import Lock
@@ -22,6 +24,7 @@ from llmsim_magic.capture.resolve import Source, declared_classes
 from llmsim_magic.capture.tensors import dtype_name
 from llmsim_magic.records.errors import CannotTrace, clip
 from llmsim_magic.records.trace import ModelInfo
+from llmsim_magic.records.workload import IsCancelled, never
 
 META = torch.device("meta")
 # Which auto class is asked first: a decoder with its encoder before the decoder alone.
@@ -48,17 +51,21 @@ _making = Lock()  # no harness twice, whichever thread asks first
 
 @dataclass(frozen=True, eq=False)
 class Weightless:
-    """A model on `meta`, ready to be run, and what to say of it."""
+    """A model on `meta`, ready to be run, and what to say of it.
+
+    `spread` hangs on it the collectives of a rank, after all that listens to a pass.
+    """
 
     module: torch.nn.Module
     info: ModelInfo
     notes: tuple[str, ...] = ()
+    spread: Callable[[torch.nn.Module], None] | None = None
 
     @cached_property
     def harness(self) -> Harness:
         """What every pass of the model shares."""
         with _making:
-            return vars(self).get("harness") or Harness(self.module)
+            return vars(self).get("harness") or Harness(self.module, self.spread)
 
     @cached_property
     def longest_context(self) -> int | None:
@@ -78,11 +85,13 @@ def from_config(
     attention: str | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
+    cancelled: IsCancelled = never,
 ) -> Weightless:
     """Build the model that a config describes, on `meta`.
 
     The class is the one the checkpoint declares, or `AutoModel`'s with `base`.
-    Raises `CannotTrace` where transformers cannot build it.
+    Raises `CannotTrace` where transformers cannot build it, and `KeyboardInterrupt` once it is
+    cancelled.
     """
     config = copy.deepcopy(source.config)
     notes = list(source.notes)
@@ -90,6 +99,7 @@ def from_config(
     if (quantisation := getattr(config, "quantization_config", None)) is not None:
         del config.quantization_config
         default = torch.bfloat16
+        quantisation = _plain(quantisation)
         notes.append(_quantised(quantisation))
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype) if dtype else getattr(config, "dtype", None) or default
@@ -100,7 +110,7 @@ def from_config(
         options["trust_remote_code"] = True
     try:
         builder = _builder(config, base, source.name)
-        with knowing_buffers() as buffers, META:
+        with knowing_buffers(cancelled) as buffers, META:
             module = builder(config, **options)
     except CannotTrace:
         raise
@@ -119,12 +129,19 @@ def from_config(
         attention=_text(getattr(module.config, "_attn_implementation", None)),
         dtype=dtype_name(module.dtype),
         origin=source.origin,
+        quantisation=quantisation,
     )
     return Weightless(module, info, tuple(notes))
 
 
-def _quantised(quantisation: Any) -> str:
-    keys = quantisation if isinstance(quantisation, dict) else vars(quantisation)
+def _plain(quantisation: Any) -> dict[str, Any]:
+    """A `quantization_config` as JSON has it, whether it is keys or an object of transformers."""
+    keys = quantisation if isinstance(quantisation, dict) else quantisation.to_dict()
+    plain: dict[str, Any] = json.loads(json.dumps(keys, default=str))
+    return plain
+
+
+def _quantised(keys: dict[str, Any]) -> str:
     method = keys.get("quant_method", "quantised")
     return f"the checkpoint stores {method} weights; this is its unquantised equivalent"
 

@@ -3,8 +3,8 @@
 import argparse
 import keyword
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip, one_of
@@ -20,6 +20,7 @@ examples:
   r = %llmsim my_model --phase decode --batch 16 --context 4096
   %llmsim deepseek-ai/DeepSeek-V3 --deps --level module
   %llmsim Qwen/Qwen3-0.6B --explain model.layers.0.mlp.up_proj
+  %llmsim Qwen/Qwen3-0.6B --panel
 """
 PROGRAM = "%llmsim"
 
@@ -34,10 +35,11 @@ class Help(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line as parsed: the request, the name to keep the report under, and whether to show it."""
+    """A line as parsed: the request, the name to keep the report under, and how to show it."""
 
     request: Request
     output: str | None
+    panel: bool
     quiet: bool
 
 
@@ -108,6 +110,9 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     result.add_argument("--csv", metavar="DIR", help="write the tables and graphs shown")
     if program == PROGRAM:
         result.add_argument(
+            "--panel", action="store_true", help="explore it with dropdowns and sliders"
+        )
+        result.add_argument(
             "-o", dest="output", metavar="NAME", help="keep the report as a variable"
         )
     made.add_argument("--help", "-h", nargs=0, action=_Help, help="this text")
@@ -117,8 +122,12 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
 def _examples(program: str) -> str:
     """Those that a front door can run: a variable exists in a notebook alone."""
     lines = EXAMPLES.splitlines()
-    fit = [line for line in lines if program == PROGRAM or not line.startswith("  r =")]
+    fit = [line for line in lines if program == PROGRAM or not _only_in_a_notebook(line)]
     return "\n".join(fit).replace(PROGRAM, program)
+
+
+def _only_in_a_notebook(line: str) -> bool:
+    return line.startswith("  r =") or line.endswith("--panel")
 
 
 _VIEW_HELP = (
@@ -127,6 +136,7 @@ _VIEW_HELP = (
     "module hierarchy and dataflow, as a table and a graph",
     "execution order and what each operator waits for, as a table and a graph",
     "shapes for batch 1, 16 × context 1, 128 × prefill, decode",
+    "FLOPs, bytes and arithmetic intensity by type of operator",
 )
 VALUES: dict[str, tuple[str, ...]] = {
     "--phase": (*PHASES, "both"),
@@ -136,9 +146,10 @@ VALUES: dict[str, tuple[str, ...]] = {
 }
 
 
-def parse_line(line: str) -> Line:
+def parse_line(line: str, defaults: Mapping[str, Any] | None = None) -> Line:
     """A magic's line. A comment is dropped; a trailing `;` keeps the answer from being shown.
 
+    `defaults` are values, as they would be written, of options that are not.
     Raises `LlmsimError` for a mistake, `Help` for `--help`.
     """
     try:
@@ -149,13 +160,16 @@ def parse_line(line: str) -> Line:
     if quiet:
         words[-1] = words[-1][:-1]
         words = [word for word in words if word]
-    request, output = parse(words)
-    return Line(request, output, quiet)
+    return replace(parse(words, PROGRAM, defaults), quiet=quiet)
 
 
-def parse(words: Sequence[str], program: str = PROGRAM) -> tuple[Request, str | None]:
-    """The request and the name to keep its report under."""
-    found = parser(program).parse_args(words)
+def parse(
+    words: Sequence[str], program: str = PROGRAM, defaults: Mapping[str, Any] | None = None
+) -> Line:
+    """The words of a line, by the same rules in a notebook and in a terminal."""
+    made = parser(program)
+    made.set_defaults(**(defaults or {}))
+    found = made.parse_args(words)
     if found.model and found.model_option:
         raise UsageMistake(f"two models: {clip(found.model)} and {clip(found.model_option)}")
     output = getattr(found, "output", None)
@@ -178,7 +192,7 @@ def parse(words: Sequence[str], program: str = PROGRAM) -> tuple[Request, str | 
         replay=not found.no_replay,
         sure=found.sure,
     )
-    return request, output
+    return Line(request, output, panel=getattr(found, "panel", False), quiet=False)
 
 
 def _number(name: str) -> Callable[[str], int]:

@@ -10,6 +10,7 @@ from IPython.core.getipython import get_ipython
 
 from llmsim_magic.catalog import models
 from llmsim_magic.notebook.arguments import VALUES, parser
+from llmsim_magic.notebook.variables import holding_models
 
 
 @context_matcher()
@@ -57,14 +58,5 @@ def _options() -> dict[str, bool]:
 
 
 def _variables() -> list[str]:
-    """The user's variables that hold a model or a config."""
     shell = get_ipython()
-    names = shell.user_ns if shell is not None else {}
-    return [name for name, value in names.items() if not name.startswith("_") and is_model(value)]
-
-
-def is_model(value: object) -> bool:
-    """Whether a value is a module or a config, told without importing torch."""
-    names = {f"{base.__module__}.{base.__qualname__}" for base in type(value).__mro__}
-    config = "transformers.configuration_utils.PreTrainedConfig"
-    return bool(names & {"torch.nn.modules.module.Module", config})
+    return [] if shell is None else holding_models(shell.user_ns)

@@ -1,95 +1,123 @@
 """The line magic `%llmsim`: parse, ask, display."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.display import display
+from traitlets import Bool, TraitError, Unicode, validate
 
-from llmsim_magic.catalog import models
-from llmsim_magic.notebook.arguments import Help, parse_line, parser
-from llmsim_magic.notebook.completion import complete, is_model
+from llmsim_magic.notebook.arguments import Help, Line, parse_line, parser
+from llmsim_magic.notebook.completion import complete
 from llmsim_magic.notebook.progress import Notice
-from llmsim_magic.records.errors import LlmsimError, clip
-from llmsim_magic.simulate.request import Request
+from llmsim_magic.notebook.variables import model_named
+from llmsim_magic.records.errors import LlmsimError
 
 if TYPE_CHECKING:
+    from llmsim_magic.notebook.panel import Panel
     from llmsim_magic.simulate.report import Report
+
+_DEFAULTS = ("phase", "batch", "context", "dtype", "attn", "depth", "level")
 
 
 @magics_class
-class LlmsimMagics(Magics):
-    """What a HuggingFace model really does when it runs."""
+class LLMSim(Magics):
+    """What a HuggingFace model really does when it runs.
+
+    `%config LLMSim.batch = "1,16"` sets what `--batch` is where a line does not say it.
+    """
 
     shell: InteractiveShell
+
+    phase = Unicode("", help="prefill, decode or both").tag(config=True)
+    batch = Unicode("", help="batch sizes, such as 1,16").tag(config=True)
+    context = Unicode("", help="tokens read, or already in the cache").tag(config=True)
+    dtype = Unicode("", help="bfloat16, float16 or float32 (the config's)").tag(config=True)
+    attn = Unicode("", help="sdpa or eager").tag(config=True)
+    depth = Unicode("", help="modules opened so deep in a graph").tag(config=True)
+    level = Unicode("", help="what a node is: module, operator or kernel").tag(config=True)
+    base = Bool(False, help="models without their heads").tag(config=True)
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self._shown: tuple[int, int] | None = None
 
-    @line_magic
-    def llmsim(self, line: str) -> "Report | None":
+    @validate(*_DEFAULTS)
+    def _legal(self, proposal: Any) -> str:
+        """What the option itself would take."""
+        value = str(proposal["value"])
         try:
-            parsed = parse_line(line)
-            request = self._with_variable(parsed.request)
-            if request is None:
-                print(parser().format_help())
-                return None
-            from llmsim_magic.simulate.entry import answer
+            parse_line("model", {proposal["trait"].name: value} if value else {})
+        except LlmsimError as error:
+            raise TraitError(str(error)) from error
+        return value
 
-            with Notice() as notice:
-                report = answer(request, notice.say)
+    def defaults(self) -> dict[str, Any]:
+        """Options that are set for all lines, by their names."""
+        names = (*_DEFAULTS, "base")
+        return {name: value for name in names if (value := getattr(self, name))}
+
+    @line_magic
+    def llmsim(self, line: str) -> "Report | Panel | None":
+        try:
+            parsed = parse_line(line, self.defaults())
+            answer = self._panel(parsed) if self._wants_panel(parsed) else self._report(parsed)
+            if not parsed.quiet:
+                self.show(answer)
         except Help as help_text:
             print(help_text)
             return None
         except LlmsimError as error:
             raise UsageError(str(error)) from None
         if parsed.output is not None:
-            self.shell.user_ns[parsed.output] = report
-        if not parsed.quiet:
-            self.show(report)
-        if request.csv is not None:
-            print(f"The tables and graphs shown are in {request.csv}.")
-        self._shown = (id(report), self.shell.execution_count)
-        return report
+            self.shell.user_ns[parsed.output] = answer
+        if parsed.request.csv is not None and not parsed.panel:
+            print(f"The tables and graphs shown are in {parsed.request.csv}.")
+        self._shown = (id(answer), self.shell.execution_count)
+        return answer
 
-    def show(self, report: "Report") -> None:
-        """Display a report, but not once more as the value of the cell that has just shown it."""
-        if self._shown != (id(report), self.shell.execution_count):
-            display(report._repr_mimebundle_(), raw=True)
+    def show(self, answer: "Report | Panel") -> None:
+        """Display an answer, but not once more as the value of the cell that has just shown it."""
+        if self._shown != (id(answer), self.shell.execution_count):
+            if hasattr(answer, "_repr_mimebundle_"):
+                display(answer._repr_mimebundle_(), raw=True)
+            else:
+                answer.show()
         self._shown = None
 
-    def _with_variable(self, request: Request) -> Request | None:
-        """The request with a variable's value for its name; None where no model is named."""
-        name = request.model
-        if name is None:
-            return None
-        first, *attributes = name.split(".")
-        if first not in self.shell.user_ns:
-            return request
-        value = self.shell.user_ns[first]
-        for attribute in attributes:
-            value = getattr(value, attribute, None)
-        if is_model(value) or isinstance(value, str):
-            return replace(request, model=value)
-        if models.find(name) is not None:
-            return request
-        raise UsageError(
-            f"model: the variable {clip(name)} holds a value of type {type(value).__name__}, "
-            "not a model, a config or a name"
-        )
+    def _wants_panel(self, parsed: Line) -> bool:
+        """A panel needs a kernel, whose front end has widgets: a terminal's shell has none."""
+        return parsed.panel or (parsed.request.model is None and hasattr(self.shell, "kernel"))
+
+    def _report(self, parsed: Line) -> "Report":
+        if parsed.request.model is None:
+            raise Help(parser().format_help())
+        from llmsim_magic.simulate.entry import answer
+
+        model = model_named(parsed.request.model, self.shell.user_ns)
+        request = replace(parsed.request, model=model)
+        with Notice() as notice:
+            return answer(request, notice.say)
+
+    def _panel(self, parsed: Line) -> "Panel":
+        from llmsim_magic.notebook.panel import Panel
+
+        return Panel(parsed.request)
 
 
 def register(shell: InteractiveShell) -> None:
-    """Make the magic, its help and its completion known to a shell."""
-    magics = LlmsimMagics(shell)
-    LlmsimMagics.llmsim.__doc__ = parser().format_help()
+    """Make the magic, its help, its options and its completion known to a shell."""
+    magics = LLMSim(shell)
+    LLMSim.llmsim.__doc__ = parser().format_help()
     shell.register_magics(magics)
+    configurables: list[Any] = shell.configurables
+    configurables[:] = [each for each in configurables if type(each) is not LLMSim]
+    configurables.append(magics)
     if shell.display_formatter is not None:
-        shell.display_formatter.ipython_display_formatter.for_type_by_name(
-            "llmsim_magic.simulate.report", "Report", magics.show
-        )
+        formatter = shell.display_formatter.ipython_display_formatter
+        formatter.for_type_by_name("llmsim_magic.simulate.report", "Report", magics.show)
+        formatter.for_type_by_name("llmsim_magic.notebook.panel", "Panel", magics.show)
     if complete not in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.append(complete)

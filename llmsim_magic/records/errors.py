@@ -47,7 +47,7 @@ class TooMany(LlmsimError):
 
 
 class Cancelled(LlmsimError):
-    """A sweep that was cancelled before it had anything to show."""
+    """Work that was cancelled before it had anything to show."""
 
 
 class NoDecode(LlmsimError):

@@ -56,7 +56,10 @@ class Kernel(Struct, frozen=True, gc=False):
 
 
 class Operator(Struct, frozen=True, gc=False):
-    """One step of the forward pass as its author wrote it; its place in the record is its order."""
+    """One step of the forward pass as its author wrote it; its place in the record is its order.
+
+    `held` are tensors that its callers have names for while it runs.
+    """
 
     path: str
     op: str
@@ -64,15 +67,20 @@ class Operator(Struct, frozen=True, gc=False):
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     source: str | None
+    held: tuple[int, ...] = ()
 
 
 class Calls(Struct, frozen=True, gc=False):
-    """How often a module was called, and the tensors of its first call."""
+    """How often a module was called, and the tensors of its first call.
+
+    `held` are tensors that its caller has names for meanwhile.
+    """
 
     path: str
     number: int
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    held: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
+from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.record import Kernel, Operator, Record, Replay, Storage, Tensor
 from llmsim_magic.records.unroll import Called, calls_of, unroll
 from llmsim_magic.records.workload import Workload
@@ -61,7 +62,11 @@ class CacheSlot:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What ran: `name` as asked for, and where its config came from."""
+    """What ran: `name` as asked for, and where its config came from.
+
+    `quantisation` is the checkpoint's own `quantization_config`, whose equivalent in full this is.
+    Spread over several devices, it is the part of one of them; `plan` is what was split and how.
+    """
 
     name: str
     class_name: str
@@ -70,6 +75,9 @@ class ModelInfo:
     attention: str | None
     dtype: str
     origin: str
+    quantisation: dict[str, Any] | None = None
+    parallel: Parallel = field(default_factory=Parallel)
+    plan: dict[str, str] = field(default_factory=dict)
 
 
 # An operator of the pass: the recorded one that it equals, and in which replay, if any.

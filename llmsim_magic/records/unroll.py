@@ -181,12 +181,13 @@ class _Place:
             path=self._path(operator.path),
             inputs=self.numbers(operator.inputs),
             outputs=self.numbers(operator.outputs),
+            held=self.numbers(operator.held),
         )
 
     def calls(self, path: str, called: Called) -> Calls:
         first = called.first
         inputs, outputs = self.numbers(first.inputs), self.numbers(first.outputs)
-        return Calls(path, called.number, inputs, outputs)
+        return Calls(path, called.number, inputs, outputs, self.numbers(first.held))
 
     def _path(self, path: str) -> str:
         return self._replay.own(path) if self._replay else path

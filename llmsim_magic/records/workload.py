@@ -1,6 +1,7 @@
 """A workload: what one forward pass is given."""
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import SupportsIndex
@@ -12,6 +13,12 @@ DTYPES = ("float32", "float16", "bfloat16")
 DTYPE_ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 ATTENTIONS = ("sdpa", "eager")
 DEFAULT_CONTEXT = 128
+IsCancelled = Callable[[], bool]
+
+
+def never() -> bool:
+    """Work that nobody cancels."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)

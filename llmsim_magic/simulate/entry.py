@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmsim_magic.records.errors import InvalidValue, TooMany
 from llmsim_magic.records.trace import Trace
-from llmsim_magic.records.workload import DEFAULT_CONTEXT, PHASES, Workload, grid
+from llmsim_magic.records.workload import (
+    DEFAULT_CONTEXT,
+    PHASES,
+    IsCancelled,
+    Workload,
+    grid,
+    never,
+)
 from llmsim_magic.simulate.export import writable
 from llmsim_magic.simulate.loading import Progress, Recipe, built, recipe_of, silent, traced
 from llmsim_magic.simulate.report import Report, Sweep
 from llmsim_magic.simulate.request import Build, Request
-from llmsim_magic.simulate.sweeping import IsCancelled, Outcomes, never, run_all
+from llmsim_magic.simulate.sweeping import Outcomes, run_all
 from llmsim_magic.simulate.symbolic import Asker
 
 if TYPE_CHECKING:
@@ -126,14 +133,25 @@ def answer(request: Request, progress: Progress = silent) -> Report:
     """Everything a request asks for, from one trace per workload."""
     if request.csv is not None:
         writable(request.csv)
-    recipe = recipe_of(request.model, request.build, progress)
-    many = "multi-config" in request.views
-    several = max(map(len, (request.phases, request.batches, request.contexts))) > 1
-    found = _sweep(recipe, request, None, never, progress)
+    return answer_of(recipe_of(request.model, request.build, progress), request, progress)
+
+
+def answer_of(
+    recipe: Recipe,
+    request: Request,
+    progress: Progress = silent,
+    cancelled: IsCancelled = never,
+) -> Report:
+    """The same of a model whose recipe is known.
+
+    Raises `Cancelled` where it was cancelled before any workload was traced.
+    """
+    many = request.is_sweep
+    found = _sweep(recipe, request, None, cancelled, progress)
     report = Report(
         _main(found),
-        request.views if many or not several else (*request.views, "multi-config"),
-        found if many or several else None,
+        tuple(dict.fromkeys((*request.views, "multi-config"))) if many else request.views,
+        found if many else None,
         request.explained,
         request.drawn,
         found.ask,
@@ -167,7 +185,7 @@ def _sweep(
     phases = request.phases or (PHASES if many else PHASES[:1])
     batches = request.batches or (SWEEP_BATCHES if many else SWEEP_BATCHES[:1])
     contexts = request.contexts or (SWEEP_CONTEXTS if many else SWEEP_CONTEXTS[1:])
-    weightless = built(recipe, progress)
+    weightless = built(recipe, progress, cancelled)
     _needs_config(weightless)
     replay = _replaying(request.replay)
     number = len(phases) * len(batches) * len(contexts)

@@ -30,6 +30,19 @@ def writable(folder: str | Path) -> Path:
         ) from error
 
 
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a file, its folder made where it was missing; raises `InvalidValue`."""
+    file = Path(path).expanduser()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, "utf-8")
+    except OSError as error:
+        raise InvalidValue(
+            "path", str(path), f"a file that can be written ({error.strerror})"
+        ) from error
+    return file
+
+
 def write_all(
     folder: str | Path, tables: "Mapping[str, pd.DataFrame]", graphs: Mapping[str, Graph]
 ) -> list[Path]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.capture.resolve import Facts, Source, facts_of, source_of
-from llmsim_magic.records.errors import CannotTrace, InvalidValue
+from llmsim_magic.records.errors import Cancelled, CannotTrace, InvalidValue
 from llmsim_magic.records.trace import Trace
-from llmsim_magic.records.workload import Workload
+from llmsim_magic.records.workload import IsCancelled, Workload, never
 from llmsim_magic.simulate import memory
 from llmsim_magic.simulate.request import Build
 
@@ -50,6 +50,7 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     facts = facts_of(model, refresh=build.refresh) if isinstance(model, str) else None
     progress("importing torch and transformers")
     _require_torch()
+    from llmsim_magic.capture.sharding import sharded
     from llmsim_magic.capture.weightless import copy_of, is_module
 
     if facts is not None:
@@ -59,7 +60,7 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     if is_module(model):
         _as_it_is(build)
         progress(f"copying {name} without its weights")
-        return Recipe(name, None, build, weightless=copy_of(model, name))
+        return Recipe(name, None, build, weightless=sharded(copy_of(model, name), build.parallel))
     is_config = hasattr(model, "to_dict") and hasattr(model, "model_type")
     if is_config and not isinstance(model, type):
         check_sizes(name, model.to_dict())
@@ -74,28 +75,43 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     )
 
 
-def built(recipe: Recipe, progress: Progress = silent) -> "Weightless":
+def built(
+    recipe: Recipe, progress: Progress = silent, cancelled: IsCancelled = never
+) -> "Weightless":
     """The model of a recipe, kept for the next question.
 
-    Raises `CannotTrace` where it cannot be built.
+    Raises `CannotTrace` where it cannot be built, `Cancelled` where that was cancelled.
     """
     if recipe.weightless is not None:
         return recipe.weightless
     progress(f"building {recipe.name} without weights")
-    with _building:
-        return memory.model(recipe.key, lambda: _build(recipe))
+    try:
+        with _building:
+            return memory.model(recipe.key, lambda: _build(recipe, cancelled))
+    except KeyboardInterrupt:
+        if cancelled():
+            raise Cancelled(f"{recipe.name}: cancelled while it was built") from None
+        raise
 
 
-def traced(recipe: Recipe, workload: Workload, replay: bool) -> Trace:
-    """The trace of a workload, remembered; with `replay` layers that are alike run once."""
+def traced(
+    recipe: Recipe, workload: Workload, replay: bool, cancelled: IsCancelled = never
+) -> Trace:
+    """The trace of a workload, remembered; with `replay` layers that are alike run once.
+
+    Raises `KeyboardInterrupt` once it is cancelled.
+    """
     from llmsim_magic.capture.run import run
 
     weightless = built(recipe)
     question = (workload, replay)
-    return memory.trace(weightless, question, lambda: run(weightless, workload, replay=replay))
+    return memory.trace(
+        weightless, question, lambda: run(weightless, workload, replay=replay, cancelled=cancelled)
+    )
 
 
-def _build(recipe: Recipe) -> "Weightless":
+def _build(recipe: Recipe, cancelled: IsCancelled) -> "Weightless":
+    from llmsim_magic.capture.sharding import sharded
     from llmsim_magic.capture.weightless import from_config
 
     build = recipe.build
@@ -104,13 +120,15 @@ def _build(recipe: Recipe) -> "Weightless":
     else:
         facts = replace(recipe.facts, keys=copy.deepcopy(recipe.facts.keys))
         source = source_of(facts, trust_remote_code=build.trust_remote_code)
-    return from_config(
+    whole = from_config(
         source,
         base=build.base,
         attention=build.attn,
         dtype=build.dtype,
         trust_remote_code=build.trust_remote_code,
+        cancelled=cancelled,
     )
+    return sharded(whole, build.parallel)
 
 
 def _content(value: Any) -> Any:

@@ -12,11 +12,12 @@ from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.selection import Level, Selection, Unfolded
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import Workload
-from llmsim_magic.simulate.export import write_all
+from llmsim_magic.simulate.export import write_all, write_text
 from llmsim_magic.simulate.symbolic import Asker, Symbolic, shape_formulas, symbolic
 from llmsim_magic.views import graphs, tables
+from llmsim_magic.views.costs import costs_table
 from llmsim_magic.views.drawing import Graph
-from llmsim_magic.views.page import Section, as_html, as_text
+from llmsim_magic.views.page import Section, as_html, as_page, as_text
 from llmsim_magic.views.prose import Prose, explain
 
 if TYPE_CHECKING:
@@ -118,6 +119,11 @@ class Report:
         return tables.summary_table(self.trace)
 
     @cached_property
+    def costs(self) -> "pd.DataFrame":
+        """One row per type of operator: FLOPs, bytes, their shares and arithmetic intensity."""
+        return costs_table(self.trace)
+
+    @cached_property
     def topological(self) -> "pd.DataFrame":
         """Operators in execution order with what each waits for."""
         return tables.topological_table(self.trace)
@@ -168,14 +174,26 @@ class Report:
     @property
     def graphs(self) -> Mapping[str, str]:
         """The graphs shown, as SVG: `deps`, `topological`."""
-        return {name: graph.svg for name, graph in self._graphs.items()}
+        return {name: graph.svg for name, graph in self.drawings.items()}
 
     def to_csv(self, folder: str | Path) -> list[Path]:
         """Write every table that the report shows as CSV, and its graphs as SVG.
 
         Raises `InvalidValue` where the folder cannot be written.
         """
-        return write_all(folder, self._tables(), self._graphs)
+        return write_all(folder, self.tables(), self.drawings)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report as it is shown as a page that needs no network.
+
+        Raises `InvalidValue` where the file cannot be written.
+        """
+        return write_text(path, self.page())
+
+    def page(self) -> str:
+        """The report as it is shown, as a page that needs no network."""
+        title = f"{self.trace.model.name}: {self.trace.workload}"
+        return as_page(title, self.sections(), self.remarks())
 
     def sections(self) -> Iterator[Section]:
         """The report as it is shown, view by view."""
@@ -193,16 +211,18 @@ class Report:
                 self.edges,
                 "Each row is a tensor one operator hands another.",
             )
-            yield Section(f"Dependencies of {title}", self._graphs["deps"])
+            yield Section(f"Dependencies of {title}", self.drawings["deps"])
         if "topological" in self.views:
             yield Section(
                 f"Execution order of {title}",
                 self.topological,
                 "Rank: the longest chain of operators before it; equal ranks could run at once.",
             )
-            yield Section(f"Topology of {title}", self._graphs["topological"])
+            yield Section(f"Topology of {title}", self.drawings["topological"])
         if "multi-config" in self.views and self.sweep:
             yield from self.sweep.sections()
+        if "costs" in self.views:
+            yield Section(f"Costs of {title} by type of operator", self.costs)
         if self.explained is not None:
             yield Section(
                 f"{self.explained or 'The model'} explained", self.explain(self.explained)
@@ -220,7 +240,8 @@ class Report:
             level or asked.level,
         )
 
-    def _tables(self) -> "dict[str, pd.DataFrame]":
+    def tables(self) -> "dict[str, pd.DataFrame]":
+        """The tables shown, by the names of their files."""
         wanted: dict[str, pd.DataFrame] = {}
         if "summary" in self.views:
             wanted["summary"] = self.summary
@@ -230,6 +251,8 @@ class Report:
             wanted |= {"modules": self.modules, "edges": self.edges}
         if "topological" in self.views:
             wanted["topological"] = self.topological
+        if "costs" in self.views:
+            wanted["costs"] = self.costs
         if "multi-config" in self.views and self.sweep:
             wanted |= {
                 "shapes": self.sweep.shapes,
@@ -239,7 +262,8 @@ class Report:
         return wanted
 
     @cached_property
-    def _graphs(self) -> dict[str, Graph]:
+    def drawings(self) -> dict[str, Graph]:
+        """The graphs shown: `deps`, `topological`."""
         wanted = {}
         if "deps" in self.views:
             wanted["deps"] = self.dependency_graph()

@@ -4,15 +4,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmsim_magic.records.errors import InvalidValue, one_of
+from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.selection import Selection
 from llmsim_magic.records.workload import ATTENTIONS, dtype_name, whole_number
 
-VIEWS = ("summary", "ops", "deps", "topological", "multi-config")
+VIEWS = ("summary", "ops", "deps", "topological", "multi-config", "costs")
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """How a model is built: its head, attention and dtype.
+    """How a model is built: its head, attention and dtype, and which part of it of how many.
 
     Raises `InvalidValue` for an attention or dtype that does not exist.
     """
@@ -22,6 +23,7 @@ class Build:
     dtype: str | None = None
     trust_remote_code: bool = False
     refresh: bool = False
+    parallel: Parallel = field(default_factory=Parallel)
 
     def __post_init__(self) -> None:
         if self.attn is not None and self.attn not in ATTENTIONS:
@@ -53,3 +55,9 @@ class Request:
         for name, values in (("batch", self.batches), ("context", self.contexts)):
             for value in values:
                 whole_number(name, value)
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it asks for several workloads."""
+        sizes = map(len, (self.phases, self.batches, self.contexts))
+        return "multi-config" in self.views or max(sizes) > 1

@@ -1,22 +1,14 @@
 """Run many workloads, here or on an executor, and keep all that is done."""
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 
 from llmsim_magic.records.errors import Cancelled, CannotTrace, LlmsimError, NoDecode
 from llmsim_magic.records.trace import Trace
-from llmsim_magic.records.workload import Workload
+from llmsim_magic.records.workload import IsCancelled, Workload, never
 from llmsim_magic.simulate import loading
 from llmsim_magic.simulate.loading import Progress, Recipe
-
-IsCancelled = Callable[[], bool]
-
-
-def never() -> bool:
-    """A sweep that nobody cancels."""
-    return False
-
 
 PATIENCE_S = 0.2  # between looks at whether a sweep on an executor is cancelled
 
@@ -31,10 +23,12 @@ class Outcome:
     exists: bool = True
 
 
-def outcome(recipe: Recipe, workload: Workload, replay: bool) -> Outcome:
+def outcome(
+    recipe: Recipe, workload: Workload, replay: bool, cancelled: IsCancelled = never
+) -> Outcome:
     """Trace one workload in whatever process this is; a mistake is an outcome too."""
     try:
-        return Outcome(workload, loading.traced(recipe, workload, replay))
+        return Outcome(workload, loading.traced(recipe, workload, replay, cancelled))
     except NoDecode as error:
         return Outcome(workload, reason=str(error), exists=False)
     except LlmsimError as error:
@@ -79,7 +73,7 @@ def run_all(
     # A decode step goes on from the prefill of as many tokens, where that was the pass before it.
     queue = sorted(workloads, key=lambda workload: (workload.batch, workload.context))
     running = (
-        _here(recipe, queue, replay)
+        _here(recipe, queue, replay, cancelled)
         if executor is None
         else _on(executor, recipe, queue, replay, cancelled)
     )
@@ -94,7 +88,7 @@ def run_all(
                 break
             found[each.workload] = each
     except KeyboardInterrupt:
-        if not found:
+        if not found and not cancelled():
             raise
     finally:
         running.close()
@@ -109,7 +103,7 @@ def run_all(
 
 
 def _here(
-    recipe: Recipe, workloads: Iterable[Workload], replay: bool
+    recipe: Recipe, workloads: Iterable[Workload], replay: bool, cancelled: IsCancelled
 ) -> Generator[Outcome, None, None]:
     """One after the other; a phase that does not exist is tried once."""
     missing: dict[str, str] = {}
@@ -117,7 +111,7 @@ def _here(
         if workload.phase in missing:
             yield Outcome(workload, reason=missing[workload.phase], exists=False)
             continue
-        found = outcome(recipe, workload, replay)
+        found = outcome(recipe, workload, replay, cancelled)
         if not found.exists:
             missing[workload.phase] = found.reason
         yield found
@@ -138,14 +132,14 @@ def _on(
                 running[executor.submit(outcome, recipe, workload, replay)] = workload
             except Exception:  # whatever an executor raises, it does not take the workload
                 break
-        yield from _here(recipe, workloads[len(running) :], replay)
+        yield from _here(recipe, workloads[len(running) :], replay, cancelled)
         pending = set(running)
         while pending:
             done, pending = wait(pending, PATIENCE_S, FIRST_COMPLETED)
             for future in done:
                 lost = future.cancelled() or future.exception() is not None
                 workload = running[future]
-                yield outcome(recipe, workload, replay) if lost else future.result()
+                yield outcome(recipe, workload, replay, cancelled) if lost else future.result()
             if cancelled():
                 return
     finally:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 import graphviz
 
 from llmsim_magic.analyses.dataflow import ranks
-from llmsim_magic.analyses.kinds import kinds
-from llmsim_magic.analyses.layers import index_spans
 from llmsim_magic.analyses.levels import by_kernel
 from llmsim_magic.analyses.outline import (
     Flow,
@@ -21,13 +19,11 @@ from llmsim_magic.analyses.outline import (
     outline,
     screenful,
 )
-from llmsim_magic.analyses.totals import costs, totals
-from llmsim_magic.records.record import Operator
 from llmsim_magic.records.selection import Level, Selection
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.views import units
 from llmsim_magic.views.drawing import Graph
-from llmsim_magic.views.prose import explain_container, explain_operator
+from llmsim_magic.views.words import Words
 
 _FONT = "Helvetica"  # whose widths the layout knows; a list of fonts would be taken for Times
 # Tints of the colours of Okabe and Ito, which colour-blind people tell apart; black text on them.
@@ -53,7 +49,6 @@ _BOX = {"fontsize": "11", "labeljust": "l"}
 _NOTE = " thick border: much of the FLOPs "
 _CLOSED = "· ▸ opened by a larger depth "
 _MANY_LINES = 8
-_MANY_NODES = 150  # a larger drawing says less of each
 
 
 @dataclass(slots=True)
@@ -74,7 +69,8 @@ def dependency_graph(trace: Trace, selection: Selection) -> Graph:
     if selection.depth is None and selection.level == "operator":
         selection = replace(selection, depth=screenful(trace, selection.layers))
     drawn = _Drawn(trace, outline(trace, selection))
-    return drawn.graph("Dependencies", _boxes_of_modules, drawn.label)
+    graph = drawn.graph("Dependencies", _boxes_of_modules, drawn.words.label)
+    return _of_operators(graph, selection.level)
 
 
 def topological_graph(trace: Trace, selection: Selection) -> Graph:
@@ -88,9 +84,15 @@ def topological_graph(trace: Trace, selection: Selection) -> Graph:
     place = ranks(trace)
 
     def label(node: Node) -> str:
-        return f"#{node.order} {drawn.label(node)} · rank {place[node.order]}"
+        return f"#{node.order} {drawn.words.label(node)} · rank {place[node.order]}"
 
-    return drawn.graph("Execution order", _boxes_of_layers, label, place)
+    graph = drawn.graph("Execution order", _boxes_of_layers, label, place)
+    return _of_operators(graph, selection.level)
+
+
+def _of_operators(graph: Graph, level: Level) -> Graph:
+    """A node that is a kernel stands for no operator."""
+    return replace(graph, drawn_as=()) if level == "kernel" else graph
 
 
 def _seen_at(trace: Trace, level: Level) -> Trace:
@@ -107,17 +109,14 @@ def _boxes_of_layers(path: str, outlined: Outline) -> list[str]:
 
 
 class _Drawn:
-    """The words and colours of an outline."""
+    """An outline in Graphviz's terms."""
 
     def __init__(self, trace: Trace, outlined: Outline) -> None:
+        self.words = Words(trace, outlined)
         self._trace = trace
         self._outline = outlined
         self._record = trace.recorded
-        self._costs = costs(trace)
-        self._kinds = kinds(trace)
-        self._modules = {module.path: module for module in trace.modules}
-        self._most = max(map(self._flops, outlined.nodes), default=0)
-        self._is_large = len(outlined.nodes) > _MANY_NODES
+        self._most = max(map(self.words.flops, outlined.nodes), default=0)
         self._titles: dict[str, str] = {}
         self._stubs = _stubs(outlined.lines)
 
@@ -139,8 +138,8 @@ class _Drawn:
             for path in boxes_of(node.box, self._outline):
                 cluster = cluster.inside.setdefault(path, _Cluster(path))
             cluster.nodes.append(node)
-        dot = _digraph(self._caption(title))
-        if self._is_large:
+        dot = _digraph(self.words.caption(title))
+        if self.words.is_large:
             dot.attr("graph", style="")
             dot.attr("node", style="filled")
         self._legend(dot)
@@ -150,78 +149,23 @@ class _Drawn:
         cut = {id(line) for lines in self._stubs.values() for line in lines}
         for line in self._outline.lines:
             if id(line) not in cut:
-                self._add_line(dot, line, with_shapes=rows is not None and not self._is_large)
-        if rows is not None and not self._is_large:
+                self._add_line(dot, line, with_shapes=rows is not None and not self.words.is_large)
+        if rows is not None and not self.words.is_large:
             self._add_rows(dot, rows)
         name = f"{self._trace.model.name}: {title.lower()}, {self._trace.workload}"
-        return Graph(dot.source, name, self._titles)
+        return Graph(dot.source, name, self._titles, self._outline.drawn_as)
 
     # nodes
 
-    def label(self, node: Node) -> str:
-        """`up_proj · Linear`, what it gives, and its parameters."""
-        record = self._record
-        if node.closed is not None:
-            called = self._trace.calls.get(node.closed)
-            head, given = f"▸ {self._title(node.closed)}", called.first.outputs if called else ()
-        else:
-            operator = self._operator(node)
-            path = _name(self._trace.paths[node.order])
-            head = f"{path} · {operator.op}" if operator.kind == "module" else operator.op
-            given = operator.outputs
-        params = sum(self._costs[order].params for order in node.orders)
-        each = " each" if self._stands_for_layers(node) else ""
-        words = f" · {units.scaled(params)} params{each}" if params else ""
-        return f"{head}\n{units.shapes(record.shapes(given)[:1])}{words}"
-
-    def _title(self, path: str) -> str:
-        """`layers.0-2 ×3 · DeepseekV3DecoderLayer · mlp: DeepseekV3MLP`."""
-        group, module = self._outline.groups.get(path), self._modules[path]
-        name, number = _name(path), 1 if group is None else len(group.indices)
-        if group is not None and number > 1:
-            stem = name.removesuffix(str(group.first.index))
-            name = f"{stem}{index_spans(group.indices)} ×{number}"
-        told = self._outline.differences.get(path)
-        return f"{name} · {module.type}" + (f"\n {told} " if told else "")
-
-    def _stands_for_layers(self, node: Node) -> bool:
-        group = self._outline.groups.get(node.closed or "")
-        return group is not None and len(group.indices) > 1
-
-    def _operator(self, node: Node) -> Operator:
-        return self._record.operators[self._trace.steps[node.order][0]]
-
-    def _flops(self, node: Node) -> int:
-        """Of all the layers that a node stands for."""
-        group = self._outline.groups.get(self._outline.group_of(node.closed or node.box) or "")
-        times = 1 if group is None else len(group.indices)
-        return times * sum(self._costs[order].flops or 0 for order in node.orders)
-
-    def _kind(self, node: Node) -> str:
-        """The kind of work that tells most of a node: attention, or where its FLOPs are."""
-        flops = dict.fromkeys((self._kinds[order] for order in node.orders), 0)
-        for order in node.orders:
-            flops[self._kinds[order]] += self._costs[order].flops or 0
-        return "attention" if "attention" in flops else max(flops, key=lambda kind: flops[kind])
-
-    def _tip(self, node: Node) -> str:
-        if self._is_large:
-            orders = f"#{node.orders[0]}" + (f" to #{node.orders[-1]}" if node.closed else "")
-            return f"{orders} {node.closed or self._trace.paths[node.order]}"
-        if node.closed is not None:
-            each = "each of them: " if self._stands_for_layers(node) else ""
-            return each + explain_container(self._trace, node.closed, node.orders)
-        return explain_operator(self._trace, node.order)
-
     def _add_node(self, dot: graphviz.Digraph, node: Node, label: str) -> None:
-        share = self._flops(node) / self._most if self._most else 0
+        share = self.words.flops(node) / self._most if self._most else 0
         dot.node(
             f"n{node.order}",
             _escape(label),
-            fillcolor=_FILLS[self._kind(node)],
+            fillcolor=_FILLS[self.words.kind(node)],
             penwidth=f"{1 + 4 * math.sqrt(share):.1f}",
         )
-        self._titles[f"n{node.order}"] = self._tip(node)
+        self._titles[f"n{node.order}"] = self.words.tip(node)
 
     def _add_cluster(
         self, dot: graphviz.Digraph, cluster: _Cluster, label: Callable[[Node], str]
@@ -231,7 +175,7 @@ class _Drawn:
             for line in self._stubs.get(node.order, ()):
                 self._add_stub(dot, line, node.order)
         for path, inner in cluster.inside.items():
-            name, title = f"cluster_{len(self._titles)}", self._title(path)
+            name, title = f"cluster_{len(self._titles)}", self.words.title(path)
             self._titles[name] = f"{path}: {title}"
             with dot.subgraph(name=name) as box:
                 box.attr(label=_escape(f" {title} "), **_border(path in self._outline.groups))
@@ -254,7 +198,7 @@ class _Drawn:
 
     def _add_line(self, dot: graphviz.Digraph, line: Line, *, with_shapes: bool) -> None:
         source, target = f"n{line.source}", f"n{line.target}"
-        shapes, said = self._carried(line)
+        shapes, said = self.words.carried(line)
         attributes = dict(_LINES[line.flow])
         if with_shapes and line.flow != "next layer":
             attributes["label"] = "\n".join(f" {shape} " for shape in shapes[:2])
@@ -265,22 +209,12 @@ class _Drawn:
         """One end of a line that would cross everything: the other end is named beside it."""
         there = line.source if here == line.target else line.target
         other = next(node for node in self._outline.nodes if node.order == there)
-        word = self.label(other).split("\n")[0].split(" · ")[0]
+        word = self.words.name(other)
         stub, node = f"n{line.source}_to_n{line.target}", f"n{here}"
         source, target = (stub, node) if here == line.target else (node, stub)
         dot.node(stub, _escape(f"#{there} {word}"), **_PLAIN)
         dot.edge(source, target, **_LINES[line.flow])
-        self._titles[stub] = self._titles[f"{source}->{target}"] = self._carried(line)[1]
-
-    def _carried(self, line: Line) -> tuple[list[str], str]:
-        """The shapes that a line carries, and all that is to be said of it."""
-        tensors = [self._record.tensors[index] for index in line.tensors]
-        shapes = list(dict.fromkeys(units.shape(tensor.shape) for tensor in tensors))
-        dtypes = dict.fromkeys(tensor.dtype for tensor in tensors)
-        said = f"{', '.join(shapes)} {', '.join(dtypes)}"
-        if line.flow != "tensor":
-            said += f" · {line.flow}"
-        return shapes, said if self._is_large else f"#{line.source} → #{line.target}: {said}"
+        self._titles[stub] = self._titles[f"{source}->{target}"] = self.words.carried(line)[1]
 
     def _add_rows(self, dot: graphviz.Digraph, rows: Sequence[int]) -> None:
         dot.attr(newrank="true")
@@ -295,18 +229,8 @@ class _Drawn:
 
     # around it
 
-    def _caption(self, title: str) -> str:
-        sums = totals(self._trace)
-        passed = sum(kind == "nothing" for kind in self._kinds)
-        aside = f"\n{passed} calls that run no kernel are not drawn" if passed else ""
-        return (
-            f"{title} · {self._trace.model.name} · {self._trace.workload}\n"
-            f"{units.scaled(sums.parameters)} parameters · {units.scaled(sums.flops)} FLOPs · "
-            f"{sums.operators} operators{aside}"
-        )
-
     def _legend(self, dot: graphviz.Digraph) -> None:
-        used = {self._kind(node) for node in self._outline.nodes}
+        used = {self.words.kind(node) for node in self._outline.nodes}
         flows = {line.flow for line in self._outline.lines}
         kinds_ = [f"legend_{kind}" for kind in _FILLS if kind in used]
         ends: list[str] = []
@@ -381,12 +305,6 @@ def _border(repeated: bool) -> dict[str, str]:
     if repeated:
         return _BOX | {"penwidth": "2", "color": _STACK, "fontcolor": _STACK}
     return _BOX | {"penwidth": "1", "color": _FAINT, "fontcolor": _INK}
-
-
-def _name(path: str) -> str:
-    """The last word of a path; an element of a list keeps the list's: `layers.0`."""
-    head, _, last = path.rpartition(".")
-    return f"{head.rpartition('.')[2]}.{last}" if last.isdigit() and head else last
 
 
 def _escape(text: str) -> str:

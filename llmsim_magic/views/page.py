@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from pandas.api.types import is_integer_dtype
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from llmsim_magic.views import units
 from llmsim_magic.views.drawing import Graph
@@ -36,18 +36,28 @@ class Section:
     remark: str = ""
 
 
-def as_html(sections: Iterable[Section], remarks: Iterable[str]) -> str:
+def as_html(sections: Iterable[Section], remarks: Iterable[str], most_rows: int = MOST_ROWS) -> str:
+    """A part of a page; of a long table the first `most_rows` rows."""
     parts = [_STYLE, '<div class="llmsim">']
     for section in sections:
         parts.append(f"<h4>{html.escape(section.title)}</h4>")
         if section.remark:
             parts.append(f"<p>{html.escape(section.remark)}</p>")
         if isinstance(section.body, pd.DataFrame):
-            parts.append(_table(section.body))
+            parts.append(_table(section.body, most_rows))
         else:
             parts.append(section.body._repr_html_())
     parts += [f"<p>{html.escape(remark)}</p>" for remark in remarks]
     return "\n".join([*parts, "</div>"])
+
+
+def as_page(title: str, sections: Iterable[Section], remarks: Iterable[str]) -> str:
+    """A whole page, which needs nothing beside it."""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
+        '</title><meta name="viewport" content="width=device-width"></head>\n'
+        f'<body style="font-family:sans-serif">\n{as_html(sections, remarks)}\n</body></html>\n'
+    )
 
 
 def as_text(
@@ -61,7 +71,7 @@ def as_text(
             lines.append(section.remark)
         if isinstance(section.body, pd.DataFrame):
             cut = most_rows is not None and len(section.body) > most_rows
-            lines.append(_readable(section.body).to_string(max_rows=most_rows, show_dimensions=cut))
+            lines.append(readable(section.body).to_string(max_rows=most_rows, show_dimensions=cut))
         elif isinstance(section.body, Graph):
             lines.append(f"{section.body.title}: a picture; --csv DIR writes it as SVG")
         else:
@@ -70,25 +80,29 @@ def as_text(
     return "\n\n".join([*parts, *remarks])
 
 
-def _table(table: pd.DataFrame) -> str:
-    """A scrolling table; beyond `MOST_ROWS` it says that the rest stands in the DataFrame."""
+def _table(table: pd.DataFrame, most_rows: int) -> str:
+    """A scrolling table; beyond `most_rows` it says that the rest stands in the DataFrame."""
     named = table.reset_index() if table.index.name else table
     head, texts = [], []
-    columns = {name: _escaped(named[name].iloc[:MOST_ROWS]) for name in named}
+    columns = {name: _escaped(named[name].iloc[:most_rows]) for name in named}
     if "changes" in columns:
         _mark_changes(columns)
     for name, cells in columns.items():
-        kind = ' class="n"' if is_integer_dtype(named[name]) or name == "value" else ""
+        kind = ' class="n"' if _is_number(named[name]) or name == "value" else ""
         head.append(f'<th scope="col"{kind}>{html.escape(str(name))}</th>')
         texts.append([f"<td{kind}>{cell}</td>" for cell in cells])
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in zip(*texts, strict=True))
     box = "box long" if len(table) > SCREENFUL else "box"
-    rest = len(table) - MOST_ROWS
+    rest = len(table) - most_rows
     more = f"<p>{rest:,} more rows are in the DataFrame and the CSV.</p>" if rest > 0 else ""
     return (
         f'<div class="{box}" tabindex="0"><table><thead><tr>{"".join(head)}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{more}"
     )
+
+
+def _is_number(cells: "pd.Series[Any]") -> bool:
+    return is_numeric_dtype(cells) and not is_bool_dtype(cells)
 
 
 def _escaped(cells: "pd.Series[Any]") -> list[str]:
@@ -111,7 +125,7 @@ def _mark_changes(columns: dict[Hashable, list[str]]) -> None:
             )
 
 
-def _readable(table: pd.DataFrame) -> pd.DataFrame:
+def readable(table: pd.DataFrame) -> pd.DataFrame:
     """Cells as people read them: grouped digits, `[1, 128]`, nothing where there is nothing."""
     return pd.DataFrame(
         {str(name): [_cell(value) for value in table[name]] for name in table}, index=table.index
@@ -130,4 +144,6 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int) or hasattr(value, "bit_count"):
         return units.count(int(value))  # type: ignore[call-overload]
+    if isinstance(value, float):
+        return f"{value:,.4g}"
     return str(value)

@@ -9,18 +9,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from functools import cache
 from importlib import util
 from typing import Any
 
 from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.records.workload import IsCancelled, never
 
 LIMIT_S = 30.0
 _QUICK_S = 0.4
 _TICK_S = 0.02
 _SMALL = 25_000  # characters of DOT; a larger graph is laid out in a process, which can be stopped
-IsCancelled = Callable[[], bool]
 
 _WASM = """\
 import sys
@@ -38,7 +37,7 @@ class CannotDraw(LlmsimError):
     """No way to lay the graph out; the message says what to install or to change."""
 
 
-def render(dot: str, fmt: str = "svg", cancelled: IsCancelled = lambda: False) -> bytes:
+def render(dot: str, fmt: str = "svg", cancelled: IsCancelled = never) -> bytes:
     """The picture in a format that Graphviz knows.
 
     The WebAssembly build draws `svg`; then pygraphviz, if installed, and a system `dot` are tried.

@@ -1,23 +1,31 @@
 """The record as pandas DataFrames: raw numbers, documented columns, NA where there is nothing."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from llmsim_magic.analyses import work
 from llmsim_magic.analyses.dataflow import depends_on, edges, ranks
 from llmsim_magic.analyses.experts import routings
 from llmsim_magic.analyses.layers import layers
+from llmsim_magic.analyses.spending import Spent, spent_below, spent_by_layer
 from llmsim_magic.analyses.symbolic import OperatorFormulas
-from llmsim_magic.analyses.totals import costs, operator_types, recorded_costs, totals
+from llmsim_magic.analyses.totals import operator_types, recorded_costs, totals
 from llmsim_magic.analyses.traffic import kernel_bytes
-from llmsim_magic.records.trace import Parameter, Scalar, Trace
+from llmsim_magic.records.trace import Parameter, Trace
 from llmsim_magic.records.workload import Workload
 from llmsim_magic.views import units
+from llmsim_magic.views.columns import (
+    SPLIT,
+    ancestors,
+    cost_columns,
+    integers,
+    numbers,
+    size,
+    texts,
+)
 from llmsim_magic.views.formulas import shapes_of_phases
 
-_LARGEST = 2**63 - 1
 _FEATURES = ("in_features", "out_features", "num_embeddings", "embedding_dim")
 
 
@@ -34,32 +42,35 @@ def ops_table(trace: Trace) -> pd.DataFrame:
         "path": list(trace.paths),
         "op": each([o.op for o in record.operators]),
         "kind": each([o.kind for o in record.operators]),
-        "layer": _integers([None if layer is None else layer.index for layer in layers(trace)]),
+        "layer": integers([None if layer is None else layer.index for layer in layers(trace)]),
         "input_shapes": each([record.shapes(o.inputs) for o in record.operators]),
         "output_shapes": each([record.shapes(o.outputs) for o in record.operators]),
         "dtype": each(
-            _texts(
+            texts(
                 record.tensors[touched[0]].dtype if (touched := o.outputs or o.inputs) else None
                 for o in record.operators
             )
         ),
-        "params": _integers(each([cost.params for cost in found])),
+        "params": integers(each([cost.params for cost in found])),
         "weight_shapes": each([[p.shape for p in cost.parameters] for cost in found]),
-        "flops": _integers(each([cost.flops for cost in found])),
-        "elementwise_ops": _integers(each([cost.elementwise_ops for cost in found])),
-        "bytes_read": _integers(each([cost.bytes_read for cost in found])),
-        "bytes_written": _integers(each([cost.bytes_written for cost in found])),
+        "flops": integers(each([cost.flops for cost in found])),
+        "elementwise_ops": integers(each([cost.elementwise_ops for cost in found])),
+        "bytes_read": integers(each([cost.bytes_read for cost in found])),
+        "bytes_written": integers(each([cost.bytes_written for cost in found])),
         "depends_on": list(map(list, depends_on(trace))),
-        "source": each(_texts(o.source for o in record.operators)),
+        "source": each(texts(o.source for o in record.operators)),
     }
     for feature in _FEATURES:
         sizes = [
-            _size(attributes[o.path], feature) if o.kind == "module" else None
+            size(attributes[o.path], feature) if o.kind == "module" else None
             for o in record.operators
         ]
-        columns[feature] = _integers(each(sizes))
+        columns[feature] = integers(each(sizes))
     skippable = [cost.causal_skippable_flops for cost in found]
-    columns["causal_skippable_flops"] = _integers(each(skippable))
+    columns["causal_skippable_flops"] = integers(each(skippable))
+    for name in SPLIT:
+        columns[name] = integers(each([getattr(cost, name) for cost in found]))
+    columns["arithmetic_intensity"] = numbers(each([cost.arithmetic_intensity for cost in found]))
     return pd.DataFrame(columns, index=pd.RangeIndex(len(trace.steps), name="order"))
 
 
@@ -70,15 +81,13 @@ def modules_table(trace: Trace) -> pd.DataFrame:
     for parameter in trace.parameters:
         if not parameter.is_buffer:
             own.setdefault(parameter.owner, []).append(parameter)
-            for path in _ancestors(parameter.owner):
+            for path in ancestors(parameter.owner):
                 below.setdefault(path, {})[parameter.tied_to or parameter.name] = parameter.numel
-    flops: dict[str, int] = {}
     first: dict[str, int] = {}
-    for order, (operator, cost) in enumerate(zip(trace.paths, costs(trace), strict=True)):
-        for path in _ancestors(operator):
-            if cost.flops is not None:
-                flops[path] = flops.get(path, 0) + cost.flops
+    for order, operator in enumerate(trace.paths):
+        for path in ancestors(operator):
             first.setdefault(path, order)
+    spent = spent_below(trace)
     children: dict[str, int] = {}
     for module in trace.modules:
         if module.path:
@@ -91,14 +100,14 @@ def modules_table(trace: Trace) -> pd.DataFrame:
     counted = [[p for p in parameters if p.tied_to is None] for parameters in mine]
     columns: dict[str, object] = {
         "type": [module.type for module in modules],
-        "parent": _texts(m.path.rpartition(".")[0] if m.path else None for m in modules),
+        "parent": texts(m.path.rpartition(".")[0] if m.path else None for m in modules),
         "depth": [m.path.count(".") + 1 if m.path else 0 for m in modules],
         "children": [children.get(module.path, 0) for module in modules],
         "calls": [called.number if called else 0 for called in calls],
         "params": [sum(p.numel for p in parameters) for parameters in counted],
         "params_total": [sum(below.get(module.path, {}).values()) for module in modules],
         "trainable": [sum(p.numel for p in ps if p.trainable) for ps in counted],
-        "tied_to": _texts(
+        "tied_to": texts(
             next((p.tied_to for p in parameters if p.tied_to), None) for parameters in mine
         ),
         "weight_shapes": [[p.shape for p in parameters] for parameters in mine],
@@ -106,14 +115,49 @@ def modules_table(trace: Trace) -> pd.DataFrame:
         "output_shapes": [
             record.shapes(called.first.outputs) if called else [] for called in calls
         ],
-        "flops": _integers(flops.get(m.path) if m.path in first else 0 for m in modules),
-        "order_first": _integers(first.get(module.path) for module in modules),
+        "flops": integers(
+            spent[m.path].flops if m.path in spent else None if m.path in first else 0
+            for m in modules
+        ),
+        "order_first": integers(first.get(module.path) for module in modules),
     }
     for feature in _FEATURES:
-        columns[feature] = _integers(_size(module.attributes, feature) for module in modules)
+        columns[feature] = integers(size(module.attributes, feature) for module in modules)
+    columns |= cost_columns([spent.get(module.path, Spent()) for module in modules])
     return pd.DataFrame(
         columns, index=pd.Index([m.path for m in modules], name="path", dtype=object)
     )
+
+
+def layers_table(trace: Trace) -> pd.DataFrame:
+    """One row per layer in the order they run; the last one, without a path, is all outside them.
+
+    The columns sum to the totals of the pass. `params` counts what lies in a layer, shared once.
+    """
+    found = spent_by_layer(trace)
+    each = [layer for layer in found if layer is not None]
+    spent = [found[layer] for layer in each]
+    inside: dict[str, int] = {}
+    for parameter in trace.parameters:
+        if not parameter.is_buffer and parameter.tied_to is None:
+            for path in ancestors(parameter.owner):
+                inside[path] = inside.get(path, 0) + parameter.numel
+    paths: list[str | None] = [layer.path for layer in each]
+    params = [inside.get(layer.path, 0) for layer in each]
+    indices: list[int | None] = [layer.index for layer in each]
+    if None in found:
+        spent.append(found[None])
+        paths.append(None)
+        indices.append(None)
+        params.append(inside.get("", 0) - sum(params))
+    columns: dict[str, object] = {
+        "path": texts(paths),
+        "layer": integers(indices),
+        "operators": [one.operators for one in spent],
+        "params": params,
+        "flops": integers([one.flops for one in spent]),
+    }
+    return pd.DataFrame(columns | cost_columns(spent))
 
 
 def edges_table(trace: Trace) -> pd.DataFrame:
@@ -127,7 +171,7 @@ def edges_table(trace: Trace) -> pd.DataFrame:
             "target": [edge.target for edge in found],
             "shape": [tensors[edge.tensor].shape for edge in found],
             "dtype": [tensors[edge.tensor].dtype for edge in found],
-            "through": _texts(edge.through for edge in found),
+            "through": texts(edge.through for edge in found),
             "source_operator": [called[edge.source] for edge in found],
             "target_operator": [called[edge.target] for edge in found],
         }
@@ -142,15 +186,15 @@ def kernels_table(trace: Trace) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "order": range(len(kernels)),
-            "op_order": _integers(kernel.operator for kernel in kernels),
+            "op_order": integers(kernel.operator for kernel in kernels),
             "kernel": [kernel.name for kernel in kernels],
             "input_shapes": [record.shapes(kernel.inputs) for kernel in kernels],
             "output_shapes": [record.shapes(kernel.outputs) for kernel in kernels],
-            "dtype": _texts(
+            "dtype": texts(
                 record.tensors[touched[0]].dtype if (touched := k.outputs or k.inputs) else None
                 for k in kernels
             ),
-            "flops": _integers(
+            "flops": integers(
                 0 if k.flops is None and work.elementwise_ops(record, k) is not None else k.flops
                 for k in kernels
             ),
@@ -193,6 +237,15 @@ def summary_table(trace: Trace) -> pd.DataFrame:
         ("elementwise_ops", sums.elementwise_ops, "operations", "elementwise and reductions"),
         ("bytes_read", sums.bytes_read, "bytes", "least traffic, summed over operators"),
         ("bytes_written", sums.bytes_written, "bytes", "least traffic, summed over operators"),
+        ("bytes_weights", sums.bytes_weights, "bytes", "of both: parameters and buffers"),
+        ("bytes_activations", sums.bytes_activations, "bytes", "of both: between operators"),
+        ("bytes_cache", sums.bytes_cache, "bytes", "of both: the cache or state"),
+        (
+            "arithmetic_intensity",
+            pd.NA if sums.arithmetic_intensity is None else sums.arithmetic_intensity,
+            "FLOPs/byte",
+            "FLOPs for each byte moved",
+        ),
         ("kernels_not_counted", sum(missing.values()), "ATen ops", _missing(missing)),
     ]
     types = operator_types(trace)
@@ -257,8 +310,8 @@ def totals_table(
         "bytes_written",
         "cache_bytes",
     ):
-        columns[name] = _integers([*(getattr(sums, name) for sums in each), *unknown])
-    columns["error"] = _texts([*(None for _ in traces), *(reason for _, reason in failures)])
+        columns[name] = integers([*(getattr(sums, name) for sums in each), *unknown])
+    columns["error"] = texts([*(None for _ in traces), *(reason for _, reason in failures)])
     return pd.DataFrame(columns)
 
 
@@ -289,22 +342,22 @@ def shapes_table(
         label = workload_label(trace.workload)
         seen: dict[tuple[str, str], int] = {}
         record = trace.recorded
-        texts = trace.of_each(
+        written = trace.of_each(
             [
                 " → ".join(units.shapes(record.shapes(each)) for each in (o.inputs, o.outputs))
                 for o in record.operators
             ]
         )
         operators = trace.of_each(record.operators)
-        for path, operator, text in zip(trace.paths, operators, texts, strict=True):
+        for path, operator, text in zip(trace.paths, operators, written, strict=True):
             call = seen[path, operator.op] = seen.get((path, operator.op), -1) + 1
             cells.setdefault((path, operator.op, call), {})[label] = text
     labels = [workload_label(trace.workload) for trace in traces]
     table = pd.DataFrame(list(cells), columns=["path", "op", "call"])
     for label in labels:
-        table[label] = pd.Series(_texts(row.get(label) for row in cells.values()))
+        table[label] = pd.Series(texts(row.get(label) for row in cells.values()))
     symbolic = shapes_of_phases(formulas)
-    table["symbolic"] = pd.Series(_texts(symbolic.get(key) for key in cells), dtype=object)
+    table["symbolic"] = pd.Series(texts(symbolic.get(key) for key in cells), dtype=object)
     table["changes"] = [len({row.get(label) for label in labels}) > 1 for row in cells.values()]
     return table
 
@@ -323,33 +376,6 @@ def _called(trace: Trace) -> list[str]:
         path if operator.kind == "module" else f"{path}:{operator.op}"
         for path, operator in zip(trace.paths, operators, strict=True)
     ]
-
-
-def _integers(values: Iterable[int | None]) -> "pd.api.extensions.ExtensionArray":
-    """Whole numbers with NA; exact Python ones where 64 bits do not hold them."""
-    numbers = list(values)
-    known = [0 if number is None else number for number in numbers]
-    if known and max(known) > _LARGEST:
-        return pd.array([pd.NA if number is None else number for number in numbers], dtype="object")
-    missing = np.fromiter((number is None for number in numbers), bool, len(numbers))
-    return pd.arrays.IntegerArray(np.array(known, dtype=np.int64), missing)
-
-
-def _size(attributes: dict[str, Scalar], name: str) -> int | None:
-    value = attributes.get(name)
-    return value if isinstance(value, int) else None
-
-
-def _texts(values: Iterable[str | None]) -> list[object]:
-    return [pd.NA if value is None else value for value in values]
-
-
-def _ancestors(path: str) -> Iterable[str]:
-    """The path, its parents, and the model itself."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
-    yield ""
 
 
 def _attention(attention: str | None) -> str:

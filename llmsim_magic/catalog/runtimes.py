@@ -1,0 +1,47 @@
+"""Runtimes that models are served by, and the memory that they take beside the model's own."""
+
+import csv
+from functools import cache
+from importlib import resources
+
+from llmsim_magic.records.errors import InvalidValue, one_of
+from llmsim_magic.records.runtime import Runtime
+
+
+@cache
+def entries() -> dict[str, tuple[Runtime, ...]]:
+    """Every runtime by its name, as it sets itself up on small devices and on larger ones."""
+    text = resources.files(__package__).joinpath("runtimes.csv").read_text("utf-8")
+    found: dict[str, tuple[Runtime, ...]] = {}
+    for row in csv.DictReader(text.splitlines()):
+        found[row["name"]] = (*found.get(row["name"], ()), _runtime(row))
+    return found
+
+
+def find(name: str, memory_bytes: int | None = None) -> Runtime:
+    """The runtime of that name on a device of such a memory; on a large one if none is given.
+
+    Raises `InvalidValue` for a name that is not known.
+    """
+    known = entries().get(str(name).lower())
+    if known is None:
+        raise InvalidValue("runtime", name, one_of(entries()))
+    if memory_bytes is None:
+        return known[-1]
+    return [each for each in known if each.from_memory_bytes <= memory_bytes][-1]
+
+
+def _runtime(row: dict[str, str]) -> Runtime:
+    return Runtime(
+        row["name"],
+        int(row["from_memory_gib"]) * 2**30,
+        float(row["usable_share"]),
+        float(row["visible_share"]),
+        int(row["context_bytes"]),
+        int(row["parallel_context_bytes"]),
+        int(row["sampled_sequences"]),
+        float(row["logit_copies"]),
+        int(row["chunk_tokens"]),
+        row["source"],
+        row["note"],
+    )

@@ -1,0 +1,117 @@
+"""What is asked for, as dropdowns and sliders: read as a request, set from one."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+
+from llmsim_magic.records.selection import LEVELS, Selection
+from llmsim_magic.records.workload import ATTENTIONS, DEFAULT_CONTEXT, DTYPES, PHASES
+from llmsim_magic.simulate.request import Build, Request
+
+TITLES = {
+    "summary": "Summary",
+    "ops": "Operators",
+    "multi-config": "Shapes",
+    "deps": "Dependencies",
+    "topological": "Topological",
+    "costs": "Costs",
+}
+# No option's value is None: a dropdown takes that for no option.
+_BATCHES = tuple(2**power for power in range(11))
+_CONTEXTS = (1, 16, DEFAULT_CONTEXT, *(2**power for power in range(9, 21)))
+_DEPTHS = [("as fits a screen", 0), *((str(depth), depth) for depth in range(1, 9))]
+_LAYERS = [("like ones once", frozenset()), ("each", "all")]
+
+
+class Controls:
+    """One widget for each thing that can be chosen."""
+
+    def __init__(self, request: Request, models: Iterable[str]) -> None:
+        build, drawn = request.build, request.drawn
+        self._given = request
+        self.model = widgets.Combobox(
+            value=str(request.model or ""),
+            options=tuple(models),
+            description="Model",
+            placeholder="a hub id, a folder, a variable",
+            continuous_update=False,
+        )
+        self.view = _dropdown("View", [(title, view) for view, title in TITLES.items()])
+        self.phase = _dropdown("Phase", PHASES)
+        self.batch = _slider("Batch", _BATCHES, _first(request.batches, 1))
+        self.context = _slider("Context", _CONTEXTS, _first(request.contexts, DEFAULT_CONTEXT))
+        self.dtype = _dropdown("Dtype", [("the config's", ""), *_same(DTYPES)])
+        self.attn = _dropdown("Attention", [("the model's", ""), *_same(ATTENTIONS)])
+        self.base = _dropdown("Head", [("as declared", False), ("none (base model)", True)])
+        self.depth = _dropdown("Open to", _DEPTHS)
+        self.level = _dropdown("A node is", [*_same(LEVELS)])
+        self.layers = _dropdown("Layers", _LAYERS)
+        self.view.value = request.views[0]
+        self.phase.value = _first(request.phases, PHASES[0])
+        self.dtype.value, self.attn.value = build.dtype or "", build.attn or ""
+        self.base.value = build.base
+        self.level.value = drawn.level
+        _choose(self.depth, drawn.depth or 0)
+        _choose(self.layers, drawn.layers)
+
+    @property
+    def drawing(self) -> tuple[widgets.Widget, ...]:
+        """What only graphs are drawn by."""
+        return self.depth, self.level, self.layers
+
+    def __iter__(self) -> Iterator[widgets.Widget]:
+        yield from (self.model, self.view, self.phase, self.batch, self.context)
+        yield from (self.dtype, self.attn, self.base)
+
+    def request(self) -> Request:
+        """What the controls ask for; the model by what is written there."""
+        build = self._given.build
+        return Request(
+            self.model.value.strip(),
+            (self.view.value,),
+            *self._workload(),
+            Build(
+                self.base.value,
+                self.attn.value or None,
+                self.dtype.value or None,
+                build.trust_remote_code,
+                build.refresh,
+            ),
+            drawn=Selection(self.depth.value or None, self.layers.value, self.level.value),
+            replay=self._given.replay,
+        )
+
+    def _workload(self) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
+        """One workload; for the view of many the eight usual ones."""
+        if self.view.value == "multi-config":
+            return (), (), ()
+        return (self.phase.value,), (self.batch.value,), (self.context.value,)
+
+
+def _dropdown(label: str, options: Sequence[Any]) -> widgets.Dropdown:
+    return widgets.Dropdown(options=options, description=label)
+
+
+def _slider(label: str, sizes: Sequence[int], value: int) -> widgets.SelectionSlider:
+    """The usual sizes, and the one given."""
+    options = [(f"{size:,}", size) for size in sorted({*sizes, value})]
+    return widgets.SelectionSlider(
+        options=options, value=value, description=label, continuous_update=False
+    )
+
+
+def _choose(dropdown: widgets.Dropdown, value: Any) -> None:
+    """Choose a value, also one that is not among the usual ones."""
+    if value not in [option for _, option in dropdown.options]:
+        words = str(value) if isinstance(value, int) else ", ".join(map(str, sorted(value)))
+        dropdown.options = (*dropdown.options, (words, value))
+    dropdown.value = value
+
+
+def _same(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    return ((name, name) for name in names)
+
+
+def _first(values: Sequence[Any], otherwise: Any) -> Any:
+    return values[0] if values else otherwise

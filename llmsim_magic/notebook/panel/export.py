@@ -1,0 +1,107 @@
+"""Take it with you: files by the browser or into a folder, and the code that makes the same."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+
+from llmsim_magic.notebook.code import magic_line, python_call
+from llmsim_magic.notebook.widgets import Code, Download
+from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.simulate.report import Report
+from llmsim_magic.simulate.request import Request
+
+_TABLES = {"multi-config": "shapes", "deps": "edges"}  # the others have the view's own name
+Content = Callable[[Report], tuple[str, str]]  # a file's name and text
+
+
+class Export:
+    """Buttons for what is shown; `say` is told what was written, or why it was not."""
+
+    def __init__(self, say: Callable[[str, Exception | None], None]) -> None:
+        self._say = say
+        self._report: Report | None = None
+        self._files = {
+            "CSV": (Download(label="CSV"), _csv),
+            "SVG": (Download(label="SVG"), _svg),
+            "DOT": (Download(label="DOT"), _dot),
+            "HTML": (Download(label="HTML"), _html),
+        }
+        for button, content in self._files.values():
+            button.on_msg(partial(self._send, content))
+        self._folder = widgets.Text("tables", description="Folder", continuous_update=False)
+        self._save = widgets.Button(description="Save all", disabled=True)
+        self._save.on_click(self._write)
+        self._line, self._call = Code(label="magic"), Code(label="Python")
+        buttons = [button for button, _ in self._files.values()]
+        bar = widgets.HBox([widgets.Label("Download"), *buttons, self._folder, self._save])
+        bar.add_class("llmsim-controls")
+        self.widget = widgets.VBox([bar, self._line, self._call])
+
+    def show(self, report: Report, request: Request, *, is_variable: bool) -> None:
+        self._report = report
+        self._save.disabled = False
+        for name, (button, _) in self._files.items():
+            button.is_disabled = name in ("SVG", "DOT") and not report.drawings
+        self._line.text = magic_line(request)
+        self._call.text = python_call(request, is_variable=is_variable)
+
+    def _send(
+        self, content: Callable[[Report], tuple[str, str]], button: Download, *_: Any
+    ) -> None:
+        if self._report is None:
+            return
+        try:
+            name, text = content(self._report)
+        except LlmsimError as error:
+            self._say("", error)
+            return
+        button.send_file(name, text)
+        self._say(f"{name} is downloaded", None)
+
+    def _write(self, _: Any) -> None:
+        if self._report is None:
+            return
+        folder = Path(self._folder.value.strip()).expanduser()
+        try:
+            written = self._report.to_csv(self._folder.value.strip())
+            drawings = self._report.drawings.items()
+            written += [graph.save(folder / f"{name}.dot") for name, graph in drawings]
+            written.append(self._report.to_html(folder / "report.html"))
+        except LlmsimError as error:
+            self._say("", error)
+            return
+        names = ", ".join(file.name for file in written)
+        self._say(f"wrote {names} into {folder}", None)
+
+
+def _csv(report: Report) -> tuple[str, str]:
+    view = report.views[0]
+    table = report.tables()[_TABLES.get(view, view)]
+    name = f"{_stem(report)}.csv"
+    return name, table.to_csv(index=table.index.name is not None)
+
+
+def _svg(report: Report) -> tuple[str, str]:
+    return f"{_stem(report)}.svg", report.drawings[report.views[0]].svg
+
+
+def _dot(report: Report) -> tuple[str, str]:
+    return f"{_stem(report)}.dot", report.drawings[report.views[0]].dot
+
+
+def _html(report: Report) -> tuple[str, str]:
+    return f"{_stem(report)}.html", report.page()
+
+
+def _stem(report: Report) -> str:
+    """`Qwen3-0.6B-decode-1x128-ops`: the name of a file anywhere."""
+    work = report.trace.workload
+    last = report.trace.model.name.rpartition("/")[2]
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in last).strip(".-") or "model"
+    view = report.views[0]
+    if view == "multi-config":
+        return f"{name}-{view}"
+    return f"{name}-{work.phase}-{work.batch}x{work.context}-{view}"

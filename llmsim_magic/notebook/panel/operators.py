@@ -1,0 +1,145 @@
+"""The table of operators, filtered, and whatever shows the one that is chosen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as widgets
+
+from llmsim_magic.notebook.panel.table import Table
+from llmsim_magic.notebook.widgets import Drawing
+from llmsim_magic.records.workload import IsCancelled
+from llmsim_magic.simulate.report import Report
+from llmsim_magic.views.drawing import Graph
+from llmsim_magic.views.filters import layers_of, matching
+from llmsim_magic.views.page import Section, as_html
+from llmsim_magic.views.prose import Prose, explain_operator
+
+Choose = Callable[[int], None]  # an operator, by its order
+_AT_FIRST = ("order", "path", "op", "layer", "input_shapes", "output_shapes", "params", "flops",
+             "bytes_read", "bytes_written")  # fmt: skip
+_EVERY, _OUTSIDE = ("all", ""), ("outside of layers", (None,))
+_KINDS = [_EVERY, ("modules", "module"), ("functions", "function")]
+
+
+class Detail:
+    """One operator: its row, and the arithmetic behind it; a hint where none is chosen."""
+
+    def __init__(self, hint: str) -> None:
+        self._hint = f"<p>{hint}</p>"
+        self.widget = widgets.HTML(self._hint)
+
+    def show(self, report: Report, order: int | None) -> None:
+        if order is None:
+            self.widget.value = self._hint
+            return
+        row = Section(f"Operator {order}", report.ops.loc[[order]])
+        arithmetic = Section("Its arithmetic", Prose(explain_operator(report.trace, order)))
+        self.widget.value = as_html((row, arithmetic), ())
+
+
+class Picture:
+    """A graph in which an operator is chosen, here or by whoever shows it."""
+
+    def __init__(self, chosen: Choose, window: float = 0.0) -> None:
+        self.widget = Drawing(window=window)
+        self._chosen = chosen
+        self._graph: Graph | None = None
+        self._order: int | None = None
+        self.widget.observe(self._clicked, "chosen")
+
+    def show(self, graph: Graph, order: int | None) -> None:
+        self._order = order
+        if graph is not self._graph:
+            self._graph = graph
+            self.widget.picture = graph.picture()
+        self.widget.chosen = "" if order is None else graph.node_of(order)
+
+    def hide(self) -> None:
+        self._graph = self._order = None
+        self.widget.picture = self.widget.chosen = ""
+
+    def _clicked(self, change: Any) -> None:
+        """A layer stands for its like: its node says nothing new of an operator of theirs."""
+        graph, node = self._graph, change["new"]
+        if graph is None or (self._order is not None and graph.node_of(self._order) == node):
+            return
+        order = graph.operator_of(node)
+        if order is not None:
+            self._chosen(order)
+
+
+class Operators:
+    """The table of operators; of the one chosen the arithmetic, and its place in the graph."""
+
+    def __init__(self, chosen: Choose) -> None:
+        self._chosen = chosen
+        self._report: Report | None = None
+        self._order: int | None = None
+        self._graph: Graph | None = None
+        self._table = Table(chosen)
+        self._detail = Detail("Select a row to see its arithmetic and its place in the graph.")
+        self._place = Picture(chosen, window=0.5)
+        self._layer = widgets.Dropdown(description="Layer", options=[_EVERY])
+        self._kind = widgets.Dropdown(
+            description="Kind", options=[_EVERY, *((kind, kind) for kind in ("module", "function"))]
+        )
+        self._path = widgets.Text(
+            description="Path", placeholder="part of a path", continuous_update=False
+        )
+        self._number = widgets.BoundedIntText(value=0, min=0, description="Operator")
+        self._number.observe(self._typed, "value")
+        filters = [self._layer, self._kind, self._path]
+        for control in filters:
+            control.observe(self._filter, "value")
+        bar = widgets.HBox([*filters, self._number])
+        bar.add_class("llmsim-controls")
+        beside = widgets.HBox([self._detail.widget, self._place.widget])
+        beside.add_class("llmsim-beside")
+        self.widget = widgets.VBox([bar, self._table.widget, beside])
+
+    def prepare(self, report: Report, cancelled: IsCancelled) -> None:
+        """The table, as the report keeps it."""
+        _ = report.ops
+
+    def show(self, report: Report, order: int | None) -> None:
+        is_new = report is not self._report
+        if is_new:
+            self._begin(report)
+        if is_new or order != self._order:
+            self._order = order
+            if is_new or order != self._table.selected:
+                self._filter()
+            self._explain(report, order)
+
+    def _begin(self, report: Report) -> None:
+        self._report, self._graph = None, None
+        options = [_EVERY, _OUTSIDE, *((str(layer), (layer,)) for layer in layers_of(report.ops))]
+        if list(self._layer.options) != options:
+            self._layer.options = options
+        self._number.max = max(len(report.ops) - 1, 0)
+        self._report = report
+
+    def _explain(self, report: Report, order: int | None) -> None:
+        self._detail.show(report, order)
+        if order is None:
+            self._place.hide()
+            return
+        self._number.value = order
+        self._graph = self._graph or report.dependency_graph()
+        self._place.show(self._graph, order)
+
+    def _filter(self, _: Any = None) -> None:
+        if self._report is not None:
+            table = matching(
+                self._report.ops,
+                path=self._path.value.strip(),
+                layers=self._layer.value or None,
+                kind=self._kind.value or None,
+                order=self._order,
+            )
+            hidden = [str(name) for name in table if name not in _AT_FIRST]
+            self._table.show(table, hidden, self._order)
+
+    def _typed(self, change: Any) -> None:
+        if self._report is not None and change["new"] != self._order:
+            self._chosen(change["new"])

@@ -1,0 +1,80 @@
+"""What the panel shows of a report: a pane for each view, prepared in a thread, then shown."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import ipywidgets as widgets
+
+from llmsim_magic.notebook.panel.operators import Choose, Detail, Picture
+from llmsim_magic.notebook.panel.table import Table
+from llmsim_magic.records.workload import IsCancelled
+from llmsim_magic.simulate.report import Report
+from llmsim_magic.views.page import as_html
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Pane(Protocol):
+    """One tab. `prepare` may take long; `show` puts on the screen what was prepared.
+
+    `order` is the operator that is chosen, if any.
+    """
+
+    widget: widgets.Widget
+
+    def prepare(self, report: Report, cancelled: IsCancelled) -> None: ...
+
+    def show(self, report: Report, order: int | None) -> None: ...
+
+
+class Page:
+    """A view as the magic shows it."""
+
+    def __init__(self) -> None:
+        self.widget = widgets.HTML()
+
+    def prepare(self, report: Report, cancelled: IsCancelled) -> None:
+        """Nothing of it takes long."""
+
+    def show(self, report: Report, order: int | None) -> None:
+        self.widget.value = as_html(report.sections(), report.remarks())
+
+
+class Rows:
+    """A view that is one table."""
+
+    def __init__(self, table_of: "Callable[[Report], pd.DataFrame]") -> None:
+        self._table_of = table_of
+        self._report: Report | None = None
+        self._table = Table()
+        self._notes = widgets.HTML()
+        self.widget = widgets.VBox([self._table.widget, self._notes])
+
+    def prepare(self, report: Report, cancelled: IsCancelled) -> None:
+        self._table_of(report)
+
+    def show(self, report: Report, order: int | None) -> None:
+        if report is not self._report:
+            self._report = report
+            self._table.show(self._table_of(report))
+            self._notes.value = as_html((), report.remarks())
+
+
+class Drawn:
+    """A view that is a graph; of the node chosen the row and its arithmetic."""
+
+    def __init__(self, view: str, controls: tuple[widgets.Widget, ...], chosen: Choose) -> None:
+        self._view = view
+        self._picture = Picture(chosen)
+        self._detail = Detail("Click a node, or find it by name, to see its row and arithmetic.")
+        bar = widgets.HBox(controls)
+        bar.add_class("llmsim-controls")
+        self.widget = widgets.VBox([bar, self._picture.widget, self._detail.widget])
+
+    def prepare(self, report: Report, cancelled: IsCancelled) -> None:
+        report.drawings[self._view].prepare(cancelled)
+
+    def show(self, report: Report, order: int | None) -> None:
+        self._picture.show(report.drawings[self._view], order)
+        self._detail.show(report, order)

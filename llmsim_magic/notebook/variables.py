@@ -1,0 +1,41 @@
+"""The user's variables: those that hold a model, a config or a name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmsim_magic.catalog import models
+from llmsim_magic.records.errors import InvalidValue
+
+
+def model_named(name: str, variables: Mapping[str, Any]) -> Any:
+    """What a variable of that name holds, or the name itself where there is none.
+
+    Raises `InvalidValue` for a variable that holds something else.
+    """
+    first, *attributes = name.split(".")
+    if first not in variables:
+        return name
+    value = variables[first]
+    for attribute in attributes:
+        value = getattr(value, attribute, None)
+    if is_model(value) or isinstance(value, str):
+        return value
+    if models.find(name) is not None:
+        return name
+    raise InvalidValue(
+        "model", name, f"a model, a config or a name: that variable holds a {type(value).__name__}"
+    )
+
+
+def holding_models(variables: Mapping[str, Any]) -> list[str]:
+    """The names of variables that hold a model or a config."""
+    return [
+        name for name, value in variables.items() if not name.startswith("_") and is_model(value)
+    ]
+
+
+def is_model(value: object) -> bool:
+    """Whether a value is a module or a config, told without importing torch."""
+    names = {f"{base.__module__}.{base.__qualname__}" for base in type(value).__mro__}
+    config = "transformers.configuration_utils.PreTrainedConfig"
+    return bool(names & {"torch.nn.modules.module.Module", config})
