@@ -130,7 +130,7 @@ def of_passes(found: list[Pass]) -> Iterator[Scored]:
 def of_memory(data: Path) -> Iterator[Scored]:
     """Weights as engines report them, against the parameters of a trace."""
     for row in read(data / "published.csv"):
-        if row["metric"] != "weights_memory" or float(row["n_gpus"]) > 1:
+        if row["metric"] != "weights_memory" or float(row["n_gpus"] or 1) > 1:
             continue
         try:
             model, device = model_named(row["model"]), accelerators.find(row["hardware"])

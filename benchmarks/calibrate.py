@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from benchmarks.end_to_end import bands, passes
 from benchmarks.measured import Measured, operators
 from llmsim_magic.analyses.fitting import band_of, fit
-from llmsim_magic.analyses.roofline import Estimate, estimate
+from llmsim_magic.analyses.roofline import UNEARNED, Estimate, estimate
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.calibration import Band, Calibration, Fitted, Host, Transfer
 
@@ -96,7 +96,7 @@ def transfer(devices: dict[str, list[Measured]], fits: Mapping[str, Fitted]) -> 
     device alone earns no band: a factor of three is what remains.
     """
     if len(devices) < 2:
-        return Transfer(EVEN, Band(1 / 3, 3.0))
+        return Transfer(EVEN, UNEARNED)
     some = {device: Random(0).sample(rows, min(len(rows), 200)) for device, rows in devices.items()}
     tried = {
         share: [unseen(device, rows, fits, share) for device, rows in some.items()]

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-import llmsim_magic as llmsim
 from benchmarks.measured import LeftOut, read
 from llmsim_magic.analyses.fitting import band_of
 from llmsim_magic.analyses.latency import PassTime, latency
@@ -26,6 +25,10 @@ from llmsim_magic.catalog import accelerators, models
 from llmsim_magic.records.accelerator import Accelerator, arithmetic
 from llmsim_magic.records.calibration import Band, Calibration
 from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.records.parallel import Parallel
+from llmsim_magic.records.workload import Workload
+from llmsim_magic.simulate.loading import recipe_of, traced
+from llmsim_magic.simulate.request import Build
 
 MOST_PREFILL = 0.5  # of a step; beyond it a row tells of load
 SHORTEST_REPLY = 64
@@ -74,8 +77,8 @@ def passes(data: Path, calibration: Calibration | None = None) -> tuple[list[Pas
                 found.append(of_row(row, calibration))
             except LeftOut as why:
                 left_out[f"{name}: {why}"] += 1
-            except (LlmsimError, ValueError) as why:
-                left_out[f"{name}: {why}"] += 1
+            except (LlmsimError, KeyError, ValueError) as why:
+                left_out[f"{name}: {type(why).__name__}: {why}"] += 1
     return found, left_out
 
 
@@ -83,19 +86,21 @@ def _served(row: Row, calibration: Calibration | None) -> Pass:
     """An engine under a fixed number of requests at once: time per output token."""
     if row["mode"] != "agg":
         raise LeftOut("prefill and decode on machines of their own: loaded")
-    for name in ("tp_size", "pp_size", "moe_ep_size", "attention_dp_size"):
+    for name in ("pp_size", "moe_ep_size", "attention_dp_size"):
         if row.get(name) and float(row[name]) > 1:
-            raise LeftOut("shared out over several devices")
+            raise LeftOut(f"{name} of more than one")
+    tp = int(float(row.get("tp_size") or 1))
     model, device = model_named(row["model_path"]), _device(row["system"])
     stored = _stored(row.get("gemm_quant_mode") or row.get("precision") or "bf16")
     batch, read_, written = (int(float(row[n])) for n in ("batch_size", "isl", "osl"))
-    step = _time(model, "decode", batch, read_ + written // 2, device, stored, calibration)
-    one = _time(model, "prefill", 1, read_, device, stored, calibration)
+    known = (tp, device, stored, calibration)
+    step = _time(model, "decode", batch, read_ + written // 2, *known)
+    one = _time(model, "prefill", 1, read_, *known)
     carried = one.seconds * batch / written
     if carried > MOST_PREFILL * step.seconds:
         raise LeftOut("loaded: prefills take more than half as long as steps")
     share = (step.seconds + carried) / step.seconds
-    what = f"{model}, batch {batch}, {read_} + {written} tokens, {row['backend']}"
+    what = f"{model}, batch {batch}, {read_} + {written} tokens, tp {tp}, {row['backend']}"
     return _pass("decode_step", device, what, float(row["silicon_tpot_ms"]) / 1e3, step, share)
 
 
@@ -104,22 +109,24 @@ def _published(row: Row, calibration: Calibration | None) -> Pass:
     metric = row["metric"].split(" (")[0]
     if metric not in ("decode_throughput", "prefill_throughput"):
         raise LeftOut(f"{metric}: not the time of a pass")
-    if float(row["n_gpus"]) > 1:
-        raise LeftOut("shared out over several devices")
+    devices = int(float(row["n_gpus"] or 1))
+    if devices > 1 and not row["notes"].startswith("TP"):
+        raise LeftOut("layers on several devices, one after the other")
     if "GCD" in row["hardware"]:
         raise LeftOut("half of a package: the catalogue lists it whole")
     stored = _stored(row["dtype"])
     model, device = model_named(row["model"]), _device(row["hardware"])
     batch = int(float(row["batch"] or 1))
     tokens = int(float(row["input_len"] or 0)), int(float(row["output_len"] or 0))
-    what = f"{model}, {row['dtype']}, {tokens[0]} + {tokens[1]} tokens"
+    what = f"{model}, {row['dtype']}, {tokens[0]} + {tokens[1]} tokens, tp {devices}"
+    known = (devices, device, stored, calibration)
     per_second = float(row["value"])
     if metric == "prefill_throughput":
-        time = _time(model, "prefill", batch, tokens[0], device, stored, calibration)
+        time = _time(model, "prefill", batch, tokens[0], *known)
         return _pass("prefill_step", device, what, batch * tokens[0] / per_second, time)
     # Where a row does not say how long the reply is, it is short.
     middle = max(tokens[0] + (tokens[1] or SHORTEST_REPLY) // 2, 1)
-    time = _time(model, "decode", batch, middle, device, stored, calibration)
+    time = _time(model, "decode", batch, middle, *known)
     return _pass("decode_step", device, what, batch / per_second, time)
 
 
@@ -136,11 +143,13 @@ def _time(
     phase: str,
     batch: int,
     context: int,
+    tp: int,
     device: Accelerator,
     stored: Stored,
     calibration: Calibration | None,
 ) -> PassTime:
-    trace = llmsim.trace(model, phase=phase, batch=batch, context=context).trace
+    recipe = recipe_of(model, Build(parallel=Parallel(tp)))
+    trace = traced(recipe, Workload(phase, batch, context), replay=True)
     return latency(trace, device, calibration, stored=stored)
 
 

@@ -28,6 +28,7 @@ _COLLECTIVES = {
     "alltoall": "all_to_all",
 }
 _ATTENTIONS = ("attention", "attn_decode", "attn_prefill", "mha")
+_UNMASKED = ("noncausal", "non-causal", "bidirectional", "full")
 _STREAMS = {
     "softmax": "softmax",
     "layernorm": "normalisation",
@@ -134,7 +135,7 @@ def _size(row: Row) -> Size:
     if plain in _COLLECTIVES:
         return _collective(row, _COLLECTIVES[plain])
     if plain not in _STREAMS and any(word in op for word in _ATTENTIONS):
-        return _attention(row, model, causal="causal" in row["op"] or "prefill" in op)
+        return _attention(row, model)
     if _has(row, "m", "n", "k"):
         dtype, scaled = _dtype(row["dtype"])
         m, n, k = (int(float(row[name])) for name in ("m", "n", "k"))
@@ -165,7 +166,8 @@ def _collective(row: Row, of: Any) -> Collective:
     return Collective(of, message, int(float(row["n_gpus"])), library)
 
 
-def _attention(row: Row, model: str, *, causal: bool) -> Attention:
+def _attention(row: Row, model: str) -> Attention:
+    causal = not any(word in row["op"].lower() for word in _UNMASKED)
     heads, kv_heads, head_dim = _heads(row, model)
     dtype, _, kv = row["dtype"].partition("/")
     kv_dtype = arithmetic(kv.strip().removeprefix("kv ")) if "kv " in kv else None

@@ -26,6 +26,7 @@ from llmsim_magic.records.errors import CannotPredict
 from llmsim_magic.records.sizes import Attention, Collective, Matmul, Place, Size
 
 Binds = Literal["compute", "memory", "launch", "interconnect"]
+UNEARNED = Band(1 / 3, 3.0)  # what is left to say where nothing near was ever measured
 
 # Rows × columns of a result that libraries' kernels compute at a time, per compute unit.
 _TILES = ((256, 128), (128, 256), (128, 128), (64, 256), (128, 64), (64, 128), (64, 64), (16, 64))
@@ -90,7 +91,9 @@ def estimate(
         logs.append(math.log(seconds_of(fitted.constants, terms, regime) - started) + rest)
     seconds = math.exp(sum(logs) / len(logs))
     band = calibration.unseen[kind].band
-    if known and kind == size.kind:
+    if not (known or _one_vendor(accelerator, devices)):
+        band = UNEARNED
+    elif known and kind == size.kind:
         band = _between(fitted.near, fitted.far, reach)
     binds = _binds(fitted.constants, terms, regime, isinstance(size, Collective))
     return Estimate(seconds, seconds * band.low, seconds * band.high, binds)
@@ -255,6 +258,13 @@ def relatives(accelerator: Accelerator, measured: Iterable[str]) -> list[str]:
     distances = {name: distance(name) for name in measured}
     nearest = min(distances.values())
     return [name for name, each in distances.items() if each == nearest]
+
+
+def _one_vendor(accelerator: Accelerator, devices: Iterable[str]) -> bool:
+    """Whether relatives are near enough for the band that devices of one vendor earned."""
+    others = [entries().get(name) for name in devices]
+    alike = [(accelerator.vendor, accelerator.kind)]
+    return all(other and (other.vendor, other.kind) in alike for other in others)
 
 
 def _between(near: Band, far: Band, reach: float) -> Band:

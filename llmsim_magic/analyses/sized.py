@@ -6,14 +6,16 @@ products and attentions of an operator, and all else of it as one kernel.
 
 from dataclasses import dataclass
 
+from llmsim_magic.analyses.collectives import collective_kind
 from llmsim_magic.analyses.kinds import recorded_kinds
+from llmsim_magic.analyses.regions import distinct_elements
 from llmsim_magic.analyses.traffic import Traffic, kernel_bytes, traffic
 from llmsim_magic.analyses.work import short_name
 from llmsim_magic.records.accelerator import Accelerator, arithmetic
 from llmsim_magic.records.calibration import Regime
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.record import Kernel, Record, Tensor
-from llmsim_magic.records.sizes import BITS, Attention, Matmul, Size, Stream, StreamKind
+from llmsim_magic.records.sizes import BITS, Attention, Collective, Matmul, Size, Stream, StreamKind
 from llmsim_magic.records.trace import Trace, numel
 
 WEIGHT_BITS = {**BITS, "int4": 4}
@@ -54,19 +56,22 @@ def sizes(
     record = trace.recorded
     moved = traffic(record)
     kinds = recorded_kinds(trace)
+    width = trace.model.parallel.width
     found = []
     for order, kernels in enumerate(record.kernels_of):
         worked = [_worked(record, kernel, accelerator, stored) for kernel in kernels]
+        sent = [_sent(record, kernel, width) for kernel in kernels]
         if regime == "eager":
-            each = [
+            each: list[Size | None] = [
                 size or _stream(record, kernel)
                 for kernel, size in zip(kernels, worked, strict=True)
+                if collective_kind(kernel) is None
             ]
         else:
             each = [size for size in worked if size is not None]
-            rest = None if each else _fused(record, moved[order], kinds[order])
-            each += [] if rest is None else [rest]
-        found.append(tuple(size for size in each if size is not None))
+            if not each and not any(sent):
+                each = [_fused(record, moved[order], kinds[order])]
+        found.append(tuple(size for size in (*each, *sent) if size is not None))
     return tuple(found)
 
 
@@ -79,6 +84,21 @@ def _worked(
     if short_name(kernel.name) == "scaled_dot_product_attention":
         return _attention(record, kernel, stored)
     return _matmul(record, kernel, accelerator, stored)
+
+
+def _sent(record: Record, kernel: Kernel, ranks: int) -> Collective | None:
+    """An exchange with other devices; what is handed on counts where it is sent.
+
+    Handing a tensor to the next device is what a gathering of two does on each of them.
+    """
+    kind = collective_kind(kernel)
+    if kind is None or kind == "recv":
+        return None
+    tensor = record.tensors[(kernel.outputs or kernel.inputs)[0]]
+    nbytes = distinct_elements(tensor) * tensor.itemsize
+    if kind == "all_reduce":
+        return Collective("all_reduce", nbytes, ranks)
+    return Collective("all_gather", nbytes if kind == "all_gather" else 2 * nbytes, max(ranks, 2))
 
 
 def _attention(record: Record, kernel: Kernel, stored: Stored) -> Attention:

@@ -3,8 +3,9 @@
 from functools import cache
 
 from llmsim_magic.analyses.fitting import fit
+from llmsim_magic.analyses.roofline import UNEARNED
 from llmsim_magic.records.accelerator import Accelerator
-from llmsim_magic.records.calibration import Band, Calibration, Sample, Transfer
+from llmsim_magic.records.calibration import Calibration, Sample, Transfer
 
 
 @cache
@@ -24,5 +25,5 @@ def local() -> tuple[Accelerator, Calibration]:
     fits = {
         kind: {accelerator.name: fit(some, accelerator, source)} for kind, some in kinds.items()
     }
-    unseen = dict.fromkeys(fits, Transfer(0.0, Band(1 / 3, 3.0)))
+    unseen = dict.fromkeys(fits, Transfer(0.0, UNEARNED))
     return accelerator, Calibration(fits, unseen, {accelerator.name: found.host})
