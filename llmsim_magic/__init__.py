@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from llmsim_magic.simulate.entry import sweep as sweep
     from llmsim_magic.simulate.entry import trace as trace
     from llmsim_magic.simulate.memory import forget as forget
+    from llmsim_magic.simulate.size import size as size
 
 __version__ = "0.1.0"
-__all__ = ["LlmsimError", "forget", "panel", "sweep", "trace"]
+__all__ = ["LlmsimError", "forget", "panel", "size", "sweep", "trace"]
 
 _HOMES = {
     "LlmsimError": "llmsim_magic.records.errors",
     "forget": "llmsim_magic.simulate.memory",
     "panel": "llmsim_magic.notebook.panel",
+    "size": "llmsim_magic.simulate.size",
     "sweep": "llmsim_magic.simulate.entry",
     "trace": "llmsim_magic.simulate.entry",
 }

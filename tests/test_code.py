@@ -14,6 +14,9 @@ LINES = [
     "'a folder/with spaces' --costs --trust-remote-code --refresh",
     "gpt2 --topological --depth 3 --layers 0,11 --level kernel",
     "gpt2 --deps --layers all",
+    "gpt2 --costs --hardware H100,L40S --weight-dtype int4 --kv-dtype fp8 --launch eager",
+    "gpt2 --memory --hardware 'RTX 4090' --tp 2 --pp 3",
+    "gpt2 --compare distilgpt2 --hardware local",
     "gpt2 --explain transformer.h.0 --csv 'a b' --no-replay",
     "gpt2 --batch 1,2,4 --context 8,16 --phase both --sure",
 ]
@@ -33,6 +36,7 @@ def test_the_magics_line_asks_for_the_same(line: str) -> None:
         "distilgpt2 --deps --depth 2 --layers 0,1 --level module",
         "distilgpt2 --multi-config --dtype float16 --base",
         "distilgpt2 --explain transformer.h.0 --attn eager --no-replay",
+        "distilgpt2 --costs --memory --hardware H100,L40S --weight-dtype int8 --launch eager",
     ],
 )
 def test_the_call_in_python_runs_and_traces_the_same(line: str) -> None:

@@ -7,10 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+from llmsim_magic.analyses.packing import KV_DTYPES, WEIGHT_DTYPES
+from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip, one_of
+from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.selection import LEVELS, Selection, Unfolded
 from llmsim_magic.records.workload import ATTENTIONS, DTYPE_ALIASES, DTYPES, PHASES
-from llmsim_magic.simulate.request import VIEWS, Build, Request
+from llmsim_magic.simulate.request import (
+    ALL,
+    LAUNCHES,
+    LOCAL,
+    VIEWS,
+    Build,
+    Deployment,
+    Request,
+)
 
 EXAMPLES = """\
 examples:
@@ -20,6 +31,9 @@ examples:
   r = %llmsim my_model --phase decode --batch 16 --context 4096
   %llmsim deepseek-ai/DeepSeek-V3 --deps --level module
   %llmsim Qwen/Qwen3-0.6B --explain model.layers.0.mlp.up_proj
+  %llmsim Qwen/Qwen3-0.6B --costs --hardware H100
+  %llmsim Qwen/Qwen3-32B --memory --hardware all --context 32768 --batch 8
+  %llmsim Qwen/Qwen3-8B --compare meta-llama/Llama-3.1-8B --hardware H100
   %llmsim Qwen/Qwen3-0.6B --panel
 """
 PROGRAM = "%llmsim"
@@ -106,6 +120,17 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     build.add_argument("--trust-remote-code", action="store_true",
                        help="run code from the model's own repository")  # fmt: skip
     build.add_argument("--refresh", action="store_true", help="ask the hub before the catalogue")
+    devices = made.add_argument_group("devices")
+    devices.add_argument("--hardware", metavar="NAME[,NAME]", type=_names, default=(),
+                         help="time and memory there: H100, local (this machine), all")  # fmt: skip
+    devices.add_argument("--weight-dtype", metavar="DTYPE",
+                         help="what weights are stored in: int4, int8, fp8, bf16, …")  # fmt: skip
+    devices.add_argument("--kv-dtype", metavar="DTYPE", help="what keys and values are stored in")
+    devices.add_argument("--launch", metavar="KIND", default="graph",
+                         help="graph (captured once, as engines do) or eager")  # fmt: skip
+    for name, text in _PARALLEL_HELP.items():
+        devices.add_argument(f"--{name}", metavar="N", type=_number(name), default=1, help=text)
+    devices.add_argument("--compare", metavar="MODEL", help="a second model, side by side")
     result = made.add_argument_group("result")
     result.add_argument("--csv", metavar="DIR", help="write the tables and graphs shown")
     if program == PROGRAM:
@@ -136,13 +161,23 @@ _VIEW_HELP = (
     "module hierarchy and dataflow, as a table and a graph",
     "execution order and what each operator waits for, as a table and a graph",
     "shapes for batch 1, 16 × context 1, 128 × prefill, decode",
-    "FLOPs, bytes and arithmetic intensity by type of operator",
+    "FLOPs, bytes and arithmetic intensity by type of operator; time on --hardware",
+    "weights, cache, activations and runtime; what fits on --hardware",
 )
+_PARALLEL_HELP = {
+    "tp": "devices that share each layer, by the model's own plan",
+    "pp": "stages that share the layers",
+    "ep": "devices that share the experts",
+}
 VALUES: dict[str, tuple[str, ...]] = {
     "--phase": (*PHASES, "both"),
     "--dtype": (*DTYPES, *DTYPE_ALIASES),
     "--attn": ATTENTIONS,
     "--level": LEVELS,
+    "--hardware": (*accelerators.entries(), LOCAL, ALL),
+    "--weight-dtype": WEIGHT_DTYPES,
+    "--kv-dtype": KV_DTYPES,
+    "--launch": LAUNCHES,
 }
 
 
@@ -178,7 +213,15 @@ def parse(
     views = tuple(dict.fromkeys(found.views or ()))
     if not views and found.explain is None:
         views = ("summary",)
-    build = Build(found.base, found.attn, found.dtype, found.trust_remote_code, found.refresh)
+    build = Build(
+        found.base,
+        found.attn,
+        found.dtype,
+        found.trust_remote_code,
+        found.refresh,
+        Parallel(found.tp, found.pp, found.ep),
+    )
+    deployed = Deployment(found.hardware, found.weight_dtype, found.kv_dtype, found.launch)
     request = Request(
         found.model or found.model_option,
         views,
@@ -188,6 +231,8 @@ def parse(
         build,
         found.explain,
         Selection(found.depth, found.layers, found.level),
+        deployed,
+        found.compare,
         found.csv,
         replay=not found.no_replay,
         sure=found.sure,
@@ -209,6 +254,10 @@ def _number(name: str) -> Callable[[str], int]:
 def _numbers(name: str) -> Callable[[str], tuple[int, ...]]:
     convert = _number(name)
     return lambda text: tuple(dict.fromkeys(convert(part.strip()) for part in text.split(",")))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
 
 
 def _layers(text: str) -> Unfolded:

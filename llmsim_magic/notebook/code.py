@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator
 
+from llmsim_magic.records.trace import Scalar
 from llmsim_magic.records.workload import PHASES
 from llmsim_magic.simulate.request import Request
 
@@ -12,6 +13,7 @@ _RESULTS = {
     "deps": "report.dependency_graph({})",
     "topological": "report.topological_graph({})",
     "costs": "report.costs",
+    "memory": "report.memory",
 }
 
 
@@ -32,6 +34,8 @@ def python_call(request: Request, *, is_variable: bool = False) -> str:
     else:
         call = f"report = llmsim.trace({model}{given})"
         results = [_RESULTS[view].format(_drawn(request)) for view in request.views]
+        if request.deployed.hardware:
+            results.append("report.latency")
         if request.explained is not None:
             results.append(f"report.explain({request.explained!r})")
     return "\n".join(("import llmsim_magic as llmsim", "", call, *results))
@@ -53,7 +57,15 @@ def _options(request: Request) -> Iterator[tuple[str, object]]:
         "refresh": build.refresh,
         "depth": drawn.depth,
         "layers": layers,
-        "level": None if drawn.level == "operator" else drawn.level,
+        "level": _unless(drawn.level, "operator"),
+        "hardware": ",".join(request.deployed.hardware),
+        "weight-dtype": request.deployed.weight_dtype,
+        "kv-dtype": request.deployed.kv_dtype,
+        "launch": _unless(request.deployed.launch, "graph"),
+        "tp": _unless(build.parallel.tp, 1),
+        "pp": _unless(build.parallel.pp, 1),
+        "ep": _unless(build.parallel.ep, 1),
+        "compare": request.beside,
         "explain": request.explained,
         "csv": request.csv,
         "no-replay": not request.replay,
@@ -78,11 +90,30 @@ def _keywords(request: Request) -> Iterator[tuple[str, object]]:
             yield name, value
     if not request.replay:
         yield "replay", False
+    if not many:
+        yield from _deployed(request)
+
+
+def _deployed(request: Request) -> Iterator[tuple[str, object]]:
+    """How and where one workload runs."""
+    deployed, parallel = request.deployed, request.build.parallel
+    names = deployed.hardware
+    for name, value, default in (
+        ("hardware", names[0] if len(names) == 1 else list(names), []),
+        ("weight_dtype", deployed.weight_dtype, None), ("kv_dtype", deployed.kv_dtype, None),
+        ("launch", deployed.launch, "graph"),
+        ("tp", parallel.tp, 1), ("pp", parallel.pp, 1), ("ep", parallel.ep, 1),
+    ):  # fmt: skip
+        if value != default:
+            yield name, value
+
+
+def _unless(value: Scalar, default: Scalar) -> Scalar | None:
+    return None if value == default else value
 
 
 def _drawn(request: Request) -> str:
     drawn = request.drawn
     layers = drawn.layers if drawn.layers == "all" else sorted(drawn.layers)
-    level = drawn.level if drawn.level != "operator" else None
-    given = {"depth": drawn.depth, "layers": layers, "level": level}
+    given = {"depth": drawn.depth, "layers": layers, "level": _unless(drawn.level, "operator")}
     return ", ".join(f"{name}={value!r}" for name, value in given.items() if value)

@@ -4,10 +4,12 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmsim_magic.records.errors import InvalidValue, TooMany
+from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import (
     DEFAULT_CONTEXT,
@@ -19,8 +21,10 @@ from llmsim_magic.records.workload import (
 )
 from llmsim_magic.simulate.export import writable
 from llmsim_magic.simulate.loading import Progress, Recipe, built, recipe_of, silent, traced
+from llmsim_magic.simulate.local import local
 from llmsim_magic.simulate.report import Report, Sweep
-from llmsim_magic.simulate.request import Build, Request
+from llmsim_magic.simulate.request import LOCAL, Build, Deployment, Request
+from llmsim_magic.simulate.sizing import Sizer
 from llmsim_magic.simulate.sweeping import Outcomes, run_all
 from llmsim_magic.simulate.symbolic import Asker
 
@@ -46,6 +50,13 @@ def trace(
     trust_remote_code: bool = False,
     refresh: bool = False,
     replay: bool = True,
+    hardware: str | Iterable[str] = (),
+    weight_dtype: str | None = None,
+    kv_dtype: str | None = None,
+    launch: str = "graph",
+    tp: int = 1,
+    pp: int = 1,
+    ep: int = 1,
     progress: Progress = silent,
 ) -> Report:
     """What `model` does in one forward pass, without its weights.
@@ -56,6 +67,11 @@ def trace(
     a tensor, a tuple of positional arguments or a dict of keywords. Layers that are alike run
     once; `replay=False` runs each, for the same result.
 
+    `hardware` names devices to predict times and memory on, or `local`; `weight_dtype` and
+    `kv_dtype` say what is stored there, `launch` whether kernels are captured in a `graph` or
+    started one by one (`eager`). With `tp`, `pp` or `ep` the part of one device is traced, by the
+    model's own plans.
+
     Raises `LlmsimError` with one line that names what was wrong and what is legal.
 
     >>> import llmsim_magic as llmsim
@@ -63,18 +79,25 @@ def trace(
     >>> report.ops.loc[18, "input_shapes"]
     [(1, 1, 1024)]
     """
-    build = Build(base, attn, dtype, trust_remote_code, refresh)
+    build = Build(base, attn, dtype, trust_remote_code, refresh, Parallel(tp, pp, ep))
+    names = (hardware,) if isinstance(hardware, str) else tuple(hardware)
+    deployed = Deployment(names, weight_dtype, kv_dtype, launch)
     wanted = Workload(phase, batch, DEFAULT_CONTEXT if context is None else context)
     recipe = recipe_of(model, build, progress)
     weightless = built(recipe, progress)
     if inputs is not None:
         if (phase, batch, context) != ("prefill", 1, None):
             raise InvalidValue("inputs", "with phase, batch or context", "given together with them")
-        return _on_given(weightless, inputs, replay)
+        return replace(_on_given(weightless, inputs, replay), deployed=deployed)
     _needs_config(weightless)
     workload = _fitted(weightless, wanted, shorten=context is None)
     progress(f"tracing {workload}")
-    return Report(traced(recipe, workload, _replaying(replay)), ask=_asker(recipe, replay))
+    return Report(
+        traced(recipe, workload, _replaying(replay)),
+        ask=_asker(recipe, replay),
+        deployed=deployed,
+        sizer=Sizer(model, build, {build.parallel: recipe}),
+    )
 
 
 def sweep(
@@ -133,7 +156,12 @@ def answer(request: Request, progress: Progress = silent) -> Report:
     """Everything a request asks for, from one trace per workload."""
     if request.csv is not None:
         writable(request.csv)
-    return answer_of(recipe_of(request.model, request.build, progress), request, progress)
+    recipe = recipe_of(request.model, request.build, progress)
+    beside = None
+    if request.beside is not None:
+        other = recipe_of(request.beside, request.build, progress)
+        beside = answer_of(other, replace(request, csv=None, beside=None), progress)
+    return answer_of(recipe, request, progress, beside=beside)
 
 
 def answer_of(
@@ -141,11 +169,15 @@ def answer_of(
     request: Request,
     progress: Progress = silent,
     cancelled: IsCancelled = never,
+    beside: Report | None = None,
 ) -> Report:
-    """The same of a model whose recipe is known.
+    """The same of a model whose recipe is known, with another's report beside it.
 
     Raises `Cancelled` where it was cancelled before any workload was traced.
     """
+    if LOCAL in request.deployed.hardware:
+        progress("measuring this machine, once, for half a minute")
+        local()
     many = request.is_sweep
     found = _sweep(recipe, request, None, cancelled, progress)
     report = Report(
@@ -155,6 +187,9 @@ def answer_of(
         request.explained,
         request.drawn,
         found.ask,
+        request.deployed,
+        Sizer(request.model, recipe.build, {recipe.build.parallel: recipe}),
+        beside,
     )
     if request.explained is not None:
         report.explain(request.explained)

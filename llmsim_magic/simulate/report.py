@@ -1,21 +1,28 @@
 """What a question is answered with: tables, graphs and prose over one record."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmsim_magic.analyses.polynomials import Point
 from llmsim_magic.analyses.symbolic import OperatorFormulas
-from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.errors import InvalidValue, LlmsimError
 from llmsim_magic.records.selection import Level, Selection, Unfolded
 from llmsim_magic.records.trace import Trace
-from llmsim_magic.records.workload import Workload
+from llmsim_magic.records.workload import PHASES, Workload
+from llmsim_magic.simulate.costing import Costing
 from llmsim_magic.simulate.export import write_all, write_text
+from llmsim_magic.simulate.request import Deployment
+from llmsim_magic.simulate.sections import sections
+from llmsim_magic.simulate.sections import tables as tables_of
+from llmsim_magic.simulate.size import Sizing, sizing_of
+from llmsim_magic.simulate.sizing import Sizer
 from llmsim_magic.simulate.symbolic import Asker, Symbolic, shape_formulas, symbolic
 from llmsim_magic.views import graphs, tables
-from llmsim_magic.views.costs import costs_table
+from llmsim_magic.views.comparison import comparison_table
 from llmsim_magic.views.drawing import Graph
 from llmsim_magic.views.page import Section, as_html, as_page, as_text
 from llmsim_magic.views.prose import Prose, explain
@@ -92,6 +99,9 @@ class Report:
     explained: str | None = None
     drawn: Selection = field(default_factory=Selection)
     ask: Asker | None = field(default=None, repr=False, compare=False)
+    deployed: Deployment = field(default_factory=Deployment)
+    sizer: Sizer | None = field(default=None, repr=False, compare=False)
+    beside: "Report | None" = None
 
     @cached_property
     def ops(self) -> "pd.DataFrame":
@@ -119,9 +129,54 @@ class Report:
         return tables.summary_table(self.trace)
 
     @cached_property
+    def costing(self) -> Costing:
+        """Times and bytes on the devices asked for, of this pass and of the other phase."""
+        if self.sweep is not None:
+            others = [trace for trace in self.sweep.traces if trace is not self.trace]
+            return Costing((self.trace, *others), self.deployed, self.sizer)
+        return Costing((self.trace, *self._other_phase()), self.deployed, self.sizer)
+
+    def _other_phase(self) -> Iterator[Trace]:
+        workload = self.trace.workload
+        for phase in PHASES:
+            if self.ask is not None and self.deployed.hardware and phase != workload.phase:
+                with suppress(LlmsimError):
+                    yield self.ask.trace(replace(workload, phase=phase))
+
+    @property
     def costs(self) -> "pd.DataFrame":
-        """One row per type of operator: FLOPs, bytes, their shares and arithmetic intensity."""
-        return costs_table(self.trace)
+        """One row per type of operator: FLOPs, bytes, their shares, and time on a device."""
+        return self.costing.types
+
+    @property
+    def layers(self) -> "pd.DataFrame":
+        """One row per layer, and one for all outside: parameters, work, bytes, time on a device."""
+        return self.costing.layers
+
+    @property
+    def memory(self) -> "pd.DataFrame":
+        """One row per part of what a device holds: weights, cache, activations, runtime."""
+        return self.costing.memory
+
+    @property
+    def latency(self) -> "pd.DataFrame":
+        """One row per device and pass: seconds with their band, tokens per second, what binds."""
+        return self.costing.latency
+
+    @property
+    def times(self) -> "pd.DataFrame":
+        """One row per operator: its seconds on the first device, with their band."""
+        return self.costing.times
+
+    @cached_property
+    def sizing(self) -> Sizing:
+        """Which devices hold it, and how fast it is there.
+
+        Raises `InvalidValue` for a module that was given its inputs.
+        """
+        if self.sizer is None:
+            raise InvalidValue("size", "inputs of your own", "for a HuggingFace model by workload")
+        return sizing_of(self.sizer, self.costing.setup, self.deployed)
 
     @cached_property
     def topological(self) -> "pd.DataFrame":
@@ -181,7 +236,12 @@ class Report:
 
         Raises `InvalidValue` where the folder cannot be written.
         """
-        return write_all(folder, self.tables(), self.drawings)
+        written = write_all(folder, self.tables(), self.drawings)
+        if self.costing.devices:
+            path = Path(folder).expanduser()
+            written.append(self.costing.timeline(path / "timeline.json"))
+            written.append(self.costing.roofline.save(path / "roofline.svg"))
+        return written
 
     def to_html(self, path: str | Path) -> Path:
         """Write the report as it is shown as a page that needs no network.
@@ -192,45 +252,38 @@ class Report:
 
     def page(self) -> str:
         """The report as it is shown, as a page that needs no network."""
-        title = f"{self.trace.model.name}: {self.trace.workload}"
-        return as_page(title, self.sections(), self.remarks())
+        return as_page(self.title, self.sections(), self.remarks())
+
+    @property
+    def title(self) -> str:
+        return f"{self.trace.model.name}: {self.trace.workload}"
 
     def sections(self) -> Iterator[Section]:
         """The report as it is shown, view by view."""
-        title = f"{self.trace.model.name}: {self.trace.workload}"
-        if "summary" in self.views:
-            yield Section(f"Summary of {title}", self.summary)
-        if "ops" in self.views:
-            yield Section(f"Modules of {title}", self.modules)
-            yield Section(f"Operators of {title}", self.ops)
-        if "deps" in self.views:
-            if "ops" not in self.views:
-                yield Section(f"Modules of {title}", self.modules)
-            yield Section(
-                f"Dataflow of {title}",
-                self.edges,
-                "Each row is a tensor one operator hands another.",
-            )
-            yield Section(f"Dependencies of {title}", self.drawings["deps"])
-        if "topological" in self.views:
-            yield Section(
-                f"Execution order of {title}",
-                self.topological,
-                "Rank: the longest chain of operators before it; equal ranks could run at once.",
-            )
-            yield Section(f"Topology of {title}", self.drawings["topological"])
-        if "multi-config" in self.views and self.sweep:
-            yield from self.sweep.sections()
-        if "costs" in self.views:
-            yield Section(f"Costs of {title} by type of operator", self.costs)
-        if self.explained is not None:
-            yield Section(
-                f"{self.explained or 'The model'} explained", self.explain(self.explained)
-            )
+        return sections(self)
+
+    def tables(self) -> "dict[str, pd.DataFrame]":
+        """The tables shown, by the names of their files."""
+        return tables_of(self)
+
+    @cached_property
+    def comparison(self) -> "pd.DataFrame":
+        """This model and the one beside it: one row per quantity, a column for each, and a ratio.
+
+        Raises `InvalidValue` where there is none.
+        """
+        if self.beside is None:
+            raise InvalidValue("compare", "nothing", "a second model")
+        first, second = self.costing, self.beside.costing
+        return comparison_table(
+            (first.traces[0], second.traces[0]),
+            (first.needed, second.needed),
+            (first.passes, second.passes),
+        )
 
     def remarks(self) -> tuple[str, ...]:
         beside = self.sweep.notes if self.sweep else ()
-        return tuple(dict.fromkeys((*self.trace.notes, *beside)))
+        return tuple(dict.fromkeys((*self.trace.notes, *beside, *self.costing.remarks())))
 
     def _selection(self, depth: int | None, layers: Unfolded, level: Level | None) -> Selection:
         asked = self.drawn
@@ -239,27 +292,6 @@ class Report:
             asked.layers if layers == () else layers,
             level or asked.level,
         )
-
-    def tables(self) -> "dict[str, pd.DataFrame]":
-        """The tables shown, by the names of their files."""
-        wanted: dict[str, pd.DataFrame] = {}
-        if "summary" in self.views:
-            wanted["summary"] = self.summary
-        if "ops" in self.views:
-            wanted |= {"modules": self.modules, "ops": self.ops, "kernels": self.kernels}
-        if "deps" in self.views:
-            wanted |= {"modules": self.modules, "edges": self.edges}
-        if "topological" in self.views:
-            wanted["topological"] = self.topological
-        if "costs" in self.views:
-            wanted["costs"] = self.costs
-        if "multi-config" in self.views and self.sweep:
-            wanted |= {
-                "shapes": self.sweep.shapes,
-                "workloads": self.sweep.totals,
-                "sweep_ops": self.sweep.ops,
-            }
-        return wanted
 
     @cached_property
     def drawings(self) -> dict[str, Graph]:

@@ -3,12 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmsim_magic.analyses import packing
+from llmsim_magic.catalog.accelerators import find
 from llmsim_magic.records.errors import InvalidValue, one_of
 from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.selection import Selection
 from llmsim_magic.records.workload import ATTENTIONS, dtype_name, whole_number
 
-VIEWS = ("summary", "ops", "deps", "topological", "multi-config", "costs")
+VIEWS = ("summary", "ops", "deps", "topological", "multi-config", "costs", "memory")
+LAUNCHES = ("graph", "eager")
+LOCAL, ALL = "local", "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,31 @@ class Build:
 
 
 @dataclass(frozen=True, slots=True)
+class Deployment:
+    """On which devices a model runs, how it is stored there, and how its kernels are started.
+
+    `hardware` names accelerators of the catalogue, `local` for this machine, or `all`. Weights and
+    cache are as the model has them where no dtype is named. `graph`: captured once, as engines do;
+    `eager`: each kernel started from the host. Raises `InvalidValue` and `UnknownHardware`.
+    """
+
+    hardware: tuple[str, ...] = ()
+    weight_dtype: str | None = None
+    kv_dtype: str | None = None
+    launch: str = "graph"
+
+    def __post_init__(self) -> None:
+        known = (name if name in (LOCAL, ALL) else find(name).name for name in self.hardware)
+        object.__setattr__(self, "hardware", tuple(dict.fromkeys(known)))
+        if self.weight_dtype is not None:
+            object.__setattr__(self, "weight_dtype", packing.weight_dtype(self.weight_dtype))
+        if self.kv_dtype is not None:
+            object.__setattr__(self, "kv_dtype", packing.kv_dtype(self.kv_dtype))
+        if self.launch not in LAUNCHES:
+            raise InvalidValue("launch", self.launch, one_of(LAUNCHES))
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A model, the views of it that are wanted, and the workloads; empty tuples mean the default.
 
@@ -47,6 +76,8 @@ class Request:
     build: Build = field(default_factory=Build)
     explained: str | None = None
     drawn: Selection = field(default_factory=Selection)
+    deployed: Deployment = field(default_factory=Deployment)
+    beside: Any = None  # a second model to compare with
     csv: str | None = None
     replay: bool = True
     sure: bool = False

@@ -23,7 +23,7 @@ from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.runtime import Runtime
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import Workload
-from llmsim_magic.simulate.loading import built, recipe_of, traced
+from llmsim_magic.simulate.loading import Recipe, built, recipe_of, traced
 from llmsim_magic.simulate.request import Build
 from llmsim_magic.simulate.symbolic import CHECKS, NEAR, Asker
 
@@ -36,11 +36,13 @@ _MOST_TOKENS = 2**22
 class Sizer:
     """What a model needs in any setup: traced where it must be, by formula where one holds.
 
-    `runtime` names one of the catalogue. What was once found is remembered.
+    `recipes` are those of the model that are known already; `runtime` names one of the catalogue.
+    What was once found is remembered.
     """
 
     model: Any
     build: Build = field(default_factory=Build)
+    recipes: dict[Parallel, Recipe] = field(default_factory=dict)
     runtime: str = "vllm"
     _memories: dict[tuple[Setup, Runtime], Memory] = field(default_factory=dict, init=False)
     _asked: Counter[tuple[Parallel, str | None]] = field(default_factory=Counter, init=False)
@@ -52,7 +54,7 @@ class Sizer:
     def asker(self) -> Asker:
         """For the whole model: how long a context it can read."""
         whole = built(recipe_of(self.model, replace(self.build, parallel=Parallel())))
-        return Asker(self._tracer(Parallel()), whole.longest_context, whole.declared_context)
+        return Asker(self.tracer(Parallel()), whole.longest_context, whole.declared_context)
 
     @property
     def longest(self) -> int | None:
@@ -110,7 +112,7 @@ class Sizer:
 
     def _of_stage(self, setup: Setup, runtime: Runtime) -> Memory:
         """Activations of as much as the runtime reads at once, and the cache of all."""
-        trace = self._tracer(setup.parallel)
+        trace = self.tracer(setup.parallel)
         whole = Workload("prefill", setup.batch, setup.context)
         most = runtime.chunk_tokens
         is_cut = bool(most) and setup.batch * setup.context > most
@@ -150,6 +152,9 @@ class Sizer:
         values = {point: cache_bytes(found, kv_dtype) for point, found in traces.items()}
         return formula(values, NEAR, far) if set(NEAR.points) <= set(values) else None
 
-    def _tracer(self, parallel: Parallel) -> Tracer:
-        recipe = recipe_of(self.model, replace(self.build, parallel=parallel))
-        return partial(traced, recipe, replay=True)
+    def tracer(self, parallel: Parallel) -> Tracer:
+        """Traces passes of the model as it is spread so; a live one is copied once for each way."""
+        if parallel not in self.recipes:
+            build = replace(self.build, parallel=parallel)
+            self.recipes[parallel] = recipe_of(self.model, build)
+        return partial(traced, self.recipes[parallel], replay=True)

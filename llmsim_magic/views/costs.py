@@ -8,7 +8,7 @@ from llmsim_magic.records.trace import Trace
 _SUMS = ("calls", "flops", "elementwise_ops", "bytes_read", "bytes_written")
 
 
-def costs_table(trace: Trace) -> pd.DataFrame:
+def costs_table(trace: Trace, time: object = None) -> pd.DataFrame:
     """One row per type of operator, index `op`, most FLOPs first.
 
     `calls` counts operators; FLOPs, operations and bytes are summed over them; `flops_share` and

@@ -12,6 +12,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from llmsim_magic.views import units
 from llmsim_magic.views.drawing import Graph
 from llmsim_magic.views.prose import Prose
+from llmsim_magic.views.roofline_plot import Plot
 
 MOST_ROWS = 1500
 SCREENFUL = 50
@@ -32,7 +33,7 @@ class Section:
     """A part of the page: a title, what it shows, and a remark below the title."""
 
     title: str
-    body: pd.DataFrame | Graph | Prose
+    body: pd.DataFrame | Graph | Plot | Prose
     remark: str = ""
 
 
@@ -72,7 +73,7 @@ def as_text(
         if isinstance(section.body, pd.DataFrame):
             cut = most_rows is not None and len(section.body) > most_rows
             lines.append(readable(section.body).to_string(max_rows=most_rows, show_dimensions=cut))
-        elif isinstance(section.body, Graph):
+        elif isinstance(section.body, (Graph, Plot)):
             lines.append(f"{section.body.title}: a picture; --csv DIR writes it as SVG")
         else:
             lines.append(str(section.body))

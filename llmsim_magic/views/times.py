@@ -1,12 +1,14 @@
 """Times of a pass as DataFrames and a sentence: seconds, each with its band."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 
 from llmsim_magic.analyses.latency import NOT_MODELLED, PassTime
 from llmsim_magic.analyses.layers import layers
 from llmsim_magic.records.trace import Trace
+from llmsim_magic.views.columns import numbers, texts
 
 _SHARES = ("of_peak", "of_bandwidth")
 
@@ -55,9 +57,7 @@ def passes_table(passes: Sequence[tuple[Trace, PassTime]]) -> pd.DataFrame:
     """One row per pass and device: its time, tokens per second, and what binds most of it."""
     rows = []
     for trace, time in passes:
-        workload = trace.workload
-        decodes = workload.phase == "decode"
-        tokens = workload.batch * (1 if decodes else workload.context or 1)
+        workload, tokens = trace.workload, _tokens(trace)
         rows.append(
             {
                 "hardware": time.accelerator.name,
@@ -76,6 +76,32 @@ def passes_table(passes: Sequence[tuple[Trace, PassTime]]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def time_columns(trace: Trace, found: Sequence[PassTime | None]) -> dict[str, Any]:
+    """Columns of one pass on many devices, named by its phase; NA where it does not run."""
+    phase, tokens = trace.workload.phase, _tokens(trace)
+
+    def column(value: Callable[[PassTime], float]) -> "pd.api.extensions.ExtensionArray":
+        return numbers([None if time is None else value(time) for time in found])
+
+    return {
+        f"{phase}_s": column(lambda time: time.seconds),
+        f"{phase}_low_s": column(lambda time: time.low),
+        f"{phase}_high_s": column(lambda time: time.high),
+        f"{phase}_tokens_per_s": column(lambda time: tokens / time.seconds),
+        f"{phase}_low_tokens_per_s": column(lambda time: tokens / time.high),
+        f"{phase}_high_tokens_per_s": column(lambda time: tokens / time.low),
+        f"{phase}_binds": texts(
+            [None if time is None else next(iter(time.bound)) for time in found]
+        ),
+    }
+
+
+def _tokens(trace: Trace) -> int:
+    """What a pass reads: all of the context, or one more token of each sequence."""
+    workload = trace.workload
+    return workload.batch * (1 if workload.phase == "decode" else workload.context or 1)
 
 
 def caveat(time: PassTime) -> str:

@@ -98,7 +98,8 @@ class Panel:
             "multi-config": Rows(lambda report: report.shapes),
             "deps": Drawn("deps", drawing, self.choose),
             "topological": Drawn("topological", drawing, self.choose),
-            "costs": Rows(lambda report: report.costs),
+            "costs": Page(),
+            "memory": Page(),
         }
         self._trace = widgets.Button(description="Trace", button_style="primary")
         self._cancel = widgets.Button(description="Cancel", disabled=True)

@@ -1,13 +1,16 @@
 """What is asked for, as dropdowns and sliders: read as a request, set from one."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as widgets
 
+from llmsim_magic.analyses.packing import KV_DTYPES, WEIGHT_DTYPES
+from llmsim_magic.catalog.accelerators import entries
 from llmsim_magic.records.selection import LEVELS, Selection
 from llmsim_magic.records.workload import ATTENTIONS, DEFAULT_CONTEXT, DTYPES, PHASES
-from llmsim_magic.simulate.request import Build, Request
+from llmsim_magic.simulate.request import LOCAL, Build, Deployment, Request
 
 TITLES = {
     "summary": "Summary",
@@ -16,10 +19,12 @@ TITLES = {
     "deps": "Dependencies",
     "topological": "Topological",
     "costs": "Costs",
+    "memory": "Memory",
 }
 # No option's value is None: a dropdown takes that for no option.
 _BATCHES = tuple(2**power for power in range(11))
 _CONTEXTS = (1, 16, DEFAULT_CONTEXT, *(2**power for power in range(9, 21)))
+_TPS = (1, 2, 4, 8, 16)
 _DEPTHS = [("as fits a screen", 0), *((str(depth), depth) for depth in range(1, 9))]
 _LAYERS = [("like ones once", frozenset()), ("each", "all")]
 
@@ -44,6 +49,10 @@ class Controls:
         self.dtype = _dropdown("Dtype", [("the config's", ""), *_same(DTYPES)])
         self.attn = _dropdown("Attention", [("the model's", ""), *_same(ATTENTIONS)])
         self.base = _dropdown("Head", [("as declared", False), ("none (base model)", True)])
+        self.hardware = _dropdown("Hardware", [("none", ""), *_same((LOCAL, *entries()))])
+        self.weights = _dropdown("Weights", [("as they are", ""), *_same(WEIGHT_DTYPES)])
+        self.cache = _dropdown("Cache", [("as it is", ""), *_same(KV_DTYPES)])
+        self.tp = _dropdown("Devices", [*_same(map(str, _TPS))])
         self.depth = _dropdown("Open to", _DEPTHS)
         self.level = _dropdown("A node is", [*_same(LEVELS)])
         self.layers = _dropdown("Layers", _LAYERS)
@@ -51,6 +60,11 @@ class Controls:
         self.phase.value = _first(request.phases, PHASES[0])
         self.dtype.value, self.attn.value = build.dtype or "", build.attn or ""
         self.base.value = build.base
+        deployed, tp = request.deployed, request.build.parallel.tp
+        _choose(self.hardware, _first(deployed.hardware, ""))
+        self.weights.value = deployed.weight_dtype or ""
+        self.cache.value = deployed.kv_dtype or ""
+        _choose(self.tp, str(tp))
         self.level.value = drawn.level
         _choose(self.depth, drawn.depth or 0)
         _choose(self.layers, drawn.layers)
@@ -63,6 +77,7 @@ class Controls:
     def __iter__(self) -> Iterator[widgets.Widget]:
         yield from (self.model, self.view, self.phase, self.batch, self.context)
         yield from (self.dtype, self.attn, self.base)
+        yield from (self.hardware, self.weights, self.cache, self.tp)
 
     def request(self) -> Request:
         """What the controls ask for; the model by what is written there."""
@@ -77,8 +92,15 @@ class Controls:
                 self.dtype.value or None,
                 build.trust_remote_code,
                 build.refresh,
+                replace(build.parallel, tp=int(self.tp.value), ep=1),
             ),
             drawn=Selection(self.depth.value or None, self.layers.value, self.level.value),
+            deployed=Deployment(
+                (self.hardware.value,) if self.hardware.value else (),
+                self.weights.value or None,
+                self.cache.value or None,
+                self._given.deployed.launch,
+            ),
             replay=self._given.replay,
         )
 

@@ -35,7 +35,10 @@ class Page:
         self.widget = widgets.HTML()
 
     def prepare(self, report: Report, cancelled: IsCancelled) -> None:
-        """Nothing of it takes long."""
+        """The tables and pictures, as the report keeps them."""
+        for _ in report.sections():
+            if cancelled():
+                break
 
     def show(self, report: Report, order: int | None) -> None:
         self.widget.value = as_html(report.sections(), report.remarks())
