@@ -279,7 +279,8 @@ def _hook_all(module: torch.nn.Module, plan: Plan, sizes: dict[str, int], ranks:
             continue
         part = module.get_submodule(path)
         if style.given == "route":
-            Balanced(ranks).hook(part)
+            experts = next(p.shape[0] for p in part.parameters(recurse=False) if p.dim() > 1)
+            Balanced(ranks, experts).hook(part)
             continue
         if style.given == "split":
             width = -(-sizes[path] // ranks)
