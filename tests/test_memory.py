@@ -367,7 +367,8 @@ def test_what_makes_it_fit_fits_and_no_more_would() -> None:
     found = sizer.fit(setup, device)
     assert found is not None
     assert found.binds == "cache"
-    ways = {remedy.what: remedy.value for remedy in found.remedies}
+    ways = dict(change for remedy in found.remedies for change in remedy.changes)
+    assert ways.keys() == {"tp", "weight_dtype", "batch", "context"}
     for what, value in ways.items():
         change = {"parallel": Parallel(int(value))} if what == "tp" else {what: value}
         changed = Setup(**{"batch": 8, "context": 32768, **change})  # type: ignore[arg-type]
@@ -378,6 +379,19 @@ def test_what_makes_it_fit_fits_and_no_more_would() -> None:
     assert sizer.largest_batch(setup, device) == ways["batch"]
     row = sizing_table([found]).iloc[0]
     assert (row.fits_with_tp, row.fits_with_batch) == (ways["tp"], ways["batch"])
+
+
+def test_two_changes_are_named_where_none_does_alone() -> None:
+    sizer = Sizer("Qwen/Qwen3-32B")
+    device = accelerators.find("T4")
+    found = sizer.fit(Setup(8, 32768), device)
+    assert found is not None
+    (both,) = found.remedies
+    assert [what for what, _ in both.changes] == ["tp", "weight_dtype"]
+    ranks, dtype = (value for _, value in both.changes)
+    alone = (Setup(8, 32768, Parallel(int(ranks))), Setup(8, 32768, weight_dtype=str(dtype)))
+    assert not any(sizer.fit(one, device, remedies=False).fits for one in alone)  # type: ignore[union-attr]
+    assert both.total <= found.usable
 
 
 def test_a_window_and_a_state_reach_further_than_keys_and_values() -> None:

@@ -1,6 +1,6 @@
 """Whether a model fits a device, what binds if not, and what would make it fit."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from llmsim_magic.analyses.memory import Memory
@@ -30,11 +30,16 @@ Needed = Callable[[Setup], Memory]  # raises LlmsimError for a setup that cannot
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """One change that makes it fit, and what is then needed: `tp 4`, `weight_dtype int4`."""
+    """A change that makes it fit, or two where none does alone, and the bytes then needed.
 
-    what: str
-    value: int | str
+    The first of each kind that does: the fewest devices, the most bits, the most work at once.
+    """
+
+    changes: tuple[tuple[str, int | str], ...]
     total: int
+
+    def __str__(self) -> str:
+        return " and ".join(f"{what} {value}" for what, value in self.changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,41 +75,71 @@ def fit(setup: Setup, device: Accelerator, runtime: Runtime, needed: Needed) -> 
 
 
 def remedied(found: Fit, needed: Needed, longest: int | None) -> Fit:
-    """The same with what would make it fit: fewer bits, more devices, less to hold at once."""
+    """The same with what would make it fit: more devices, fewer bits, less to hold at once."""
     if found.fits:
         return found
     setup, usable = found.setup, found.usable
-
-    def total(**change: object) -> int | None:
-        try:
-            return needed(replace(setup, **change)).total  # type: ignore[arg-type]
-        except LlmsimError:
-            return None
-
-    def first(what: str, tries: Iterable[tuple[int | str, dict[str, object]]]) -> Remedy | None:
-        for value, change in tries:
-            bytes_then = total(**change)
-            if bytes_then is not None and bytes_then <= usable:
-                return Remedy(what, value, bytes_then)
-        return None
-
-    def at(name: str, size: int) -> Remedy | None:
-        bytes_then = total(**{name: size}) if size else None
-        return None if bytes_then is None else Remedy(name, size, bytes_then)
-
-    tps = [
-        (tp, {"parallel": Parallel(tp, setup.parallel.pp)})
-        for tp in TPS
-        if tp > setup.parallel.width
-    ]
-    dtypes = [(name, {"weight_dtype": name}) for name in LIGHTER_WEIGHTS]
-    remedies = (
-        first("tp", ((tp, dict(change)) for tp, change in tps)),
-        first("weight_dtype", ((name, dict(change)) for name, change in dtypes)),
-        at("batch", largest_batch(setup, usable, needed, setup.batch)),
-        at("context", longest_context(setup, usable, needed, longest or setup.context)),
+    ways = (
+        _first([(change,) for change in _devices(setup)], setup, usable, needed),
+        _first([(change,) for change in _lighter(setup)], setup, usable, needed),
+        *_less(found, needed, longest),
     )
-    return replace(found, remedies=tuple(remedy for remedy in remedies if remedy is not None))
+    remedies = [way for way in ways if way is not None]
+    if not remedies:
+        pairs = [(more, fewer) for more in _devices(setup) for fewer in _lighter(setup)]
+        both = _first(pairs, setup, usable, needed)
+        remedies = [] if both is None else [both]
+    return replace(found, remedies=tuple(remedies))
+
+
+Change = tuple[str, int | str]
+
+
+def _devices(setup: Setup) -> list[Change]:
+    return [("tp", tp) for tp in TPS if tp > setup.parallel.width]
+
+
+def _lighter(setup: Setup) -> list[Change]:
+    dtypes = [dtype for dtype in LIGHTER_WEIGHTS if dtype != setup.weight_dtype]
+    return [("weight_dtype", dtype) for dtype in dtypes]
+
+
+def _first(
+    tries: Iterable[tuple[Change, ...]], setup: Setup, usable: int, needed: Needed
+) -> Remedy | None:
+    """The first changes that make it fit."""
+    for changes in tries:
+        total = _total(_changed(setup, changes), needed)
+        if total is not None and total <= usable:
+            return Remedy(changes, total)
+    return None
+
+
+def _less(found: Fit, needed: Needed, longest: int | None) -> Iterator[Remedy | None]:
+    """The largest batch and the longest context that fit, where any does."""
+    setup, usable = found.setup, found.usable
+    sizes = {
+        "batch": largest_batch(setup, usable, needed, setup.batch),
+        "context": longest_context(setup, usable, needed, longest or setup.context),
+    }
+    for what, size in sizes.items():
+        if size:
+            yield _first([((what, size),)], setup, usable, needed)
+
+
+def _changed(setup: Setup, changes: tuple[Change, ...]) -> Setup:
+    values: dict[str, object] = dict(changes)
+    if "tp" in values:
+        values["parallel"] = replace(setup.parallel, tp=values.pop("tp"), ep=1)  # type: ignore[arg-type]
+    return replace(setup, **values)  # type: ignore[arg-type]
+
+
+def _total(setup: Setup, needed: Needed) -> int | None:
+    """The bytes of each rank; None for a setup that cannot be."""
+    try:
+        return needed(setup).total
+    except LlmsimError:
+        return None
 
 
 def largest_batch(setup: Setup, usable: int, needed: Needed, most: int = MOST_BATCH) -> int:
@@ -118,10 +153,8 @@ def longest_context(setup: Setup, usable: int, needed: Needed, most: int) -> int
 
 
 def _fits(setup: Setup, usable: int, needed: Needed) -> bool:
-    try:
-        return needed(setup).total <= usable
-    except LlmsimError:
-        return False
+    total = _total(setup, needed)
+    return total is not None and total <= usable
 
 
 def _largest(most: int, holds: Callable[[int], bool]) -> int:

@@ -16,8 +16,10 @@ class Balanced:
     others are zeros in the sum, so that it is as large as all tokens.
     """
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: int, experts: int) -> None:
+        """A rank has so many `experts`."""
         self._ranks = ranks
+        self._experts = experts
         self._tokens = 0
 
     def hook(self, experts: torch.nn.Module) -> None:
@@ -34,7 +36,8 @@ class Balanced:
         pairs = -(-self._tokens * chosen // self._ranks)
         tokens = min(pairs, self._tokens)
         each = -(-pairs // tokens)
-        cut = (hidden[:tokens], *(value[:tokens, :each] for value in routing))
+        indices, weights = (value[:tokens, :each] for value in routing)
+        cut = (hidden[:tokens], indices % self._experts, weights)
         return cut[: len(args)], dict(zip(names, cut[len(args) :], strict=True))
 
     def _made(self, module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:

@@ -189,10 +189,10 @@ def _misfit(module: Any, plan: Plan, ranks: int) -> str | None:
 
 
 def _heads(config: Any) -> dict[str, int]:
-    """The heads that the config's text model has."""
+    """The heads that the config's text model has, where all layers have as many."""
     names = {"attention heads": "num_attention_heads", "key-value heads": "num_key_value_heads"}
-    text = text_configs(config)[0]
-    found = {what: getattr(text, name, None) for what, name in names.items()}
+    said = text_configs(config)[0].to_dict()
+    found = {what: said.get(name) for what, name in names.items()}
     return {what: number for what, number in found.items() if isinstance(number, int)}
 
 
@@ -279,7 +279,8 @@ def _hook_all(module: torch.nn.Module, plan: Plan, sizes: dict[str, int], ranks:
             continue
         part = module.get_submodule(path)
         if style.given == "route":
-            Balanced(ranks).hook(part)
+            experts = next(p.shape[0] for p in part.parameters(recurse=False) if p.dim() > 1)
+            Balanced(ranks, experts).hook(part)
             continue
         if style.given == "split":
             width = -(-sizes[path] // ranks)

@@ -1,5 +1,6 @@
 """Pipeline stages: which layers a stage holds, and what stands in for the rest of the model."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -57,14 +58,35 @@ def keep_stage(model: Any, parallel: Parallel, name: str) -> None:
     for place in range(len(layers)):
         if place not in mine:
             layers[place] = Elsewhere()
-    embedding = model.get_input_embeddings()
-    home = stack.rpartition(".")[0]
+    _stand_in(model, parts, stack.rpartition(".")[0], is_first=not parallel.stage, is_last=is_last)
+
+
+def _stand_in(
+    model: Any,
+    parts: Mapping[str, torch.nn.Module | None],
+    home: str,
+    *,
+    is_first: bool,
+    is_last: bool,
+) -> None:
+    """What comes before the layers stays on the first stage, what follows them on the last."""
+    embedding = _embedding(model)
     for path, part in parts.items():
+        if part is None:
+            continue
         if part is embedding:
-            if parallel.stage:
+            if not is_first:
                 _put(model, path, Receive(part))
-        elif part is not None and not is_last:
+        elif not is_last:
             _put(model, path, Send() if path.rpartition(".")[0] == home else Elsewhere())
+
+
+def _embedding(model: Any) -> torch.nn.Module | None:
+    try:
+        found: torch.nn.Module | None = model.get_input_embeddings()
+    except NotImplementedError:  # a tower that reads no tokens
+        return None
+    return found
 
 
 def _part(model: torch.nn.Module, path: str) -> torch.nn.Module | None:

@@ -94,8 +94,8 @@ def shards_table(shards: Iterable[Shard]) -> pd.DataFrame:
 def sizing_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
     """One row per device of known memory: whether it fits, what binds, what would make it fit.
 
-    Bytes are those of each rank. `makes_it_fit` lists single changes, such as `tp 4`; the columns
-    after it hold each by itself, NA where it is not needed or does not help.
+    Bytes are those of each rank. `makes_it_fit` lists changes of which any will do, such as `tp 4`;
+    the columns after it hold those that do alone, NA where they are not needed or do not help.
     """
     each = [found for found in fits if found is not None]
     columns: dict[str, object] = {
@@ -108,10 +108,8 @@ def sizing_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
     for name in ("weights", "cache", "activations", "runtime"):
         columns[f"{name}_bytes"] = integers([getattr(found.memory, name) for found in each])
     columns["binds"] = texts([found.binds for found in each])
-    remedies = [{r.what: r.value for r in found.remedies} for found in each]
-    columns["makes_it_fit"] = texts(
-        [", ".join(f"{what} {value}" for what, value in one.items()) or None for one in remedies]
-    )
+    columns["makes_it_fit"] = texts([", ".join(map(str, f.remedies)) or None for f in each])
+    remedies = [dict(r.changes[0] for r in f.remedies if len(r.changes) == 1) for f in each]
     for what in ("tp", "batch", "context"):
         columns[f"fits_with_{what}"] = integers([_number(one.get(what)) for one in remedies])
     columns["fits_with_weight_dtype"] = texts(
