@@ -1,9 +1,9 @@
 """How long one forward pass takes on a device, per operator and in all, each with its band."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 
 from llmsim_magic.analyses.roofline import Binds, Estimate, estimate, relatives
 from llmsim_magic.analyses.sized import Stored, sizes
@@ -18,6 +18,7 @@ NOT_MODELLED = (
     "clocks that heat or power hold down"
 )
 NOTHING = Estimate(0.0, 0.0, 0.0, "launch")
+Price = Callable[..., Estimate]  # of a size, `launched` or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +112,15 @@ def latency(
     """
     known = calibration or shipped()
     work = sizes(trace, accelerator, regime, stored)
-    host = host_of(accelerator, known)
+    price = cache(partial(_quickest, accelerator=accelerator, known=known))
     if regime == "eager":
+        host = host_of(accelerator, known)
         views = _views(trace)
         recorded = [
-            _eager(each, views[order], accelerator, known, host) for order, each in enumerate(work)
+            _eager(each, views[order], accelerator, host, price) for order, each in enumerate(work)
         ]
     else:
-        recorded = _captured(trace, work, accelerator, known)
+        recorded = _captured(trace, work, accelerator, price)
     operators = tuple(trace.of_each(recorded))
     seen = any(accelerator.name in devices for devices in known.fits.values())
     return PassTime(
@@ -138,14 +140,10 @@ def host_of(accelerator: Accelerator, calibration: Calibration) -> Host:
 
 
 def _eager(
-    work: Sequence[Size],
-    views: int,
-    accelerator: Accelerator,
-    calibration: Calibration,
-    host: Host,
+    work: Sequence[Size], views: int, accelerator: Accelerator, host: Host, price: Price
 ) -> OperatorTime:
     """An operator whose kernels the host starts one by one; a CPU is its own host."""
-    each = [estimate(size, accelerator, calibration, cold=True) for size in work]
+    each = [price(size, launched=True) for size in work]
     waits = host.operator_s + views * host.view_s
     if accelerator.kind == "cpu":
         return _operator(work, each, accelerator, waits)
@@ -153,7 +151,7 @@ def _eager(
 
 
 def _captured(
-    trace: Trace, work: Sequence[Sequence[Size]], accelerator: Accelerator, known: Calibration
+    trace: Trace, work: Sequence[Sequence[Size]], accelerator: Accelerator, price: Price
 ) -> list[OperatorTime]:
     shares = _merged(trace, work)
     found = []
@@ -163,7 +161,7 @@ def _captured(
         for place, size in enumerate(each):
             merged, share = shares.get((order, place), (size, 1.0))
             goes_on = streaming and isinstance(size, Stream)
-            time = _quickest(merged, accelerator, known, launched=not goes_on)
+            time = price(merged, launched=not goes_on)
             times.append(_part(time, share))
             streaming = isinstance(size, Stream)
         found.append(_operator(each, times, accelerator))
@@ -171,7 +169,7 @@ def _captured(
 
 
 def _quickest(
-    size: Size, accelerator: Accelerator, known: Calibration, *, launched: bool
+    size: Size, *, accelerator: Accelerator, known: Calibration, launched: bool
 ) -> Estimate:
     """An engine sums small messages by a kernel of its own, large ones as the library does."""
     ways: list[Size] = [size]

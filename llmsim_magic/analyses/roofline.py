@@ -4,7 +4,7 @@
 
 C is the work at the datasheet's dense peak, whole waves of whole tiles counted; M the least bytes
 at full bandwidth; s how well the two overlap; r what measurements near by left over, fading to
-nothing far from them. Nothing here was chosen by taste: `benchmarks/calibrate.py` fits it all.
+nothing far from them. The constants are `benchmarks/calibrate.py`'s, fitted to measurements.
 """
 
 import math
@@ -73,8 +73,8 @@ def estimate(
 
     `cold`: its weights, or keys and values, come from memory however small they are, as in a
     model; a benchmark that repeats one kernel finds them in the cache. Not `launched`: it goes on
-    within the kernel before it. A device that was never
-    measured takes as long as its nearest relatives would with its figures.
+    within the kernel before it. A device that was never measured takes as long as its nearest
+    relatives would with its figures.
 
     Raises `CannotPredict` for a figure that the catalogue lacks, `InvalidValue` for a dtype that
     the device does.

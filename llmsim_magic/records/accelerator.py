@@ -54,9 +54,8 @@ class Accelerator:
         """Dense FLOP/s in an arithmetic, by any spelling of it; `InvalidValue` if it lacks that."""
         known = self.peak_flops.get(arithmetic(dtype))
         if known is None:
-            raise InvalidValue(
-                "dtype", dtype, f"one that {self.name} computes in: {one_of(self.peak_flops)}"
-            )
+            legal = one_of(self.peak_flops) if self.peak_flops else "no peak of it is known"
+            raise InvalidValue("dtype", dtype, f"one that {self.name} computes in: {legal}")
         return known
 
 
