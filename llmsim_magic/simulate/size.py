@@ -119,12 +119,13 @@ def sizing_of(
             unknown[name] = "how much memory it has is not known"
             continue
         fits.append(fit)
-        try:
-            each = [costing.time_on(trace, device, calibration) for trace in passes]
-            times.append(tuple(each if fit.fits else [None] * len(passes)))
-        except LlmsimError as error:
-            unknown[name] = str(error)
-            times.append((None,) * len(passes))
+        each: list[PassTime | None] = [None] * len(passes)
+        if fit.fits:
+            try:
+                each = [costing.time_on(trace, device, calibration) for trace in passes]
+            except LlmsimError as error:
+                unknown[name] = str(error)
+        times.append(tuple(each))
     notes += [f"{name}: {why}" for name, why in unknown.items()]
     table = memory_tables.sizing_table(fits)
     for place, trace in enumerate(passes):

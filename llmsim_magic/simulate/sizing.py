@@ -18,7 +18,7 @@ from llmsim_magic.analyses.sizing import (
 )
 from llmsim_magic.catalog import runtimes
 from llmsim_magic.records.accelerator import Accelerator
-from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.errors import InvalidValue, LlmsimError
 from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.runtime import Runtime
 from llmsim_magic.records.trace import Trace
@@ -44,6 +44,8 @@ class Sizer:
     build: Build = field(default_factory=Build)
     recipes: dict[Parallel, Recipe] = field(default_factory=dict)
     runtime: str = "vllm"
+    _refused: dict[Parallel, LlmsimError] = field(default_factory=dict, init=False)
+    _traces: dict[tuple[Parallel, Workload], Trace] = field(default_factory=dict, init=False)
     _memories: dict[tuple[Setup, Runtime], Memory] = field(default_factory=dict, init=False)
     _asked: Counter[tuple[Parallel, str | None]] = field(default_factory=Counter, init=False)
     _caches: dict[tuple[Parallel, str | None], Formula | None] = field(
@@ -153,8 +155,25 @@ class Sizer:
         return formula(values, NEAR, far) if set(NEAR.points) <= set(values) else None
 
     def tracer(self, parallel: Parallel) -> Tracer:
-        """Traces passes of the model as it is spread so; a live one is copied once for each way."""
-        if parallel not in self.recipes:
-            build = replace(self.build, parallel=parallel)
-            self.recipes[parallel] = recipe_of(self.model, build)
-        return partial(traced, self.recipes[parallel], replay=True)
+        """Traces passes of the model as it is spread so: each once, and none of a refused way."""
+
+        def trace(workload: Workload) -> Trace:
+            key = parallel, workload
+            if key not in self._traces:
+                self._traces[key] = traced(self._recipe(parallel), workload, replay=True)
+            return self._traces[key]
+
+        return trace
+
+    def _recipe(self, parallel: Parallel) -> Recipe:
+        if parallel in self._refused:
+            raise self._refused[parallel]
+        try:
+            if parallel not in self.recipes:
+                build = replace(self.build, parallel=parallel)
+                self.recipes[parallel] = recipe_of(self.model, build)
+            built(self.recipes[parallel])
+        except LlmsimError as error:
+            self._refused[parallel] = error
+            raise
+        return self.recipes[parallel]
