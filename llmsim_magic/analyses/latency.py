@@ -190,13 +190,15 @@ def _merged(
         inputs = trace.recorded.operators[order].inputs
         for place, size in enumerate(each):
             if isinstance(size, Matmul) and size.groups == 1 and inputs:
-                key = (inputs[0], size.m, size.k, size.dtype, size.weight_bits)
+                # Where a scale's last block is not full makes no two matrices unlike.
+                bits = None if size.weight_bits is None else round(size.weight_bits, 1)
+                key = (inputs[0], size.m, size.k, size.dtype, size.scaled, bits)
                 readers.setdefault(key, []).append((order, place, size))
     found = {}
     for alike in readers.values():
         columns = sum(size.n for _, _, size in alike)
+        whole = replace(alike[0][2], n=columns)
         for order, place, size in alike:
-            whole = Matmul(size.m, columns, size.k, size.dtype, 1, size.weight_bits)
             found[order, place] = (whole, size.n / columns)
     return found
 
