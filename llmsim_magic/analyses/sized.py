@@ -84,7 +84,7 @@ def sizes(
             ]
         else:
             each = [size for size in worked if size is not None]
-            if not each and not any(sent):
+            if not each and not any(map(collective_kind, kernels)):
                 each = [_fused(record, moved[order], kinds[order])]
         found.append(tuple(size for size in (*each, *sent) if size is not None))
     return tuple(found)
@@ -111,9 +111,13 @@ def _sent(record: Record, kernel: Kernel, ranks: int) -> Collective | None:
         return None
     tensor = record.tensors[(kernel.outputs or kernel.inputs)[0]]
     nbytes = distinct_elements(tensor) * tensor.itemsize
+    if not nbytes:
+        return None  # of a part that another stage holds
     if kind == "all_reduce":
         return Collective("all_reduce", nbytes, ranks)
-    return Collective("all_gather", nbytes if kind == "all_gather" else 2 * nbytes, max(ranks, 2))
+    if kind == "all_gather":
+        return Collective("all_gather", nbytes, ranks)
+    return Collective("all_gather", 2 * nbytes, 2)
 
 
 def _attention(record: Record, kernel: Kernel, stored: Stored) -> Attention:
