@@ -1,22 +1,33 @@
 """Times as tables: parts sum to wholes, bands hold them, and nothing is invented."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from llmsim_magic.analyses.latency import latency
+from llmsim_magic.analyses.latency import PassTime, latency
 from llmsim_magic.analyses.roofline import estimate
 from llmsim_magic.analyses.sized import sizes
+from llmsim_magic.analyses.tokens import tokens_read
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.catalog.calibration import calibration
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.parallel import Parallel
+from llmsim_magic.records.record import Record
 from llmsim_magic.records.sizes import Collective
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import Workload
 from llmsim_magic.simulate.loading import recipe_of, traced
 from llmsim_magic.simulate.request import Build
+from llmsim_magic.views.costs import costs_table
+from llmsim_magic.views.time_tables import (
+    latency_table,
+    layer_times_table,
+    times_table,
+    type_times,
+)
 from tests import small
 
 H100 = accelerators.find("H100-SXM5-80GB")
@@ -89,3 +100,117 @@ def test_a_device_without_a_link_is_one_line_that_names_it() -> None:
         latency(spread("llama", tp=2), alone)
     assert alone.name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# tables
+
+
+@cache
+def timed(name: str = "qwen3", workload: Workload = DECODE, regime: Any = "graph") -> PassTime:
+    return latency(spread(name, workload), H100, regime=regime)
+
+
+def empty() -> Trace:
+    """A pass that runs nothing at all."""
+    nothing = Record((), (), (), (), (), ())
+    return replace(spread("llama"), modules=(), parameters=(), recorded=nothing, replays=())
+
+
+def tables(trace: Trace, time: PassTime) -> list[pd.DataFrame]:
+    return [times_table(trace, time), layer_times_table(trace, time), type_times(trace, time)]
+
+
+@pytest.mark.parametrize("name", list(small.CONFIGS))
+@pytest.mark.parametrize("regime", ["graph", "eager"])
+def test_operators_layers_and_types_each_sum_to_the_pass(name: str, regime: Any) -> None:
+    trace, time = spread(name, PREFILL), timed(name, PREFILL, regime)
+    for table in tables(trace, time):
+        share = "share" if "share" in table else "time_share"
+        assert table["time_s"].sum() == pytest.approx(time.seconds)
+        assert table[share].sum() == pytest.approx(1)
+        for end in ("time_low_s", "time_high_s"):
+            assert table[end].sum() == pytest.approx(times_table(trace, time)[end].sum())
+        spent = table.dropna(subset="time_s")
+        assert (spent["time_low_s"] <= spent["time_s"]).all()
+        assert (spent["time_s"] <= spent["time_high_s"]).all()
+
+
+def test_where_no_kernel_runs_there_is_no_number() -> None:
+    """Views, and what is made of nothing, as `arange` of one position."""
+    trace, time = spread("llama"), timed("llama")
+    table = times_table(trace, time)
+    idle = [order for order, each in enumerate(time.operators) if not each.kernels]
+    assert idle
+    missing = table.loc[idle].drop(columns=["path", "op"])
+    assert missing.isna().all(axis=None)
+    assert table.drop(index=idle)["time_s"].notna().all()
+
+
+def test_a_layer_or_type_is_bound_by_what_binds_most_of_its_time() -> None:
+    trace, time = spread("llama"), timed("llama")
+    each = times_table(trace, time)
+    for op, row in type_times(trace, time).dropna().iterrows():
+        mine = each[each["op"] == op].groupby("binds")["time_s"].sum()
+        assert mine[row["binds"]] == mine.max()
+
+
+def test_work_in_a_table_is_that_of_the_kernels_timed() -> None:
+    trace, time = spread("llama"), timed("llama")
+    table = times_table(trace, time).dropna(subset="bytes")
+    assert table["flops"].sum() == pytest.approx(sum(each.flops for each in time.operators))
+    assert ((table["flops"] / table["bytes"]) - table["arithmetic_intensity"]).abs().max() < 1e-9
+    assert table["of_bandwidth"].between(0, 1).all()
+    assert table["of_peak"].between(0, 1).all()
+
+
+def test_types_join_onto_costs() -> None:
+    trace, time = spread("llama"), timed("llama")
+    plain, joined = costs_table(trace), costs_table(trace, time)
+    pd.testing.assert_frame_equal(joined[list(plain)], plain)
+    assert list(joined)[len(plain.columns) :] == list(type_times(trace, time))
+    assert joined["time_s"].sum() == pytest.approx(time.seconds)
+
+
+def test_a_pass_is_a_row_with_its_rate_and_what_binds() -> None:
+    rows = [
+        (spread("qwen3", workload), timed("qwen3", workload, regime))
+        for workload in (PREFILL, DECODE)
+        for regime in ("graph", "eager")
+    ]
+    table = latency_table(rows)
+    assert list(table["launch"]) == ["graph", "eager"] * 2
+    for row, (_, time) in zip(table.itertuples(), rows, strict=True):
+        tokens = 2 * 7 if row.phase == "prefill" else 2
+        assert row.tokens_per_s == pytest.approx(tokens / time.seconds)
+        assert row.time_low_s < row.time_s < row.time_high_s
+        assert row.tokens_per_s_low < row.tokens_per_s < row.tokens_per_s_high
+        name, share = row.binds.removesuffix(" %").split()
+        assert float(share) == pytest.approx(100 * time.bound[name], abs=0.5)
+    assert table["measured"].all()
+
+
+def test_ranks_that_share_a_model_count_the_tokens_of_the_group() -> None:
+    whole, rank = spread("llama"), spread("llama", tp=2)
+    assert tokens_read(rank) == tokens_read(whole) == 2
+
+
+@pytest.mark.parametrize(("name", "each"), [("vit", 17), ("whisper", 20), ("t5", 7), ("bert", 7)])
+def test_tokens_are_what_was_really_read(name: str, each: int) -> None:
+    """16 patches and a class token; 40 frames that the encoder halves; else what was asked for."""
+    assert tokens_read(spread(name, PREFILL)) == 2 * each
+
+
+def test_a_device_never_measured_says_so() -> None:
+    stranger = replace(H100, name="Unheard-of 9000")
+    [row] = latency_table([(spread("llama"), latency(spread("llama"), stranger))]).itertuples()
+    assert not row.measured
+
+
+def test_a_pass_that_runs_nothing_has_tables_without_rows() -> None:
+    trace = empty()
+    time = latency(trace, H100)
+    assert all(table.empty for table in tables(trace, time))
+    [row] = latency_table([(trace, time)]).to_dict("records")
+    assert pd.isna(row["tokens_per_s"])
+    assert pd.isna(row["binds"])
+    assert latency_table([]).empty
