@@ -34,15 +34,15 @@ def test_no_time_is_shown_without_its_unit_and_its_band() -> None:
     assert len(timed) >= 4
     for table in timed:
         names = {str(name) for name in table}
-        assert {"time_s", "low_s", "high_s"} <= names
-        bands_hold(table, "low_s", "time_s", "high_s")
-    bands_hold(report.latency, "low_tokens_per_s", "tokens_per_s", "high_tokens_per_s")
+        assert {"time_s", "time_low_s", "time_high_s"} <= names
+        bands_hold(table, "time_low_s", "time_s", "time_high_s")
+    bands_hold(report.latency, "tokens_per_s_low", "tokens_per_s", "tokens_per_s_high")
     assert any("not modelled" in remark for remark in report.remarks())
 
 
 def test_a_device_is_told_of_in_both_phases() -> None:
     report = llmsim.trace("distilgpt2", hardware=["H100", "L40S"], context=64)
-    rows = report.latency[["hardware", "phase"]].values.tolist()
+    rows = report.latency[["device", "phase"]].values.tolist()
     assert rows == [
         [name, phase] for name in ("H100-SXM5-80GB", "L40S") for phase in ("prefill", "decode")
     ]

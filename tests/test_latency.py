@@ -24,7 +24,6 @@ from llmsim_magic.records.calibration import Calibration
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.sizes import Attention, Collective, Matmul, Size, Stream
 from llmsim_magic.records.trace import Trace
-from llmsim_magic.views.times import caveat, layer_times, passes_table, times_table
 from tests.small import CONFIGS, CONTEXT
 
 H100 = accelerators.find("H100-SXM5-80GB")
@@ -266,16 +265,3 @@ def test_the_calibration_is_small_and_says_where_each_fit_is_from() -> None:
     assert shipped(lambda kind, device, fit: fit.near.low <= 1 <= fit.near.high) == []
     assert calibration().unseen.keys() == calibration().fits.keys()
     assert calibration().passes.keys() == {"prefill", "decode"}
-
-
-def test_tables_of_times_say_what_the_pass_says() -> None:
-    each = times_table(traced(), timed())
-    assert each["time_s"].sum() == pytest.approx(timed().seconds)
-    assert (each["low_s"] <= each["time_s"]).all()
-    by_layer = layer_times(traced(), timed())
-    assert list(by_layer.index) == ["", "model.layers.0", "model.layers.1"]
-    assert by_layer["time_s"].sum() == pytest.approx(timed().seconds)
-    [row] = passes_table([(traced(), timed())]).to_dict("records")
-    assert row["tokens_per_s"] == pytest.approx(2 / timed().seconds)
-    assert row["low_tokens_per_s"] < row["tokens_per_s"] < row["high_tokens_per_s"]
-    assert "queueing" in caveat(timed())

@@ -10,7 +10,7 @@ from llmsim_magic.analyses.sized import Stored, sizes
 from llmsim_magic.catalog.calibration import calibration as shipped
 from llmsim_magic.records.accelerator import Accelerator
 from llmsim_magic.records.calibration import Band, Calibration, Host, Regime
-from llmsim_magic.records.sizes import Collective, Matmul, Size, Stream
+from llmsim_magic.records.sizes import Attention, Collective, Matmul, Size, Stream
 from llmsim_magic.records.trace import Trace
 
 NOT_MODELLED = (
@@ -27,7 +27,7 @@ class OperatorTime:
 
     `kind` is the class of the kernel that takes longest, None where no kernel runs. `flops` and
     `bytes` are those kernels'; `of_peak` and `of_bandwidth` the shares of the device's that they
-    would reach.
+    would reach; an exchange's bytes are those on the link, and so is its bandwidth.
     """
 
     kind: str | None
@@ -75,23 +75,28 @@ class PassTime:
     @cached_property
     def bound(self) -> dict[str, float]:
         """The share of the seconds that each resource binds, most first."""
-        shares: dict[str, float] = dict.fromkeys((o.binds for o in self.operators), 0.0)
-        for operator in self.operators:
-            shares[operator.binds] += operator.seconds / self.seconds if self.seconds else 0.0
-        return dict(sorted(shares.items(), key=lambda item: -item[1]))
+        bound = _bound(self.operators)
+        return {name: each / self.seconds for name, each in bound.items() if self.seconds}
 
     def of(self, orders: Iterable[int]) -> Estimate:
-        """The time of some operators together, as of a module or a layer."""
+        """The time of some operators together, as of a module or a layer, and what binds most."""
         chosen = [self.operators[order] for order in orders]
         if not chosen:
             return NOTHING
-        longest = max(chosen, key=lambda operator: operator.seconds)
         return Estimate(
             math.fsum(operator.seconds for operator in chosen),
             math.fsum(operator.low for operator in chosen),
             math.fsum(operator.high for operator in chosen),
-            longest.binds,
+            next(iter(_bound(chosen))),
         )
+
+
+def _bound(operators: Iterable[OperatorTime]) -> dict[Binds, float]:
+    """The seconds that each resource binds, most first."""
+    seconds: dict[Binds, float] = {}
+    for operator in operators:
+        seconds[operator.binds] = seconds.get(operator.binds, 0.0) + operator.seconds
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
 def latency(
@@ -188,13 +193,15 @@ def _merged(
         inputs = trace.recorded.operators[order].inputs
         for place, size in enumerate(each):
             if isinstance(size, Matmul) and size.groups == 1 and inputs:
-                key = (inputs[0], size.m, size.k, size.dtype, size.weight_bits)
+                # Where a scale's last block is not full makes no two matrices unlike.
+                bits = None if size.weight_bits is None else round(size.weight_bits, 1)
+                key = (inputs[0], size.m, size.k, size.dtype, size.scaled, bits)
                 readers.setdefault(key, []).append((order, place, size))
     found = {}
     for alike in readers.values():
         columns = sum(size.n for _, _, size in alike)
+        whole = replace(alike[0][2], n=columns)
         for order, place, size in alike:
-            whole = Matmul(size.m, columns, size.k, size.dtype, 1, size.weight_bits)
             found[order, place] = (whole, size.n / columns)
     return found
 
@@ -217,9 +224,11 @@ def _operator(
         binds = longest[0].binds
     flops = sum(size.flops for size in work)
     moved = sum(size.bytes for size in work)
-    dtype = next((size.dtype for size in work if isinstance(size, Matmul)), "bf16")
+    dtype = next((size.dtype for size in work if isinstance(size, Matmul | Attention)), "bf16")
     peak = accelerator.peak_flops.get(dtype, 0.0) * seconds
-    bandwidth = (accelerator.bandwidth_bytes_per_s or 0.0) * seconds
+    sends = any(isinstance(size, Collective) for size in work)
+    wire, memory = accelerator.interconnect_bytes_per_s, accelerator.bandwidth_bytes_per_s
+    bandwidth = ((wire if sends else memory) or 0.0) * seconds
     return OperatorTime(
         longest[1].kind if longest else None,
         *(seconds, low, high, binds, len(work), flops, moved),

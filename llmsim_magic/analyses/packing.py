@@ -24,7 +24,8 @@ class Packing:
 
     A row holds one output, its columns are inputs; 0 is as many as there are. `column_bits` is
     stored for each input, `matrix_bits` for each matrix. `left_out` are patterns of modules that
-    keep the dtype of the model; `described` says the assumption in words.
+    keep the dtype of the model; `described` says the assumption in words. `arithmetic` is what the
+    codes are multiplied in where a device can; None where they are always widened.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Packing:
     matrix_bits: int = 0
     left_out: tuple[str, ...] = ()
     targets_only_stacks: bool = False
+    arithmetic: str | None = None
 
     @property
     def described(self) -> str:
@@ -94,7 +96,7 @@ def chosen(dtype: str) -> Packing | None:
         return Packing("int4", 4, 1, 128, 16, 4)
     if dtype == "int8":
         return Packing("int8", 8, 1, _ALL, 16)
-    return Packing("fp8", 8, 1, _ALL, 16) if dtype == "fp8" else None
+    return Packing("fp8", 8, 1, _ALL, 16, arithmetic="fp8") if dtype == "fp8" else None
 
 
 def declared(config: Mapping[str, Any], name: str) -> Packing:
@@ -157,13 +159,13 @@ def _fp8(config: Mapping[str, Any]) -> Packing:
     rows, columns = config.get("weight_block_size") or (_ALL, _ALL)
     scale = 8 if config.get("scale_fmt") == "ue8m0" else 32
     left_out = _left_out(config, "modules_to_not_convert")
-    return Packing("fp8", 8, rows, columns, scale, left_out=left_out)
+    return Packing("fp8", 8, rows, columns, scale, left_out=left_out, arithmetic="fp8")
 
 
 def _fbgemm_fp8(config: Mapping[str, Any]) -> Packing:
     """A float32 scale for each output."""
     left_out = _left_out(config, "modules_to_not_convert")
-    return Packing("fbgemm_fp8", 8, 1, _ALL, 32, left_out=left_out)
+    return Packing("fbgemm_fp8", 8, 1, _ALL, 32, left_out=left_out, arithmetic="fp8")
 
 
 def _mxfp4(config: Mapping[str, Any]) -> Packing:
@@ -175,10 +177,12 @@ def _mxfp4(config: Mapping[str, Any]) -> Packing:
 def _compressed_tensors(config: Mapping[str, Any]) -> Packing:
     """By the weights of the first group of its config: bits, strategy, group and symmetry.
 
-    Scales are in 16 bits as the model, but one of 8 bits for each 16 of `nvfp4`.
+    Scales are in 16 bits as the model, but one of 8 bits for each 16 of `nvfp4`. Floating codes
+    are multiplied as such if activations are quantised too.
     """
-    groups = config.get("config_groups") or {}
-    weights = next((group.get("weights") for group in groups.values()), None) or {}
+    groups: Mapping[str, Mapping[str, Any]] = config.get("config_groups") or {}
+    first = next(iter(groups.values()), {})
+    weights = first.get("weights") or {}
     bits = int(weights.get("num_bits", 8))
     strategy = weights.get("strategy") or "tensor"
     rows, columns = 1, _ALL
@@ -189,6 +193,7 @@ def _compressed_tensors(config: Mapping[str, Any]) -> Packing:
     elif strategy in ("group", "tensor_group"):
         columns = _group(weights.get("group_size"))
     is_nvfp4 = strategy == "tensor_group"
+    multiplied = weights.get("type") == "float" and first.get("input_activations")
     return Packing(
         f"compressed-tensors {weights.get('type', 'int')}{bits}",
         bits,
@@ -198,6 +203,7 @@ def _compressed_tensors(config: Mapping[str, Any]) -> Packing:
         0 if weights.get("symmetric", True) else bits,
         matrix_bits=32 if is_nvfp4 else 0,
         left_out=_left_out(config, "ignore"),
+        arithmetic=f"fp{bits}" if multiplied else None,
     )
 
 

@@ -4,7 +4,8 @@ Eager runs each ATen kernel by itself. A graph, as a compiler or an engine captu
 products and attentions of an operator, and all else of it as one kernel.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from llmsim_magic.analyses.collectives import collective_kind
 from llmsim_magic.analyses.kinds import recorded_kinds
@@ -28,12 +29,17 @@ class Stored:
 
     Weights stored as `fp8`, `int8` or `fp4` are multiplied so if `activations` are too, else read
     and widened to the traced dtype. `group` weights share a scale and a zero point of 16 bits each.
+    `packed` names the parameters that are so stored, each with the bits of one of its weights,
+    scales and zero points included; all others are as traced. Without it every weight is stored
+    so. `by_block` says that blocks of rows and columns share a scale.
     """
 
     weights: str | None = None
     cache: str | None = None
     activations: str | None = None
     group: int | None = None
+    packed: Mapping[str, float] | None = field(default=None, hash=False)
+    by_block: bool = False
 
     def __post_init__(self) -> None:
         for name in (self.weights, self.cache, self.activations):
@@ -46,6 +52,15 @@ class Stored:
         if self.weights is None:
             return None
         return WEIGHT_BITS[self.weights] + (32 / self.group if self.group else 0)
+
+    @property
+    def multiplied(self) -> str | None:
+        """The arithmetic of products with stored weights; None where they are widened."""
+        return self.weights if self.activations == self.weights else None
+
+    def bits_of(self, parameter: str) -> float | None:
+        """Bits of one weight of a parameter; None where it is as traced."""
+        return self.weight_bits if self.packed is None else self.packed.get(parameter)
 
 
 def sizes(
@@ -69,7 +84,7 @@ def sizes(
             ]
         else:
             each = [size for size in worked if size is not None]
-            if not each and not any(sent):
+            if not each and not any(map(collective_kind, kernels)):
                 each = [_fused(record, moved[order], kinds[order])]
         found.append(tuple(size for size in (*each, *sent) if size is not None))
     return tuple(found)
@@ -96,9 +111,13 @@ def _sent(record: Record, kernel: Kernel, ranks: int) -> Collective | None:
         return None
     tensor = record.tensors[(kernel.outputs or kernel.inputs)[0]]
     nbytes = distinct_elements(tensor) * tensor.itemsize
+    if not nbytes:
+        return None  # of a part that another stage holds
     if kind == "all_reduce":
         return Collective("all_reduce", nbytes, ranks)
-    return Collective("all_gather", nbytes if kind == "all_gather" else 2 * nbytes, max(ranks, 2))
+    if kind == "all_gather":
+        return Collective("all_gather", nbytes, ranks)
+    return Collective("all_gather", 2 * nbytes, 2)
 
 
 def _attention(record: Record, kernel: Kernel, stored: Stored) -> Attention:
@@ -133,14 +152,23 @@ def _matmul(
     columns = out.shape[1] if name == "convolution" else out.shape[-1] if out.shape else 1
     rows = max(numel(out.shape) // max(columns, 1), 1)
     length = max(round(flops / (2 * rows * columns)), 1) if columns else 1
-    dtype, bits = _dtype(out), None
-    weights = [record.storages[record.tensors[i].storage].role for i in kernel.inputs]
-    if stored.weights and "parameter" in weights:
-        bits = stored.weight_bits
-        if stored.activations == stored.weights:
-            accelerator.peak(stored.weights)
-            dtype = stored.weights
-    return Matmul(max(-(-rows // groups), 1), max(columns, 1), length, dtype, groups, bits)
+    dtype, weight = _dtype(out), _weight(record, kernel)
+    bits = None if weight is None else stored.bits_of(weight)
+    multiplied = None if bits is None else stored.multiplied
+    if multiplied is not None:
+        accelerator.peak(multiplied)
+    return Matmul(
+        *(max(-(-rows // groups), 1), max(columns, 1), length, multiplied or dtype, groups, bits),
+        "block" if multiplied and stored.by_block else "tensor",
+    )
+
+
+def _weight(record: Record, kernel: Kernel) -> str | None:
+    """The parameter that a product reads: the largest, for a bias may stand beside it."""
+    read = [record.tensors[index] for index in kernel.inputs]
+    weights = [each for each in read if record.storages[each.storage].role == "parameter"]
+    largest = max(weights, key=lambda each: numel(each.shape), default=None)
+    return None if largest is None else record.storages[largest.storage].name
 
 
 def _stream(record: Record, kernel: Kernel) -> Stream | None:

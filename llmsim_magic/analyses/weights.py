@@ -35,24 +35,29 @@ def weights(trace: Trace, dtype: str | None = None) -> Weights:
     known here.
     """
     name = None if dtype is None else weight_dtype(dtype)
-    quantisation = trace.model.quantisation
-    if name is not None:
-        packing = chosen(name)
-    elif quantisation is not None:
-        packing = declared(quantisation, trace.model.name)
-    else:
-        packing = None
+    packing = packing_of(trace, name)
     own = [p for p in trace.parameters if p.tied_to is None and not p.is_buffer]
-    matrices = _matrices(trace, packing) if packing else {}
+    packed = matrices(trace, packing) if packing else {}
     cast = ITEM_BITS[name] // 8 if name is not None and packing is None else None
-    parts = [packing.parts(shape) for shape in matrices.values()] if packing else []
+    parts = [packing.parts(shape) for shape in packed.values()] if packing else []
     return Weights(
-        as_they_are=sum(_nbytes(p, cast) for p in own if p.name not in matrices),
+        as_they_are=sum(_nbytes(p, cast) for p in own if p.name not in packed),
         codes=sum(codes for codes, _ in parts),
         scales=sum(beside for _, beside in parts),
-        quantised_parameters=sum(p.numel for p in own if p.name in matrices),
+        quantised_parameters=sum(p.numel for p in own if p.name in packed),
         assumed=packing.described if packing else _said(trace, name),
     )
+
+
+def packing_of(trace: Trace, dtype: str | None = None) -> Packing | None:
+    """The layout of a chosen dtype, or what the checkpoint declares; None where none is packed.
+
+    Raises `InvalidValue` for either that is not known here.
+    """
+    if dtype is not None:
+        return chosen(weight_dtype(dtype))
+    quantisation = trace.model.quantisation
+    return None if quantisation is None else declared(quantisation, trace.model.name)
 
 
 def _said(trace: Trace, name: str | None) -> str:
@@ -64,7 +69,7 @@ def _nbytes(parameter: Parameter, itemsize: int | None) -> int:
     return parameter.numel * itemsize if itemsize and is_real else parameter.nbytes
 
 
-def _matrices(trace: Trace, packing: Packing) -> dict[str, tuple[int, ...]]:
+def matrices(trace: Trace, packing: Packing) -> dict[str, tuple[int, ...]]:
     """The shape `[…, outputs, inputs]` of each parameter that is packed, by its name.
 
     Those are the weights of linear layers, and stacks of matrices that experts multiply with,

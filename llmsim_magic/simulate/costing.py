@@ -21,7 +21,7 @@ from llmsim_magic.simulate.export import write_text
 from llmsim_magic.simulate.local import local
 from llmsim_magic.simulate.request import ALL, LOCAL, Deployment
 from llmsim_magic.simulate.sizing import Sizer
-from llmsim_magic.views import memory_tables, times
+from llmsim_magic.views import memory_tables, time_tables
 from llmsim_magic.views.costs import costs_table
 from llmsim_magic.views.roofline_plot import Plot, roofline_plot
 from llmsim_magic.views.tables import layers_table
@@ -90,13 +90,13 @@ class Costing:
     @cached_property
     def latency(self) -> "pd.DataFrame":
         """One row for each device and pass: seconds, tokens per second, and what binds."""
-        return times.passes_table(self.passes)
+        return time_tables.latency_table(self.passes)
 
     @cached_property
     def times(self) -> "pd.DataFrame":
         """One row for each operator of the first pass on the first device."""
         trace = self.traces[0]
-        return times.times_table(trace, self._first_stage)
+        return time_tables.times_table(trace, self._first_stage)
 
     @cached_property
     def layers(self) -> "pd.DataFrame":
@@ -105,8 +105,8 @@ class Costing:
         table = layers_table(trace)
         if not self.devices:
             return table
-        found = times.layer_times(trace, self._first_stage).drop(columns="operators")
-        return table.join(found.reindex(table["path"].fillna("")).reset_index(drop=True))
+        found = time_tables.layer_times_table(trace, self._first_stage)
+        return table.join(found.drop(columns=["path", "layer", "operators"]))
 
     @cached_property
     def types(self) -> "pd.DataFrame":

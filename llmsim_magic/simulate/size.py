@@ -23,7 +23,7 @@ from llmsim_magic.simulate.request import ALL, Build, Deployment
 from llmsim_magic.simulate.sizing import Sizer
 from llmsim_magic.views import memory_tables
 from llmsim_magic.views.page import Section, as_html, as_text
-from llmsim_magic.views.times import time_columns
+from llmsim_magic.views.time_tables import time_columns
 
 if TYPE_CHECKING:
     import pandas as pd

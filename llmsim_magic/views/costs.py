@@ -2,18 +2,21 @@
 
 import pandas as pd
 
+from llmsim_magic.analyses.latency import PassTime
 from llmsim_magic.analyses.totals import recorded_costs
 from llmsim_magic.records.trace import Trace
+from llmsim_magic.views.time_tables import type_times
 
 _SUMS = ("calls", "flops", "elementwise_ops", "bytes_read", "bytes_written")
 
 
-def costs_table(trace: Trace, time: object = None) -> pd.DataFrame:
+def costs_table(trace: Trace, time: PassTime | None = None) -> pd.DataFrame:
     """One row per type of operator, index `op`, most FLOPs first.
 
     `calls` counts operators; FLOPs, operations and bytes are summed over them; `flops_share` and
     `bytes_share` are fractions of the pass; `arithmetic_intensity` is FLOPs per byte, NA where a
-    type moves none.
+    type moves none. Given the time of the pass, `time_s` with its band, `time_share` and `binds`
+    stand beside them.
     """
     sums: dict[str, dict[str, int]] = {}
     for order, (operator, cost) in enumerate(
@@ -29,6 +32,8 @@ def costs_table(trace: Trace, time: object = None) -> pd.DataFrame:
     table["flops_share"] = _share(table["flops"])
     table["bytes_share"] = _share(moved)
     table["arithmetic_intensity"] = (table["flops"] / moved).where(moved > 0).astype("Float64")
+    if time is not None:
+        table = table.join(type_times(trace, time))
     return table.sort_values(["flops", "bytes_read", "calls"], ascending=False)
 
 
