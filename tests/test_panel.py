@@ -39,8 +39,9 @@ def wait_for(holds: Callable[[], bool], limit_s: float = 30) -> None:
         time.sleep(0.002)
 
 
-def ask(shown: Panel, control: str, value: Any) -> None:
-    settle(shown, lambda: setattr(getattr(shown.controls, control), "value", value))
+def ask(shown: Panel, name: str, value: Any) -> None:
+    control = getattr(shown.controls, name)
+    settle(shown, lambda: setattr(getattr(control, "number", control), "value", value))
 
 
 def test_it_answers_what_the_controls_ask_for(shown: Panel) -> None:
@@ -108,7 +109,7 @@ class Gate:
 
 def test_two_quick_clicks_are_one_trace(shown: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
-    shown.controls.batch.value = 4
+    shown.controls.batch.number.value = 4
     shown._trace.click()
     shown._trace.click()
     wait_for(lambda: bool(gate.entered))
@@ -122,9 +123,9 @@ def test_a_newer_question_takes_the_place_of_an_older(
     shown: Panel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
-    shown.controls.batch.value = 4
+    shown.controls.batch.number.value = 4
     wait_for(lambda: len(gate.entered) == 1)
-    shown.controls.batch.value = 8
+    shown.controls.batch.number.value = 8
     wait_for(lambda: len(gate.entered) == 2)
     gate.open.set()
     wait_for(lambda: not shown.status.is_busy)
@@ -135,7 +136,7 @@ def test_cancel_answers_at_once_leaves_no_thread_and_the_next_try_works(
     shown: Panel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
-    shown.controls.batch.value = 4
+    shown.controls.batch.number.value = 4
     wait_for(lambda: bool(gate.entered))
     assert not shown._cancel.disabled
     started = time.monotonic()
@@ -191,28 +192,71 @@ def test_a_chosen_operator_stays_chosen_under_another_workload(shown: Panel) -> 
     assert shown.panes["ops"]._table.selected is None
 
 
-def test_filters_leave_the_rows_that_match_and_the_one_chosen(shown: Panel) -> None:
+def test_filters_leave_the_rows_that_match_and_give_way_to_the_one_chosen(shown: Panel) -> None:
     ask(shown, "view", "ops")
     pane: Any = shown.panes["ops"]
     ops = shown.report.ops
-    shown.choose(0)
     pane._layer.value = (1,)
     pane._kind.value = "module"
     pane._path.value = "mlp"
     wanted = ops.index[
         (ops["layer"] == 1) & (ops["kind"] == "module") & ops["path"].str.contains("mlp")
     ]
-    assert pane._table._labels == [0, *wanted]
+    assert pane._table._labels == [*wanted]
+    shown.choose(0)
+    assert pane._table._labels == [*ops.index]
+    shown.choose(None)
     pane._path.value, pane._kind.value, pane._layer.value = "", "", (None,)
-    assert set(pane._table._labels) == {0, *ops.index[ops["layer"].isna()]}
+    assert set(pane._table._labels) == {*ops.index[ops["layer"].isna()]}
+
+
+def test_an_operator_is_chosen_by_its_number(shown: Panel) -> None:
+    ask(shown, "view", "ops")
+    pane: Any = shown.panes["ops"]
+    for number in (0, 7):
+        pane._number.value = str(number)
+        assert pane._table.selected == number
+    pane._number.value = "100000"
+    assert pane._number.value == "7"
+    pane._table.widget.selected_rows = []
+    assert pane._number.value == ""
+
+
+def test_any_size_is_typed_and_the_usual_ones_are_slid_to(shown: Panel) -> None:
+    settle(shown, lambda: setattr(shown.controls.context.number, "value", 200))
+    assert shown.report.trace.workload.context == 200
+    assert shown.controls.context.slider.value == 128
+    settle(shown, lambda: setattr(shown.controls.context.slider, "value", 512))
+    assert shown.report.trace.workload.context == 512
+
+
+def test_many_workloads_take_no_phase_batch_and_context(shown: Panel) -> None:
+    ask(shown, "view", "multi-config")
+    assert shown.controls.phase.disabled
+    assert "8 workloads" in shown.status.message
+    ask(shown, "view", "summary")
+    assert not shown.controls.phase.disabled
+
+
+def test_a_device_is_chosen_like_anything_else(shown: Panel) -> None:
+    ask(shown, "view", "costs")
+    ask(shown, "hardware", "H100-SXM5-80GB")
+    assert "time_s" in shown.panes["costs"].widget.value
+    assert "--hardware H100-SXM5-80GB" in shown._export._line.text
+    ask(shown, "tp", "2")
+    assert "plan" in shown.status.error or shown.report.trace.model.parallel.tp == 2
 
 
 def test_save_all_writes_tables_graphs_and_a_page(shown: Panel, tmp_path: Path) -> None:
     ask(shown, "view", "deps")
     shown._export._folder.value = str(tmp_path / "out")
     shown._export._save.click()
-    names = {file.name for file in (tmp_path / "out").iterdir()}
+    (folder,) = (tmp_path / "out").iterdir()
+    names = {file.name for file in folder.iterdir()}
     assert names == {"modules.csv", "edges.csv", "deps.svg", "deps.dot", "report.html"}
+    ask(shown, "batch", 2)
+    shown._export._save.click()
+    assert len(list((tmp_path / "out").iterdir())) == 2  # each in a folder of its own
     assert all(name in shown.status.message for name in names)
 
 
@@ -237,6 +281,21 @@ def test_a_live_model_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ask(shown, "batch", 2)
     assert len(copies) == 1
     assert shown.report.trace.model.origin == "live module"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"model": 123}, "int"),
+        ({"view": "nothing"}, "nothing"),
+        ({"phase": "sideways"}, "sideways"),
+        ({"batch": 0}, "0"),
+        ({"hardware": "H1000"}, "H1000"),
+    ],
+)
+def test_a_mistake_in_its_call_is_one_line(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(LlmsimError, match=said):
+        panel(**given)
 
 
 def test_in_a_terminal_it_says_what_to_do_instead() -> None:

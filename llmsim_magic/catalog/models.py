@@ -65,8 +65,9 @@ def nearest(name: str, count: int = 3) -> list[str]:
     spellings = {**{known.rpartition("/")[2]: full for known, full in _names().items()}, **_names()}
     close = difflib.get_close_matches(wanted, spellings, n=3 * count, cutoff=0.6)
     short = difflib.get_close_matches(wanted.rpartition("/")[2], spellings, n=3 * count, cutoff=0.6)
+    holding = [spelling for spelling in spellings if wanted and wanted in spelling]
     ranked = sorted(
-        dict.fromkeys((*close, *short)),
+        dict.fromkeys((*close, *short, *holding)),
         key=lambda spelling: -difflib.SequenceMatcher(None, wanted, spelling).ratio(),
     )
     return list(dict.fromkeys(spellings[spelling] for spelling in ranked))[:count]

@@ -13,7 +13,7 @@ from llmsim_magic.notebook.arguments import Help, Line, parse_line, parser
 from llmsim_magic.notebook.completion import complete
 from llmsim_magic.notebook.progress import Notice
 from llmsim_magic.notebook.variables import model_named
-from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.records.errors import InvalidValue, LlmsimError
 
 if TYPE_CHECKING:
     from llmsim_magic.notebook.panel import Panel
@@ -104,6 +104,8 @@ class LLMSim(Magics):
     def _panel(self, parsed: Line) -> "Panel":
         from llmsim_magic.notebook.panel import Panel
 
+        if parsed.request.csv is not None:
+            raise InvalidValue("--csv", parsed.request.csv, "for a panel, which saves for itself")
         return Panel(parsed.request)
 
 

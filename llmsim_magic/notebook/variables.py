@@ -23,7 +23,9 @@ def model_named(name: str, variables: Mapping[str, Any]) -> Any:
     if models.find(name) is not None:
         return name
     raise InvalidValue(
-        "model", name, f"a model, a config or a name: that variable holds a {type(value).__name__}"
+        "model",
+        name,
+        f"a model, a config or a name: it holds an object of type {type(value).__name__}",
     )
 
 

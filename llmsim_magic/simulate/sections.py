@@ -17,11 +17,11 @@ _BAND = "Nine of ten measurements would lie between low and high."
 
 
 def sections(report: "Report") -> Sections:
-    """The page, view by view; what is said of devices comes after what is said of the model."""
+    """The page: times on devices, if any are asked for, then view by view."""
+    yield from _of_devices(report)
     for view, shown in _SECTIONS.items():
         if view in report.views:
             yield from shown(report)
-    yield from _of_devices(report)
     if report.beside is not None:
         names = report.trace.model.name, report.beside.trace.model.name
         yield Section(" beside ".join(names), report.comparison)
@@ -83,10 +83,10 @@ def _sweep(report: "Report") -> Sections:
 def _costs(report: "Report") -> Sections:
     yield Section(f"Costs of {report.title} by type of operator", report.costs)
     remark = _BAND if report.costing.devices else ""
-    yield Section(f"Costs of {report.title} by layer", report.layers, remark)
     if report.costing.devices:
         device = report.costing.first
         yield Section(f"{report.title} under the roof of {device}", report.costing.roofline)
+    yield Section(f"Costs of {report.title} by layer", report.layers, remark)
 
 
 def _memory(report: "Report") -> Sections:

@@ -16,9 +16,8 @@ def matching(
     path: str = "",
     layers: Collection[int | None] | None = None,
     kind: str | None = None,
-    order: int | None = None,
 ) -> pd.DataFrame:
-    """The operators with `path` in their paths, in any of `layers`, of a kind; and that of `order`.
+    """The operators with `path` in their paths, in any of `layers`, of a kind.
 
     The layer of an operator outside of any is None.
     """
@@ -29,4 +28,4 @@ def matching(
         )
     if kind is not None:
         kept &= ops["kind"] == kind
-    return ops[kept | (ops.index == order)]
+    return ops[kept]

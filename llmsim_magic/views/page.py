@@ -85,7 +85,10 @@ def _table(table: pd.DataFrame, most_rows: int) -> str:
     """A scrolling table; beyond `most_rows` it says that the rest stands in the DataFrame."""
     named = table.reset_index() if table.index.name else table
     head, texts = [], []
-    columns = {name: _escaped(named[name].iloc[:most_rows]) for name in named}
+    shown = readable(named.iloc[:most_rows])
+    columns: dict[Hashable, list[str]] = {
+        name: [html.escape(cell) for cell in shown[str(name)]] for name in named
+    }
     if "changes" in columns:
         _mark_changes(columns)
     for name, cells in columns.items():
@@ -104,10 +107,6 @@ def _table(table: pd.DataFrame, most_rows: int) -> str:
 
 def _is_number(cells: "pd.Series[Any]") -> bool:
     return is_numeric_dtype(cells) and not is_bool_dtype(cells)
-
-
-def _escaped(cells: "pd.Series[Any]") -> list[str]:
-    return [html.escape(_cell(value)) for value in cells]
 
 
 def _mark_changes(columns: dict[Hashable, list[str]]) -> None:
@@ -129,11 +128,15 @@ def _mark_changes(columns: dict[Hashable, list[str]]) -> None:
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """Cells as people read them: grouped digits, `[1, 128]`, nothing where there is nothing."""
     return pd.DataFrame(
-        {str(name): [_cell(value) for value in table[name]] for name in table}, index=table.index
+        {
+            str(name): [_cell(value, is_share=str(name).endswith("share")) for value in table[name]]
+            for name in table
+        },
+        index=table.index,
     )
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, *, is_share: bool) -> str:
     if isinstance(value, list):
         nested = value and isinstance(value[0], tuple)
         return " ".join(map(units.shape, value)) if nested else ", ".join(map(str, value))
@@ -146,5 +149,5 @@ def _cell(value: object) -> str:
     if isinstance(value, int) or hasattr(value, "bit_count"):
         return units.count(int(value))  # type: ignore[call-overload]
     if isinstance(value, float):
-        return f"{value:,.4g}"
+        return f"{value:.1%}" if is_share else f"{value:,.4g}"
     return str(value)

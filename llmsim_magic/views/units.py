@@ -26,6 +26,11 @@ def scaled(number: float) -> str:
     return f"{number:.4g} E"
 
 
+def parameters(number: float) -> str:
+    """`596 M`, `671 B`: as people count them."""
+    return scaled(number).replace("G", "B")
+
+
 def nbytes(number: float) -> str:
     """`14.00 MiB`, in steps of 1,024."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -13,7 +13,16 @@ const drawingOf = (image) => {
   const bytes = Uint8Array.from(atob(image.src.split(",")[1]), (c) => c.charCodeAt(0));
   const text = new TextDecoder().decode(bytes);
   const parsed = new DOMParser().parseFromString(text, "image/svg+xml");
-  return document.importNode(parsed.documentElement, true);
+  const scope = parsed.documentElement.getAttribute("class");
+  const drawing = document.importNode(parsed.documentElement, true);
+  // Names within the picture become this one's own: a hidden twin would lend it no arrow heads.
+  const own = `${scope}-${Math.random().toString(36).slice(2)}`;
+  drawing.setAttribute("class", own);
+  for (const part of drawing.querySelectorAll("style, marker")) {
+    if (part.id) part.id = part.id.replace(scope, own);
+    else part.textContent = part.textContent.replaceAll(scope, own);
+  }
+  return drawing;
 };
 
 // What a fold moves: every y of a shape, and where each lies when nothing is folded.
@@ -93,6 +102,7 @@ class Drawing {
       part.label = part.group.querySelector("text");
       part.header = GAP + LINE * (1 + part.group.querySelectorAll("text").length);
       part.words = part.label.textContent.trim();
+      part.group.setAttribute("aria-label", part.words);
     }
   }
 
@@ -239,7 +249,7 @@ class Drawing {
     const all = wanted ? nodes.filter((part) => says(part).includes(wanted)) : [];
     this.hits = all.filter((part) => !part.group.style.display);
     const folded = all.length - this.hits.length;
-    for (const part of nodes) part.group.style.opacity = wanted && !this.hits.includes(part) ? 0.2 : 1;
+    for (const part of nodes) part.group.style.opacity = this.hits.length && !this.hits.includes(part) ? 0.2 : 1;
     const beside = folded ? `, ${folded} more in folded boxes` : "";
     this.status.textContent = wanted ? `${this.hits.length} of ${nodes.length} nodes${beside}` : "";
     this.place = -1;

@@ -35,7 +35,7 @@ class Words:
             given = operator.outputs
         params = sum(self._costs[order].params for order in node.orders)
         each = " each" if self._stands_for_layers(node) else ""
-        words = f" · {units.scaled(params)} params{each}" if params else ""
+        words = f" · {units.parameters(params)} params{each}" if params else ""
         return f"{head}\n{units.shapes(self._record.shapes(given)[:1])}{words}"
 
     def name(self, node: Node) -> str:
@@ -90,7 +90,7 @@ class Words:
         aside = f"\n{passed} calls that run no kernel are not drawn" if passed else ""
         return (
             f"{title} · {self._trace.model.name} · {self._trace.workload}\n"
-            f"{units.scaled(sums.parameters)} parameters · {units.scaled(sums.flops)} FLOPs · "
+            f"{units.parameters(sums.parameters)} parameters · {units.scaled(sums.flops)} FLOPs · "
             f"{sums.operators} operators{aside}"
         )
 

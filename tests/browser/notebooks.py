@@ -83,5 +83,14 @@ class PanelPage:
         """The first of its kind that is seen, with that text in it."""
         return self.root.locator(f"{selector}:visible", has_text=text).first
 
+    def arrow_heads(self) -> int:
+        """Those lines of the drawing that is seen whose arrow heads are drawn, too."""
+        return int(
+            self.visible(".llmsim-graph svg").evaluate("""svg => [...svg.querySelectorAll("path")]
+              .map(path => getComputedStyle(path).markerEnd.match(/#([^")]+)/)?.[1])
+              .filter(id => id && document.getElementById(id)?.getBoundingClientRect
+                && document.getElementById(id).closest("svg") === svg).length""")
+        )
+
     def button(self, name: str) -> Any:
         return self.root.get_by_role("button", name=name, exact=True)

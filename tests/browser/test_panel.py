@@ -64,6 +64,7 @@ def test_a_model_is_explored_and_what_was_seen_is_kept(page: Any, lab: tuple[str
     panel.visible("pre", "operator 5 at modeling_qwen3.py").wait_for()
     panel.visible("g.chosen", "q_proj").wait_for()
     panel.tab("Dependencies")
+    assert panel.arrow_heads() > 0  # the hidden twin in the other tab has the same names
     panel.visible('g[data-name="n15"]').click()
     panel.visible("pre", "operator 15 at modeling_qwen3.py").wait_for()
     panel.tab("Operators")
@@ -74,6 +75,11 @@ def test_a_model_is_explored_and_what_was_seen_is_kept(page: Any, lab: tuple[str
     flops.click()
     page.wait_for_timeout(300)
     assert "39,829,110,784" in panel.visible("tbody tr").inner_text()  # the head's, the most
+    panel.choose("Phase", "decode")
+    panel.visible("td", "311,164,928").wait_for()
+    assert "311,164,928" in panel.visible("tbody tr").inner_text()  # still the most first
+    panel.choose("Phase", "prefill")
+    panel.wait_for("prefill")
 
     with page.expect_download() as download:
         panel.button("CSV").click()
@@ -120,7 +126,7 @@ def test_a_traced_model_answers_at_once(page: Any, lab: tuple[str, Path]) -> Non
     panel.wait_for("Qwen3ForCausalLM")
     took = []
     for batch in (2, 4, 8):
-        panel.root.get_by_role("slider", name="Batch").focus()
+        panel.root.get_by_role("slider", name="Batch slider").focus()
         for change, phase in (
             (lambda: page.keyboard.press("ArrowRight"), "prefill"),
             (lambda: panel.choose("Phase", "decode"), "decode"),
@@ -186,12 +192,22 @@ def test_it_is_accessible(page: Any, lab: tuple[str, Path], theme: str) -> None:
         assert not serious, (theme, tab)
 
 
+def test_after_a_restart_it_says_to_run_the_cell_again(page: Any, lab: tuple[str, Path]) -> None:
+    panel = opened(page, lab, "restart.ipynb", OPEN, "%llmsim gpt2 --panel")
+    panel.wait_for("GPT2LMHeadModel")
+    page.evaluate("""() => void window.jupyterapp.shell.currentWidget.sessionContext.session
+      .kernel.restart()""")
+    page.wait_for_timeout(4000)
+    panel.choose("Phase", "decode")
+    panel.wait_for("run this cell again")
+
+
 def test_it_is_reached_by_the_keyboard_in_order(page: Any, lab: tuple[str, Path]) -> None:
     panel = opened(page, lab, "keys.ipynb", OPEN, "%llmsim gpt2 --panel")
     panel.wait_for("GPT2LMHeadModel")
     panel.root.get_by_label("Model", exact=True).focus()
     names = []
-    for _ in range(12):
+    for _ in range(15):
         names.append(
             page.evaluate("""() => {
           const at = document.activeElement;
@@ -199,11 +215,11 @@ def test_it_is_reached_by_the_keyboard_in_order(page: Any, lab: tuple[str, Path]
         }""")
         )
         page.keyboard.press("Tab")
-    names = [name for name in names if not name.isdecimal()]  # what a slider's value reads
-    assert names[:9] == [
-        "Model", "View", "Phase", "Batch", "Context", "Dtype", "Attention", "Head", "Trace"
+    assert names == [
+        "Model", "View", "Phase", "Batch", "Batch slider", "Context", "Context slider", "Dtype",
+        "Attention", "Head", "Hardware", "Weights", "Cache", "Devices", "Trace",
     ]  # fmt: skip
-    panel.root.get_by_role("slider", name="Batch").focus()
+    panel.root.get_by_role("slider", name="Batch slider").focus()
     page.keyboard.press("ArrowRight")
     panel.wait_for("batch 2")
 

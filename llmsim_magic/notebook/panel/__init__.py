@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
-from threading import RLock
+from threading import RLock, Timer
 from typing import Any
 
 import ipywidgets as widgets
@@ -24,19 +24,21 @@ from llmsim_magic.notebook.panel.controls import TITLES, Controls
 from llmsim_magic.notebook.panel.export import Export
 from llmsim_magic.notebook.panel.operators import Operators
 from llmsim_magic.notebook.panel.panes import Drawn, Page, Pane, Rows
-from llmsim_magic.notebook.variables import holding_models, model_named
+from llmsim_magic.notebook.variables import holding_models, is_model, model_named
 from llmsim_magic.notebook.widgets import Status
 from llmsim_magic.notebook.worker import Job, Worker
-from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.records.errors import InvalidValue, LlmsimError, one_of
+from llmsim_magic.records.workload import DEFAULT_CONTEXT, Workload
 from llmsim_magic.simulate.entry import answer_of
 from llmsim_magic.simulate.loading import Recipe, recipe_of
 from llmsim_magic.simulate.report import Report
-from llmsim_magic.simulate.request import Build, Request
+from llmsim_magic.simulate.request import VIEWS, Build, Deployment, Request
 from llmsim_magic.views.drawing import Graph
 from llmsim_magic.views.page import as_html
 
 _KNOWN = 64  # answers that are shown again at once
 _SAVED_ROWS = 60  # of a table, in what a notebook keeps
+_LATER_S = 0.8  # after the last change the notebook keeps what is shown
 _QUICK_S = 0.4  # so long a cell waits for its panel's first answer
 _COUNTED = re.compile(r"workload (\d+) of (\d+)")
 _EMPTY = "choose a model to see what it does and costs"
@@ -91,6 +93,9 @@ class Panel:
         self._showing = RLock()  # one answer at a time, whichever thread has it
         self._worker: Worker[Report] = Worker(self._done)
         self._saved: DisplayHandle | None = None
+        self._is_shown = False
+        self._line = ""
+        self._keeping = Timer(0, self._keep_now)
         drawing = self.controls.drawing
         self.panes: dict[str, Pane] = {
             "summary": Page(),
@@ -130,8 +135,10 @@ class Panel:
         return made
 
     def _listen(self) -> None:
+        sliders = (self.controls.batch.slider, self.controls.context.slider)
         for control in (*self.controls, *self.controls.drawing):
-            control.observe(self.refresh, "value")
+            if control not in sliders:  # they move the numbers
+                control.observe(self.refresh, "value")
         self.controls.view.observe(self._tab_of_view, "value")
         self._tabs.observe(self._view_of_tab, "selected_index")
         self._trace.on_click(self.refresh)
@@ -158,11 +165,12 @@ class Panel:
             thread = self.refresh()
             if thread is not None:
                 thread.join(_QUICK_S)
+        self._is_shown = True
 
     _ipython_display_ = show
 
     def __repr__(self) -> str:
-        return f"Panel({self.controls.model.value!r}): shows itself in a notebook"
+        return f"Panel({self.controls.model.value!r}): run this cell for its dropdowns"
 
     # asking
 
@@ -177,6 +185,7 @@ class Panel:
         if asked is None:
             self._stop()
             self._say(_EMPTY)
+            self._tabs.add_class("llmsim-stale")
             return None
         if asked.key in self._known:
             self._stop()
@@ -185,6 +194,7 @@ class Panel:
         thread = self._worker.take(Job(asked.key, partial(self._answer, asked)))
         if thread is not None:
             self.status.error = self.status.details = ""
+            self._tabs.add_class("llmsim-stale")
             self._set_busy()
             thread.start()
         return thread
@@ -199,7 +209,7 @@ class Panel:
         self._set_busy()
         return was_running
 
-    def choose(self, order: int) -> None:
+    def choose(self, order: int | None) -> None:
         """Show an operator's row, its arithmetic and its place in the graph."""
         self._order = order
         with self._showing:
@@ -276,10 +286,10 @@ class Panel:
             self.report = report
             self.panes[report.views[0]].show(report, self._order)
             self._export.show(report, asked.request, is_variable=asked.is_variable)
-            self._say(f"{report.trace.model.class_name}: {report.trace.workload}")
+            self._say(f"{report.trace.model.class_name}: {_workload(report)}")
             self._tabs.remove_class("llmsim-stale")
-            if self._saved is not None:
-                self._saved.update(self._page(magic_line(asked.request)), raw=True)
+            self._line = magic_line(asked.request)
+            self._keep(_LATER_S if self._is_shown else 0)
 
     def _same_operator(self, report: Report) -> int | None:
         """The operator that is chosen, where another workload has it too."""
@@ -293,14 +303,28 @@ class Panel:
         self.status.message = message
         self.status.error = "" if error is None else _in_one_line(error)
         self.status.details = "" if error is None else "".join(traceback.format_exception(error))
-        if error is not None or message == "cancelled":
+        if error is not None:
             self._tabs.add_class("llmsim-stale")
 
     def _set_busy(self) -> None:
         self.status.is_busy = self._worker.job is not None
         self._cancel.disabled = not self.status.is_busy
 
-    def _page(self, line: str = "") -> dict[str, str]:
+    def _keep(self, after_s: float) -> None:
+        """Let the notebook keep what is shown; not while its user goes from one to the next."""
+        self._keeping.cancel()
+        self._keeping = Timer(after_s, self._keep_now)
+        self._keeping.daemon = True
+        if after_s:
+            self._keeping.start()
+        else:
+            self._keep_now()
+
+    def _keep_now(self) -> None:
+        if self._saved is not None:
+            self._saved.update(self._page(), raw=True)
+
+    def _page(self) -> dict[str, str]:
         """What is shown, for a notebook that is read later: pictures and the heads of tables."""
         name = f"llmsim-static-{self.status.panel}"
         report = self.report
@@ -310,8 +334,8 @@ class Panel:
             report.sections(), key=lambda part: not isinstance(part.body, Graph)
         )
         page = as_html(pictures_first, report.remarks(), _SAVED_ROWS)
-        said = f"<p><code>{html.escape(line)}</code></p>"
-        return {"text/html": f'<div class="{name}">{said}{page}</div>', "text/plain": line}
+        said = f"<p><code>{html.escape(self._line)}</code></p>"
+        return {"text/html": f'<div class="{name}">{said}{page}</div>', "text/plain": self._line}
 
 
 def panel(
@@ -324,23 +348,36 @@ def panel(
     dtype: str | None = None,
     attn: str | None = None,
     base: bool = False,
+    hardware: str | None = None,
     trust_remote_code: bool = False,
 ) -> Panel:
     """Dropdowns and sliders to explore a model with, in a notebook.
 
     `model` is what `llmsim.trace` takes, or nothing to begin without one; `view` is one of
-    summary, ops, multi-config, deps, topological and costs. Raises `InvalidValue`.
+    summary, ops, multi-config, deps, topological, costs and memory; `hardware` names a device of
+    the catalogue. Raises `InvalidValue` and `UnknownHardware`.
     """
+    if view not in VIEWS:
+        raise InvalidValue("view", view, one_of(VIEWS))
+    workload = Workload(phase, batch, DEFAULT_CONTEXT if context is None else context)
+    if model is not None and not isinstance(model, str) and not is_model(model):
+        raise InvalidValue("model", type(model).__name__, "a name, a PretrainedConfig or a module")
     return Panel(
         Request(
             model,
             (view,),
-            (phase,),
-            (batch,),
-            () if context is None else (context,),
+            (workload.phase,),
+            (workload.batch,),
+            (workload.context,),
             Build(base, attn, dtype, trust_remote_code),
+            deployed=Deployment() if hardware is None else Deployment((hardware,)),
         )
     )
+
+
+def _workload(report: Report) -> str:
+    many = report.sweep is not None and len(report.sweep.traces)
+    return f"{many} workloads" if many else str(report.trace.workload)
 
 
 def _in_one_line(error: Exception) -> str:

@@ -44,8 +44,8 @@ class Controls:
         )
         self.view = _dropdown("View", [(title, view) for view, title in TITLES.items()])
         self.phase = _dropdown("Phase", PHASES)
-        self.batch = _slider("Batch", _BATCHES, _first(request.batches, 1))
-        self.context = _slider("Context", _CONTEXTS, _first(request.contexts, DEFAULT_CONTEXT))
+        self.batch = Size("Batch", _BATCHES, _first(request.batches, 1))
+        self.context = Size("Context", _CONTEXTS, _first(request.contexts, DEFAULT_CONTEXT))
         self.dtype = _dropdown("Dtype", [("the config's", ""), *_same(DTYPES)])
         self.attn = _dropdown("Attention", [("the model's", ""), *_same(ATTENTIONS)])
         self.base = _dropdown("Head", [("as declared", False), ("none (base model)", True)])
@@ -56,7 +56,7 @@ class Controls:
         self.depth = _dropdown("Open to", _DEPTHS)
         self.level = _dropdown("A node is", [*_same(LEVELS)])
         self.layers = _dropdown("Layers", _LAYERS)
-        self.view.value = request.views[0]
+        self.view.value = _first(request.views, "summary")
         self.phase.value = _first(request.phases, PHASES[0])
         self.dtype.value, self.attn.value = build.dtype or "", build.attn or ""
         self.base.value = build.base
@@ -68,6 +68,13 @@ class Controls:
         self.level.value = drawn.level
         _choose(self.depth, drawn.depth or 0)
         _choose(self.layers, drawn.layers)
+        self.view.observe(self._allow, "value")
+        self._allow()
+
+    def _allow(self, _: Any = None) -> None:
+        """The view of many workloads takes the usual ones."""
+        for control in (self.phase, *self.batch, *self.context):
+            control.disabled = self.view.value == "multi-config"
 
     @property
     def drawing(self) -> tuple[widgets.Widget, ...]:
@@ -75,7 +82,7 @@ class Controls:
         return self.depth, self.level, self.layers
 
     def __iter__(self) -> Iterator[widgets.Widget]:
-        yield from (self.model, self.view, self.phase, self.batch, self.context)
+        yield from (self.model, self.view, self.phase, *self.batch, *self.context)
         yield from (self.dtype, self.attn, self.base)
         yield from (self.hardware, self.weights, self.cache, self.tp)
 
@@ -108,19 +115,42 @@ class Controls:
         """One workload; for the view of many the eight usual ones."""
         if self.view.value == "multi-config":
             return (), (), ()
-        return (self.phase.value,), (self.batch.value,), (self.context.value,)
+        return (self.phase.value,), (self.batch.number.value,), (self.context.number.value,)
 
 
 def _dropdown(label: str, options: Sequence[Any]) -> widgets.Dropdown:
     return widgets.Dropdown(options=options, description=label)
 
 
-def _slider(label: str, sizes: Sequence[int], value: int) -> widgets.SelectionSlider:
-    """The usual sizes, and the one given."""
-    options = [(f"{size:,}", size) for size in sorted({*sizes, value})]
-    return widgets.SelectionSlider(
-        options=options, value=value, description=label, continuous_update=False
-    )
+class Size:
+    """A number, and a slider over the usual ones; the number is what counts."""
+
+    def __init__(self, label: str, usual: Sequence[int], value: int) -> None:
+        self._usual = usual
+        self.number = widgets.BoundedIntText(value, 1, 2**31 - 1, description=label)
+        self.slider = widgets.SelectionSlider(
+            options=[(f"{size:,}", size) for size in usual],
+            value=self._nearest(value),
+            description=f"{label} slider",
+            readout=False,
+            continuous_update=False,
+        )
+        self.number.observe(self._typed, "value")
+        self.slider.observe(self._slid, "value")
+
+    def __iter__(self) -> Iterator[widgets.Widget]:
+        yield from (self.number, self.slider)
+
+    def _nearest(self, value: int) -> int:
+        """The largest usual size that is not larger."""
+        return max(size for size in self._usual if size <= value)
+
+    def _typed(self, change: Any) -> None:
+        self.slider.value = self._nearest(change["new"])
+
+    def _slid(self, change: Any) -> None:
+        if self._nearest(self.number.value) != change["new"]:
+            self.number.value = change["new"]
 
 
 def _choose(dropdown: widgets.Dropdown, value: Any) -> None:

@@ -32,17 +32,23 @@ class Export:
         for button, content in self._files.values():
             button.on_msg(partial(self._send, content))
         self._folder = widgets.Text("tables", description="Folder", continuous_update=False)
-        self._save = widgets.Button(description="Save all", disabled=True)
+        self._save = widgets.Button(
+            description="Save",
+            disabled=True,
+            tooltip="tables, graphs and page of this tab, in a folder of their own",
+        )
         self._save.on_click(self._write)
         self._line, self._call = Code(label="magic"), Code(label="Python")
         buttons = [button for button, _ in self._files.values()]
         bar = widgets.HBox([widgets.Label("Download"), *buttons, self._folder, self._save])
         bar.add_class("llmsim-controls")
         self.widget = widgets.VBox([bar, self._line, self._call])
+        self.widget.layout.display = "none"  # until there is something to take
 
     def show(self, report: Report, request: Request, *, is_variable: bool) -> None:
         self._report = report
         self._save.disabled = False
+        self.widget.layout.display = ""
         for name, (button, _) in self._files.items():
             button.is_disabled = name in ("SVG", "DOT") and not report.drawings
         self._line.text = magic_line(request)
@@ -64,9 +70,9 @@ class Export:
     def _write(self, _: Any) -> None:
         if self._report is None:
             return
-        folder = Path(self._folder.value.strip()).expanduser()
+        folder = Path(self._folder.value.strip() or ".").expanduser() / _stem(self._report)
         try:
-            written = self._report.to_csv(self._folder.value.strip())
+            written = self._report.to_csv(folder)
             drawings = self._report.drawings.items()
             written += [graph.save(folder / f"{name}.dot") for name, graph in drawings]
             written.append(self._report.to_html(folder / "report.html"))
@@ -102,6 +108,6 @@ def _stem(report: Report) -> str:
     last = report.trace.model.name.rpartition("/")[2]
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in last).strip(".-") or "model"
     view = report.views[0]
-    if view == "multi-config":
+    if report.sweep is not None:
         return f"{name}-{view}"
     return f"{name}-{work.phase}-{work.batch}x{work.context}-{view}"

@@ -1,7 +1,7 @@
 """The table of operators, filtered, and whatever shows the one that is chosen."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
@@ -14,9 +14,12 @@ from llmsim_magic.views.filters import layers_of, matching
 from llmsim_magic.views.page import Section, as_html
 from llmsim_magic.views.prose import Prose, explain_operator
 
-Choose = Callable[[int], None]  # an operator, by its order
-_AT_FIRST = ("order", "path", "op", "layer", "input_shapes", "output_shapes", "params", "flops",
-             "bytes_read", "bytes_written")  # fmt: skip
+if TYPE_CHECKING:
+    import pandas as pd
+
+Choose = Callable[[int | None], None]  # an operator, by its order, or none
+_AT_FIRST = ["path", "op", "layer", "params", "flops", "bytes_read", "bytes_written",
+             "input_shapes", "output_shapes"]  # fmt: skip
 _EVERY, _OUTSIDE = ("all", ""), ("outside of layers", (None,))
 _KINDS = [_EVERY, ("modules", "module"), ("functions", "function")]
 
@@ -32,7 +35,7 @@ class Detail:
         if order is None:
             self.widget.value = self._hint
             return
-        row = Section(f"Operator {order}", report.ops.loc[[order]])
+        row = Section(f"Operator {order}", report.ops.loc[[order], _AT_FIRST])
         arithmetic = Section("Its arithmetic", Prose(explain_operator(report.trace, order)))
         self.widget.value = as_html((row, arithmetic), ())
 
@@ -86,7 +89,9 @@ class Operators:
         self._path = widgets.Text(
             description="Path", placeholder="part of a path", continuous_update=False
         )
-        self._number = widgets.BoundedIntText(value=0, min=0, description="Operator")
+        self._number = widgets.Text(
+            description="Operator", placeholder="its number", continuous_update=False
+        )
         self._number.observe(self._typed, "value")
         filters = [self._layer, self._kind, self._path]
         for control in filters:
@@ -116,30 +121,39 @@ class Operators:
         options = [_EVERY, _OUTSIDE, *((str(layer), (layer,)) for layer in layers_of(report.ops))]
         if list(self._layer.options) != options:
             self._layer.options = options
-        self._number.max = max(len(report.ops) - 1, 0)
         self._report = report
 
     def _explain(self, report: Report, order: int | None) -> None:
         self._detail.show(report, order)
+        self._number.value = "" if order is None else str(order)
         if order is None:
             self._place.hide()
             return
-        self._number.value = order
         self._graph = self._graph or report.dependency_graph()
         self._place.show(self._graph, order)
 
     def _filter(self, _: Any = None) -> None:
         if self._report is not None:
-            table = matching(
-                self._report.ops,
-                path=self._path.value.strip(),
-                layers=self._layer.value or None,
-                kind=self._kind.value or None,
-                order=self._order,
-            )
+            table = self._matching(self._report)
             hidden = [str(name) for name in table if name not in _AT_FIRST]
-            self._table.show(table, hidden, self._order)
+            self._table.show(table[_AT_FIRST + hidden], hidden, self._order)
+
+    def _matching(self, report: Report) -> "pd.DataFrame":
+        """The rows that the filters leave; all of them where they would hide the one chosen."""
+        table = matching(
+            report.ops,
+            path=self._path.value.strip(),
+            layers=self._layer.value or None,
+            kind=self._kind.value or None,
+        )
+        return report.ops if self._order is not None and self._order not in table.index else table
 
     def _typed(self, change: Any) -> None:
-        if self._report is not None and change["new"] != self._order:
-            self._chosen(change["new"])
+        """A number that is no operator's goes back to the one chosen."""
+        report, text = self._report, change["new"].strip()
+        if report is None or text == ("" if self._order is None else str(self._order)):
+            return
+        if text and not (text.isdecimal() and int(text) < len(report.ops)):
+            self._number.value = "" if self._order is None else str(self._order)
+        else:
+            self._chosen(int(text) if text else None)

@@ -73,7 +73,9 @@ class Drawn:
         self._detail = Detail("Click a node, or find it by name, to see its row and arithmetic.")
         bar = widgets.HBox(controls)
         bar.add_class("llmsim-controls")
-        self.widget = widgets.VBox([bar, self._picture.widget, self._detail.widget])
+        beside = widgets.HBox([self._picture.widget, self._detail.widget])
+        beside.add_class("llmsim-beside")
+        self.widget = widgets.VBox([bar, beside])
 
     def prepare(self, report: Report, cancelled: IsCancelled) -> None:
         report.drawings[self._view].prepare(cancelled)

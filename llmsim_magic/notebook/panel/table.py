@@ -1,8 +1,10 @@
 """A table to sort, search and choose columns and rows of; long ones are loaded as they are."""
 
+import uuid
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+from itables import JavascriptFunction
 from itables.widget import ITable
 
 from llmsim_magic.views.page import readable
@@ -12,11 +14,26 @@ if TYPE_CHECKING:
 
 _ROWS = 12
 _LAYOUT = {
-    "topStart": {"buttons": [{"extend": "colvis", "text": "Columns"}]},
+    "topStart": {
+        "buttons": [
+            {
+                "extend": "colvis",
+                "text": "Columns",
+                "background": False,
+                "collectionLayout": "fixed three-column",
+            }
+        ]
+    },
     "topEnd": "search",
     "bottomStart": "info",
     "bottomEnd": "paging",
 }
+# The page that a row stands on, in whatever order the rows are.
+_SHOW_ROW = """function () {
+  const table = this.api(), rows = table.rows({order: "current", search: "applied"}).indexes();
+  const place = rows.indexOf(%d);
+  if (place >= 0) table.page(Math.floor(place / table.page.len())).draw("page");
+}"""
 
 
 class Table:
@@ -26,6 +43,7 @@ class Table:
         self._chosen = chosen
         self._labels: list[Any] = []
         self.selected: Any = None
+        self._name = f"llmsim-{uuid.uuid4().hex}"
         self.widget = ITable(text_in_header_can_be_selected=False)  # a click on it sorts
         self.widget.observe(self._row, "selected_rows")
 
@@ -39,20 +57,23 @@ class Table:
         options: dict[str, Any] = {
             "layout": _LAYOUT,
             "pageLength": _ROWS,
+            "table_id": self._name,
+            "style": "table-layout:auto;width:auto;margin:0",
+            "stateSave": True,  # order, search and columns stay when other rows are shown
+            "stateDuration": -1,
             "maxBytes": 0,
             "text_in_header_can_be_selected": False,
             "showIndex": False,
             "columnDefs": [{"visible": False, "targets": places}] if places else [],
             "select": "single" if self._chosen else False,
             "selected_rows": [] if selected is None else [selected],
-            "warn_on_undocumented_option": False,  # of the next one, which DataTables has
-            "displayStart": (selected or 0) // _ROWS * _ROWS,
+            "initComplete": JavascriptFunction(_SHOW_ROW % (-1 if selected is None else selected)),
         }
         self.widget.update(cells, **options)
 
     def _row(self, change: Any) -> None:
         """Told of by the widget, or set here: then it is the one selected already."""
         row = self._labels[change["new"][0]] if change["new"] else None
-        if self._chosen and row is not None and row != self.selected:
+        if self._chosen and row != self.selected:
             self.selected = row
             self._chosen(row)

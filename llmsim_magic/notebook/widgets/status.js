@@ -41,7 +41,12 @@ const tellOfSilence = (model, el, said, show) => {
     timer = setTimeout(() => {
       said.textContent = "a cell is running: the panel answers when it is done";
     }, PATIENCE_MS);
-    model.send("are you there?");
+    try {
+      model.send("are you there?");
+    } catch {
+      clearTimeout(timer);
+      said.textContent = "the kernel was restarted: run this cell again";
+    }
   };
   const heard = () => {
     clearTimeout(timer);
