@@ -203,8 +203,12 @@ def _rows(record: Record, tensors: tuple[int, ...]) -> int:
 
 
 def _dtype(tensor: Tensor) -> str:
-    """The arithmetic of a tensor; what is none of those is worked on in 32 bits."""
+    return worked_in(tensor.dtype)
+
+
+def worked_in(dtype: str) -> str:
+    """The arithmetic of a dtype; what is none of those is worked on in 32 bits."""
     try:
-        return arithmetic(tensor.dtype)
+        return arithmetic(dtype)
     except InvalidValue:
         return "fp32"
