@@ -20,7 +20,8 @@ from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import CannotPredict, InvalidValue
 from llmsim_magic.records.record import Record
 from llmsim_magic.records.trace import Trace
-from llmsim_magic.views.roofline_plot import _apart, _dots, roofline_plot
+from llmsim_magic.views.roofline_figure import apart
+from llmsim_magic.views.roofline_plot import dots, roofline_plot
 from tests import small
 
 pytest.importorskip("matplotlib")
@@ -78,21 +79,21 @@ def test_readers_are_told_what_eyes_see() -> None:
     assert str(title.text).startswith(plot.title)
     assert "ms" in str(title.text) or "µs" in str(title.text)
     told = [t.text for group in root.iter(f"{SVG}g") for t in group.findall(f"{SVG}title")]
-    assert len(told) == len(_dots(traced(), timed()))
+    assert len(told) == len(dots(traced(), timed()))
     assert all("FLOP/s" in str(text) and "binds" in str(text) for text in told)
 
 
 def test_layers_that_repeat_are_drawn_once_and_counted() -> None:
-    dots = _dots(traced(), timed())
-    assert sum(dot.count for dot in dots) == len(points(timed()))
-    assert {dot.count for dot in dots} == {1, 2}  # the head, and what is in both layers
+    drawn = dots(traced(), timed())
+    assert sum(dot.count for dot in drawn) == len(points(timed()))
+    assert {dot.count for dot in drawn} == {1, 2}  # the head, and what is in both layers
     spent = sum(timed().operators[point.order].seconds for point in points(timed()))
-    assert sum(dot.share for dot in dots) == pytest.approx(spent / timed().seconds)
+    assert sum(dot.share for dot in drawn) == pytest.approx(spent / timed().seconds)
 
 
 def test_every_dot_lies_in_its_bar() -> None:
     assert all(
-        dot.point.low <= dot.point.flops_per_s <= dot.point.high for dot in _dots(traced(), timed())
+        dot.point.low <= dot.point.flops_per_s <= dot.point.high for dot in dots(traced(), timed())
     )
 
 
@@ -100,7 +101,7 @@ def test_it_names_the_device_the_units_and_each_class() -> None:
     seen = words(roofline_plot(traced(), timed()).svg)
     assert any("H100-SXM5-80GB" in text for text in seen)
     assert "predicted performance (FLOP/s)" in seen
-    for kind in {dot.kind for dot in _dots(traced(), timed())}:
+    for kind in {dot.kind for dot in dots(traced(), timed())}:
         assert kind in seen
     assert any(text.startswith("memory: 3.35 TB/s") for text in seen)
     assert any("fp32" in text and "TFLOP/s" in text for text in seen)
@@ -189,7 +190,7 @@ def test_matplotlib_is_loaded_at_first_use_and_pyplot_never() -> None:
     "heights", [[5.0], [5.0, 5.0, 5.0], [0.0, 1.0, 90.0], [100.0, 99.0, 98.0, 50.0, 3.0]]
 )
 def test_names_are_moved_apart_within_the_frame_and_keep_their_order(heights: list[float]) -> None:
-    placed = _apart(heights, 10.0, 10.0, 90.0)
+    placed = apart(heights, 10.0, 10.0, 90.0)
     falling = sorted(placed, reverse=True)
     assert all(above - below >= 10 for above, below in pairwise(falling))
     assert all(10 <= height <= 90 for height in placed)
