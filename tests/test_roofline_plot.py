@@ -24,7 +24,6 @@ from llmsim_magic.views.roofline_figure import apart
 from llmsim_magic.views.roofline_plot import dots, roofline_plot
 from tests import small
 
-pytest.importorskip("matplotlib")
 H100 = accelerators.find("H100-SXM5-80GB")
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = '<script>alert("1")</script>&amp;$\\frac{1}{0}$\x1b[0m\nname'

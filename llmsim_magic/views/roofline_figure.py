@@ -62,12 +62,12 @@ def figure(scene: Scene) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, 6.0), facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.1, 0.145, 0.87, 0.765))
+    sheet = Figure(figsize=(9.6, 6.0), facecolor="white")
+    FigureCanvasAgg(sheet)
+    axes = sheet.add_axes((0.1, 0.145, 0.87, 0.765))
     _frame(axes, scene)
-    figure.text(0.1, 0.945, scene.title, size=12, weight="bold", color=_INK, parse_math=False)
-    figure.text(0.1, 0.025, scene.note, size=8.5, color="#555555", parse_math=False)
+    sheet.text(0.1, 0.945, scene.title, size=12, weight="bold", color=_INK, parse_math=False)
+    sheet.text(0.1, 0.025, scene.note, size=8.5, color="#555555", parse_math=False)
     for roof in scene.roofs:
         _roof(axes, roof, is_own=roof.dtype == scene.own)
     _roof_names(axes, scene)
@@ -78,7 +78,7 @@ def figure(scene: Scene) -> "Figure":
     named = [dot for dot in scene.dots[:_NAMED] if dot.share >= _LEAST]
     _names(axes, named, min([_own(scene).peak_flops, axes.get_ylim()[1]]))
     _legend(axes, styles)
-    return figure
+    return sheet
 
 
 def _own(scene: Scene) -> Roof:
