@@ -1,15 +1,19 @@
 """What a pass reads of its weights as they are stored: the bytes that memory says they take."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.latency import latency
+from llmsim_magic.analyses.roofline import estimate
 from llmsim_magic.analyses.sized import Stored, sizes
 from llmsim_magic.analyses.storing import stored_as
 from llmsim_magic.analyses.weights import weights
 from llmsim_magic.catalog import accelerators
+from llmsim_magic.catalog.calibration import calibration
+from llmsim_magic.records.accelerator import Accelerator
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.sizes import Attention, Matmul
 from llmsim_magic.records.trace import Trace
@@ -106,10 +110,10 @@ def test_integers_are_weight_only(dtype: str) -> None:
     assert products(trace, stored)["model.layers.0.mlp.up_proj"].dtype == "fp32"
 
 
-def test_blocks_that_share_a_scale_are_a_class_of_their_own() -> None:
+def test_a_checkpoint_in_fp8_is_multiplied_so_but_for_its_head() -> None:
     trace = traced(small.llama(), FP8)
     kinds = {path: size.kind for path, size in products(trace, stored_as(trace, H100)).items()}
-    assert kinds["model.layers.0.mlp.up_proj"] == "matmul fp8 by block"
+    assert kinds["model.layers.0.mlp.up_proj"] == "matmul fp8"
     assert kinds["lm_head"] == "matmul 16-bit"
     widened = products(trace, stored_as(trace, A100))["model.layers.0.mlp.up_proj"]
     assert widened.kind == "matmul 16-bit"
@@ -135,3 +139,16 @@ def test_a_dtype_that_does_not_exist_is_one_line(wrong: dict[str, str]) -> None:
     with pytest.raises(InvalidValue, match="one of") as caught:
         stored_as(traced(small.llama()), H100, **wrong)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device", [H100, accelerators.find("H200-SXM-141GB")])
+def test_packed_experts_take_no_less_than_memory_needs_to_read_them(device: Accelerator) -> None:
+    """All 256 of a layer, one token each: blocks of scales change that little."""
+    trace = traced(small.mixtral(), FP8)
+    stored = stored_as(trace, device)
+    found = [size for path, size in multiplied(trace, stored) if path.endswith("experts")]
+    wide = [replace(size, m=1, n=4096, k=7168, groups=256) for size in found]
+    assert wide
+    for size in wide:
+        least = size.weight_bytes / (device.bandwidth_bytes_per_s or 1)
+        assert estimate(size, device, calibration(), cold=True).seconds > 0.9 * least

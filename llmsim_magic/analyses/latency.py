@@ -195,7 +195,7 @@ def _merged(
             if isinstance(size, Matmul) and size.groups == 1 and inputs:
                 # Where a scale's last block is not full makes no two matrices unlike.
                 bits = None if size.weight_bits is None else round(size.weight_bits, 1)
-                key = (inputs[0], size.m, size.k, size.dtype, size.scaled, bits)
+                key = (inputs[0], size.m, size.k, size.dtype, bits)
                 readers.setdefault(key, []).append((order, place, size))
     found = {}
     for alike in readers.values():

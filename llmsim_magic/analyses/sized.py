@@ -31,7 +31,7 @@ class Stored:
     and widened to the traced dtype. `group` weights share a scale and a zero point of 16 bits each.
     `packed` names the parameters that are so stored, each with the bits of one of its weights,
     scales and zero points included; all others are as traced. Without it every weight is stored
-    so. `by_block` says that blocks of rows and columns share a scale.
+    so.
     """
 
     weights: str | None = None
@@ -39,7 +39,6 @@ class Stored:
     activations: str | None = None
     group: int | None = None
     packed: Mapping[str, float] | None = field(default=None, hash=False)
-    by_block: bool = False
 
     def __post_init__(self) -> None:
         for name in (self.weights, self.cache, self.activations):
@@ -157,10 +156,8 @@ def _matmul(
     multiplied = None if bits is None else stored.multiplied
     if multiplied is not None:
         accelerator.peak(multiplied)
-    return Matmul(
-        *(max(-(-rows // groups), 1), max(columns, 1), length, multiplied or dtype, groups, bits),
-        "block" if multiplied and stored.by_block else "tensor",
-    )
+    rows, columns = max(-(-rows // groups), 1), max(columns, 1)
+    return Matmul(rows, columns, length, multiplied or dtype, groups, bits)
 
 
 def _weight(record: Record, kernel: Kernel) -> str | None:
@@ -203,8 +200,12 @@ def _rows(record: Record, tensors: tuple[int, ...]) -> int:
 
 
 def _dtype(tensor: Tensor) -> str:
-    """The arithmetic of a tensor; what is none of those is worked on in 32 bits."""
+    return worked_in(tensor.dtype)
+
+
+def worked_in(dtype: str) -> str:
+    """The arithmetic of a dtype; what is none of those is worked on in 32 bits."""
     try:
-        return arithmetic(tensor.dtype)
+        return arithmetic(dtype)
     except InvalidValue:
         return "fp32"

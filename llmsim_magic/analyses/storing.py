@@ -25,6 +25,9 @@ def stored_as(
     and widened. bf16, fp16 and fp32 cast every weight, and products stay in the traced dtype.
     Without a choice keys and values are as traced.
 
+    Products whose scales are shared by block are timed as if by tensor: what was measured of them
+    has a floor ten times that of others, so it tells little of how fast memory is read.
+
     Raises `InvalidValue` for a dtype that does not exist, or a packing that is not known here.
     """
     name = None if weight_dtype is None else layouts.weight_dtype(weight_dtype)
@@ -33,13 +36,7 @@ def stored_as(
     if packing is None:
         return Stored(name, cache)
     multiplied = packing.arithmetic if packing.arithmetic in accelerator.peak_flops else None
-    return Stored(
-        name or packing.arithmetic,
-        cache,
-        multiplied,
-        packed=_bits(trace, packing),
-        by_block=packing.rows > 1 and packing.columns > 1,
-    )
+    return Stored(name or packing.arithmetic, cache, multiplied, packed=_bits(trace, packing))
 
 
 def _bits(trace: Trace, packing: Packing) -> dict[str, float]:
