@@ -206,11 +206,23 @@ def report(
     yield "## As if the device had never been measured"
     yield ""
     yield from _table(unseen)
+    yield ""
+    yield "Median over the devices of their median errors: " + ", ".join(_over_devices(unseen))
     if left_out:
         yield ""
         yield "## Rows left out"
         yield ""
         yield from (f"* {number}: {why}" for why, number in left_out.most_common())
+
+
+def _over_devices(scores: list[dict[str, object]]) -> Iterator[str]:
+    """Each class, and all: a device counts as one however often it was measured."""
+    every = [float(str(s["median_ape"])) for s in scores]
+    for scored in dict.fromkeys(str(s["class"]) for s in scores):
+        some = [float(str(s["median_ape"])) for s in scores if s["class"] == scored]
+        yield f"{scored} {np.median(some):.1%}"
+    if every:
+        yield f"all {np.median(every):.1%}."
 
 
 def _table(scores: list[dict[str, object]]) -> Iterator[str]:

@@ -27,7 +27,15 @@ _COLLECTIVES = {
     "reducescatter": "reduce_scatter",
     "alltoall": "all_to_all",
 }
-_ATTENTIONS = ("attention", "attn_decode", "attn_prefill", "mha")
+_ATTENTIONS = (
+    "attention",
+    "attn_decode",
+    "attn_prefill",
+    "mha",
+    "sdpa",
+    "flash_attn",
+    "paged_attn",
+)
 _UNMASKED = ("noncausal", "non-causal", "bidirectional", "full")
 _STREAMS = {
     "softmax": "softmax",
@@ -175,6 +183,8 @@ def _attention(row: Row, model: str) -> Attention:
     def whole(*names: str) -> int:
         return next((int(float(row[name])) for name in names if _has(row, name)), 0)
 
+    if whole("prefill_chunk") and whole("n_decode"):
+        raise LeftOut("prefill and decode in one kernel: their times cannot be told apart")
     batch = whole("n_decode", "sequences", "batch") or 1
     keys = whole("kv_len", "kv_decode")
     queries = whole("seq", "seq_len", "prefill_chunk") or 1

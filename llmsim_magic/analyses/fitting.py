@@ -18,7 +18,7 @@ from llmsim_magic.records.calibration import Band, Constants, Fitted, Sample, Su
 
 Array = NDArray[np.float64]
 
-START = Constants(5e-6, 1.3, 1.2, 2.0, 1e-8, 0.5, 1.0, 0.0)
+START = Constants(5e-6, 1.3, 1.2, 2.0, 1e-6, 0.5, 1.0, 0.0)
 # What a tile's fixed work may be worth, and how much of a cache a benchmark may leave to each of
 # the copies that it takes in turn: the best of these are kept.
 TILES = (0.0, 20.0)

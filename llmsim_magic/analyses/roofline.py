@@ -49,6 +49,7 @@ class Estimate:
 class Terms:
     """A kernel's work in seconds at a device's full figures.
 
+    `items` are the sequences of attention that fall to one compute unit, or the other ranks.
     `fresh_s` and `resident_s` are memory's: what comes from it, and what a cache may still hold.
     `wave` says by how many powers of two whole waves of tiles exceed the tiles.
     """
@@ -156,7 +157,7 @@ def terms_of(
         compute = size.flops / accelerator.peak(size.dtype)
         tiles = size.batch * size.heads * math.ceil(size.queries / 128)
         wave = 0.0 if size.queries == 1 else _wave(tiles, accelerator.compute_units)
-        return Terms(compute, *memory, size.batch, wave)
+        return Terms(compute, *memory, size.batch / (accelerator.compute_units or 1), wave)
     return Terms(0.0, *memory, 0.0, 0.0)
 
 

@@ -37,7 +37,8 @@ _ATTENTIONS = (  # batch, heads, key-value heads, head size, queries, keys
     *((4, 16, 8, 128, 128, 128), (1, 12, 12, 64, 128, 128)),
 )
 _ROWS = (1, 16, 128, 1024)  # of 1024 or 3072 elements, worked on element by element
-_BUDGET_S = 22.0
+_BUDGET_S = 20.0
+_LEAST_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +77,21 @@ def measure() -> Measurement:
 def _times(jobs: Sequence[_Job]) -> list[float]:
     """Seconds of each job in the midst of the others."""
     times: list[list[float]] = [[] for _ in jobs]
-    started = time.perf_counter()
-    shuffled = Random(0)  # noqa: S311 - an order, no secret
-    while time.perf_counter() - started < _BUDGET_S or len(times[0]) < 3:
-        for place in shuffled.sample(range(len(jobs)), len(jobs)):
-            for tensor in jobs[place].given:
-                tensor.mul_(1)
-            times[place] += _once(jobs[place].run)
+    ends = time.perf_counter() + _BUDGET_S
+    for place in _rounds(len(jobs)):
+        if time.perf_counter() > ends and min(map(len, times)) >= _LEAST_ROUNDS:
+            break
+        for tensor in jobs[place].given:
+            tensor.mul_(1)
+        times[place] += _once(jobs[place].run)
     return [min(each) for each in times]
+
+
+def _rounds(number: int) -> Iterator[int]:
+    """Every place, again and again, each time in a new order."""
+    shuffled = Random(0)  # noqa: S311 - an order, no secret
+    while True:
+        yield from shuffled.sample(range(number), number)
 
 
 def _once(run: Callable[[], object], repeats: int = 1) -> list[float]:

@@ -25,7 +25,8 @@ class Constants:
 
     `launch_s`: the least time of a kernel replayed in a graph; `regimes_s`: what other ways to
     start it add. `compute` and `memory`: how many times longer than at peak and at full bandwidth;
-    `sharpness`: how well the two overlap (1 not at all). `item_s`: for each sequence, row or rank.
+    `sharpness`: how well the two overlap (1 not at all). `item_s`: for each sequence that a
+    compute unit is given, or each other rank.
     `hot`: what share of the time data takes that the last-level cache still holds, of which
     `cached` is there for it. `tile`: how many rows and columns of a tile the fixed work of a tile
     is worth.
