@@ -294,7 +294,7 @@ def test_catalogued_models_are_halved_by_their_plans(name: str) -> None:
 def test_every_style_of_transformers_is_known() -> None:
     from transformers.integrations.tensor_parallel import ALL_PARALLEL_STYLES
 
-    from llmsim_magic.capture.sharding import STYLES
+    from llmsim_magic.capture.plans import STYLES
 
     # Of no model's plan: an engine's own kernel, and a layout of the sequence.
     unused = {"sequence_parallel", "megamoe_router", "megamoe_experts"}
