@@ -13,7 +13,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.analyses.lifetimes import lives, peak_activations, peak_of_all_made
 from llmsim_magic.analyses.memory import cache_bytes, memory
 from llmsim_magic.analyses.packing import WEIGHT_DTYPES, declared
-from llmsim_magic.analyses.weights import weights
+from llmsim_magic.analyses.weights import stored_bytes, weights
 from llmsim_magic.capture.tensors import held_tensors
 from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.errors import InvalidValue
@@ -104,6 +104,7 @@ def test_no_parameter_is_lost_or_counted_twice(name: str, dtype: str) -> None:
     total = sum(p.numel for p in trace.parameters if p.tied_to is None and not p.is_buffer)
     itemsize = {"bf16": 2, "fp16": 2, "fp32": 4}.get(dtype, 4)
     assert found.as_they_are == (total - found.quantised_parameters) * itemsize
+    assert sum(stored_bytes(trace, dtype).values()) == found.nbytes
 
 
 def test_deepseek_is_what_its_files_hold() -> None:
@@ -165,6 +166,14 @@ CASES: list[tuple[dict[str, Any], float]] = [
 @pytest.mark.parametrize(("config", "nbytes"), CASES)
 def test_a_config_is_read_as_its_format_stores_it(config: dict[str, Any], nbytes: float) -> None:
     assert sum(declared(config, "model").parts((256, 512))) == nbytes
+
+
+@pytest.mark.parametrize("structure", [[128, 128], "128x128"])
+def test_blocks_are_written_in_two_ways(structure: Any) -> None:
+    weights_of = {"num_bits": 8, "strategy": "block", "block_structure": structure}
+    groups = {"group_0": {"weights": weights_of}}
+    config = {"quant_method": "compressed-tensors", "config_groups": groups}
+    assert sum(declared(config, "model").parts((256, 512))) == 256 * 512 + 2 * 4 * 2
 
 
 def test_blocks_at_the_edges_of_a_matrix_have_scales_too() -> None:

@@ -18,6 +18,7 @@ from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import Workload
 from llmsim_magic.simulate.loading import recipe_of, traced
 from llmsim_magic.simulate.request import Build
+from llmsim_magic.simulate.spreading import stages
 from llmsim_magic.views.memory_tables import collectives_table, ranks_table, shards_table
 from llmsim_magic.views.tables import layers_table, ops_table
 from tests import small
@@ -209,11 +210,11 @@ def test_more_ranks_than_a_token_has_experts() -> None:
 @pytest.mark.parametrize("workload", [PREFILL, DECODE], ids=str)
 def test_stages_have_all_layers_between_them(name: str, workload: Workload) -> None:
     whole = spread(small.CONFIGS[name](), workload)
-    stages = [spread(small.CONFIGS[name](), workload, pp=2, stage=stage) for stage in (0, 1)]
-    tables = sum(by_all(stage) for stage in stages) - by_all(whole)  # of positions, for each
-    assert sum(totals(stage).flops for stage in stages) == totals(whole).flops + tables
-    assert sum(cache_bytes(stage) for stage in stages) == cache_bytes(whole)
-    held = sum(totals(stage).parameter_bytes for stage in stages)
+    each = stages(small.CONFIGS[name](), Build(parallel=Parallel(pp=2)), workload)
+    tables = sum(by_all(stage) for stage in each) - by_all(whole)  # of positions, for each
+    assert sum(totals(stage).flops for stage in each) == totals(whole).flops + tables
+    assert sum(cache_bytes(stage) for stage in each) == cache_bytes(whole)
+    held = sum(totals(stage).parameter_bytes for stage in each)
     tied = {p.tied_to for p in whole.parameters if p.tied_to}
     twice = sum(p.nbytes for p in whole.parameters if p.name in tied)
     assert held == totals(whole).parameter_bytes + twice
@@ -294,7 +295,7 @@ def test_catalogued_models_are_halved_by_their_plans(name: str) -> None:
 def test_every_style_of_transformers_is_known() -> None:
     from transformers.integrations.tensor_parallel import ALL_PARALLEL_STYLES
 
-    from llmsim_magic.capture.sharding import STYLES
+    from llmsim_magic.capture.plans import STYLES
 
     # Of no model's plan: an engine's own kernel, and a layout of the sequence.
     unused = {"sequence_parallel", "megamoe_router", "megamoe_experts"}

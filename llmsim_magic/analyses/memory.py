@@ -54,7 +54,7 @@ def memory(
         cache=cache_bytes(trace, kv_dtype),
         activations=activations,
         runtime=runtime.context(ranks) if runtime else 0,
-        assumed=(*_assumed(stored, kv_dtype), why, *_of_runtime(runtime)),
+        assumed=(*_assumed(stored, kv_dtype), why, *_of_runtime(trace, runtime)),
     )
 
 
@@ -114,5 +114,10 @@ def _assumed(stored: Weights, dtype: str | None) -> tuple[str, ...]:
     return (f"weights {stored.assumed}", *filter(None, (cache,)))
 
 
-def _of_runtime(runtime: Runtime | None) -> tuple[str, ...]:
-    return () if runtime is None else (f"{runtime.name}: {runtime.note}",)
+def _of_runtime(trace: Trace, runtime: Runtime | None) -> tuple[str, ...]:
+    if runtime is None:
+        return ()
+    said = f"{runtime.name}: {runtime.note}"
+    if trace.model.attention != "eager" or not runtime.chunk_tokens:
+        return (said,)
+    return said, "eager attention holds its score matrix, which a runtime's own kernel does not"

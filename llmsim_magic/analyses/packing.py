@@ -45,10 +45,11 @@ class Packing:
         block = f"{self.rows or 'all'} × {self.columns or 'all'}"
         zero = f" and a {self.zero_bits:g}-bit zero point" if self.zero_bits else ""
         what = "experts" if self.targets_only_stacks else "linear layers and experts"
+        kept = f", and {len(self.left_out)} parts that its config names" if self.left_out else ""
         return (
             f"{self.name}: matrices of {what} inside the repeated layers in {self.code_bits} bits, "
             f"a {self.scale_bits:g}-bit scale{zero} for each block of {block} (outputs × inputs); "
-            "norms, embeddings, routers and the head as they are"
+            f"norms, embeddings, routers and the head as they are{kept}"
         )
 
     def parts(self, shape: Sequence[int]) -> tuple[int, int]:
@@ -124,6 +125,14 @@ def _group(size: object) -> int:
     return size if isinstance(size, int) and size > 0 else _ALL
 
 
+def _block(structure: object) -> tuple[int, int]:
+    """`[128, 128]` or `128x128`: outputs and inputs that share a scale."""
+    sizes = structure.split("x") if isinstance(structure, str) else structure
+    if not isinstance(sizes, Sequence) or len(sizes) != 2:
+        raise InvalidValue("block_structure", structure, "two sizes, such as [128, 128]")
+    return int(sizes[0]), int(sizes[1])
+
+
 def _gptq(config: Mapping[str, Any]) -> Packing:
     """`qweight` and `qzeros` packed, `scales` in float16, and the group of each input in int32."""
     bits, group = int(config.get("bits", 4)), _group(config.get("group_size", 128))
@@ -189,7 +198,7 @@ def _compressed_tensors(config: Mapping[str, Any]) -> Packing:
     if strategy == "tensor":
         rows = _ALL
     elif strategy == "block":
-        rows, columns = weights["block_structure"]
+        rows, columns = _block(weights.get("block_structure"))
     elif strategy in ("group", "tensor_group"):
         columns = _group(weights.get("group_size"))
     is_nvfp4 = strategy == "tensor_group"

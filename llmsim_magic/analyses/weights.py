@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from llmsim_magic.analyses.packing import ITEM_BITS, Packing, chosen, declared, weight_dtype
 from llmsim_magic.analyses.work import short_name
@@ -34,19 +35,24 @@ def weights(trace: Trace, dtype: str | None = None) -> Weights:
     Raises `InvalidValue` for a dtype that does not exist, or a checkpoint whose packing is not
     known here.
     """
-    name = None if dtype is None else weight_dtype(dtype)
-    packing = packing_of(trace, name)
-    own = [p for p in trace.parameters if p.tied_to is None and not p.is_buffer]
-    packed = matrices(trace, packing) if packing else {}
-    cast = ITEM_BITS[name] // 8 if name is not None and packing is None else None
-    parts = [packing.parts(shape) for shape in packed.values()] if packing else []
+    storing = _storing(trace, dtype)
+    stored = _stored(trace, storing)
+    matrices = storing.matrices
     return Weights(
-        as_they_are=sum(_nbytes(p, cast) for p in own if p.name not in packed),
-        codes=sum(codes for codes, _ in parts),
-        scales=sum(beside for _, beside in parts),
-        quantised_parameters=sum(p.numel for p in own if p.name in packed),
-        assumed=packing.described if packing else _said(trace, name),
+        as_they_are=sum(codes for name, (codes, _) in stored.items() if name not in matrices),
+        codes=sum(codes for name, (codes, _) in stored.items() if name in matrices),
+        scales=sum(beside for _, beside in stored.values()),
+        quantised_parameters=sum(prod(shape) for shape in matrices.values()),
+        assumed=storing.said,
     )
+
+
+def stored_bytes(trace: Trace, dtype: str | None = None) -> dict[str, int]:
+    """Bytes of each parameter as it is stored, scales included, by its first name.
+
+    Raises `InvalidValue` as `weights` does.
+    """
+    return {name: sum(parts) for name, parts in _stored(trace, _storing(trace, dtype)).items()}
 
 
 def packing_of(trace: Trace, dtype: str | None = None) -> Packing | None:
@@ -60,8 +66,38 @@ def packing_of(trace: Trace, dtype: str | None = None) -> Packing | None:
     return None if quantisation is None else declared(quantisation, trace.model.name)
 
 
-def _said(trace: Trace, name: str | None) -> str:
-    return f"every parameter in {name}" if name else f"as they are: {trace.model.dtype}"
+@dataclass(frozen=True, slots=True)
+class _Storing:
+    """How parameters are stored: `matrices` packed, all others of `itemsize` or as they are."""
+
+    packing: Packing | None
+    matrices: dict[str, tuple[int, ...]]
+    itemsize: int | None
+    said: str
+
+
+def _storing(trace: Trace, dtype: str | None) -> _Storing:
+    name = None if dtype is None else weight_dtype(dtype)
+    packing = packing_of(trace, name)
+    if packing is not None:
+        return _Storing(packing, matrices(trace, packing), None, packing.described)
+    if name is not None:
+        return _Storing(None, {}, ITEM_BITS[name] // 8, f"every parameter in {name}")
+    return _Storing(None, {}, None, f"as they are: {trace.model.dtype}")
+
+
+def _stored(trace: Trace, storing: _Storing) -> dict[str, tuple[int, int]]:
+    """Bytes of each parameter's values, and of scales and all beside them."""
+    found: dict[str, tuple[int, int]] = {}
+    for parameter in trace.parameters:
+        if parameter.tied_to is not None or parameter.is_buffer:
+            continue
+        shape = storing.matrices.get(parameter.name)
+        if shape is not None and storing.packing is not None:
+            found[parameter.name] = storing.packing.parts(shape)
+        else:
+            found[parameter.name] = (_nbytes(parameter, storing.itemsize), 0)
+    return found
 
 
 def _nbytes(parameter: Parameter, itemsize: int | None) -> int:

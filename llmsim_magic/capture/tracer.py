@@ -36,6 +36,7 @@ class ModuleCall:
     outputs: tuple[int, ...] = ()
     helpers: dict[int, "HelperCall"] = field(default_factory=dict)
     held: tuple[int, ...] = ()
+    has_layers: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -131,7 +132,7 @@ class Recorder:
                 return replayed.output
             first = self._marks()
             self.enter(layer.path, layer.module, (args, kwargs))
-            self.calls[-1].held = ()  # what is held beside a stack of layers is held after it
+            self._beside_layers()
         within, self._in_layer = self._in_layer, True
         output, run = None, None
         try:
@@ -146,6 +147,18 @@ class Recorder:
         if run is not None:
             self._spans[run] = self._span(first)
         return output
+
+    def _beside_layers(self) -> None:
+        """What its caller holds beside the first of its layers, it mostly holds beside all.
+
+        It changes from layer to layer, so that no layer that is replayed could say it.
+        """
+        layer, caller = self.calls[-1], self._open[-2] if len(self._open) > 1 else None
+        if caller is not None and not caller.has_layers:
+            caller.has_layers = True
+            given = set(layer.inputs)
+            caller.held += tuple(index for index in layer.held if index not in given)
+        layer.held = ()
 
     def _span(self, first: tuple[int, int, int]) -> Span:
         events, ran, calls = zip(first, self._marks(), strict=True)

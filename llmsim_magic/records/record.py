@@ -73,7 +73,7 @@ class Operator(Struct, frozen=True, gc=False):
 class Calls(Struct, frozen=True, gc=False):
     """How often a module was called, and the tensors of its first call.
 
-    `held` are tensors that its caller has names for meanwhile.
+    `held` are tensors that its caller has names for meanwhile, or itself beside its layers.
     """
 
     path: str
