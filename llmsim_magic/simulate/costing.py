@@ -23,7 +23,8 @@ from llmsim_magic.simulate.request import ALL, LOCAL, Deployment
 from llmsim_magic.simulate.sizing import Sizer
 from llmsim_magic.views import memory_tables, time_tables
 from llmsim_magic.views.costs import costs_table
-from llmsim_magic.views.roofline_plot import Plot, roofline_plot
+from llmsim_magic.views.plot import Plot
+from llmsim_magic.views.roofline_plot import roofline_plot
 from llmsim_magic.views.tables import layers_table
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from llmsim_magic.views import units
 from llmsim_magic.views.drawing import Graph
+from llmsim_magic.views.plot import Plot
 from llmsim_magic.views.prose import Prose
-from llmsim_magic.views.roofline_plot import Plot
 
 MOST_ROWS = 1500
 SCREENFUL = 50
