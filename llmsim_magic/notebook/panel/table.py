@@ -28,11 +28,16 @@ _LAYOUT = {
     "bottomStart": "info",
     "bottomEnd": "paging",
 }
-# The page that a row stands on, in whatever order the rows are.
-_SHOW_ROW = """function () {
-  const table = this.api(), rows = table.rows({order: "current", search: "applied"}).indexes();
-  const place = rows.indexOf(%d);
-  if (place >= 0) table.page(Math.floor(place / table.page.len())).draw("page");
+# Once drawn, the page that a row stands on, in whatever order the rows are.
+_SHOW_ROW = """function (settings) {
+  if (settings.isShown) return;
+  settings.isShown = true;
+  const table = this.api();
+  setTimeout(() => {
+    const rows = table.rows({order: "current", search: "applied"}).indexes();
+    const place = rows.indexOf(%d);
+    if (place >= 0) table.page(Math.floor(place / table.page.len())).draw("page");
+  });
 }"""
 
 
@@ -67,7 +72,7 @@ class Table:
             "columnDefs": [{"visible": False, "targets": places}] if places else [],
             "select": "single" if self._chosen else False,
             "selected_rows": [] if selected is None else [selected],
-            "initComplete": JavascriptFunction(_SHOW_ROW % (-1 if selected is None else selected)),
+            "drawCallback": JavascriptFunction(_SHOW_ROW % (-1 if selected is None else selected)),
         }
         self.widget.update(cells, **options)
 
