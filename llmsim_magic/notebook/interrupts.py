@@ -48,8 +48,9 @@ class Interrupts:
             self._soon(_AGAIN_S)
 
     def _interrupted(self, *_: Any) -> None:
+        """In a signal's handler: the loop sleeps, and must be woken to act."""
         for act in tuple(self._acts):
-            _loop().add_callback(act)
+            _loop().asyncio_loop.call_soon_threadsafe(act)
 
 
 def _loop() -> Any:

@@ -77,8 +77,11 @@ class Table:
         self.widget.update(cells, **options)
 
     def _row(self, change: Any) -> None:
-        """Told of by the widget, or set here: then it is the one selected already."""
+        """Told of by the widget, or set here: then it is the one selected already.
+
+        None is selected while the widget makes a table anew: that says nothing.
+        """
         row = self._labels[change["new"][0]] if change["new"] else None
-        if self._chosen and row != self.selected:
+        if self._chosen and row is not None and row != self.selected:
             self.selected = row
             self._chosen(row)
