@@ -75,6 +75,9 @@ def test_a_model_is_explored_and_what_was_seen_is_kept(page: Any, lab: tuple[str
     flops.click()
     page.wait_for_timeout(300)
     assert "39,829,110,784" in panel.visible("tbody tr").inner_text()  # the head's, the most
+    panel.root.get_by_label("Operator", exact=True).fill("")
+    panel.root.get_by_label("Operator", exact=True).press("Enter")
+    panel.visible("p", "Select a row").wait_for()
     panel.choose("Phase", "decode")
     panel.visible("td", "311,164,928").wait_for()
     assert "311,164,928" in panel.visible("tbody tr").inner_text()  # still the most first

@@ -71,10 +71,13 @@ class Table:
             "showIndex": False,
             "columnDefs": [{"visible": False, "targets": places}] if places else [],
             "select": "single" if self._chosen else False,
-            "selected_rows": [] if selected is None else [selected],
+            "selected_rows": [],
             "drawCallback": JavascriptFunction(_SHOW_ROW % (-1 if selected is None else selected)),
         }
+        # Made anew with none selected: else the widget stumbles over the selection it remembers.
+        self.widget.selected_rows = []
         self.widget.update(cells, **options)
+        self.widget.selected_rows = [] if selected is None else [selected]
 
     def _row(self, change: Any) -> None:
         """Told of by the widget, or set here: then it is the one selected already.
