@@ -36,13 +36,21 @@ def test_every_link_into_the_repository_leads_somewhere() -> None:
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("name", ["llmsim_magic.simulate.entry"])
+@pytest.mark.parametrize("name", ["llmsim_magic.simulate.entry", "llmsim_magic.simulate.size"])
 def test_examples_in_docstrings_run(name: str) -> None:
     outcome = doctest.testmod(importlib.import_module(name))
     assert outcome.attempted > 0
     assert outcome.failed == 0
 
 
+def test_the_examples_of_the_help_are_legal() -> None:
+    from llmsim_magic.notebook.arguments import EXAMPLES, parse_line
+
+    for line in EXAMPLES.splitlines()[1:]:
+        assert parse_line(line.split("%llmsim", 1)[1]).request.model
+
+
+@pytest.mark.slow
 def test_the_examples_of_the_help_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmsim_magic.catalog import models
     from llmsim_magic.notebook.arguments import EXAMPLES, parse_line

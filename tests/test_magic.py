@@ -165,6 +165,7 @@ def test_without_a_notebook_a_panel_says_what_to_do(shell: InteractiveShell) -> 
     assert "needs a notebook" in captured.stdout + captured.stderr
 
 
+@pytest.mark.slow
 def test_a_terminals_ipython_answers_in_text(tmp_path: Path) -> None:
     lines = (
         "%load_ext llmsim_magic\n%llmsim\nr = %llmsim distilgpt2 --summary\nprint(r.ops.shape)\n"

@@ -259,6 +259,7 @@ def test_keys_and_values_take_the_dtype_given_and_states_keep_theirs() -> None:
 # activations
 
 
+@pytest.mark.slow
 def test_peak_activations_are_those_that_torch_makes() -> None:
     """To the byte for more than half of real small models in both phases, and 0.1 % for all.
 
@@ -390,6 +391,7 @@ def test_what_makes_it_fit_fits_and_no_more_would() -> None:
     assert (row.fits_with_tp, row.fits_with_batch) == (ways["tp"], ways["batch"])
 
 
+@pytest.mark.slow
 def test_two_changes_are_named_where_none_does_alone() -> None:
     sizer = Sizer("Qwen/Qwen3-32B")
     device = accelerators.find("T4")

@@ -72,7 +72,8 @@ class Costing:
 
     def _time(self, trace: Trace, device: Accelerator, calibration: Calibration | None) -> PassTime:
         stored = stored_as(trace, device, self.deployed.weight_dtype, self.deployed.kv_dtype)
-        regime: Regime = "eager" if self.deployed.launch == "eager" else "graph"
+        is_eager = self.deployed.launch == "eager" or device.kind == "cpu"  # it is its own host
+        regime: Regime = "eager" if is_eager else "graph"
         return latency(trace, device, calibration, regime=regime, stored=stored)
 
     def _stages(self, trace: Trace) -> Sequence[Trace]:
