@@ -119,7 +119,7 @@ class Panel:
 
     def _laid_out(self) -> widgets.Widget:
         style = resources.files(__package__).joinpath("panel.css").read_text("utf-8")
-        controls = widgets.HBox(list(self.controls))
+        controls = widgets.HBox(self.controls.of_model)
         controls.add_class("llmsim-controls")
         bar = widgets.HBox([self._trace, self._cancel, self.status])
         made = widgets.VBox(
@@ -135,10 +135,8 @@ class Panel:
         return made
 
     def _listen(self) -> None:
-        sliders = (self.controls.batch.slider, self.controls.context.slider)
-        for control in (*self.controls, *self.controls.drawing):
-            if control not in sliders:  # they move the numbers
-                control.observe(self.refresh, "value")
+        for control in self.controls.asking:
+            control.observe(self.refresh, "value")
         self.controls.view.observe(self._tab_of_view, "value")
         self._tabs.observe(self._view_of_tab, "selected_index")
         self._trace.on_click(self.refresh)

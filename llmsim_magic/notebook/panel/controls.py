@@ -73,7 +73,8 @@ class Controls:
 
     def _allow(self, _: Any = None) -> None:
         """The view of many workloads takes the usual ones."""
-        for control in (self.phase, *self.batch, *self.context):
+        sizes = (self.batch, self.context)
+        for control in (self.phase, *(part for size in sizes for part in size.widget.children)):
             control.disabled = self.view.value == "multi-config"
 
     @property
@@ -81,10 +82,21 @@ class Controls:
         """What only graphs are drawn by."""
         return self.depth, self.level, self.layers
 
-    def __iter__(self) -> Iterator[widgets.Widget]:
-        yield from (self.model, self.view, self.phase, *self.batch, *self.context)
-        yield from (self.dtype, self.attn, self.base)
-        yield from (self.hardware, self.weights, self.cache, self.tp)
+    @property
+    def of_model(self) -> tuple[widgets.Widget, ...]:
+        """What any view is made by, in the order that they stand in."""
+        return (
+            *(self.model, self.view, self.phase, self.batch.widget, self.context.widget),
+            *(self.dtype, self.attn, self.base),
+            *(self.hardware, self.weights, self.cache, self.tp),
+        )
+
+    @property
+    def asking(self) -> Iterator[widgets.Widget]:
+        """Those whose change is a new question; a slider moves its number."""
+        sizes = {self.batch.widget: self.batch.number, self.context.widget: self.context.number}
+        for control in (*self.of_model, *self.drawing):
+            yield sizes.get(control, control)
 
     def request(self) -> Request:
         """What the controls ask for; the model by what is written there."""
@@ -135,11 +147,10 @@ class Size:
             readout=False,
             continuous_update=False,
         )
+        self.widget = widgets.HBox([self.number, self.slider])
+        self.widget.add_class("llmsim-size")
         self.number.observe(self._typed, "value")
         self.slider.observe(self._slid, "value")
-
-    def __iter__(self) -> Iterator[widgets.Widget]:
-        yield from (self.number, self.slider)
 
     def _nearest(self, value: int) -> int:
         """The largest usual size that is not larger."""
