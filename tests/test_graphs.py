@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.dataflow import edges
@@ -22,6 +23,7 @@ from llmsim_magic.records.selection import Selection
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.views import svg
 from llmsim_magic.views.drawing import Graph
+from llmsim_magic.views.svg import CannotDraw
 from tests import small
 
 NODE = re.compile(r"^\s*n(\d+) \[", re.MULTILINE)
@@ -397,3 +399,12 @@ def test_threads_draw_side_by_side(report: llmsim.trace) -> None:
         thread.join()
     assert len(found) == 3
     assert len(set(found)) == 1
+
+
+def test_more_nodes_than_a_browser_can_show_are_refused_in_one_line() -> None:
+    config = GPT2Config(n_layer=300, n_embd=8, n_head=2, vocab_size=11)
+    report = llmsim.trace(config, context=4)
+    with pytest.raises(CannotDraw, match="nodes are more than") as caught:
+        report.dependency_graph(layers="all", level="kernel")
+    assert "\n" not in str(caught.value)
+    assert report.dependency_graph().svg

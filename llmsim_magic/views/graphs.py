@@ -23,6 +23,7 @@ from llmsim_magic.records.selection import Level, Selection
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.views import units
 from llmsim_magic.views.drawing import Graph
+from llmsim_magic.views.svg import CannotDraw
 from llmsim_magic.views.words import Words
 
 _FONT = "Helvetica"  # whose widths the layout knows; a list of fonts would be taken for Times
@@ -49,6 +50,7 @@ _BOX = {"fontsize": "11", "labeljust": "l"}
 _NOTE = " thick border: much of the FLOPs "
 _CLOSED = "· ▸ opened by a larger depth "
 _MANY_LINES = 8
+_MOST_NODES = 5_000
 
 
 @dataclass(slots=True)
@@ -130,8 +132,13 @@ class _Drawn:
         """The whole graph: nodes in the boxes that `boxes_of` gives for their own.
 
         With `rows`, one for each operator, nodes of the same row stand side by side, and the
-        lines carry shapes.
+        lines carry shapes. Raises `CannotDraw` for more nodes than anybody could look at.
         """
+        if len(self._outline.nodes) > _MOST_NODES:
+            raise CannotDraw(
+                f"{len(self._outline.nodes):,} nodes are more than a browser can show "
+                f"({_MOST_NODES:,}): name fewer --layers, a smaller --depth or a coarser --level"
+            )
         root = _Cluster("")
         for node in self._outline.nodes:
             cluster = root
