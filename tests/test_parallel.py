@@ -18,7 +18,7 @@ from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import Workload
 from llmsim_magic.simulate.loading import recipe_of, traced
 from llmsim_magic.simulate.request import Build
-from llmsim_magic.simulate.spreading import stages
+from llmsim_magic.simulate.sizing import Sizer
 from llmsim_magic.views.memory_tables import collectives_table, ranks_table, shards_table
 from llmsim_magic.views.tables import layers_table, ops_table
 from tests import small
@@ -210,7 +210,7 @@ def test_more_ranks_than_a_token_has_experts() -> None:
 @pytest.mark.parametrize("workload", [PREFILL, DECODE], ids=str)
 def test_stages_have_all_layers_between_them(name: str, workload: Workload) -> None:
     whole = spread(small.CONFIGS[name](), workload)
-    each = stages(small.CONFIGS[name](), Build(parallel=Parallel(pp=2)), workload)
+    each = Sizer(small.CONFIGS[name]()).stages(Parallel(pp=2), workload)
     tables = sum(by_all(stage) for stage in each) - by_all(whole)  # of positions, for each
     assert sum(totals(stage).flops for stage in each) == totals(whole).flops + tables
     assert sum(cache_bytes(stage) for stage in each) == cache_bytes(whole)

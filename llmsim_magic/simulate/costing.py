@@ -80,8 +80,7 @@ class Costing:
         parallel = trace.model.parallel
         if parallel.pp == 1 or self.sizer is None:
             return (trace,)
-        stages = (replace(parallel, stage=stage) for stage in range(parallel.pp))
-        return [self.sizer.tracer(stage)(trace.workload) for stage in stages]
+        return self.sizer.stages(parallel, trace.workload)
 
     @cached_property
     def passes(self) -> tuple[tuple[Trace, PassTime], ...]:

@@ -154,6 +154,14 @@ class Sizer:
         values = {point: cache_bytes(found, kv_dtype) for point, found in traces.items()}
         return formula(values, NEAR, far) if set(NEAR.points) <= set(values) else None
 
+    def stages(self, parallel: Parallel, workload: Workload) -> list[Trace]:
+        """What the first rank of each stage does; the others of it do the same.
+
+        Raises `InvalidValue` for a model without a plan, or sizes that do not divide it.
+        """
+        each = (replace(parallel, stage=stage) for stage in range(parallel.pp))
+        return [self.tracer(stage)(workload) for stage in each]
+
     def tracer(self, parallel: Parallel) -> Tracer:
         """Traces passes of the model as it is spread so: each once, and none of a refused way."""
 
