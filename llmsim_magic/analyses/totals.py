@@ -1,11 +1,12 @@
 """What each operator costs, and what the whole pass does."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmsim_magic.analyses import work
 from llmsim_magic.analyses.experts import active_parameters
 from llmsim_magic.analyses.once import once
 from llmsim_magic.analyses.traffic import traffic
+from llmsim_magic.records.record import Replay
 from llmsim_magic.records.trace import Parameter, Trace
 
 
@@ -41,7 +42,39 @@ def intensity(flops: int | None, nbytes: int) -> float | None:
 @once
 def costs(trace: Trace) -> tuple[Cost, ...]:
     """The cost of each operator; the parameters of a replayed layer's are the recorded one's."""
-    return tuple(trace.of_each(recorded_costs(trace)))
+    recorded = recorded_costs(trace)
+    own = {id(replay): _own_split(trace, replay) for replay in trace.replays}
+    return tuple(
+        recorded[operator] if replay is None else own[id(replay)].get(operator, recorded[operator])
+        for operator, replay in trace.steps
+    )
+
+
+def _own_split(trace: Trace, replay: Replay) -> dict[int, Cost]:
+    """The costs of a replayed layer's operators whose tensors are not what the recorded one's are.
+
+    What one layer hands on may be kept as state, and what the last hands on may not.
+    """
+    record = trace.recorded
+    roles = {
+        one.storage: record.storages[other.storage].role
+        for pair in replay.tensors
+        for one, other in [(record.tensors[pair[0]], record.tensors[pair[1]])]
+        if record.storages[one.storage].role != record.storages[other.storage].role
+    }
+    if not roles:
+        return {}
+    moved, found = traffic(record), recorded_costs(trace)
+    own: dict[int, Cost] = {}
+    for operator in range(*replay.operators):
+        split = moved[operator].as_if(record, roles)
+        own[operator] = replace(
+            found[operator],
+            bytes_weights=split.bytes_weights,
+            bytes_activations=split.bytes_activations,
+            bytes_cache=split.bytes_cache,
+        )
+    return own
 
 
 @once
@@ -125,9 +158,9 @@ def totals(trace: Trace) -> Totals:
         causal_skippable_flops=sum(cost.causal_skippable_flops * times for cost, times in each),
         bytes_read=sum(cost.bytes_read * times for cost, times in each),
         bytes_written=sum(cost.bytes_written * times for cost, times in each),
-        bytes_weights=sum(cost.bytes_weights * times for cost, times in each),
-        bytes_activations=sum(cost.bytes_activations * times for cost, times in each),
-        bytes_cache=sum(cost.bytes_cache * times for cost, times in each),
+        bytes_weights=sum(cost.bytes_weights for cost in costs(trace)),
+        bytes_activations=sum(cost.bytes_activations for cost in costs(trace)),
+        bytes_cache=sum(cost.bytes_cache for cost in costs(trace)),
         cache_bytes=sum(slot.nbytes for slot in trace.cache),
     )
 

@@ -1,7 +1,7 @@
 """The least bytes that a kernel or an operator must move."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 from llmsim_magic.analyses.once import once
 from llmsim_magic.analyses.reads import read_places
@@ -38,6 +38,15 @@ class Traffic:
     @property
     def bytes_written(self) -> int:
         return sum(access.nbytes for access in self.writes)
+
+    def as_if(self, record: Record, roles: Mapping[int, Role]) -> "Traffic":
+        """The same were the storages of those numbers something else."""
+
+        def seen(access: Access) -> Access:
+            role = roles.get(record.tensors[access.tensor].storage, access.role)
+            return replace(access, role=role)
+
+        return Traffic(tuple(map(seen, self.reads)), tuple(map(seen, self.writes)))
 
     @property
     def bytes_weights(self) -> int:

@@ -10,7 +10,7 @@ from llmsim_magic.analyses.experts import routings
 from llmsim_magic.analyses.layers import layers
 from llmsim_magic.analyses.spending import Spent, spent_below, spent_by_layer
 from llmsim_magic.analyses.symbolic import OperatorFormulas
-from llmsim_magic.analyses.totals import operator_types, recorded_costs, totals
+from llmsim_magic.analyses.totals import costs, operator_types, recorded_costs, totals
 from llmsim_magic.analyses.traffic import kernel_bytes
 from llmsim_magic.records.trace import Parameter, Trace
 from llmsim_magic.records.workload import Workload
@@ -69,7 +69,7 @@ def ops_table(trace: Trace) -> pd.DataFrame:
     skippable = [cost.causal_skippable_flops for cost in found]
     columns["causal_skippable_flops"] = integers(each(skippable))
     for name in SPLIT:
-        columns[name] = integers(each([getattr(cost, name) for cost in found]))
+        columns[name] = integers([getattr(cost, name) for cost in costs(trace)])
     columns["arithmetic_intensity"] = numbers(each([cost.arithmetic_intensity for cost in found]))
     return pd.DataFrame(columns, index=pd.RangeIndex(len(trace.steps), name="order"))
 
