@@ -267,6 +267,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(shown: Panel, tmp_path: Pat
     assert "a folder that can be written" in shown.status.error
 
 
+def test_trace_looks_anew_at_a_variable_that_changed() -> None:
+    config = small.qwen3()
+    shown = panel(config, context=5)
+    settle(shown, shown.refresh)
+    before = len(shown.report.trace.modules)
+    config.num_hidden_layers += 1
+    config.layer_types = [*config.layer_types, config.layer_types[-1]]
+    settle(shown, shown._trace.click)
+    assert len(shown.report.trace.modules) > before
+
+
 def test_a_live_model_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from llmsim_magic.capture import weightless
 

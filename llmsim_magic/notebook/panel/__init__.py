@@ -1,44 +1,38 @@
 """The panel: explore a model with dropdowns and sliders, the answers in tabs."""
 
-import html
 import re
 import traceback
 import uuid
 from collections import OrderedDict
-from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib import resources
-from threading import RLock, Timer
+from threading import RLock
 from typing import Any
 
 import ipywidgets as widgets
 from IPython.core.getipython import get_ipython
-from IPython.display import DisplayHandle, display
+from IPython.display import display
 
-from llmsim_magic.capture.resolve import cached_models
-from llmsim_magic.catalog import models
 from llmsim_magic.notebook.code import magic_line
 from llmsim_magic.notebook.interrupts import interrupts
 from llmsim_magic.notebook.panel.controls import TITLES, Controls
 from llmsim_magic.notebook.panel.export import Export
+from llmsim_magic.notebook.panel.kept import Kept
+from llmsim_magic.notebook.panel.models import Asked, Models
 from llmsim_magic.notebook.panel.operators import Operators
 from llmsim_magic.notebook.panel.panes import Drawn, Page, Pane, Rows
-from llmsim_magic.notebook.variables import holding_models, is_model, model_named
+from llmsim_magic.notebook.variables import is_model
 from llmsim_magic.notebook.widgets import Status
 from llmsim_magic.notebook.worker import Job, Worker
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, one_of
 from llmsim_magic.records.workload import DEFAULT_CONTEXT, Workload
 from llmsim_magic.simulate.entry import answer_of
-from llmsim_magic.simulate.loading import Recipe, recipe_of
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import VIEWS, Build, Deployment, Request
-from llmsim_magic.views.drawing import Graph
-from llmsim_magic.views.page import as_html
 
 _KNOWN = 64  # answers that are shown again at once
-_SAVED_ROWS = 60  # of a table, in what a notebook keeps
-_LATER_S = 0.8  # after the last change the notebook keeps what is shown
 _QUICK_S = 0.4  # so long a cell waits for its panel's first answer
 _COUNTED = re.compile(r"workload (\d+) of (\d+)")
 _EMPTY = "choose a model to see what it does and costs"
@@ -46,28 +40,6 @@ _EMPTY = "choose a model to see what it does and costs"
 
 class NoNotebook(LlmsimError):
     """There is no front end that has widgets."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """A request, and the model that its words stood for when it was made."""
-
-    request: Request
-    model: Any
-
-    @property
-    def key(self) -> Hashable:
-        """Equal for what has the same answer."""
-        return self.which, replace(self.request, model=None)
-
-    @property
-    def which(self) -> Hashable:
-        """Equal for the same model."""
-        return self.model if isinstance(self.model, str) else id(self.model)
-
-    @property
-    def is_variable(self) -> bool:
-        return self.model is not self.request.model
 
 
 class Panel:
@@ -80,22 +52,18 @@ class Panel:
     def __init__(self, request: Request) -> None:
         self.report: Report | None = None
         shell = get_ipython()
-        self._variables: dict[str, Any] = {} if shell is None else shell.user_ns
-        self._objects: dict[str, Any] = {}  # models given as they are, by what they are called
+        self._models = Models({} if shell is None else shell.user_ns)
         if request.model is not None and not isinstance(request.model, str):
-            request = replace(request, model=self._called(request.model))
-        names = [*holding_models(self._variables), *models.entries(), *cached_models()]
-        self.controls = Controls(request, dict.fromkeys(names))
-        self.status = Status(message=_EMPTY, panel=uuid.uuid4().hex)
+            request = replace(request, model=self._models.called(request.model))
+        self.controls = Controls(request, self._models.names)
+        name = f"llmsim-static-{uuid.uuid4().hex}"
+        self.status = Status(message=_EMPTY, twin=name)
+        self._kept = Kept(name)
         self._order: int | None = None
-        self._known: OrderedDict[Hashable, Report] = OrderedDict()
-        self._recipes: dict[Hashable, tuple[Any, Recipe]] = {}
+        self._known: OrderedDict[Any, Report] = OrderedDict()  # by what was asked
         self._showing = RLock()  # one answer at a time, whichever thread has it
         self._worker: Worker[Report] = Worker(self._done)
-        self._saved: DisplayHandle | None = None
         self._is_shown = False
-        self._line = ""
-        self._keeping = Timer(0, self._keep_now)
         drawing = self.controls.drawing
         self.panes: dict[str, Pane] = {
             "summary": Page(),
@@ -139,7 +107,7 @@ class Panel:
             control.observe(self.refresh, "value")
         self.controls.view.observe(self._tab_of_view, "value")
         self._tabs.observe(self._view_of_tab, "selected_index")
-        self._trace.on_click(self.refresh)
+        self._trace.on_click(self._anew)
         self._cancel.on_click(self.cancel)
 
     def _tab_of_view(self, _: Any = None) -> None:
@@ -158,7 +126,7 @@ class Panel:
             raise NoNotebook("panel: it needs a notebook; here, try %llmsim gpt2 --ops")
         words = {"text/plain": repr(self)}
         display(self.widget._repr_mimebundle_() | words, raw=True)
-        self._saved = display(self._page(), raw=True, display_id=True)
+        self._kept.show()
         if self.report is None and self.controls.model.value:
             thread = self.refresh()
             if thread is not None:
@@ -214,31 +182,27 @@ class Panel:
             if self.report is not None:
                 self.panes[self.report.views[0]].show(self.report, order)
 
-    def _asked(self) -> _Asked | None:
-        request = self.controls.request()
-        words = request.model
-        if not words:
-            return None
-        if words in self._objects:
-            return _Asked(request, self._objects[words])
-        return _Asked(request, model_named(words, self._variables))
+    def _anew(self, _: Any) -> None:
+        """Ask about a model that may have changed: a variable, a folder."""
+        with suppress(LlmsimError):
+            asked = self._asked()
+            if asked is not None and self._worker.job is None:
+                self._models.forget(asked)
+                for key in [key for key in self._known if key[0] == asked.which]:
+                    del self._known[key]
+        self.refresh()
 
-    def _called(self, model: Any) -> str:
-        """The variable that holds a model, or what else it goes by."""
-        holders = (name for name, value in self._variables.items() if value is model)
-        name = next((name for name in holders if not name.startswith("_")), None)
-        if name is None:
-            name = type(model).__name__
-            self._objects[name] = model
-        return name
+    def _asked(self) -> Asked | None:
+        request = self.controls.request()
+        return self._models.asked(request) if request.model else None
 
     # working, in a thread
 
-    def _answer(self, asked: _Asked, job: Job[Report]) -> Report:
+    def _answer(self, asked: Asked, job: Job[Report]) -> Report:
         interrupts.add(self.cancel)
         try:
             progress = partial(self._tell, job)
-            recipe = self._recipe(asked, progress)
+            recipe = self._models.recipe(asked, progress)
             request = replace(asked.request, model=asked.model)
             report = answer_of(recipe, request, progress, job.cancelled)
             progress("preparing the view")
@@ -246,14 +210,6 @@ class Panel:
             return report
         finally:
             interrupts.remove(self.cancel)
-
-    def _recipe(self, asked: _Asked, progress: Any) -> Recipe:
-        """Of a live model the same one for each question: it is copied once."""
-        key = (asked.which, asked.request.build)
-        if key not in self._recipes:
-            recipe = recipe_of(asked.model, asked.request.build, progress)
-            self._recipes[key] = (asked.model, recipe)
-        return self._recipes[key][1]
 
     def _tell(self, job: Job[Report], message: str) -> None:
         if not job.cancelled():
@@ -278,7 +234,7 @@ class Panel:
 
     # answering
 
-    def _show(self, asked: _Asked, report: Report) -> None:
+    def _show(self, asked: Asked, report: Report) -> None:
         with self._showing:
             self._order = self._same_operator(report)
             self.report = report
@@ -286,8 +242,7 @@ class Panel:
             self._export.show(report, asked.request, is_variable=asked.is_variable)
             self._say(f"{report.trace.model.class_name}: {_workload(report)}")
             self._tabs.remove_class("llmsim-stale")
-            self._line = magic_line(asked.request)
-            self._keep(_LATER_S if self._is_shown else 0)
+            self._kept.keep(report, magic_line(asked.request), at_once=not self._is_shown)
 
     def _same_operator(self, report: Report) -> int | None:
         """The operator that is chosen, where another workload has it too."""
@@ -307,33 +262,6 @@ class Panel:
     def _set_busy(self) -> None:
         self.status.is_busy = self._worker.job is not None
         self._cancel.disabled = not self.status.is_busy
-
-    def _keep(self, after_s: float) -> None:
-        """Let the notebook keep what is shown; not while its user goes from one to the next."""
-        self._keeping.cancel()
-        self._keeping = Timer(after_s, self._keep_now)
-        self._keeping.daemon = True
-        if after_s:
-            self._keeping.start()
-        else:
-            self._keep_now()
-
-    def _keep_now(self) -> None:
-        if self._saved is not None:
-            self._saved.update(self._page(), raw=True)
-
-    def _page(self) -> dict[str, str]:
-        """What is shown, for a notebook that is read later: pictures and the heads of tables."""
-        name = f"llmsim-static-{self.status.panel}"
-        report = self.report
-        if report is None:
-            return {"text/html": f'<div class="{name}"></div>', "text/plain": repr(self)}
-        pictures_first = sorted(
-            report.sections(), key=lambda part: not isinstance(part.body, Graph)
-        )
-        page = as_html(pictures_first, report.remarks(), _SAVED_ROWS)
-        said = f"<p><code>{html.escape(self._line)}</code></p>"
-        return {"text/html": f'<div class="{name}">{said}{page}</div>', "text/plain": self._line}
 
 
 def panel(

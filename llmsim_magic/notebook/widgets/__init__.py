@@ -28,8 +28,8 @@ class Drawing(anywidget.AnyWidget):
 class Status(anywidget.AnyWidget):
     """What is being done and how far it is, or the error it ended with, told to readers too.
 
-    `fraction` is of the work, or below 0 where nobody knows. While it is alive it hides the
-    output of the panel that a notebook without scripts shows.
+    `fraction` is of the work, or below 0 where nobody knows. While it is alive it hides `twin`, the
+    class of what a notebook without scripts shows.
     """
 
     _esm = _script("status.js")
@@ -38,7 +38,7 @@ class Status(anywidget.AnyWidget):
     fraction = Float(-1.0).tag(sync=True)
     error = Unicode().tag(sync=True)
     details = Unicode().tag(sync=True)
-    panel = Unicode().tag(sync=True)
+    twin = Unicode().tag(sync=True)
 
     def __init__(self, **traits: Any) -> None:
         super().__init__(**traits)

@@ -12,7 +12,7 @@ const render = ({ model, el }) => {
   const more = add(el, "details", { class: "llmsim-details" });
   add(more, "summary").textContent = "details";
   const details = add(more, "pre", { tabindex: "0" });
-  add(el, "style").textContent = `.llmsim-static-${model.get("panel")} {display:none}`;
+  add(el, "style").textContent = `.${model.get("twin")} {display:none}`;
 
   const show = () => {
     const fraction = model.get("fraction");
