@@ -2,12 +2,14 @@
 
 Kernels are timed as they run in a model: each once, then all others, round after round in a new
 order, so that none finds its code, its weights or the way to it still in a cache; what it is given
-has just been written, as by the kernel before it. What else runs on the machine can only slow a
-kernel down, so the least of its times stands.
+has just been written, as by the kernel before it. A product meets several weights in a turn, of
+which the median counts, for where they lie makes it quicker or slower. What else runs on the
+machine can only slow a kernel down, so the least of its times stands.
 """
 
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +39,7 @@ _ATTENTIONS = (  # batch, heads, key-value heads, head size, queries, keys
     *((4, 16, 8, 128, 128, 128), (1, 12, 12, 64, 128, 128)),
 )
 _ROWS = (1, 16, 128, 1024)  # of 1024 or 3072 elements, worked on element by element
+_BURST = 8
 _BUDGET_S = 20.0
 _LEAST_ROUNDS = 2
 
@@ -52,11 +55,15 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A kernel of a size, or None for what only the host does; `given` is written before it."""
+    """A kernel of a size, or None for what only the host does; `given` is written before it.
+
+    It runs `times` over, as a model's layers do with weights of their own each.
+    """
 
     size: Size | None
     run: Callable[[], object]
     given: tuple[Tensor, ...] = ()
+    times: int = 1
 
 
 def measure() -> Measurement:
@@ -83,7 +90,7 @@ def _times(jobs: Sequence[_Job]) -> list[float]:
             break
         for tensor in jobs[place].given:
             tensor.mul_(1)
-        times[place] += _once(jobs[place].run)
+        times[place].append(statistics.median(_once(jobs[place].run, jobs[place].times)))
     return [min(each) for each in times]
 
 
@@ -137,7 +144,7 @@ def _products(pools: dict[torch.dtype, Tensor]) -> Iterator[_Job]:
         for m, n, k in _PRODUCTS:
             rows = torch.full((m, k), 0.01, dtype=dtype)
             run = partial(_product, rows, _turns(pool, n, k))
-            yield _Job(Matmul(m, n, k, arithmetic(dtype)), run, (rows,))
+            yield _Job(Matmul(m, n, k, arithmetic(dtype)), run, (rows,), _BURST)
 
 
 def _product(rows: Tensor, weights: Iterator[Tensor]) -> Tensor:
