@@ -150,3 +150,15 @@ def test_a_module_with_inputs_of_its_own_is_timed_too() -> None:
     report = llmsim.trace(net, inputs=given, hardware="H100")
     assert report.latency["time_s"].iloc[0] > 0
     assert report.memory.loc["weights", "bytes"] == 2 * (64 * 64 + 64)
+
+
+def test_a_model_on_several_devices_says_what_each_holds_and_hands_on() -> None:
+    report = asked("Qwen/Qwen3-0.6B --memory --tp 2 --pp 2 --context 16")
+    tables = report.tables()
+    assert len(tables["ranks"]) == 2
+    assert set(tables["collectives"]["collective"]) >= {"all_reduce", "send"}
+    shards = tables["shards"].dropna(subset=["bytes_per_rank"])
+    split = shards[shards["style"].notna()]
+    assert (split["bytes_per_rank"] <= split["bytes"]).all()
+    assert shards["bytes_per_rank"].sum() == tables["ranks"].loc["stage 0", "weights"]
+    assert "What devices hand each other" in repr(report)

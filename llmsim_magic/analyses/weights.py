@@ -47,14 +47,6 @@ def weights(trace: Trace, dtype: str | None = None) -> Weights:
     )
 
 
-def stored_bytes(trace: Trace, dtype: str | None = None) -> dict[str, int]:
-    """Bytes of each parameter as it is stored, scales included, by its first name.
-
-    Raises `InvalidValue` as `weights` does.
-    """
-    return {name: sum(parts) for name, parts in _stored(trace, _storing(trace, dtype)).items()}
-
-
 def packing_of(trace: Trace, dtype: str | None = None) -> Packing | None:
     """The layout of a chosen dtype, or what the checkpoint declares; None where none is packed.
 

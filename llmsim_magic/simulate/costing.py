@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmsim_magic.analyses.latency import NOT_MODELLED, PassTime, latency
 from llmsim_magic.analyses.memory import Memory
+from llmsim_magic.analyses.sharding import shards
 from llmsim_magic.analyses.sizing import Setup
 from llmsim_magic.analyses.storing import stored_as
 from llmsim_magic.analyses.timeline import chrome_trace
@@ -16,6 +17,8 @@ from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.accelerator import Accelerator
 from llmsim_magic.records.calibration import Calibration, Regime
 from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.records.parallel import Parallel
+from llmsim_magic.records.runtime import Runtime
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.simulate.export import write_text
 from llmsim_magic.simulate.local import local
@@ -134,11 +137,36 @@ class Costing:
         """One row for each part of what a device holds, of the one that holds the most."""
         return memory_tables.memory_table(self.needed)
 
+    @property
+    def _runtime(self) -> Runtime:
+        """What serves the model on the first device."""
+        return runtimes.find("vllm", self.devices[0][0].memory_bytes if self.devices else None)
+
+    @cached_property
+    def ranks(self) -> "pd.DataFrame":
+        """One row for each stage: the memory of each of its ranks; one row for a model in one."""
+        if self.sizer is None:
+            memories = [self.needed]
+        else:
+            memories = self.sizer.by_stage(self.setup, self._runtime)
+        return memory_tables.ranks_table({f"stage {n}": each for n, each in enumerate(memories)})
+
+    @cached_property
+    def collectives(self) -> "pd.DataFrame":
+        """One row for each exchange between devices in the first pass."""
+        return memory_tables.collectives_table(self.traces[0])
+
+    @cached_property
+    def shards(self) -> "pd.DataFrame":
+        """One row for each parameter: how it is split, and what the first pass's rank holds."""
+        trace = self.traces[0]
+        whole = trace if self.sizer is None else self.sizer.tracer(Parallel())(trace.workload)
+        return memory_tables.shards_table(shards(whole, trace))
+
     @cached_property
     def needed(self) -> Memory:
         """What each device holds, with the allowance that a runtime takes on the first."""
-        memory_bytes = self.devices[0][0].memory_bytes if self.devices else None
-        runtime = runtimes.find("vllm", memory_bytes)
+        runtime = self._runtime
         if self.sizer is None:
             from llmsim_magic.analyses.memory import memory
 

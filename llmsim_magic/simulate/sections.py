@@ -90,7 +90,12 @@ def _costs(report: "Report") -> Sections:
 
 
 def _memory(report: "Report") -> Sections:
+    parallel, costing = report.trace.model.parallel, report.costing
     yield Section(f"Memory of {report.title}", report.memory)
+    if not parallel.is_one:
+        yield Section(f"Each device of {parallel}", costing.ranks)
+        yield Section("What devices hand each other in the pass", costing.collectives)
+        yield Section("What a device holds of each parameter", costing.shards)
     if report.costing.devices and report.sizer is not None:
         yield Section("What fits", report.costing.fits)
 
@@ -122,8 +127,16 @@ def _costs_tables(report: "Report") -> Tables:
 
 
 def _memory_tables(report: "Report") -> Tables:
-    fits = report.costing.devices and report.sizer is not None
-    return {"memory": report.memory} | ({"fits": report.costing.fits} if fits else {})
+    costing, found = report.costing, {"memory": report.memory}
+    if not report.trace.model.parallel.is_one:
+        found |= {
+            "ranks": costing.ranks,
+            "collectives": costing.collectives,
+            "shards": costing.shards,
+        }
+    if costing.devices and report.sizer is not None:
+        found["fits"] = costing.fits
+    return found
 
 
 _SECTIONS: dict[str, Callable[["Report"], Sections]] = {

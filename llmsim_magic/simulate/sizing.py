@@ -108,9 +108,12 @@ class Sizer:
         if self.longest is not None and setup.context > self.longest:
             legal = f"within the {self.longest} tokens that the model is made for"
             raise InvalidValue("context", setup.context, legal)
-        stages = [replace(setup.parallel, stage=stage) for stage in range(setup.parallel.pp)]
-        each = [self._of_stage(replace(setup, parallel=stage), runtime) for stage in stages]
-        return max(each, key=lambda memory: memory.total)
+        return max(self.by_stage(setup, runtime), key=lambda memory: memory.total)
+
+    def by_stage(self, setup: Setup, runtime: Runtime) -> list[Memory]:
+        """The memory of each rank of each stage."""
+        stages = (replace(setup.parallel, stage=stage) for stage in range(setup.parallel.pp))
+        return [self._of_stage(replace(setup, parallel=stage), runtime) for stage in stages]
 
     def _of_stage(self, setup: Setup, runtime: Runtime) -> Memory:
         """Activations of as much as the runtime reads at once, and the cache of all."""

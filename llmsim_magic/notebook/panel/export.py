@@ -54,9 +54,7 @@ class Export:
         self._line.text = magic_line(request)
         self._call.text = python_call(request, is_variable=is_variable)
 
-    def _send(
-        self, content: Callable[[Report], tuple[str, str]], button: Download, *_: Any
-    ) -> None:
+    def _send(self, content: Content, button: Download, *_: Any) -> None:
         if self._report is None:
             return
         try:
