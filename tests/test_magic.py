@@ -159,6 +159,14 @@ def test_config_lists_the_options(shell: InteractiveShell) -> None:
     assert "LLMSim.attn" in _run(shell, "%config LLMSim").stdout
 
 
+@pytest.mark.parametrize("option", ["--batch 1,2", "--phase both", "--context 8,9", "--csv out"])
+def test_a_panel_drops_no_option_in_silence(shell: InteractiveShell, option: str) -> None:
+    with capture_output() as captured:
+        result = shell.run_cell(f"%llmsim distilgpt2 --panel {option}")
+    assert not result.success
+    assert option.split(maxsplit=1)[0] in captured.stdout + captured.stderr
+
+
 def test_without_a_notebook_a_panel_says_what_to_do(shell: InteractiveShell) -> None:
     with capture_output() as captured:
         shell.run_cell("%llmsim distilgpt2 --panel")
