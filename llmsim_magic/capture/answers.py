@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_map
 from llmsim_magic.capture.kernels import RECURRENT, facts, recurrent_outputs, written_to
 from llmsim_magic.capture.repeats import Repeats
 from llmsim_magic.capture.tensors import tensors_in, unheard
+from llmsim_magic.records.signals import Orderly
+from llmsim_magic.records.workload import IsCancelled
 
 aten = torch.ops.aten
 META = torch.device("meta")
@@ -29,9 +31,14 @@ class Answers(TorchDispatchMode):
     touch. `assumed` counts what had to be taken for granted where only data decides.
     """
 
-    def __init__(self, before: "Answers | None" = None) -> None:
-        """`before` answered the pass whose state this one goes on from."""
+    def __init__(self, stopped: IsCancelled, before: "Answers | None" = None) -> None:
+        """`before` answered the pass whose state this one goes on from.
+
+        Once it is to be stopped, the pass ends at its next kernel as where the user interrupts it:
+        no code of a model takes that for an error.
+        """
         super().__init__()
+        self._stopped = stopped
         self.assumed: Counter[str] = Counter()
         self._overwritten: dict[int, torch.UntypedStorage] = {}
         if before is not None:
@@ -45,6 +52,8 @@ class Answers(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if self._stopped():
+            raise KeyboardInterrupt
         with unheard():
             return self._answer(func, args, dict(kwargs or {}))
 
@@ -440,6 +449,7 @@ _CALLS: dict[Any, Callable[..., Any]] = {
 @contextmanager
 def answering(before: Answers | None = None) -> Iterator[Answers]:
     """While open, a pass on `meta` is evaluated partially; yields what it had to assume."""
-    answers = Answers(before)
-    with torch.no_grad(), _Calls(answers), answers:
-        yield answers
+    with Orderly() as stopped:
+        answers = Answers(stopped, before)
+        with torch.no_grad(), _Calls(answers), answers:
+            yield answers

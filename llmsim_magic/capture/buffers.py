@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from llmsim_magic.capture.kernels import facts, written_to
 from llmsim_magic.capture.tensors import tensors_in
+from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.workload import IsCancelled
 
 META = torch.device("meta")
@@ -37,15 +38,15 @@ class _Values(TorchFunctionMode):
 class Buffers(TorchDispatchMode):
     """Every other tensor: real where it is small and made of known ones; empty ones are weights."""
 
-    def __init__(self, cancelled: IsCancelled) -> None:
+    def __init__(self, stopped: IsCancelled) -> None:
         super().__init__()
-        self._cancelled = cancelled
+        self._stopped = stopped
         self._unknown: dict[int, torch.UntypedStorage] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if self._cancelled():
+        if self._stopped():
             raise KeyboardInterrupt
         keywords = dict(kwargs or {})
         tensors = list(tensors_in((args, keywords)))
@@ -94,13 +95,12 @@ def _to_meta(value: Any) -> Any:
 
 
 @contextmanager
-def knowing_buffers(cancelled: IsCancelled) -> Iterator[Buffers]:
+def knowing_buffers() -> Iterator[Buffers]:
     """While open, what a model computes for its buffers is computed for real.
 
-    Once it is cancelled, the building stops as where the user interrupts it.
+    Once it is to be stopped, the building ends as where the user interrupts it.
     """
-    buffers = Buffers(cancelled)
-    with buffers, _Values():
+    with Orderly() as stopped, Buffers(stopped) as buffers, _Values():
         yield buffers
 
 

@@ -13,7 +13,6 @@ from llmsim_magic.capture.restore import Snapshot, same_dice
 from llmsim_magic.capture.tensors import dtype_name, unheard
 from llmsim_magic.records.record import Role
 from llmsim_magic.records.trace import Module, Parameter, Scalar
-from llmsim_magic.records.workload import IsCancelled, never
 
 
 class Listener(Protocol):
@@ -42,7 +41,6 @@ class Harness:
         self.has_changed = False  # whether the last pass left something in the model
         self.left: Any = None  # what the last pass left for the next one
         self._listener: Listener | None = None
-        self._cancelled: IsCancelled = never
         self._ran: set[torch.nn.Module] = set()
         layers = layers_of(model)
         for path, module in model.named_modules():
@@ -65,18 +63,6 @@ class Harness:
             self._listener = None
 
     @contextmanager
-    def unless(self, cancelled: IsCancelled) -> Iterator[None]:
-        """While open, a pass stops at the next module once it is cancelled.
-
-        It stops as it does when the user interrupts: no code of the model takes that for an error.
-        """
-        self._cancelled = cancelled
-        try:
-            yield
-        finally:
-            self._cancelled = never
-
-    @contextmanager
     def as_it_was(self, *, only_after_errors: bool = False) -> Iterator[None]:
         """Put back what the modules that run change, and the random generators.
 
@@ -92,14 +78,9 @@ class Harness:
                 self.has_changed = self._snapshot.restore(self._ran)
                 self._ran.clear()
 
-    def _began(self, module: torch.nn.Module) -> None:
-        if self._cancelled():
-            raise KeyboardInterrupt
-        self._ran.add(module)
-
     def _hook(self, path: str, module: torch.nn.Module) -> None:
         def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-            self._began(module)
+            self._ran.add(module)
             if self._listener is not None:
                 with unheard():
                     self._listener.enter(path, module, (args, kwargs))
@@ -116,7 +97,7 @@ class Harness:
         forward = layer.module.forward
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            self._began(layer.module)
+            self._ran.add(layer.module)
             return forward(*args, **kwargs)
 
         def answered(*args: Any, **kwargs: Any) -> Any:

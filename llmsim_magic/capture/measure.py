@@ -22,7 +22,9 @@ from torch.nn import functional
 
 from llmsim_magic.records.accelerator import Accelerator, arithmetic
 from llmsim_magic.records.calibration import Host, Sample
+from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.sizes import Attention, Matmul, Size, Stream
+from llmsim_magic.records.workload import IsCancelled
 
 DTYPES = (torch.bfloat16, torch.float32)
 POOL_BYTES = 400 * 2**20
@@ -68,10 +70,10 @@ class _Job:
 
 def measure() -> Measurement:
     """The CPU under the threads that torch uses, in less than half a minute."""
-    with torch.inference_mode():
+    with Orderly() as stopped, torch.inference_mode():
         pools = {dtype: _pool(dtype) for dtype in DTYPES}
         jobs = [*_products(pools), *_attentions(), *_streams(), *_host_jobs()]
-        *times, view, call = _times(jobs)
+        *times, view, call = _times(jobs, stopped)
         samples = tuple(
             Sample(job.size, seconds, "eager")
             for job, seconds in zip(jobs, times, strict=False)
@@ -81,11 +83,13 @@ def measure() -> Measurement:
         return Measurement(_accelerator(samples, bandwidth), samples, Host(0.0, view, call))
 
 
-def _times(jobs: Sequence[_Job]) -> list[float]:
+def _times(jobs: Sequence[_Job], stopped: IsCancelled) -> list[float]:
     """Seconds of each job in the midst of the others."""
     times: list[list[float]] = [[] for _ in jobs]
     ends = time.perf_counter() + _BUDGET_S
     for place in _rounds(len(jobs)):
+        if stopped():
+            raise KeyboardInterrupt
         if time.perf_counter() > ends and min(map(len, times)) >= _LEAST_ROUNDS:
             break
         for tensor in jobs[place].given:

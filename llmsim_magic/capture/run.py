@@ -21,6 +21,7 @@ from llmsim_magic.capture.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.tracer import Recorder, listening
 from llmsim_magic.capture.weightless import Weightless, on_meta, reason
 from llmsim_magic.records.errors import CannotTrace, LlmsimError, NoDecode
+from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.trace import CacheSlot, Trace
 from llmsim_magic.records.workload import IsCancelled, Workload, never
 
@@ -40,10 +41,10 @@ def run(
     With `replay` one layer of each kind is run, and stands for those that do the same.
     Raises `NoDecode` for decode on a model without cache or state, and `CannotTrace` with the
     cause where its forward needs a value that only weights or data decide. Once `cancelled` says
-    so it stops at the next module, with a `KeyboardInterrupt`.
+    so it stops at the next kernel, with a `KeyboardInterrupt`.
     """
     harness, notes = weightless.harness, context_note(weightless.module, workload)
-    with harness.busy, harness.unless(cancelled), _told(weightless, workload):
+    with Orderly(cancelled), harness.busy, _told(weightless, workload):
         left, harness.left = harness.left, None
         one = _Pass(weightless, workload, replay, notes, left)
         if workload.phase == "prefill":
@@ -83,8 +84,9 @@ def run_given(
     first = next((tensor for _, tensor in named_tensors("", (args, dict(keywords)))), None)
     batch = first.shape[0] if first is not None and first.dim() else 1
     workload = Workload("forward", max(batch, 1), 0)
-    on_device, named = on_meta((args, dict(keywords)))
-    with weightless.harness.busy, _told(weightless, workload):
+    harness = weightless.harness
+    with Orderly(), harness.busy, _told(weightless, workload):
+        on_device, named = on_meta((args, dict(keywords)))
         return _Pass(weightless, workload, replay).recorded(Inputs(named), on_device)
 
 

@@ -23,8 +23,8 @@ from llmsim_magic.capture.inputs.lengths import (
 from llmsim_magic.capture.resolve import Source, declared_classes
 from llmsim_magic.capture.tensors import dtype_name
 from llmsim_magic.records.errors import CannotTrace, clip
+from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.trace import ModelInfo
-from llmsim_magic.records.workload import IsCancelled, never
 
 META = torch.device("meta")
 # Which auto class is asked first: a decoder with its encoder before the decoder alone.
@@ -85,13 +85,11 @@ def from_config(
     attention: str | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
-    cancelled: IsCancelled = never,
 ) -> Weightless:
     """Build the model that a config describes, on `meta`.
 
     The class is the one the checkpoint declares, or `AutoModel`'s with `base`.
-    Raises `CannotTrace` where transformers cannot build it, and `KeyboardInterrupt` once it is
-    cancelled.
+    Raises `CannotTrace` where transformers cannot build it.
     """
     config = copy.deepcopy(source.config)
     notes = list(source.notes)
@@ -110,7 +108,7 @@ def from_config(
         options["trust_remote_code"] = True
     try:
         builder = _builder(config, base, source.name)
-        with knowing_buffers(cancelled) as buffers, META:
+        with knowing_buffers() as buffers, META:
             module = builder(config, **options)
     except CannotTrace:
         raise
@@ -224,7 +222,7 @@ def copy_of(module: torch.nn.Module, name: str) -> Weightless:
         for buffer in module.buffers():
             values = known(buffer)
             memo[id(buffer)] = _meta(buffer) if values is None else values
-        with _MetaCopies():
+        with Orderly(), _MetaCopies():
             twin = copy.deepcopy(module, memo)
     except Exception as error:
         raise CannotTrace(
@@ -300,7 +298,7 @@ def on_meta(value: Any) -> Any:
     Raises `CannotTrace` for what cannot be copied.
     """
     try:
-        with _InputCopies():
+        with Orderly(), _InputCopies():
             return copy.deepcopy(value)
     except Exception as error:
         raise CannotTrace(f"inputs: they cannot be copied: {reason(error)}") from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.capture.resolve import Facts, Source, facts_of, source_of
 from llmsim_magic.records.errors import Cancelled, CannotTrace, InvalidValue
+from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import IsCancelled, Workload, never
 from llmsim_magic.simulate import memory
@@ -86,8 +87,8 @@ def built(
         return recipe.weightless
     progress(f"building {recipe.name} without weights")
     try:
-        with _building:
-            return memory.model(recipe.key, lambda: _build(recipe, cancelled))
+        with Orderly(cancelled), _building:
+            return memory.model(recipe.key, lambda: _build(recipe))
     except KeyboardInterrupt:
         if cancelled():
             raise Cancelled(f"{recipe.name}: cancelled while it was built") from None
@@ -110,7 +111,7 @@ def traced(
     )
 
 
-def _build(recipe: Recipe, cancelled: IsCancelled) -> "Weightless":
+def _build(recipe: Recipe) -> "Weightless":
     from llmsim_magic.capture.sharding import sharded
     from llmsim_magic.capture.weightless import from_config
 
@@ -126,7 +127,6 @@ def _build(recipe: Recipe, cancelled: IsCancelled) -> "Weightless":
         attention=build.attn,
         dtype=build.dtype,
         trust_remote_code=build.trust_remote_code,
-        cancelled=cancelled,
     )
     return sharded(whole, build.parallel)
 
@@ -151,7 +151,8 @@ def _require_torch() -> None:
     """Say how to get torch's small CPU build where it is missing."""
     for package in ("torch", "transformers"):
         try:
-            importlib.import_module(package)
+            with Orderly(insists=False):  # torch does not survive half an import
+                importlib.import_module(package)
         except ImportError as error:
             raise CannotTrace(
                 f"{error.name} is not installed: pip install torch --index-url "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.signals import Orderly
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +68,7 @@ def drawing(make: "Callable[[], Figure]", salt: str, fmt: str) -> bytes:
     import matplotlib
 
     data = io.BytesIO()
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    with Orderly(), matplotlib.rc_context(), warnings.catch_warnings():
         # A name in a script that the font lacks is drawn by the reader's own.
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
         matplotlib.rcdefaults()

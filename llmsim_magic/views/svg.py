@@ -14,6 +14,7 @@ from importlib import util
 from typing import Any
 
 from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.workload import IsCancelled, never
 
 LIMIT_S = 30.0
@@ -45,15 +46,16 @@ def render(dot: str, fmt: str = "svg", cancelled: IsCancelled = never) -> bytes:
     """
     until = time.monotonic() + LIMIT_S
     problems = []
-    for way in (_by_wasm, _by_pygraphviz, _by_program):
-        try:
-            return way(dot, fmt, lambda: cancelled() or time.monotonic() > until)
-        except CannotDraw as error:
-            problems.append(str(error))
-        if cancelled():
-            raise CannotDraw("the drawing was cancelled")
-        if time.monotonic() > until:
-            raise CannotDraw(_LATE)
+    with Orderly(cancelled) as stopped:
+        for way in (_by_wasm, _by_pygraphviz, _by_program):
+            try:
+                return way(dot, fmt, lambda: stopped() or time.monotonic() > until)
+            except CannotDraw as error:
+                problems.append(str(error))
+            if stopped():
+                raise CannotDraw("the drawing was cancelled")
+            if time.monotonic() > until:
+                raise CannotDraw(_LATE)
     raise CannotDraw("; ".join(dict.fromkeys(problems)))
 
 
