@@ -8,11 +8,16 @@ the work asks for it at places where it may end.
 import _thread
 import signal
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar, Token
+from functools import wraps
 from types import FrameType, TracebackType
+from typing import ParamSpec, TypeVar
 
 from llmsim_magic.records.workload import IsCancelled, never
 
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 PATIENCE_S = 1.0
 _stopped: ContextVar[IsCancelled] = ContextVar("stopped", default=never)
 
@@ -86,3 +91,14 @@ class Orderly:
         with self._settling:
             if not self._is_over:
                 _thread.interrupt_main()
+
+
+def orderly(make: Callable[Given, Made]) -> Callable[Given, Made]:
+    """A function that an interrupt does not spoil: the libraries it calls change global things."""
+
+    @wraps(make)
+    def whole(*args: Given.args, **keywords: Given.kwargs) -> Made:
+        with Orderly():
+            return make(*args, **keywords)
+
+    return whole

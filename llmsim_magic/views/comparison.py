@@ -8,6 +8,7 @@ import pandas as pd
 from llmsim_magic.analyses.latency import PassTime
 from llmsim_magic.analyses.memory import Memory
 from llmsim_magic.analyses.totals import totals
+from llmsim_magic.records.signals import orderly
 from llmsim_magic.records.trace import Trace
 
 Passes = Sequence[tuple[Trace, PassTime]]
@@ -23,6 +24,7 @@ _TOTALS = {
 }
 
 
+@orderly
 def comparison_table(
     traces: tuple[Trace, Trace], memories: tuple[Memory, Memory], passes: tuple[Passes, Passes]
 ) -> pd.DataFrame:

@@ -4,12 +4,14 @@ import pandas as pd
 
 from llmsim_magic.analyses.latency import PassTime
 from llmsim_magic.analyses.totals import recorded_costs
+from llmsim_magic.records.signals import orderly
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.views.time_tables import type_times
 
 _SUMS = ("calls", "flops", "elementwise_ops", "bytes_read", "bytes_written")
 
 
+@orderly
 def costs_table(trace: Trace, time: PassTime | None = None) -> pd.DataFrame:
     """One row per type of operator, index `op`, most FLOPs first.
 

@@ -8,6 +8,7 @@ from llmsim_magic.analyses.collectives import collectives
 from llmsim_magic.analyses.memory import Memory
 from llmsim_magic.analyses.sharding import Shard
 from llmsim_magic.analyses.sizing import Fit
+from llmsim_magic.records.signals import orderly
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.views import units
 from llmsim_magic.views.columns import integers, texts
@@ -22,6 +23,7 @@ _MEANINGS = {
 }
 
 
+@orderly
 def memory_table(memory: Memory) -> pd.DataFrame:
     """One row per part of what a device holds: bytes, their share, and what they are.
 
@@ -47,6 +49,7 @@ def memory_table(memory: Memory) -> pd.DataFrame:
     )
 
 
+@orderly
 def ranks_table(memories: Mapping[str, Memory]) -> pd.DataFrame:
     """One row per stage or rank, by its name, a column for each part of its memory in bytes."""
     columns = {
@@ -56,6 +59,7 @@ def ranks_table(memories: Mapping[str, Memory]) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(list(memories), name="rank"))
 
 
+@orderly
 def collectives_table(trace: Trace) -> pd.DataFrame:
     """One row per exchange between devices, in the order of the pass.
 
@@ -76,6 +80,7 @@ def collectives_table(trace: Trace) -> pd.DataFrame:
     )
 
 
+@orderly
 def shards_table(shards: Iterable[Shard]) -> pd.DataFrame:
     """One row per parameter: how it is split, its whole shape and bytes, and those of the rank."""
     each = list(shards)
@@ -91,6 +96,7 @@ def shards_table(shards: Iterable[Shard]) -> pd.DataFrame:
     )
 
 
+@orderly
 def sizing_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
     """One row per device of known memory: whether it fits, what binds, what would make it fit.
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
+from llmsim_magic.records.signals import orderly
 from llmsim_magic.views import units
 from llmsim_magic.views.drawing import Graph
 from llmsim_magic.views.plot import Plot
@@ -37,6 +38,7 @@ class Section:
     remark: str = ""
 
 
+@orderly
 def as_html(sections: Iterable[Section], remarks: Iterable[str], most_rows: int = MOST_ROWS) -> str:
     """A part of a page; of a long table the first `most_rows` rows."""
     parts = [_STYLE, '<div class="llmsim">']
@@ -61,6 +63,7 @@ def as_page(title: str, sections: Iterable[Section], remarks: Iterable[str]) -> 
     )
 
 
+@orderly
 def as_text(
     sections: Iterable[Section], remarks: Iterable[str], most_rows: int | None = None
 ) -> str:

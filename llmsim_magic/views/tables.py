@@ -12,6 +12,7 @@ from llmsim_magic.analyses.spending import Spent, spent_below, spent_by_layer
 from llmsim_magic.analyses.symbolic import OperatorFormulas
 from llmsim_magic.analyses.totals import costs, operator_types, recorded_costs, totals
 from llmsim_magic.analyses.traffic import kernel_bytes
+from llmsim_magic.records.signals import orderly
 from llmsim_magic.records.trace import Parameter, Trace
 from llmsim_magic.records.workload import Workload
 from llmsim_magic.views import units
@@ -29,6 +30,7 @@ from llmsim_magic.views.formulas import shapes_of_phases
 _FEATURES = ("in_features", "out_features", "num_embeddings", "embedding_dim")
 
 
+@orderly
 def ops_table(trace: Trace) -> pd.DataFrame:
     """One row per operator call, index `order`.
 
@@ -74,6 +76,7 @@ def ops_table(trace: Trace) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.RangeIndex(len(trace.steps), name="order"))
 
 
+@orderly
 def modules_table(trace: Trace) -> pd.DataFrame:
     """One row per module, containers included, index `path`; the model itself is the path ''."""
     own: dict[str, list[Parameter]] = {}
@@ -129,6 +132,7 @@ def modules_table(trace: Trace) -> pd.DataFrame:
     )
 
 
+@orderly
 def layers_table(trace: Trace) -> pd.DataFrame:
     """One row per layer in the order they run; the last one, without a path, is all outside them.
 
@@ -160,6 +164,7 @@ def layers_table(trace: Trace) -> pd.DataFrame:
     return pd.DataFrame(columns | cost_columns(spent))
 
 
+@orderly
 def edges_table(trace: Trace) -> pd.DataFrame:
     """One row per tensor that flows from one operator to another; both are orders of `ops`."""
     found = edges(trace)
@@ -178,6 +183,7 @@ def edges_table(trace: Trace) -> pd.DataFrame:
     )
 
 
+@orderly
 def kernels_table(trace: Trace) -> pd.DataFrame:
     """One row per ATen op in the order they ran; a view outside any operator has no `op_order`."""
     record = trace.unrolled
@@ -205,6 +211,7 @@ def kernels_table(trace: Trace) -> pd.DataFrame:
     )
 
 
+@orderly
 def summary_table(trace: Trace) -> pd.DataFrame:
     """One row per quantity: `value`, its `unit`, and what it `means`."""
     sums = totals(trace)
@@ -267,6 +274,7 @@ def _routing(trace: Trace) -> str:
     return f"met by each token: {' or '.join(kinds)}, routing taken as balanced"
 
 
+@orderly
 def topological_table(trace: Trace) -> pd.DataFrame:
     """Operators in execution order, each with those that it really waits for.
 
@@ -288,6 +296,7 @@ def topological_table(trace: Trace) -> pd.DataFrame:
     )
 
 
+@orderly
 def totals_table(
     traces: Sequence[Trace], failures: Sequence[tuple[Workload, str]] = ()
 ) -> pd.DataFrame:
@@ -315,6 +324,7 @@ def totals_table(
     return pd.DataFrame(columns)
 
 
+@orderly
 def long_table(traces: Sequence[Trace]) -> pd.DataFrame:
     """The operators of several workloads below each other: `phase, batch, context`, then `ops`."""
     parts = []
@@ -327,6 +337,7 @@ def long_table(traces: Sequence[Trace]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[[*columns, "order"]]
 
 
+@orderly
 def shapes_table(
     traces: Sequence[Trace], formulas: Mapping[str, Sequence[OperatorFormulas]]
 ) -> pd.DataFrame:

@@ -13,12 +13,14 @@ from llmsim_magic.analyses.latency import PassTime
 from llmsim_magic.analyses.layers import Layer, layers
 from llmsim_magic.analyses.roofline import Estimate
 from llmsim_magic.analyses.tokens import tokens_read
+from llmsim_magic.records.signals import orderly
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.views.columns import integers, numbers
 
 _OF_DEVICE = ("of_peak", "of_bandwidth")
 
 
+@orderly
 def latency_table(rows: Iterable[tuple[Trace, PassTime]]) -> pd.DataFrame:
     """One row per pass on a device: its time, tokens per second, and what binds most of the time.
 
@@ -47,6 +49,7 @@ def latency_table(rows: Iterable[tuple[Trace, PassTime]]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+@orderly
 def times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
     """One row per operator, index `order`; NA where no kernel runs.
 
@@ -72,6 +75,7 @@ def times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.RangeIndex(len(found), name="order"))
 
 
+@orderly
 def layer_times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
     """One row per layer in the order they run; the last, without a path, is all outside them."""
     orders: dict[Layer | None, list[int]] = {}
@@ -88,6 +92,7 @@ def layer_times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+@orderly
 def type_times(trace: Trace, time: PassTime) -> pd.DataFrame:
     """One row per type of operator, index `op`: the time of all of them, its share, what binds."""
     orders: dict[str, list[int]] = {}

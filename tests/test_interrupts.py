@@ -1,0 +1,317 @@
+"""Ctrl-C at any moment: nothing is left behind, and the next answer is right."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import matplotlib
+import pytest
+import torch
+from torch import nn
+
+import llmsim_magic as llmsim
+from llmsim_magic.records import signals
+from llmsim_magic.records.signals import Orderly, orderly
+from llmsim_magic.simulate.report import Report
+from tests import small
+from tests.test_nothing_left_behind import left_alone
+
+MODEL = small.build("qwen3")
+
+
+# what is interrupted
+
+
+def _live(folder: Path) -> object:
+    llmsim.forget()
+    return llmsim.trace(MODEL, context=5, phase="decode").trace
+
+
+def _built(folder: Path) -> object:
+    llmsim.forget()
+    return llmsim.trace(small.gpt2(), context=5).trace
+
+
+def _swept(folder: Path) -> object:
+    llmsim.forget()
+    return llmsim.sweep(small.llama(), batch=[1, 2], context=[3], cancelled=lambda: False).traces
+
+
+def _analysed(folder: Path) -> object:
+    report = _fresh(hardware="H100")
+    tables = (report.ops, report.summary, report.edges, report.modules, report.times)
+    return [table.to_csv() for table in tables] + [report.symbolic.totals.to_csv()]
+
+
+def _rendered(folder: Path) -> object:
+    report = _fresh(views=("summary", "deps", "topological"))
+    return report._repr_mimebundle_()["text/html"], repr(report)
+
+
+def _drawn(folder: Path) -> object:
+    return _fresh(hardware="H100").costing.roofline.svg
+
+
+def _laid_out_elsewhere(folder: Path) -> object:
+    """A graph large enough for a process of its own."""
+    return llmsim.trace("gpt2", context=3).dependency_graph(level="kernel", layers="all").svg
+
+
+def _exported(folder: Path) -> object:
+    report = _fresh(views=("ops", "deps"))
+    files = [*report.to_csv(folder / "tables"), report.to_html(folder / "page.html")]
+    return [file.read_text("utf-8") for file in files]
+
+
+def _fresh(**options: Any) -> Report:
+    views = options.pop("views", ("summary",))
+    report = llmsim.trace(MODEL, context=5, **options)
+    return Report(report.trace, views, ask=report.ask, deployed=report.deployed)
+
+
+WORK = [_live, _built, _swept, _analysed, _rendered, _drawn, _laid_out_elsewhere, _exported]
+
+
+# how
+
+
+def _anywhere(code: CodeType) -> bool:
+    return True
+
+
+def _at_an_edge(code: CodeType) -> bool:
+    """Where something is entered or left: the moments that an interrupt may spoil."""
+    return code.co_name in ("__enter__", "__exit__") or code.co_filename == contextlib.__file__
+
+
+class _Interrupt:
+    """Sends this process an interrupt at the line of that number, of those in some code."""
+
+    def __init__(self, among: Callable[[CodeType], bool], at: int = -1) -> None:
+        self.lines = 0
+        self._among = among
+        self._at = at
+
+    def __enter__(self) -> "_Interrupt":
+        sys.settrace(self._called)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(None)
+
+    def _called(self, frame: FrameType, event: str, _: object) -> Any:
+        return self._line if self._among(frame.f_code) else None
+
+    def _line(self, frame: FrameType, event: str, _: object) -> Any:
+        if event == "line":
+            self.lines += 1
+            if self.lines == self._at:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGINT)
+        return self._line
+
+
+def _world(folder: Path) -> dict[str, object]:
+    """What a process has beside torch, and a careless tracer would leave behind."""
+    return {
+        "threads": {thread for thread in threading.enumerate() if thread.is_alive()},
+        "temporary files": sorted(os.listdir(folder)),
+        "open files": len(os.listdir("/proc/self/fd")),
+        "handler": signal.getsignal(signal.SIGINT),
+        "waits": signals._stopped.get()(),
+        "warnings": list(warnings.filters),
+        "plots": dict(matplotlib.rcParams),
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "threads of torch": torch.get_num_threads(),
+    }
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where all temporary files go meanwhile."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def _interrupted_at(
+    work: Callable[[Path], object], points: int, seed: int, tmp_path: Path, temporary: Path
+) -> int:
+    """Interrupt some work at so many random lines; how often the interrupt came through."""
+    right = work(tmp_path / "right")
+    lines = {}
+    for among in (_anywhere, _at_an_edge):
+        with _Interrupt(among) as counted:
+            assert work(tmp_path / "right") == right
+        lines[among] = counted.lines
+    chance = random.Random(seed)
+    came = 0
+    for number in range(points):
+        among = (_anywhere, _at_an_edge)[number % 2]
+        interrupt = _Interrupt(among, chance.randint(1, lines[among]))
+        before = _world(temporary)
+        folder = tmp_path / str(number)
+        with left_alone(MODEL), suppress(KeyboardInterrupt), interrupt:
+            came += 1
+            work(folder)
+            came -= 1
+        _settle()
+        assert _world(temporary) == before
+        assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+        assert work(folder) == right
+    return came
+
+
+def _settle() -> None:
+    """A thread that was ended may need a moment to be gone."""
+    time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing every line makes all slow: what is orderly stays so."""
+    monkeypatch.setattr(signals, "PATIENCE_S", 60.0)
+
+
+@pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__.strip("_"))
+def test_an_interrupt_leaves_nothing_and_the_next_answer_is_right(
+    work: Callable[[Path], object], tmp_path: Path, temporary: Path
+) -> None:
+    assert _interrupted_at(work, 2, 1, tmp_path, temporary) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__.strip("_"))
+def test_interrupts_at_two_hundred_random_points(
+    work: Callable[[Path], object], tmp_path: Path, temporary: Path
+) -> None:
+    assert _interrupted_at(work, 25, 2, tmp_path, temporary) > 0
+
+
+# orderly work
+
+
+def _interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_orderly_work_ends_where_it_asks_and_not_before() -> None:
+    done = []
+
+    def work() -> None:
+        with Orderly() as stopped:
+            _interrupt()
+            done.append("what was begun")
+            if not stopped():
+                done.append("more")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["what was begun"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_error_that_an_interrupt_led_to_is_an_interrupt() -> None:
+    @orderly
+    def work() -> None:
+        _interrupt()
+        raise ValueError("half")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
+def test_a_second_interrupt_is_not_held_back() -> None:
+    @orderly
+    def work() -> None:
+        _interrupt()
+        _interrupt()
+        pytest.fail("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
+def test_work_that_does_not_ask_is_interrupted_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(signals, "PATIENCE_S", 0.1)
+
+    class Endless(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            _interrupt()
+            while True:
+                pass
+
+    module = Endless()
+    with left_alone(module), pytest.raises(KeyboardInterrupt):
+        llmsim.trace(module, inputs=torch.ones(1))
+    time.sleep(0.3)
+
+
+def test_work_within_work_knows_of_all_that_would_stop_it() -> None:
+    with Orderly() as around, Orderly(lambda: True) as within:
+        assert not around()
+        assert within()
+        with Orderly() as innermost:
+            assert innermost()
+
+
+def test_an_interrupt_is_the_main_threads_alone() -> None:
+    held, found = threading.Event(), []
+
+    def work() -> None:
+        with Orderly() as stopped:
+            held.wait(5)
+            found.append(stopped())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        _interrupt()
+    held.set()
+    thread.join()
+    assert found == [False]
+
+
+def test_a_handler_of_the_users_own_is_left_to_work() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        with Orderly() as stopped:
+            _interrupt()
+            assert not stopped()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIGINT]
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_interrupted_ends_without_a_traceback(temporary: Path) -> None:
+    command = [sys.executable, "-m", "llmsim_magic", "Qwen/Qwen3-0.6B", "--ops", "--multi-config"]
+    chance = random.Random(3)
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    for _ in range(8):
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            time.sleep(chance.uniform(1.0, 6.0))
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        assert "Traceback" not in said
+        assert process.returncode in (0, 130), said
+        assert os.listdir(temporary) == []
