@@ -19,6 +19,8 @@ from typing import Any
 import matplotlib
 import pytest
 import torch
+from jupyter_client.blocking import BlockingKernelClient
+from jupyter_client.manager import KernelManager
 from torch import nn
 
 import llmsim_magic as llmsim
@@ -315,3 +317,32 @@ def test_a_terminal_that_is_interrupted_ends_without_a_traceback(temporary: Path
         assert "Traceback" not in said
         assert process.returncode in (0, 130), said
         assert os.listdir(temporary) == []
+
+
+@pytest.mark.slow
+def test_a_cell_that_is_interrupted_leaves_a_kernel_that_answers() -> None:
+    manager = KernelManager(transport="ipc")
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        assert _outcome(client, "%load_ext llmsim_magic\n%llmsim gpt2;") == "ok"
+        chance, outcomes = random.Random(4), set()
+        for _ in range(8):
+            cell = "llmsim.forget()\nreport = %llmsim meta-llama/Llama-3.1-405B --multi-config"
+            client.execute(f"import llmsim_magic as llmsim\n{cell}", stop_on_error=False)
+            time.sleep(chance.uniform(0.1, 1.5))
+            manager.interrupt_kernel()
+            outcomes.add(client.get_shell_msg(timeout=60)["content"].get("ename", "ok"))
+            check = "assert len(llmsim.trace('gpt2', context=7).ops) == 164"
+            assert _outcome(client, check) == "ok"
+        assert outcomes <= {"ok", "KeyboardInterrupt"}
+        assert "KeyboardInterrupt" in outcomes
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def _outcome(client: BlockingKernelClient, cell: str) -> str:
+    return str(client.execute_interactive(cell, timeout=120)["content"]["status"])
