@@ -3,16 +3,17 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import RLock
 from typing import Any, Protocol
 
 import torch
 
+from llmsim_magic.capture.dice import same_dice
 from llmsim_magic.capture.layers import Layer, layers_of
-from llmsim_magic.capture.restore import Snapshot, same_dice
+from llmsim_magic.capture.restore import Snapshot
 from llmsim_magic.capture.tensors import dtype_name, unheard
 from llmsim_magic.records.record import Role
 from llmsim_magic.records.trace import Module, Parameter, Scalar
+from llmsim_magic.records.turns import Turn
 from llmsim_magic.records.workload import IsCancelled, never
 
 
@@ -38,7 +39,9 @@ class Harness:
         self.modules = tuple(_modules(model))
         self.parameters = tuple(_parameters(model))
         self.roles = _roles(model)
-        self.busy = RLock()  # one pass at a time
+        name = type(model).__name__
+        refused = f"{name} is being traced: its forward cannot ask for a trace of itself"
+        self.busy = Turn(refused, self._stop)  # one pass at a time
         self.has_changed = False  # whether the last pass left something in the model
         self.left: Any = None  # what the last pass left for the next one
         self._listener: Listener | None = None
@@ -91,6 +94,12 @@ class Harness:
             if not keep:
                 self.has_changed = self._snapshot.restore(self._ran)
                 self._ran.clear()
+
+    def _stop(self) -> None:
+        """Be as before the pass that was going on."""
+        self._listener, self._cancelled, self.left = None, never, None
+        self._snapshot.restore(self._ran)
+        self._ran.clear()
 
     def _began(self, module: torch.nn.Module) -> None:
         if self._cancelled():

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from llmsim_magic.capture.alone import alone
 from llmsim_magic.capture.answers import Answers, answering
 from llmsim_magic.capture.inputs import passes
 from llmsim_magic.capture.inputs.ask import parameters
@@ -28,6 +29,7 @@ Way = TypeVar("Way")
 Result = TypeVar("Result")
 
 
+@alone()
 def run(
     weightless: Weightless,
     workload: Workload,
@@ -68,6 +70,7 @@ def _first_that_runs(ways: Iterable[Way], run: Callable[[Way], Result]) -> Resul
     raise errors[0]
 
 
+@alone()
 def run_given(
     weightless: Weightless,
     args: tuple[Any, ...],

@@ -8,12 +8,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from threading import Lock
 from typing import Any
 
 import torch
 
+from llmsim_magic.capture.alone import alone
 from llmsim_magic.capture.buffers import knowing_buffers, known
+from llmsim_magic.capture.dice import same_dice
 from llmsim_magic.capture.harness import Harness
 from llmsim_magic.capture.inputs.lengths import (
     declared_context,
@@ -24,6 +25,7 @@ from llmsim_magic.capture.resolve import Source, declared_classes
 from llmsim_magic.capture.tensors import dtype_name
 from llmsim_magic.records.errors import CannotTrace, clip
 from llmsim_magic.records.trace import ModelInfo
+from llmsim_magic.records.turns import Turn
 from llmsim_magic.records.workload import IsCancelled, never
 
 META = torch.device("meta")
@@ -46,7 +48,7 @@ _HOOKS = (
 )
 
 
-_making = Lock()  # no harness twice, whichever thread asks first
+_making = Turn("a model is being made ready to run")  # no harness twice
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,7 @@ class Weightless:
             return vars(self).get("harness") or Harness(self.module, self.spread)
 
     @cached_property
+    @alone()
     def longest_context(self) -> int | None:
         """The tokens that its learned position table has rows for, if anything sets a limit."""
         return longest_context(self.module)
@@ -78,6 +81,7 @@ class Weightless:
         return declared_context(self.module) if is_huggingface(self.module) else None
 
 
+@alone()
 def from_config(
     source: Source,
     *,
@@ -110,7 +114,7 @@ def from_config(
         options["trust_remote_code"] = True
     try:
         builder = _builder(config, base, source.name)
-        with knowing_buffers(cancelled) as buffers, META:
+        with same_dice(), knowing_buffers(cancelled) as buffers, META:
             module = builder(config, **options)
     except CannotTrace:
         raise
@@ -203,6 +207,7 @@ def _head(config: Any, class_name: str, base: bool) -> str:
     return "declared by the checkpoint" if declared else "chosen by transformers"
 
 
+@alone()
 def copy_of(module: torch.nn.Module, name: str) -> Weightless:
     """A copy of a live module whose every tensor is on `meta`; the module is only read.
 

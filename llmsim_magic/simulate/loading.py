@@ -5,13 +5,13 @@ import importlib
 import json
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.capture.resolve import Facts, Source, facts_of, source_of
 from llmsim_magic.records.errors import Cancelled, CannotTrace, InvalidValue
 from llmsim_magic.records.trace import Trace
+from llmsim_magic.records.turns import Turn
 from llmsim_magic.records.workload import IsCancelled, Workload, never
 from llmsim_magic.simulate import memory
 from llmsim_magic.simulate.request import Build
@@ -26,7 +26,8 @@ def silent(message: str) -> None:
     """Progress that nobody watches."""
 
 
-_building = Lock()  # no model twice at once
+# No model twice at once, nor two: transformers sets torch's default dtype while it builds one.
+_building = Turn("a model is being built: its code cannot ask for another one meanwhile")
 
 
 @dataclass(frozen=True, eq=False)

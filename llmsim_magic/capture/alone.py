@@ -1,0 +1,85 @@
+"""Set aside what the caller has switched on in torch, for as long as a model is read or run."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils._python_dispatch import _disable_current_modes
+
+_dynamo = torch._C._dynamo.eval_frame
+
+
+@contextmanager
+def _no_function_modes() -> Iterator[None]:
+    modes = [
+        torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())
+    ]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            torch._C._push_on_torch_function_stack(mode)
+
+
+@contextmanager
+def _functions_heard() -> Iterator[None]:
+    heard = torch._C._EnableTorchFunction()
+    try:
+        yield
+    finally:
+        del heard  # which puts back what there was
+
+
+@contextmanager
+def _no_default_device() -> Iterator[None]:
+    ours = torch._GLOBAL_DEVICE_CONTEXT
+    device, ours.device_context = ours.device_context, None
+    try:
+        yield
+    finally:
+        ours.device_context = device
+
+
+@contextmanager
+def _not_compiled() -> Iterator[None]:
+    compiler = _dynamo.set_eval_frame(None)
+    try:
+        yield
+    finally:
+        _dynamo.set_eval_frame(compiler)
+
+
+# What a thread may have switched on, and what switches it off: in the order to do so.
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[], AbstractContextManager[Any]]], ...] = (
+    (lambda: _dynamo.get_eval_frame_callback() is not None, _not_compiled),
+    (
+        lambda: torch._C._functorch.peek_interpreter_stack() is not None,
+        temporarily_clear_interpreter_stack,
+    ),
+    (torch._C._len_torch_function_stack, _no_function_modes),
+    (lambda: not torch._C._is_torch_function_enabled(), _functions_heard),
+    (
+        lambda: getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None) is not None,
+        _no_default_device,
+    ),
+    (torch._C._len_torch_dispatch_stack, _disable_current_modes),
+    (torch.is_inference_mode_enabled, lambda: torch.inference_mode(mode=False)),
+    (lambda: not torch.is_grad_enabled(), torch.enable_grad),
+    (torch._C._is_any_autocast_enabled, torch._C._DisableAutocast),
+)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """While open, torch is in this thread as it is in a new one.
+
+    No mode of the caller's hears of what is done here or has a part in it, nor do `autocast`,
+    `inference_mode`, `vmap` or a compiler; afterwards each is as it was.
+    """
+    with ExitStack() as aside:
+        for is_on, off in _SETTINGS:
+            if is_on():
+                aside.enter_context(off())
+        yield
