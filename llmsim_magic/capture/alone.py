@@ -1,14 +1,26 @@
-"""Set aside what the caller has switched on in torch, for as long as a model is read or run."""
+"""One model at a time, and without what its caller has switched on in torch."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
+from llmsim_magic.capture.tensors import dtype_name
+from llmsim_magic.records.turns import Turn
+
 _dynamo = torch._C._dynamo.eval_frame
+
+# Building a model sets torch's default dtype, which every thread has in common.
+working = Turn("a model is being built or run: its own code cannot ask for a trace meanwhile")
+
+
+def default_dtype() -> str:
+    """What tensors have where nothing is said, in the whole process, but while a model is built."""
+    with nullcontext() if torch.get_default_dtype() == torch.float32 else working:
+        return dtype_name(torch.get_default_dtype())
 
 
 @contextmanager
@@ -21,15 +33,6 @@ def _no_function_modes() -> Iterator[None]:
     finally:
         for mode in reversed(modes):
             torch._C._push_on_torch_function_stack(mode)
-
-
-@contextmanager
-def _functions_heard() -> Iterator[None]:
-    heard = torch._C._EnableTorchFunction()
-    try:
-        yield
-    finally:
-        del heard  # which puts back what there was
 
 
 @contextmanager
@@ -59,7 +62,7 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[], AbstractContextManager[An
         temporarily_clear_interpreter_stack,
     ),
     (torch._C._len_torch_function_stack, _no_function_modes),
-    (lambda: not torch._C._is_torch_function_enabled(), _functions_heard),
+    (lambda: not torch._C._is_torch_function_enabled(), torch._C._EnableTorchFunction),
     (
         lambda: getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None) is not None,
         _no_default_device,

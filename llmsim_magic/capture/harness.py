@@ -13,7 +13,6 @@ from llmsim_magic.capture.restore import Snapshot
 from llmsim_magic.capture.tensors import dtype_name, unheard
 from llmsim_magic.records.record import Role
 from llmsim_magic.records.trace import Module, Parameter, Scalar
-from llmsim_magic.records.turns import Turn
 from llmsim_magic.records.workload import IsCancelled, never
 
 
@@ -39,9 +38,6 @@ class Harness:
         self.modules = tuple(_modules(model))
         self.parameters = tuple(_parameters(model))
         self.roles = _roles(model)
-        name = type(model).__name__
-        refused = f"{name} is being traced: its forward cannot ask for a trace of itself"
-        self.busy = Turn(refused, self._stop)  # one pass at a time
         self.has_changed = False  # whether the last pass left something in the model
         self.left: Any = None  # what the last pass left for the next one
         self._listener: Listener | None = None
@@ -73,6 +69,7 @@ class Harness:
 
         It stops as it does when the user interrupts: no code of the model takes that for an error.
         """
+        self._put_back()  # what a pass changed that went on in another thread before a fork
         self._cancelled = cancelled
         try:
             yield
@@ -92,13 +89,10 @@ class Harness:
             keep = only_after_errors
         finally:
             if not keep:
-                self.has_changed = self._snapshot.restore(self._ran)
-                self._ran.clear()
+                self._put_back()
 
-    def _stop(self) -> None:
-        """Be as before the pass that was going on."""
-        self._listener, self._cancelled, self.left = None, never, None
-        self._snapshot.restore(self._ran)
+    def _put_back(self) -> None:
+        self.has_changed = self._snapshot.restore(self._ran)
         self._ran.clear()
 
     def _began(self, module: torch.nn.Module) -> None:

@@ -25,7 +25,6 @@ from llmsim_magic.capture.resolve import Source, declared_classes
 from llmsim_magic.capture.tensors import dtype_name
 from llmsim_magic.records.errors import CannotTrace, clip
 from llmsim_magic.records.trace import ModelInfo
-from llmsim_magic.records.turns import Turn
 from llmsim_magic.records.workload import IsCancelled, never
 
 META = torch.device("meta")
@@ -48,9 +47,6 @@ _HOOKS = (
 )
 
 
-_making = Turn("a model is being made ready to run")  # no harness twice
-
-
 @dataclass(frozen=True, eq=False)
 class Weightless:
     """A model on `meta`, ready to be run, and what to say of it.
@@ -66,8 +62,7 @@ class Weightless:
     @cached_property
     def harness(self) -> Harness:
         """What every pass of the model shares."""
-        with _making:
-            return vars(self).get("harness") or Harness(self.module, self.spread)
+        return Harness(self.module, self.spread)
 
     @cached_property
     @alone()

@@ -1,7 +1,6 @@
 """Taking turns at what one thread may do at a time."""
 
 import os
-from collections.abc import Callable
 from threading import Lock, get_ident
 from weakref import WeakSet
 
@@ -13,13 +12,12 @@ _turns: "WeakSet[Turn]" = WeakSet()
 class Turn:
     """A lock that threads wait for, but none for itself: what asks for its own turn is refused.
 
-    Such is a forward that asks for a trace of the model it belongs to. A forked process, which has
-    one thread, finds the turn free; what another was doing meanwhile it undoes.
+    Such is a forward that asks for a trace. A forked process finds the turn free, unless it is its
+    own: the thread that had it stays behind.
     """
 
-    def __init__(self, refused: str, undo: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, refused: str) -> None:
         self._refused = refused
-        self._undo = undo
         self._lock = Lock()
         self._thread: int | None = None
         _turns.add(self)
@@ -36,10 +34,9 @@ class Turn:
         self._lock.release()
 
     def renew(self) -> None:
-        """Take the turn from a thread that this process does not have."""
+        """Take the turn from a thread that a forked process does not have."""
         if self._lock.locked() and self._thread != get_ident():
             self._lock, self._thread = Lock(), None
-            self._undo()
 
 
 def _renew_all() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MODELS = 4
 TRACES = 128  # of each model
-Question = tuple[Workload, bool]
+Question = tuple[Workload, bool, str]  # whether with replay, and under which default dtype
 Value = TypeVar("Value")
 
 # A finaliser may ask for a trace wherever it runs, here too. Only what is quick is done meanwhile.
