@@ -28,7 +28,7 @@ from llmsim_magic.records import signals
 from llmsim_magic.records.signals import Orderly, orderly
 from llmsim_magic.simulate.report import Report
 from tests import small
-from tests.test_nothing_left_behind import left_alone
+from tests.left_alone import left_alone
 
 MODEL = small.build("qwen3")
 

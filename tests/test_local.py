@@ -6,7 +6,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.analyses.latency import latency
 from llmsim_magic.capture import measure as measuring
 from llmsim_magic.records.sizes import Attention, Matmul
-from llmsim_magic.simulate.local import local
+from llmsim_magic.simulate.local import _measured, local
 from tests.small import CONFIGS
 
 
@@ -34,11 +34,11 @@ def test_kernels_that_are_timed_have_the_sizes_they_say(quickly: None) -> None:
 
 
 def test_this_machine_predicts_a_pass_with_a_band(quickly: None) -> None:
-    local.cache_clear()
+    _measured.cache_clear()
     try:
         accelerator, calibration = local()
     finally:
-        local.cache_clear()
+        _measured.cache_clear()
     assert accelerator.kind == "cpu"
     assert accelerator.bandwidth_bytes_per_s
     assert {"bf16", "fp32"} <= accelerator.peak_flops.keys()

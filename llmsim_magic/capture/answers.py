@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from llmsim_magic.capture.dice import Dice
 from llmsim_magic.capture.kernels import RECURRENT, facts, recurrent_outputs, written_to
 from llmsim_magic.capture.repeats import Repeats
 from llmsim_magic.capture.tensors import tensors_in, unheard
@@ -44,6 +45,7 @@ class Answers(TorchDispatchMode):
         if before is not None:
             self._overwritten |= before._overwritten
         self._checks: dict[int, torch.UntypedStorage] = {}
+        self._dice = Dice()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -62,7 +64,9 @@ class Answers(TorchDispatchMode):
         if all(map(self.knows, tensors)):
             return self._for_real(func, args, keywords)
         if facts(func).aliases and not any(tensor.is_meta for tensor in tensors):
-            return func(*args, **keywords)  # a view of what was written over, or a write into it
+            return self._dice.run(
+                func, args, keywords
+            )  # a view of what was written over, or a write into it
         answer = _ANSWERS.get(func)
         if answer is not None:
             answered = answer(self, *args, **keywords)
@@ -101,7 +105,7 @@ class Answers(TorchDispatchMode):
     def _for_real(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
         """A kernel on known values: on the host, unless its result is too large to hold."""
         if facts(func).aliases:
-            return func(*args, **keywords)
+            return self._dice.run(func, args, keywords)
         unreal_args, unreal = tree_map(_on_meta, (args, keywords))
         try:
             like = _REPEATS.run(
@@ -118,7 +122,7 @@ class Answers(TorchDispatchMode):
         if facts(func).allocates:
             return func(*args, **keywords).zero_()
         try:
-            return func(*args, **keywords)
+            return self._dice.run(func, args, keywords)
         except NotImplementedError:
             return _in_double(func, args, keywords)
 

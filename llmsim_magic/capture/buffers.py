@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from llmsim_magic.capture.dice import Dice
 from llmsim_magic.capture.kernels import facts, written_to
 from llmsim_magic.capture.tensors import tensors_in
 from llmsim_magic.records.signals import Orderly
@@ -42,6 +43,7 @@ class Buffers(TorchDispatchMode):
         super().__init__()
         self._stopped = stopped
         self._unknown: dict[int, torch.UntypedStorage] = {}
+        self._dice = Dice()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -55,9 +57,9 @@ class Buffers(TorchDispatchMode):
         if keywords.get("device") == META and not facts(func).allocates:
             made = func(*args, **keywords) if not tensors else None
             if made is None or made.numel() <= LARGEST:
-                return func(*args, **{**keywords, "device": CPU})
+                return self._dice.run(func, args, {**keywords, "device": CPU})
             return made
-        return func(*args, **keywords)
+        return self._dice.run(func, args, keywords)
 
     def _on_meta(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
         changed = written_to(func, args, keywords)
@@ -66,7 +68,7 @@ class Buffers(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 self._unknown[storage._cdata] = storage
             return changed[0] if len(func._schema.returns) == 1 else None
-        if changed and torch.Tag.nondeterministic_seeded in func.tags:
+        if changed and facts(func).draws:
             return changed[0]  # random numbers for a tensor without values: the bulk of a build
         if keywords.get("device") is not None:
             keywords["device"] = META

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import RLock
 from typing import Any, Protocol
 
 import torch
 
+from llmsim_magic.capture.dice import same_dice
 from llmsim_magic.capture.layers import Layer, layers_of
-from llmsim_magic.capture.restore import Snapshot, same_dice
+from llmsim_magic.capture.restore import Snapshot
 from llmsim_magic.capture.tensors import dtype_name, unheard
 from llmsim_magic.records.record import Role
 from llmsim_magic.records.trace import Module, Parameter, Scalar
@@ -37,7 +37,6 @@ class Harness:
         self.modules = tuple(_modules(model))
         self.parameters = tuple(_parameters(model))
         self.roles = _roles(model)
-        self.busy = RLock()  # one pass at a time
         self.has_changed = False  # whether the last pass left something in the model
         self.left: Any = None  # what the last pass left for the next one
         self._listener: Listener | None = None
@@ -75,8 +74,12 @@ class Harness:
             keep = only_after_errors
         finally:
             if not keep:
-                self.has_changed = self._snapshot.restore(self._ran)
-                self._ran.clear()
+                self.put_back()
+
+    def put_back(self) -> None:
+        """Put back what the modules that ran have changed."""
+        self.has_changed = self._snapshot.restore(self._ran)
+        self._ran.clear()
 
     def _hook(self, path: str, module: torch.nn.Module) -> None:
         def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:

@@ -29,7 +29,8 @@ class KernelFacts:
     """`mutable` names the arguments, by place or keyword, that the kernel writes.
 
     A kernel that `allocates` makes a tensor and writes nothing; one that `aliases` may change or
-    hand on an argument; one that `copies` may do no more than change the device.
+    hand on an argument; one that `copies` may do no more than change the device. One that
+    `draws` random numbers takes a generator in the overload `with_generator`, if it has any.
     """
 
     name: str
@@ -39,6 +40,8 @@ class KernelFacts:
     allocates: bool
     aliases: bool
     copies: bool
+    draws: bool
+    with_generator: Any
 
 
 @lru_cache(maxsize=4096)
@@ -60,7 +63,25 @@ def facts(func: Any) -> KernelFacts:
         func._overloadpacket in _ALLOCATIONS,
         any(part.alias_info is not None for part in (*schema.arguments, *schema.returns)),
         func._overloadpacket is torch.ops.aten._to_copy,
+        torch.Tag.nondeterministic_seeded in func.tags,
+        _with_generator(func),
     )
+
+
+def _with_generator(func: Any) -> Any:
+    """The kernel with the same arguments and a generator, where there is one."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return None
+    packet, plain = func._overloadpacket, _arguments(func)
+    for overload in (func, *(getattr(packet, name) for name in packet.overloads())):
+        taken = _arguments(overload)
+        if "generator" in taken and plain | {"generator": taken["generator"]} == taken:
+            return overload
+    return None
+
+
+def _arguments(func: Any) -> dict[str, str]:
+    return {argument.name: str(argument.type) for argument in func._schema.arguments}
 
 
 def written_to(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:

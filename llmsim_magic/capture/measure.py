@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from llmsim_magic.capture.alone import alone
 from llmsim_magic.records.accelerator import Accelerator, arithmetic
 from llmsim_magic.records.calibration import Host, Sample
 from llmsim_magic.records.signals import Orderly
@@ -68,6 +69,7 @@ class _Job:
     times: int = 1
 
 
+@alone()
 def measure() -> Measurement:
     """The CPU under the threads that torch uses, in less than half a minute."""
     with Orderly() as stopped, torch.inference_mode():

@@ -1,13 +1,13 @@
 """Undo what a forward pass changes beside its result."""
 
 import operator
-import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from llmsim_magic.capture.dice import same_dice
 from llmsim_magic.capture.tensors import tensors_in
 
 
@@ -58,17 +58,6 @@ class _Held:
                 tensor.data.copy_(content)
                 changed = True
         return changed
-
-
-@contextmanager
-def same_dice() -> Iterator[None]:
-    """Leave the random generators as they were."""
-    dice = random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(dice)
 
 
 @contextmanager

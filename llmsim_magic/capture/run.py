@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from llmsim_magic.capture.alone import alone, working
 from llmsim_magic.capture.answers import Answers, answering
 from llmsim_magic.capture.inputs import passes
 from llmsim_magic.capture.inputs.ask import parameters
@@ -29,6 +30,7 @@ Way = TypeVar("Way")
 Result = TypeVar("Result")
 
 
+@alone()
 def run(
     weightless: Weightless,
     workload: Workload,
@@ -43,8 +45,10 @@ def run(
     cause where its forward needs a value that only weights or data decide. Once `cancelled` says
     so it stops at the next kernel, with a `KeyboardInterrupt`.
     """
-    harness, notes = weightless.harness, context_note(weightless.module, workload)
-    with Orderly(cancelled), harness.busy, _told(weightless, workload):
+    notes = context_note(weightless.module, workload)
+    with Orderly(cancelled), working, _told(weightless, workload):
+        harness = weightless.harness
+        harness.put_back()  # what a pass changed that went on in another thread before a fork
         left, harness.left = harness.left, None
         one = _Pass(weightless, workload, replay, notes, left)
         if workload.phase == "prefill":
@@ -69,6 +73,7 @@ def _first_that_runs(ways: Iterable[Way], run: Callable[[Way], Result]) -> Resul
     raise errors[0]
 
 
+@alone()
 def run_given(
     weightless: Weightless,
     args: tuple[Any, ...],
@@ -84,8 +89,7 @@ def run_given(
     first = next((tensor for _, tensor in named_tensors("", (args, dict(keywords)))), None)
     batch = first.shape[0] if first is not None and first.dim() else 1
     workload = Workload("forward", max(batch, 1), 0)
-    harness = weightless.harness
-    with Orderly(), harness.busy, _told(weightless, workload):
+    with working, _told(weightless, workload):
         on_device, named = on_meta((args, dict(keywords)))
         return _Pass(weightless, workload, replay).recorded(Inputs(named), on_device)
 
@@ -204,7 +208,7 @@ class _Pass:
         slots = _name_cache(recorder, state)
         results = recorder.table.add_all(_without(output, state))
         record, replays = assemble(recorder, results)
-        said = (*self.weightless.notes, *self.notes, *inputs.notes, *answers.notes())
+        said = (*self.weightless.notes, *self.notes, *inputs.notes, *answers.notes(), *_unusual())
         return Trace(
             model=self.weightless.info,
             workload=self.workload,
@@ -266,6 +270,12 @@ def _name_cache(recorder: Recorder, state: dict[str, Any]) -> tuple[CacheSlot, .
             slot = CacheSlot(name, tuple(tensor.shape), dtype_name(tensor.dtype), nbytes)
             slots.setdefault(recorder.table.add(tensor), slot)
     return tuple(slots.values())
+
+
+def _unusual() -> Iterator[str]:
+    """What the user set for the whole process, and a run of the model would meet as well."""
+    if (dtype := dtype_name(torch.get_default_dtype())) != "float32":
+        yield f"torch's default dtype is {dtype} here: tensors made without one have it"
 
 
 def _without(output: Any, state: dict[str, Any]) -> Any:

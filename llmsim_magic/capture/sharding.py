@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.alone import alone
 from llmsim_magic.capture.collectives import all_gather, all_reduce, side_by_side
 from llmsim_magic.capture.experts import Balanced
 from llmsim_magic.capture.plans import (
@@ -27,6 +28,7 @@ from llmsim_magic.capture.weightless import Weightless
 from llmsim_magic.records.parallel import Parallel
 
 
+@alone()
 def sharded(weightless: Weightless, parallel: Parallel) -> Weightless:
     """The part of a model, not yet run, that the first rank of a stage holds; it is cut in place.
 

@@ -25,20 +25,13 @@ def is_machinery(filename: str) -> bool:
 def forward_code(module: Any) -> CodeType | None:
     """The code of a module's forward, below any decorators."""
     patched = vars(module).get("forward")
-    module_class: Any = type(module)
-    return _forward_of_class(module_class) if patched is None else _undecorated(patched)
-
-
-@lru_cache(maxsize=4096)
-def _forward_of_class(module_class: Any) -> CodeType | None:
-    return _undecorated(module_class.forward)
+    return _undecorated(type(module).forward if patched is None else patched)
 
 
 def _undecorated(function: Any) -> CodeType | None:
     return getattr(inspect.unwrap(function), "__code__", None)
 
 
-@lru_cache(maxsize=4096)
 def only_forwards(code: CodeType) -> bool:
     """Whether a frame is a wrapper `(*args, **kwargs)`, a lambda or a comprehension."""
     variadic = code.co_flags & _VARIADIC == _VARIADIC

@@ -8,6 +8,7 @@ as one event. What is noted is put in order by `operators.py`.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -119,6 +120,7 @@ class Recorder:
         self._open: list[ModuleCall] = []
         self._function: FunctionCall | None = None
         self._quiet = False
+        self._forward_code = cache(stack.forward_code)  # for one pass: it holds modules
 
     # modules
 
@@ -216,7 +218,7 @@ class Recorder:
         if not self._open:
             return None, False, ()
         parent = self._open[-1]
-        forward = stack.forward_code(parent.module)
+        forward = self._forward_code(parent.module)
         frames = stack.frames_of_caller(3)
         helpers = self._helpers(parent, frames)
         for helper in helpers:
@@ -273,7 +275,7 @@ class Recorder:
         return out
 
     def _helpers(self, parent: ModuleCall, frames: list[FrameType]) -> tuple[HelperCall, ...]:
-        forward = stack.forward_code(parent.module)
+        forward = self._forward_code(parent.module)
         found = []
         for frame in stack.helpers(frames, forward):
             helper = parent.helpers.get(id(frame))
@@ -302,7 +304,7 @@ class Recorder:
         if call.source is None:
             frames = stack.frames_of_call(3)
             if parent is not None:
-                call.source = stack.source(frames, stack.forward_code(parent.module))
+                call.source = stack.source(frames, self._forward_code(parent.module))
                 call.helpers = self._helpers(parent, frames)
                 call.held = self._held(frames)
         return call

@@ -8,12 +8,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from threading import Lock
 from typing import Any
 
 import torch
 
+from llmsim_magic.capture.alone import alone
 from llmsim_magic.capture.buffers import knowing_buffers, known
+from llmsim_magic.capture.dice import same_dice
 from llmsim_magic.capture.harness import Harness
 from llmsim_magic.capture.inputs.lengths import (
     declared_context,
@@ -23,7 +24,6 @@ from llmsim_magic.capture.inputs.lengths import (
 from llmsim_magic.capture.resolve import Source, declared_classes
 from llmsim_magic.capture.tensors import dtype_name
 from llmsim_magic.records.errors import CannotTrace, clip
-from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.trace import ModelInfo
 
 META = torch.device("meta")
@@ -46,9 +46,6 @@ _HOOKS = (
 )
 
 
-_making = Lock()  # no harness twice, whichever thread asks first
-
-
 @dataclass(frozen=True, eq=False)
 class Weightless:
     """A model on `meta`, ready to be run, and what to say of it.
@@ -64,10 +61,10 @@ class Weightless:
     @cached_property
     def harness(self) -> Harness:
         """What every pass of the model shares."""
-        with _making:
-            return vars(self).get("harness") or Harness(self.module, self.spread)
+        return Harness(self.module, self.spread)
 
     @cached_property
+    @alone()
     def longest_context(self) -> int | None:
         """The tokens that its learned position table has rows for, if anything sets a limit."""
         return longest_context(self.module)
@@ -78,6 +75,7 @@ class Weightless:
         return declared_context(self.module) if is_huggingface(self.module) else None
 
 
+@alone()
 def from_config(
     source: Source,
     *,
@@ -108,7 +106,7 @@ def from_config(
         options["trust_remote_code"] = True
     try:
         builder = _builder(config, base, source.name)
-        with knowing_buffers() as buffers, META:
+        with same_dice(), knowing_buffers() as buffers, META:
             module = builder(config, **options)
     except CannotTrace:
         raise
@@ -201,6 +199,7 @@ def _head(config: Any, class_name: str, base: bool) -> str:
     return "declared by the checkpoint" if declared else "chosen by transformers"
 
 
+@alone()
 def copy_of(module: torch.nn.Module, name: str) -> Weightless:
     """A copy of a live module whose every tensor is on `meta`; the module is only read.
 
@@ -222,7 +221,7 @@ def copy_of(module: torch.nn.Module, name: str) -> Weightless:
         for buffer in module.buffers():
             values = known(buffer)
             memo[id(buffer)] = _meta(buffer) if values is None else values
-        with Orderly(), _MetaCopies():
+        with _MetaCopies():
             twin = copy.deepcopy(module, memo)
     except Exception as error:
         raise CannotTrace(
@@ -298,7 +297,7 @@ def on_meta(value: Any) -> Any:
     Raises `CannotTrace` for what cannot be copied.
     """
     try:
-        with Orderly(), _InputCopies():
+        with _InputCopies():
             return copy.deepcopy(value)
     except Exception as error:
         raise CannotTrace(f"inputs: they cannot be copied: {reason(error)}") from error

@@ -50,6 +50,10 @@ class Cancelled(LlmsimError):
     """Work that was cancelled before it had anything to show."""
 
 
+class Busy(LlmsimError):
+    """What was asked for from within the answer to itself."""
+
+
 class NoDecode(LlmsimError):
     """The model keeps no cache or state, so there is no decode step."""
 

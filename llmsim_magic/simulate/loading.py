@@ -5,7 +5,6 @@ import importlib
 import json
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.capture.plausible import check_sizes
@@ -25,9 +24,6 @@ Progress = Callable[[str], None]
 
 def silent(message: str) -> None:
     """Progress that nobody watches."""
-
-
-_building = Lock()  # no model twice at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +47,7 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     facts = facts_of(model, refresh=build.refresh) if isinstance(model, str) else None
     progress("importing torch and transformers")
     _require_torch()
+    from llmsim_magic.capture.alone import working
     from llmsim_magic.capture.sharding import sharded
     from llmsim_magic.capture.weightless import copy_of, is_module
 
@@ -61,7 +58,9 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     if is_module(model):
         _as_it_is(build)
         progress(f"copying {name} without its weights")
-        return Recipe(name, None, build, weightless=sharded(copy_of(model, name), build.parallel))
+        with working:
+            copied = sharded(copy_of(model, name), build.parallel)
+        return Recipe(name, None, build, weightless=copied)
     is_config = hasattr(model, "to_dict") and hasattr(model, "model_type")
     if is_config and not isinstance(model, type):
         check_sizes(name, model.to_dict())
@@ -85,9 +84,11 @@ def built(
     """
     if recipe.weightless is not None:
         return recipe.weightless
+    from llmsim_magic.capture.alone import working
+
     progress(f"building {recipe.name} without weights")
     try:
-        with Orderly(cancelled), _building:
+        with Orderly(cancelled), working:
             return memory.model(recipe.key, lambda: _build(recipe))
     except KeyboardInterrupt:
         if cancelled():
@@ -102,10 +103,11 @@ def traced(
 
     Raises `KeyboardInterrupt` once it is cancelled.
     """
+    from llmsim_magic.capture.alone import default_dtype
     from llmsim_magic.capture.run import run
 
     weightless = built(recipe)
-    question = (workload, replay)
+    question = (workload, replay, default_dtype())
     return memory.trace(
         weightless, question, lambda: run(weightless, workload, replay=replay, cancelled=cancelled)
     )

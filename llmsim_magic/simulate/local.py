@@ -6,14 +6,22 @@ from llmsim_magic.analyses.fitting import fit
 from llmsim_magic.analyses.roofline import UNEARNED
 from llmsim_magic.records.accelerator import Accelerator
 from llmsim_magic.records.calibration import Calibration, Sample, Transfer
+from llmsim_magic.records.turns import Turn
+
+_measuring = Turn("this machine is being measured")  # two at once would measure each other
 
 
-@cache
 def local() -> tuple[Accelerator, Calibration]:
     """This machine's CPU and what its kernels take: measured at the first call, in half a minute.
 
     Kernels of a class that was not measured have no band but a factor of three.
     """
+    with _measuring:
+        return _measured()
+
+
+@cache
+def _measured() -> tuple[Accelerator, Calibration]:
     from llmsim_magic.capture.measure import measure
 
     found = measure()

@@ -1,8 +1,9 @@
 """What a session remembers: the last models it built, and their traces."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
 
 MODELS = 4
 TRACES = 128  # of each model
-Question = tuple[Workload, bool]
+Question = tuple[Workload, bool, str]  # whether with replay, and under which default dtype
 Value = TypeVar("Value")
 
-_lock = Lock()
+# A finaliser may ask for a trace wherever it runs, here too. Only what is quick is done meanwhile.
+_lock = RLock()
 _models: "OrderedDict[Hashable, Weightless]" = OrderedDict()
 _traces: "WeakKeyDictionary[Weightless, OrderedDict[Question, Trace]]" = WeakKeyDictionary()
 
@@ -29,18 +31,26 @@ def model(key: Hashable, build: "Callable[[], Weightless]") -> "Weightless":
 
 def trace(weightless: "Weightless", question: Question, run: Callable[[], Trace]) -> Trace:
     """The answer of a model to a question, run the first time."""
-    return _remembered(_traces.setdefault(weightless, OrderedDict()), question, run, TRACES)
+    with _lock:
+        traces = _traces.setdefault(weightless, OrderedDict())
+    return _remembered(traces, question, run, TRACES)
 
 
 def forget() -> None:
     """Forget every model and trace: the next question is answered from nothing."""
-    _models.clear()
+    with _lock:
+        forgotten = list(_models.values())
+        _models.clear()
+    del forgotten
     forget_traces()
 
 
 def forget_traces() -> None:
     """Forget every trace, but not the models that were built."""
-    _traces.clear()
+    with _lock:
+        forgotten = list(_traces.values())
+        _traces.clear()
+    del forgotten
 
 
 def _remembered(
@@ -58,6 +68,16 @@ def _remembered(
     value = make()
     with _lock:
         kept[key] = value
-        while len(kept) > most:
-            kept.popitem(last=False)
+        forgotten = [kept.popitem(last=False) for _ in range(len(kept) - most)]
+    del forgotten
     return value
+
+
+def _renew() -> None:
+    """In a forked process another thread may have been at it."""
+    global _lock  # noqa: PLW0603
+    _lock = RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

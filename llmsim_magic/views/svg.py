@@ -15,6 +15,7 @@ from typing import Any
 
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.signals import Orderly
+from llmsim_magic.records.turns import Turn
 from llmsim_magic.records.workload import IsCancelled, never
 
 LIMIT_S = 30.0
@@ -81,7 +82,8 @@ def lay_out(dot: str, limit_s: float = LIMIT_S) -> bytes:
             timer.join()
 
 
-_one_at_a_time = threading.Lock()  # the store of a session is no other thread's meanwhile
+# The store of a session is no other thread's meanwhile.
+_one_at_a_time = Turn("a graph is being laid out")
 _LATE = f"the graph could not be laid out within {LIMIT_S:g} s"
 _NEEDS = "{} needs the program dot (Graphviz) or the package pygraphviz"
 
