@@ -27,6 +27,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.records import signals
 from llmsim_magic.records.signals import Orderly, orderly
 from llmsim_magic.simulate.report import Report
+from llmsim_magic.views.files import LEDGER
 from tests import small
 from tests.left_alone import left_alone
 
@@ -173,7 +174,7 @@ def _interrupted_at(
             came -= 1
         _settle()
         assert _world(temporary) == before
-        assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+        assert {path.name for path in folder.rglob(".*")} <= {LEDGER}
         assert work(folder) == right
     return came
 

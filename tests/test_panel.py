@@ -252,7 +252,7 @@ def test_save_all_writes_tables_graphs_and_a_page(shown: Panel, tmp_path: Path) 
     shown._export._folder.value = str(tmp_path / "out")
     shown._export._save.click()
     (folder,) = (tmp_path / "out").iterdir()
-    names = {file.name for file in folder.iterdir()}
+    names = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
     assert names == {"modules.csv", "edges.csv", "deps.svg", "deps.dot", "report.html"}
     ask(shown, "batch", 2)
     shown._export._save.click()

@@ -133,6 +133,8 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     devices.add_argument("--compare", metavar="MODEL", help="a second model, side by side")
     result = made.add_argument_group("result")
     result.add_argument("--csv", metavar="DIR", help="write the tables and graphs shown")
+    result.add_argument("--overwrite", action="store_true",
+                        help="there, also files that something else wrote")  # fmt: skip
     if program == PROGRAM:
         result.add_argument(
             "--panel", action="store_true", help="explore it with dropdowns and sliders"
@@ -234,6 +236,7 @@ def parse(
         deployed,
         found.compare,
         found.csv,
+        found.overwrite,
         replay=not found.no_replay,
         sure=found.sure,
     )

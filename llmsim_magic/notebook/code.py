@@ -68,6 +68,7 @@ def _options(request: Request) -> Iterator[tuple[str, object]]:
         "compare": request.beside,
         "explain": request.explained,
         "csv": request.csv,
+        "overwrite": request.overwrite,
         "no-replay": not request.replay,
         "sure": request.sure,
     }

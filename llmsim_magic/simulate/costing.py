@@ -20,12 +20,12 @@ from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.runtime import Runtime
 from llmsim_magic.records.trace import Trace
-from llmsim_magic.simulate.export import write_text
 from llmsim_magic.simulate.local import local
 from llmsim_magic.simulate.request import ALL, LOCAL, Deployment
 from llmsim_magic.simulate.sizing import Sizer
 from llmsim_magic.views import memory_tables, time_tables
 from llmsim_magic.views.costs import costs_table
+from llmsim_magic.views.files import write_file
 from llmsim_magic.views.plot import Plot
 from llmsim_magic.views.roofline_plot import roofline_plot
 from llmsim_magic.views.tables import layers_table
@@ -127,10 +127,14 @@ class Costing:
         """The time of the operators that the first trace has."""
         return self._time(self.traces[0], *self.devices[0])
 
-    def timeline(self, path: str | Path) -> Path:
-        """Write the first pass on the first device as Chrome's trace events, for Perfetto."""
-        events = chrome_trace(self.traces[0], self._first_stage)
-        return write_text(path, json.dumps(events))
+    @property
+    def events(self) -> str:
+        """The first pass on the first device as Chrome's trace events, in JSON."""
+        return json.dumps(chrome_trace(self.traces[0], self._first_stage))
+
+    def timeline(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `events` for Perfetto; raises `InvalidValue` and `NotOurs`."""
+        return write_file(path, self.events.encode(), overwrite=overwrite)
 
     @cached_property
     def memory(self) -> "pd.DataFrame":

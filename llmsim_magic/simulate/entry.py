@@ -19,7 +19,6 @@ from llmsim_magic.records.workload import (
     grid,
     never,
 )
-from llmsim_magic.simulate.export import writable
 from llmsim_magic.simulate.loading import Progress, Recipe, built, recipe_of, silent, traced
 from llmsim_magic.simulate.local import local
 from llmsim_magic.simulate.report import Report, Sweep
@@ -27,6 +26,7 @@ from llmsim_magic.simulate.request import LOCAL, Build, Deployment, Request
 from llmsim_magic.simulate.sizing import Sizer
 from llmsim_magic.simulate.sweeping import Outcomes, run_all
 from llmsim_magic.simulate.symbolic import Asker
+from llmsim_magic.views.files import writable
 
 if TYPE_CHECKING:
     from llmsim_magic.capture.weightless import Weightless
@@ -195,7 +195,7 @@ def answer_of(
         report.explain(request.explained)
     if request.csv is not None:
         progress(f"writing {request.csv}")
-        report.to_csv(request.csv)
+        report.to_csv(request.csv, overwrite=request.overwrite)
     return report
 
 

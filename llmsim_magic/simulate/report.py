@@ -14,7 +14,6 @@ from llmsim_magic.records.selection import Level, Selection, Unfolded
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import PHASES, Workload
 from llmsim_magic.simulate.costing import Costing
-from llmsim_magic.simulate.export import write_all, write_text
 from llmsim_magic.simulate.request import Deployment
 from llmsim_magic.simulate.sections import sections
 from llmsim_magic.simulate.sections import tables as tables_of
@@ -24,8 +23,10 @@ from llmsim_magic.simulate.symbolic import Asker, Symbolic, shape_formulas, symb
 from llmsim_magic.views import graphs, tables
 from llmsim_magic.views.comparison import comparison_table
 from llmsim_magic.views.drawing import Graph
+from llmsim_magic.views.files import write, write_file
 from llmsim_magic.views.page import Section, as_html, as_page, as_text
 from llmsim_magic.views.prose import Prose, explain
+from llmsim_magic.views.spreadsheet import as_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -231,24 +232,30 @@ class Report:
         """The graphs shown, as SVG: `deps`, `topological`."""
         return {name: graph.svg for name, graph in self.drawings.items()}
 
-    def to_csv(self, folder: str | Path) -> list[Path]:
-        """Write every table that the report shows as CSV, and its graphs as SVG.
-
-        Raises `InvalidValue` where the folder cannot be written.
-        """
-        written = write_all(folder, self.tables(), self.drawings)
+    def files(self) -> dict[str, bytes]:
+        """Every table that the report shows as CSV, and its pictures as SVG, by file."""
+        made = {f"{name}.csv": as_csv(table) for name, table in self.tables().items()}
+        made |= {f"{name}.svg": graph.svg.encode() for name, graph in self.drawings.items()}
         if self.costing.devices:
-            path = Path(folder).expanduser()
-            written.append(self.costing.timeline(path / "timeline.json"))
-            written.append(self.costing.roofline.save(path / "roofline.svg"))
-        return written
+            made["timeline.json"] = self.costing.events.encode()
+            made["roofline.svg"] = self.costing.roofline.svg.encode()
+        return made
 
-    def to_html(self, path: str | Path) -> Path:
+    def to_csv(self, folder: str | Path, *, overwrite: bool = False) -> list[Path]:
+        """Write `files` into a folder: each whole, and none where one cannot be.
+
+        What was written there before is written anew. Raises `NotOurs`, before anything is
+        written, for a file that somebody else wrote or changed, unless it may be overwritten;
+        `InvalidValue` where the folder cannot be written.
+        """
+        return write(folder, self.files(), overwrite=overwrite)
+
+    def to_html(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the report as it is shown as a page that needs no network.
 
-        Raises `InvalidValue` where the file cannot be written.
+        Raises `NotOurs` and `InvalidValue`, as `to_csv` does.
         """
-        return write_text(path, self.page())
+        return write_file(path, self.page().encode(), overwrite=overwrite)
 
     def page(self) -> str:
         """The report as it is shown, as a page that needs no network."""

@@ -79,6 +79,7 @@ class Request:
     deployed: Deployment = field(default_factory=Deployment)
     beside: Any = None  # a second model to compare with
     csv: str | None = None
+    overwrite: bool = False  # files that somebody else wrote, too
     replay: bool = True
     sure: bool = False
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.workload import IsCancelled, never
+from llmsim_magic.views.files import write_file
 from llmsim_magic.views.finish import finished
 from llmsim_magic.views.svg import CannotDraw, render
 
@@ -65,22 +66,18 @@ class Graph:
     def _laid_out(self, cancelled: IsCancelled) -> str:
         return finished(render(self.dot, cancelled=cancelled), self.title, self.tips)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write `.svg`, `.dot`, `.png` or `.pdf`; the last two need the program `dot`.
 
-        Raises `InvalidValue` for another ending, `CannotDraw` where the program is missing.
+        Raises `InvalidValue` for another ending and for a file that cannot be written, `NotOurs`
+        for one that somebody else wrote, `CannotDraw` where the program is missing.
         """
-        file = Path(path)
-        ending = file.suffix.removeprefix(".")
+        ending = Path(path).suffix.removeprefix(".")
         if ending not in FORMATS:
             raise InvalidValue("path", str(path), "a file ending in ." + ", .".join(FORMATS))
-        if ending == "dot":
-            file.write_text(self.dot, "utf-8")
-        elif ending == "svg":
-            file.write_text(self.svg, "utf-8")
-        else:
-            file.write_bytes(render(self.dot, ending))
-        return file
+        drawn = {"dot": lambda: self.dot.encode(), "svg": lambda: self.svg.encode()}
+        content = drawn.get(ending, lambda: render(self.dot, ending))()
+        return write_file(path, content, overwrite=overwrite)
 
     def picture(self) -> str:
         """HTML of the drawing as an image, which `viewer` brings to life where scripts run."""

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.signals import Orderly
+from llmsim_magic.views.files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,14 +40,17 @@ class Plot:
     title: str
     drawn: Callable[[str], bytes] = field(repr=False, compare=False)
 
-    def save(self, path: str | Path) -> Path:
-        """Write `.svg` or `.png`; raises `InvalidValue` for another ending."""
-        file = Path(path)
-        ending = file.suffix.removeprefix(".")
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `.svg` or `.png`.
+
+        Raises `InvalidValue` for another ending and for a file that cannot be written, `NotOurs`
+        for one that somebody else wrote.
+        """
+        ending = Path(path).suffix.removeprefix(".")
         if ending not in FORMATS:
             raise InvalidValue("path", str(path), "a file ending in ." + ", .".join(FORMATS))
-        file.write_bytes(self.svg.encode() if ending == "svg" else self.drawn(ending))
-        return file
+        content = self.svg.encode() if ending == "svg" else self.drawn(ending)
+        return write_file(path, content, overwrite=overwrite)
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.svg.encode()).decode()

@@ -78,7 +78,7 @@ class Panel:
         self._cancel = widgets.Button(description="Cancel", disabled=True)
         self._tabs = widgets.Tab([self.panes[view].widget for view in TITLES])
         self._tabs.titles = tuple(TITLES.values())
-        self._export = Export(self._say)
+        self._export = Export(self._say, overwrite=request.overwrite)
         self.widget = self._laid_out()
         self._tab_of_view()
         self._listen()

@@ -12,6 +12,8 @@ from llmsim_magic.notebook.widgets import Code, Download
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import Request
+from llmsim_magic.views.files import write
+from llmsim_magic.views.spreadsheet import as_csv
 
 _TABLES = {"multi-config": "shapes", "deps": "edges"}  # the others have the view's own name
 Content = Callable[[Report], tuple[str, str]]  # a file's name and text
@@ -20,8 +22,11 @@ Content = Callable[[Report], tuple[str, str]]  # a file's name and text
 class Export:
     """Buttons for what is shown; `say` is told what was written, or why it was not."""
 
-    def __init__(self, say: Callable[[str, Exception | None], None]) -> None:
+    def __init__(
+        self, say: Callable[[str, Exception | None], None], *, overwrite: bool = False
+    ) -> None:
         self._say = say
+        self._overwrite = overwrite
         self._report: Report | None = None
         self._files = {
             "CSV": (Download(label="CSV"), _csv),
@@ -70,10 +75,11 @@ class Export:
             return
         folder = Path(self._folder.value.strip() or ".").expanduser() / _stem(self._report)
         try:
-            written = self._report.to_csv(folder)
+            files = self._report.files()
             drawings = self._report.drawings.items()
-            written += [graph.save(folder / f"{name}.dot") for name, graph in drawings]
-            written.append(self._report.to_html(folder / "report.html"))
+            files |= {f"{name}.dot": graph.dot.encode() for name, graph in drawings}
+            files["report.html"] = self._report.page().encode()
+            written = write(folder, files, overwrite=self._overwrite)
         except LlmsimError as error:
             self._say("", error)
             return
@@ -85,7 +91,7 @@ def _csv(report: Report) -> tuple[str, str]:
     view = report.views[0]
     table = report.tables()[_TABLES.get(view, view)]
     name = f"{_stem(report)}.csv"
-    return name, table.to_csv(index=table.index.name is not None)
+    return name, as_csv(table).decode()
 
 
 def _svg(report: Report) -> tuple[str, str]:
