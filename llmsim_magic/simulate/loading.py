@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.capture.resolve import Facts, Source, facts_of, source_of
-from llmsim_magic.records.errors import Cancelled, CannotTrace, InvalidValue
+from llmsim_magic.records.errors import Cancelled, CannotTrace, InvalidValue, clip
 from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import IsCancelled, Workload, never
@@ -160,3 +160,6 @@ def _require_torch() -> None:
                 f"{error.name} is not installed: pip install torch --index-url "
                 "https://download.pytorch.org/whl/cpu && pip install transformers"
             ) from error
+        except Exception as error:  # as where the working folder is gone, which transformers reads
+            reason = f"{type(error).__name__}: {error}"
+            raise CannotTrace(f"{package} cannot be imported: {clip(reason, 240)}") from error
