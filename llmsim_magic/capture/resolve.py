@@ -12,6 +12,7 @@ from typing import Any
 from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.catalog import models
 from llmsim_magic.records.errors import CannotTrace, UnknownModel, clip
+from llmsim_magic.records.legible import legible
 
 HUB_LIMIT_S = 5.0
 
@@ -118,7 +119,7 @@ def _from_path(name: str, path: Path) -> Facts:
         where = "holds no config.json" if path.is_dir() else "does not exist"
         raise UnknownModel(f"{clip(name)}: that {'folder' if path.is_dir() else 'file'} {where}")
     label = path.name if path.is_dir() else path.parent.name or path.stem
-    return Facts(label or name, _read(file, name), "local file", str(file.parent))
+    return Facts(legible(label or name), _read(file, name), "local file", str(file.parent))
 
 
 def _read(file: Path, name: str) -> dict[str, Any]:

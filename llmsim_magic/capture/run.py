@@ -22,6 +22,7 @@ from llmsim_magic.capture.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.tracer import Recorder, listening
 from llmsim_magic.capture.weightless import Weightless, on_meta, reason
 from llmsim_magic.records.errors import CannotTrace, LlmsimError, NoDecode
+from llmsim_magic.records.legible import legible_record
 from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.trace import CacheSlot, Trace
 from llmsim_magic.records.workload import IsCancelled, Workload, never
@@ -209,16 +210,18 @@ class _Pass:
         results = recorder.table.add_all(_without(output, state))
         record, replays = assemble(recorder, results)
         said = (*self.weightless.notes, *self.notes, *inputs.notes, *answers.notes(), *_unusual())
-        return Trace(
-            model=self.weightless.info,
-            workload=self.workload,
-            modules=harness.modules,
-            parameters=harness.parameters,
-            recorded=record,
-            replays=replays,
-            cache=slots,
-            notes=tuple(dict.fromkeys(said)),
-            versions=dict(_versions()),
+        return legible_record(
+            Trace(
+                model=self.weightless.info,
+                workload=self.workload,
+                modules=harness.modules,
+                parameters=harness.parameters,
+                recorded=record,
+                replays=replays,
+                cache=slots,
+                notes=tuple(dict.fromkeys(said)),
+                versions=dict(_versions()),
+            )
         )
 
     def _replayer(self, answers: Answers) -> Replayer | None:

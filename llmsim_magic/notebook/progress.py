@@ -1,5 +1,6 @@
 """A line that says what is being done while it takes long, and goes when it is done."""
 
+import html
 import sys
 import time
 from types import TracebackType
@@ -35,7 +36,10 @@ class Notice:
             self._show("")
 
     def _show(self, text: str) -> None:
-        content = {"text/plain": text, "text/html": f'<span role="status">{text}</span>'}
+        content = {
+            "text/plain": text,
+            "text/html": f'<span role="status">{html.escape(text)}</span>',
+        }
         if self._handle is None:
             self._handle = display(content, raw=True, display_id=True)
         else:

@@ -2,9 +2,21 @@
 
 from collections.abc import Iterable
 
+from llmsim_magic.records.legible import legible
+
+_LONGEST = 600
+
 
 class LlmsimError(Exception):
     """Something the user can mend; `str(error)` is one line for them."""
+
+    def __str__(self) -> str:
+        """One line, whatever names are in it, cut in the middle where it is too long for one."""
+        line = legible(" ".join(super().__str__().split()))
+        if len(line) <= _LONGEST:
+            return line
+        half = _LONGEST // 2 - 1
+        return f"{line[:half]}…{line[-half:]}"
 
 
 class InvalidValue(LlmsimError):

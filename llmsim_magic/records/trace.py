@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from llmsim_magic.records.errors import LlmsimError, clip
+from llmsim_magic.records.legible import legible_record
 from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.record import Kernel, Operator, Record, Replay, Storage, Tensor
 from llmsim_magic.records.unroll import Called, calls_of, unroll
@@ -89,7 +91,8 @@ class Trace:
     """One forward pass of one model under one workload.
 
     `recorded` is what was run. A layer that does the same as an earlier one is in `replays`
-    instead; `unrolled` has them all, and so have the properties of its parts.
+    instead; `unrolled` has them all, and so have the properties of its parts. Every name is
+    legible, whoever chose it.
     """
 
     model: ModelInfo
@@ -177,7 +180,14 @@ class Trace:
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "Trace":
-        return msgspec.json.decode(data, type=cls)
+        """What `to_json` wrote; its names are legible, whoever wrote it.
+
+        Raises `LlmsimError` for anything else.
+        """
+        try:
+            return legible_record(msgspec.json.decode(data, type=cls))
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise LlmsimError(f"trace: this is no record of a pass: {clip(str(error))}") from error
 
 
 def numel(shape: tuple[int, ...]) -> int:

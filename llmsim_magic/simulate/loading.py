@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.capture.resolve import Facts, Source, facts_of, source_of
 from llmsim_magic.records.errors import Cancelled, CannotTrace, InvalidValue, clip
+from llmsim_magic.records.legible import legible
 from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import IsCancelled, Workload, never
@@ -54,7 +55,7 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     if facts is not None:
         key: Hashable = (json.dumps(facts.keys), facts.name, facts.origin, facts.where, build)
         return Recipe(facts.name, key, build, facts=facts)
-    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    name = legible(str(getattr(model, "name_or_path", "") or type(model).__name__))
     if is_module(model):
         _as_it_is(build)
         progress(f"copying {name} without its weights")

@@ -23,6 +23,7 @@ from llmsim_magic.records.selection import Level, Selection
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.views import units
 from llmsim_magic.views.drawing import Graph
+from llmsim_magic.views.plot import plain
 from llmsim_magic.views.svg import CannotDraw
 from llmsim_magic.views.words import Words
 
@@ -50,6 +51,7 @@ _BOX = {"fontsize": "11", "labeljust": "l"}
 _NOTE = " thick border: much of the FLOPs "
 _CLOSED = "· ▸ opened by a larger depth "
 _MANY_LINES = 8
+_LONGEST = 120  # characters of a line that a drawing can bear
 _MOST_NODES = 5_000
 
 
@@ -315,5 +317,6 @@ def _border(repeated: bool) -> dict[str, str]:
 
 
 def _escape(text: str) -> str:
-    """Text that Graphviz shows as it is: no escapes, never an HTML-like label."""
-    return str(graphviz.nohtml(graphviz.escape(text).replace("\n", "\\n")))
+    """Text that Graphviz shows as it is: no escapes or entities, never an HTML-like label."""
+    lines = (plain(line, _LONGEST).replace("&", "&amp;") for line in text.split("\n"))
+    return str(graphviz.nohtml("\\n".join(map(graphviz.escape, lines))))

@@ -1,5 +1,6 @@
 """Take it with you: files by the browser or into a folder, and the code that makes the same."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from llmsim_magic.views.files import write
 from llmsim_magic.views.spreadsheet import as_csv
 
 _TABLES = {"multi-config": "shapes", "deps": "edges"}  # the others have the view's own name
+_LONGEST = 150  # bytes of a model's name, of the 255 of a file's
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # of Windows
 Content = Callable[[Report], tuple[str, str]]  # a file's name and text
 
 
@@ -110,7 +113,10 @@ def _stem(report: Report) -> str:
     """`Qwen3-0.6B-decode-1x128-ops`: the name of a file anywhere."""
     work = report.trace.workload
     last = report.trace.model.name.rpartition("/")[2]
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in last).strip(".-") or "model"
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in last)
+    name = name.encode()[:_LONGEST].decode(errors="ignore").strip(".-")
+    if not name or _DEVICE.match(name):
+        name = f"model-{name}".strip("-")
     view = report.views[0]
     if report.sweep is not None:
         return f"{name}-{view}"
