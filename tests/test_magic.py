@@ -78,13 +78,13 @@ def test_o_keeps_the_report_under_a_name(shell: InteractiveShell) -> None:
 
 def test_multi_config_is_a_column_for_each_of_eight_workloads(shell: InteractiveShell) -> None:
     _run(shell, "m = %llmsim Qwen/Qwen3-0.6B --multi-config")
-    shapes = shell.user_ns["m"].shapes.set_index(["path", "op"])
+    shapes = shell.user_ns["m"].shapes
     workloads = [f"{p} {b}×{c}" for p in ("prefill", "decode") for b in (1, 16) for c in (1, 128)]
     assert [name for name in shapes if name in workloads] == workloads
-    up_proj = shapes.loc[("model.layers.0.mlp.up_proj", "Linear")]
-    assert up_proj["decode 1×128"] == "[1, 1, 1024] → [1, 1, 3072]"
-    attention = ("model.layers.0.self_attn", "scaled_dot_product_attention")
-    assert "[1, 8, 129, 128]" in shapes.loc[attention]["decode 1×128"]
+    decode = shapes.set_index(shapes["path"] + " " + shapes["op"])["decode 1×128"]
+    assert decode["model.layers.0.mlp.up_proj Linear"] == "[1, 1, 1024] → [1, 1, 3072]"
+    attention = "model.layers.0.self_attn scaled_dot_product_attention"
+    assert "[1, 8, 129, 128]" in decode[attention]
     assert shapes["changes"].all()
 
 

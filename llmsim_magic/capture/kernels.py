@@ -156,10 +156,13 @@ def fused_attention(given: Attention) -> torch.Tensor:
     Raises RuntimeError where torch's own operator would refuse the shapes.
     """
     query, key, value = given.query, given.key, given.value
-    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+    fits = query.shape[-1] == key.shape[-1] and key.shape[-2] == value.shape[-2]
+    if given.enable_gqa:
+        fits = fits and query.shape[-3] % key.shape[-3] == 0
+    if not fits:
         raise RuntimeError(
             f"attention shapes disagree: query {tuple(query.shape)}, key {tuple(key.shape)}, "
-            f"value {tuple(value.shape)}"
+            f"value {tuple(value.shape)} as [batch, heads, tokens, width]"
         )
     heads = query.shape[:-2] if given.enable_gqa else key.shape[:-2]
     lead = torch.broadcast_shapes(query.shape[:-2], heads)
@@ -172,7 +175,8 @@ def fused_attention(given: Attention) -> torch.Tensor:
 def attention_flops(given: Attention) -> int:
     """FLOPs of both matmuls of attention, causal or not, by torch's formula.
 
-    Leading dimensions beyond batch and heads are folded into batch.
+    Leading dimensions beyond batch and heads are folded into batch. Heads that share keys and
+    values each meet them, which the formula of an older torch does not know.
     """
 
     def four(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -180,7 +184,7 @@ def attention_flops(given: Attention) -> int:
         return (math.prod(padded[:-3]), *padded[-3:])
 
     q, k, v = four(given.query), four(given.key), four(given.value)
-    return int(sdpa_flop_count(q, (q[0], *k[1:]), (q[0], *v[1:])))
+    return int(sdpa_flop_count(q, (*q[:2], *k[2:]), (*q[:2], *v[2:])))
 
 
 class Recurrent(NamedTuple):
