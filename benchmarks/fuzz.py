@@ -1,35 +1,30 @@
 """What becomes of bad input, by the thousand: other cases than the tests', at each run.
 
-    python -m benchmarks.fuzz [--cases 20000] [--only lines] [--write]
+    python -m benchmarks.fuzz [--cases 20000] [--only configs] [--write]
 
-Every fuzzer of `tests/test_fuzz_*.py` has its share. `--write` puts the table into `fuzz.md`
-beside this file, where none failed; a case that failed is printed.
+Every fuzzer of `tests/test_fuzz_*.py` has its share. A case that failed is printed;
+`--write` puts the table into `fuzz.md` beside this file.
 """
 
-import argparse
 import importlib
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 
-from benchmarks.timing import Process, peak_gb, say
+from benchmarks.timing import peak_gb
 
 TESTS = Path(__file__).parents[1] / "tests"
-SHARES = {"test_fuzz_folders": 0.1}  # of what others have: its cases are few and large
+SHARES = {"test_fuzz_configs": 5, "test_fuzz_modules": 2}  # where others have one
 ROUND = 500  # cases that one process tries
 
 
 @dataclass
 class Ends:
-    """What cases ended in. `failed` tells each that was not right; `slowest` is in seconds."""
+    """What cases ended in. `failed` tells each that was not right; `slowest` is in seconds of work."""
 
     cases: int = 0
     reports: int = 0
@@ -81,7 +76,7 @@ def tried(module: str, name: str, cases: int) -> Ends:
 def _noting(ask: Callable[..., None], ends: Ends) -> Callable[..., None]:
     def noted(*args: Any, **keywords: Any) -> None:
         case = " ".join(map(repr, (*args, *keywords.values())))
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             ask(*args, **keywords)
         except BaseException as error:
@@ -89,8 +84,86 @@ def _noting(ask: Callable[..., None], ends: Ends) -> Callable[..., None]:
                 raise
             ends.failed.append(f"{case[:2000]}\n    {type(error).__name__}: {str(error)[:1000]}")
         ends.cases += 1
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         if seconds > ends.slowest:
             ends.slowest, ends.slowest_case = seconds, case[:300]
 
     return noted
+
+
+def shared_out(found: list[tuple[str, str]], cases: int) -> dict[tuple[str, str], int]:
+    """How many cases each fuzzer has, in all as many as are asked for."""
+    shares = [SHARES.get(module.rpartition(".")[2], 1) for module, _ in found]
+    ends = [round(cases * sum(shares[:place]) / sum(shares)) for place in range(len(shares) + 1)]
+    return {one: ends[place + 1] - ends[place] for place, one in enumerate(found)}
+
+
+def measured(module: str, name: str, cases: int) -> Ends:
+    """The cases in rounds, each of a process of its own, which may die of them."""
+    ends = Ends()
+    while ends.cases < cases:
+        asked = min(ROUND, cases - ends.cases)
+        try:
+            with Process() as fresh:
+                found = fresh(tried, module, name, asked)
+        except RuntimeError as error:
+            found = Ends(asked, failed=[f"a round of {name}: {error}"])
+        ends.add(found)
+        say(f"{name}: {ends.cases} of {cases}, {len(ends.failed)} failed")
+        if not found.cases:
+            break  # hypothesis has no more
+    return ends
+
+
+def page(found: dict[tuple[str, str], Ends]) -> str:
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "hypothesis")
+    )
+    whole = Ends()
+    for ends in found.values():
+        whole.add(ends)
+    named = {name.removeprefix("test_").replace("_", " "): e for (_, name), e in found.items()}
+    lines = [
+        "| fuzzer | cases | reports | refused in a line | failed | slowest case | most memory |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+        *(
+            f"| {name} | {each.cases:,} | {each.reports:,} | {each.lines:,} | {len(each.failed):,} "
+            f"| {each.slowest:.1f} s | {each.peak_gb:.2f} GB |"
+            for name, each in (named | {"in all": whole}).items()
+        ),
+    ]
+    return "\n".join(
+        (
+            "# Bad input",
+            "",
+            "`python -m benchmarks.fuzz --write`: what became of cases that hypothesis made, other "
+            "ones at each run. A report is right as far as `tests/judge.py` can tell, and has as "
+            "many parameters as transformers itself makes of the config; a line is one line. "
+            "Seconds are of work, imports within them; memory is what the process ever had.",
+            "",
+            f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
+            f"{versions}.",
+            "",
+            *lines,
+        )
+    )
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--cases", type=int, default=20_000)
+    arguments.add_argument("--only", default="", help="fuzzers whose name holds this")
+    arguments.add_argument("--write", action="store_true", help="into fuzz.md beside this file")
+    given = arguments.parse_args()
+    chosen = [one for one in fuzzers() if given.only in ".".join(one)]
+    found = {one: measured(*one, cases) for one, cases in shared_out(chosen, given.cases).items()}
+    text = page(found)
+    if given.write:
+        Path(__file__).with_suffix(".md").write_text(text + "\n", "utf-8")
+    print(text)
+    failed = [case for ends in found.values() for case in ends.failed]
+    sys.exit("\n".join(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,8 @@ from llmsim_magic.records.trace import Trace
 from llmsim_magic.simulate.report import Report, Sweep
 from llmsim_magic.simulate.size import Sizing
 
-LIMIT_S = 20.0  # of a machine that others use as well
+LIMIT_S = 10.0  # of work
+WAIT_S = 60.0  # of a machine that others use as well
 STUCK_S = 120  # in C code, where no signal is heard
 MEMORY = 2 << 30  # bytes more than before
 LONGEST_LINE = 600
@@ -33,7 +34,7 @@ def judged(ask: Callable[[], Answer]) -> Answer | str:
     """The report, which is right, or the line that it was refused with. No report: only text.
 
     Fails on any other end: another exception, a line too long or broken, a report that contradicts
-    itself, more than `LIMIT_S` seconds, `MEMORY` bytes more than the process ever had.
+    itself, more than `LIMIT_S` seconds of work, `MEMORY` bytes more than the process ever had.
     """
     peak = _peak()
     with _limited():
@@ -116,13 +117,16 @@ def _limited() -> Iterator[None]:
     most = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (_data() + 2 * MEMORY, most[1]))
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_REAL, WAIT_S)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
     faulthandler.dump_traceback_later(STUCK_S, exit=True)
     try:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGALRM, before)
         resource.setrlimit(resource.RLIMIT_DATA, most)
 

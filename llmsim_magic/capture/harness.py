@@ -10,7 +10,7 @@ import torch
 
 from llmsim_magic.capture.layers import Layer, layers_of
 from llmsim_magic.capture.restore import Snapshot, same_dice
-from llmsim_magic.capture.tensors import dtype_name, unheard
+from llmsim_magic.capture.tensors import dtype_name, text_of, unheard
 from llmsim_magic.records.record import Role
 from llmsim_magic.records.trace import Module, Parameter, Scalar
 from llmsim_magic.records.workload import IsCancelled, never
@@ -149,7 +149,7 @@ def _scalar(value: float | str) -> Scalar:
         return value
     if isinstance(value, int):
         return int(value)
-    return float(value) if isinstance(value, float) and math.isfinite(value) else str(value)
+    return float(value) if isinstance(value, float) and math.isfinite(value) else text_of(value)
 
 
 def _parameters(model: torch.nn.Module) -> Iterator[Parameter]:

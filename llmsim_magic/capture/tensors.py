@@ -14,6 +14,11 @@ unheard = torch._C.DisableTorchFunction
 _DTYPE_NAMES: dict[torch.dtype, str] = {}
 
 
+def text_of(value: object) -> str:
+    """The value as text that any file can hold: half a pair of UTF-16 is none."""
+    return str(value).encode("utf-8", "replace").decode("utf-8")
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     name = _DTYPE_NAMES.get(dtype)
     if name is None:

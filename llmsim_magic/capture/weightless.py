@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.buffers import knowing_buffers, known
+from llmsim_magic.capture.buffers import TooManyParts, knowing_buffers, known
 from llmsim_magic.capture.harness import Harness
 from llmsim_magic.capture.inputs.lengths import (
     declared_context,
@@ -21,8 +21,8 @@ from llmsim_magic.capture.inputs.lengths import (
     longest_context,
 )
 from llmsim_magic.capture.resolve import Source, declared_classes
-from llmsim_magic.capture.tensors import dtype_name
-from llmsim_magic.records.errors import CannotTrace, clip
+from llmsim_magic.capture.tensors import dtype_name, text_of
+from llmsim_magic.records.errors import CannotTrace, clip, is_a
 from llmsim_magic.records.trace import ModelInfo
 from llmsim_magic.records.workload import IsCancelled, never
 
@@ -102,8 +102,10 @@ def from_config(
         quantisation = _plain(quantisation)
         notes.append(_quantised(quantisation))
     options: dict[str, Any] = {
-        "dtype": getattr(torch, dtype) if dtype else getattr(config, "dtype", None) or default
+        "dtype": getattr(torch, dtype) if dtype else getattr(config, "dtype", None)
     }
+    if options["dtype"] is None:
+        options["dtype"] = default
     if attention:
         options["attn_implementation"] = attention
     if trust_remote_code and hasattr(config, "auto_map"):
@@ -114,6 +116,8 @@ def from_config(
             module = builder(config, **options)
     except CannotTrace:
         raise
+    except TooManyParts as error:
+        raise CannotTrace(f"{source.name}: {error}") from error
     except Exception as error:
         raise CannotTrace(
             f"{source.name}: transformers cannot build it: {reason(error)}"
@@ -122,7 +126,7 @@ def from_config(
     module.eval()
     class_name = type(module).__name__
     info = ModelInfo(
-        name=source.name,
+        name=text_of(source.name),
         class_name=class_name,
         model_type=_text(getattr(config, "model_type", None)),
         head=_head(config, class_name, base),
@@ -137,7 +141,7 @@ def from_config(
 def _plain(quantisation: Any) -> dict[str, Any]:
     """A `quantization_config` as JSON has it, whether it is keys or an object of transformers."""
     keys = quantisation if isinstance(quantisation, dict) else quantisation.to_dict()
-    plain: dict[str, Any] = json.loads(json.dumps(keys, default=str))
+    plain: dict[str, Any] = json.loads(text_of(json.dumps(keys, default=str, ensure_ascii=False)))
     return plain
 
 
@@ -234,7 +238,7 @@ def copy_of(module: torch.nn.Module, name: str) -> Weightless:
     config = getattr(module, "config", None)
     first = next(module.parameters(), None)
     info = ModelInfo(
-        name=name,
+        name=text_of(name),
         class_name=type(module).__name__,
         model_type=_text(getattr(config, "model_type", None)),
         head="as given",
@@ -251,12 +255,17 @@ def copy_of(module: torch.nn.Module, name: str) -> Weightless:
 
 
 def is_module(value: Any) -> bool:
-    return isinstance(value, torch.nn.Module)
+    return is_a(value, torch.nn.Module)
+
+
+def is_config(value: Any) -> bool:
+    transformers = importlib.import_module("transformers")
+    return is_a(value, transformers.PreTrainedConfig)
 
 
 def _text(value: Any) -> str | None:
     """A value of a user's config as the record can hold it."""
-    return None if value is None else str(value)
+    return None if value is None else text_of(value)
 
 
 def _is_torchs(hook: Any) -> bool:

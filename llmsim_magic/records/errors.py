@@ -2,9 +2,14 @@
 
 from collections.abc import Iterable
 
+LONGEST = 500  # characters of an error
+
 
 class LlmsimError(Exception):
-    """Something the user can mend; `str(error)` is one line for them."""
+    """Something the user can mend; `str(error)` is one line for them, whatever it quotes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(_cut(_visible(text), LONGEST))
 
 
 class InvalidValue(LlmsimError):
@@ -60,9 +65,40 @@ class CannotTrace(LlmsimError):
 
 def clip(given: object, limit: int = 80) -> str:
     """The value as the user would recognise it, never longer than a line can bear."""
-    text = " ".join(str(given).split())
-    if isinstance(given, str):
-        text = repr(text)
+    text = " ".join(plain(given).split())
+    return _cut(repr(text) if is_a(given, str) else text, limit)
+
+
+def plain(given: object) -> str:
+    """`str(given)`, or what it is where that fails: anything may be given."""
+    try:
+        return str(given)
+    except Exception:
+        return f"an object of type {type_name(given)}"
+
+
+def type_name(given: object) -> str:
+    """The name that its type has, whatever a metaclass would say."""
+    name: str = vars(type)["__name__"].__get__(type(given))
+    return name
+
+
+def is_a(given: object, kind: type) -> bool:
+    """`isinstance` of the type itself: an object's word for its class may be a lie, or raise."""
+    return issubclass(type(given), kind)
+
+
+def _visible(text: str) -> str:
+    """The text on one line, each mark that cannot be seen escaped."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(map(_shown, line))
+
+
+def _shown(mark: str) -> str:
+    return mark if mark.isprintable() else ascii(mark)[1:-1]
+
+
+def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

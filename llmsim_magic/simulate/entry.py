@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llmsim_magic.records.errors import InvalidValue, TooMany
+from llmsim_magic.records.errors import InvalidValue, TooMany, is_a
+from llmsim_magic.records.legal import flag, function, several
 from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import (
@@ -80,9 +81,10 @@ def trace(
     [(1, 1, 1024)]
     """
     build = Build(base, attn, dtype, trust_remote_code, refresh, Parallel(tp, pp, ep))
-    names = (hardware,) if isinstance(hardware, str) else tuple(hardware)
-    deployed = Deployment(names, weight_dtype, kv_dtype, launch)
+    deployed = Deployment(several("hardware", hardware), weight_dtype, kv_dtype, launch)
     wanted = Workload(phase, batch, DEFAULT_CONTEXT if context is None else context)
+    replay = flag("replay", replay)
+    function("progress", progress, "that takes a text")
     recipe = recipe_of(model, build, progress)
     weightless = built(recipe, progress)
     if inputs is not None:
@@ -134,11 +136,11 @@ def sweep(
     """
     build = Build(base, attn, dtype, trust_remote_code, refresh)
     contexts = () if context is None else _several("context", context)
-    phases = PHASES if phase == "both" else _several("phase", phase)
-    if executor is not None and not hasattr(executor, "submit"):
+    phases = PHASES if is_a(phase, str) and phase == "both" else _several("phase", phase)
+    if executor is not None and not hasattr(type(executor), "submit"):
         raise InvalidValue("executor", executor, "an executor of concurrent.futures")
-    if not callable(cancelled):
-        raise InvalidValue("cancelled", cancelled, "a function that says whether to stop")
+    function("cancelled", cancelled, "that says whether to stop")
+    function("progress", progress, "that takes a text")
     request = Request(
         model,
         ("multi-config",),
@@ -193,6 +195,8 @@ def answer_of(
     )
     if request.explained is not None:
         report.explain(request.explained)
+    if "memory" in request.views:
+        _ = report.memory  # may be refused: now, not when it is shown
     if request.csv is not None:
         progress(f"writing {request.csv}")
         report.to_csv(request.csv)
@@ -201,9 +205,7 @@ def answer_of(
 
 def _several(name: str, values: Value | Iterable[Value]) -> tuple[Value, ...]:
     """One value or many, as many."""
-    if not isinstance(values, Iterable) or isinstance(values, str):
-        return (values,)
-    many = tuple(values)
+    many = several(name, values)
     if not many:
         raise InvalidValue(name, "nothing", "one value or several")
     return many

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.capture.resolve import Facts, Source, facts_of, source_of
-from llmsim_magic.records.errors import Cancelled, CannotTrace, InvalidValue
+from llmsim_magic.records.errors import Cancelled, CannotTrace, InvalidValue, is_a, plain, type_name
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import IsCancelled, Workload, never
 from llmsim_magic.simulate import memory
@@ -47,32 +47,30 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     Raises `UnknownModel` or `CannotTrace`, and `InvalidValue` for what is no model at all or an
     option that a live module cannot take.
     """
-    facts = facts_of(model, refresh=build.refresh) if isinstance(model, str) else None
+    facts = facts_of(str(model), refresh=build.refresh) if is_a(model, str) else None
     progress("importing torch and transformers")
     _require_torch()
     from llmsim_magic.capture.sharding import sharded
-    from llmsim_magic.capture.weightless import copy_of, is_module
+    from llmsim_magic.capture.weightless import copy_of, is_config, is_module
 
     if facts is not None:
         key: Hashable = (json.dumps(facts.keys), facts.name, facts.origin, facts.where, build)
         return Recipe(facts.name, key, build, facts=facts)
-    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    if not is_module(model) and not is_config(model):
+        legal = "a hub id, a path, a PretrainedConfig or an nn.Module"
+        raise InvalidValue("model", type_name(model), legal)
+    name = _name(model)
     if is_module(model):
         _as_it_is(build)
         progress(f"copying {name} without its weights")
         return Recipe(name, None, build, weightless=sharded(copy_of(model, name), build.parallel))
-    is_config = hasattr(model, "to_dict") and hasattr(model, "model_type")
-    if is_config and not isinstance(model, type):
-        check_sizes(name, model.to_dict())
-        config = copy.deepcopy(model)
-        try:
-            content = json.dumps(config, default=_content)
-        except (TypeError, ValueError) as error:
-            raise InvalidValue(f"{name}: config", str(error), "written as JSON") from error
-        return Recipe(name, (type(model), content, name, build), build, config=config)
-    raise InvalidValue(
-        "model", type(model).__name__, "a hub id, a path, a PretrainedConfig or an nn.Module"
-    )
+    try:
+        keys, config = model.to_dict(), copy.deepcopy(model)
+        content = json.dumps(config, default=_content)
+    except Exception as error:
+        raise InvalidValue(f"{name}: config", plain(error), "written as JSON") from error
+    check_sizes(name, keys)
+    return Recipe(name, (type(model), content, name, build), build, config=config)
 
 
 def built(
@@ -129,6 +127,14 @@ def _build(recipe: Recipe, cancelled: IsCancelled) -> "Weightless":
         cancelled=cancelled,
     )
     return sharded(whole, build.parallel)
+
+
+def _name(model: Any) -> str:
+    """What a live model or a config calls itself, or its class."""
+    try:
+        return str(model.name_or_path or type_name(model))
+    except Exception:
+        return type_name(model)
 
 
 def _content(value: Any) -> Any:
