@@ -6,16 +6,21 @@ Every fuzzer of `tests/test_fuzz_*.py` has its share. A case that failed is prin
 `--write` puts the table into `fuzz.md` beside this file.
 """
 
+import argparse
 import importlib
+import os
+import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 
-from benchmarks.timing import peak_gb
+from benchmarks.timing import Process, peak_gb, say
 
 TESTS = Path(__file__).parents[1] / "tests"
 SHARES = {"test_fuzz_configs": 5, "test_fuzz_modules": 2}  # where others have one
@@ -24,7 +29,7 @@ ROUND = 500  # cases that one process tries
 
 @dataclass
 class Ends:
-    """What cases ended in. `failed` tells each that was not right; `slowest` is in seconds of work."""
+    """What cases ended in: `failed` tells each that was not right, `slowest` is seconds of work."""
 
     cases: int = 0
     reports: int = 0
