@@ -21,7 +21,15 @@ from llmsim_magic.records.workload import (
     never,
 )
 from llmsim_magic.simulate.export import writable
-from llmsim_magic.simulate.loading import Progress, Recipe, built, recipe_of, silent, traced
+from llmsim_magic.simulate.loading import (
+    Progress,
+    Recipe,
+    built,
+    needs_config,
+    recipe_of,
+    silent,
+    traced,
+)
 from llmsim_magic.simulate.local import local
 from llmsim_magic.simulate.report import Report, Sweep
 from llmsim_magic.simulate.request import LOCAL, Build, Deployment, Request
@@ -91,7 +99,7 @@ def trace(
         if (phase, batch, context) != ("prefill", 1, None):
             raise InvalidValue("inputs", "with phase, batch or context", "given together with them")
         return replace(_on_given(weightless, inputs, replay), deployed=deployed)
-    _needs_config(weightless)
+    needs_config(weightless)
     workload = _fitted(weightless, wanted, shorten=context is None)
     progress(f"tracing {workload}")
     return Report(
@@ -223,7 +231,7 @@ def _sweep(
     batches = request.batches or (SWEEP_BATCHES if many else SWEEP_BATCHES[:1])
     contexts = request.contexts or (SWEEP_CONTEXTS if many else SWEEP_CONTEXTS[1:])
     weightless = built(recipe, progress, cancelled)
-    _needs_config(weightless)
+    needs_config(weightless)
     replay = _replaying(request.replay)
     number = len(phases) * len(batches) * len(contexts)
     if number > MOST and not request.sure:
@@ -305,14 +313,3 @@ def _on_given(weightless: "Weightless", inputs: Any, replay: bool) -> Report:
     else:
         args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     return Report(run_given(weightless, args, keywords, replay=_replaying(replay)))
-
-
-def _needs_config(weightless: "Weightless") -> None:
-    from llmsim_magic.capture.inputs.lengths import is_huggingface
-
-    if not is_huggingface(weightless.module):
-        raise InvalidValue(
-            "model",
-            weightless.info.class_name,
-            "a HuggingFace model: in Python, llmsim.trace(module, inputs=(x,)) traces any module",
-        )

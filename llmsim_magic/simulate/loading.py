@@ -102,10 +102,23 @@ def traced(
     from llmsim_magic.capture.run import run
 
     weightless = built(recipe)
+    needs_config(weightless)
     question = (workload, replay)
     return memory.trace(
         weightless, question, lambda: run(weightless, workload, replay=replay, cancelled=cancelled)
     )
+
+
+def needs_config(weightless: "Weightless") -> None:
+    """Raises `InvalidValue` for a module that does not say what it reads."""
+    from llmsim_magic.capture.inputs.lengths import is_huggingface
+
+    if not is_huggingface(weightless.module):
+        raise InvalidValue(
+            "model",
+            weightless.info.class_name,
+            "a HuggingFace model: in Python, llmsim.trace(module, inputs=(x,)) traces any module",
+        )
 
 
 def _build(recipe: Recipe, cancelled: IsCancelled) -> "Weightless":
