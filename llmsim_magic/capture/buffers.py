@@ -22,6 +22,11 @@ from llmsim_magic.records.workload import IsCancelled
 META = torch.device("meta")
 CPU = torch.device("cpu")
 LARGEST = 65_536  # elements; larger tables stay on meta
+MOST = 25_000  # weights and tables of a model; more would be minutes of building
+
+
+class TooManyParts(Exception):
+    """A model of more parts than can be built one by one."""
 
 
 class _Values(TorchFunctionMode):
@@ -44,6 +49,7 @@ class Buffers(TorchDispatchMode):
         self._stopped = stopped
         self._unknown: dict[int, torch.UntypedStorage] = {}
         self._dice = Dice()
+        self._made = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -54,6 +60,9 @@ class Buffers(TorchDispatchMode):
         tensors = list(tensors_in((args, keywords)))
         if any(tensor.is_meta for tensor in tensors):
             return self._on_meta(func, args, keywords)
+        self._made += not tensors
+        if self._made > MOST:
+            raise TooManyParts(f"it would be made of more than {MOST:,} weights and tables")
         if keywords.get("device") == META and not facts(func).allocates:
             made = func(*args, **keywords) if not tensors else None
             if made is None or made.numel() <= LARGEST:

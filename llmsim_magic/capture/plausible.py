@@ -6,9 +6,11 @@ from typing import Any
 
 from llmsim_magic.records.errors import CannotTrace, clip
 
-MOST_PARTS = 20_000
-# Keys that count parts which Python makes one by one.
-_COUNTS = re.compile(r"(^|_)(layers?|blocks?|depths?|heads?|experts|codebooks|quantizers)$")
+# Keys that count parts which Python makes one by one, and more of them than any model has.
+_COUNTS = {
+    re.compile(r"(^|_)(layers?|blocks?|depths?)$"): 1_000,
+    re.compile(r"(^|_)(heads?|experts|codebooks|quantizers)$"): 20_000,
+}
 # Keys that no model can have at zero.
 _SIZES = re.compile(
     r"^(hidden_size|vocab_size|d_model|n_embd|n_layers?|n_heads?|num_heads"
@@ -21,10 +23,11 @@ def check_sizes(name: str, keys: Mapping[str, Any]) -> None:
     for key, value in _numbers(keys):
         if value < 1 and _SIZES.search(key):
             raise CannotTrace(f"{name}: its config says {key} {value}: it must be 1 or more")
-        if value > MOST_PARTS and _COUNTS.search(key):
-            raise CannotTrace(
-                f"{name}: its config says {key} {clip(value)}: no more than {MOST_PARTS} can be"
-            )
+        for counted, most in _COUNTS.items():
+            if value > most and counted.search(key):
+                raise CannotTrace(
+                    f"{name}: its config says {key} {clip(value)}: no more than {most} can be"
+                )
 
 
 def _numbers(keys: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, int]]:

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+import os.path
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from llmsim_magic.records.errors import CannotTrace, UnknownModel, clip
 from llmsim_magic.records.legible import legible
 
 HUB_LIMIT_S = 5.0
+LARGEST = 4 << 20  # bytes of a config; one with 20,000 labels has 2 MiB
+MOST_VALUES, DEEPEST = 200_000, 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +48,14 @@ def facts_of(name: str, *, refresh: bool = False) -> Facts:
 
     Raises `UnknownModel` with the nearest known ids where nothing is found.
     """
-    path = Path(name).expanduser()
-    if name.startswith((".", "/", "~")) or path.is_file() or (path / "config.json").is_file():
+    path = Path(os.path.expanduser(name))
+    is_local = os.path.isfile(path) or os.path.isfile(path / "config.json")
+    if name.startswith((".", "/", "~")) or is_local:
         return _from_path(name, path)
     entry = models.find(name)
     if entry is not None and not refresh:
         return Facts(entry.name, copy.deepcopy(entry.config), "catalogue", entry.name)
-    if path.is_dir() or name.endswith(".json"):
+    if os.path.isdir(path) or name.endswith(".json"):
         return _from_path(name, path)
     if not refresh and (cached := _from_cache(name)):
         return Facts(name, _read(cached, name), "local cache", name)
@@ -114,17 +118,24 @@ def declared_classes(value: Any) -> tuple[str, ...]:
 
 
 def _from_path(name: str, path: Path) -> Facts:
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        where = "holds no config.json" if path.is_dir() else "does not exist"
-        raise UnknownModel(f"{clip(name)}: that {'folder' if path.is_dir() else 'file'} {where}")
-    label = path.name if path.is_dir() else path.parent.name or path.stem
+    is_folder = os.path.isdir(path)
+    file = path / "config.json" if is_folder else path
+    if not os.path.isfile(file):
+        if os.path.lexists(file):
+            raise UnknownModel(f"{clip(name)}: {file.name} is no file, or a link to none")
+        what = "folder holds no config.json" if is_folder else "file does not exist"
+        raise UnknownModel(f"{clip(name)}: that {what}")
+    label = path.name if is_folder else path.parent.name or path.stem
     return Facts(legible(label or name), _read(file, name), "local file", str(file.parent))
 
 
 def _read(file: Path, name: str) -> dict[str, Any]:
     try:
-        text = file.read_text("utf-8")
+        with file.open("rb") as opened:
+            content = opened.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise UnknownModel(f"{clip(name)}: {file.name} is no config: it is over 4 MiB long")
+        text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UnknownModel(f"{clip(name)}: {file.name} cannot be read: {error}") from error
     return _parse(text, name)
@@ -138,9 +149,30 @@ def _parse(text: str, name: str) -> dict[str, Any]:
         raise UnknownModel(f"{clip(name)}: its config is not JSON ({where})") from error
     except RecursionError as error:
         raise UnknownModel(f"{clip(name)}: its config is nested too deep") from error
+    except ValueError as error:
+        raise UnknownModel(f"{clip(name)}: its config holds a number of too many digits") from error
     if not isinstance(keys, dict):
         raise UnknownModel(f"{clip(name)}: its config is no JSON object")
+    _check_extent(keys, name)
     return keys
+
+
+def _check_extent(keys: dict[str, Any], name: str) -> None:
+    """Raises `UnknownModel` for more than a config holds: transformers copies it many times."""
+    level: list[Any] = [keys]
+    count = depth = 0
+    while level:
+        count, depth = count + len(level), depth + 1
+        if depth > DEEPEST:
+            raise UnknownModel(f"{clip(name)}: its config is nested too deep")
+        if count > MOST_VALUES:
+            raise UnknownModel(f"{clip(name)}: its config holds over {MOST_VALUES:,} values")
+        holders = (value for value in level if isinstance(value, (dict, list)))
+        level = [
+            item
+            for holder in holders
+            for item in (holder.values() if isinstance(holder, dict) else holder)
+        ]
 
 
 def _from_cache(name: str) -> Path | None:

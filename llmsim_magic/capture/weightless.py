@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture.alone import alone
-from llmsim_magic.capture.buffers import knowing_buffers, known
+from llmsim_magic.capture.buffers import TooManyParts, knowing_buffers, known
 from llmsim_magic.capture.dice import same_dice
 from llmsim_magic.capture.harness import Harness
 from llmsim_magic.capture.inputs.lengths import (
@@ -23,7 +23,7 @@ from llmsim_magic.capture.inputs.lengths import (
 )
 from llmsim_magic.capture.resolve import Source, declared_classes
 from llmsim_magic.capture.tensors import dtype_name
-from llmsim_magic.records.errors import CannotTrace, clip
+from llmsim_magic.records.errors import CannotTrace, clip, is_a
 from llmsim_magic.records.trace import ModelInfo
 
 META = torch.device("meta")
@@ -98,8 +98,10 @@ def from_config(
         quantisation = _plain(quantisation)
         notes.append(_quantised(quantisation))
     options: dict[str, Any] = {
-        "dtype": getattr(torch, dtype) if dtype else getattr(config, "dtype", None) or default
+        "dtype": getattr(torch, dtype) if dtype else getattr(config, "dtype", None)
     }
+    if options["dtype"] is None:
+        options["dtype"] = default
     if attention:
         options["attn_implementation"] = attention
     if trust_remote_code and hasattr(config, "auto_map"):
@@ -110,6 +112,8 @@ def from_config(
             module = builder(config, **options)
     except CannotTrace:
         raise
+    except TooManyParts as error:
+        raise CannotTrace(f"{source.name}: {error}") from error
     except Exception as error:
         raise CannotTrace(
             f"{source.name}: transformers cannot build it: {reason(error)}"
@@ -248,7 +252,12 @@ def copy_of(module: torch.nn.Module, name: str) -> Weightless:
 
 
 def is_module(value: Any) -> bool:
-    return isinstance(value, torch.nn.Module)
+    return is_a(value, torch.nn.Module)
+
+
+def is_config(value: Any) -> bool:
+    transformers = importlib.import_module("transformers")
+    return is_a(value, transformers.PreTrainedConfig)
 
 
 def _text(value: Any) -> str | None:

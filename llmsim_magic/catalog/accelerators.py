@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 
 from llmsim_magic.records.accelerator import ARITHMETICS, Accelerator
-from llmsim_magic.records.errors import UnknownHardware
+from llmsim_magic.records.errors import UnknownHardware, plain
 
 
 @cache
@@ -17,14 +17,14 @@ def entries() -> dict[str, Accelerator]:
     return {row["name"]: _accelerator(row) for row in _rows()}
 
 
-def find(name: str) -> Accelerator:
+def find(name: object) -> Accelerator:
     """The accelerator of that name or alias; case, spaces, dashes and the vendor do not matter.
 
     Raises `UnknownHardware`, one line with the nearest names.
     """
-    known = _names().get(_plain(name))
+    known = _names().get(_plain(plain(name)))
     if known is None:
-        raise UnknownHardware(name, nearest(name))
+        raise UnknownHardware(name, nearest(plain(name)))
     return entries()[known]
 
 

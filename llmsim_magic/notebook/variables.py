@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmsim_magic.catalog import models
-from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.errors import InvalidValue, is_a, type_name
 
 
 def model_named(name: str, variables: Mapping[str, Any]) -> Any:
@@ -17,16 +17,24 @@ def model_named(name: str, variables: Mapping[str, Any]) -> Any:
         return name
     value = variables[first]
     for attribute in attributes:
-        value = getattr(value, attribute, None)
-    if is_model(value) or isinstance(value, str):
+        value = _attribute(value, attribute)
+    if is_model(value) or is_a(value, str):
         return value
     if models.find(name) is not None:
         return name
     raise InvalidValue(
         "model",
         name,
-        f"a model, a config or a name: it holds an object of type {type(value).__name__}",
+        f"a model, a config or a name: it holds an object of type {type_name(value)}",
     )
+
+
+def _attribute(value: object, name: str) -> Any:
+    """The attribute, or None where it cannot be had: a property may raise anything."""
+    try:
+        return getattr(value, name)
+    except Exception:
+        return None
 
 
 def holding_models(variables: Mapping[str, Any]) -> list[str]:
@@ -38,6 +46,9 @@ def holding_models(variables: Mapping[str, Any]) -> list[str]:
 
 def is_model(value: object) -> bool:
     """Whether a value is a module or a config, told without importing torch."""
-    names = {f"{base.__module__}.{base.__qualname__}" for base in type(value).__mro__}
+    try:
+        names = {f"{base.__module__}.{base.__qualname__}" for base in type(value).__mro__}
+    except Exception:  # a metaclass may answer anything
+        return False
     config = "transformers.configuration_utils.PreTrainedConfig"
     return bool(names & {"torch.nn.modules.module.Module", config})

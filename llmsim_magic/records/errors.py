@@ -4,19 +4,17 @@ from collections.abc import Iterable
 
 from llmsim_magic.records.legible import legible
 
-_LONGEST = 600
+LONGEST = 500  # characters of an error
 
 
 class LlmsimError(Exception):
-    """Something the user can mend; `str(error)` is one line for them."""
+    """Something the user can mend; `str(error)` is one line for them, whatever it quotes."""
 
-    def __str__(self) -> str:
-        """One line, whatever names are in it, cut in the middle where it is too long for one."""
-        line = legible(" ".join(super().__str__().split()))
-        if len(line) <= _LONGEST:
-            return line
-        half = _LONGEST // 2 - 1
-        return f"{line[:half]}…{line[-half:]}"
+    def __init__(self, text: str) -> None:
+        line = legible(" ".join(text.split()))
+        if len(line) > LONGEST:  # what was given stands first, what to do last
+            line = f"{line[: LONGEST // 2]}…{line[-LONGEST // 2 + 1 :]}"
+        super().__init__(line)
 
 
 class InvalidValue(LlmsimError):
@@ -76,9 +74,30 @@ class CannotTrace(LlmsimError):
 
 def clip(given: object, limit: int = 80) -> str:
     """The value as the user would recognise it, never longer than a line can bear."""
-    text = " ".join(str(given).split())
-    if isinstance(given, str):
-        text = repr(text)
+    text = " ".join(plain(given).split())
+    return _cut(repr(text) if is_a(given, str) else text, limit)
+
+
+def plain(given: object) -> str:
+    """`str(given)`, or what it is where that fails: anything may be given."""
+    try:
+        return str(given)
+    except Exception:
+        return f"an object of type {type_name(given)}"
+
+
+def type_name(given: object) -> str:
+    """The name that its type has, whatever a metaclass would say."""
+    name: str = vars(type)["__name__"].__get__(type(given))
+    return name
+
+
+def is_a(given: object, kind: type) -> bool:
+    """`isinstance` of the type itself: an object's word for its class may be a lie, or raise."""
+    return issubclass(type(given), kind)
+
+
+def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

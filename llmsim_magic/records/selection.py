@@ -4,7 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from llmsim_magic.records.errors import InvalidValue, one_of
+from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.legal import word
 from llmsim_magic.records.workload import whole_number
 
 LEVELS = ("module", "operator", "kernel")
@@ -29,8 +30,7 @@ class Selection:
     def __post_init__(self) -> None:
         if self.depth is not None:
             object.__setattr__(self, "depth", whole_number("depth", self.depth))
-        if self.level not in LEVELS:
-            raise InvalidValue("level", self.level, one_of(LEVELS))
+        word("level", self.level, LEVELS)
         object.__setattr__(self, "layers", _indices(self.layers))
 
 

@@ -4,9 +4,9 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import SupportsIndex
 
-from llmsim_magic.records.errors import InvalidValue, one_of
+from llmsim_magic.records.errors import InvalidValue, is_a, one_of, plain
+from llmsim_magic.records.legal import word
 
 PHASES = ("prefill", "decode")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -37,8 +37,8 @@ class Workload:
     context: int = DEFAULT_CONTEXT
 
     def __post_init__(self) -> None:
-        if self.phase not in (*PHASES, "forward"):
-            raise InvalidValue("phase", self.phase, one_of(PHASES))
+        if self.phase != "forward":
+            word("phase", self.phase, PHASES)
         object.__setattr__(self, "batch", whole_number("batch", self.batch))
         if self.phase != "forward":
             object.__setattr__(self, "context", whole_number("context", self.context))
@@ -51,8 +51,10 @@ class Workload:
 
 def whole_number(name: str, value: object) -> int:
     """`value` as an int of at least 1 that a tensor's dimension can hold; NumPy's are taken too."""
-    whole = isinstance(value, SupportsIndex) and not isinstance(value, bool)
-    number = operator.index(value) if whole else 0  # type: ignore[arg-type]
+    try:
+        number = 0 if is_a(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except Exception:
+        number = 0
     if not 1 <= number < 2**31:
         raise InvalidValue(name, value, "a whole number from 1 to 2147483647")
     return number
@@ -60,8 +62,8 @@ def whole_number(name: str, value: object) -> int:
 
 def dtype_name(given: object) -> str:
     """The full name of a dtype: `bf16` is `bfloat16`, and so is `torch.bfloat16`."""
-    word = str(given).removeprefix("torch.")
-    name = DTYPE_ALIASES.get(word, word)
+    text = plain(given).removeprefix("torch.")
+    name = DTYPE_ALIASES.get(text, text)
     if name not in DTYPES:
         raise InvalidValue("dtype", given, one_of(DTYPES))
     return name

@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llmsim_magic.records.errors import InvalidValue, TooMany
+from llmsim_magic.records.errors import InvalidValue, TooMany, is_a
+from llmsim_magic.records.legal import flag, function, several
 from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import (
@@ -19,7 +20,15 @@ from llmsim_magic.records.workload import (
     grid,
     never,
 )
-from llmsim_magic.simulate.loading import Progress, Recipe, built, recipe_of, silent, traced
+from llmsim_magic.simulate.loading import (
+    Progress,
+    Recipe,
+    built,
+    needs_config,
+    recipe_of,
+    silent,
+    traced,
+)
 from llmsim_magic.simulate.local import local
 from llmsim_magic.simulate.report import Report, Sweep
 from llmsim_magic.simulate.request import LOCAL, Build, Deployment, Request
@@ -80,16 +89,17 @@ def trace(
     [(1, 1, 1024)]
     """
     build = Build(base, attn, dtype, trust_remote_code, refresh, Parallel(tp, pp, ep))
-    names = (hardware,) if isinstance(hardware, str) else tuple(hardware)
-    deployed = Deployment(names, weight_dtype, kv_dtype, launch)
+    deployed = Deployment(several("hardware", hardware), weight_dtype, kv_dtype, launch)
     wanted = Workload(phase, batch, DEFAULT_CONTEXT if context is None else context)
+    replay = flag("replay", replay)
+    function("progress", progress, "that takes a text")
     recipe = recipe_of(model, build, progress)
     weightless = built(recipe, progress)
     if inputs is not None:
         if (phase, batch, context) != ("prefill", 1, None):
             raise InvalidValue("inputs", "with phase, batch or context", "given together with them")
         return replace(_on_given(weightless, inputs, replay), deployed=deployed)
-    _needs_config(weightless)
+    needs_config(weightless)
     workload = _fitted(weightless, wanted, shorten=context is None)
     progress(f"tracing {workload}")
     return Report(
@@ -134,11 +144,11 @@ def sweep(
     """
     build = Build(base, attn, dtype, trust_remote_code, refresh)
     contexts = () if context is None else _several("context", context)
-    phases = PHASES if phase == "both" else _several("phase", phase)
-    if executor is not None and not hasattr(executor, "submit"):
+    phases = PHASES if is_a(phase, str) and phase == "both" else _several("phase", phase)
+    if executor is not None and not hasattr(type(executor), "submit"):
         raise InvalidValue("executor", executor, "an executor of concurrent.futures")
-    if not callable(cancelled):
-        raise InvalidValue("cancelled", cancelled, "a function that says whether to stop")
+    function("cancelled", cancelled, "that says whether to stop")
+    function("progress", progress, "that takes a text")
     request = Request(
         model,
         ("multi-config",),
@@ -193,6 +203,8 @@ def answer_of(
     )
     if request.explained is not None:
         report.explain(request.explained)
+    if "memory" in request.views:
+        _ = report.memory  # may be refused: now, not when it is shown
     if request.csv is not None:
         progress(f"writing {request.csv}")
         report.to_csv(request.csv, overwrite=request.overwrite)
@@ -201,9 +213,7 @@ def answer_of(
 
 def _several(name: str, values: Value | Iterable[Value]) -> tuple[Value, ...]:
     """One value or many, as many."""
-    if not isinstance(values, Iterable) or isinstance(values, str):
-        return (values,)
-    many = tuple(values)
+    many = several(name, values)
     if not many:
         raise InvalidValue(name, "nothing", "one value or several")
     return many
@@ -221,7 +231,7 @@ def _sweep(
     batches = request.batches or (SWEEP_BATCHES if many else SWEEP_BATCHES[:1])
     contexts = request.contexts or (SWEEP_CONTEXTS if many else SWEEP_CONTEXTS[1:])
     weightless = built(recipe, progress, cancelled)
-    _needs_config(weightless)
+    needs_config(weightless)
     replay = _replaying(request.replay)
     number = len(phases) * len(batches) * len(contexts)
     if number > MOST and not request.sure:
@@ -303,14 +313,3 @@ def _on_given(weightless: "Weightless", inputs: Any, replay: bool) -> Report:
     else:
         args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     return Report(run_given(weightless, args, keywords, replay=_replaying(replay)))
-
-
-def _needs_config(weightless: "Weightless") -> None:
-    from llmsim_magic.capture.inputs.lengths import is_huggingface
-
-    if not is_huggingface(weightless.module):
-        raise InvalidValue(
-            "model",
-            weightless.info.class_name,
-            "a HuggingFace model: in Python, llmsim.trace(module, inputs=(x,)) traces any module",
-        )

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.capture.resolve import Facts, Source, facts_of, source_of
-from llmsim_magic.records.errors import Cancelled, CannotTrace, InvalidValue, clip
+from llmsim_magic.records.errors import (
+    Cancelled,
+    CannotTrace,
+    InvalidValue,
+    clip,
+    is_a,
+    plain,
+    type_name,
+)
 from llmsim_magic.records.legible import legible
 from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.trace import Trace
@@ -45,35 +53,33 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     Raises `UnknownModel` or `CannotTrace`, and `InvalidValue` for what is no model at all or an
     option that a live module cannot take.
     """
-    facts = facts_of(model, refresh=build.refresh) if isinstance(model, str) else None
+    facts = facts_of(str(model), refresh=build.refresh) if is_a(model, str) else None
     progress("importing torch and transformers")
     _require_torch()
     from llmsim_magic.capture.alone import working
     from llmsim_magic.capture.sharding import sharded
-    from llmsim_magic.capture.weightless import copy_of, is_module
+    from llmsim_magic.capture.weightless import copy_of, is_config, is_module
 
     if facts is not None:
         key: Hashable = (json.dumps(facts.keys), facts.name, facts.origin, facts.where, build)
         return Recipe(facts.name, key, build, facts=facts)
-    name = legible(str(getattr(model, "name_or_path", "") or type(model).__name__))
+    if not is_module(model) and not is_config(model):
+        legal = "a hub id, a path, a PretrainedConfig or an nn.Module"
+        raise InvalidValue("model", type_name(model), legal)
+    name = legible(_name(model))
     if is_module(model):
         _as_it_is(build)
         progress(f"copying {name} without its weights")
         with working:
             copied = sharded(copy_of(model, name), build.parallel)
         return Recipe(name, None, build, weightless=copied)
-    is_config = hasattr(model, "to_dict") and hasattr(model, "model_type")
-    if is_config and not isinstance(model, type):
-        check_sizes(name, model.to_dict())
-        config = copy.deepcopy(model)
-        try:
-            content = json.dumps(config, default=_content)
-        except (TypeError, ValueError) as error:
-            raise InvalidValue(f"{name}: config", str(error), "written as JSON") from error
-        return Recipe(name, (type(model), content, name, build), build, config=config)
-    raise InvalidValue(
-        "model", type(model).__name__, "a hub id, a path, a PretrainedConfig or an nn.Module"
-    )
+    try:
+        keys, config = model.to_dict(), copy.deepcopy(model)
+        content = json.dumps(config, default=_content)
+    except Exception as error:
+        raise InvalidValue(f"{name}: config", plain(error), "written as JSON") from error
+    check_sizes(name, keys)
+    return Recipe(name, (type(model), content, name, build), build, config=config)
 
 
 def built(
@@ -108,10 +114,23 @@ def traced(
     from llmsim_magic.capture.run import run
 
     weightless = built(recipe)
+    needs_config(weightless)
     question = (workload, replay, default_dtype())
     return memory.trace(
         weightless, question, lambda: run(weightless, workload, replay=replay, cancelled=cancelled)
     )
+
+
+def needs_config(weightless: "Weightless") -> None:
+    """Raises `InvalidValue` for a module that does not say what it reads."""
+    from llmsim_magic.capture.inputs.lengths import is_huggingface
+
+    if not is_huggingface(weightless.module):
+        raise InvalidValue(
+            "model",
+            weightless.info.class_name,
+            "a HuggingFace model: in Python, llmsim.trace(module, inputs=(x,)) traces any module",
+        )
 
 
 def _build(recipe: Recipe) -> "Weightless":
@@ -132,6 +151,14 @@ def _build(recipe: Recipe) -> "Weightless":
         trust_remote_code=build.trust_remote_code,
     )
     return sharded(whole, build.parallel)
+
+
+def _name(model: Any) -> str:
+    """What a live model or a config calls itself, or its class."""
+    try:
+        return str(model.name_or_path or type_name(model))
+    except Exception:
+        return type_name(model)
 
 
 def _content(value: Any) -> Any:

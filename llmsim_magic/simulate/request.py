@@ -5,7 +5,8 @@ from typing import Any
 
 from llmsim_magic.analyses import packing
 from llmsim_magic.catalog.accelerators import find
-from llmsim_magic.records.errors import InvalidValue, one_of
+from llmsim_magic.records.errors import plain
+from llmsim_magic.records.legal import flag, several, word
 from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.selection import Selection
 from llmsim_magic.records.workload import ATTENTIONS, dtype_name, whole_number
@@ -19,7 +20,7 @@ LOCAL, ALL = "local", "all"
 class Build:
     """How a model is built: its head, attention and dtype, and which part of it of how many.
 
-    Raises `InvalidValue` for an attention or dtype that does not exist.
+    Raises `InvalidValue` for an attention or dtype that does not exist, or a flag that is none.
     """
 
     base: bool = False
@@ -30,8 +31,10 @@ class Build:
     parallel: Parallel = field(default_factory=Parallel)
 
     def __post_init__(self) -> None:
-        if self.attn is not None and self.attn not in ATTENTIONS:
-            raise InvalidValue("attn", self.attn, one_of(ATTENTIONS))
+        for name in ("base", "trust_remote_code", "refresh"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
+        if self.attn is not None:
+            word("attn", self.attn, ATTENTIONS)
         if self.dtype is not None:
             object.__setattr__(self, "dtype", dtype_name(self.dtype))
 
@@ -51,14 +54,14 @@ class Deployment:
     launch: str = "graph"
 
     def __post_init__(self) -> None:
-        known = (name if name in (LOCAL, ALL) else find(name).name for name in self.hardware)
+        names = several("hardware", self.hardware)
+        known = (name if name in (LOCAL, ALL) else find(name).name for name in map(plain, names))
         object.__setattr__(self, "hardware", tuple(dict.fromkeys(known)))
         if self.weight_dtype is not None:
             object.__setattr__(self, "weight_dtype", packing.weight_dtype(self.weight_dtype))
         if self.kv_dtype is not None:
             object.__setattr__(self, "kv_dtype", packing.kv_dtype(self.kv_dtype))
-        if self.launch not in LAUNCHES:
-            raise InvalidValue("launch", self.launch, one_of(LAUNCHES))
+        word("launch", self.launch, LAUNCHES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ class Request:
     sure: bool = False
 
     def __post_init__(self) -> None:
+        flag("replay", self.replay)
+        flag("sure", self.sure)
         for name, values in (("batch", self.batches), ("context", self.contexts)):
             for value in values:
                 whole_number(name, value)

@@ -8,16 +8,16 @@ import pandas as pd
 from llmsim_magic.analyses.spending import Spent
 from llmsim_magic.records.trace import Scalar
 
-_LARGEST = 2**63 - 1
+_LARGEST = 2**60  # in all: so a column, and the sum of a few, stay within 64 bits
 SPLIT = ("bytes_weights", "bytes_activations", "bytes_cache")
 _SPENT = ("elementwise_ops", "causal_skippable_flops", "bytes_read", "bytes_written", *SPLIT)
 
 
 def integers(values: Iterable[int | None]) -> "pd.api.extensions.ExtensionArray":
-    """Whole numbers with NA; exact Python ones where 64 bits do not hold them."""
+    """Whole numbers with NA; exact Python ones where 64 bits do not hold their sum."""
     given = list(values)
     known = [0 if number is None else number for number in given]
-    if known and max(known) > _LARGEST:
+    if sum(known) > _LARGEST:
         return pd.array([pd.NA if number is None else number for number in given], dtype="object")
     missing = np.fromiter((number is None for number in given), bool, len(given))
     return pd.arrays.IntegerArray(np.array(known, dtype=np.int64), missing)

@@ -1,6 +1,7 @@
 """What a pass is asked for, and where the sizes of its inputs are looked up."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,18 @@ import torch
 META = torch.device("meta")
 HuggingFaceModel: TypeAlias = Any  # an nn.Module with a config, as transformers builds it
 Keywords: TypeAlias = dict[str, Any]
+MOST = 2**26  # values of an input that are known, and so take up memory
+
+
+class TooLarge(Exception):
+    """An input that cannot be made here."""
+
+
+def held(*sizes: int) -> None:
+    """Raises `TooLarge` for the shape of an input that memory should not hold."""
+    if math.prod(sizes) > MOST:
+        shape = " × ".join(f"{size:,}" for size in sizes)
+        raise TooLarge(f"an input of {shape} values, where {MOST:,} can be held")
 
 
 @dataclass(frozen=True)
@@ -20,6 +33,9 @@ class Ask:
     model: HuggingFaceModel
     batch: int
     context: int
+
+    def __post_init__(self) -> None:
+        held(self.batch, self.context)
 
     @cached_property
     def taken(self) -> Mapping[str, inspect.Parameter]:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from llmsim_magic.capture.inputs.ask import Ask
+from llmsim_magic.capture.inputs.ask import Ask, held
 from llmsim_magic.capture.inputs.sense import Layout
 
 VISION = ("vision", "visual", "image", "backbone", "encoder")
@@ -105,7 +105,7 @@ class Picture:
     @cached_property
     def grid(self) -> torch.Tensor:
         """Films' frames, rows and columns of every sample."""
-        return torch.tensor([[1, self.rows, self.columns]] * self.ask.batch)
+        return torch.tensor([1, self.rows, self.columns]).repeat(self.ask.batch, 1)
 
     def pixels(self, *many: int) -> torch.Tensor:
         """`[batch, *many, channels, height, width]`."""
@@ -124,6 +124,7 @@ def layouts(ask: Ask) -> Iterator[Layout]:
     if main is None:
         return
     picture = Picture(ask, main, *size(ask))
+    held(ask.batch, picture.rows, picture.columns)
     is_film = main == "pixel_values_videos" or ask.fact("num_frames", "frames_per_clip") is not None
     wholes = (_films, _wholes, _pieces) if is_film else (_wholes, _pieces, _films)
     families: tuple[Family, ...] = (
@@ -198,13 +199,15 @@ def _pieces(picture: Picture) -> Iterator[Layout]:
     yield Layout(tiled, f"{picture.said}, in {tiles} tiles")
     for count in (1, 2, 3, 4, 5):
         pixels = picture.pixels(count)
+        held(batch, count, picture.height, picture.width)
         mask = torch.ones(batch, count, picture.height, picture.width, dtype=torch.bool)
         pieces = {picture.main: pixels, "pixel_attention_mask": mask} | _sizes(picture)
         yield Layout(pieces, f"{picture.said}, in {count} pieces" if count > 1 else picture.said)
 
 
 def _sizes(picture: Picture) -> dict[str, torch.Tensor]:
-    return {"image_sizes": torch.tensor([[picture.height, picture.width]] * picture.ask.batch)}
+    size = torch.tensor([picture.height, picture.width])
+    return {"image_sizes": size.repeat(picture.ask.batch, 1)}
 
 
 def _films(picture: Picture) -> Iterator[Layout]:

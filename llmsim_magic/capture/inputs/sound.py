@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from llmsim_magic.capture.inputs.ask import Ask
+from llmsim_magic.capture.inputs.ask import Ask, held
 from llmsim_magic.capture.inputs.sense import Layout
 
 AUDIO = ("audio", "speech", "sound", "encoder")
@@ -62,6 +62,7 @@ def layouts(ask: Ask) -> Iterator[Layout]:
 def _spectrograms(ask: Ask, main: str) -> Iterator[Layout]:
     """`[batch, mels, frames]` or `[batch, frames, mels]`, with or without one channel."""
     batch, length = ask.batch, frames(ask)
+    held(batch, length)
     whole = torch.ones(batch, length, dtype=torch.long)
     companions = {
         "input_features_mask": whole,
@@ -82,6 +83,7 @@ def _spectrograms(ask: Ask, main: str) -> Iterator[Layout]:
 def _waveforms(ask: Ask, main: str) -> Iterator[Layout]:
     """`[batch, samples]`, or with a dimension for one channel or two."""
     count = samples(ask)
+    held(ask.batch, count)
     audible = torch.ones(ask.batch, count, dtype=torch.long)
     for channels in ((), (1,), (2,)):
         sound = ask.unknown(ask.batch, *channels, count)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llmsim_magic.capture.inputs.ask import Ask, HuggingFaceModel, config_parts
+from llmsim_magic.capture.inputs.ask import Ask, HuggingFaceModel, config_parts, held
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ def tokens_around(ask: Ask, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.
     if not spans:
         ids = tokens(ask.model, ask.batch, ask.context)
         return ids, torch.zeros_like(ids)
+    held(ask.batch, sum(span.count for span in spans))
     plain = plain_token(ask.model)
     row, kinds = [plain], [0]
     for span in spans:
