@@ -5,15 +5,15 @@ Run `python -m benchmarks.flat`; it writes `benchmarks/flat.md`.
 
 import argparse
 import gc
-import importlib
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import cycle, islice
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
+from dataclasses import dataclass, fields
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ QUESTIONS: dict[str, Callable[[int], Any]] = {
     "a decode step": lambda n: llmsim.trace("Qwen/Qwen3-0.6B", phase="decode", context=n % 99 + 2),
     "a new config": lambda n: llmsim.trace(LlamaConfig(**_sizes(n)), context=7).summary,
     "its decode step": lambda n: llmsim.trace(Qwen3Config(**_sizes(n)), phase="decode").kernels,
-    "a live module": lambda n: llmsim.trace(_fresh_module(), inputs=torch.ones(2, 8)).ops,
+    "a live module": lambda n: llmsim.trace(_fresh_module(), inputs=torch.ones(n % 9 + 1, 8)).ops,
     "a mistake": lambda n: _refused(
         lambda: llmsim.trace(_fresh_module(), inputs=torch.ones(2, n % 7 + 1))
     ),
@@ -85,11 +85,20 @@ QUESTIONS: dict[str, Callable[[int], Any]] = {
         lambda: llmsim.trace(GPT2Config(n_head=7, n_embd=7 * n + 8), context=5)
     ),
     "a graph": lambda n: llmsim.trace(LlamaConfig(**_sizes(n)), context=7).dependency_graph().svg,
-    "a sweep": lambda n: llmsim.sweep(
-        GPT2Config(n_layer=2, n_embd=32 + 4 * (n % 50), n_head=4, vocab_size=90 + n),
-        batch=[1, 2],
-        context=[3, 4],
-    ).totals,
+    "a sweep": lambda n: (
+        llmsim.sweep(
+            GPT2Config(
+                n_layer=2,
+                n_embd=32 + 4 * (n % 50),
+                n_head=4,
+                vocab_size=90 + n,
+                bos_token_id=0,
+                eos_token_id=0,
+            ),
+            batch=[1, 2],
+            context=[3, 4],
+        ).totals
+    ),
     "sizes": lambda n: llmsim.trace(LlamaConfig(**_sizes(n)), hardware="H100").memory,
     "formulas": lambda n: llmsim.trace(LlamaConfig(**_sizes(n)), context=7).symbolic.totals,
     "files": _exported,
@@ -98,69 +107,109 @@ QUESTIONS: dict[str, Callable[[int], Any]] = {
 
 @dataclass(frozen=True)
 class State:
-    """What a process holds."""
+    """What a process holds, after it was tidied up."""
 
-    resident: int  # bytes
+    resident_bytes: int
     objects: int  # that Python's collector knows
     threads: int
     descriptors: int
-    temporary: int  # files in the folder for such
-    caches: dict[str, int]  # entries, by module and name
+    temporary_files: int
+    cached: int  # entries of all our caches
 
 
 def state() -> State:
-    """What this process holds, after it was tidied up."""
     for _ in range(3):
         gc.collect()
     return State(
-        _resident(),
+        int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE"),
         len(gc.get_objects()),
         threading.active_count(),
         len(os.listdir("/proc/self/fd")),
         len(os.listdir(tempfile.gettempdir())),
-        dict(caches()),
+        sum(caches().values()),
     )
 
 
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def caches() -> dict[str, int]:
+    """The entries of every collection and cached function that our modules hold, by its name."""
+    return dict(_caches())
 
 
-def caches() -> Iterator[tuple[str, int]]:
-    """Every collection and every cached function of our modules, with the number of its entries."""
-    import sys
-
+def _caches() -> Iterator[tuple[str, int]]:
     for name, module in sorted(sys.modules.items()):
-        if not name.startswith("llmsim_magic."):
-            continue
-        for key, value in sorted(vars(module).items()):
-            if getattr(value, "__module__", name) != name:
+        for key, value in sorted(vars(module).items()) if name.startswith("llmsim_magic.") else ():
+            if getattr(value, "__module__", name) != name or key.startswith("__"):
                 continue
             if hasattr(value, "cache_info"):
                 yield f"{name}.{key}", value.cache_info().currsize
-            elif isinstance(value, (dict, list, set)) and not key.startswith("__"):
+            elif isinstance(value, Sized) and not isinstance(value, (str, tuple, type)):
                 yield f"{name}.{key}", len(value)
-    yield "capture.answers._REPEATS", len(importlib.import_module("llmsim_magic.capture.answers")._REPEATS._known)
 
 
-def asked(number: int) -> list[float]:
-    """Seconds of so many questions, every kind in turn."""
+def ask(numbers: Iterable[int], names: Collection[str] = QUESTIONS) -> list[float]:
+    """Seconds of the processor for each of the questions, which are of every kind in turn."""
     times = []
-    for place, ask in islice(enumerate(cycle(QUESTIONS.values())), number):
-        begun = time.perf_counter()
-        ask(place + asked.before)
-        times.append(time.perf_counter() - begun)
-    asked.before += number
+    for number, name in zip(numbers, cycle(names), strict=False):
+        begun = time.process_time()
+        QUESTIONS[name](number)
+        times.append(time.process_time() - begun)
     return times
 
 
-asked.before = 0  # type: ignore[attr-defined]
-
-
-def per_kind(times: list[float]) -> dict[str, float]:
+def of_each_kind(times: list[float]) -> list[float]:
     """The median seconds of each kind of question, of those asked in turn."""
-    return {
-        name: statistics.median(times[place :: len(QUESTIONS)])
-        for place, name in enumerate(QUESTIONS)
-    }
+    return [statistics.median(times[place :: len(QUESTIONS)]) for place in range(len(QUESTIONS))]
+
+
+def _page(before: State, after: State, times: list[float], grown: set[str]) -> Iterator[str]:
+    yield from (
+        "# What a thousand questions leave behind",
+        "",
+        f"{len(times):,} questions in one process, of {len(QUESTIONS)} kinds in turn, each about a",
+        f"model, a context or a class that was not asked about before; {WARM} more came first.",
+        "`python -m benchmarks.flat` writes this page.",
+        "",
+        "| the process holds | before | after | change |",
+        "|---|--:|--:|--:|",
+    )
+    for field in fields(State):
+        then, now = getattr(before, field.name), getattr(after, field.name)
+        change = now / max(then, 1) - 1
+        yield f"| {field.name.replace('_', ' ')} | {then:,} | {now:,} | {change:+.1%} |"
+    first, last = of_each_kind(times[:EACH]), of_each_kind(times[-EACH:])
+    yield from (
+        "",
+        f"Milliseconds of the processor, the median of the first and of the last {EACH} questions:",
+        "",
+        "| question | first | last | change |",
+        "|---|--:|--:|--:|",
+    )
+    for name, then, now in zip(QUESTIONS, first, last, strict=True):
+        yield f"| {name} | {then * 1e3:.1f} | {now * 1e3:.1f} | {now / then - 1:+.1%} |"
+    changes = [now / then for then, now in zip(first, last, strict=True)]
+    yield f"| the median of all kinds | | | {statistics.median(changes) - 1:+.1%} |"
+    yield from ("", "Entries of all that grew in our modules since the first question:", "")
+    yield from ("| | entries |", "|---|--:|")
+    for name in sorted(grown):
+        yield f"| `{name.removeprefix('llmsim_magic.')}` | {caches()[name]:,} |"
+    yield ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--questions", type=int, default=1_000)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as tempfile.tempdir:
+        ask(range(1))
+        started = caches()
+        ask(range(WARM))
+        before = state()
+        times = ask(range(WARM, WARM + asked.questions))
+        after = state()
+    grown = {name for name, count in caches().items() if count != started.get(name, count)}
+    PAGE.write_text("\n".join(_page(before, after, times, grown)), "utf-8")
+    print(PAGE.read_text("utf-8"))
+
+
+if __name__ == "__main__":
+    main()
