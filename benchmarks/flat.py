@@ -53,7 +53,8 @@ def _fresh_module() -> nn.Module:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.norm(self.lin(x).relu() + torch.rand(8))
 
-    return Mine()
+    with torch.random.fork_rng(devices=[]):  # its weights are no draw of the session's
+        return Mine()
 
 
 def _refused(ask: Callable[[], Any]) -> None:
@@ -138,11 +139,10 @@ def caches() -> dict[str, int]:
 def _caches() -> Iterator[tuple[str, int]]:
     for name, module in sorted(sys.modules.items()):
         for key, value in sorted(vars(module).items()) if name.startswith("llmsim_magic.") else ():
-            if getattr(value, "__module__", name) != name or key.startswith("__"):
-                continue
             if hasattr(value, "cache_info"):
-                yield f"{name}.{key}", value.cache_info().currsize
-            elif isinstance(value, Sized) and not isinstance(value, (str, tuple, type)):
+                if value.__module__ == name:
+                    yield f"{name}.{key}", value.cache_info().currsize
+            elif isinstance(value, Sized) and not key.startswith("__"):
                 yield f"{name}.{key}", len(value)
 
 

@@ -692,3 +692,29 @@ def test_a_process_whose_folder_is_gone_is_told_so_in_one_line(imported: str) ->
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert "No such file or directory" in ran.stdout, ran.stderr
     assert len(ran.stdout.splitlines()) == 1
+
+
+def test_plots_that_are_drawn_at_once_leave_the_users_style_alone() -> None:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from llmsim_magic.views.plot import drawing
+
+    def draw(_: int) -> bytes:
+        return drawing(lambda: Figure(figsize=(1, 1)), "salt", "svg")
+
+    with matplotlib.rc_context({"font.size": 17.5}), hasty(), ThreadPoolExecutor(4) as pool:
+        before = dict(matplotlib.rcParams)
+        pictures = set(pool.map(draw, range(24)))
+        assert dict(matplotlib.rcParams) == before
+    assert len(pictures) == 1
+
+
+def test_a_picture_leaves_what_elementtree_calls_a_namespace_alone() -> None:
+    from xml.etree import ElementTree
+
+    report = llmsim.trace("gpt2", context=5, hardware="H100")
+    for picture in (report.costing.roofline.svg, report.dependency_graph().svg):
+        assert ElementTree.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"
+    shape = ElementTree.Element("{http://www.w3.org/2000/svg}rect")
+    assert ElementTree.tostring(shape).startswith(b"<ns0:rect")
