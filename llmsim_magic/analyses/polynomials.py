@@ -125,7 +125,7 @@ def _through(grid: Grid, values: Values) -> Polynomial:
     return _interpolated(grid, tuple(values[point] for point in grid.points))
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=512)
 def _interpolated(grid: Grid, values: Sequence[int]) -> Polynomial:
     """The polynomial of the grid's degrees: the inverse Vandermonde matrices on either side."""
     rows, columns = _inverse(grid.batches), _inverse(grid.contexts)

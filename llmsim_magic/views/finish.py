@@ -7,7 +7,8 @@ from math import hypot
 from xml.etree import ElementTree
 from zlib import crc32
 
-_SVG = "http://www.w3.org/2000/svg"
+from llmsim_magic.views.markup import SVG, written
+
 _NUMBER = re.compile(r"-?\d+\.\d+")
 # Said once for the whole picture instead of at every word.
 _COMMON = {"text-anchor": "middle", "font-size": "10.00"}
@@ -24,7 +25,6 @@ def finished(svg: bytes, title: str, tips: Mapping[str, str]) -> str:
     keeps its name as `data-name`, a line those of both its ends. How parts look stands in a style
     sheet, arrow heads are markers: both halve what a large picture takes.
     """
-    ElementTree.register_namespace("", _SVG)
     root = ElementTree.fromstring(svg)  # noqa: S314 - the layout's own output
     root.set("role", "graphics-document document")
     root.set("aria-label", title)
@@ -44,7 +44,7 @@ def finished(svg: bytes, title: str, tips: Mapping[str, str]) -> str:
             if name in part.attrib:
                 places = 1 if name == "d" else digits  # a line's end tells where its head points
                 part.set(name, _NUMBER.sub(partial(_rounded, places), part.attrib[name]))
-        if part.tag == f"{{{_SVG}}}text":
+        if part.tag == f"{{{SVG}}}text":
             part.attrib.pop("font-family", None)
             for name, value in _COMMON.items():
                 if part.get(name) == value:
@@ -53,11 +53,11 @@ def finished(svg: bytes, title: str, tips: Mapping[str, str]) -> str:
             looks.move(part)
     root.insert(0, looks.markers())
     root.insert(0, looks.sheet())
-    return ElementTree.tostring(root, encoding="unicode").replace(" />", "/>")
+    return written(root).replace(" />", "/>")
 
 
 def _all(root: ElementTree.Element, tag: str) -> list[ElementTree.Element]:
-    return list(root.iter(f"{{{_SVG}}}{tag}" if tag != "*" else "*"))
+    return list(root.iter(f"{{{SVG}}}{tag}" if tag != "*" else "*"))
 
 
 def _rounded(digits: int, number: "re.Match[str]") -> str:
@@ -65,7 +65,7 @@ def _rounded(digits: int, number: "re.Match[str]") -> str:
 
 
 def _name(group: ElementTree.Element, title: str, tips: Mapping[str, str]) -> None:
-    said = group.find(f"{{{_SVG}}}title")
+    said = group.find(f"{{{SVG}}}title")
     group.attrib.pop("id", None)
     if said is None or said.text is None:
         return
@@ -79,7 +79,7 @@ def _name(group: ElementTree.Element, title: str, tips: Mapping[str, str]) -> No
 
 def _point(edge: ElementTree.Element, looks: "_Looks") -> None:
     """Replace an arrow head by a marker of its colour at the line's end."""
-    line, head = edge.find(f"{{{_SVG}}}path"), edge.find(f"{{{_SVG}}}polygon")
+    line, head = edge.find(f"{{{SVG}}}path"), edge.find(f"{{{SVG}}}polygon")
     if line is None or head is None:
         return
     corners = [tuple(map(float, corner.split(","))) for corner in head.get("points", "").split()]
@@ -109,7 +109,7 @@ class _Looks:
             part.set("class", name)
 
     def sheet(self) -> ElementTree.Element:
-        style = ElementTree.Element(f"{{{_SVG}}}style")
+        style = ElementTree.Element(f"{{{SVG}}}style")
         style.text = "".join(
             f".{self.scope} .{name}{{{';'.join(f'{key}:{value}' for key, value in look)}}}"
             for look, name in self._names.items()
@@ -117,11 +117,11 @@ class _Looks:
         return style
 
     def markers(self) -> ElementTree.Element:
-        found = ElementTree.Element(f"{{{_SVG}}}defs")
+        found = ElementTree.Element(f"{{{SVG}}}defs")
         for colour, length in self.heads.items():
             marker = ElementTree.SubElement(
                 found,
-                f"{{{_SVG}}}marker",
+                f"{{{SVG}}}marker",
                 {
                     "id": self._id(colour), "orient": "auto", "markerUnits": "userSpaceOnUse",
                     "markerWidth": f"{length:.1f}", "markerHeight": f"{length:.1f}",
@@ -129,7 +129,7 @@ class _Looks:
                 },
             )  # fmt: skip
             ElementTree.SubElement(
-                marker, f"{{{_SVG}}}path", {"d": "M0,1.5L10,5L0,8.5z", "fill": colour}
+                marker, f"{{{SVG}}}path", {"d": "M0,1.5L10,5L0,8.5z", "fill": colour}
             )
         return found
 

@@ -118,7 +118,7 @@ def _written(context: str) -> Cell:
     return written
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=512)
 def _expression(size: Formula, context: str) -> Any:
     batch, variable = sympy.symbols(f"B {context}", positive=True, integer=True)
     return size.written(batch, variable)

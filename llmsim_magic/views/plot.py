@@ -12,13 +12,14 @@ from xml.etree import ElementTree
 
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.signals import Orderly
+from llmsim_magic.records.turns import Turn
 from llmsim_magic.views.files import write_file
+from llmsim_magic.views.markup import SVG, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("svg", "png")
-_SVG = "http://www.w3.org/2000/svg"
 _LOOK: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
@@ -27,6 +28,10 @@ _LOOK: dict[str, Any] = {
     "axes.spines.right": False,
     "svg.fonttype": "none",
 }
+
+
+# Matplotlib's settings are the process's: two threads would put back each other's.
+_drawing = Turn("a plot is being drawn")
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def drawing(make: "Callable[[], Figure]", salt: str, fmt: str) -> bytes:
     import matplotlib
 
     data = io.BytesIO()
-    with Orderly(), matplotlib.rc_context(), warnings.catch_warnings():
+    with Orderly(), _drawing, matplotlib.rc_context(), warnings.catch_warnings():
         # A name in a script that the font lacks is drawn by the reader's own.
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
         matplotlib.rcdefaults()
@@ -85,19 +90,18 @@ def drawing(make: "Callable[[], Figure]", salt: str, fmt: str) -> bytes:
 
 def readable(svg: bytes, title: str, tips: Mapping[str, str]) -> str:
     """The drawing with its title, and with what its parts say, by the ids that they were given."""
-    ElementTree.register_namespace("", _SVG)
     root = ElementTree.fromstring(svg)  # noqa: S314 - matplotlib's own output
     root.attrib |= {"role": "img", "aria-label": title, "class": "llmsim-plot"}
-    for metadata in root.findall(f"{{{_SVG}}}metadata"):
+    for metadata in root.findall(f"{{{SVG}}}metadata"):
         root.remove(metadata)
-    for style in root.iter(f"{{{_SVG}}}style"):
+    for style in root.iter(f"{{{SVG}}}style"):
         style.text = f".llmsim-plot {style.text}"  # a page's own parts are not meant
-    for group in root.iter(f"{{{_SVG}}}g"):
+    for group in root.iter(f"{{{SVG}}}g"):
         said = tips.get(group.get("id", ""))
         if said is not None:
             _say(group, said)
     _say(root, title)
-    return ElementTree.tostring(root, encoding="unicode")
+    return written(root)
 
 
 def plain(text: str, limit: int = 90) -> str:
@@ -107,6 +111,6 @@ def plain(text: str, limit: int = 90) -> str:
 
 
 def _say(part: ElementTree.Element, text: str) -> None:
-    title = ElementTree.Element(f"{{{_SVG}}}title")
+    title = ElementTree.Element(f"{{{SVG}}}title")
     title.text = text
     part.insert(0, title)

@@ -1,0 +1,215 @@
+"""A thousand questions in one process: what they leave in memory, and how long each takes.
+
+Run `python -m benchmarks.flat`; it writes `benchmarks/flat.md`.
+"""
+
+import argparse
+import gc
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
+from dataclasses import dataclass, fields
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GPT2Config, LlamaConfig, Qwen3Config
+
+import llmsim_magic as llmsim
+from llmsim_magic.records.errors import LlmsimError
+
+PAGE = Path(__file__).with_suffix(".md")
+WARM, EACH = 200, 100  # questions before anything is measured, and at either end of what is
+
+
+def _sizes(number: int) -> dict[str, Any]:
+    """Sizes that no earlier config had."""
+    return {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 32 + number,
+        "vocab_size": 90 + number,
+        "max_position_embeddings": 512,
+    }
+
+
+def _fresh_module() -> nn.Module:
+    """A module of a class that exists only for it, as a cell that is run again defines one."""
+
+    class Mine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(8, 8)
+            self.norm = nn.LayerNorm(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.lin(x).relu() + torch.rand(8))
+
+    with torch.random.fork_rng(devices=[]):  # its weights are no draw of the session's
+        return Mine()
+
+
+def _refused(ask: Callable[[], Any]) -> None:
+    try:
+        ask()
+    except LlmsimError:
+        return
+    raise AssertionError("that was answered")
+
+
+def _exported(number: int) -> None:
+    report = llmsim.trace("gpt2", context=8, hardware="H100")
+    with tempfile.TemporaryDirectory() as folder:
+        report.to_csv(folder)
+        report.to_html(Path(folder) / "page.html")
+
+
+# What a session may be asked, each made new by its number.
+QUESTIONS: dict[str, Callable[[int], Any]] = {
+    "a model of the catalogue": lambda n: llmsim.trace("gpt2", context=5 + n % 50).ops,
+    "a decode step": lambda n: llmsim.trace("Qwen/Qwen3-0.6B", phase="decode", context=n % 99 + 2),
+    "a new config": lambda n: llmsim.trace(LlamaConfig(**_sizes(n)), context=7).summary,
+    "its decode step": lambda n: llmsim.trace(Qwen3Config(**_sizes(n)), phase="decode").kernels,
+    "a live module": lambda n: llmsim.trace(_fresh_module(), inputs=torch.ones(n % 9 + 1, 8)).ops,
+    "a mistake": lambda n: _refused(
+        lambda: llmsim.trace(_fresh_module(), inputs=torch.ones(2, n % 7 + 1))
+    ),
+    "an unknown config": lambda n: _refused(
+        lambda: llmsim.trace(GPT2Config(n_head=7, n_embd=7 * n + 8), context=5)
+    ),
+    "a graph": lambda n: llmsim.trace(LlamaConfig(**_sizes(n)), context=7).dependency_graph().svg,
+    "a sweep": lambda n: (
+        llmsim.sweep(
+            GPT2Config(
+                n_layer=2,
+                n_embd=32 + 4 * (n % 50),
+                n_head=4,
+                vocab_size=90 + n,
+                bos_token_id=0,
+                eos_token_id=0,
+            ),
+            batch=[1, 2],
+            context=[3, 4],
+        ).totals
+    ),
+    "sizes": lambda n: llmsim.trace(LlamaConfig(**_sizes(n)), hardware="H100").memory,
+    "formulas": lambda n: llmsim.trace(LlamaConfig(**_sizes(n)), context=7).symbolic.totals,
+    "files": _exported,
+}
+
+
+@dataclass(frozen=True)
+class State:
+    """What a process holds, after it was tidied up."""
+
+    resident_bytes: int
+    objects: int  # that Python's collector knows
+    threads: int
+    descriptors: int
+    temporary_files: int
+    cached: int  # entries of all our caches
+
+
+def state() -> State:
+    for _ in range(3):
+        gc.collect()
+    return State(
+        int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+        len(gc.get_objects()),
+        threading.active_count(),
+        len(os.listdir("/proc/self/fd")),
+        len(os.listdir(tempfile.gettempdir())),
+        sum(caches().values()),
+    )
+
+
+def caches() -> dict[str, int]:
+    """The entries of every collection and cached function that our modules hold, by its name."""
+    return dict(_caches())
+
+
+def _caches() -> Iterator[tuple[str, int]]:
+    for name, module in sorted(sys.modules.items()):
+        for key, value in sorted(vars(module).items()) if name.startswith("llmsim_magic.") else ():
+            if hasattr(value, "cache_info"):
+                if value.__module__ == name:
+                    yield f"{name}.{key}", value.cache_info().currsize
+            elif isinstance(value, Sized) and not key.startswith("__"):
+                yield f"{name}.{key}", len(value)
+
+
+def ask(numbers: Iterable[int], names: Collection[str] = QUESTIONS) -> list[float]:
+    """Seconds of the processor for each of the questions, which are of every kind in turn."""
+    times = []
+    for number, name in zip(numbers, cycle(names), strict=False):
+        begun = time.process_time()
+        QUESTIONS[name](number)
+        times.append(time.process_time() - begun)
+    return times
+
+
+def of_each_kind(times: list[float]) -> list[float]:
+    """The median seconds of each kind of question, of those asked in turn."""
+    return [statistics.median(times[place :: len(QUESTIONS)]) for place in range(len(QUESTIONS))]
+
+
+def _page(before: State, after: State, times: list[float], grown: set[str]) -> Iterator[str]:
+    yield from (
+        "# What a thousand questions leave behind",
+        "",
+        f"{len(times):,} questions in one process, of {len(QUESTIONS)} kinds in turn, each about a",
+        f"model, a context or a class that was not asked about before; {WARM} more came first.",
+        "`python -m benchmarks.flat` writes this page.",
+        "",
+        "| the process holds | before | after | change |",
+        "|---|--:|--:|--:|",
+    )
+    for field in fields(State):
+        then, now = getattr(before, field.name), getattr(after, field.name)
+        change = now / max(then, 1) - 1
+        yield f"| {field.name.replace('_', ' ')} | {then:,} | {now:,} | {change:+.1%} |"
+    first, last = of_each_kind(times[:EACH]), of_each_kind(times[-EACH:])
+    yield from (
+        "",
+        f"Milliseconds of the processor, the median of the first and of the last {EACH} questions:",
+        "",
+        "| question | first | last | change |",
+        "|---|--:|--:|--:|",
+    )
+    for name, then, now in zip(QUESTIONS, first, last, strict=True):
+        yield f"| {name} | {then * 1e3:.1f} | {now * 1e3:.1f} | {now / then - 1:+.1%} |"
+    changes = [now / then for then, now in zip(first, last, strict=True)]
+    yield f"| the median of all kinds | | | {statistics.median(changes) - 1:+.1%} |"
+    yield from ("", "Entries of all that grew in our modules since the first question:", "")
+    yield from ("| | entries |", "|---|--:|")
+    for name in sorted(grown):
+        yield f"| `{name.removeprefix('llmsim_magic.')}` | {caches()[name]:,} |"
+    yield ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--questions", type=int, default=1_000)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as tempfile.tempdir:
+        ask(range(1))
+        started = caches()
+        ask(range(WARM))
+        before = state()
+        times = ask(range(WARM, WARM + asked.questions))
+        after = state()
+    grown = {name for name, count in caches().items() if count != started.get(name, count)}
+    PAGE.write_text("\n".join(_page(before, after, times, grown)), "utf-8")
+    print(PAGE.read_text("utf-8"))
+
+
+if __name__ == "__main__":
+    main()
