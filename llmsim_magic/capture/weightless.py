@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture.buffers import knowing_buffers, known
+from llmsim_magic.capture.harmless import harmless
 from llmsim_magic.capture.harness import Harness
 from llmsim_magic.capture.inputs.lengths import (
     declared_context,
@@ -94,7 +95,7 @@ def from_config(
     cancelled.
     """
     config = copy.deepcopy(source.config)
-    notes = list(source.notes)
+    notes = [*source.notes, *harmless(config, source.name, trust_remote_code=trust_remote_code)]
     default = torch.float32
     if (quantisation := getattr(config, "quantization_config", None)) is not None:
         del config.quantization_config
@@ -104,6 +105,8 @@ def from_config(
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype) if dtype else getattr(config, "dtype", None) or default
     }
+    if not isinstance(options["dtype"], torch.dtype):
+        raise CannotTrace(f"{source.name}: dtype {clip(options['dtype'])} is none of torch's")
     if attention:
         options["attn_implementation"] = attention
     if trust_remote_code and hasattr(config, "auto_map"):
