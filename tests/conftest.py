@@ -1,5 +1,23 @@
-"""One thread for each worker, before it loads torch: it is the tests that run in parallel."""
+"""What holds for every test: one thread for each worker, and no network but this machine's."""
 
 import os
+import platform
+import sys
+from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: it is the tests that run in parallel
+
+
+def _refuse(event: str, args: tuple[Any, ...]) -> None:
+    """Nothing that a test does, or a library on its way, reaches or asks for another machine."""
+    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = args[0]
+    elif event in ("socket.connect", "socket.sendto") and isinstance(args[1], tuple):
+        host = args[1][0]
+    else:
+        return
+    if host and str(host) not in ("localhost", "127.0.0.1", "::1", "0.0.0.0", platform.node()):
+        raise ConnectionRefusedError(f"no test has a network: {event} {host}")
+
+
+sys.addaudithook(_refuse)

@@ -1,13 +1,10 @@
 """A model's folder is data: its config is read, and nothing else of it is opened or run."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from transformers import AutoConfig
@@ -16,8 +13,8 @@ from llmsim_magic.capture.harmless import harmless
 from llmsim_magic.records.errors import CannotTrace, LlmsimError
 from llmsim_magic.records.trace import Trace
 from tests import small
+from tests.watching import Watched, watched
 
-ROOT = Path(__file__).parents[1]
 CODE = "import pathlib; pathlib.Path(__file__).with_name('PWNED').touch()\n"
 CLASSES = {
     "AutoConfig": "configuration_evil.EvilConfig",
@@ -79,40 +76,6 @@ class Pwn:
         return open, (self.file, "w")
 
 
-class Told(NamedTuple):
-    status: int
-    out: str
-    said: str
-    seen: list[list[str]]
-
-
-class Watched:
-    """A process that answers, and tells what it touched."""
-
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self._process = process
-
-    def ask(self, *words: str, folder: Path | None = None) -> Told:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        question = {"words": words, "folder": str(folder or "")}
-        self._process.stdin.write(f"{json.dumps(question)}\n")
-        self._process.stdin.flush()
-        return Told(**json.loads(self._process.stdout.readline()))
-
-
-def watched(path: str, **environment: str) -> "subprocess.Popen[str]":
-    paths = os.pathsep.join([path, str(ROOT), *sys.path])
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.watched"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment,
-    )
-
-
 @pytest.fixture(scope="module")
 def fetcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what transformers takes for the package `kernels`."""
@@ -132,8 +95,7 @@ def fetcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def process(fetcher: Path) -> Iterator[Watched]:
     with watched(str(fetcher)) as running:
-        yield Watched(running)
-        running.kill()
+        yield running
 
 
 @pytest.fixture
@@ -156,7 +118,7 @@ def test_only_the_config_is_opened_and_nothing_is_run(
 ) -> None:
     config = small.llama().to_dict() | CONFIGS[kind]
     (folder / "config.json").write_text(json.dumps(config))
-    told = process.ask(str(folder), "--context", "4", folder=folder)
+    told = process.ask(folder, str(folder), "--context", "4")
     assert told.seen == [["open", "config.json"]]
     assert told.status == 0 or len(told.said.strip().splitlines()) == 1, told.said
     assert not (folder / "PWNED").exists()
@@ -167,7 +129,7 @@ def test_only_the_config_is_opened_and_nothing_is_run(
 def test_what_would_have_run_is_left_out(process: Watched, folder: Path, kind: str) -> None:
     config = small.llama().to_dict() | CONFIGS[kind]
     (folder / "config.json").write_text(json.dumps(config))
-    told = process.ask(str(folder), "--context", "4", folder=folder)
+    told = process.ask(folder, str(folder), "--context", "4")
     assert told.status == 0, told.said
     assert "LlamaForCausalLM" in told.out or "LlamaModel" in told.out
     assert ("is not run" in told.out) == ("kernel" in kind)
@@ -177,7 +139,7 @@ def test_code_that_is_trusted_is_run_and_seen(process: Watched, folder: Path) ->
     """So the watch would see it."""
     config = small.llama().to_dict() | CONFIGS["code for a type"]
     (folder / "config.json").write_text(json.dumps(config))
-    told = process.ask(str(folder), "--trust-remote-code", folder=folder)
+    told = process.ask(folder, str(folder), "--trust-remote-code")
     assert ["open", "configuration_evil.py"] in told.seen
     assert told.status == 2
 

@@ -12,6 +12,7 @@ from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.capture.resolve import Facts, Source, facts_of, source_of
 from llmsim_magic.records.errors import Cancelled, CannotTrace, InvalidValue
 from llmsim_magic.records.legible import legible
+from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import IsCancelled, Workload, never
 from llmsim_magic.simulate import memory
@@ -55,8 +56,7 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     from llmsim_magic.capture.weightless import copy_of, is_module
 
     if facts is not None:
-        key: Hashable = (json.dumps(facts.keys), facts.name, facts.origin, facts.where, build)
-        return Recipe(facts.name, key, build, facts=facts)
+        return _of_facts(facts, build)
     name = legible(str(getattr(model, "name_or_path", "") or type(model).__name__))
     if is_module(model):
         _as_it_is(build)
@@ -74,6 +74,17 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     raise InvalidValue(
         "model", type(model).__name__, "a hub id, a path, a PretrainedConfig or an nn.Module"
     )
+
+
+def _of_facts(facts: Facts, build: Build) -> Recipe:
+    key = (json.dumps(facts.keys), facts.name, facts.origin, facts.where, build)
+    return Recipe(facts.name, key, build, facts=facts)
+
+
+def spread(recipe: Recipe, model: Any, parallel: Parallel) -> Recipe:
+    """The recipe of the same model spread otherwise; where its config came from is not asked."""
+    build = replace(recipe.build, parallel=parallel)
+    return recipe_of(model, build) if recipe.facts is None else _of_facts(recipe.facts, build)
 
 
 def built(
