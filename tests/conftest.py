@@ -1,13 +1,16 @@
-"""One thread for each worker, before it loads torch: it is the tests that run in parallel.
+"""What holds for every test: one thread for each worker, and no network but this machine's.
 
 A fuzzer tries `LLMSIM_FUZZ` cases, the same ones each time; `benchmarks/fuzz.py` tries others.
 """
 
 import os
+import platform
+import sys
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: it is the tests that run in parallel
 settings.register_profile(
     "few",
     max_examples=int(os.environ.get("LLMSIM_FUZZ", "100")),
@@ -17,3 +20,18 @@ settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 settings.load_profile("few")
+
+
+def _refuse(event: str, args: tuple[Any, ...]) -> None:
+    """Nothing that a test does, or a library on its way, reaches or asks for another machine."""
+    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = args[0]
+    elif event in ("socket.connect", "socket.sendto") and isinstance(args[1], tuple):
+        host = args[1][0]
+    else:
+        return
+    if host and str(host) not in ("localhost", "127.0.0.1", "::1", "0.0.0.0", platform.node()):
+        raise ConnectionRefusedError(f"no test has a network: {event} {host}")
+
+
+sys.addaudithook(_refuse)

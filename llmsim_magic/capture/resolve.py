@@ -200,11 +200,10 @@ def _from_hub(name: str) -> dict[str, Any]:
         raise _unknown(name, "is not in the catalogue or the local cache, and the hub is off")
     try:
         url = hub.hf_hub_url(name, "config.json")
-        headers = hub.utils.build_hf_headers()
         answer = _within(
             HUB_LIMIT_S,
             lambda: hub.get_session().get(
-                url, headers=headers, timeout=HUB_LIMIT_S, follow_redirects=True
+                url, headers=_headers(), timeout=HUB_LIMIT_S, follow_redirects=True
             ),
         )
     except ValueError as error:
@@ -222,6 +221,14 @@ def _from_hub(name: str) -> dict[str, Any]:
     if answer.headers.get("X-Error-Code") == "EntryNotFound":
         raise UnknownModel(f"{name}: the hub holds no config.json for it")
     raise _unknown(name, f"is no model that the hub shows you (status {answer.status_code})")
+
+
+def _headers() -> dict[str, str]:
+    """The user's own token, if any; the library's own headers cost a second request."""
+    hub = importlib.import_module("huggingface_hub")
+    token = None if hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else hub.get_token()
+    known = {"authorization": f"Bearer {token}"} if token else {}
+    return {"user-agent": "llmsim-magic", **known}
 
 
 def _within(limit_s: float, call: Callable[[], Any]) -> Any:

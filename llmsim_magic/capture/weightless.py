@@ -15,6 +15,7 @@ import torch
 from llmsim_magic.capture.alone import alone
 from llmsim_magic.capture.buffers import TooManyParts, knowing_buffers, known
 from llmsim_magic.capture.dice import same_dice
+from llmsim_magic.capture.harmless import harmless
 from llmsim_magic.capture.harness import Harness
 from llmsim_magic.capture.inputs.lengths import (
     declared_context,
@@ -90,7 +91,7 @@ def from_config(
     Raises `CannotTrace` where transformers cannot build it.
     """
     config = copy.deepcopy(source.config)
-    notes = list(source.notes)
+    notes = [*source.notes, *harmless(config, source.name, trust_remote_code=trust_remote_code)]
     default = torch.float32
     if (quantisation := getattr(config, "quantization_config", None)) is not None:
         del config.quantization_config
@@ -102,6 +103,8 @@ def from_config(
     }
     if options["dtype"] is None:
         options["dtype"] = default
+    if not isinstance(options["dtype"], torch.dtype):
+        raise CannotTrace(f"{source.name}: dtype {clip(options['dtype'])} is none of torch's")
     if attention:
         options["attn_implementation"] = attention
     if trust_remote_code and hasattr(config, "auto_map"):

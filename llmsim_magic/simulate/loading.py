@@ -19,6 +19,7 @@ from llmsim_magic.records.errors import (
     type_name,
 )
 from llmsim_magic.records.legible import legible
+from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import IsCancelled, Workload, never
@@ -61,8 +62,7 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     from llmsim_magic.capture.weightless import copy_of, is_config, is_module
 
     if facts is not None:
-        key: Hashable = (json.dumps(facts.keys), facts.name, facts.origin, facts.where, build)
-        return Recipe(facts.name, key, build, facts=facts)
+        return _of_facts(facts, build)
     if not is_module(model) and not is_config(model):
         legal = "a hub id, a path, a PretrainedConfig or an nn.Module"
         raise InvalidValue("model", type_name(model), legal)
@@ -80,6 +80,17 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
         raise InvalidValue(f"{name}: config", plain(error), "written as JSON") from error
     check_sizes(name, keys)
     return Recipe(name, (type(model), content, name, build), build, config=config)
+
+
+def _of_facts(facts: Facts, build: Build) -> Recipe:
+    key = (json.dumps(facts.keys), facts.name, facts.origin, facts.where, build)
+    return Recipe(facts.name, key, build, facts=facts)
+
+
+def spread(recipe: Recipe, model: Any, parallel: Parallel) -> Recipe:
+    """The recipe of the same model spread otherwise; where its config came from is not asked."""
+    build = replace(recipe.build, parallel=parallel)
+    return recipe_of(model, build) if recipe.facts is None else _of_facts(recipe.facts, build)
 
 
 def built(

@@ -23,7 +23,7 @@ from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.runtime import Runtime
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import Workload
-from llmsim_magic.simulate.loading import Recipe, built, recipe_of, traced
+from llmsim_magic.simulate.loading import Recipe, built, recipe_of, spread, traced
 from llmsim_magic.simulate.request import Build
 from llmsim_magic.simulate.symbolic import CHECKS, NEAR, Asker
 
@@ -55,7 +55,7 @@ class Sizer:
     @cached_property
     def asker(self) -> Asker:
         """For the whole model: how long a context it can read."""
-        whole = built(recipe_of(self.model, replace(self.build, parallel=Parallel())))
+        whole = built(self._recipe(Parallel()))
         return Asker(self.tracer(Parallel()), whole.longest_context, whole.declared_context)
 
     @property
@@ -176,13 +176,17 @@ class Sizer:
 
         return trace
 
+    def _found(self, parallel: Parallel) -> Recipe:
+        if self.recipes:
+            return spread(next(iter(self.recipes.values())), self.model, parallel)
+        return recipe_of(self.model, replace(self.build, parallel=parallel))
+
     def _recipe(self, parallel: Parallel) -> Recipe:
         if parallel in self._refused:
             raise self._refused[parallel]
         try:
             if parallel not in self.recipes:
-                build = replace(self.build, parallel=parallel)
-                self.recipes[parallel] = recipe_of(self.model, build)
+                self.recipes[parallel] = self._found(parallel)
             built(self.recipes[parallel])
         except LlmsimError as error:
             self._refused[parallel] = error
