@@ -5,20 +5,20 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 import llmsim_magic as llmsim
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate import memory
+from tests.left_alone import left_alone, plain
 
 transformers = pytest.importorskip("transformers")
 
@@ -39,100 +39,11 @@ def traced_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "trace", lambda weightless, question, run: run())
 
 
-# what can be left behind
-
-
-def _plain(value: Any) -> Any:
-    """A value of its own that later changes of the original cannot reach."""
-    if isinstance(value, torch.Tensor):
-        return _tensor_facts(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (str, int, float, bool, type(None))):
-        return value
-    return id(value)
-
-
-def _tensor_facts(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return (
-        id(tensor),
-        tensor.data_ptr(),
-        tensor._version,
-        str(tensor.device),
-        str(tensor.dtype),
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.requires_grad,
-        tensor.grad.tolist() if tensor.is_leaf and tensor.grad is not None else None,
-        tensor.detach().numpy().tobytes() if tensor.device.type == "cpu" else None,
-    )
-
-
-def module_facts(module: nn.Module) -> dict[str, Any]:
-    """Everything that stands in a module and below: tensors, hooks, flags, plain attributes."""
-    facts: dict[str, Any] = {}
-    for path, part in module.named_modules(remove_duplicate=False):
-        facts[f"{path}:"] = (id(part), type(part), part.training)
-        for key, value in vars(part).items():
-            facts[f"{path}:{key}"] = (id(value), _plain(value))
-    config = getattr(module, "config", None)
-    if config is not None:
-        facts["config"] = _plain(copy.deepcopy(vars(config)))
-        facts["generation_config"] = _plain(vars(getattr(module, "generation_config", object)))
-    return facts
-
-
-def world_facts() -> dict[str, Any]:
-    """Everything of torch and Python that a careless tracer would change."""
-    return {
-        "torch RNG": torch.get_rng_state().tolist(),
-        "python RNG": random.getstate(),
-        "function modes": list(map(id, _get_current_function_mode_stack())),
-        "dispatch modes": list(map(id, _get_current_dispatch_mode_stack())),
-        "grad": torch.is_grad_enabled(),
-        "inference": torch.is_inference_mode_enabled(),
-        "autocast": torch.is_autocast_enabled("cpu"),
-        "dtype": torch.get_default_dtype(),
-        "device": torch.get_default_device(),
-        "global hooks": {
-            name: list(value)
-            for name, value in vars(torch_module).items()
-            if name.startswith("_global_") and hasattr(value, "keys")
-        },
-        "Module": (nn.Module.__call__, nn.Module._call_impl, nn.Module.__setattr__),
-        "Tensor": (torch.Tensor.__torch_function__, torch.Tensor.__deepcopy__),
-        "sdpa": torch.nn.functional.scaled_dot_product_attention,
-    }
-
-
 @pytest.fixture(autouse=True)
 def _no_mode_outlives_a_test() -> Iterator[None]:
     yield
     assert _get_current_function_mode_stack() == []
     assert _get_current_dispatch_mode_stack() == []
-
-
-@contextmanager
-def left_alone(*modules: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, the modules and the world are afterwards as they were before."""
-    before = [world_facts(), *map(module_facts, modules)]
-    try:
-        yield
-    finally:
-        after = [world_facts(), *map(module_facts, modules)]
-        changed = [name for pair in zip(before, after, strict=True) for name in told_apart(*pair)]
-        assert changed == []
-
-
-def told_apart(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The names of what changed."""
-    return [
-        name
-        for name in [*before, *(name for name in after if name not in before)]
-        if name not in before or name not in after or before[name] != after[name]
-    ]
 
 
 # modules to ask
@@ -279,9 +190,9 @@ def test_the_inputs_given_are_only_looked_at() -> None:
 
     x, mask = torch.randn(3, 3), torch.ones(3, 3)
     inputs = {"x": x, "options": {"mask": mask}}
-    before = _plain(inputs)
+    before = plain(inputs)
     llmsim.trace(Greedy(), inputs=inputs)
-    assert _plain(inputs) == before
+    assert plain(inputs) == before
 
 
 def test_a_cache_given_as_an_input_is_not_filled_or_moved() -> None:
@@ -635,11 +546,11 @@ CONFIGS = [
 )
 def test_a_config_object_is_not_changed(build: Callable[[], Any], options: dict[str, Any]) -> None:
     config = build()
-    before, attributes = copy.deepcopy(config.to_dict()), _plain(copy.deepcopy(vars(config)))
+    before, attributes = copy.deepcopy(config.to_dict()), plain(copy.deepcopy(vars(config)))
     with left_alone():
         llmsim.trace(config, context=5, **options)
     assert config.to_dict() == before
-    assert _plain(vars(config)) == attributes
+    assert plain(vars(config)) == attributes
 
 
 def test_a_config_that_transformers_refuses_is_one_line_and_not_changed() -> None:

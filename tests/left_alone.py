@@ -1,0 +1,111 @@
+"""Everything that a question could leave behind in a module, in torch and in Python."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+
+def plain(value: Any, within: tuple[int, ...] = ()) -> Any:
+    """A value of its own that later changes of the original cannot reach."""
+    if isinstance(value, torch.Tensor):
+        return _tensor_facts(value)
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if id(value) in within:
+        return id(value)
+    within = (*within, id(value))
+    if isinstance(value, dict):
+        return {str(key): plain(item, within) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item, within) for item in value]
+    return id(value)
+
+
+def _tensor_facts(tensor: torch.Tensor) -> tuple[Any, ...]:
+    is_strided = tensor.layout is torch.strided
+    grad = tensor.grad if tensor.is_leaf else None
+    return (
+        id(tensor),
+        type(tensor),
+        tensor._version if not tensor.is_inference() else None,
+        str(tensor.device),
+        str(tensor.dtype),
+        tuple(tensor.shape),
+        tensor.stride() if is_strided else None,
+        tensor.requires_grad,
+        None if grad is None else _content(grad),
+        _content(tensor),
+    )
+
+
+def _content(tensor: torch.Tensor) -> Any:
+    if tensor.device.type != "cpu" or type(tensor) not in (torch.Tensor, nn.Parameter):
+        return None
+    tensor = tensor.detach()
+    if tensor.layout is torch.strided:
+        flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1)
+        return (tensor.data_ptr(), bytes(flat.view(torch.uint8).numpy()))
+    return _content(tensor.to_dense())
+
+
+def module_facts(module: nn.Module) -> dict[str, Any]:
+    """Everything that stands in a module and below: tensors, hooks, flags, plain attributes."""
+    facts: dict[str, Any] = {}
+    for path, part in module.named_modules():
+        facts[f"{path}:"] = (id(part), type(part), part.training)
+        for key, value in vars(part).items():
+            facts[f"{path}:{key}"] = (id(value), plain(value))
+    for name in ("config", "generation_config"):
+        facts[name] = plain(getattr(vars(module).get(name), "__dict__", None))
+    return facts
+
+
+def world_facts() -> dict[str, Any]:
+    """Everything of torch and Python that a careless tracer would change."""
+    return {
+        "torch RNG": torch.get_rng_state().tolist(),
+        "python RNG": random.getstate(),
+        "function modes": list(map(id, _get_current_function_mode_stack())),
+        "dispatch modes": list(map(id, _get_current_dispatch_mode_stack())),
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "global hooks": {
+            name: list(value)
+            for name, value in vars(torch_module).items()
+            if name.startswith("_global_") and hasattr(value, "keys")
+        },
+        "Module": (nn.Module.__call__, nn.Module._call_impl, nn.Module.__setattr__),
+        "Tensor": (torch.Tensor.__torch_function__, torch.Tensor.__deepcopy__),
+        "sdpa": torch.nn.functional.scaled_dot_product_attention,
+    }
+
+
+@contextmanager
+def left_alone(*modules: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, the modules and the world are afterwards as they were before."""
+    before = [world_facts(), *map(module_facts, modules)]
+    try:
+        yield
+    finally:
+        after = [world_facts(), *map(module_facts, modules)]
+        changed = [name for pair in zip(before, after, strict=True) for name in told_apart(*pair)]
+        assert changed == []
+
+
+def told_apart(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The names of what changed."""
+    return [
+        name
+        for name in [*before, *(name for name in after if name not in before)]
+        if name not in before or name not in after or before[name] != after[name]
+    ]
