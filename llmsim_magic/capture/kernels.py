@@ -28,7 +28,8 @@ ATTENTION = "aten.scaled_dot_product_attention.default"
 class KernelFacts:
     """`mutable` names the arguments, by place or keyword, that the kernel writes.
 
-    A kernel that `allocates` makes a tensor and writes nothing; one that `aliases` may change or
+    One that only looks at a tensor in another shape (`squeeze_`) writes none. A kernel that
+    `allocates` makes a tensor and writes nothing; one that `aliases` may change or
     hand on an argument; one that `copies` may do no more than change the device.
     """
 
@@ -47,7 +48,8 @@ def facts(func: Any) -> KernelFacts:
     schema = func._schema
     mutable: list[int | str] = []
     for place, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
+        is_written = argument.alias_info is not None and argument.alias_info.is_write
+        if is_written and torch.Tag.inplace_view not in func.tags:
             mutable.append(argument.name if argument.kwarg_only else place)
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"
@@ -110,6 +112,7 @@ _OWN_FORMULAS: dict[Any, Callable[[torch.Tensor, torch.Tensor], int]] = {
     torch.ops.aten._grouped_mm: _grouped_matmul,
     torch.ops.aten.mv: _matrix_vector,
     torch.ops.aten.dot: _dot,
+    torch.ops.aten.vdot: _dot,
 }
 
 

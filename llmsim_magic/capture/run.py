@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from llmsim_magic.capture.answers import Answers, answering
+from llmsim_magic.capture.answers import Answers, Endless, answering
 from llmsim_magic.capture.inputs import passes
 from llmsim_magic.capture.inputs.ask import parameters
 from llmsim_magic.capture.inputs.lengths import context_note, is_huggingface
@@ -42,14 +42,15 @@ def run(
     cause where its forward needs a value that only weights or data decide. Once `cancelled` says
     so it stops at the next module, with a `KeyboardInterrupt`.
     """
-    harness, notes = weightless.harness, context_note(weightless.module, workload)
-    with harness.busy, harness.unless(cancelled), _told(weightless, workload):
+    with _told(weightless, workload), weightless.harness.busy:
+        harness, notes = weightless.harness, context_note(weightless.module, workload)
         left, harness.left = harness.left, None
         one = _Pass(weightless, workload, replay, notes, left)
-        if workload.phase == "prefill":
-            ways = passes.prefill_inputs(weightless.module, workload)
-            return _first_that_runs(ways, one.recorded)
-        return _first_that_runs(passes.DECODE_WAYS, one.decoded)
+        with harness.unless(cancelled):
+            if workload.phase == "prefill":
+                ways = passes.prefill_inputs(weightless.module, workload)
+                return _first_that_runs(ways, one.recorded)
+            return _first_that_runs(passes.DECODE_WAYS, one.decoded)
 
 
 def _first_that_runs(ways: Iterable[Way], run: Callable[[Way], Result]) -> Result:
@@ -61,7 +62,7 @@ def _first_that_runs(ways: Iterable[Way], run: Callable[[Way], Result]) -> Resul
     for way in ways:
         try:
             return run(way)
-        except NoDecode:
+        except (NoDecode, Endless):
             raise
         except Exception as error:
             errors.append(error)
@@ -80,11 +81,11 @@ def run_given(
     Of what is data (floating point) only shapes and dtypes are used; whole numbers and flags,
     such as token ids and sizes, are known.
     """
-    first = next((tensor for _, tensor in named_tensors("", (args, dict(keywords)))), None)
+    on_device, named = on_meta((args, dict(keywords)))
+    first = next((tensor for _, tensor in named_tensors("", (on_device, named))), None)
     batch = first.shape[0] if first is not None and first.dim() else 1
     workload = Workload("forward", max(batch, 1), 0)
-    on_device, named = on_meta((args, dict(keywords)))
-    with weightless.harness.busy, _told(weightless, workload):
+    with _told(weightless, workload), weightless.harness.busy:
         return _Pass(weightless, workload, replay).recorded(Inputs(named), on_device)
 
 

@@ -66,5 +66,11 @@ def clip(given: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def in_line(text: object, limit: int = 80) -> str:
+    """A text as part of a line: its marks that cannot be seen are written out, its end is left."""
+    shown = repr(" ".join(str(text).split()))[1:-1]
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
 def one_of(legal: Iterable[str]) -> str:
     return "one of " + ", ".join(legal)

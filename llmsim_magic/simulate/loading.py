@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.capture.resolve import Facts, Source, facts_of, source_of
-from llmsim_magic.records.errors import Cancelled, CannotTrace, InvalidValue
+from llmsim_magic.records.errors import Cancelled, CannotTrace, InvalidValue, in_line
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import IsCancelled, Workload, never
 from llmsim_magic.simulate import memory
@@ -56,7 +56,7 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     if facts is not None:
         key: Hashable = (json.dumps(facts.keys), facts.name, facts.origin, facts.where, build)
         return Recipe(facts.name, key, build, facts=facts)
-    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    name = _name(model)
     if is_module(model):
         _as_it_is(build)
         progress(f"copying {name} without its weights")
@@ -129,6 +129,14 @@ def _build(recipe: Recipe, cancelled: IsCancelled) -> "Weightless":
         cancelled=cancelled,
     )
     return sharded(whole, build.parallel)
+
+
+def _name(model: Any) -> str:
+    try:
+        name = getattr(model, "name_or_path", "")
+    except Exception:  # a property of the user's own
+        name = ""
+    return in_line(name or type(model).__name__)
 
 
 def _content(value: Any) -> Any:
