@@ -111,7 +111,7 @@ def left_alone(*modules: nn.Module) -> Iterator[None]:
     finally:
         after = [world_facts(), *map(module_facts, modules)]
         changed = [name for pair in zip(before, after, strict=True) for name in told_apart(*pair)]
-        assert changed == []
+        assert not changed, changed
 
 
 def told_apart(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from llmsim_magic.capture.inputs.lengths import (
     longest_context,
 )
 from llmsim_magic.capture.resolve import Source, declared_classes
+from llmsim_magic.capture.restore import unchanged
 from llmsim_magic.capture.tensors import dtype_name
 from llmsim_magic.records.errors import CannotTrace, clip, in_line
 from llmsim_magic.records.trace import ModelInfo
@@ -222,7 +223,7 @@ def copy_of(module: torch.nn.Module, name: str) -> Weightless:
 def _copied(module: torch.nn.Module, name: str) -> Weightless:
     memo: dict[int, Any] = {}
     notes = [*_without_hooks(module, memo), *_without_weights(module, memo)]
-    with _MetaCopies():
+    with unchanged(module.modules()), _MetaCopies():
         twin = copy.deepcopy(module, memo)
     _is_another(twin, module)
     _mend(twin)
