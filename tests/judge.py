@@ -82,7 +82,9 @@ def _check_tables(report: Report) -> None:
     ops, summary = report.ops, report.summary["value"]
     assert len(ops) == summary["operators"]
     for quantity in ("flops", "elementwise_ops", "bytes_read", "bytes_written"):
-        assert ops[quantity].sum() == summary[quantity], quantity
+        known, total = ops[quantity].sum(), summary[quantity]
+        # Of an operator with a kernel that nobody has a formula for, the others count in the total.
+        assert known <= total if ops[quantity].isna().any() else known == total, quantity
         assert not (ops[quantity] < 0).any(), quantity
     parts = ops["bytes_weights"] + ops["bytes_activations"] + ops["bytes_cache"]
     assert (parts == ops["bytes_read"] + ops["bytes_written"]).all()

@@ -64,8 +64,17 @@ def _attention_flops(
     return sdpa_flop_count(query, (*batch_and_heads, *key[2:]), (*batch_and_heads, *value[2:]))
 
 
-# Attention as a CPU runs it, for which torch's counter has no formula of its own.
-FUSED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+def _dot_flops(one: torch.Size, other: torch.Size, **options: Any) -> int:
+    return 2 * one.numel()
+
+
+# What torch's counter has no formula for: attention as a CPU runs it, products with a vector.
+OF_OUR_OWN = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten.mv: _dot_flops,
+    torch.ops.aten.dot: _dot_flops,
+    torch.ops.aten.vdot: _dot_flops,
+}
 
 
 def really_run(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Seen:
@@ -75,7 +84,7 @@ def really_run(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Seen:
     for path, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(seen.before(path), with_kwargs=True))
         hooks.append(module.register_forward_hook(seen.after(path)))
-    counter = FlopCounterMode(display=False, custom_mapping=FUSED)
+    counter = FlopCounterMode(display=False, custom_mapping=OF_OUR_OWN)
     try:
         with torch.no_grad(), counter:
             seen.output = model(*args, **kwargs)
@@ -98,12 +107,12 @@ def differences(model: torch.nn.Module, seen: Seen, modules: pd.DataFrame) -> di
 
 
 # What torch's counter has no formula for, or what a CPU runs as a kernel that it does not know.
-NOT_COUNTED = ("_grouped_mm", "lstm", "gru", "rnn", ".mv.", ".dot.")
+NOT_COUNTED = ("_grouped_mm", "lstm", "gru", "rnn")
 
 
 def comparable_flops(kernels: pd.DataFrame) -> int:
     """Our FLOPs of the kernels that torch's counter can count as well."""
-    counted = ~kernels["kernel"].str.contains("|".join(map(re.escape, NOT_COUNTED)))
+    counted = ~kernels["kernel"].astype(str).str.contains("|".join(map(re.escape, NOT_COUNTED)))
     return int(kernels["flops"][counted].sum())
 
 

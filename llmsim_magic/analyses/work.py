@@ -121,7 +121,7 @@ def causal_skippable(record: Record, kernel: Kernel) -> int:
 
     Query i sees keys 1 to i. Of tokens² pairs tokens · (tokens − 1) / 2 lie above the diagonal.
     """
-    if not kernel.causal or kernel.flops is None:
+    if not kernel.causal or not kernel.flops:
         return 0
     query, key = record.shapes(kernel.inputs)[:2]
     tokens, keys = query[-2], key[-2]

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from llmsim_magic.capture import stack
 from llmsim_magic.capture.dice import Dice
 from llmsim_magic.capture.kernels import RECURRENT, facts, recurrent_outputs, written_to
 from llmsim_magic.capture.repeats import Repeats
@@ -21,7 +22,12 @@ from llmsim_magic.records.workload import IsCancelled
 aten = torch.ops.aten
 META = torch.device("meta")
 LARGEST = 4_000_000
+MOST_ASKED = 1_000  # times of one line in one module; no model type of transformers asks ten
 _REPEATS = Repeats()
+
+
+class Endless(RuntimeError):
+    """A line that asks for what only data decides, again and again."""
 
 
 class Answers(TorchDispatchMode):
@@ -41,6 +47,7 @@ class Answers(TorchDispatchMode):
         super().__init__()
         self._stopped = stopped
         self.assumed: Counter[str] = Counter()
+        self._asked: Counter[Any] = Counter()
         self._overwritten: dict[int, torch.UntypedStorage] = {}
         if before is not None:
             self._overwritten |= before._overwritten
@@ -127,8 +134,19 @@ class Answers(TorchDispatchMode):
             return _in_double(func, args, keywords)
 
     def assume(self, what: str) -> None:
-        """Count an assumption; the report names it."""
+        """Count an assumption; the report names it.
+
+        Raises `Endless` where one line needs it more often than any loop that ends by itself: one
+        that only data ends does not end here, where every answer is the same.
+        """
         self.assumed[what] += 1
+        place = stack.place_of_call(2)
+        self._asked[place] += 1
+        if self._asked[place] > MOST_ASKED:
+            raise Endless(
+                f"{stack.line(*place[1:])} asked {MOST_ASKED:,} times for what only data decides, "
+                "as a loop does that only data ends"
+            )
 
     def notes(self) -> list[str]:
         """What was assumed, for the report."""

@@ -117,6 +117,6 @@ def knowing_buffers() -> Iterator[Buffers]:
 
 def known(buffer: torch.Tensor) -> torch.Tensor | None:
     """A copy of a live module's buffer, if it is small enough to keep."""
-    if buffer.is_meta or buffer.numel() > LARGEST:
+    if buffer.is_meta or buffer.layout is not torch.strided or buffer.numel() > LARGEST:
         return None
     return buffer.detach().to(CPU, copy=True)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from llmsim_magic.capture.dice import same_dice
 from llmsim_magic.capture.layers import Layer, layers_of
 from llmsim_magic.capture.restore import Snapshot
 from llmsim_magic.capture.tensors import dtype_name, unheard
+from llmsim_magic.records.errors import CannotTrace
 from llmsim_magic.records.record import Role
 from llmsim_magic.records.trace import Module, Parameter, Scalar
 
@@ -40,6 +42,8 @@ class Harness:
         self.has_changed = False  # whether the last pass left something in the model
         self.left: Any = None  # what the last pass left for the next one
         self._listener: Listener | None = None
+        self._thread = 0  # the one that is listened to
+        self._strayed: str | None = None  # a module that ran in another
         self._ran: set[torch.nn.Module] = set()
         layers = layers_of(model)
         for path, module in model.named_modules():
@@ -53,13 +57,28 @@ class Harness:
 
     @contextmanager
     def told(self, listener: Listener) -> Iterator[None]:
-        """While open, the listener is told of every module call."""
-        self._listener = listener
+        """While open, the listener is told of every module call.
+
+        Raises `CannotTrace` at the end where modules ran in another thread, unheard.
+        """
+        self._listener, self._thread, self._strayed = listener, get_ident(), None
         try:
             with torch.no_grad():
                 yield
         finally:
             self._listener = None
+        if self._strayed is not None:
+            raise CannotTrace(
+                f"{self._strayed or 'the module'} runs in a thread that its model starts: "
+                "what it does there cannot be heard"
+            )
+
+    def _told(self, path: str) -> Listener | None:
+        """Who listens to a module that is called now."""
+        if self._listener is None or self._thread == get_ident():
+            return self._listener
+        self._strayed = path
+        return None
 
     @contextmanager
     def as_it_was(self, *, only_after_errors: bool = False) -> Iterator[None]:
@@ -84,14 +103,14 @@ class Harness:
     def _hook(self, path: str, module: torch.nn.Module) -> None:
         def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
             self._ran.add(module)
-            if self._listener is not None:
+            if (listener := self._told(path)) is not None:
                 with unheard():
-                    self._listener.enter(path, module, (args, kwargs))
+                    listener.enter(path, module, (args, kwargs))
 
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-            if self._listener is not None:
+            if (listener := self._told(path)) is not None:
                 with unheard():
-                    self._listener.leave(module, output)
+                    listener.leave(module, output)
 
         module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
         module.register_forward_hook(leave, always_call=True)
@@ -104,9 +123,9 @@ class Harness:
             return forward(*args, **kwargs)
 
         def answered(*args: Any, **kwargs: Any) -> Any:
-            if self._listener is None:
+            if (listener := self._told(layer.path)) is None:
                 return run(*args, **kwargs)
-            return self._listener.layer(layer, run, args, kwargs)
+            return listener.layer(layer, run, args, kwargs)
 
         answered.__wrapped__ = forward  # type: ignore[attr-defined]
         layer.module.forward = answered
@@ -133,7 +152,9 @@ def _scalar(value: float | str) -> Scalar:
         return value
     if isinstance(value, int):
         return int(value)
-    return float(value) if isinstance(value, float) and math.isfinite(value) else str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    return str(value).encode(errors="replace").decode()
 
 
 def _parameters(model: torch.nn.Module) -> Iterator[Parameter]:

@@ -28,9 +28,10 @@ ATTENTION = "aten.scaled_dot_product_attention.default"
 class KernelFacts:
     """`mutable` names the arguments, by place or keyword, that the kernel writes.
 
-    A kernel that `allocates` makes a tensor and writes nothing; one that `aliases` may change or
-    hand on an argument; one that `copies` may do no more than change the device. One that
-    `draws` random numbers takes a generator in the overload `with_generator`, if it has any.
+    One that only looks at a tensor in another shape (`squeeze_`) writes none. A kernel that
+    `allocates` makes a tensor and writes nothing; one that `aliases` may change or hand on an
+    argument; one that `copies` may do no more than change the device. One that `draws` random
+    numbers takes a generator in the overload `with_generator`, if it has any.
     """
 
     name: str
@@ -50,7 +51,8 @@ def facts(func: Any) -> KernelFacts:
     schema = func._schema
     mutable: list[int | str] = []
     for place, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
+        is_written = argument.alias_info is not None and argument.alias_info.is_write
+        if is_written and torch.Tag.inplace_view not in func.tags:
             mutable.append(argument.name if argument.kwarg_only else place)
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"
@@ -131,6 +133,7 @@ _OWN_FORMULAS: dict[Any, Callable[[torch.Tensor, torch.Tensor], int]] = {
     torch.ops.aten._grouped_mm: _grouped_matmul,
     torch.ops.aten.mv: _matrix_vector,
     torch.ops.aten.dot: _dot,
+    torch.ops.aten.vdot: _dot,
 }
 
 

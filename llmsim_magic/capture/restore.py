@@ -71,6 +71,17 @@ def as_it_was(model: torch.nn.Module) -> Iterator[None]:
         snapshot.restore(model.modules())
 
 
+@contextmanager
+def unchanged(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Put back the attributes of modules that code of their own changes, as an LSTM's copying."""
+    held = [(vars(module), dict(vars(module))) for module in modules]
+    try:
+        yield
+    finally:
+        for now, then in held:
+            _put_back(now, then)
+
+
 def _is_real(tensor: torch.Tensor) -> bool:
     return not tensor.is_meta and tensor.layout is torch.strided
 

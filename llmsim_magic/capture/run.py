@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from llmsim_magic.capture.alone import alone, working
-from llmsim_magic.capture.answers import Answers, answering
+from llmsim_magic.capture.answers import Answers, Endless, answering
 from llmsim_magic.capture.inputs import passes
 from llmsim_magic.capture.inputs.ask import parameters
 from llmsim_magic.capture.inputs.lengths import context_note, is_huggingface
@@ -46,9 +46,8 @@ def run(
     cause where its forward needs a value that only weights or data decide. Once `cancelled` says
     so it stops at the next kernel, with a `KeyboardInterrupt`.
     """
-    notes = context_note(weightless.module, workload)
     with Orderly(cancelled), working, _told(weightless, workload):
-        harness = weightless.harness
+        harness, notes = weightless.harness, context_note(weightless.module, workload)
         harness.put_back()  # what a pass changed that went on in another thread before a fork
         left, harness.left = harness.left, None
         one = _Pass(weightless, workload, replay, notes, left)
@@ -67,7 +66,7 @@ def _first_that_runs(ways: Iterable[Way], run: Callable[[Way], Result]) -> Resul
     for way in ways:
         try:
             return run(way)
-        except NoDecode:
+        except (NoDecode, Endless):
             raise
         except Exception as error:
             errors.append(error)
@@ -87,11 +86,11 @@ def run_given(
     Of what is data (floating point) only shapes and dtypes are used; whole numbers and flags,
     such as token ids and sizes, are known.
     """
-    first = next((tensor for _, tensor in named_tensors("", (args, dict(keywords)))), None)
+    on_device, named = on_meta((args, dict(keywords)))
+    first = next((tensor for _, tensor in named_tensors("", (on_device, named))), None)
     batch = first.shape[0] if first is not None and first.dim() else 1
     workload = Workload("forward", max(batch, 1), 0)
     with working, _told(weightless, workload):
-        on_device, named = on_meta((args, dict(keywords)))
         return _Pass(weightless, workload, replay).recorded(Inputs(named), on_device)
 
 

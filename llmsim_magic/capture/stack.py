@@ -12,6 +12,7 @@ import torch
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_PASS = os.path.join(_HERE, "capture", "run.py")  # who starts a pass is no part of it
 _MODULE_CALL = torch.nn.Module.__call__.__code__.co_filename
 _VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
@@ -51,7 +52,7 @@ def frames_of_call(depth: int) -> list[FrameType]:
     """The modelling code's frames, innermost first, up to the running module's call."""
     frames: list[FrameType] = []
     frame: FrameType | None = sys._getframe(depth)
-    while frame is not None and frame.f_code.co_filename != _MODULE_CALL:
+    while frame is not None and frame.f_code.co_filename not in (_MODULE_CALL, _PASS):
         if not is_machinery(frame.f_code.co_filename):
             frames.append(frame)
         frame = frame.f_back
@@ -64,7 +65,7 @@ def frames_of_caller(depth: int) -> list[FrameType]:
     while frame is not None and frame.f_code.co_filename != _MODULE_CALL:
         frame = frame.f_back
     frames: list[FrameType] = []
-    while frame is not None:
+    while frame is not None and frame.f_code.co_filename != _PASS:
         filename = frame.f_code.co_filename
         if filename == _MODULE_CALL:
             if frames:
@@ -73,6 +74,18 @@ def frames_of_caller(depth: int) -> list[FrameType]:
             frames.append(frame)
         frame = frame.f_back
     return frames
+
+
+def place_of_call(depth: int) -> tuple[int, CodeType | None, int]:
+    """Which module runs, and the modelling code and its line that called."""
+    caller = None
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None and frame.f_code.co_filename not in (_MODULE_CALL, _PASS):
+        if caller is None and not is_machinery(frame.f_code.co_filename):
+            caller = frame
+        frame = frame.f_back
+    module = None if frame is None else frame.f_locals.get("self")
+    return (id(module), caller and caller.f_code, 0 if caller is None else caller.f_lineno)
 
 
 def helpers(frames: list[FrameType], forward: CodeType | None) -> Iterator[FrameType]:
@@ -112,9 +125,10 @@ def source(frames: list[FrameType], forward: CodeType | None) -> str | None:
     home = forward.co_filename if forward is not None else None
     for frame in frames:
         if frame.f_code.co_filename == home:
-            return _line(frame)
-    return _line(frames[0]) if frames else None
+            return line(frame.f_code, frame.f_lineno)
+    return line(frames[0].f_code, frames[0].f_lineno) if frames else None
 
 
-def _line(frame: FrameType) -> str:
-    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+def line(code: CodeType | None, number: int) -> str:
+    """`file.py:line`."""
+    return f"{os.path.basename(code.co_filename)}:{number}" if code else "the code"

@@ -114,6 +114,8 @@ class TensorTable:
         key = (storage, offset, shape, strides, tensor.dtype)
         number = self._numbers.get(key)
         if number is None:
+            if not all(type(size) is int for size in shape):
+                raise TypeError("sizes that are traced: torch.jit.trace or export runs within it")
             number = self._numbers[key] = len(self.tensors)
             name = dtype_name(tensor.dtype)
             self.tensors.append(

@@ -315,6 +315,8 @@ class Recorder:
         known = kernels.facts(func)
         table = self.table
         inputs = tuple(map(table.add, tensors_in((args, kwargs))))
+        if not inputs and not tensors_in(out):
+            return  # a mark for torch's own profiler
         if known.copies and kernels.only_changes_device(args[0], out, kwargs.get("device")):
             table.join(out, args[0])
         outputs = tuple(map(table.add, tensors_in(out)))

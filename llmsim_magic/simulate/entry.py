@@ -308,8 +308,11 @@ def _on_given(weightless: "Weightless", inputs: Any, replay: bool) -> Report:
     from llmsim_magic.capture.run import run_given
 
     args, keywords = (), {}
-    if isinstance(inputs, Mapping):
-        keywords = dict(inputs)
-    else:
-        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    try:
+        if isinstance(inputs, Mapping):
+            keywords = dict(inputs)
+        else:
+            args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    except Exception as error:  # of a collection of the user's own
+        raise InvalidValue("inputs", type(inputs).__name__, f"readable: {error}") from error
     return Report(run_given(weightless, args, keywords, replay=_replaying(replay)))

@@ -1,0 +1,295 @@
+"""What odd modules ended in before it was mended: one small case for each cause."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import llmsim_magic as llmsim
+from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.simulate.report import Report
+from tests import small
+from tests.judge import judged
+from tests.left_alone import left_alone
+from tests.parts import kinds
+from tests.parts.bodies import BODIES
+from tests.parts.given import GIVEN
+from tests.parts.sound import SOUND, does, linear
+from tests.real import really_run
+
+accelerate = pytest.importorskip("accelerate")
+peft = pytest.importorskip("peft")
+
+X = torch.rand(2, 6, 8)
+
+
+def refused(module: nn.Module, inputs: Any = X) -> str:
+    with left_alone(module):
+        line = judged(lambda: llmsim.trace(module, inputs=inputs))
+    assert isinstance(line, str)
+    return line
+
+
+# loops that only data ends
+
+
+@pytest.mark.parametrize(
+    "name", ["until", "while not", "while number", "until token", "until list", "until shorter"]
+)
+def test_a_loop_that_only_data_ends_is_refused_with_its_line(name: str) -> None:
+    line = refused(does(BODIES[name])())
+    assert "bodies.py:" in line
+    assert "asked 1,000 times" in line
+
+
+def test_many_parts_may_each_ask_for_a_value() -> None:
+    class Asks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.sum() > 0 else x
+
+    module = nn.Sequential(*(Asks() for _ in range(1_200)))
+    report = llmsim.trace(module, inputs=X)
+    assert "(×1200)" in report.trace.notes[-1]
+
+
+# what a forward raises
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def test_an_exception_that_cannot_be_told_is_named() -> None:
+    def body(self: Any, x: Tensor) -> Tensor:
+        raise Speechless
+
+    assert refused(does(body)()).endswith("Speechless: no message")
+
+
+# threads
+
+
+def test_modules_that_run_in_a_thread_are_not_left_out_in_silence() -> None:
+    line = refused(does(BODIES["thread"])())
+    assert line.startswith("lin runs in a thread")
+
+
+# copies
+
+
+def test_a_part_that_hands_itself_over_as_its_copy_gets_no_hooks_of_ours() -> None:
+    assert "its copy" in refused(nn.Sequential(linear(), kinds.KINDS["keeps"]()))
+
+
+@pytest.mark.parametrize("kind", ["keeps", "gives nothing"])
+def test_a_copy_that_is_none_is_refused(kind: str) -> None:
+    assert "its copy" in refused(kinds.KINDS[kind]())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "contains itself",
+        "unmade",
+        "unequal",
+        "knows",
+        "config that raises",
+        "eval that raises",
+        "modules that raise",
+        "odd modules",
+        "lazy",
+    ],
+)
+def test_a_module_whose_own_code_fails_while_it_is_copied_is_one_line(kind: str) -> None:
+    assert "cannot be copied without its weights" in refused(kinds.KINDS[kind]())
+
+
+def test_a_name_that_raises_or_cannot_be_shown_is_the_classs_name_in_one_line() -> None:
+    assert kinds.KINDS["name that raises"]()(X) is not None
+    assert llmsim.trace(kinds.KINDS["name that raises"](), inputs=X).trace.model.name == "Odd"
+    line = refused(kinds.KINDS["odd class name"](), inputs=())
+    assert line.startswith("<b>")
+
+
+def test_text_that_no_encoding_takes_does_not_reach_the_record() -> None:
+    module = nn.Sequential(linear())
+    module[0].note = "\ud800"
+    trace = llmsim.trace(module, inputs=X).trace
+    assert type(trace).from_json(trace.to_json()) == trace
+
+
+@pytest.mark.parametrize("kind", ["sparse weight", "csr weight", "sparse buffer"])
+def test_sparse_tensors_are_not_taken_for_dense_ones(kind: str) -> None:
+    assert "has no like without its values" in refused(kinds.KINDS[kind]())
+
+
+def test_a_sparse_input_is_not_taken_for_a_dense_one() -> None:
+    assert "has no like without its values" in refused(linear(), GIVEN["sparse"]())
+
+
+def test_tensors_of_a_class_of_their_own_are_said_to_be_taken_for_plain_ones() -> None:
+    report = llmsim.trace(kinds.KINDS["marked weight"](), inputs=X)
+    assert any("tensors of Marked" in note for note in report.trace.notes)
+
+
+def test_what_torch_jit_compiled_is_refused_wherever_it_stands() -> None:
+    module = nn.Sequential(linear(), torch.jit.script(linear()))
+    assert "torch.jit compiled it" in refused(module)
+    assert "torch.jit compiled it" in refused(torch.jit.trace(linear(), X))
+
+
+# compiled parts
+
+
+def test_a_compiled_part_is_traced_as_what_it_was_made_of_and_compiles_nothing() -> None:
+    def backend(graph: Any, inputs: Any) -> Callable[..., Any]:
+        raise AssertionError("compiled")
+
+    plain = nn.Sequential(linear(), nn.GELU())
+    module = nn.Sequential(torch.compile(plain[0], backend=backend), plain[1])
+    with left_alone(module):
+        report = llmsim.trace(module, inputs=X)
+    assert report.ops.equals(llmsim.trace(plain, inputs=X).ops)
+
+
+# who asks
+
+
+def test_what_the_caller_holds_is_no_part_of_the_record() -> None:
+    module = nn.Sequential(linear(), nn.GELU())
+    wanted = llmsim.trace(module, inputs=X).trace
+    mine = [torch.rand(7), torch.eye(3).to_sparse()]
+    assert llmsim.trace(module, inputs=X).trace == wanted
+    assert len(mine) == 2
+
+
+# kernels
+
+
+def test_a_reshape_in_place_is_a_view() -> None:
+    report = llmsim.trace(does(lambda self, x: self.lin(x).unsqueeze_(0).squeeze_(0))(), inputs=X)
+    assert report.ops.op.tolist() == ["Linear"]
+    assert report.kernels.is_view[report.kernels.kernel.str.contains("squeeze_")].all()
+
+
+def test_marks_for_the_profiler_are_no_operators() -> None:
+    assert llmsim.trace(nn.DataParallel(linear()), inputs=X).ops.op.tolist() == ["Linear"]
+
+
+# weights that are elsewhere
+
+OFFLOADS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {
+    "offload": lambda model, folder: accelerate.cpu_offload(
+        model, execution_device=torch.device("cpu")
+    ),
+    "disk": lambda model, folder: accelerate.disk_offload(
+        model, folder, execution_device=torch.device("cpu")
+    ),
+    "dispatch": lambda model, folder: accelerate.dispatch_model(
+        model, {"": "cpu"}, force_hooks=True
+    ),
+}
+
+
+@pytest.mark.parametrize("offload", OFFLOADS.values(), ids=OFFLOADS)
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_model_whose_weights_accelerate_moves_is_traced_as_one_that_holds_them(
+    offload: Callable[[nn.Module, Any], nn.Module], phase: str, tmp_path: Any
+) -> None:
+    """Its head is tied to its embedding, which an offload takes apart."""
+    wanted = llmsim.trace(small.build("qwen3"), context=5, phase=phase)
+    model = offload(small.build("qwen3"), tmp_path)
+    for file in tmp_path.glob("*.dat"):
+        file.unlink()  # no weight is opened
+    with left_alone(model):
+        report = llmsim.trace(model, context=5, phase=phase)
+    assert report.ops.equals(wanted.ops)
+    assert report.summary.value["parameters"] == wanted.summary.value["parameters"]
+    assert any("hooks of your module were not run" in note for note in report.trace.notes)
+
+
+def test_copying_an_lstm_whose_weights_are_elsewhere_leaves_its_own_list_of_them() -> None:
+    """Torch's own copying of it writes the list anew, with what stands in for the weights."""
+    module = accelerate.cpu_offload(SOUND["lstm"](), execution_device=torch.device("cpu"))
+    before = module(X)
+    with left_alone(module):
+        llmsim.trace(module, inputs=X)
+    assert torch.equal(module(X), before)
+
+
+# adapters
+
+ADAPTERS: dict[str, Callable[[], Any]] = {
+    "lora": lambda: peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    "dora": lambda: peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True),
+    "ia3": lambda: peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
+    "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3),
+    "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=3),
+}
+
+
+def adapted(name: str) -> Any:
+    config = ADAPTERS[name]()
+    config.task_type = "CAUSAL_LM"
+    return peft.get_peft_model(small.build("llama"), config).eval()
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_model_with_adapters_is_traced_with_them(name: str) -> None:
+    model = adapted(name)
+    with left_alone(model):
+        report = llmsim.trace(model, batch=small.BATCH, context=small.CONTEXT)
+    ids = small.tokens(model, small.CONTEXT)
+    assert report.summary.value["flops"] == really_run(model, input_ids=ids).flops
+    assert report.summary.value["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "ia3"])
+def test_a_decode_step_of_a_model_with_adapters_reads_the_cache(name: str) -> None:
+    model = adapted(name)
+    given = {"input_ids": small.tokens(model, small.CONTEXT), "use_cache": True}
+    cache = model(**given).past_key_values
+    with left_alone(model):
+        report = llmsim.trace(model, phase="decode", batch=small.BATCH, context=small.CONTEXT)
+    seen = really_run(model, input_ids=small.tokens(model, 1), past_key_values=cache)
+    assert report.summary.value["flops"] == seen.flops
+
+
+@pytest.mark.parametrize("name", ["prefix", "prompt"])
+def test_adapters_that_prepend_tokens_at_each_call_have_no_decode_step(name: str) -> None:
+    with pytest.raises(LlmsimError, match="decode does not exist"):
+        llmsim.trace(adapted(name), phase="decode", context=5)
+
+
+def test_a_lock_or_a_thread_that_a_module_holds_is_one_line() -> None:
+    module = linear()
+    module.lock = threading.Lock()
+    assert "cannot pickle" in refused(module)
+
+
+# inputs
+
+
+def test_a_huge_input_of_whole_numbers_is_not_copied_out() -> None:
+    ids = GIVEN["whole, expanded far"]()
+    answer = judged(lambda: llmsim.trace(nn.Identity(), inputs=ids))
+    assert isinstance(answer, Report)
+
+
+@pytest.mark.parametrize("name", ["nested", "jagged", "other: keys", "other: deep", "other: lock"])
+def test_inputs_that_cannot_be_copied_are_one_line(name: str) -> None:
+    assert refused(linear(), GIVEN[name]()).startswith("inputs: ")
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 6, 8), (2, 2, 0, 8)])
+def test_causal_attention_over_nothing_skips_nothing(shape: tuple[int, ...]) -> None:
+    def attend(self: Any, x: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    report = llmsim.trace(does(attend)(), inputs=torch.rand(shape))
+    assert report.ops.flops.tolist() == [0]
+    assert report.ops.causal_skippable_flops.tolist() == [0]
