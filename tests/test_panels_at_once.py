@@ -1,0 +1,79 @@
+"""Panels beside cells and beside each other: each shows what it was asked for, no other harmed."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+import llmsim_magic as llmsim
+from llmsim_magic.notebook.panel import panel
+from tests import small
+from tests.left_alone import left_alone
+from tests.test_concurrency import hasty
+from tests.test_panel import wait_for
+
+CONTEXTS = (3, 4, 5, 6)
+
+
+@contextmanager
+def no_error_in_a_thread() -> Iterator[None]:
+    """Fails where a thread ends with an exception that nobody caught."""
+    lost: list[Any] = []
+    before, threading.excepthook = threading.excepthook, lost.append
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+    assert lost == []
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["one model", "two models"])
+def test_two_panels_show_each_its_own(same: bool) -> None:
+    models = [small.qwen3(), small.qwen3() if same else small.gpt2()]
+    panels = [panel(model, context=2) for model in models]
+    with no_error_in_a_thread(), left_alone(), hasty():
+        for context in CONTEXTS:
+            for shown in panels:
+                shown.controls.context.number.value = context
+            for shown, model in zip(panels, models, strict=True):
+                wait_for(lambda shown=shown: not shown.status.is_busy, 60)
+                assert shown.status.error == ""
+                assert shown.report.trace == llmsim.trace(model, context=context).trace
+
+
+def test_a_panel_and_cells_at_once_have_each_their_answer() -> None:
+    wanted = [llmsim.trace("gpt2", context=context, phase="decode").trace for context in CONTEXTS]
+    model = small.qwen3()
+    shown = panel(model, context=2)
+    with no_error_in_a_thread(), left_alone(), hasty():
+        for place, context in enumerate(CONTEXTS):
+            llmsim.forget()
+            shown.controls.context.number.value = context
+            cell = llmsim.trace("gpt2", context=context, phase="decode").trace
+            wait_for(lambda: not shown.status.is_busy, 60)
+            assert cell == wanted[place]
+            assert shown.report.trace == llmsim.trace(model, context=context).trace
+
+
+def test_a_panel_that_is_closed_as_it_works_leaves_nothing() -> None:
+    threads = threading.active_count()
+    with no_error_in_a_thread(), left_alone():
+        for context in CONTEXTS:
+            shown = panel(small.llama(), context=context)
+            shown.refresh()
+            shown.widget.close_all() if context == CONTEXTS[-1] else shown.widget.close()
+        wait_for(lambda: threading.active_count() == threads, 60)
+    assert len(llmsim.trace(small.llama(), context=5).ops)
+
+
+def test_a_panel_in_a_cell_that_is_run_again_takes_the_place_of_the_older() -> None:
+    with no_error_in_a_thread(), left_alone():
+        for context in CONTEXTS:
+            shown = panel("gpt2", context=context)
+            shown.refresh()
+        wait_for(lambda: not shown.status.is_busy, 60)
+    assert shown.report.trace.workload.context == CONTEXTS[-1]
+    assert torch.get_default_dtype() == torch.float32
