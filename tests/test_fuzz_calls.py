@@ -77,6 +77,11 @@ LEGAL: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "progress": st.just(print),
     },
 }
+QUICK: dict[str, dict[str, Any]] = {  # where nothing else is asked: not for 8 workloads, 80 devices
+    "trace": {},
+    "sweep": {"batch": 1, "context": 4},
+    "size": {"hardware": "H100"},
+}
 _CALLED = ("progress", "cancelled")  # what a function of the caller's raises is the caller's
 _hostile = st.sampled_from((*NUMBERS, *TEXTS)) | odd | anything
 
@@ -87,7 +92,7 @@ def cases(draw: st.DrawFn) -> tuple[str, Any, dict[str, Any]]:
     called = draw(st.sampled_from(("trace", "trace", "sweep", "size")))
     legal = LEGAL[called]
     names = draw(st.lists(st.sampled_from(sorted(legal)), max_size=4, unique=True))
-    keywords = {name: draw(legal[name]) for name in names}
+    keywords = QUICK[called] | {name: draw(legal[name]) for name in names}
     for name in draw(st.lists(st.sampled_from(sorted(legal)), max_size=1)):
         keywords[name] = draw(anything if name in _CALLED else _hostile)
     is_model = draw(st.sampled_from(range(8))) > 0

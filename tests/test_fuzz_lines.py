@@ -56,7 +56,7 @@ _quoted = _words.map(shlex.quote)
 @st.composite
 def _options(draw: st.DrawFn) -> str:
     name = draw(st.sampled_from(sorted(LEGAL)))
-    is_legal = draw(st.integers(0, 3)) > 0
+    is_legal = draw(st.sampled_from((True, True, True, False)))
     value = draw(st.sampled_from(LEGAL[name]) if is_legal else _words | _quoted)
     return f"{name}{draw(st.sampled_from((' ', ' ', '=')))}{value}"
 
@@ -64,9 +64,13 @@ def _options(draw: st.DrawFn) -> str:
 @st.composite
 def lines(draw: st.DrawFn) -> str:
     """A line that someone may have meant, or nobody."""
-    model = draw(_models if draw(st.integers(0, 9)) else _quoted | st.sampled_from(sorted(ODD)))
+    model = draw(
+        _models
+        if draw(st.sampled_from((*[True] * 9, False)))
+        else _quoted | st.sampled_from(sorted(ODD))
+    )
     more = draw(st.lists(_options() | st.sampled_from(FLAGS), max_size=4))
-    stray = draw(st.lists(_words | _quoted, max_size=1)) if draw(st.integers(0, 3)) == 0 else []
+    stray = draw(st.just([]) | st.lists(_words | _quoted, max_size=1))
     parts = draw(st.permutations([model, *more, *stray]))
     line = draw(st.sampled_from((" ", " ", "  ", "\t"))).join(parts)
     return _safe(line + draw(st.sampled_from(("", "", ";", "  # why", "\n"))))
