@@ -4,6 +4,7 @@ import sys
 
 from llmsim_magic.notebook.arguments import Help, parse, parser
 from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.records.legible import legible
 
 PROGRAM = "python -m llmsim_magic"
 
@@ -21,7 +22,7 @@ def main(words: list[str] | None = None) -> int:
         _say("")
         print(report)
         if request.csv is not None:
-            print(f"\nThe tables and graphs shown are in {request.csv}.")
+            print(f"\nThe tables and graphs shown are in {legible(request.csv)}.")
     except Help as help_text:
         print(help_text)
     except LlmsimError as error:
@@ -38,7 +39,7 @@ def main(words: list[str] | None = None) -> int:
 def _say(message: str) -> None:
     """Progress on one line of the terminal; the empty message clears it."""
     if sys.stderr.isatty():
-        line = f"{message} …" if message else ""
+        line = f"{legible(message)} …" if message else ""
         print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
 

@@ -7,12 +7,14 @@ import re
 from collections import Counter
 from functools import cache
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 
 import llmsim_magic as llmsim
+from llmsim_magic.__main__ import main
 from llmsim_magic.notebook import progress
 from llmsim_magic.notebook.code import magic_line, python_call
 from llmsim_magic.notebook.panel import export
@@ -23,7 +25,7 @@ from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import VIEWS, Request
 from llmsim_magic.views.spreadsheet import as_csv
 from llmsim_magic.views.svg import lay_out
-from tests import hostile
+from tests import hostile, small
 
 NAMES = [
     pytest.param(name, id=kind, marks=() if kind == "all at once" else pytest.mark.slow)
@@ -106,7 +108,9 @@ def test_a_picture_has_the_parts_of_a_plain_name(name: str) -> None:
         said = "".join(ElementTree.fromstring(graph.svg).itertext())
         assert legible(name)[:60] in said  # of an end too long for a drawing there is less
         assert max(map(len, _labels(graph.svg))) <= 121
-    check_svg(report(name).costing.roofline.svg, "")
+    roofline = report(name).costing.roofline
+    check_svg(roofline.svg, "")
+    assert roofline.drawn("png").startswith(b"\x89PNG")
 
 
 def _labels(svg: str) -> list[str]:
@@ -143,6 +147,31 @@ def test_a_timeline_is_json_and_a_record_survives_it(name: str) -> None:
     assert Trace.from_json(asked.trace.to_json()) == asked.trace
 
 
+def test_a_record_from_elsewhere_is_legible() -> None:
+    written = plain().trace.to_json().replace(b"plain", b"\\u001b[2J\\n")
+    read = Trace.from_json(written)
+    assert read.model.name == r"\x1b[2J\n"
+    assert repr(dataclasses.replace(plain(), trace=read)).replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_may_be_called_anything(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called = name.replace("/", "\\").replace("\0", "").replace("\ud800", "\udcff")[:60]
+    folder = tmp_path / called
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(small.llama().to_dict()))
+    assert main([str(folder), "--context", "4", "--csv", str(folder / "out")]) == 0
+    out = capsys.readouterr().out
+    assert f"Summary of {legible(called)}" in out
+    assert out.replace("\n", "").isprintable()
+    (folder / "config.json").write_text("{")
+    assert main([str(folder)]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.isprintable()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_download_has_a_name_that_any_system_takes(name: str) -> None:
     stem = export._stem(report(name))
@@ -170,7 +199,7 @@ def test_progress_is_told_as_text(name: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(progress, "display", lambda content, **_: shown.append(content))
     notice = progress.Notice()
     notice._started -= 2
-    notice.say(legible(name))
+    notice.say(name)
     page = Elements(shown[0]["text/html"])
     assert page.found == [("span", ("role",))]
     assert legible(name) in page.text

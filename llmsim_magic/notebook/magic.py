@@ -14,6 +14,7 @@ from llmsim_magic.notebook.completion import complete
 from llmsim_magic.notebook.progress import Notice
 from llmsim_magic.notebook.variables import model_named
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
+from llmsim_magic.records.legible import legible
 
 if TYPE_CHECKING:
     from llmsim_magic.notebook.panel import Panel
@@ -74,7 +75,7 @@ class LLMSim(Magics):
         if parsed.output is not None:
             self.shell.user_ns[parsed.output] = answer
         if parsed.request.csv is not None and not parsed.panel:
-            print(f"The tables and graphs shown are in {parsed.request.csv}.")
+            print(f"The tables and graphs shown are in {legible(parsed.request.csv)}.")
         self._shown = (id(answer), self.shell.execution_count)
         return answer
 

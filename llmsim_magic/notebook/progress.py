@@ -7,6 +7,8 @@ from types import TracebackType
 
 from IPython.display import DisplayHandle, display
 
+from llmsim_magic.records.legible import legible
+
 PATIENCE_S = 1.0
 
 
@@ -24,7 +26,7 @@ class Notice:
         waited = time.monotonic() - self._started
         if waited < PATIENCE_S and "torch" in sys.modules:
             return
-        self._show(f"⏳ {message} …")
+        self._show(f"⏳ {legible(message)} …")
 
     def __exit__(
         self,
