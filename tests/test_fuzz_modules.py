@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from tests.parts.wrappers import ODD_WRAPS, SAME
 from tests.real import differences, really_run
 
 GOES_THROUGH = (KeyboardInterrupt, SystemExit, GeneratorExit, Own)  # no Exception: not ours to stop
+pytestmark = pytest.mark.slow  # `test_odd_modules.py` has what was found
 slowly = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 

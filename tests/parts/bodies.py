@@ -198,10 +198,6 @@ def _seeds(self: Any, x: Tensor) -> Tensor:
     return x + torch.randn(x.shape)
 
 
-def _compiles(self: Any, x: Tensor) -> Tensor:
-    return torch.compile(self.lin, backend="eager")(x)
-
-
 def _traces(self: Any, x: Tensor) -> Tensor:
     return torch.jit.trace(self.lin, torch.rand(x.shape))(x)
 
@@ -256,7 +252,6 @@ BODIES: dict[str, Body] = {
     "trains": _trains,
     "dice": _rolls_dice,
     "seeds": _seeds,
-    "compiles": _compiles,
     "traces": _traces,
     "input on cpu": lambda s, x: s.lin(x.cpu()),
     "input on cuda": lambda s, x: s.lin(x.cuda()),

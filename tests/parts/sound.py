@@ -188,7 +188,7 @@ def _without_grad(part: nn.Module, x: Tensor) -> Tensor:
 
 def _autocast(part: nn.Module, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type if x.device.type != "meta" else "cpu", torch.bfloat16):
-        return part(x).float()
+        return part(x).to(x.dtype)
 
 
 def _inference(part: nn.Module, x: Tensor) -> Tensor:
@@ -278,11 +278,11 @@ SOUND: dict[str, Callable[[], nn.Module]] = {
         q=lambda: nn.Parameter(torch.ones(WIDTH, WIDTH).to(torch.float8_e4m3fn), False),
     ),
     "complex weight": does(
-        lambda s, x: (x.to(s.w.dtype) @ s.w).real,
+        lambda s, x: (x.to(s.w.dtype) @ s.w).real.to(x.dtype),
         w=lambda: nn.Parameter(torch.ones(WIDTH, WIDTH, dtype=torch.complex64)),
     ),
     "conjugate": does(
-        lambda s, x: (x.to(s.w.dtype) @ s.w.conj()).imag,
+        lambda s, x: (x.to(s.w.dtype) @ s.w.conj()).imag.to(x.dtype),
         w=lambda: nn.Parameter(torch.ones(WIDTH, WIDTH, dtype=torch.complex64)),
     ),
     "nothing": does(
