@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ import llmsim_magic as llmsim
 from llmsim_magic.records.errors import LlmsimError
 
 PAGE = Path(__file__).with_suffix(".md")
-WARM, EACH = 200, 100  # questions before anything is measured, and at either end of what is
+# Questions before anything is measured, those measured, and of these the first and the last few:
+# multiples of the number of kinds, so that either state follows upon the same kind.
+WARM, MEASURED, EACH = 204, 1_008, 96
 
 
 def _sizes(number: int) -> dict[str, Any]:
@@ -147,17 +150,35 @@ def _caches() -> Iterator[tuple[str, int]]:
 
 
 def ask(numbers: Iterable[int], names: Collection[str] = QUESTIONS) -> list[float]:
-    """Seconds of the processor for each of the questions, which are of every kind in turn."""
+    """What each of the questions takes, which are of every kind in turn.
+
+    In units of a piece of work that is always the same and done beside each: others use the machine
+    as well.
+    """
     times = []
     for number, name in zip(numbers, cycle(names), strict=False):
-        begun = time.process_time()
-        QUESTIONS[name](number)
-        times.append(time.process_time() - begun)
+        unit = _seconds(_same_work)
+        asked = _seconds(partial(QUESTIONS[name], number))
+        times.append(2 * asked / (unit + _seconds(_same_work)))
     return times
 
 
+def _seconds(work: Callable[[], Any]) -> float:
+    """Of the processor."""
+    begun = time.process_time()
+    work()
+    return time.process_time() - begun
+
+
+def _same_work() -> None:
+    """A few milliseconds of what a trace is made of: Python's calls, and small kernels of torch."""
+    kept: dict[int, Any] = {}
+    for number in range(2_000):
+        kept[number % 97] = (number, torch.empty(2, device="meta").stride())
+
+
 def of_each_kind(times: list[float]) -> list[float]:
-    """The median seconds of each kind of question, of those asked in turn."""
+    """The median of what each kind of question takes, of those asked in turn."""
     return [statistics.median(times[place :: len(QUESTIONS)]) for place in range(len(QUESTIONS))]
 
 
@@ -174,18 +195,19 @@ def _page(before: State, after: State, times: list[float], grown: set[str]) -> I
     )
     for field in fields(State):
         then, now = getattr(before, field.name), getattr(after, field.name)
-        change = now / max(then, 1) - 1
+        change = now / then - 1 if then else 0.0
         yield f"| {field.name.replace('_', ' ')} | {then:,} | {now:,} | {change:+.1%} |"
     first, last = of_each_kind(times[:EACH]), of_each_kind(times[-EACH:])
     yield from (
         "",
-        f"Milliseconds of the processor, the median of the first and of the last {EACH} questions:",
+        "What a question takes, in units of a piece of work done beside each, which is always the",
+        f"same: the medians of the first and of the last {EACH} questions.",
         "",
         "| question | first | last | change |",
         "|---|--:|--:|--:|",
     )
     for name, then, now in zip(QUESTIONS, first, last, strict=True):
-        yield f"| {name} | {then * 1e3:.1f} | {now * 1e3:.1f} | {now / then - 1:+.1%} |"
+        yield f"| {name} | {then:.1f} | {now:.1f} | {now / then - 1:+.1%} |"
     changes = [now / then for then, now in zip(first, last, strict=True)]
     yield f"| the median of all kinds | | | {statistics.median(changes) - 1:+.1%} |"
     yield from ("", "Entries of all that grew in our modules since the first question:", "")
@@ -197,7 +219,7 @@ def _page(before: State, after: State, times: list[float], grown: set[str]) -> I
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=1_000)
+    parser.add_argument("--questions", type=int, default=MEASURED)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as tempfile.tempdir:
         ask(range(1))

@@ -151,6 +151,7 @@ def test_cancel_answers_at_once_leaves_no_thread_and_the_next_try_works(
 
 
 def test_building_can_be_cancelled() -> None:
+    llmsim.forget()
     started = threading.Event()
     with pytest.raises(LlmsimError, match="cancelled while it was built"):
         llmsim.sweep(
