@@ -143,6 +143,7 @@ def test_a_file_that_starts_with_a_byte_order_mark_is_read(tmp_path: Path) -> No
         ({"model_type": "switch_transformers", "num_experts": 20_000}, "more than 25,000 weights"),
         ({"model_type": "whisper", "max_source_positions": 10**9}, "1 × 2,000,000,000 values"),
         (GPT2 | {"dtype": {}}, "none of torch"),
+        (GPT2 | {"num_labels": 10**9}, "no more than 100000 can be"),
     ],
 )
 def test_a_config_beyond_any_model_is_refused(

@@ -26,6 +26,12 @@ MODELS = 30
 MISSING, DEEP = "@missing@", "@deep@"  # marks for what is no value: no key, 10,000 lists in another
 _NESTED = "[" * 10_000 + "]" * 10_000
 Path_ = tuple[str | int, ...]
+COMMON = (  # keys that any config may have
+    *(key for key in transformers.PretrainedConfig().to_dict() if key != "transformers_version"),
+    *("num_labels", "torch_dtype", "attn_implementation", "_attn_implementation", "auto_map"),
+    *("quantization_config", "layer_types", "rope_scaling", "rope_parameters", "sliding_window"),
+    *("text_config", "vision_config", "torchscript", "tie_word_embeddings", "head_dim"),
+)
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,8 @@ def _twisted(value: Any) -> Iterator[Any]:
 
 @st.composite
 def changes(draw: st.DrawFn, model: str) -> tuple[Path_, Any]:
-    if draw(st.sampled_from((*[False] * 19, True))):
-        return (draw(st.text(max_size=20)),), draw(anything)
+    if draw(st.sampled_from((*[False] * 5, True))):
+        return (draw(st.sampled_from(COMMON) | st.text(max_size=20)),), draw(anything)
     path = draw(st.sampled_from(_paths(model)))
     twisted = tuple(_twisted(_at(models.entries()[model].config, path)))
     return path, draw(st.sampled_from(twisted) | anything)

@@ -10,6 +10,7 @@ from llmsim_magic.records.errors import CannotTrace, clip
 _COUNTS = {
     re.compile(r"(^|_)(layers?|blocks?|depths?)$"): 1_000,
     re.compile(r"(^|_)(heads?|experts|codebooks|quantizers)$"): 20_000,
+    re.compile(r"(^|_)labels$"): 100_000,
 }
 # Keys that no model can have at zero.
 _SIZES = re.compile(
