@@ -17,7 +17,7 @@ LINES = [
     "gpt2 --costs --hardware H100,L40S --weight-dtype int4 --kv-dtype fp8 --launch eager",
     "gpt2 --memory --hardware 'RTX 4090' --tp 2 --pp 3",
     "gpt2 --compare distilgpt2 --hardware local",
-    "gpt2 --explain transformer.h.0 --csv 'a b' --no-replay",
+    "gpt2 --explain transformer.h.0 --csv 'a b' --overwrite --no-replay",
     "gpt2 --batch 1,2,4 --context 8,16 --phase both --sure",
 ]
 

@@ -94,7 +94,7 @@ def fetcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def process(fetcher: Path) -> Iterator[Watched]:
-    with watched(str(fetcher)) as running:
+    with watched(str(fetcher), HF_MODULES_CACHE=str(fetcher / "modules")) as running:
         yield running
 
 
@@ -142,6 +142,29 @@ def test_code_that_is_trusted_is_run_and_seen(process: Watched, folder: Path) ->
     told = process.ask(folder, str(folder), "--trust-remote-code")
     assert ["open", "configuration_evil.py"] in told.seen
     assert told.status == 2
+
+
+def test_code_that_is_trusted_is_traced(process: Watched, folder: Path) -> None:
+    (folder / "configuration_evil.py").write_text(
+        "from transformers import LlamaConfig\n"
+        "class EvilConfig(LlamaConfig):\n    model_type = 'evil'\n"
+    )
+    (folder / "modeling_evil.py").write_text(
+        "from transformers import LlamaForCausalLM\n"
+        "from .configuration_evil import EvilConfig\n"
+        "class Evil(LlamaForCausalLM):\n    config_class = EvilConfig\n"
+    )
+    own = {name: place for name, place in CLASSES.items() if "Seq2Seq" not in name}
+    for more, class_name in (
+        ({"model_type": "evil", "architectures": ["Evil"]}, "Evil"),
+        ({}, "LlamaForCausalLM"),  # which transformers has itself
+    ):
+        config = small.llama().to_dict() | {"auto_map": own} | more
+        (folder / "config.json").write_text(json.dumps(config))
+        told = process.ask(folder, str(folder), "--trust-remote-code", "--context", "4")
+        assert told.status == 0, told.said
+        assert class_name in told.out
+        assert ["open", "pytorch_model.bin"] not in told.seen
 
 
 def test_parts_of_a_config_are_data_too() -> None:

@@ -112,8 +112,6 @@ def from_config(
         raise CannotTrace(f"{source.name}: dtype {clip(options['dtype'])} is none of torch's")
     if attention:
         options["attn_implementation"] = attention
-    if trust_remote_code and hasattr(config, "auto_map"):
-        options["trust_remote_code"] = True
     try:
         builder = _builder(config, base, source.name)
         with same_dice(), knowing_buffers() as buffers, META:
@@ -157,16 +155,18 @@ def _quantised(keys: dict[str, Any]) -> str:
 def _builder(config: Any, base: bool, name: str) -> Any:
     """What builds a model from a config: the declared class, else the nearest that takes it."""
     transformers = importlib.import_module("transformers")
+    own = getattr(config, "auto_map", {})  # its repository's code, where that is trusted
+    trusted = {"trust_remote_code": True} if own else {}
     if base:
-        return transformers.AutoModel.from_config
+        return partial(transformers.AutoModel.from_config, **trusted)
     declared = declared_classes(getattr(config, "architectures", None))
     for class_name in declared:
         found = getattr(transformers, class_name, None)
         if found is not None and hasattr(found, "_from_config"):
             return found._from_config
     for auto in map(partial(getattr, transformers), _AUTO_CLASSES):
-        if hasattr(config, "auto_map") or (not declared and type(config) in auto._model_mapping):
-            return auto.from_config
+        if auto.__name__ in own or (not declared and type(config) in auto._model_mapping):
+            return partial(auto.from_config, **trusted)
     for model_class in () if declared else _classes_beside(type(config)):
         return model_class._from_config
     version = f"transformers {transformers.__version__}"

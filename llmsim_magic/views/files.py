@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from llmsim_magic.records.signals import orderly
 # Stands beside what was written, so that another process knows it too: a line for each file, the
 # SHA-256 of its name and content.
 LEDGER = ".llmsim-written"
+_STAGED, _STALE_S = ".llmsim-", 3600
 _FILE, _FOLDER = "a file that can be written", "a folder that can be written"
 
 
@@ -44,13 +46,14 @@ def write(
     with _told(folder, _FOLDER):
         path = Path(folder).expanduser()
         path.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
     files = [path / name for name in contents]
     staged: list[Path] = []
     try:
         for file in files:
             _check(file, overwrite)
         for file, content in zip(files, contents.values(), strict=True):
-            staged.append(path / f".llmsim-{uuid.uuid4().hex}")
+            staged.append(path / f"{_STAGED}{uuid.uuid4().hex}")
             with _told(file):
                 _write(staged[-1], content, os.O_EXCL)
         with _told(path / LEDGER):
@@ -82,6 +85,14 @@ def writable(folder: str | Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a process that was killed has left."""
+    for staged in folder.glob(_STAGED + "[0-9a-f]" * 32):
+        with suppress(OSError):
+            if time.time() - staged.stat().st_mtime > _STALE_S:
+                staged.unlink()
 
 
 def _check(file: Path, overwrite: bool) -> None:
