@@ -173,6 +173,44 @@ def test_what_the_caller_holds_is_no_part_of_the_record() -> None:
     assert len(mine) == 2
 
 
+def test_a_part_compiled_in_its_place_does_not_run_in_place_of_its_copy() -> None:
+    """The copying of a parametrized module hands on what was compiled for the module itself."""
+    module = SOUND["spectral norm"]()
+    module.compile(backend="eager")
+    with left_alone(module):
+        report = llmsim.trace(module, inputs=X)
+    plain = llmsim.trace(SOUND["spectral norm"](), inputs=X)
+    assert report.ops.flops.equals(plain.ops.flops)
+
+
+# functions that refer to the module
+
+
+def test_a_forward_put_in_the_place_of_another_runs_the_copy_and_leaves_the_module() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = linear()
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.lin(x)
+
+    module = Counts()
+    old = module.forward
+
+    def forward(x: Tensor, *, times: int = 2) -> Tensor:
+        return forward(x, times=0) if times > 2 else old(x) * times
+
+    module.forward = forward
+    with left_alone(module):
+        report = llmsim.trace(module, inputs=X)
+    assert module.calls == 0
+    assert report.ops.params.sum() == 8 * 8 + 8
+    assert report.ops.path.tolist() == ["lin", ""]
+
+
 # kernels
 
 
@@ -299,3 +337,17 @@ def test_causal_attention_over_nothing_skips_nothing(shape: tuple[int, ...]) -> 
     report = llmsim.trace(does(attend)(), inputs=torch.rand(shape))
     assert report.ops.flops.tolist() == [0]
     assert report.ops.causal_skippable_flops.tolist() == [0]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_matmul_of_two_dtypes_is_refused_as_every_device_does(bias: bool) -> None:
+    line = refused(nn.Linear(8, 8, bias=bias), X.double())
+    assert "a matmul of float32 and float64" in line
+
+
+def test_autocast_may_give_a_matmul_two_dtypes() -> None:
+    def body(self: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.lin(x.bfloat16())
+
+    assert llmsim.trace(does(body)(), inputs=X).summary.value["flops"] == 2 * 12 * 8 * 8

@@ -15,7 +15,7 @@ from llmsim_magic.capture import stack
 from llmsim_magic.capture.dice import Dice
 from llmsim_magic.capture.kernels import RECURRENT, facts, recurrent_outputs, written_to
 from llmsim_magic.capture.repeats import Repeats
-from llmsim_magic.capture.tensors import tensors_in, unheard
+from llmsim_magic.capture.tensors import dtype_name, tensors_in, unheard
 from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.workload import IsCancelled
 
@@ -198,6 +198,14 @@ def _grouped_matmul(
 ) -> torch.Tensor:
     """The experts' grouped matmul: its meta kernel takes bfloat16 alone, as no device does."""
     return rows.new_empty((*rows.shape[:-1], weights.shape[-1]), device=META)
+
+
+def _product(answers: Answers, *given: torch.Tensor, **options: Any) -> Any:
+    """A matmul: its meta kernel takes float64 beside others, which no device nor autocast does."""
+    dtypes = {tensor.dtype for tensor in tensors_in(given)}
+    if len(dtypes) > 1 and torch.float64 in dtypes:
+        raise RuntimeError(f"a matmul of {' and '.join(sorted(map(dtype_name, dtypes)))}")
+    return NotImplemented
 
 
 def _chosen(rows: int, number: int, among: int) -> torch.Tensor:
@@ -397,6 +405,8 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: _value,
     aten._to_copy.default: _whole_numbers,
     aten._grouped_mm.default: _grouped_matmul,
+    aten.mm.default: _product,
+    aten.addmm.default: _product,
     aten.topk.default: _topk,
     aten.argmax.default: _largest,
     aten.argmin.default: _largest,

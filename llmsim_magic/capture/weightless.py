@@ -7,8 +7,10 @@ import json
 import pkgutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial, wraps
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -232,6 +234,9 @@ def _copied(module: torch.nn.Module, name: str) -> Weightless:
     with unchanged(module.modules()), _MetaCopies():
         twin = copy.deepcopy(module, memo)
     _is_another(twin, module)
+    for part in twin.modules():
+        functions = {key: f for key, f in vars(part).items() if isinstance(f, FunctionType)}
+        vars(part).update({key: _rebound(function, memo) for key, function in functions.items()})
     _mend(twin)
     twin.eval()
     config = getattr(module, "config", None)
@@ -273,6 +278,8 @@ def _without_hooks(module: torch.nn.Module, memo: dict[int, Any]) -> Iterator[st
         if "_hf_hook" in vars(part):
             memo[id(part._hf_hook)] = None
             dropped += 1
+        if part._compiled_call_impl is not None:  # compiled in its place, for the module itself
+            memo[id(part._compiled_call_impl)] = None
     if dropped:
         yield f"{dropped} hooks of your module were not run"
 
@@ -290,6 +297,32 @@ def _without_weights(module: torch.nn.Module, memo: dict[int, Any]) -> Iterator[
     own = sorted(legible(each.__name__) for each in classes - _PLAIN_TENSORS)
     if own:
         yield f"tensors of {', '.join(own)} are taken for plain ones of their shape and dtype"
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """A function that refers to the copies of the modules, and their methods, that it refers to.
+
+    So is a forward that was put in the place of another which it calls.
+    """
+    if function.__closure__ is None or id(function) in memo:
+        return memo.get(id(function), function)
+    cells = tuple(CellType() for _ in function.__closure__)
+    made = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    vars(made).update(vars(function))
+    memo[id(function)] = made
+    for cell, theirs in zip(cells, function.__closure__, strict=True):
+        with suppress(ValueError):  # a name that has no value yet
+            value = theirs.cell_contents
+            if isinstance(value, FunctionType):
+                cell.cell_contents = _rebound(value, memo)
+            elif id(value) in memo or id(getattr(value, "__self__", None)) in memo:
+                cell.cell_contents = copy.deepcopy(value, memo)
+            else:
+                cell.cell_contents = value
+    return made
 
 
 def _is_another(twin: Any, module: torch.nn.Module) -> None:
