@@ -10,8 +10,9 @@ import transformers
 from torch import nn
 
 import llmsim_magic as llmsim
+from llmsim_magic.capture.copies import copy_of
 from llmsim_magic.capture.run import run, run_given
-from llmsim_magic.capture.weightless import Weightless, copy_of
+from llmsim_magic.capture.weightless import Weightless
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import Workload

@@ -12,6 +12,7 @@ import torch
 
 from llmsim_magic.capture.alone import alone, working
 from llmsim_magic.capture.answers import Answers, Endless, answering
+from llmsim_magic.capture.copies import on_meta
 from llmsim_magic.capture.inputs import passes
 from llmsim_magic.capture.inputs.ask import parameters
 from llmsim_magic.capture.inputs.lengths import context_note, is_huggingface
@@ -20,8 +21,8 @@ from llmsim_magic.capture.operators import assemble
 from llmsim_magic.capture.replay import Replayer, Unheard
 from llmsim_magic.capture.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.tracer import Recorder, listening
-from llmsim_magic.capture.weightless import Weightless, on_meta, reason
-from llmsim_magic.records.errors import CannotTrace, LlmsimError, NoDecode
+from llmsim_magic.capture.weightless import Weightless
+from llmsim_magic.records.errors import CannotTrace, LlmsimError, NoDecode, reason
 from llmsim_magic.records.legible import legible_record
 from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.trace import CacheSlot, Trace

@@ -13,9 +13,9 @@ from llmsim_magic.records.errors import (
     Cancelled,
     CannotTrace,
     InvalidValue,
-    clip,
     is_a,
     plain,
+    reason,
     type_name,
 )
 from llmsim_magic.records.legible import legible
@@ -58,8 +58,9 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     progress("importing torch and transformers")
     _require_torch()
     from llmsim_magic.capture.alone import working
+    from llmsim_magic.capture.copies import copy_of
     from llmsim_magic.capture.sharding import sharded
-    from llmsim_magic.capture.weightless import copy_of, is_config, is_module
+    from llmsim_magic.capture.weightless import is_config, is_module
 
     if facts is not None:
         return _of_facts(facts, build)
@@ -200,5 +201,4 @@ def _require_torch() -> None:
                 "https://download.pytorch.org/whl/cpu && pip install transformers"
             ) from error
         except Exception as error:  # as where the working folder is gone, which transformers reads
-            reason = f"{type(error).__name__}: {error}"
-            raise CannotTrace(f"{package} cannot be imported: {clip(reason, 240)}") from error
+            raise CannotTrace(f"{package} cannot be imported: {reason(error)}") from error
