@@ -211,6 +211,13 @@ def test_a_forward_put_in_the_place_of_another_runs_the_copy_and_leaves_the_modu
     assert report.ops.path.tolist() == ["lin", ""]
 
 
+def test_a_dispatched_module_that_moves_itself_moves_its_copy() -> None:
+    """Accelerate puts a function in the place of `to`, which calls that of the module itself."""
+    module = accelerate.dispatch_model(does(BODIES["to meta"])(), {"": "cpu"}, force_hooks=True)
+    with left_alone(module):
+        judged(lambda: llmsim.trace(module, inputs=X))
+
+
 # kernels
 
 
