@@ -211,6 +211,35 @@ def test_a_forward_put_in_the_place_of_another_runs_the_copy_and_leaves_the_modu
     assert report.ops.path.tolist() == ["lin", ""]
 
 
+def test_a_dispatched_module_that_moves_itself_moves_its_copy() -> None:
+    """Accelerate puts a function in the place of `to`, which calls that of the module itself."""
+    module = accelerate.dispatch_model(does(BODIES["to meta"])(), {"": "cpu"}, force_hooks=True)
+    with left_alone(module):
+        judged(lambda: llmsim.trace(module, inputs=X))
+
+
+# layers
+
+
+def test_a_layer_that_holds_one_part_thrice_is_not_taken_for_one_that_holds_it_once() -> (
+    None
+):
+    class Runs(nn.Module):
+        def __init__(self, parts: list[nn.Module]) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(parts)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for part in self.parts:
+                x = part(x)
+            return x
+
+    module = Runs([Runs([linear()]), Runs([linear()] * 3)])
+    report = llmsim.trace(module, inputs=X)
+    assert report.modules.calls["parts.1.parts.0"] == 3
+    assert report.summary.value["flops"] == 4 * (2 * 12 * 8 * 8)
+
+
 # kernels
 
 

@@ -111,7 +111,8 @@ def _facts(
     homes = {id(part): path for path, part in parts.items()}
     for path, part in parts.items():
         here = f"{home}.{path}" if path else home
-        yield path, (type(part), _shared(part, here, names))
+        children = [(name, homes.get(id(child))) for name, child in part._modules.items()]
+        yield path, (type(part), _shared(part, here, names), tuple(children))
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             shared = _shared(tensor, f"{here}.{name}", names)
             yield f"{path}.{name}", (_tensor(tensor), shared)
