@@ -1,14 +1,18 @@
 """Panels beside cells and beside each other: each shows what it was asked for, no other harmed."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 
 import llmsim_magic as llmsim
+from llmsim_magic import load_ipython_extension
+from llmsim_magic.capture.alone import working
 from llmsim_magic.notebook.panel import panel
 from tests import small
 from tests.left_alone import left_alone
@@ -77,3 +81,32 @@ def test_a_panel_in_a_cell_that_is_run_again_takes_the_place_of_the_older() -> N
         wait_for(lambda: not shown.status.is_busy, 60)
     assert shown.report.trace.workload.context == CONTEXTS[-1]
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_cell_begins_when_no_thread_builds_a_model() -> None:
+    """Transformers builds a model under its own default dtype, which is the whole process's."""
+    shell = InteractiveShell()
+    load_ipython_extension(shell)
+    building = threading.Event()
+
+    def build() -> None:
+        with working, torch_dtype(torch.bfloat16):
+            building.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    building.wait()
+    shell.run_cell("import torch\nfound = torch.ones(1).dtype")
+    thread.join()
+    assert shell.user_ns["found"] == torch.float32
+
+
+@contextmanager
+def torch_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

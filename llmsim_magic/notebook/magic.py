@@ -129,5 +129,13 @@ def register(shell: InteractiveShell) -> None:
         formatter = shell.display_formatter.ipython_display_formatter
         formatter.for_type_by_name("llmsim_magic.simulate.report", "Report", magics.show)
         formatter.for_type_by_name("llmsim_magic.notebook.panel", "Panel", magics.show)
+    shell.events.register("pre_run_cell", _begin)
     if complete not in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.append(complete)
+
+
+def _begin(info: object) -> None:
+    """A cell begins when no panel's thread builds a model."""
+    from llmsim_magic.simulate.loading import until_idle
+
+    until_idle()

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,14 @@ def built(
         if cancelled():
             raise Cancelled(f"{recipe.name}: cancelled while it was built") from None
         raise
+
+
+def until_idle() -> None:
+    """Wait for a model that another thread builds: torch's default dtype is its own meanwhile."""
+    alone = sys.modules.get("llmsim_magic.capture.alone")
+    if alone is not None:
+        with alone.working:
+            pass
 
 
 def traced(
