@@ -221,9 +221,7 @@ def test_a_dispatched_module_that_moves_itself_moves_its_copy() -> None:
 # layers
 
 
-def test_a_layer_that_holds_one_part_thrice_is_not_taken_for_one_that_holds_it_once() -> (
-    None
-):
+def test_a_layer_that_holds_one_part_thrice_is_not_taken_for_one_that_holds_it_once() -> None:
     class Runs(nn.Module):
         def __init__(self, parts: list[nn.Module]) -> None:
             super().__init__()
