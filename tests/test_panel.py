@@ -280,18 +280,16 @@ def test_trace_looks_anew_at_a_variable_that_changed() -> None:
 
 
 def test_a_live_model_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmsim_magic.capture import weightless
+    from llmsim_magic.capture import copies
 
-    copies: list[str] = []
-    really = weightless.copy_of
-    monkeypatch.setattr(
-        weightless, "copy_of", lambda *given: copies.append(given[1]) or really(*given)
-    )
+    copied: list[str] = []
+    really = copies.copy_of
+    monkeypatch.setattr(copies, "copy_of", lambda *given: copied.append(given[1]) or really(*given))
     shown = panel(small.build("qwen3"), context=5)
     settle(shown, shown.refresh)
     ask(shown, "view", "ops")
     ask(shown, "batch", 2)
-    assert len(copies) == 1
+    assert len(copied) == 1
     assert shown.report.trace.model.origin == "live module"
 
 
