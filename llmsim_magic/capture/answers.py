@@ -467,7 +467,10 @@ _CALLS: dict[Any, Callable[..., Any]] = {
 
 @contextmanager
 def answering(before: Answers | None = None) -> Iterator[Answers]:
-    """While open, a pass on `meta` is evaluated partially; yields what it had to assume."""
+    """While open, a pass on `meta` is evaluated partially; yields what it had to assume.
+
+    Not in the caller's inference mode, whose tensors do not say that they were written.
+    """
     answers = Answers(before)
-    with torch.no_grad(), _Calls(answers), answers:
+    with torch.inference_mode(mode=False), torch.no_grad(), _Calls(answers), answers:
         yield answers

@@ -115,15 +115,16 @@ def from_config(
         options["trust_remote_code"] = True
     try:
         builder = _builder(config, base, source.name)
-        with knowing_buffers(cancelled) as buffers, META:
-            module = builder(config, **options)
+        with torch.inference_mode(mode=False):
+            with knowing_buffers(cancelled) as buffers, META:
+                module = builder(config, **options)
+            buffers.keep_only(module)
     except CannotTrace:
         raise
     except Exception as error:
         raise CannotTrace(
             f"{source.name}: transformers cannot build it: {reason(error)}"
         ) from error
-    buffers.keep_only(module)
     module.eval()
     class_name = type(module).__name__
     info = ModelInfo(
@@ -215,7 +216,8 @@ def copy_of(module: torch.nn.Module, name: str) -> Weightless:
     itself computes a weight. Raises `CannotTrace` for a module that cannot be copied.
     """
     try:
-        return _copied(_uncompiled(module), name)
+        with torch.inference_mode(mode=False):
+            return _copied(_uncompiled(module), name)
     except Exception as error:  # whatever the user's own `__deepcopy__`, `eval` or property raises
         raise CannotTrace(
             f"{name}: the module cannot be copied without its weights: {reason(error)}"
@@ -415,7 +417,7 @@ def on_meta(value: Any) -> Any:
     Raises `CannotTrace` for what cannot be copied.
     """
     try:
-        with _InputCopies():
+        with torch.inference_mode(mode=False), _InputCopies():
             return copy.deepcopy(value)
     except Exception as error:
         raise CannotTrace(f"inputs: they cannot be copied: {reason(error)}") from error
