@@ -18,7 +18,7 @@ from tests.left_alone import left_alone
 from tests.parts import kinds
 from tests.parts.bodies import BODIES
 from tests.parts.given import GIVEN
-from tests.parts.sound import SOUND, does, linear
+from tests.parts.sound import SOUND, Many, _inference, does, linear
 from tests.real import really_run
 
 accelerate = pytest.importorskip("accelerate")
@@ -236,6 +236,25 @@ def test_a_layer_that_holds_one_part_thrice_is_not_taken_for_one_that_holds_it_o
     report = llmsim.trace(module, inputs=X)
     assert report.modules.calls["parts.1.parts.0"] == 3
     assert report.summary.value["flops"] == 4 * (2 * 12 * 8 * 8)
+
+
+# inference mode
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_caller_in_inference_mode_gets_the_same_trace(phase: str) -> None:
+    model = small.build("llama")
+    wanted = llmsim.trace(model, context=5, phase=phase).trace
+    with torch.inference_mode():
+        assert llmsim.trace(model, context=5, phase=phase).trace == wanted
+        config = llmsim.trace(small.llama(), context=6, phase=phase).trace
+    assert llmsim.trace(small.llama(), context=6, phase=phase).trace == config
+
+
+def test_layers_that_are_handed_tensors_of_inference_mode_are_each_run() -> None:
+    first = does(lambda self, x: _inference(self.lin, x))()
+    module = nn.Sequential(first, Many(linear))
+    assert llmsim.trace(module, inputs=X).summary.value["flops"] == 4 * (2 * 12 * 8 * 8)
 
 
 # kernels

@@ -128,6 +128,8 @@ class Replayer:
         except _CannotReplay:
             return None
         tensors = described.tensors
+        if any(tensor.is_inference() for tensor in tensors):
+            return None  # it does not say whether it was written
         parts = [part for state in described.states for part in Parts(state, layer.number).own()]
         kept = [leaf for part in parts for leaf in part.leaves if isinstance(leaf, torch.Tensor)]
         keys = [part.key() for part in parts]

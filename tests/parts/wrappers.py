@@ -95,7 +95,8 @@ SAME: dict[str, Wrap] = {
     "moved together": _moved_together,
 }
 ODD_WRAPS: dict[str, Wrap] = {
-    **SAME,
+    # torch itself crashes where a tensor behind another face is to be shared
+    **{name: wrap for name, wrap in SAME.items() if name != "shared"},
     "half": nn.Module.half,
     "on meta": lambda module: module.to("meta"),
     "emptied": lambda module: module.to_empty(device="meta"),
