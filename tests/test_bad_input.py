@@ -164,6 +164,18 @@ def test_a_text_that_no_file_can_hold_is_shown_escaped(tmp_path: Path) -> None:
     assert report.trace.model.model_type == r"\ud800"
 
 
+def test_a_quantisation_of_no_number_is_kept_as_words(tmp_path: Path) -> None:
+    keys = GPT2 | {"quantization_config": {"quant_method": "fp8", "scale": float("inf")}}
+    report = llmsim.trace(written(tmp_path, keys), context=8)
+    assert judged(lambda: report) is report
+    assert report.trace.model.quantisation == {"quant_method": "fp8", "scale": "Infinity"}
+
+
+def test_a_time_that_a_device_does_not_have_is_refused_before_it_is_shown() -> None:
+    line = refused(lambda: llmsim.trace("distilgpt2", dtype="float32", hardware="TPU v5e"))
+    assert "TPU v5e computes in" in line
+
+
 def test_a_config_object_that_cannot_be_written_is_refused() -> None:
     config = transformers.GPT2Config()
     config.dtype = ["bfloat16"]

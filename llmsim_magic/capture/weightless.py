@@ -129,7 +129,8 @@ def from_config(
 def _plain(quantisation: Any) -> dict[str, Any]:
     """A `quantization_config` as JSON has it, whether it is keys or an object of transformers."""
     keys = quantisation if isinstance(quantisation, dict) else quantisation.to_dict()
-    plain: dict[str, Any] = json.loads(json.dumps(keys, default=str))
+    text = json.dumps(keys, default=str)
+    plain: dict[str, Any] = json.loads(text, parse_constant=str)  # JSON has no NaN
     return plain
 
 

@@ -98,16 +98,17 @@ def trace(
     if inputs is not None:
         if (phase, batch, context) != ("prefill", 1, None):
             raise InvalidValue("inputs", "with phase, batch or context", "given together with them")
-        return replace(_on_given(weightless, inputs, replay), deployed=deployed)
+        return _showable(replace(_on_given(weightless, inputs, replay), deployed=deployed))
     needs_config(weightless)
     workload = _fitted(weightless, wanted, shorten=context is None)
     progress(f"tracing {workload}")
-    return Report(
+    report = Report(
         traced(recipe, workload, _replaying(replay)),
         ask=_asker(recipe, replay),
         deployed=deployed,
         sizer=Sizer(model, build, {build.parallel: recipe}),
     )
+    return _showable(report)
 
 
 def sweep(
@@ -203,11 +204,19 @@ def answer_of(
     )
     if request.explained is not None:
         report.explain(request.explained)
-    if "memory" in request.views:
-        _ = report.memory  # may be refused: now, not when it is shown
+    _showable(report)
     if request.csv is not None:
         progress(f"writing {request.csv}")
         report.to_csv(request.csv, overwrite=request.overwrite)
+    return report
+
+
+def _showable(report: Report) -> Report:
+    """The same; what is asked of devices or memory is refused now, not when it is shown."""
+    if report.costing.devices:
+        _ = report.latency
+    if "memory" in report.views:
+        _ = report.memory
     return report
 
 
