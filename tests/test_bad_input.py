@@ -176,6 +176,11 @@ def test_a_time_that_a_device_does_not_have_is_refused_before_it_is_shown() -> N
     assert "TPU v5e computes in" in line
 
 
+def test_a_context_that_no_device_is_sized_for_is_refused_before_it_is_shown() -> None:
+    line = refused(lambda: llmsim.trace(small.qwen3(), context=128, hardware="all"))
+    assert "within the 32 tokens" in line
+
+
 def test_a_config_object_that_cannot_be_written_is_refused() -> None:
     config = transformers.GPT2Config()
     config.dtype = ["bfloat16"]

@@ -31,7 +31,7 @@ from llmsim_magic.simulate.loading import (
 )
 from llmsim_magic.simulate.local import local
 from llmsim_magic.simulate.report import Report, Sweep
-from llmsim_magic.simulate.request import LOCAL, Build, Deployment, Request
+from llmsim_magic.simulate.request import ALL, LOCAL, Build, Deployment, Request
 from llmsim_magic.simulate.sizing import Sizer
 from llmsim_magic.simulate.sweeping import Outcomes, run_all
 from llmsim_magic.simulate.symbolic import Asker
@@ -215,6 +215,8 @@ def _showable(report: Report) -> Report:
     """The same; what is asked of devices or memory is refused now, not when it is shown."""
     if report.costing.devices:
         _ = report.latency
+    if ALL in report.deployed.hardware:
+        _ = report.sizing
     if "memory" in report.views:
         _ = report.memory
     return report
