@@ -15,6 +15,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import llmsim_magic as llmsim
+from llmsim_magic.capture import buffers
 from llmsim_magic.notebook.variables import is_model, model_named
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip
 from llmsim_magic.views.columns import integers
@@ -140,7 +141,6 @@ def test_a_file_that_starts_with_a_byte_order_mark_is_read(tmp_path: Path) -> No
     ("keys", "said"),
     [
         (GPT2 | {"n_layer": 1_001}, "no more than 1000 can be"),
-        ({"model_type": "switch_transformers", "num_experts": 20_000}, "more than 25,000 weights"),
         ({"model_type": "whisper", "max_source_positions": 10**9}, "1 × 2,000,000,000 values"),
         (GPT2 | {"dtype": {}}, "none of torch"),
         (GPT2 | {"num_labels": 10**9}, "no more than 100000 can be"),
@@ -150,6 +150,14 @@ def test_a_config_beyond_any_model_is_refused(
     keys: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     assert said in refused(lambda: llmsim.trace(written(tmp_path, keys), context=8))
+
+
+def test_a_model_of_more_parts_than_can_be_built_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buffers, "MOST", 1_000)
+    keys = {"model_type": "switch_transformers", "num_experts": 20_000}
+    assert "more than 1,000 weights" in refused(lambda: llmsim.trace(written(tmp_path, keys)))
 
 
 def test_an_input_that_memory_cannot_hold_is_refused() -> None:

@@ -40,6 +40,7 @@ def _held(before: flat.State, after: flat.State) -> None:
     assert after.objects < before.objects * 1.05 + 50 * max(after.cached - before.cached, 0)
 
 
+@pytest.mark.slow
 def test_questions_leave_no_thread_file_or_object() -> None:
     flat.ask(range(24), QUICK)
     before = flat.state()

@@ -84,7 +84,8 @@ def _fresh(**options: Any) -> Report:
     return Report(report.trace, views, ask=report.ask, deployed=report.deployed)
 
 
-WORK = [_live, _built, _swept, _analysed, _rendered, _drawn, _laid_out_elsewhere, _exported]
+QUICK = [_live, _built, _swept, _rendered, _exported]
+WORK = [*QUICK, _analysed, _drawn, _laid_out_elsewhere]
 
 
 # how
@@ -190,7 +191,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "PATIENCE_S", 60.0)
 
 
-@pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__.strip("_"))
+@pytest.mark.parametrize("work", QUICK, ids=lambda work: work.__name__.strip("_"))
 def test_an_interrupt_leaves_nothing_and_the_next_answer_is_right(
     work: Callable[[Path], object], tmp_path: Path, temporary: Path
 ) -> None:

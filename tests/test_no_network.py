@@ -55,6 +55,7 @@ def test_a_model_of_the_catalogue_asks_nobody(process: Watched, name: str) -> No
     assert told.network == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [IN_PYTHON, IN_A_SHELL, IN_A_PANEL])
 def test_no_front_door_asks_anybody(process: Watched, code: str) -> None:
     told = process.run(code)
@@ -82,6 +83,7 @@ def test_a_name_that_is_unknown_asks_the_hub_once(process: Watched) -> None:
     assert asked.startswith("socket.getaddrinfo('huggingface.co', 443")
 
 
+@pytest.mark.slow
 def test_where_the_hub_is_off_nobody_is_asked(tmp_path: Path) -> None:
     with watched(HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1") as process:
         told = process.ask(None, "some-owner/some-model")

@@ -22,7 +22,7 @@ from llmsim_magic.records.workload import IsCancelled
 META = torch.device("meta")
 CPU = torch.device("cpu")
 LARGEST = 65_536  # elements; larger tables stay on meta
-MOST = 25_000  # weights and tables of a model; more would be minutes of building
+MOST = 150_000  # weights and tables of a model: Switch-C has 123,000, and takes a minute to build
 
 
 class TooManyParts(Exception):
