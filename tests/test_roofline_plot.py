@@ -58,6 +58,7 @@ def renamed(trace: Trace, name: str) -> Trace:
     return replace(trace, model=model, recorded=replace(record, operators=operators))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(small.CONFIGS))
 @pytest.mark.parametrize("regime", ["graph", "eager"])
 def test_every_architecture_is_drawn(name: str, regime: Any) -> None:

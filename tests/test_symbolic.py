@@ -22,7 +22,16 @@ def with_positions(config: Any) -> Any:
     return config
 
 
-@pytest.mark.parametrize("name", ["qwen3", "llama", "mistral", "mixtral", "gemma2", "bert", "gpt2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("qwen3", "mixtral"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("llama", "mistral", "gemma2", "bert", "gpt2")
+        ),
+    ],
+)
 @pytest.mark.parametrize(("phase", "context"), [("prefill", "S"), ("decode", "C")])
 def test_formulas_give_what_traces_give(name: str, phase: str, context: str) -> None:
     if (name, phase) == ("bert", "decode"):

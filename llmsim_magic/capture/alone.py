@@ -1,7 +1,7 @@
 """One model at a time, and without what its caller has switched on in torch."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ working = Turn("a model is being built or run: its own code cannot ask for a tra
 
 def default_dtype() -> str:
     """What tensors have where nothing is said, in the whole process, but while a model is built."""
-    with nullcontext() if torch.get_default_dtype() == torch.float32 else working:
+    if torch.get_default_dtype() == torch.float32:
+        return "float32"
+    with Orderly(), working:
         return dtype_name(torch.get_default_dtype())
 
 

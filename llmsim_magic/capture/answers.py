@@ -71,9 +71,8 @@ class Answers(TorchDispatchMode):
         if all(map(self.knows, tensors)):
             return self._for_real(func, args, keywords)
         if facts(func).aliases and not any(tensor.is_meta for tensor in tensors):
-            return self._dice.run(
-                func, args, keywords
-            )  # a view of what was written over, or a write into it
+            # A view of what was written over, or a write into it.
+            return self._dice.run(func, args, keywords)
         answer = _ANSWERS.get(func)
         if answer is not None:
             answered = answer(self, *args, **keywords)

@@ -45,8 +45,12 @@ def _check_timm(own: dict[str, Any], name: str) -> None:
 
 
 def _parts(config: Any) -> Iterator[Any]:
-    """A config and those within it."""
-    yield config
-    for value in vars(config).values():
-        if hasattr(value, "_attn_implementation_internal"):
+    """A config and those within it, in lists and tables too."""
+    if hasattr(config, "_attn_implementation_internal"):
+        yield config
+        config = vars(config)
+    if isinstance(config, dict):
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        for value in config:
             yield from _parts(value)

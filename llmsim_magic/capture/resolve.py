@@ -12,7 +12,7 @@ from typing import Any
 
 from llmsim_magic.capture.plausible import check_sizes
 from llmsim_magic.catalog import models
-from llmsim_magic.records.errors import CannotTrace, UnknownModel, clip
+from llmsim_magic.records.errors import CannotTrace, UnknownModel, clip, reason
 from llmsim_magic.records.legible import legible
 
 HUB_LIMIT_S = 5.0
@@ -80,9 +80,7 @@ def source_of(facts: Facts, *, trust_remote_code: bool = False) -> Source:
         try:
             config = transformers.AutoConfig.from_pretrained(facts.where, trust_remote_code=True)
         except Exception as error:
-            raise CannotTrace(
-                f"{facts.name}: its code cannot be run: {clip(str(error), 240)}"
-            ) from error
+            raise CannotTrace(f"{facts.name}: its code cannot be run: {reason(error)}") from error
         return Source(facts.name, config, facts.origin, ("code of the model's repository was run",))
     if config_class is None:
         given = keys.get("model_type")
@@ -94,7 +92,7 @@ def source_of(facts: Facts, *, trust_remote_code: bool = False) -> Source:
         config = config_class.from_dict(copy.deepcopy(keys))
     except Exception as error:
         raise CannotTrace(
-            f"{facts.name}: {config_class.__name__} refuses the config: {clip(str(error), 240)}"
+            f"{facts.name}: {config_class.__name__} refuses the config: {reason(error)}"
         ) from error
     return Source(facts.name, config, facts.origin)
 

@@ -131,10 +131,6 @@ def is_state(value: Any) -> bool:
     return has_attributes and not isinstance(value, OPAQUE)
 
 
-def _is_object(value: Any) -> bool:
-    return is_state(value) and not isinstance(value, torch.Tensor)
-
-
 def layout(tensor: torch.Tensor) -> tuple[Any, ...]:
     return (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
 

@@ -135,7 +135,7 @@ def register(shell: InteractiveShell) -> None:
 
 
 def _begin(info: object) -> None:
-    """A cell begins when no panel's thread builds a model."""
+    """A cell begins when no panel's thread builds or runs a model."""
     from llmsim_magic.simulate.loading import until_idle
 
     until_idle()

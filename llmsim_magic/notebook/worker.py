@@ -67,6 +67,9 @@ class Worker(Generic[Result]):
         except Exception as error:
             result = error
         except KeyboardInterrupt:  # how a pass ends that is cancelled
+            with self._lock:
+                if self._job is job:
+                    self._job = None
             return
         with self._lock:
             if self._job is not job:

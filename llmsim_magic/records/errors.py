@@ -109,8 +109,5 @@ def reason(error: BaseException) -> str:
     """An exception as part of one line."""
     while isinstance(error, ModuleNotFoundError) and error.__cause__ is not None:
         error = error.__cause__  # transformers loads lazily, and says only what it wanted to load
-    try:
-        text = str(error).strip() or "no message"
-    except Exception:  # of a class of the user's own
-        text = "no message"
-    return f"{type_name(error)}: {clip(text, 240).strip(chr(39))}"
+    text = " ".join(plain(error).split()) or "no message"
+    return f"{type_name(error)}: {_cut(text, 240)}"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from llmsim_magic.records.errors import LlmsimError, clip
+from llmsim_magic.records.errors import LlmsimError, reason
 from llmsim_magic.records.legible import legible_record
 from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.record import Kernel, Operator, Record, Replay, Storage, Tensor
@@ -187,7 +187,7 @@ class Trace:
         try:
             return legible_record(msgspec.json.decode(data, type=cls))
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise LlmsimError(f"trace: this is no record of a pass: {clip(str(error))}") from error
+            raise LlmsimError(f"trace: this is no record of a pass: {reason(error)}") from error
 
 
 def numel(shape: tuple[int, ...]) -> int:

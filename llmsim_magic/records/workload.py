@@ -37,7 +37,7 @@ class Workload:
     context: int = DEFAULT_CONTEXT
 
     def __post_init__(self) -> None:
-        if self.phase != "forward":
+        if not (is_a(self.phase, str) and self.phase == "forward"):
             word("phase", self.phase, PHASES)
         object.__setattr__(self, "batch", whole_number("batch", self.batch))
         if self.phase != "forward":

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llmsim_magic.records.errors import InvalidValue, TooMany, is_a
+from llmsim_magic.records.errors import InvalidValue, TooMany, is_a, reason, type_name
 from llmsim_magic.records.legal import flag, function, several
 from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.trace import Trace
@@ -247,7 +247,7 @@ def _sweep(
     number = len(phases) * len(batches) * len(contexts)
     if number > MOST and not request.sure:
         one = Workload(phases[-1], batches[-1], contexts[-1])
-        raise TooMany(number, MOST, number * _seconds(weightless, one, replay))
+        raise TooMany(number, MOST, number * _seconds(weightless, one, replay, cancelled))
     workloads = dict.fromkeys(
         _fitted(weightless, wanted, shorten=not request.contexts)
         for wanted in grid(phases, batches, contexts)
@@ -274,13 +274,15 @@ def _left_out(outcomes: Outcomes) -> Iterator[str]:
         yield f"stopped early: {outcomes.undone} of the workloads not traced"
 
 
-def _seconds(weightless: "Weightless", workload: Workload, replay: bool) -> float:
+def _seconds(
+    weightless: "Weightless", workload: Workload, replay: bool, cancelled: IsCancelled
+) -> float:
     """How long a workload takes of a model that is warm, by doing one."""
     from llmsim_magic.capture.run import run
 
-    run(weightless, workload, replay=replay)
+    run(weightless, workload, replay=replay, cancelled=cancelled)
     started = time.perf_counter()
-    run(weightless, workload, replay=replay)
+    run(weightless, workload, replay=replay, cancelled=cancelled)
     return time.perf_counter() - started
 
 
@@ -325,5 +327,5 @@ def _on_given(weightless: "Weightless", inputs: Any, replay: bool) -> Report:
         else:
             args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     except Exception as error:  # of a collection of the user's own
-        raise InvalidValue("inputs", type(inputs).__name__, f"readable: {error}") from error
+        raise InvalidValue("inputs", type_name(inputs), f"readable: {reason(error)}") from error
     return Report(run_given(weightless, args, keywords, replay=_replaying(replay)))

@@ -72,7 +72,7 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     if is_module(model):
         _as_it_is(build)
         progress(f"copying {name} without its weights")
-        with working:
+        with Orderly(), working:
             copied = sharded(copy_of(model, name), build.parallel)
         return Recipe(name, None, build, weightless=copied)
     try:
@@ -117,10 +117,10 @@ def built(
 
 
 def until_idle() -> None:
-    """Wait for a model that another thread builds: torch's default dtype is its own meanwhile."""
+    """Wait while another thread builds or runs a model: a build sets torch's default dtype."""
     alone = sys.modules.get("llmsim_magic.capture.alone")
     if alone is not None:
-        with alone.working:
+        with Orderly(), alone.working:
             pass
 
 

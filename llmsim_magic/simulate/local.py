@@ -6,6 +6,7 @@ from llmsim_magic.analyses.fitting import fit
 from llmsim_magic.analyses.roofline import UNEARNED
 from llmsim_magic.records.accelerator import Accelerator
 from llmsim_magic.records.calibration import Calibration, Sample, Transfer
+from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.turns import Turn
 
 _measuring = Turn("this machine is being measured")  # two at once would measure each other
@@ -16,7 +17,7 @@ def local() -> tuple[Accelerator, Calibration]:
 
     Kernels of a class that was not measured have no band but a factor of three.
     """
-    with _measuring:
+    with Orderly(), _measuring:
         return _measured()
 
 

@@ -89,6 +89,7 @@ class Request:
     def __post_init__(self) -> None:
         flag("replay", self.replay)
         flag("sure", self.sure)
+        flag("overwrite", self.overwrite)
         for name, values in (("batch", self.batches), ("context", self.contexts)):
             for value in values:
                 whole_number(name, value)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.legal import flag
 from llmsim_magic.records.signals import orderly
 
 # Stands beside what was written, so that another process knows it too: a line for each file, the
@@ -43,6 +44,7 @@ def write(
     since, unless it may be overwritten; `InvalidValue` where the folder or a file cannot be
     written.
     """
+    flag("overwrite", overwrite)
     with _told(folder, _FOLDER):
         path = Path(folder).expanduser()
         path.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,8 @@ def write(
 
 def write_file(path: str | Path, content: bytes, *, overwrite: bool = False) -> Path:
     """The same of one file: raises `NotOurs` and `InvalidValue`."""
-    file = Path(path)
+    with _told(path):
+        file = Path(path)
     return write(file.parent, {file.name: content}, overwrite=overwrite)[0]
 
 
@@ -143,7 +146,7 @@ def _put(whole: Path, file: Path, overwrite: bool) -> None:
     with suppress(OSError):  # there is a file, or the disk knows no links
         os.link(whole, file)
         return
-    _check(file, overwrite)
+    _check(file, overwrite)  # it may have come meanwhile
     os.replace(whole, file)
 
 
@@ -152,7 +155,7 @@ def _told(path: str | Path, legal: str = _FILE, placed: Sequence[Path] = ()) -> 
     """Say in one line what cannot be written and why, and what was written before it."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:  # a name with NUL; ~nobody
+    except (OSError, TypeError, ValueError, RuntimeError) as error:  # no path; NUL; ~nobody
         why = getattr(error, "strerror", None) or str(error)
         done = f"; written before it: {', '.join(file.name for file in placed)}" if placed else ""
         raise InvalidValue("path", _end(path), f"{legal} ({why}){done}") from error
