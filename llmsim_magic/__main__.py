@@ -3,17 +3,20 @@
 import sys
 
 from llmsim_magic.notebook.arguments import Help, parse, parser
-from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.records.errors import InvalidValue, LlmsimError
 from llmsim_magic.records.legible import legible
 
 PROGRAM = "python -m llmsim_magic"
 
 
 def main(words: list[str] | None = None) -> int:
-    """Answer one request; 2 after a mistake, which is told in one line."""
+    """Answer one request; 2 after a mistake, which is told in one line, 130 after an interrupt."""
+    given = sys.argv[1:] if words is None else words
     try:
-        request = parse(sys.argv[1:] if words is None else words, PROGRAM).request
+        request = parse(given, PROGRAM).request
         if request.model is None:
+            if given:
+                raise InvalidValue("MODEL", "nothing", "a hub id, a folder or a config.json")
             print(parser(PROGRAM).format_help())
             return 0
         from llmsim_magic.simulate.entry import answer
@@ -23,6 +26,10 @@ def main(words: list[str] | None = None) -> int:
         print(report)
         if request.csv is not None:
             print(f"\nThe tables and graphs shown are in {legible(request.csv)}.")
+        if report.sweep is not None and report.sweep.undone:
+            left_out = f"{report.sweep.undone} of the workloads were not traced"
+            print(f"llmsim: interrupted: {left_out}", file=sys.stderr)
+            return 130
     except Help as help_text:
         print(help_text)
     except LlmsimError as error:

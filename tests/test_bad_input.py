@@ -15,6 +15,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import llmsim_magic as llmsim
+from llmsim_magic.__main__ import main
 from llmsim_magic.capture import buffers
 from llmsim_magic.notebook.variables import is_model, model_named
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip
@@ -204,3 +205,18 @@ def test_a_pass_of_more_flops_than_64_bits_hold_has_their_sum() -> None:
     report = llmsim.trace("meta-llama/Llama-3.1-405B", batch=64, context=2**20)
     flops = report.ops["flops"].sum()
     assert flops == report.summary.loc["flops", "value"] > 2**63
+
+
+def test_no_name_is_no_model() -> None:
+    assert "hub id" in refused(lambda: llmsim.trace(""))
+
+
+def test_a_type_that_is_unknown_is_told_beside_what_it_is_taken_for(tmp_path: Path) -> None:
+    keys = GPT2 | {"model_type": "zzz", "architectures": ["GPT2LMHeadModel"]}
+    report = llmsim.trace(written(tmp_path, keys), context=8)
+    assert any("'zzz' is unknown: taken for gpt2" in note for note in report.trace.notes)
+
+
+def test_options_without_a_model_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--ops"]) == 2
+    assert "MODEL" in capsys.readouterr().err

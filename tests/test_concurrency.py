@@ -718,3 +718,30 @@ def test_a_picture_leaves_what_elementtree_calls_a_namespace_alone() -> None:
         assert ElementTree.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"
     shape = ElementTree.Element("{http://www.w3.org/2000/svg}rect")
     assert ElementTree.tostring(shape).startswith(b"<ns0:rect")
+
+
+def test_hooks_on_all_modules_hear_of_other_threads_alone() -> None:
+    from torch.nn.modules import module
+
+    live = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    heard: list[int] = []
+    handles = [
+        register(lambda *_: heard.append(threading.get_ident()))
+        for register in (
+            module.register_module_forward_hook,
+            module.register_module_forward_pre_hook,
+            module.register_module_module_registration_hook,
+            module.register_module_parameter_registration_hook,
+        )
+    ]
+    try:
+        with left_alone():
+            llmsim.forget()
+            llmsim.trace("gpt2")
+            llmsim.trace(live, inputs=torch.ones(1, 2))
+        assert heard == []
+        live(torch.ones(1, 2))
+        assert heard
+    finally:
+        for handle in handles:
+            handle.remove()

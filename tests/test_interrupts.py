@@ -317,7 +317,8 @@ def test_a_terminal_that_is_interrupted_ends_without_a_traceback(temporary: Path
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=60)
         assert "Traceback" not in said
-        assert process.returncode in (0, 130), said
+        at_its_end = -signal.SIGINT  # Python handles no signal any more
+        assert process.returncode in (0, 130, at_its_end), said
         assert os.listdir(temporary) == []
 
 

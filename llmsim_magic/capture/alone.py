@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import _disable_current_modes
 
 from llmsim_magic.capture.tensors import dtype_name
@@ -13,6 +15,13 @@ from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.turns import Turn
 
 _dynamo = torch._C._dynamo.eval_frame
+_GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_forward_hooks,
+    torch_module._global_module_registration_hooks,
+    torch_module._global_parameter_registration_hooks,
+    torch_module._global_buffer_registration_hooks,
+)
 
 # Building a model sets torch's default dtype, which every thread has in common.
 working = Turn("a model is being built or run: its own code cannot ask for a trace meanwhile")
@@ -49,6 +58,24 @@ def _no_default_device() -> Iterator[None]:
 
 
 @contextmanager
+def _no_global_hooks() -> Iterator[None]:
+    """Hooks on all modules of the process: they hear of other threads alone."""
+    kept = [(hooks, dict(hooks)) for hooks in _GLOBAL_HOOKS]
+    for hooks in _GLOBAL_HOOKS:
+        for key, hook in hooks.items():
+            hooks[key] = _elsewhere(hook, get_ident())
+    try:
+        yield
+    finally:
+        for hooks, before in kept:
+            hooks.update((key, before[key]) for key in before.keys() & hooks.keys())
+
+
+def _elsewhere(hook: Callable[..., Any], here: int) -> Callable[..., Any]:
+    return lambda *args, **kwargs: None if get_ident() == here else hook(*args, **kwargs)
+
+
+@contextmanager
 def _not_compiled() -> Iterator[None]:
     compiler = _dynamo.set_eval_frame(None)
     try:
@@ -70,6 +97,7 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[], AbstractContextManager[An
         lambda: getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None) is not None,
         _no_default_device,
     ),
+    (lambda: any(_GLOBAL_HOOKS), _no_global_hooks),
     (torch._C._len_torch_dispatch_stack, _disable_current_modes),
     (torch.is_inference_mode_enabled, lambda: torch.inference_mode(mode=False)),
     (lambda: not torch.is_grad_enabled(), torch.enable_grad),

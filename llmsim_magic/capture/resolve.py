@@ -48,6 +48,8 @@ def facts_of(name: str, *, refresh: bool = False) -> Facts:
 
     Raises `UnknownModel` with the nearest known ids where nothing is found.
     """
+    if not name.strip():
+        raise UnknownModel("'' is no model's name: give a hub id, a folder or a config.json")
     path = Path(os.path.expanduser(name))
     is_local = os.path.isfile(path) or os.path.isfile(path / "config.json")
     if name.startswith((".", "/", "~")) or is_local:
@@ -94,13 +96,21 @@ def source_of(facts: Facts, *, trust_remote_code: bool = False) -> Source:
         raise CannotTrace(
             f"{facts.name}: {config_class.__name__} refuses the config: {reason(error)}"
         ) from error
-    return Source(facts.name, config, facts.origin)
+    notes = []
+    if not _is_known(transformers, given := keys.get("model_type")):
+        kind = config_class.model_type
+        notes.append(f"model_type {clip(given)} is unknown: taken for {kind}, as its class is")
+    return Source(facts.name, config, facts.origin, tuple(notes))
+
+
+def _is_known(transformers: Any, model_type: Any) -> bool:
+    return isinstance(model_type, str) and model_type in transformers.CONFIG_MAPPING
 
 
 def _config_class(transformers: Any, keys: dict[str, Any]) -> Any:
     """By `model_type`, or by the declared class where a repository names its type otherwise."""
     model_type = keys.get("model_type")
-    if isinstance(model_type, str) and model_type in transformers.CONFIG_MAPPING:
+    if _is_known(transformers, model_type):
         return transformers.CONFIG_MAPPING[model_type]
     for class_name in declared_classes(keys.get("architectures")):
         declared = getattr(transformers, class_name, None)

@@ -73,7 +73,7 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     """Every option with what it is for."""
     made = _Parser(
         program,
-        description="What a HuggingFace model does when it runs: no weights, no network.",
+        description="What a HuggingFace model does when it runs: no weights are needed.",
         epilog=_examples(program),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,

@@ -266,6 +266,7 @@ def _sweep(
         (*outcomes.missing, *notes, *_left_out(outcomes)),
         tuple((each.workload, each.reason) for each in outcomes.failed),
         _asker(recipe, replay),
+        outcomes.undone,
     )
 
 

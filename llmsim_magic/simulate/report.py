@@ -37,12 +37,14 @@ class Sweep:
     """Traces of several workloads of one model; `notes` say what does not exist for it.
 
     `failures` pairs each workload that could not be traced with its reason; `ask` traces more.
+    `undone` counts those that a cancel or an interrupt left out.
     """
 
     traces: tuple[Trace, ...]
     notes: tuple[str, ...] = ()
     failures: tuple[tuple[Workload, str], ...] = ()
     ask: Asker | None = field(default=None, repr=False, compare=False)
+    undone: int = 0
 
     @cached_property
     def ops(self) -> "pd.DataFrame":

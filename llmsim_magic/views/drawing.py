@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.workload import IsCancelled, never
-from llmsim_magic.views.files import write_file
+from llmsim_magic.views.files import place, write_file
 from llmsim_magic.views.finish import finished
 from llmsim_magic.views.svg import CannotDraw, render
 
@@ -72,7 +72,7 @@ class Graph:
         Raises `InvalidValue` for another ending and for a file that cannot be written, `NotOurs`
         for one that somebody else wrote, `CannotDraw` where the program is missing.
         """
-        ending = Path(path).suffix.removeprefix(".")
+        ending = place(path).suffix.removeprefix(".")
         if ending not in FORMATS:
             raise InvalidValue("path", str(path), "a file ending in ." + ", .".join(FORMATS))
         drawn = {"dot": lambda: self.dot.encode(), "svg": lambda: self.svg.encode()}

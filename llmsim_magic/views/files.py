@@ -25,7 +25,7 @@ class NotOurs(InvalidValue):
 
     def __init__(self, file: Path) -> None:
         legal = (
-            "as llmsim_magic wrote it: name another place, move it away, "
+            "known to be as llmsim_magic wrote it: name another place, move it away, "
             "or let it be overwritten (overwrite=True, --overwrite)"
         )
         super().__init__("path", _end(file), legal)
@@ -72,9 +72,14 @@ def write(
 
 def write_file(path: str | Path, content: bytes, *, overwrite: bool = False) -> Path:
     """The same of one file: raises `NotOurs` and `InvalidValue`."""
-    with _told(path):
-        file = Path(path)
+    file = place(path)
     return write(file.parent, {file.name: content}, overwrite=overwrite)[0]
+
+
+def place(path: str | Path) -> Path:
+    """The path itself; raises `InvalidValue` for what is none."""
+    with _told(path):
+        return Path(path)
 
 
 def writable(folder: str | Path) -> None:

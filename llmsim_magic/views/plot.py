@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.signals import Orderly
 from llmsim_magic.records.turns import Turn
-from llmsim_magic.views.files import write_file
+from llmsim_magic.views.files import place, write_file
 from llmsim_magic.views.markup import SVG, written
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Plot:
         Raises `InvalidValue` for another ending and for a file that cannot be written, `NotOurs`
         for one that somebody else wrote.
         """
-        ending = Path(path).suffix.removeprefix(".")
+        ending = place(path).suffix.removeprefix(".")
         if ending not in FORMATS:
             raise InvalidValue("path", str(path), "a file ending in ." + ", .".join(FORMATS))
         content = self.svg.encode() if ending == "svg" else self.drawn(ending)
