@@ -18,9 +18,9 @@ from tests.browser.notebooks import PanelPage
 
 pytestmark = pytest.mark.browser
 OPEN = "%load_ext llmsim_magic"
-DEEP = """\
-from transformers import GPT2Config
-deep = GPT2Config(n_layer=4000, n_embd=8, n_head=2, vocab_size=11)
+WIDE = """\
+from transformers import GPT2Config, SwitchTransformersConfig
+wide = SwitchTransformersConfig(num_experts=4000, d_model=8, d_ff=8, d_kv=4, num_heads=2)
 small = GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=11)"""
 THREADS = "import threading; print([t.name for t in threading.enumerate() if t.name == 'llmsim'])"
 
@@ -101,7 +101,8 @@ def test_a_model_is_explored_and_what_was_seen_is_kept(page: Any, lab: tuple[str
     panel.wait_for("GPT2LMHeadModel")
     panel.tab("Dependencies")
     panel.visible(".llmsim-graph svg", "gpt2").wait_for()
-    assert "%llmsim gpt2 --deps" in panel.root.get_by_label("magic", exact=True).inner_text()
+    line = panel.root.get_by_label("magic", exact=True)
+    line.filter(has_text="%llmsim gpt2 --deps").wait_for()
     page.wait_for_timeout(1000)
     notebooks.save(page)
     _is_read_later(page.context.new_page(), lab)
@@ -149,9 +150,9 @@ def test_a_traced_model_answers_at_once(page: Any, lab: tuple[str, Path]) -> Non
 def test_long_work_is_cancelled_by_the_button_and_by_the_kernels_interrupt(
     page: Any, lab: tuple[str, Path]
 ) -> None:
-    panel = opened(page, lab, "cancel.ipynb", OPEN, DEEP, "%llmsim small --panel", THREADS)
+    panel = opened(page, lab, "cancel.ipynb", OPEN, WIDE, "%llmsim small --panel", THREADS)
     panel.wait_for("GPT2LMHeadModel")
-    panel.model("deep")
+    panel.model("wide")
     panel.wait_for("building")
     assert panel.root.locator("progress").is_visible()
     panel.button("Trace").click()  # it runs already
