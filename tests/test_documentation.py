@@ -20,7 +20,7 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
     made = {file.name for file in tmp_path.iterdir() if not file.name.startswith(".")}
-    assert made == {"gpt2.svg", "ops.csv"}
+    assert made == {"gpt2.svg", "tables"}
 
 
 def test_the_readmes_magics_are_legal() -> None:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmsim_magic as llmsim
+from llmsim_magic.capture.harmless import harmless
 from llmsim_magic.catalog import models
 from llmsim_magic.simulate.report import Report
 from tests.judge import judged
@@ -175,6 +176,7 @@ def _parameters(answer: Report, model: Any, keys: dict[str, Any]) -> int:
         config = config_class.from_dict(copy.deepcopy(keys))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    harmless(config, "", trust_remote_code=False)  # its attention has no parameters
     with torch.device("meta"):
         built = getattr(transformers, answer.trace.model.class_name)._from_config(config)
     return sum(parameter.numel() for parameter in built.parameters())

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType, FrameType
@@ -186,9 +186,15 @@ def _settle() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tracing every line makes all slow: what is orderly stays so."""
+def _patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tracing every line makes all slow: what is orderly stays so.
+
+    What a shell starts in the background ignores interrupts, and so does all that it starts.
+    """
     monkeypatch.setattr(signals, "PATIENCE_S", 60.0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("work", QUICK, ids=lambda work: work.__name__.strip("_"))

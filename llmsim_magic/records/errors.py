@@ -109,5 +109,8 @@ def reason(error: BaseException) -> str:
     """An exception as part of one line."""
     while isinstance(error, ModuleNotFoundError) and error.__cause__ is not None:
         error = error.__cause__  # transformers loads lazily, and says only what it wanted to load
-    text = " ".join(plain(error).split()) or "no message"
-    return f"{type_name(error)}: {_cut(text, 240)}"
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # of a class of the user's own
+        text = ""
+    return f"{type_name(error)}: {_cut(text or 'no message', 240)}"
