@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -23,7 +23,6 @@ from tests.real import differences, really_run
 
 GOES_THROUGH = (KeyboardInterrupt, SystemExit, GeneratorExit, Own)  # no Exception: not ours to stop
 pytestmark = pytest.mark.slow  # `test_odd_modules.py` has what was found
-slowly = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,6 @@ def uncompiled(module: nn.Module) -> nn.Module:
 
 
 @given(plans(st.sampled_from(list(SOUND))), st.sampled_from(list(SAME)))
-@slowly
 def test_a_sound_module_is_traced_as_it_really_runs(plan: Plan | str, wrap: str) -> None:
     torch.manual_seed(0)
     module = built(plan)
@@ -166,7 +164,6 @@ def test_a_sound_module_is_traced_as_it_really_runs(plan: Plan | str, wrap: str)
 
 
 @given(around(st.sampled_from(list(ODD))), st.sampled_from(list(ODD_WRAPS)))
-@slowly
 def test_whatever_a_module_is_or_does_ends_well(plan: Plan | str, wrap: str) -> None:
     torch.manual_seed(0)
     try:
@@ -180,7 +177,6 @@ def test_whatever_a_module_is_or_does_ends_well(plan: Plan | str, wrap: str) -> 
     around(st.sampled_from(list(SOUND)) | st.sampled_from(list(ODD))),
     st.sampled_from(list(GIVEN)),
 )
-@slowly
 def test_whatever_a_module_is_given_ends_well(plan: Plan | str, inputs: str) -> None:
     torch.manual_seed(0)
     try:
