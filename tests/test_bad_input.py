@@ -19,6 +19,8 @@ from llmsim_magic.__main__ import main
 from llmsim_magic.capture import buffers
 from llmsim_magic.notebook.variables import is_model, model_named
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip
+from llmsim_magic.simulate.entry import answer
+from llmsim_magic.simulate.request import Request
 from llmsim_magic.views.columns import integers
 from tests import small
 from tests.judge import judged
@@ -187,6 +189,11 @@ def test_a_time_that_a_device_does_not_have_is_refused_before_it_is_shown() -> N
 
 def test_a_context_that_no_device_is_sized_for_is_refused_before_it_is_shown() -> None:
     line = refused(lambda: llmsim.trace(small.qwen3(), context=128, hardware="all"))
+    assert "within the 32 tokens" in line
+
+
+def test_a_comparison_that_cannot_be_made_is_refused_before_it_is_shown() -> None:
+    line = refused(lambda: answer(Request(small.qwen3(), beside="distilgpt2")))
     assert "within the 32 tokens" in line
 
 

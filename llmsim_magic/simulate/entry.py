@@ -219,6 +219,8 @@ def _showable(report: Report) -> Report:
         _ = report.sizing
     if "memory" in report.views:
         _ = report.memory
+    if report.beside is not None:
+        _ = report.comparison
     return report
 
 
