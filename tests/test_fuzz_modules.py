@@ -159,8 +159,11 @@ def test_a_sound_module_is_traced_as_it_really_runs(plan: Plan | str, wrap: str)
     x = fitting().to(next((p.dtype for p in module.parameters() if wrap == "double"), torch.float))
     with left_alone(module):
         report = judged(lambda: llmsim.trace(module, inputs=x))
-    assert isinstance(report, Report), report
-    agrees(module, report, x)
+    if isinstance(report, Report):
+        agrees(module, report, x)
+    else:  # of doubles beside halves, which torch refuses as well
+        with pytest.raises(RuntimeError):
+            module(x)
 
 
 @given(around(st.sampled_from(list(ODD))), st.sampled_from(list(ODD_WRAPS)))
