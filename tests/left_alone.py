@@ -29,6 +29,14 @@ def plain(value: Any, within: tuple[int, ...] = ()) -> Any:
     return id(value)
 
 
+def _version(tensor: torch.Tensor) -> int | None:
+    """How often it was written to; of one that holds an inference tensor's data nobody knows."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return None
+
+
 def _tensor_facts(tensor: torch.Tensor) -> tuple[Any, ...]:
     if isinstance(tensor, UninitializedTensorMixin) or tensor.is_nested:
         return (id(tensor), type(tensor))
@@ -37,7 +45,7 @@ def _tensor_facts(tensor: torch.Tensor) -> tuple[Any, ...]:
     return (
         id(tensor),
         type(tensor),
-        tensor._version if not tensor.is_inference() else None,
+        _version(tensor),
         str(tensor.device),
         str(tensor.dtype),
         tuple(tensor.shape),

@@ -310,7 +310,6 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "no text": lambda: ValueError(b"\xff", None, object()),
     "key": lambda: KeyError("k" * 300),
     "stop": lambda: StopIteration(1),
-    "memory": MemoryError,
     "recursion": lambda: RecursionError("maximum"),
     "not there": lambda: NotImplementedError(),
     "group": lambda: ExceptionGroup("several\nlines", [ValueError("a"), KeyError("b")]),
