@@ -37,7 +37,7 @@ def judged(ask: Callable[[], Answer]) -> Answer | str:
     itself, more than `LIMIT_S` seconds of work, `MEMORY` bytes more than the process ever had.
     """
     peak = _peak()
-    with _limited():
+    with limited():
         try:
             answer: Answer | str = ask()
         except LlmsimError as error:
@@ -107,7 +107,7 @@ def _one_line(text: str) -> str:
 
 
 @contextmanager
-def _limited() -> Iterator[None]:
+def limited() -> Iterator[None]:
     """Raise `Late` after the limit of time, and `MemoryError` at that of memory.
 
     The process ends where it does not listen.

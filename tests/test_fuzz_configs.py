@@ -19,7 +19,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.capture.harmless import harmless
 from llmsim_magic.catalog import models
 from llmsim_magic.simulate.report import Report
-from tests.judge import judged
+from tests.judge import Late, judged, limited
 from tests.odd import anything
 from tests.reduced import shallower, with_small_vocabulary
 
@@ -145,7 +145,12 @@ def test_a_changed_config_ends_in_a_right_report_or_one_line(case: Case) -> None
         answer = judged(lambda: llmsim.trace(model, phase=case.phase, context=8))
     llmsim.forget()
     if isinstance(answer, Report):
-        assert answer.summary.loc["parameters", "value"] == _parameters(answer, model, keys)
+        try:
+            with limited():  # transformers itself may take all memory for what we answer
+                made = _parameters(answer, model, keys)
+        except (MemoryError, Late):
+            return
+        assert answer.summary.loc["parameters", "value"] == made
 
 
 def _object(case: Case) -> Any:
