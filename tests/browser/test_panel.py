@@ -22,6 +22,14 @@ WIDE = """\
 from transformers import GPT2Config, SwitchTransformersConfig
 wide = SwitchTransformersConfig(num_experts=4000, d_model=8, d_ff=8, d_kv=4, num_heads=2)
 small = GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=11)"""
+SMALL = "import llmsim_magic as llmsim; p = llmsim.panel(small); p"
+BUSY = """\
+import threading, time
+def tell():
+    for _ in range(50):
+        p.status.message = f"at {time.time()}"
+        time.sleep(0.1)
+threading.Thread(target=tell).start(); print("at work"); time.sleep(6)"""
 THREADS = "import threading; print([t.name for t in threading.enumerate() if t.name == 'llmsim'])"
 
 
@@ -229,11 +237,13 @@ def test_it_is_reached_by_the_keyboard_in_order(page: Any, lab: tuple[str, Path]
 
 
 def test_while_a_cell_runs_it_says_that_it_waits(page: Any, lab: tuple[str, Path]) -> None:
-    panel = opened(
-        page, lab, "busy.ipynb", OPEN, "%llmsim gpt2 --panel", "import time; time.sleep(6)"
-    )
+    """And goes on to say so, whatever is told of other work."""
+    panel = opened(page, lab, "busy.ipynb", OPEN, WIDE, SMALL, BUSY)
+    page.get_by_text("at work", exact=True).wait_for(timeout=notebooks.TIMEOUT_MS)
     panel.choose("Phase", "decode")
     panel.wait_for("a cell is running")
+    page.wait_for_timeout(1000)
+    assert "a cell is running" in panel.status.inner_text()
     panel.wait_for("GPT2LMHeadModel: decode")
 
 

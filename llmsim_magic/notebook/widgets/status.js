@@ -14,12 +14,13 @@ const render = ({ model, el }) => {
   const details = add(more, "pre", { tabindex: "0" });
   add(el, "style").textContent = `.${model.get("twin")} {display:none}`;
 
+  const silence = { text: "" };
   const show = () => {
     const fraction = model.get("fraction");
     bar.hidden = !model.get("is_busy");
     if (fraction < 0) bar.removeAttribute("value");
     else bar.value = fraction;
-    said.textContent = model.get("message");
+    said.textContent = silence.text || model.get("message");
     alert.textContent = model.get("error");
     alert.hidden = !model.get("error");
     details.textContent = model.get("details");
@@ -27,30 +28,33 @@ const render = ({ model, el }) => {
   };
   for (const name of ["message", "is_busy", "fraction", "error", "details"]) model.on(`change:${name}`, show);
   show();
-  const whenDone = [nameSliders(el), tellOfSilence(model, el, said, show)];
+  const whenDone = [nameSliders(el), tellOfSilence(model, el, silence, show)];
   return () => whenDone.forEach((act) => act());
 };
 
-// While a cell runs the kernel hears no widget: say so, when it does not answer a question.
+// While a cell runs a kernel may hear no widget: say so until it answers a question, whatever
+// it tells meanwhile of work that it began before.
 const PATIENCE_MS = 700;
-const tellOfSilence = (model, el, said, show) => {
+const tellOfSilence = (model, el, silence, show) => {
   let timer;
+  const tell = (text) => {
+    silence.text = text;
+    show();
+  };
   const ask = (event) => {
     if (!el.closest(".llmsim-panel")?.contains(event.target)) return;
     clearTimeout(timer);
-    timer = setTimeout(() => {
-      said.textContent = "a cell is running: the panel answers when it is done";
-    }, PATIENCE_MS);
+    timer = setTimeout(tell, PATIENCE_MS, "a cell is running: the panel answers when it is done");
     try {
       model.send("are you there?");
     } catch {
       clearTimeout(timer);
-      said.textContent = "the kernel was restarted: run this cell again";
+      tell("the kernel was restarted: run this cell again");
     }
   };
   const heard = () => {
     clearTimeout(timer);
-    show();
+    tell("");
   };
   for (const name of ["change", "click"]) document.addEventListener(name, ask);
   model.on("msg:custom", heard);
