@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 
 from benchmarks.timing import peak_gb
 from tests import judge
@@ -34,19 +34,20 @@ class Ends:
         self.peak_gb = max(self.peak_gb, other.peak_gb)
 
 
-def tried(module: str, name: str, cases: int) -> Ends:
-    """That many cases of a fuzzer, one after the other; none ends the run."""
+def tried(module: str, name: str, cases: int, start: int) -> Ends:
+    """That many cases of a fuzzer, one after the other, from a seed; none ends the run."""
     ends = Ends()
     test = getattr(importlib.import_module(module), name)
     test.hypothesis.inner_test = _noting(test.hypothesis.inner_test, ends)
-    settings(
+    limits = settings(
         max_examples=cases,
         derandomize=False,
         phases=[Phase.generate],
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
-    )(test)()
+    )
+    seed(start)(limits(test))()
     ends.reports, ends.lines = judge.ends["report"], judge.ends["line"]
     ends.peak_gb = peak_gb()
     return ends

@@ -1,6 +1,6 @@
-"""What becomes of bad input, by the thousand: other cases than the tests', at each run.
+"""What becomes of bad input, by the thousand: other cases than the tests'.
 
-    python -m benchmarks.fuzz [--cases 20000] [--only configs] [--write]
+    python -m benchmarks.fuzz [--cases 20000] [--only configs] [--seed 0] [--write]
 
 Every fuzzer of `tests/test_fuzz_*.py` has its share. A case that failed is printed;
 `--write` puts the table into `fuzz.md` beside this file.
@@ -39,24 +39,24 @@ def shared_out(found: list[tuple[str, str]], cases: int) -> dict[tuple[str, str]
     return {one: ends[place + 1] - ends[place] for place, one in enumerate(found)}
 
 
-def measured(module: str, name: str, cases: int) -> Ends:
+def measured(module: str, name: str, cases: int, seed: int) -> Ends:
     """The cases in rounds, each of a process of its own, which may die of them."""
     ends = Ends()
     while ends.cases < cases:
         asked = min(ROUND, cases - ends.cases)
         try:
             with Process() as fresh:
-                found = fresh(tried, module, name, asked)
+                found = fresh(tried, module, name, asked, seed + ends.cases)
         except RuntimeError as error:
-            found = Ends(asked, failed=[f"a round of {name}: {error}"])
+            found = Ends(asked, failed=[f"a round of {name}, seed {seed + ends.cases}: {error}"])
         ends.add(found)
-        say(f"{name}: {ends.cases} of {cases}, {len(ends.failed)} failed")
+        say("\n".join((f"{name}: {ends.cases} of {cases}", *found.failed)))
         if not found.cases:
             break  # hypothesis has no more
     return ends
 
 
-def page(found: dict[tuple[str, str], Ends]) -> str:
+def page(found: dict[tuple[str, str], Ends], seed: int) -> str:
     versions = ", ".join(
         f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "hypothesis")
     )
@@ -77,8 +77,8 @@ def page(found: dict[tuple[str, str], Ends]) -> str:
         (
             "# Bad input",
             "",
-            "`python -m benchmarks.fuzz --write`: what became of cases that hypothesis made, other "
-            "ones at each run. A report is right as far as `tests/judge.py` can tell, and has as "
+            f"`python -m benchmarks.fuzz --seed {seed} --write`: what became of cases that "
+            "hypothesis made. A report is right as far as `tests/judge.py` can tell, and has as "
             "many parameters as transformers itself makes of the config; a line is one line. "
             "Seconds are of work, imports within them; memory is what the process ever had.",
             "",
@@ -94,11 +94,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--cases", type=int, default=20_000)
     arguments.add_argument("--only", default="", help="fuzzers whose name holds this")
+    arguments.add_argument("--seed", type=int, default=0, help="other cases for another one")
     arguments.add_argument("--write", action="store_true", help="into fuzz.md beside this file")
     given = arguments.parse_args()
     chosen = [one for one in fuzzers() if given.only in ".".join(one)]
-    found = {one: measured(*one, cases) for one, cases in shared_out(chosen, given.cases).items()}
-    text = page(found)
+    shared = shared_out(chosen, given.cases)
+    found = {one: measured(*one, cases, given.seed) for one, cases in shared.items()}
+    text = page(found, given.seed)
     if given.write:
         Path(__file__).with_suffix(".md").write_text(text + "\n", "utf-8")
     print(text)
