@@ -77,6 +77,13 @@ def test_a_keyword_of_another_type_is_refused(keywords: dict[str, Any], said: st
     assert said in refused(lambda: llmsim.trace("distilgpt2", **given))
 
 
+def test_of_several_there_is_one_at_least() -> None:
+    for name in ("batch", "context", "phase"):
+        line = refused(lambda name=name: llmsim.sweep("distilgpt2", **{name: []}))
+        assert line == f"{name}: [] is not one value or several"
+    assert "hardware: [] is not" in refused(lambda: llmsim.size("distilgpt2", hardware=[]))
+
+
 def test_a_sweep_over_an_endless_batch_is_refused() -> None:
     line = refused(lambda: llmsim.sweep("distilgpt2", batch=itertools.count(1)))
     assert "at most 100,000 values" in line

@@ -87,7 +87,7 @@ def from_config(
     if (quantisation := getattr(config, "quantization_config", None)) is not None:
         del config.quantization_config
         default = torch.bfloat16
-        quantisation = _plain(quantisation)
+        quantisation = _as_json(quantisation)
         notes.append(_quantised(quantisation))
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype) if dtype else getattr(config, "dtype", None)
@@ -126,12 +126,12 @@ def from_config(
     return Weightless(module, info, tuple(notes))
 
 
-def _plain(quantisation: Any) -> dict[str, Any]:
+def _as_json(quantisation: Any) -> dict[str, Any]:
     """A `quantization_config` as JSON has it, whether it is keys or an object of transformers."""
     keys = quantisation if isinstance(quantisation, dict) else quantisation.to_dict()
     text = json.dumps(keys, default=str)
-    plain: dict[str, Any] = json.loads(text, parse_constant=str)  # JSON has no NaN
-    return plain
+    read: dict[str, Any] = json.loads(text, parse_constant=str)  # JSON has no NaN
+    return read
 
 
 def _quantised(keys: dict[str, Any]) -> str:

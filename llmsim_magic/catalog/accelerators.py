@@ -22,7 +22,7 @@ def find(name: object) -> Accelerator:
 
     Raises `UnknownHardware`, one line with the nearest names.
     """
-    known = _names().get(_plain(plain(name)))
+    known = _names().get(_spelt(plain(name)))
     if known is None:
         raise UnknownHardware(name, nearest(plain(name)))
     return entries()[known]
@@ -30,7 +30,7 @@ def find(name: object) -> Accelerator:
 
 def nearest(name: str, count: int = 3) -> list[str]:
     """The names most like a misspelt one, best first."""
-    wanted = _plain(name)
+    wanted = _spelt(name)
     spellings = _names()
     holding = [s for s in spellings if wanted and (wanted in s or s in wanted)]
     close = difflib.get_close_matches(wanted, spellings, n=3 * count, cutoff=0.5)
@@ -54,11 +54,11 @@ def _names() -> dict[str, str]:
     for row in _rows():
         for spelling in (row["name"], *filter(None, row["aliases"].split("|"))):
             for form in (spelling, f"{row['vendor']} {spelling}"):
-                spellings.setdefault(_plain(form), row["name"])
+                spellings.setdefault(_spelt(form), row["name"])
     return spellings
 
 
-def _plain(name: str) -> str:
+def _spelt(name: str) -> str:
     return re.sub(r"[^a-z0-9+]", "", name.lower())
 
 

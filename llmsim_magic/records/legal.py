@@ -43,3 +43,11 @@ def several(name: str, value: Any) -> tuple[Any, ...]:
     if len(many) > MOST:
         raise InvalidValue(name, value, f"at most {MOST:,} values")
     return many
+
+
+def some(name: str, value: Any) -> tuple[Any, ...]:
+    """One value or many, but not none."""
+    many = several(name, value)
+    if not many:
+        raise InvalidValue(name, value, "one value or several")
+    return many

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.records.errors import InvalidValue, TooMany, is_a, reason, type_name
-from llmsim_magic.records.legal import flag, function, several
+from llmsim_magic.records.legal import flag, function, several, some
 from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import (
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 SWEEP_BATCHES = (1, 16)
 SWEEP_CONTEXTS = (1, DEFAULT_CONTEXT)
 MOST = 1_000  # workloads of a sweep that nobody need be sure of
-Value = TypeVar("Value", int, str)
 
 
 def trace(
@@ -144,8 +143,8 @@ def sweep(
     [['prefill', 14680064], ['decode', 14794752]]
     """
     build = Build(base, attn, dtype, trust_remote_code, refresh)
-    contexts = () if context is None else _several("context", context)
-    phases = PHASES if is_a(phase, str) and phase == "both" else _several("phase", phase)
+    contexts = () if context is None else some("context", context)
+    phases = PHASES if is_a(phase, str) and phase == "both" else some("phase", phase)
     if executor is not None and not hasattr(type(executor), "submit"):
         raise InvalidValue("executor", executor, "an executor of concurrent.futures")
     function("cancelled", cancelled, "that says whether to stop")
@@ -154,7 +153,7 @@ def sweep(
         model,
         ("multi-config",),
         phases,
-        _several("batch", batch),
+        some("batch", batch),
         contexts,
         build,
         replay=replay,
@@ -222,14 +221,6 @@ def _showable(report: Report) -> Report:
     if report.beside is not None:
         _ = report.comparison
     return report
-
-
-def _several(name: str, values: Value | Iterable[Value]) -> tuple[Value, ...]:
-    """One value or many, as many."""
-    many = several(name, values)
-    if not many:
-        raise InvalidValue(name, "nothing", "one value or several")
-    return many
 
 
 def _sweep(

@@ -6,7 +6,7 @@ from typing import Any
 from llmsim_magic.analyses import packing
 from llmsim_magic.catalog.accelerators import find
 from llmsim_magic.records.errors import plain
-from llmsim_magic.records.legal import flag, several, word
+from llmsim_magic.records.legal import flag, word
 from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.selection import Selection
 from llmsim_magic.records.workload import ATTENTIONS, dtype_name, whole_number
@@ -54,8 +54,8 @@ class Deployment:
     launch: str = "graph"
 
     def __post_init__(self) -> None:
-        names = several("hardware", self.hardware)
-        known = (name if name in (LOCAL, ALL) else find(name).name for name in map(plain, names))
+        names = map(plain, self.hardware)
+        known = (name if name in (LOCAL, ALL) else find(name).name for name in names)
         object.__setattr__(self, "hardware", tuple(dict.fromkeys(known)))
         if self.weight_dtype is not None:
             object.__setattr__(self, "weight_dtype", packing.weight_dtype(self.weight_dtype))

@@ -8,7 +8,7 @@ from llmsim_magic.analyses.latency import NOT_MODELLED, PassTime
 from llmsim_magic.analyses.sizing import Fit, Setup
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import Cancelled, LlmsimError, NoDecode
-from llmsim_magic.records.legal import function, several
+from llmsim_magic.records.legal import function, some
 from llmsim_magic.records.parallel import Parallel
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import (
@@ -91,7 +91,7 @@ def size(
     function("progress", progress, "that takes a text")
     parallel = Parallel(tp, pp, ep)
     build = Build(base, attn, dtype, trust_remote_code, refresh, parallel)
-    deployed = Deployment(several("hardware", hardware), weight_dtype, kv_dtype, launch)
+    deployed = Deployment(some("hardware", hardware), weight_dtype, kv_dtype, launch)
     sizer = Sizer(model, build)
     setup = Setup(batch, context, parallel, deployed.weight_dtype, deployed.kv_dtype)
     return sizing_of(sizer, setup, deployed, cancelled, progress)

@@ -23,7 +23,7 @@ from llmsim_magic.records.selection import Level, Selection
 from llmsim_magic.records.trace import Trace
 from llmsim_magic.views import units
 from llmsim_magic.views.drawing import Graph
-from llmsim_magic.views.plot import plain
+from llmsim_magic.views.plot import drawable
 from llmsim_magic.views.svg import CannotDraw
 from llmsim_magic.views.words import Words
 
@@ -318,5 +318,5 @@ def _border(repeated: bool) -> dict[str, str]:
 
 def _escape(text: str) -> str:
     """Text that Graphviz shows as it is: no escapes or entities, never an HTML-like label."""
-    lines = (plain(line, _LONGEST).replace("&", "&amp;") for line in text.split("\n"))
+    lines = (drawable(line, _LONGEST).replace("&", "&amp;") for line in text.split("\n"))
     return str(graphviz.nohtml("\\n".join(map(graphviz.escape, lines))))

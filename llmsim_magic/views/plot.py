@@ -104,7 +104,7 @@ def readable(svg: bytes, title: str, tips: Mapping[str, str]) -> str:
     return written(root)
 
 
-def plain(text: str, limit: int = 90) -> str:
+def drawable(text: str, limit: int = 90) -> str:
     """A name as a drawing can bear it: one line of characters that can be seen, not too long."""
     seen = "".join(letter if letter.isprintable() else " " for letter in text)
     return seen if len(seen) <= limit else f"{seen[: limit - 1]}…"

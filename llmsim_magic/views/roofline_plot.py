@@ -10,7 +10,7 @@ from llmsim_magic.analyses.sized import worked_in
 from llmsim_magic.analyses.timeline import points, roofs
 from llmsim_magic.records.errors import CannotPredict
 from llmsim_magic.records.trace import Trace
-from llmsim_magic.views.plot import Plot, drawing, plain, readable
+from llmsim_magic.views.plot import Plot, drawable, drawing, readable
 from llmsim_magic.views.roofline_figure import Dot, Scene, figure
 
 _STARTED = {
@@ -42,7 +42,9 @@ def _drawn(scene: Scene, fmt: str) -> bytes:
 def _scene(trace: Trace, time: PassTime) -> Scene:
     found = dots(trace, time)
     share = math.fsum(dot.share for dot in found)
-    title = plain(f"{plain(trace.model.name, 60)} on {time.accelerator.name}: {trace.workload}")
+    title = drawable(
+        f"{drawable(trace.model.name, 60)} on {time.accelerator.name}: {trace.workload}"
+    )
     whole = f"{_seconds(time.seconds)} ({_seconds(time.low)} to {_seconds(time.high)})"
     note = (
         f"Operators that multiply: {100 * share:.0f} % of {whole}, "
@@ -80,9 +82,9 @@ def _name(trace: Trace, order: int) -> str:
     """A module by its path within its layer, a function by its own name."""
     recorded = trace.recorded.operators[trace.steps[order][0]]
     if recorded.kind == "function":
-        return plain(recorded.op, 40)
+        return drawable(recorded.op, 40)
     layer, path = layers(trace)[order], trace.paths[order]
-    return plain(path if layer is None else path.removeprefix(f"{layer.path}."), 40)
+    return drawable(path if layer is None else path.removeprefix(f"{layer.path}."), 40)
 
 
 def _seconds(seconds: float) -> str:

@@ -26,7 +26,7 @@ from llmsim_magic.notebook.panel.panes import Drawn, Page, Pane, Rows
 from llmsim_magic.notebook.variables import is_model
 from llmsim_magic.notebook.widgets import Status
 from llmsim_magic.notebook.worker import Job, Worker
-from llmsim_magic.records.errors import InvalidValue, LlmsimError, one_of
+from llmsim_magic.records.errors import InvalidValue, LlmsimError, one_of, type_name
 from llmsim_magic.records.workload import DEFAULT_CONTEXT, Workload
 from llmsim_magic.simulate.entry import answer_of
 from llmsim_magic.simulate.report import Report
@@ -287,7 +287,7 @@ def panel(
         raise InvalidValue("view", view, one_of(VIEWS))
     workload = Workload(phase, batch, DEFAULT_CONTEXT if context is None else context)
     if model is not None and not isinstance(model, str) and not is_model(model):
-        raise InvalidValue("model", type(model).__name__, "a name, a PretrainedConfig or a module")
+        raise InvalidValue("model", type_name(model), "a name, a PretrainedConfig or a module")
     return Panel(
         Request(
             model,

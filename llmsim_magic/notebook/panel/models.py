@@ -7,6 +7,7 @@ from typing import Any
 from llmsim_magic.capture.resolve import cached_models
 from llmsim_magic.catalog import models
 from llmsim_magic.notebook.variables import holding_models, model_named
+from llmsim_magic.records.errors import type_name
 from llmsim_magic.simulate.loading import Progress, Recipe, recipe_of
 from llmsim_magic.simulate.request import Build, Request
 
@@ -51,7 +52,7 @@ class Models:
         holders = (name for name, value in self._variables.items() if value is model)
         name = next((name for name in holders if not name.startswith("_")), None)
         if name is None:
-            name = type(model).__name__
+            name = type_name(model)
             self._objects[name] = model
         return name
 
