@@ -108,6 +108,7 @@ def test_a_live_model_and_its_class_die_with_the_last_report(
     assert [each() for each in dead] == [None, None]
 
 
+@pytest.mark.slow
 def test_what_is_forgotten_is_gone() -> None:
     def weightless_models() -> int:
         gc.collect()

@@ -401,6 +401,7 @@ def test_threads_draw_side_by_side(report: llmsim.trace) -> None:
     assert len(set(found)) == 1
 
 
+@pytest.mark.slow
 def test_more_nodes_than_a_browser_can_show_are_refused_in_one_line() -> None:
     config = GPT2Config(n_layer=300, n_embd=8, n_head=2, vocab_size=11)
     report = llmsim.trace(config, context=4)

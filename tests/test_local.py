@@ -33,6 +33,7 @@ def test_kernels_that_are_timed_have_the_sizes_they_say(quickly: None) -> None:
             assert tuple(result.shape) == (size.batch, size.heads, size.queries, size.head_dim)
 
 
+@pytest.mark.slow
 def test_this_machine_predicts_a_pass_with_a_band(quickly: None) -> None:
     _measured.cache_clear()
     try:

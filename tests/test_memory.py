@@ -369,6 +369,7 @@ def test_published_cases_fit_or_do_not(case: dict[str, str]) -> None:
         )
 
 
+@pytest.mark.slow
 def test_what_makes_it_fit_fits_and_no_more_would() -> None:
     sizer = Sizer("Qwen/Qwen3-32B")
     device = accelerators.find("H200-SXM-141GB")

@@ -121,6 +121,7 @@ def hub() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_the_hub_is_asked_for_a_config_and_nothing_else(
     hub: tuple[str, list[str]], tmp_path: Path
 ) -> None:

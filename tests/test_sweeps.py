@@ -119,6 +119,7 @@ def test_a_cancelled_sweep_keeps_what_is_done() -> None:
     assert "stopped early: 5 of the workloads not traced" in found.notes
 
 
+@pytest.mark.slow
 def test_a_cancel_reaches_into_a_pass_and_the_next_one_is_right() -> None:
     whole = llmsim.sweep(small.qwen3(), **ASKED)
     for number in range(2, 60, 9):
