@@ -17,10 +17,11 @@ from llmsim_magic.capture.inputs import passes
 from llmsim_magic.capture.inputs.ask import parameters
 from llmsim_magic.capture.inputs.lengths import context_note, is_huggingface
 from llmsim_magic.capture.inputs.passes import Inputs
+from llmsim_magic.capture.listening import listening
 from llmsim_magic.capture.operators import assemble
 from llmsim_magic.capture.replay import Replayer, Unheard
 from llmsim_magic.capture.tensors import dtype_name, held_tensors, named_tensors
-from llmsim_magic.capture.tracer import Recorder, listening
+from llmsim_magic.capture.tracer import Recorder
 from llmsim_magic.capture.weightless import Weightless
 from llmsim_magic.records.errors import CannotTrace, LlmsimError, NoDecode, reason
 from llmsim_magic.records.legible import legible_record

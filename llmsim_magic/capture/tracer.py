@@ -1,12 +1,11 @@
-"""Run a forward pass and note every module call, function and kernel as it happens.
+"""Note every module call, function and kernel of a forward pass as it happens.
 
-Three listeners: the hooks of the model's harness, and for the pass alone a function mode (whole
-functions, fused attention) and a dispatch mode (kernels). A layer that may be replayed is noted
-as one event. What is noted is put in order by `operators.py`.
+The hooks of the model's harness tell of modules, the modes of `listening.py` of functions and
+kernels. A layer that may be replayed is noted as one event. What is noted is put in order by
+`operators.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from types import FrameType
@@ -14,8 +13,6 @@ from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmsim_magic.capture import collectives, kernels, stack
 from llmsim_magic.capture.layers import Layer
@@ -434,51 +431,3 @@ class Recorder:
 
 def _lies_in(path: str, layer: str) -> bool:
     return path == layer or path.startswith(f"{layer}.")
-
-
-class _Functions(TorchFunctionMode):
-    """Sees whole torch functions, and keeps attention whole."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__name__", None) == "__get__":
-            return func(*args, **(kwargs or {}))
-        return self._recorder.call(func, args, kwargs or {})
-
-
-class _Kernels(TorchDispatchMode):
-    """Sees every ATen op; composite ones are taken apart first, as under autograd."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and guarding against it costs time at every kernel
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if kernels.facts(func).composite:
-            with self:
-                out = func.decompose(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
-        with unheard():
-            out = func(*args, **kwargs)
-            self._recorder.kernel(func, args, kwargs, out)
-        return out
-
-
-@contextmanager
-def listening(recorder: Recorder) -> Iterator[None]:
-    """While open, the recorder notes every function and kernel."""
-    with _Functions(recorder), _Kernels(recorder):
-        yield
