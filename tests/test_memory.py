@@ -2,6 +2,7 @@
 
 import csv
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,50 @@ def test_no_activation_is_freed_before_it_is_read() -> None:
         for index in kernel.inputs:
             life = alive.get(record.tensors[index].storage)
             assert life is None or life.first <= place <= life.last
+
+
+class Steps(torch.nn.Module):
+    """Keeps what each step makes in a list, some of it to the end."""
+
+    def __init__(self, kept: Callable[[list[torch.Tensor]], object]) -> None:
+        super().__init__()
+        self.kept = kept
+        self.same = torch.nn.Identity()
+
+    def forward(self, x: torch.Tensor, steps: int = 8) -> torch.Tensor:
+        made: list[torch.Tensor] = []
+        for _ in range(steps):
+            x = self.same(x) * 2
+            made.append(x + 1)
+            self.kept(made)
+        last = torch.stack(made)
+        wide = torch.cat([last, last])
+        del made
+        return (torch.cat([wide, wide]) * 3).sum()
+
+
+def _replace_first(made: list[torch.Tensor]) -> None:
+    made[0] = made[-1]
+
+
+def _keep_three(made: list[torch.Tensor]) -> None:
+    del made[:-3]
+
+
+@pytest.mark.parametrize("kept", [len, _replace_first, list.reverse, _keep_three])
+def test_what_a_list_holds_lives_as_long_as_it_does(
+    kept: Callable[[list[torch.Tensor]], object],
+) -> None:
+    model, x = Steps(kept), torch.ones(100, 10)
+    ours = peak_of_all_made(llmsim.trace(model, inputs=x).trace).nbytes
+    assert ours == peak(model, {"x": x})
+
+
+def test_a_loop_of_twice_the_steps_takes_a_record_twice_as_large() -> None:
+    """What a list held was once told by every step after."""
+    given = ({"x": torch.ones(3), "steps": steps} for steps in (100, 200))
+    few, many = (len(llmsim.trace(Steps(len), inputs=each).trace.to_json()) for each in given)
+    assert many < 2.1 * few
 
 
 def test_more_layers_need_no_more_activations() -> None:

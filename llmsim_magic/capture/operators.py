@@ -20,6 +20,7 @@ Step = ModuleCall | HelperCall | FunctionCall
 
 def assemble(recorder: Recorder, results: tuple[int, ...]) -> tuple[Record, tuple[Replay, ...]]:
     """Operators in execution order, every kernel with the operator it belongs to, and replays."""
+    recorder.lists.end()
     orders: dict[Step, int] = {}
     reached = [0]  # how many operators there are before each event
     for event in recorder.events:

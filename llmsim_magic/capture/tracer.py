@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from llmsim_magic.capture import collectives, kernels, stack
 from llmsim_magic.capture.layers import Layer
+from llmsim_magic.capture.lists import Lists
 from llmsim_magic.capture.replay import Replayed, Replayer, Run
 from llmsim_magic.capture.tensors import TensorTable, tensors_in, unheard
 from llmsim_magic.records.record import Kernel, Role
@@ -105,6 +106,7 @@ class Recorder:
         self, owners: Mapping[int, tuple[Role, str]], replayer: Replayer | None = None
     ) -> None:
         self.table = TensorTable(owners)
+        self.lists = Lists(self.table.add_all)
         self.kernels: list[KernelCall] = []
         self.events: list[ModuleCall | KernelCall | ReplayCall] = []
         self.calls: list[ModuleCall] = []
@@ -130,7 +132,7 @@ class Recorder:
                 self._replayed(layer, replayed)
                 return replayed.output
             first = self._marks()
-            self.enter(layer.path, layer.module, (args, kwargs))
+            self.enter(layer.path, layer.module, (args, kwargs), is_layer=True)
             self._beside_layers()
         within, self._in_layer = self._in_layer, True
         output, run = None, None
@@ -207,30 +209,46 @@ class Recorder:
                 table.written.add(table.tensors[own].storage)
             yield number, own
 
-    def _called_from(self) -> tuple[str | None, bool, tuple[int, ...]]:
-        """The line that is about to call a module, whether in a helper, and what is held meanwhile.
+    def _called_from(self) -> tuple[str | None, bool, list[FrameType]]:
+        """The line that is about to call a module, whether in a helper, and the frames of both.
 
         No helper that calls a module is whole.
         """
         if not self._open:
-            return None, False, ()
+            return None, False, []
         parent = self._open[-1]
         forward = self._forward_code(parent.module)
         frames = stack.frames_of_caller(3)
         helpers = self._helpers(parent, frames)
         for helper in helpers:
             helper.is_whole = False
-        return stack.source(frames, forward), bool(helpers), self._held(frames)
+        return stack.source(frames, forward), bool(helpers), frames
 
-    def _held(self, frames: list[FrameType]) -> tuple[int, ...]:
-        """The tensors that the forward of the running module, or a helper, has names for."""
-        return self.table.add_all([list(frame.f_locals.values()) for frame in frames])
+    def _held(
+        self, frames: list[FrameType], step: ModuleCall | FunctionCall | None = None
+    ) -> tuple[int, ...]:
+        """The tensors that the forward of the running module, or a helper, has names for.
 
-    def enter(self, path: str, module: torch.nn.Module, inputs: Any) -> None:
-        source, in_helper, held = self._called_from()
+        Those in lists are left to the last `step` of that forward for which they are held.
+        """
+        values = [value for frame in frames for value in frame.f_locals.values()]
+        if step is not None:
+            forward = self._open[-1] if self._open else None
+            values = [
+                value
+                for value in values
+                if type(value) is not list or not self.lists.note(forward, step, value)
+            ]
+        return self.table.add_all(values)
+
+    def enter(
+        self, path: str, module: torch.nn.Module, inputs: Any, *, is_layer: bool = False
+    ) -> None:
+        source, in_helper, frames = self._called_from()
         is_leaf = next(module.children(), None) is None
         given = self.table.add_all(inputs)
-        call = ModuleCall(path, module, is_leaf, source, in_helper, given, held=held)
+        call = ModuleCall(path, module, is_leaf, source, in_helper, given)
+        call.held += self._held(frames, call if is_leaf and not is_layer else None)
         if not self._in_layer:
             self._called.add(path)
         self._open.append(call)
@@ -303,7 +321,7 @@ class Recorder:
             if parent is not None:
                 call.source = stack.source(frames, self._forward_code(parent.module))
                 call.helpers = self._helpers(parent, frames)
-                call.held = self._held(frames)
+                call.held += self._held(frames, call)
         return call
 
     def kernel(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
