@@ -147,6 +147,17 @@ def test_a_sweep_of_one_workload_has_them_too() -> None:
     assert row["symbolic"] == "[B, 1, 64] → [B, 1, 96]"
 
 
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_scan_over_tokens_is_checked_where_it_is_soon_read(phase: str) -> None:
+    """Mamba's, where its kernels are not installed; it was traced at 56,003 tokens before."""
+    report = llmsim.trace(small.mamba(), context=5, phase=phase)
+    longest = max(context for _, context in report.symbolic.points)
+    assert 13 < longest < 1_000
+    assert "B" in {str(s) for s in report.symbolic.totals.formula["cache_bytes"].free_symbols}
+    assert report.ask is not None
+    assert report.ask.far(phase).contexts[-1] == longest
+
+
 @pytest.mark.parametrize(
     "given", [{"B": 1}, {"B": 1, "C": 2}, {"B": 0, "S": 1}, {"B": 1, "S": 2.5}]
 )

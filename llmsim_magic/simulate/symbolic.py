@@ -30,6 +30,8 @@ CHECKS: tuple[Point, ...] = ((1, 1), (5, 17), (1024, 10))
 # Beyond most windows that models have, and with more tokens than their vocabularies.
 FAR_BATCHES = (16, 24)
 FAR_CONTEXTS = (40_000, 48_001, 56_003)
+# What a long context may add to a pass in which every token has kernels of its own.
+MOST_KERNELS_MORE = 2_000
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,31 @@ class Asker:
     def long_checks(self, phase: str) -> list[Point]:
         """Where formulas are checked at length: a long context, and all that the model is for."""
         farthest = self.far(phase).contexts[-1]
-        declared = min(self.declared or 1, self.longest or 2**20, 2**20)
+        declared = min(self.declared or 1, self._longest_soon or 2**20, 2**20)
         return [(4, farthest), (1, max(declared - (phase == "decode"), 1))]
 
     def far(self, phase: str) -> Grid:
-        """Long contexts that the model can read."""
-        contexts = FAR_CONTEXTS
-        if self.longest is not None and self.longest <= contexts[-1]:
-            most = self.longest - (phase == "decode")
+        """Long contexts that the model can read, and soon does."""
+        contexts, longest = FAR_CONTEXTS, self._longest_soon
+        if longest is not None and longest <= contexts[-1]:
+            most = longest - (phase == "decode")
             contexts = (most - 10, most - 5, most)
         return Grid(FAR_BATCHES, contexts)
+
+    @cached_property
+    def _longest_soon(self) -> int | None:
+        """The longest context that is soon read, by a decode step's prefill as well.
+
+        It is `longest`, but where every token has kernels of its own, as a scan in Python has.
+        """
+        read: dict[Point, Trace] = {}
+        self.add("prefill", read, ((NEAR.batches[0], context) for context in NEAR.contexts[-2:]))
+        kernels = [len(trace.recorded.kernels) for trace in read.values()]
+        if len(kernels) < 2 or kernels[0] >= kernels[1]:
+            return self.longest
+        a_token = (kernels[1] - kernels[0]) / (NEAR.contexts[-1] - NEAR.contexts[-2])
+        soon = NEAR.contexts[-1] + int(MOST_KERNELS_MORE / a_token)
+        return min(soon, self.longest or soon)
 
 
 @dataclass(frozen=True)
@@ -138,16 +155,17 @@ def symbolic(asker: Asker, phase: str, known: Traces) -> Symbolic:
 
 
 def shape_formulas(asker: Asker, phase: str, known: Traces) -> tuple[OperatorFormulas, ...]:
-    """Formulas for the shapes of a sweep: two batches and two contexts of it determine them.
+    """Formulas for the shapes of a sweep: two batches and two contexts determine them.
 
-    Sizes are linear in either, so that a sweep needs few workloads more to check them with.
+    Sizes are linear in either. A sweep over two of each needs but two workloads more to check with.
     """
     batches, contexts = (sorted({point[axis] for point in known}) for axis in (0, 1))
     grid = Grid((batches[0], batches[-1]), (contexts[0], contexts[-1]))
-    if len(set(grid.points)) == 4 and set(grid.points) <= set(known):
-        traces = dict(known)
-        asker.add(phase, traces, [(1, 1), (24, asker.far(phase).contexts[-1])])
-        found = operator_formulas(traces, Regimes(grid), only_shapes=True)
-        if all(each.is_whole for each in found):
-            return found
+    if len(set(grid.points)) < 4 or not set(grid.points) <= set(known):
+        grid = Grid(NEAR.batches, NEAR.contexts[:2])
+    traces = dict(known)
+    asker.add(phase, traces, (*grid.points, (1, 1), (24, asker.far(phase).contexts[-1])))
+    found = operator_formulas(traces, Regimes(grid), only_shapes=True)
+    if all(each.is_whole for each in found):
+        return found
     return symbolic(asker, phase, known).operators
