@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.analyses.polynomials import Grid, Point
@@ -30,7 +31,9 @@ CHECKS: tuple[Point, ...] = ((1, 1), (5, 17), (1024, 10))
 # Beyond most windows that models have, and with more tokens than their vocabularies.
 FAR_BATCHES = (16, 24)
 FAR_CONTEXTS = (40_000, 48_001, 56_003)
-# What a long context may add to a pass in which every token has kernels of its own.
+# A scan written in Python shows between the first two, one by chunks between the last two.
+STEPS = (9, 13, 1_013)
+# What a long context may add to a pass of such a scan.
 MOST_KERNELS_MORE = 2_000
 
 
@@ -67,16 +70,20 @@ class Asker:
     def _longest_soon(self) -> int | None:
         """The longest context that is soon read, by a decode step's prefill as well.
 
-        It is `longest`, but where every token has kernels of its own, as a scan in Python has.
+        It is `longest`, but where each token, or each chunk of them, has kernels of its own.
         """
+        for shorter, longer in pairwise(STEPS):
+            more = self._kernels(longer) - self._kernels(shorter)
+            if more > 0:
+                soon = longer + MOST_KERNELS_MORE * (longer - shorter) // more
+                return min(soon, self.longest or soon)
+        return self.longest
+
+    def _kernels(self, context: int) -> int:
+        """How many there are in a prefill; none where it is refused."""
         read: dict[Point, Trace] = {}
-        self.add("prefill", read, ((NEAR.batches[0], context) for context in NEAR.contexts[-2:]))
-        kernels = [len(trace.recorded.kernels) for trace in read.values()]
-        if len(kernels) < 2 or kernels[0] >= kernels[1]:
-            return self.longest
-        a_token = (kernels[1] - kernels[0]) / (NEAR.contexts[-1] - NEAR.contexts[-2])
-        soon = NEAR.contexts[-1] + int(MOST_KERNELS_MORE / a_token)
-        return min(soon, self.longest or soon)
+        self.add("prefill", read, [(NEAR.batches[0], context)])
+        return sum(len(trace.recorded.kernels) for trace in read.values())
 
 
 @dataclass(frozen=True)
@@ -139,18 +146,13 @@ def symbolic(asker: Asker, phase: str, known: Traces) -> Symbolic:
     """
     if phase not in CONTEXTS:
         raise InvalidValue("symbolic", phase, "prefill or decode of a HuggingFace model")
-    far = asker.far(phase)
     traces = dict(known)
     asker.add(phase, traces, (*NEAR.points, *CHECKS, *asker.long_checks(phase)))
     regimes = Regimes(NEAR)
     found = operator_formulas(traces, regimes)
     if not all(each.is_whole for each in found):
-        regimes = Regimes(NEAR, far)
-        asker.add(phase, traces, far.points)
-        ends = borders(operator_formulas(traces, regimes), regimes)
-        beside = ((far.batches[0], end + step) for end in ends for step in (0, 1, 2))
-        asker.add(phase, traces, beside)
-        found = operator_formulas(traces, regimes)
+        regimes = Regimes(NEAR, asker.far(phase))
+        found = _in_two_regimes(asker, phase, traces, regimes)
     return Symbolic(phase, found, total_formulas(traces, regimes), tuple(traces))
 
 
@@ -160,12 +162,35 @@ def shape_formulas(asker: Asker, phase: str, known: Traces) -> tuple[OperatorFor
     Sizes are linear in either. A sweep over two of each needs but two workloads more to check with.
     """
     batches, contexts = (sorted({point[axis] for point in known}) for axis in (0, 1))
+    near = Grid(NEAR.batches, NEAR.contexts[:2])
+    far = Grid(FAR_BATCHES, asker.far(phase).contexts[::2])
     grid = Grid((batches[0], batches[-1]), (contexts[0], contexts[-1]))
     if len(set(grid.points)) < 4 or not set(grid.points) <= set(known):
-        grid = Grid(NEAR.batches, NEAR.contexts[:2])
+        grid = near
     traces = dict(known)
-    asker.add(phase, traces, (*grid.points, (1, 1), (24, asker.far(phase).contexts[-1])))
+    asker.add(phase, traces, (*grid.points, (1, 1), far.points[-1]))
     found = operator_formulas(traces, Regimes(grid), only_shapes=True)
     if all(each.is_whole for each in found):
         return found
-    return symbolic(asker, phase, known).operators
+    return _in_two_regimes(asker, phase, traces, Regimes(near, far), only_shapes=True)
+
+
+def _in_two_regimes(
+    asker: Asker,
+    phase: str,
+    traces: dict[Point, Trace],
+    regimes: Regimes,
+    *,
+    only_shapes: bool = False,
+) -> tuple[OperatorFormulas, ...]:
+    """The formulas of short and of long contexts, checked beside where one gives way to the other.
+
+    Adds to the traces what it needs.
+    """
+    assert regimes.far is not None  # noqa: S101 - there are two
+    asker.add(phase, traces, (*regimes.near.points, *regimes.far.points))
+    found = operator_formulas(traces, regimes, only_shapes=only_shapes)
+    batch = regimes.far.batches[0]
+    beside = ((batch, end + step) for end in borders(found, regimes) for step in (0, 1, 2))
+    asker.add(phase, traces, beside)
+    return operator_formulas(traces, regimes, only_shapes=only_shapes)
