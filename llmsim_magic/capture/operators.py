@@ -20,7 +20,6 @@ Step = ModuleCall | HelperCall | FunctionCall
 
 def assemble(recorder: Recorder, results: tuple[int, ...]) -> tuple[Record, tuple[Replay, ...]]:
     """Operators in execution order, every kernel with the operator it belongs to, and replays."""
-    recorder.lists.end()
     orders: dict[Step, int] = {}
     reached = [0]  # how many operators there are before each event
     for event in recorder.events:
@@ -33,7 +32,9 @@ def assemble(recorder: Recorder, results: tuple[int, ...]) -> tuple[Record, tupl
         ):
             orders.setdefault(_step(event), len(orders))
         reached.append(len(orders))
-    owners = [orders.get(_step(call)) for call in recorder.kernels]
+    steps = [_step(call) for call in recorder.kernels]
+    recorder.lists.tell({step for step in steps if step in orders})
+    owners = [orders.get(step) for step in steps]
     outputs = _outputs_of_helpers(recorder, owners, results)
     record = Record(
         storages=recorder.table.storages(),

@@ -132,6 +132,7 @@ class Recorder:
                 self._replayed(layer, replayed)
                 return replayed.output
             first = self._marks()
+            self.lists.part()
             self.enter(layer.path, layer.module, (args, kwargs), is_layer=True)
             self._beside_layers()
         within, self._in_layer = self._in_layer, True
@@ -145,6 +146,7 @@ class Recorder:
             self._in_layer = within
             with unheard():
                 self.leave(layer.module, output)
+                self.lists.part()
         if run is not None:
             self._spans[run] = self._span(first)
         return output
@@ -225,20 +227,15 @@ class Recorder:
         return stack.source(frames, forward), bool(helpers), frames
 
     def _held(
-        self, frames: list[FrameType], step: ModuleCall | FunctionCall | None = None
+        self, frames: list[FrameType], step: ModuleCall | HelperCall | FunctionCall | None = None
     ) -> tuple[int, ...]:
         """The tensors that the forward of the running module, or a helper, has names for.
 
-        Those in lists are left to the last `step` of that forward for which they are held.
+        What lists hold is told later, of the last such `step`.
         """
         values = [value for frame in frames for value in frame.f_locals.values()]
         if step is not None:
-            forward = self._open[-1] if self._open else None
-            values = [
-                value
-                for value in values
-                if type(value) is not list or not self.lists.note(forward, step, value)
-            ]
+            values = [v for v in values if type(v) is not list or not self.lists.note(step, v)]
         return self.table.add_all(values)
 
     def enter(
@@ -302,9 +299,9 @@ class Recorder:
                     stack.source(outer, forward),
                     self.table.add_all(stack.arguments(frame)),
                     frame,
-                    self._held(outer),
                     is_whole=stack.is_helper(frame.f_code),
                 )
+                helper.held += self._held(outer, helper)
             found.append(helper)
         return tuple(found)
 
