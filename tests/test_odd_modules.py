@@ -49,6 +49,24 @@ def test_a_loop_that_only_data_ends_is_refused_with_its_line(
     assert "asked 50 times" in line
 
 
+def test_a_loop_that_never_ends_is_refused_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "MOST_READ", 50)
+
+    class Waits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("left", torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            while self.left.item() > 0:
+                x = x + 1
+            return x
+
+    line = refused(Waits())
+    assert "test_odd_modules.py:" in line
+    assert "asked 50 times for what it knows" in line
+
+
 def test_many_parts_may_each_ask_for_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "MOST_ASKED", 50)
 

@@ -23,6 +23,7 @@ aten = torch.ops.aten
 META = torch.device("meta")
 LARGEST = 4_000_000
 MOST_ASKED = 1_000  # times of one line in one module; no model type of transformers asks ten
+MOST_READ = 10_000  # the same for what is known: a line that asks of each token asks this long
 _REPEATS = Repeats()
 
 
@@ -109,7 +110,12 @@ class Answers(TorchDispatchMode):
         return tensor.untyped_storage()._cdata in self._checks
 
     def _for_real(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
-        """A kernel on known values: on the host, unless its result is too large to hold."""
+        """A kernel on known values: on the host, unless its result is too large to hold.
+
+        Raises `Endless` for a loop that never ends, whatever the data.
+        """
+        if func is aten._local_scalar_dense.default:
+            self._ask(MOST_READ, "what it knows, as a loop does that never ends")
         if facts(func).aliases:
             return self._dice.run(func, args, keywords)
         unreal_args, unreal = tree_map(_on_meta, (args, keywords))
@@ -139,13 +145,14 @@ class Answers(TorchDispatchMode):
         that only data ends does not end here, where every answer is the same.
         """
         self.assumed[what] += 1
-        place = stack.place_of_call(2)
-        self._asked[place] += 1
-        if self._asked[place] > MOST_ASKED:
-            raise Endless(
-                f"{stack.line(*place[1:])} asked {MOST_ASKED:,} times for what only data decides, "
-                "as a loop does that only data ends"
-            )
+        self._ask(MOST_ASKED, "what only data decides, as a loop does that only data ends")
+
+    def _ask(self, most: int, what: str) -> None:
+        """The line that runs asks for a value. Raises `Endless` where it did so too often."""
+        place = stack.place_of_call(3)
+        self._asked[most, place] += 1
+        if self._asked[most, place] > most:
+            raise Endless(f"{stack.line(*place[1:])} asked {most:,} times for {what}")
 
     def notes(self) -> list[str]:
         """What was assumed, for the report."""
