@@ -1,18 +1,24 @@
 """Formulas in batch and context give what a trace gives, and are not there where they would not."""
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import pandas as pd
 import pytest
 import sympy
+import transformers
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.polynomials import Grid, formula
+from llmsim_magic.analyses.totals import totals
 from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.simulate.symbolic import shape_formulas
 from tests import small
 
 QUANTITIES = ["flops", "elementwise_ops", "bytes_read", "bytes_written"]
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "vocab_size": 100}  # fmt: skip
 B, S, C = sympy.symbols("B S C", positive=True, integer=True)
 
 
@@ -145,6 +151,47 @@ def test_a_sweep_of_one_workload_has_them_too() -> None:
     shapes = llmsim.sweep(small.qwen3(), batch=2, context=9, phase="decode").shapes
     row = shapes[shapes["path"] == "model.layers.1.mlp.up_proj"].iloc[0]
     assert row["symbolic"] == "[B, 1, 64] → [B, 1, 96]"
+
+
+def big_bird() -> Any:
+    """Attention in blocks from 113 tokens on, the longest that it reads is 400."""
+    return transformers.BigBirdConfig(
+        **SIZES, max_position_embeddings=400, block_size=16, num_random_blocks=1,
+        architectures=["BigBirdForMaskedLM"],
+    )  # fmt: skip
+
+
+def reformer() -> Any:
+    """Attention in chunks, over and over, and of all tokens where they are few."""
+    return transformers.ReformerConfig(
+        hidden_size=64, feed_forward_size=96, attention_head_size=32, num_attention_heads=2,
+        axial_pos_shape=[16, 16], axial_pos_embds_dim=[32, 32], max_position_embeddings=256,
+        attn_layers=["local", "lsh"], lsh_attn_chunk_length=16, local_attn_chunk_length=16,
+        vocab_size=100, num_buckets=4, architectures=["ReformerForMaskedLM"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [big_bird, reformer])
+def test_formulas_hold_at_lengths_that_a_model_treats_otherwise(config: Callable[[], Any]) -> None:
+    """They once held at 13 tokens and at the longest alone."""
+    report = llmsim.trace(config(), batch=2, context=16)
+    assert report.ask is not None
+    of_shapes = shape_formulas(report.ask, "prefill", {(2, 16): report.trace})
+    sums = report.symbolic.totals["formula"].dropna()
+    for context in (64, 112, 113, 160, 256):
+        trace = llmsim.trace(config(), batch=2, context=context).trace
+        real = totals(trace)
+        for name, found in sums.items():
+            assert found.subs({B: 2, S: context}) == getattr(real, str(name)), (name, context)
+        by_place = {(o.path, o.op): o for o in reversed(trace.unrolled.operators)}
+        for each in of_shapes:
+            operator = by_place.get(each.key[:2])
+            if operator is None or each.outputs is None or each.key[2]:
+                continue
+            shapes = trace.unrolled.shapes(operator.outputs)
+            for shape, formulas in zip(shapes, each.outputs, strict=False):
+                for size, known in zip(shape, formulas, strict=False):
+                    assert known is None or known.at((2, context)) == size, (each.key, context)
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])

@@ -153,7 +153,8 @@ class Sizer:
         asker = Asker(trace, self.asker.longest, self.asker.declared)
         far = asker.far("prefill")
         traces: dict[Point, Trace] = {}
-        asker.add("prefill", traces, (*NEAR.points, *CHECKS, *far.points))
+        at_most = (1, min(self.longest or 1, 2**20))
+        asker.add("prefill", traces, (*NEAR.points, *CHECKS, *far.points, at_most))
         values = {point: cache_bytes(found, kv_dtype) for point, found in traces.items()}
         return formula(values, NEAR, far) if set(NEAR.points) <= set(values) else None
 

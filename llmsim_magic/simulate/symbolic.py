@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.analyses.polynomials import Grid, Point
@@ -31,8 +30,8 @@ CHECKS: tuple[Point, ...] = ((1, 1), (5, 17), (1024, 10))
 # Beyond most windows that models have, and with more tokens than their vocabularies.
 FAR_BATCHES = (16, 24)
 FAR_CONTEXTS = (40_000, 48_001, 56_003)
-# A scan written in Python shows between the first two, one by chunks between the last two.
-STEPS = (9, 13, 1_013)
+# Contexts over which a scan written in Python goes on to have more kernels: by tokens, by chunks.
+SCANS = ((9, 13, 17), (13, 1_013, 2_013))
 # What a long context may add to a pass of such a scan.
 MOST_KERNELS_MORE = 2_000
 
@@ -53,10 +52,14 @@ class Asker:
                     traces[batch, context] = self.trace(Workload(phase, batch, context))
 
     def long_checks(self, phase: str) -> list[Point]:
-        """Where formulas are checked at length: a long context, and all that the model is for."""
+        """Where formulas are checked at length: a long context, and all that the model is for.
+
+        And a little less, for the whole may be a multiple of what the model pads to.
+        """
         farthest = self.far(phase).contexts[-1]
         declared = min(self.declared or 1, self._longest_soon or 2**20, 2**20)
-        return [(4, farthest), (1, max(declared - (phase == "decode"), 1))]
+        most = max(declared - (phase == "decode"), 1)
+        return [(4, farthest), (1, most), (1, max(most - 3, 1))]
 
     def far(self, phase: str) -> Grid:
         """Long contexts that the model can read, and soon does."""
@@ -72,18 +75,23 @@ class Asker:
 
         It is `longest`, but where each token, or each chunk of them, has kernels of its own.
         """
-        for shorter, longer in pairwise(STEPS):
-            more = self._kernels(longer) - self._kernels(shorter)
-            if more > 0:
-                soon = longer + MOST_KERNELS_MORE * (longer - shorter) // more
+        for contexts in SCANS:
+            more = self._kernels_more(contexts)
+            if more:
+                soon = contexts[-1] + int(MOST_KERNELS_MORE / more)
                 return min(soon, self.longest or soon)
         return self.longest
 
-    def _kernels(self, context: int) -> int:
-        """How many there are in a prefill; none where it is refused."""
-        read: dict[Point, Trace] = {}
-        self.add("prefill", read, [(NEAR.batches[0], context)])
-        return sum(len(trace.recorded.kernels) for trace in read.values())
+    def _kernels_more(self, contexts: tuple[int, ...]) -> float:
+        """With each token, in prefills of a batch that reaches all experts; 0 but in a scan."""
+        kernels = [0]
+        for context in contexts:
+            read: dict[Point, Trace] = {}
+            self.add("prefill", read, [(FAR_BATCHES[-1], context)])
+            kernels.append(sum(len(trace.recorded.kernels) for trace in read.values()))
+            if kernels[-1] <= kernels[-2]:
+                return 0
+        return (kernels[-1] - kernels[-2]) / (contexts[-1] - contexts[-2])
 
 
 @dataclass(frozen=True)
@@ -149,30 +157,29 @@ def symbolic(asker: Asker, phase: str, known: Traces) -> Symbolic:
     traces = dict(known)
     asker.add(phase, traces, (*NEAR.points, *CHECKS, *asker.long_checks(phase)))
     regimes = Regimes(NEAR)
-    found = operator_formulas(traces, regimes)
+    found, sums = operator_formulas(traces, regimes), total_formulas(traces, regimes)
     if not all(each.is_whole for each in found):
-        regimes = Regimes(NEAR, asker.far(phase))
-        found = _in_two_regimes(asker, phase, traces, regimes)
-    return Symbolic(phase, found, total_formulas(traces, regimes), tuple(traces))
+        found, sums = _in_two_regimes(asker, phase, traces, Regimes(NEAR, asker.far(phase)))
+    return Symbolic(phase, found, sums, tuple(traces))
 
 
 def shape_formulas(asker: Asker, phase: str, known: Traces) -> tuple[OperatorFormulas, ...]:
-    """Formulas for the shapes of a sweep: two batches and two contexts determine them.
+    """Formulas for the shapes of a sweep.
 
-    Sizes are linear in either. A sweep over two of each needs but two workloads more to check with.
+    Sizes are mostly linear in either, so that two batches and two contexts determine them, and a
+    sweep over these needs but a few workloads more to check them with.
     """
     batches, contexts = (sorted({point[axis] for point in known}) for axis in (0, 1))
-    near = Grid(NEAR.batches, NEAR.contexts[:2])
-    far = Grid(FAR_BATCHES, asker.far(phase).contexts[::2])
     grid = Grid((batches[0], batches[-1]), (contexts[0], contexts[-1]))
     if len(set(grid.points)) < 4 or not set(grid.points) <= set(known):
-        grid = near
+        grid = Grid(NEAR.batches, NEAR.contexts[:2])
     traces = dict(known)
-    asker.add(phase, traces, (*grid.points, (1, 1), far.points[-1]))
+    asker.add(phase, traces, (*grid.points, (1, 1), *asker.long_checks(phase)))
     found = operator_formulas(traces, Regimes(grid), only_shapes=True)
     if all(each.is_whole for each in found):
         return found
-    return _in_two_regimes(asker, phase, traces, Regimes(near, far), only_shapes=True)
+    regimes = Regimes(NEAR, asker.far(phase))
+    return _in_two_regimes(asker, phase, traces, regimes, only_shapes=True)[0]
 
 
 def _in_two_regimes(
@@ -182,15 +189,19 @@ def _in_two_regimes(
     regimes: Regimes,
     *,
     only_shapes: bool = False,
-) -> tuple[OperatorFormulas, ...]:
+) -> tuple[tuple[OperatorFormulas, ...], dict[str, Size]]:
     """The formulas of short and of long contexts, checked beside where one gives way to the other.
 
-    Adds to the traces what it needs.
+    Of operators and, but for shapes, of sums. Adds to the traces what it needs.
     """
     assert regimes.far is not None  # noqa: S101 - there are two
+
+    def found() -> tuple[tuple[OperatorFormulas, ...], dict[str, Size]]:
+        sums = {} if only_shapes else total_formulas(traces, regimes)
+        return operator_formulas(traces, regimes, only_shapes=only_shapes), sums
+
     asker.add(phase, traces, (*regimes.near.points, *regimes.far.points))
-    found = operator_formulas(traces, regimes, only_shapes=only_shapes)
     batch = regimes.far.batches[0]
-    beside = ((batch, end + step) for end in borders(found, regimes) for step in (0, 1, 2))
+    beside = ((batch, end + step) for end in borders(*found(), regimes) for step in (0, 1, 2))
     asker.add(phase, traces, beside)
-    return operator_formulas(traces, regimes, only_shapes=only_shapes)
+    return found()
