@@ -118,10 +118,12 @@ WAYS = (
 
 
 def made(kind: str, folder: Path, name: str, content: bytes) -> tuple[Path, Path]:
-    """A folder of that name where the system lets it have it, and its config."""
+    """A folder of that name where the system lets it have it inside of `folder`, and its config."""
     folder.mkdir()
     inner = folder / name
     try:
+        if not Path(os.path.normpath(inner)).is_relative_to(folder):
+            raise ValueError(name)
         inner.mkdir(exist_ok=True)
     except (OSError, ValueError):
         inner = folder / "a folder"
@@ -159,3 +161,10 @@ def test_a_file_of_many_lists_is_refused(lists: int, said: str, tmp_path: Path) 
     line = judged(lambda: llmsim.trace(str(tmp_path)))
     assert isinstance(line, str)
     assert said in line
+
+
+@pytest.mark.parametrize("name", ["/", "/x", "..", "../x", "a/../../x", "."])
+def test_no_folder_is_made_beside_where_it_should_be(name: str, tmp_path: Path) -> None:
+    inner, _ = made("file", tmp_path / "in", name, b"{}")
+    assert inner.resolve().is_relative_to(tmp_path / "in")
+    assert list(tmp_path.iterdir()) == [tmp_path / "in"]
