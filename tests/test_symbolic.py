@@ -31,10 +31,10 @@ def with_positions(config: Any) -> Any:
 @pytest.mark.parametrize(
     "name",
     [
-        *("qwen3", "mixtral"),
+        "qwen3",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("llama", "mistral", "gemma2", "bert", "gpt2")
+            for name in ("mixtral", "llama", "mistral", "gemma2", "bert", "gpt2")
         ),
     ],
 )
@@ -171,7 +171,7 @@ def reformer() -> Any:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [big_bird, reformer])
+@pytest.mark.parametrize("config", [pytest.param(big_bird, marks=pytest.mark.slow), reformer])
 def test_formulas_hold_at_lengths_that_a_model_treats_otherwise(config: Callable[[], Any]) -> None:
     """They once held at 13 tokens and at the longest alone."""
     report = llmsim.trace(config(), batch=2, context=16)
@@ -194,7 +194,7 @@ def test_formulas_hold_at_lengths_that_a_model_treats_otherwise(config: Callable
                     assert known is None or known.at((2, context)) == size, (each.key, context)
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("phase", [pytest.param("prefill", marks=pytest.mark.slow), "decode"])
 def test_a_scan_over_tokens_is_checked_where_it_is_soon_read(phase: str) -> None:
     """Mamba's, where its kernels are not installed; it was traced at 56,003 tokens before."""
     report = llmsim.trace(small.mamba(), context=5, phase=phase)
