@@ -90,14 +90,12 @@ def total_formulas(traces: Traces, regimes: Regimes) -> dict[str, Size]:
 
 
 def borders(
-    found: Sequence[OperatorFormulas], sums: Mapping[str, Size], regimes: Regimes
+    found: Sequence[OperatorFormulas], sums: Mapping[str, Size], near: Grid, far: Grid
 ) -> set[int]:
     """The last context before each second regime, of operators and of sums."""
-    if regimes.far is None:
-        return set()
     formulas = {each for operator in found for each in _formulas(operator)}
     formulas |= {size for size in sums.values() if size is not None}
-    ends = {crossing(each, regimes.near, regimes.far) for each in formulas}
+    ends = {crossing(each, near, far) for each in formulas}
     return {end for end in ends if end is not None}
 
 

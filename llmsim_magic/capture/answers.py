@@ -23,7 +23,7 @@ aten = torch.ops.aten
 META = torch.device("meta")
 LARGEST = 4_000_000
 MOST_ASKED = 1_000  # times of one line in one module; no model type of transformers asks ten
-MOST_READ = 10_000  # the same for what is known: a line that asks of each token asks this long
+MOST_READ = 10_000  # the same for what is known, which a loop over tokens may ask of each
 _REPEATS = Repeats()
 
 
@@ -112,10 +112,10 @@ class Answers(TorchDispatchMode):
     def _for_real(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
         """A kernel on known values: on the host, unless its result is too large to hold.
 
-        Raises `Endless` for a loop that never ends, whatever the data.
+        Raises `Endless` where one line asks for values again and again.
         """
         if func is aten._local_scalar_dense.default:
-            self._ask(MOST_READ, "what it knows, as a loop does that never ends")
+            self._ask(MOST_READ, "what it knows, as a loop does that never ends, or one too long")
         if facts(func).aliases:
             return self._dice.run(func, args, keywords)
         unreal_args, unreal = tree_map(_on_meta, (args, keywords))

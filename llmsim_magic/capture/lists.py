@@ -29,7 +29,7 @@ class _Kept:
 
 
 class Lists:
-    """Tells of the tensors in a list the last operator that ran while they were held.
+    """Which operator was the last to run while a list held its tensors.
 
     Steps follow one another, so that the last speaks for those before it.
     """

@@ -25,7 +25,7 @@ from llmsim_magic.records.trace import Trace
 from llmsim_magic.records.workload import Workload
 from llmsim_magic.simulate.loading import Recipe, built, recipe_of, spread, traced
 from llmsim_magic.simulate.request import Build
-from llmsim_magic.simulate.symbolic import CHECKS, NEAR, Asker
+from llmsim_magic.simulate.symbolic import CHECKS, FAR_CONTEXTS, NEAR, Asker
 
 Tracer = Callable[[Workload], Trace]
 _FEW = 4
@@ -153,8 +153,9 @@ class Sizer:
         asker = Asker(trace, self.asker.longest, self.asker.declared)
         far = asker.far("prefill")
         traces: dict[Point, Trace] = {}
-        at_most = (1, min(self.longest or 1, 2**20))
-        asker.add("prefill", traces, (*NEAR.points, *CHECKS, *far.points, at_most))
+        # A scan is checked at length once, for its cache may have a window.
+        at_length = (1, min(self.longest or 1, FAR_CONTEXTS[-1]))
+        asker.add("prefill", traces, (*NEAR.points, *CHECKS, *far.points, at_length))
         values = {point: cache_bytes(found, kv_dtype) for point, found in traces.items()}
         return formula(values, NEAR, far) if set(NEAR.points) <= set(values) else None
 

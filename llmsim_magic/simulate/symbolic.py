@@ -159,7 +159,7 @@ def symbolic(asker: Asker, phase: str, known: Traces) -> Symbolic:
     regimes = Regimes(NEAR)
     found, sums = operator_formulas(traces, regimes), total_formulas(traces, regimes)
     if not all(each.is_whole for each in found):
-        found, sums = _in_two_regimes(asker, phase, traces, Regimes(NEAR, asker.far(phase)))
+        found, sums = _in_two_regimes(asker, phase, traces)
     return Symbolic(phase, found, sums, tuple(traces))
 
 
@@ -178,30 +178,24 @@ def shape_formulas(asker: Asker, phase: str, known: Traces) -> tuple[OperatorFor
     found = operator_formulas(traces, Regimes(grid), only_shapes=True)
     if all(each.is_whole for each in found):
         return found
-    regimes = Regimes(NEAR, asker.far(phase))
-    return _in_two_regimes(asker, phase, traces, regimes, only_shapes=True)[0]
+    return _in_two_regimes(asker, phase, traces, only_shapes=True)[0]
 
 
 def _in_two_regimes(
-    asker: Asker,
-    phase: str,
-    traces: dict[Point, Trace],
-    regimes: Regimes,
-    *,
-    only_shapes: bool = False,
+    asker: Asker, phase: str, traces: dict[Point, Trace], *, only_shapes: bool = False
 ) -> tuple[tuple[OperatorFormulas, ...], dict[str, Size]]:
     """The formulas of short and of long contexts, checked beside where one gives way to the other.
 
     Of operators and, but for shapes, of sums. Adds to the traces what it needs.
     """
-    assert regimes.far is not None  # noqa: S101 - there are two
+    far = asker.far(phase)
+    regimes = Regimes(NEAR, far)
 
     def found() -> tuple[tuple[OperatorFormulas, ...], dict[str, Size]]:
         sums = {} if only_shapes else total_formulas(traces, regimes)
         return operator_formulas(traces, regimes, only_shapes=only_shapes), sums
 
-    asker.add(phase, traces, (*regimes.near.points, *regimes.far.points))
-    batch = regimes.far.batches[0]
-    beside = ((batch, end + step) for end in borders(*found(), regimes) for step in (0, 1, 2))
-    asker.add(phase, traces, beside)
+    asker.add(phase, traces, (*NEAR.points, *far.points))
+    ends = borders(*found(), NEAR, far)
+    asker.add(phase, traces, ((far.batches[0], end + step) for end in ends for step in (0, 1, 2)))
     return found()
