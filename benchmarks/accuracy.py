@@ -23,14 +23,14 @@ import numpy as np
 from benchmarks.calibrate import FITTED, Groups, digest, grouped, predicted, transfer, without
 from benchmarks.end_to_end import Pass, bands, model_named, passes
 from benchmarks.measured import LeftOut, Measured, operators, read
-from llmsim_magic.analyses.fitting import NOMINAL, fit, folds
-from llmsim_magic.analyses.sizing import Fit, Setup
+from llmsim_magic.analyses.memory.capacity import Fit, Setup
+from llmsim_magic.analyses.time.calibration_fit import NOMINAL, fit, folds
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.catalog.calibration import calibration
-from llmsim_magic.records.calibration import Band, Calibration
 from llmsim_magic.records.errors import LlmsimError
-from llmsim_magic.records.parallel import Parallel
-from llmsim_magic.simulate.sizing import Sizer
+from llmsim_magic.records.hardware.calibration import Band, Calibration
+from llmsim_magic.records.trace.parallel import Parallel
+from llmsim_magic.simulate.hardware.deployments import Sizer
 
 CLASSES = (
     *("matmul_bf16", "matmul_fp8", "decode_attention", "prefill_attention", "memory_bound"),

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from benchmarks.end_to_end import bands, passes
 from benchmarks.measured import Measured, operators
-from llmsim_magic.analyses.fitting import band_of, fit
-from llmsim_magic.analyses.roofline import UNEARNED, Estimate, estimate
+from llmsim_magic.analyses.time.calibration_fit import band_of, fit
+from llmsim_magic.analyses.time.roofline import UNEARNED, Estimate, estimate
 from llmsim_magic.catalog import accelerators
-from llmsim_magic.records.calibration import Band, Calibration, Fitted, Host, Transfer
+from llmsim_magic.records.hardware.calibration import Band, Calibration, Fitted, Host, Transfer
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "llmsim_magic" / "catalog" / "calibration.json"

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, seed, settings
 
 from benchmarks.timing import peak_gb
-from tests import judge
+from tests.helpers import outcomes
 
 
 @dataclass
@@ -48,7 +48,7 @@ def tried(module: str, name: str, cases: int, start: int) -> Ends:
         suppress_health_check=list(HealthCheck),
     )
     seed(start)(limits(test))()
-    ends.reports, ends.lines = judge.ends["report"], judge.ends["line"]
+    ends.reports, ends.lines = outcomes.ends["report"], outcomes.ends["line"]
     ends.peak_gb = peak_gb()
     return ends
 

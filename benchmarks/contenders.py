@@ -17,7 +17,7 @@ from benchmarks.timing import Contender, Run, peak_gb, timed
 if TYPE_CHECKING:
     import pandas as pd
 
-    from llmsim_magic.capture.weightless import Weightless
+    from llmsim_magic.capture.models.meta_model import Weightless
 
 SMALL = "Qwen/Qwen3-0.6B"
 DEEP = "meta-llama/Llama-3.1-405B"
@@ -64,7 +64,7 @@ def of_depth() -> Iterator[Contender]:
 
 def config_of(name: str, layers: int | None = None) -> Any:
     """The catalogue's config, with so many layers where that is given."""
-    from llmsim_magic.capture.resolve import facts_of, source_of
+    from llmsim_magic.capture.models.resolve import facts_of, source_of
 
     facts = facts_of(name)
     keys = facts.keys if layers is None else facts.keys | {"num_hidden_layers": layers}
@@ -72,7 +72,7 @@ def config_of(name: str, layers: int | None = None) -> Any:
 
 
 def build(name: str, layers: int | None = None) -> "Weightless":
-    from llmsim_magic.simulate.loading import built, recipe_of
+    from llmsim_magic.simulate.models.recipes import built, recipe_of
     from llmsim_magic.simulate.request import Build
 
     return built(recipe_of(config_of(name, layers), Build()))
@@ -80,9 +80,9 @@ def build(name: str, layers: int | None = None) -> "Weightless":
 
 def read(weightless: "Weightless", phase: str = "prefill") -> object:
     """Run one workload and take all that its record holds."""
-    from llmsim_magic.analyses.dataflow import edges
+    from llmsim_magic.analyses.graph.dataflow import edges
     from llmsim_magic.capture.run import run
-    from llmsim_magic.records.workload import Workload
+    from llmsim_magic.records.trace.workload import Workload
 
     trace = run(weightless, Workload(phase))
     return trace.operators, trace.kernels, edges(trace)
@@ -94,7 +94,7 @@ def our_record(name: str, phase: str = "prefill", layers: int | None = None) -> 
 
 def our_trace(name: str, phase: str, layers: int) -> Run:
     from llmsim_magic.capture.run import run
-    from llmsim_magic.records.workload import Workload
+    from llmsim_magic.records.trace.workload import Workload
 
     return partial(run, build(name, layers), Workload(phase))
 

@@ -35,9 +35,9 @@ HERE = Path(__file__).parent
 # Loaded once, before the processes are forked.
 PRELOADED = (
     "llmsim_magic.capture.run",
-    "tests.real",
-    "tests.reduced",
-    "tests.twice",
+    "tests.helpers.real_forward",
+    "tests.helpers.reduced_configs",
+    "tests.helpers.replay_comparison",
     "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto",
     "torch._meta_registrations",
@@ -70,9 +70,9 @@ def replay_of(config: Any, report: Any) -> str:
     Both come after the report's own, for some models remember tables from one pass to the next.
     """
     from llmsim_magic.capture.run import run
-    from llmsim_magic.simulate.loading import built, recipe_of
+    from llmsim_magic.simulate.models.recipes import built, recipe_of
     from llmsim_magic.simulate.request import Build
-    from tests.twice import differences
+    from tests.helpers.replay_comparison import differences
 
     if not report.trace.replays:
         return "no layers alike"
@@ -85,9 +85,9 @@ def replay_of(config: Any, report: Any) -> str:
 
 def survey_reduced(model_type: str) -> dict[str, Any]:
     """Trace a small configuration of a type and hold every module against a real forward."""
-    from llmsim_magic.records.workload import Workload
-    from tests.real import beside
-    from tests.reduced import candidates
+    from llmsim_magic.records.trace.workload import Workload
+    from tests.helpers.real_forward import beside
+    from tests.helpers.reduced_configs import candidates
 
     prefill, decode = (Workload(phase, BATCH, CONTEXT) for phase in PHASES)
     errors = []
@@ -118,7 +118,7 @@ def survey_reduced(model_type: str) -> dict[str, Any]:
 
 def held(real: Any, seen: Any, config: Any, phase: str) -> dict[str, Any]:
     """What a trace and a real forward agree on, or the first thing that they do not."""
-    from tests.real import cache_bytes, comparable_flops, differences
+    from tests.helpers.real_forward import cache_bytes, comparable_flops, differences
 
     status, report = traced(config, phase, "reduced")
     if report is None:

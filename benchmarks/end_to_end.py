@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measured import LeftOut, read
-from llmsim_magic.analyses.fitting import band_of
-from llmsim_magic.analyses.latency import PassTime, latency
-from llmsim_magic.analyses.sized import Stored
+from llmsim_magic.analyses.time.calibration_fit import band_of
+from llmsim_magic.analyses.time.kernel_sizes import Stored
+from llmsim_magic.analyses.time.latency import PassTime, latency
 from llmsim_magic.catalog import accelerators, models
-from llmsim_magic.records.accelerator import Accelerator, arithmetic
-from llmsim_magic.records.calibration import Band, Calibration
 from llmsim_magic.records.errors import LlmsimError
-from llmsim_magic.records.parallel import Parallel
-from llmsim_magic.records.workload import Workload
-from llmsim_magic.simulate.loading import recipe_of, traced
+from llmsim_magic.records.hardware.accelerator import Accelerator, arithmetic
+from llmsim_magic.records.hardware.calibration import Band, Calibration
+from llmsim_magic.records.trace.parallel import Parallel
+from llmsim_magic.records.trace.workload import Workload
+from llmsim_magic.simulate.models.recipes import recipe_of, traced
 from llmsim_magic.simulate.request import Build
 
 MOST_PREFILL = 0.5  # of a step; beyond it a row tells of load

@@ -2,7 +2,7 @@
 
     python -m benchmarks.fuzz [--cases 20000] [--only configs] [--seed 0] [--write]
 
-Every fuzzer of `tests/test_fuzz_*.py` has its share. A case that failed is printed;
+Every fuzzer of `tests/fuzz` has its share. A case that failed is printed;
 `--write` puts the table into `fuzz.md` beside this file.
 """
 
@@ -18,15 +18,15 @@ from pathlib import Path
 from benchmarks.cases import Ends, tried
 from benchmarks.timing import Process, say
 
-TESTS = Path(__file__).parents[1] / "tests"
-SHARES = {"test_fuzz_configs": 5, "test_fuzz_modules": 2}  # where others have one
+TESTS = Path(__file__).parents[1] / "tests" / "fuzz"
+SHARES = {"test_configs": 5, "test_modules": 2}  # where others have one
 ROUND = 500  # cases that one process tries
 
 
 def fuzzers() -> Iterator[tuple[str, str]]:
     """The module and the name of every test that hypothesis hands cases to."""
-    for file in sorted(TESTS.glob("test_fuzz_*.py")):
-        module = f"tests.{file.stem}"
+    for file in sorted(TESTS.glob("test_*.py")):
+        module = f"tests.fuzz.{file.stem}"
         for name, value in vars(importlib.import_module(module)).items():
             if name.startswith("test_") and getattr(value, "is_hypothesis_test", False):
                 yield module, name
@@ -78,8 +78,9 @@ def page(found: dict[tuple[str, str], Ends], seed: int) -> str:
             "# Bad input",
             "",
             f"`python -m benchmarks.fuzz --seed {seed} --write`: what became of cases that "
-            "hypothesis made. A report is right as far as `tests/judge.py` can tell, and has as "
-            "many parameters as transformers itself makes of the config; a line is one line. "
+            "hypothesis made. A report is right as far as `tests/helpers/outcomes.py` can tell, "
+            "and has as many parameters as transformers itself makes of the config; a line is one "
+            "line. "
             "Seconds are of work, imports within them; memory is what the process ever had.",
             "",
             f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "

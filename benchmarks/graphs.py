@@ -15,11 +15,11 @@ from importlib import metadata
 from pathlib import Path
 
 import llmsim_magic as llmsim
-from llmsim_magic.analyses.outline import outline
-from llmsim_magic.records.selection import Selection
-from llmsim_magic.records.trace import Trace
-from llmsim_magic.views import graphs, svg
-from llmsim_magic.views.drawing import Graph
+from llmsim_magic.analyses.graph.outline import outline
+from llmsim_magic.records.trace.selection import Selection
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.views.graphs import graphs, render
+from llmsim_magic.views.graphs.graph import Graph
 
 SMALL, MIXTURE, DEEP = "Qwen/Qwen3-0.6B", "deepseek-ai/DeepSeek-V3", "meta-llama/Llama-3.1-405B"
 ALL = Selection(depth=99, layers="all")
@@ -57,8 +57,8 @@ def cancelling(trace: Trace, runs: int) -> float:
     for _ in range(runs):
         stop = time.perf_counter() + 0.5
         try:
-            svg.render(dot, cancelled=lambda stop=stop: time.perf_counter() > stop)
-        except svg.CannotDraw:
+            render.render(dot, cancelled=lambda stop=stop: time.perf_counter() > stop)
+        except render.CannotDraw:
             late.append(time.perf_counter() - stop)
     return statistics.median(late)
 

@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import llmsim_magic as llmsim
-from llmsim_magic.analyses.latency import latency
-from llmsim_magic.capture.resolve import facts_of, source_of
-from llmsim_magic.simulate.local import local
+from llmsim_magic.analyses.time.latency import latency
+from llmsim_magic.capture.models.resolve import facts_of, source_of
+from llmsim_magic.simulate.hardware.local_device import local
 
 MODEL, CONTEXT, RUNS, STEPS = "Qwen/Qwen3-0.6B", 128, 12, 4
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from llmsim_magic.catalog import accelerators, models
-from llmsim_magic.records.accelerator import arithmetic
-from llmsim_magic.records.calibration import Regime, Sample
 from llmsim_magic.records.errors import LlmsimError
-from llmsim_magic.records.sizes import Attention, Collective, Matmul, Size, Stream
+from llmsim_magic.records.hardware.accelerator import arithmetic
+from llmsim_magic.records.hardware.calibration import Regime, Sample
+from llmsim_magic.records.hardware.kernel_shapes import Attention, Collective, Matmul, Size, Stream
 
 Row = Mapping[str, str]
 

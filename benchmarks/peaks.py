@@ -33,7 +33,7 @@ def measured(model_type: str) -> tuple[int, int] | None:
     """Bytes at the peak, real and predicted; None for a type that does not run."""
     import torch
 
-    from tests.reduced import candidates
+    from tests.helpers.reduced_configs import candidates
 
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
@@ -52,23 +52,28 @@ def measured(model_type: str) -> tuple[int, int] | None:
 
 def both(config: Any) -> tuple[int, int]:
     import llmsim_magic as llmsim
-    from llmsim_magic.analyses.lifetimes import peak_of_all_made
-    from llmsim_magic.capture.inputs import passes
-    from llmsim_magic.records.workload import Workload
-    from tests.allocations import peak
-    from tests.real import beside
+    from llmsim_magic.analyses.memory.tensor_lifetimes import peak_of_all_made
+    from llmsim_magic.capture.inputs import forward_inputs
+    from llmsim_magic.records.trace.workload import Workload
+    from tests.helpers.allocation_peak import peak
+    from tests.helpers.real_forward import beside
 
     models = beside(config, MOST_PARAMETERS)
     workload = Workload("prefill", 2, 16)
     trace = llmsim.trace(config, batch=2, context=16, dtype="float32").trace
-    ways = passes.prefill_inputs(models.unreal, workload)
+    ways = forward_inputs.prefill_inputs(models.unreal, workload)
     real = models._first(ways, lambda given: peak(models.model, given))
     return real, peak_of_all_made(trace).nbytes
 
 
 def main() -> None:
     transformers = importlib.import_module("transformers")
-    for module in ("llmsim_magic.capture.run", "tests.real", "tests.reduced", "tests.allocations"):
+    for module in (
+        "llmsim_magic.capture.run",
+        "tests.helpers.real_forward",
+        "tests.helpers.reduced_configs",
+        "tests.helpers.allocation_peak",
+    ):
         importlib.import_module(module)  # once, before the processes are forked
     types = sorted(transformers.CONFIG_MAPPING)
     errors = []

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from importlib import util
 from typing import Any
 
-from llmsim_magic.simulate.memory import forget_traces
+from llmsim_magic.simulate.models.session_cache import forget_traces
 
 Run = Callable[[], object]
 _READY: list[Run] = []  # in a contender's process: what is timed there

@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from llmsim_magic.notebook.panel import panel as panel
+    from llmsim_magic.notebook.panel.panel import panel as panel
     from llmsim_magic.records.errors import LlmsimError as LlmsimError
-    from llmsim_magic.simulate.entry import sweep as sweep
-    from llmsim_magic.simulate.entry import trace as trace
-    from llmsim_magic.simulate.memory import forget as forget
-    from llmsim_magic.simulate.size import size as size
+    from llmsim_magic.simulate.api import sweep as sweep
+    from llmsim_magic.simulate.api import trace as trace
+    from llmsim_magic.simulate.hardware.size import size as size
+    from llmsim_magic.simulate.models.session_cache import forget as forget
 
 __version__ = "0.1.0"
 __all__ = ["LlmsimError", "forget", "panel", "size", "sweep", "trace"]
 
 _HOMES = {
     "LlmsimError": "llmsim_magic.records.errors",
-    "forget": "llmsim_magic.simulate.memory",
-    "panel": "llmsim_magic.notebook.panel",
-    "size": "llmsim_magic.simulate.size",
-    "sweep": "llmsim_magic.simulate.entry",
-    "trace": "llmsim_magic.simulate.entry",
+    "forget": "llmsim_magic.simulate.models.session_cache",
+    "panel": "llmsim_magic.notebook.panel.panel",
+    "size": "llmsim_magic.simulate.hardware.size",
+    "sweep": "llmsim_magic.simulate.api",
+    "trace": "llmsim_magic.simulate.api",
 }
 
 

@@ -4,7 +4,7 @@ import sys
 
 from llmsim_magic.notebook.arguments import Help, parse, parser
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
-from llmsim_magic.records.legible import legible
+from llmsim_magic.records.printable import legible
 
 PROGRAM = "python -m llmsim_magic"
 
@@ -19,7 +19,7 @@ def main(words: list[str] | None = None) -> int:
                 raise InvalidValue("MODEL", "nothing", "a hub id, a folder or a config.json")
             print(parser(PROGRAM).format_help())
             return 0
-        from llmsim_magic.simulate.entry import answer
+        from llmsim_magic.simulate.api import answer
 
         report = answer(request, _say)
         _say("")

@@ -10,24 +10,25 @@ from typing import Any, TypeVar
 
 import torch
 
-from llmsim_magic.capture.alone import alone, working
-from llmsim_magic.capture.answers import Answers, Endless, answering
-from llmsim_magic.capture.copies import on_meta
-from llmsim_magic.capture.inputs import passes
-from llmsim_magic.capture.inputs.ask import parameters
-from llmsim_magic.capture.inputs.lengths import context_note, is_huggingface
-from llmsim_magic.capture.inputs.passes import Inputs
-from llmsim_magic.capture.listening import listening
-from llmsim_magic.capture.operators import assemble
-from llmsim_magic.capture.replay import Replayer, Unheard
-from llmsim_magic.capture.tensors import dtype_name, held_tensors, named_tensors
-from llmsim_magic.capture.tracer import Recorder
-from llmsim_magic.capture.weightless import Weightless
+from llmsim_magic.capture.inputs import forward_inputs
+from llmsim_magic.capture.inputs.context_length import context_note, is_huggingface
+from llmsim_magic.capture.inputs.forward_inputs import Inputs
+from llmsim_magic.capture.inputs.signature import parameters
+from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors
+from llmsim_magic.capture.meta.call_stack import call_model
+from llmsim_magic.capture.meta.isolation import alone, working
+from llmsim_magic.capture.meta.partial_evaluation import Answers, Endless, answering
+from llmsim_magic.capture.models.live_model_copy import on_meta
+from llmsim_magic.capture.models.meta_model import Weightless
+from llmsim_magic.capture.record.assemble_operators import assemble
+from llmsim_magic.capture.record.dispatch_modes import listening
+from llmsim_magic.capture.record.recorder import Recorder
+from llmsim_magic.capture.replay.replay import Replayer, Unheard
+from llmsim_magic.records.deferred_interrupt import Orderly
 from llmsim_magic.records.errors import CannotTrace, LlmsimError, NoDecode, reason
-from llmsim_magic.records.legible import legible_record
-from llmsim_magic.records.signals import Orderly
-from llmsim_magic.records.trace import CacheSlot, Trace
-from llmsim_magic.records.workload import IsCancelled, Workload, never
+from llmsim_magic.records.printable import legible_record
+from llmsim_magic.records.trace.trace import CacheSlot, Trace
+from llmsim_magic.records.trace.workload import IsCancelled, Workload, never
 
 Way = TypeVar("Way")
 Result = TypeVar("Result")
@@ -54,9 +55,9 @@ def run(
         left, harness.left = harness.left, None
         one = _Pass(weightless, workload, replay, notes, left)
         if workload.phase == "prefill":
-            ways = passes.prefill_inputs(weightless.module, workload)
+            ways = forward_inputs.prefill_inputs(weightless.module, workload)
             return _first_that_runs(ways, one.recorded)
-        return _first_that_runs(passes.DECODE_WAYS, one.decoded)
+        return _first_that_runs(forward_inputs.DECODE_WAYS, one.decoded)
 
 
 def _first_that_runs(ways: Iterable[Way], run: Callable[[Way], Result]) -> Result:
@@ -124,7 +125,7 @@ class _Left:
             asked.replay,
         ):
             return False
-        wanted = next(passes.priming_inputs(model, workload)).keywords
+        wanted = next(forward_inputs.priming_inputs(model, workload)).keywords
         mine = self.primed.keywords
         return wanted.keys() == mine.keys() and all(
             map(_same, wanted.values(), (mine[name] for name in wanted))
@@ -148,10 +149,10 @@ class _Pass:
     notes: Sequence[str] = ()
     left: _Left | None = None
 
-    def decoded(self, way: passes.DecodeWay) -> Trace:
+    def decoded(self, way: forward_inputs.DecodeWay) -> Trace:
         """A decode step after a priming pass; what that leaves in the model is state as well."""
         with self.weightless.harness.as_it_was():
-            is_first = way is passes.DECODE_WAYS[0]
+            is_first = way is forward_inputs.DECODE_WAYS[0]
             primed = self._primed(self.left if is_first else None)
             inputs = way(self.weightless.module, self.workload, primed.state, primed.keywords)
             return self.recorded(
@@ -163,7 +164,7 @@ class _Pass:
         model, info = self.weightless.module, self.weightless.info
         if left is not None and left.serves(self):
             return left.primed
-        primed = _first_that_runs(passes.priming_inputs(model, self.workload), self._prime)
+        primed = _first_that_runs(forward_inputs.priming_inputs(model, self.workload), self._prime)
         if not primed.state:
             raise NoDecode(
                 f"{info.name}: decode does not exist for it: "
@@ -176,10 +177,10 @@ class _Pass:
         with (
             harness.as_it_was(only_after_errors=True),
             answering() as answers,
-            passes.keeping_encoder_outputs(model) as kept,
+            forward_inputs.keeping_encoder_outputs(model) as kept,
             harness.told(Unheard(self._replayer(answers))),
         ):
-            state = passes.state_of(model, model(**inputs.keywords))
+            state = forward_inputs.state_of(model, call_model(model, (), inputs.keywords))
         return self._as_primed(inputs, state and state | kept, answers)
 
     def _as_primed(self, inputs: Inputs, state: dict[str, Any], answers: Answers) -> _Primed:
@@ -202,8 +203,8 @@ class _Pass:
             recorder = Recorder(harness.roles, self._replayer(answers))
             _name_storages(recorder, _by_name(model.forward, args) | keywords)
             with harness.told(recorder), listening(recorder):
-                output = model(*args, **keywords)
-        state = passes.state_of(model, output) if is_huggingface(model) else {}
+                output = call_model(model, args, keywords)
+        state = forward_inputs.state_of(model, output) if is_huggingface(model) else {}
         if self._can_go_on(state):
             primed = self._as_primed(inputs, state, answers)
             harness.left = _Left(self.workload.batch, self.workload.context, self.replay, primed)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 
-from llmsim_magic.records.accelerator import ARITHMETICS, Accelerator
 from llmsim_magic.records.errors import UnknownHardware, plain
+from llmsim_magic.records.hardware.accelerator import ARITHMETICS, Accelerator
 
 
 @cache

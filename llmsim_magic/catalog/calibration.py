@@ -5,7 +5,7 @@ from importlib import resources
 
 import msgspec
 
-from llmsim_magic.records.calibration import Calibration
+from llmsim_magic.records.hardware.calibration import Calibration
 
 
 @cache

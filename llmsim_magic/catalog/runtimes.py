@@ -5,7 +5,7 @@ from functools import cache
 from importlib import resources
 
 from llmsim_magic.records.errors import InvalidValue, one_of
-from llmsim_magic.records.runtime import Runtime
+from llmsim_magic.records.hardware.runtime import Runtime
 
 
 @cache

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from llmsim_magic.analyses.packing import KV_DTYPES, WEIGHT_DTYPES
+from llmsim_magic.analyses.memory.quantization import KV_DTYPES, WEIGHT_DTYPES
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip, one_of
-from llmsim_magic.records.parallel import Parallel
-from llmsim_magic.records.selection import LEVELS, Selection, Unfolded
-from llmsim_magic.records.workload import ATTENTIONS, DTYPE_ALIASES, DTYPES, PHASES
+from llmsim_magic.records.trace.parallel import Parallel
+from llmsim_magic.records.trace.selection import LEVELS, Selection, Unfolded
+from llmsim_magic.records.trace.workload import ATTENTIONS, DTYPE_ALIASES, DTYPES, PHASES
 from llmsim_magic.simulate.request import (
     ALL,
     LAUNCHES,

@@ -14,10 +14,10 @@ from llmsim_magic.notebook.completion import complete
 from llmsim_magic.notebook.progress import Notice
 from llmsim_magic.notebook.variables import model_named
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
-from llmsim_magic.records.legible import legible
+from llmsim_magic.records.printable import legible
 
 if TYPE_CHECKING:
-    from llmsim_magic.notebook.panel import Panel
+    from llmsim_magic.notebook.panel.panel import Panel
     from llmsim_magic.simulate.report import Report
 
 _DEFAULTS = ("phase", "batch", "context", "dtype", "attn", "depth", "level")
@@ -95,7 +95,7 @@ class LLMSim(Magics):
     def _report(self, parsed: Line) -> "Report":
         if parsed.request.model is None:
             raise Help(parser().format_help())
-        from llmsim_magic.simulate.entry import answer
+        from llmsim_magic.simulate.api import answer
 
         model = model_named(parsed.request.model, self.shell.user_ns)
         request = replace(parsed.request, model=model)
@@ -103,7 +103,7 @@ class LLMSim(Magics):
             return answer(request, notice.say)
 
     def _panel(self, parsed: Line) -> "Panel":
-        from llmsim_magic.notebook.panel import Panel
+        from llmsim_magic.notebook.panel.panel import Panel
 
         if parsed.request.csv is not None:
             raise InvalidValue("--csv", parsed.request.csv, "for a panel, which saves for itself")
@@ -128,7 +128,7 @@ def register(shell: InteractiveShell) -> None:
     if shell.display_formatter is not None:
         formatter = shell.display_formatter.ipython_display_formatter
         formatter.for_type_by_name("llmsim_magic.simulate.report", "Report", magics.show)
-        formatter.for_type_by_name("llmsim_magic.notebook.panel", "Panel", magics.show)
+        formatter.for_type_by_name("llmsim_magic.notebook.panel.panel", "Panel", magics.show)
     shell.events.register("pre_run_cell", _begin)
     if complete not in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.append(complete)
@@ -136,6 +136,6 @@ def register(shell: InteractiveShell) -> None:
 
 def _begin(info: object) -> None:
     """A cell begins when no panel's thread builds or runs a model."""
-    from llmsim_magic.simulate.loading import until_idle
+    from llmsim_magic.simulate.models.recipes import until_idle
 
     until_idle()

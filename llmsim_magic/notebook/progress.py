@@ -7,7 +7,7 @@ from types import TracebackType
 
 from IPython.display import DisplayHandle, display
 
-from llmsim_magic.records.legible import legible
+from llmsim_magic.records.printable import legible
 
 PATIENCE_S = 1.0
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from llmsim_magic.records.legible import legible
+from llmsim_magic.records.printable import legible
 
 LONGEST = 500  # characters of an error
 

@@ -7,26 +7,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmsim_magic.analyses.polynomials import Point
-from llmsim_magic.analyses.symbolic import OperatorFormulas
+from llmsim_magic.analyses.formulas.polynomials import Point
+from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
-from llmsim_magic.records.selection import Level, Selection, Unfolded
-from llmsim_magic.records.trace import Trace
-from llmsim_magic.records.workload import PHASES, Workload
-from llmsim_magic.simulate.costing import Costing
+from llmsim_magic.records.trace.selection import Level, Selection, Unfolded
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.workload import PHASES, Workload
+from llmsim_magic.simulate.hardware.costing import Costing
+from llmsim_magic.simulate.hardware.deployments import Sizer
+from llmsim_magic.simulate.hardware.size import Sizing, sizing_of
 from llmsim_magic.simulate.request import Deployment
 from llmsim_magic.simulate.sections import sections
 from llmsim_magic.simulate.sections import tables as tables_of
-from llmsim_magic.simulate.size import Sizing, sizing_of
-from llmsim_magic.simulate.sizing import Sizer
-from llmsim_magic.simulate.symbolic import Asker, Symbolic, shape_formulas, symbolic
-from llmsim_magic.views import graphs, tables
-from llmsim_magic.views.comparison import comparison_table
-from llmsim_magic.views.drawing import Graph
-from llmsim_magic.views.files import write, write_file
+from llmsim_magic.simulate.sweeps.formulas import Asker, Symbolic, shape_formulas, symbolic
+from llmsim_magic.views.csv_export import as_csv
+from llmsim_magic.views.explain import Prose, explain
+from llmsim_magic.views.graphs import graphs
+from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.page import Section, as_html, as_page, as_text
-from llmsim_magic.views.prose import Prose, explain
-from llmsim_magic.views.spreadsheet import as_csv
+from llmsim_magic.views.safe_files import write, write_file
+from llmsim_magic.views.tables import record_tables
+from llmsim_magic.views.tables.comparison import comparison_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,12 +50,12 @@ class Sweep:
     @cached_property
     def ops(self) -> "pd.DataFrame":
         """Long: one row per operator and workload."""
-        return tables.long_table(self.traces)
+        return record_tables.long_table(self.traces)
 
     @cached_property
     def shapes(self) -> "pd.DataFrame":
         """Wide: one row per operator, a column of shapes per workload, and one of formulas."""
-        return tables.shapes_table(self.traces, self._formulas())
+        return record_tables.shapes_table(self.traces, self._formulas())
 
     def _formulas(self) -> dict[str, tuple[OperatorFormulas, ...]]:
         """Formulas for the shapes of each phase."""
@@ -69,7 +70,7 @@ class Sweep:
     @cached_property
     def totals(self) -> "pd.DataFrame":
         """One row per workload: work, traffic and cache of the whole pass, or why it failed."""
-        return tables.totals_table(self.traces, self.failures)
+        return record_tables.totals_table(self.traces, self.failures)
 
     def sections(self) -> Iterator[Section]:
         name = self.traces[0].model.name
@@ -109,27 +110,27 @@ class Report:
     @cached_property
     def ops(self) -> "pd.DataFrame":
         """One row per operator call, in execution order."""
-        return tables.ops_table(self.trace)
+        return record_tables.ops_table(self.trace)
 
     @cached_property
     def modules(self) -> "pd.DataFrame":
         """One row per module, containers included."""
-        return tables.modules_table(self.trace)
+        return record_tables.modules_table(self.trace)
 
     @cached_property
     def edges(self) -> "pd.DataFrame":
         """One row per tensor that flows between two operators."""
-        return tables.edges_table(self.trace)
+        return record_tables.edges_table(self.trace)
 
     @cached_property
     def kernels(self) -> "pd.DataFrame":
         """One row per ATen op."""
-        return tables.kernels_table(self.trace)
+        return record_tables.kernels_table(self.trace)
 
     @cached_property
     def summary(self) -> "pd.DataFrame":
         """One row per quantity."""
-        return tables.summary_table(self.trace)
+        return record_tables.summary_table(self.trace)
 
     @cached_property
     def costing(self) -> Costing:
@@ -184,7 +185,7 @@ class Report:
     @cached_property
     def topological(self) -> "pd.DataFrame":
         """Operators in execution order with what each waits for."""
-        return tables.topological_table(self.trace)
+        return record_tables.topological_table(self.trace)
 
     @cached_property
     def shapes(self) -> "pd.DataFrame":

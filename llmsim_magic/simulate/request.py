@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmsim_magic.analyses import packing
+from llmsim_magic.analyses.memory import quantization
 from llmsim_magic.catalog.accelerators import find
 from llmsim_magic.records.errors import plain
-from llmsim_magic.records.legal import flag, word
-from llmsim_magic.records.parallel import Parallel
-from llmsim_magic.records.selection import Selection
-from llmsim_magic.records.workload import ATTENTIONS, dtype_name, whole_number
+from llmsim_magic.records.trace.parallel import Parallel
+from llmsim_magic.records.trace.selection import Selection
+from llmsim_magic.records.trace.workload import ATTENTIONS, dtype_name, whole_number
+from llmsim_magic.records.validation import flag, word
 
 VIEWS = ("summary", "ops", "deps", "topological", "multi-config", "costs", "memory")
 LAUNCHES = ("graph", "eager")
@@ -58,9 +58,9 @@ class Deployment:
         known = (name if name in (LOCAL, ALL) else find(name).name for name in names)
         object.__setattr__(self, "hardware", tuple(dict.fromkeys(known)))
         if self.weight_dtype is not None:
-            object.__setattr__(self, "weight_dtype", packing.weight_dtype(self.weight_dtype))
+            object.__setattr__(self, "weight_dtype", quantization.weight_dtype(self.weight_dtype))
         if self.kv_dtype is not None:
-            object.__setattr__(self, "kv_dtype", packing.kv_dtype(self.kv_dtype))
+            object.__setattr__(self, "kv_dtype", quantization.kv_dtype(self.kv_dtype))
         word("launch", self.launch, LAUNCHES)
 
 

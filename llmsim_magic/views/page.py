@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from llmsim_magic.records.signals import orderly
+from llmsim_magic.records.deferred_interrupt import orderly
 from llmsim_magic.views import units
-from llmsim_magic.views.drawing import Graph
-from llmsim_magic.views.plot import Plot
-from llmsim_magic.views.prose import Prose
+from llmsim_magic.views.explain import Prose
+from llmsim_magic.views.graphs.graph import Graph
+from llmsim_magic.views.plots.plot import Plot
 
 MOST_ROWS = 1500
 SCREENFUL = 50

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from tests import hostile
 from tests.browser import notebooks
 from tests.browser.notebooks import PanelPage
+from tests.helpers import hostile_names
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
 BEGIN = f"""\
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from tests import hostile
-model = hostile.model(hostile.NAMES["all at once"])
+model = hostile_names.model(hostile_names.NAMES["all at once"])
 %load_ext llmsim_magic"""
 SHOWN = (
     "report = %llmsim model --ops --deps --topological --costs --memory --context 5 --hardware H100"
@@ -24,7 +24,7 @@ PANEL = "%llmsim model --panel --context 5 --hardware H100"
 # Shown beside them, to know that a script in a name would have been seen.
 CONTROL = "from IPython.display import HTML; HTML('<img src=x onerror=window.__control=1>')"
 RAN = "() => window.__pwned"
-MARKUP = hostile.NAMES["end of script"][:40]
+MARKUP = hostile_names.NAMES["end of script"][:40]
 
 
 @pytest.fixture

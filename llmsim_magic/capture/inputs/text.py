@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llmsim_magic.capture.inputs.ask import Ask, HuggingFaceModel, config_parts, held
+from llmsim_magic.capture.inputs.signature import Ask, HuggingFaceModel, config_parts, held
 
 
 @dataclass(frozen=True, slots=True)

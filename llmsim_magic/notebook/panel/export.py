@@ -8,13 +8,13 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from llmsim_magic.notebook.code import magic_line, python_call
+from llmsim_magic.notebook.code_export import magic_line, python_call
 from llmsim_magic.notebook.widgets import Code, Download
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import Request
-from llmsim_magic.views.files import write
-from llmsim_magic.views.spreadsheet import as_csv
+from llmsim_magic.views.csv_export import as_csv
+from llmsim_magic.views.safe_files import write
 
 _TABLES = {"multi-config": "shapes", "deps": "edges"}  # the others have the view's own name
 _LONGEST = 150  # bytes of a model's name, of the 255 of a file's

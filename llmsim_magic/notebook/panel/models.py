@@ -4,11 +4,11 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmsim_magic.capture.resolve import cached_models
+from llmsim_magic.capture.models.resolve import cached_models
 from llmsim_magic.catalog import models
 from llmsim_magic.notebook.variables import holding_models, model_named
 from llmsim_magic.records.errors import type_name
-from llmsim_magic.simulate.loading import Progress, Recipe, recipe_of
+from llmsim_magic.simulate.models.recipes import Progress, Recipe, recipe_of
 from llmsim_magic.simulate.request import Build, Request
 
 

@@ -7,12 +7,12 @@ import ipywidgets as widgets
 
 from llmsim_magic.notebook.panel.table import Table
 from llmsim_magic.notebook.widgets import Drawing
-from llmsim_magic.records.workload import IsCancelled
+from llmsim_magic.records.trace.workload import IsCancelled
 from llmsim_magic.simulate.report import Report
-from llmsim_magic.views.drawing import Graph
-from llmsim_magic.views.filters import layers_of, matching
+from llmsim_magic.views.explain import Prose, explain_operator
+from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.page import Section, as_html
-from llmsim_magic.views.prose import Prose, explain_operator
+from llmsim_magic.views.tables.filters import layers_of, matching
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ import ipywidgets as widgets
 
 from llmsim_magic.notebook.panel.operators import Choose, Detail, Picture
 from llmsim_magic.notebook.panel.table import Table
-from llmsim_magic.records.workload import IsCancelled
+from llmsim_magic.records.trace.workload import IsCancelled
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.views.page import as_html
 

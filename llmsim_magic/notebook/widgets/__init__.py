@@ -6,7 +6,7 @@ from typing import Any
 import anywidget
 from traitlets import Bool, Float, Unicode
 
-from llmsim_magic.views.drawing import viewer
+from llmsim_magic.views.graphs.graph import viewer
 
 
 def _script(name: str) -> str:

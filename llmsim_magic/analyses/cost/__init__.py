@@ -1,0 +1,1 @@
+"""FLOPs and bytes of operators, modules, layers and the whole pass."""

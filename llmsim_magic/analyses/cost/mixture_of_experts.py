@@ -1,0 +1,127 @@
+"""Which share of a mixture of experts one token meets."""
+
+import math
+from dataclasses import dataclass
+
+from llmsim_magic.analyses.kernels.elementwise_work import short_name
+from llmsim_magic.analyses.kernels.memoize import once
+from llmsim_magic.records.trace.trace import Module, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Of so many experts, how many a token is routed to."""
+
+    chosen: float
+    experts: int
+
+
+@once
+def active_parameters(trace: Trace) -> int:
+    """Parameters that one token meets: all but those of experts that it is not routed to.
+
+    Routing is balanced, so an expert counts by the share of the tokens that it sees.
+    """
+    shares: dict[str, float] = {}
+    for _, found in _routed(trace):
+        shares.update(found)
+    return round(
+        sum(
+            parameter.numel * shares.get(trace.recorded_path(parameter.name), 1.0)
+            for parameter in trace.parameters
+            if parameter.tied_to is None and not parameter.is_buffer
+        )
+    )
+
+
+@once
+def routings(trace: Trace) -> tuple[Routing, ...]:
+    """The kinds of routing in the model, each once; none for a dense model."""
+    return tuple(dict.fromkeys(routing for routing, _ in _routed(trace)))
+
+
+@once
+def _routed(trace: Trace) -> tuple[tuple[Routing, dict[str, float]], ...]:
+    """Each routing with the share of the tokens that each parameter of its experts meets."""
+    return (*_fused(trace), *_listed(trace))
+
+
+def _fused(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
+    """Experts in one parameter `[experts, …]`, met by a grouped matmul of `tokens · chosen` rows.
+
+    The other parameters of its module with a row for each expert, such as biases, go with it.
+    """
+    record = trace.recorded
+    found = []
+    seen: set[str] = set()
+    for kernel in record.kernels:
+        if short_name(kernel.name) != "_grouped_mm":
+            continue
+        rows, weights = (record.tensors[index] for index in kernel.inputs[:2])
+        name = record.storages[weights.storage].name or ""
+        owner = name.rpartition(".")[0]
+        tokens = _rows(trace, owner)
+        if not tokens or owner in seen:
+            continue
+        seen.add(owner)
+        experts = weights.shape[0]
+        chosen = rows.shape[0] / tokens
+        alike = [p for p in trace.parameters if p.owner == owner and p.shape[:1] == (experts,)]
+        share = min(chosen / experts, 1.0)
+        found.append((Routing(chosen, experts), {p.name: share for p in alike}))
+    return found
+
+
+def _listed(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
+    """Experts as modules of one kind side by side, each called with some rows of its parent's."""
+    modules = {module.path: module for module in trace.modules}
+    containers = {module.path.rpartition(".")[0] for module in trace.modules if module.path}
+    groups: dict[tuple[str, str], list[Module]] = {}
+    for module in trace.modules:
+        if module.path in containers and trace.recorded_path(module.path) == module.path:
+            groups.setdefault((module.path.rpartition(".")[0], module.type), []).append(module)
+    shares: dict[str, float] = {}
+    routings = []
+    for (parent, _), group in groups.items():
+        router = modules[parent]
+        while router.is_list and router.path:
+            router = modules[router.path.rpartition(".")[0]]
+        tokens = _rows(trace, router.path)
+        read = {module.path: _routed_rows(trace, router.path, module.path) for module in group}
+        if len(group) < 2 or not tokens or None in read.values():
+            continue
+        rows = {path: number or 0 for path, number in read.items()}
+        if 0 < min(filter(None, rows.values()), default=0) < tokens:
+            routings.append(Routing(sum(rows.values()) / tokens, len(group)))
+            shares |= {path: min(number / tokens, 1.0) for path, number in rows.items()}
+    within = {p.name: share for p in trace.parameters if (share := _within(p.owner, shares)) < 1}
+    return [(routing, within) for routing in routings]
+
+
+def _within(owner: str, shares: dict[str, float]) -> float:
+    """The share of the expert that a module belongs to; 1 outside all experts."""
+    while owner:
+        if owner in shares:
+            return shares[owner]
+        owner = owner.rpartition(".")[0]
+    return 1.0
+
+
+def _rows(trace: Trace, path: str) -> int:
+    """Rows of the first input of a module's first call; 0 where it has none."""
+    calls = trace.recorded.calls_of.get(path)
+    if calls is None or not calls.inputs:
+        return 0
+    return math.prod(trace.recorded.tensors[calls.inputs[0]].shape[:-1])
+
+
+def _routed_rows(trace: Trace, parent: str, path: str) -> int | None:
+    """Rows that a module reads of those its parent was given; None for what is not routed to it."""
+    calls = trace.recorded.calls_of
+    if path not in calls:
+        return 0
+    if parent not in calls or not calls[path].inputs or not calls[parent].inputs:
+        return None
+    own, given = (trace.recorded.tensors[calls[each].inputs[0]] for each in (path, parent))
+    routed = len(own.shape) == 2 and len(given.shape) > 1 and own.shape[-1] == given.shape[-1]
+    return own.shape[0] if routed and "float" in own.dtype else None

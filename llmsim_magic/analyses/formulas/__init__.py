@@ -1,0 +1,1 @@
+"""Shapes and costs as exact formulas of batch and context."""

@@ -1,0 +1,1 @@
+"""The graph of a pass: dataflow, layers, and the outline that is drawn."""

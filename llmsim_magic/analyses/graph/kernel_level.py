@@ -1,0 +1,52 @@
+"""A pass seen in kernels: each one that moves data as an operator of its own."""
+
+from dataclasses import replace
+
+from msgspec import structs
+
+from llmsim_magic.analyses.kernels.elementwise_work import short_name
+from llmsim_magic.analyses.kernels.memoize import once
+from llmsim_magic.records.trace.recorded import Operator, Record, Replay
+from llmsim_magic.records.trace.trace import Trace
+
+
+@once
+def by_kernel(trace: Trace) -> Trace:
+    """The same trace with every kernel but views as an operator, named after the kernel.
+
+    All analyses hold for it; an operator's order is then the kernel's place among those.
+    """
+    record = trace.recorded
+    operators: list[Operator] = []
+    kernels = []
+    before = [0]
+    for kernel in record.kernels:
+        order = None
+        if not kernel.is_view and kernel.operator is not None:
+            order, owner = len(operators), record.operators[kernel.operator]
+            name, given = short_name(kernel.name), kernel.inputs
+            path, source, held = owner.path, owner.source, owner.held
+            operators.append(Operator(path, name, "function", given, kernel.outputs, source, held))
+        kernels.append(structs.replace(kernel, operator=order))
+        before.append(len(operators))
+    return replace(
+        trace,
+        recorded=Record(
+            record.storages,
+            record.tensors,
+            tuple(kernels),
+            tuple(operators),
+            record.calls,
+            record.results,
+        ),
+        replays=tuple(_moved(replay, before) for replay in trace.replays),
+    )
+
+
+def _moved(replay: Replay, before: list[int]) -> Replay:
+    first, last = replay.kernels
+    return replace(
+        replay,
+        operators=(before[first], before[last]),
+        before_operator=before[replay.before_kernel],
+    )

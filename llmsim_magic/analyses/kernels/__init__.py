@@ -1,0 +1,1 @@
+"""Facts about single kernels: what they read, where tensors overlap, elementwise work."""

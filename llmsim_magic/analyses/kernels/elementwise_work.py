@@ -1,0 +1,140 @@
+"""How much arithmetic a kernel does, beside the FLOPs that torch counts.
+
+One small function per kind of kernel. `elementwise_ops` counts an operation per element
+processed; moving data is none. What no function here knows is None, and is reported.
+"""
+
+from collections.abc import Callable
+
+from llmsim_magic.records.trace.recorded import Kernel, Record
+from llmsim_magic.records.trace.trace import Trace, numel
+
+Formula = Callable[[int, int], int]
+
+
+def _per_output(read: int, written: int) -> int:
+    """One operation for each element written."""
+    return written
+
+
+def _per_input(read: int, written: int) -> int:
+    """One operation for each element read: sums, means, maxima, scans, sorts."""
+    return read
+
+
+def _interpolation(read: int, written: int) -> int:
+    """Bilinear: four neighbours, each weighted and summed, for each element written."""
+    return 8 * written
+
+
+def _cubic_interpolation(read: int, written: int) -> int:
+    """Bicubic: sixteen neighbours, each weighted and summed, for each element written."""
+    return 32 * written
+
+
+def _softmax(read: int, written: int) -> int:
+    """Maximum, subtraction, exponential, sum, division: five for each element."""
+    return 5 * written
+
+
+def _normalisation(read: int, written: int) -> int:
+    """Mean, difference, square, mean of squares, scale, weight, bias: seven for each element."""
+    return 7 * written
+
+
+_MOVES = frozenset(
+    """
+    _to_copy clone copy copy_ cat stack embedding index index_select gather scatter scatter_
+    slice_scatter select_scatter index_put index_put_ index_copy index_copy_ _unsafe_index
+    _index_put_impl_ constant_pad_nd repeat roll flip tril triu arange full full_like zeros
+    zeros_like ones ones_like empty empty_like empty_strided new_empty new_zeros new_ones new_full
+    fill fill_ zero_ scalar_tensor lift_fresh_copy unfold_copy repeat_interleave as_strided_scatter
+    rand rand_like randn randn_like randint bernoulli bernoulli_ normal_ uniform_
+    upsample_nearest1d upsample_nearest2d _upsample_nearest_exact2d searchsorted
+    eye linspace one_hot im2col pixel_shuffle reflection_pad1d reflection_pad2d replication_pad1d
+    replication_pad2d _efficientzerotensor _local_scalar_dense masked_scatter masked_select nonzero
+    _unique2 unique_dim unique_consecutive multinomial randperm pixel_unshuffle channel_shuffle
+    col2im triu_indices tril_indices upsample_nearest3d
+    allreduce_ allgather_ send recv_
+    """.split()  # noqa: SIM905 - a vocabulary reads best as words
+)
+_REDUCTIONS = frozenset(
+    """
+    sum mean amax amin max min argmax argmin prod any all var std var_mean norm linalg_vector_norm
+    logsumexp cumsum cumprod cummax topk sort argsort bincount histc avg_pool2d adaptive_avg_pool2d
+    _adaptive_avg_pool2d max_pool2d_with_indices avg_pool1d count_nonzero kthvalue median
+    index_add_ index_add scatter_add_ scatter_add scatter_reduce nll_loss_forward
+    _is_all_true equal avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d cummin aminmax
+    """.split()  # noqa: SIM905 - a vocabulary reads best as words
+)
+_SOFTMAXES = ("_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax")
+_NORMALISATIONS = (
+    "native_layer_norm",
+    "native_group_norm",
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_fused_rms_norm",
+)
+_BILINEAR = ("upsample_bilinear2d", "_upsample_bilinear2d_aa", "grid_sampler_2d")
+_UNTAGGED_POINTWISE = ("floor_divide", "polar", "complex", "masked_fill", "_prelu_kernel", "glu")
+_FORMULAS: dict[str, Formula] = {
+    **dict.fromkeys(_BILINEAR, _interpolation),
+    **dict.fromkeys(("upsample_bicubic2d", "_upsample_bicubic2d_aa"), _cubic_interpolation),
+    **dict.fromkeys(_UNTAGGED_POINTWISE, _per_output),
+    **dict.fromkeys(_REDUCTIONS, _per_input),
+    **dict.fromkeys(_SOFTMAXES, _softmax),
+    **dict.fromkeys(_NORMALISATIONS, _normalisation),
+}
+
+
+def short_name(kernel: str) -> str:
+    """`mm` of `aten.mm.default`."""
+    parts = kernel.split(".")
+    return parts[1] if len(parts) > 1 else kernel
+
+
+def moves_only(kernel: Kernel) -> bool:
+    """Whether a kernel computes nothing: it copies, gathers or fills."""
+    return short_name(kernel.name) in _MOVES
+
+
+def elementwise_ops(record: Record, kernel: Kernel) -> int | None:
+    """Operations on elements, or None where neither torch nor this file knows the kernel."""
+    name = short_name(kernel.name)
+    if kernel.is_view or kernel.flops is not None or name in _MOVES:
+        return 0
+    formula = _per_output if kernel.pointwise else _FORMULAS.get(name)
+    if formula is None:
+        return None
+    return formula(
+        _largest(record, kernel.inputs), _largest(record, kernel.outputs or kernel.writes)
+    )
+
+
+def _largest(record: Record, tensors: tuple[int, ...]) -> int:
+    return max((numel(shape) for shape in record.shapes(tensors)), default=0)
+
+
+def causal_skippable(record: Record, kernel: Kernel) -> int:
+    """Of causal attention's FLOPs, those spent on keys after their query.
+
+    Query i sees keys 1 to i. Of tokens² pairs tokens · (tokens − 1) / 2 lie above the diagonal.
+    """
+    if not kernel.causal or not kernel.flops:
+        return 0
+    query, key = record.shapes(kernel.inputs)[:2]
+    tokens, keys = query[-2], key[-2]
+    seen = min(tokens, keys)
+    hidden = tokens * keys - seen * (seen + 1) // 2 - (tokens - seen) * keys
+    return kernel.flops * hidden // (tokens * keys)
+
+
+def uncounted(trace: Trace) -> dict[str, int]:
+    """Kernels whose arithmetic nobody here has a formula for, and how often each ran."""
+    counts: dict[str, int] = {}
+    for kernel in trace.recorded.kernels:
+        if elementwise_ops(trace.recorded, kernel) is None:
+            times = 1 if kernel.operator is None else trace.times[kernel.operator]
+            counts[kernel.name] = counts.get(kernel.name, 0) + times
+    return counts

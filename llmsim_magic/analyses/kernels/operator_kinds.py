@@ -1,0 +1,40 @@
+"""What kind of work an operator is, told by its kernels, never by its name."""
+
+from llmsim_magic.analyses.kernels.elementwise_work import moves_only, short_name
+from llmsim_magic.analyses.kernels.memoize import once
+from llmsim_magic.records.trace.recorded import Kernel
+from llmsim_magic.records.trace.trace import Trace
+
+_STATISTICS = frozenset({"mean", "var", "var_mean", "native_layer_norm", "native_group_norm"})
+
+
+@once
+def kinds(trace: Trace) -> tuple[str, ...]:
+    """For each operator: matmul, attention, normalisation, elementwise, embedding or movement.
+
+    `nothing` runs no kernel, as dropout in inference.
+    """
+    return tuple(trace.of_each(recorded_kinds(trace)))
+
+
+@once
+def recorded_kinds(trace: Trace) -> tuple[str, ...]:
+    """The kind of each recorded operator."""
+    return tuple(map(_kind, trace.recorded.kernels_of))
+
+
+def _kind(kernels: tuple[Kernel, ...]) -> str:
+    names = {short_name(kernel.name) for kernel in kernels}
+    if not kernels:
+        return "nothing"
+    if "scaled_dot_product_attention" in names:
+        return "attention"
+    if any(kernel.flops for kernel in kernels):
+        return "matmul"
+    if names & _STATISTICS or any("norm" in name for name in names):
+        return "normalisation"
+    if "embedding" in names:
+        return "embedding"
+    if any(kernel.pointwise and not moves_only(kernel) for kernel in kernels):
+        return "elementwise"
+    return "movement"

@@ -1,0 +1,1 @@
+"""Memory of a device: weights, quantization, cache, activations, and what fits."""

@@ -1,0 +1,123 @@
+"""What one device must hold: weights, cache, activations at their most, and the runtime."""
+
+from dataclasses import dataclass
+
+from llmsim_magic.analyses.memory.quantization import ITEM_BITS, kv_dtype
+from llmsim_magic.analyses.memory.tensor_lifetimes import Peak, peak_activations
+from llmsim_magic.analyses.memory.weights import Weights, weights
+from llmsim_magic.records.hardware.runtime import Runtime
+from llmsim_magic.records.trace.trace import CacheSlot, Trace
+
+_KEYS_AND_VALUES = ("keys", "values")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one rank.
+
+    `cache` is all that is kept from one token to the next, after the pass: keys and values, and
+    states. `activations` is the most that the pass makes and holds at once. `runtime` is an
+    allowance for drivers and libraries; `assumed` says what was taken to be, in words.
+    """
+
+    weights: int
+    buffers: int
+    cache: int
+    activations: int
+    runtime: int
+    assumed: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.buffers + self.cache + self.activations + self.runtime
+
+
+def memory(
+    trace: Trace,
+    *,
+    weight_dtype: str | None = None,
+    kv_dtype: str | None = None,
+    runtime: Runtime | None = None,
+    chunk: Trace | None = None,
+) -> Memory:
+    """The memory of one pass; of a rank's trace, that of the rank.
+
+    `chunk` is the pass over as much of a prompt as the runtime reads at once, where that is less.
+    Raises `InvalidValue` for a dtype that does not exist.
+    """
+    stored = weights(trace, weight_dtype)
+    ranks = trace.model.parallel.ranks
+    activations, why = _activations(chunk or trace, runtime)
+    return Memory(
+        weights=stored.nbytes,
+        buffers=buffer_bytes(trace),
+        cache=cache_bytes(trace, kv_dtype),
+        activations=activations,
+        runtime=runtime.context(ranks) if runtime else 0,
+        assumed=(*_assumed(stored, kv_dtype), why, *_of_runtime(trace, runtime)),
+    )
+
+
+def buffer_bytes(trace: Trace) -> int:
+    """Buffers that the model holds beside its parameters."""
+    return sum(p.nbytes for p in trace.parameters if p.is_buffer and p.tied_to is None)
+
+
+def cache_bytes(trace: Trace, dtype: str | None = None) -> int:
+    """The cache after the pass; keys and values in another dtype if one is given.
+
+    A recurrent state keeps its own. Raises `InvalidValue` for a dtype that does not exist.
+    """
+    bits = None if dtype is None else ITEM_BITS[kv_dtype(dtype)]
+    return sum(_slot(slot, bits) for slot in trace.cache)
+
+
+def _slot(slot: CacheSlot, bits: int | None) -> int:
+    is_kept = slot.name.rpartition(".")[2] in _KEYS_AND_VALUES and "float" in slot.dtype
+    if bits is None or not is_kept:
+        return slot.nbytes
+    count = 1
+    for size in slot.shape:
+        count *= size
+    return count * bits // 8
+
+
+def _activations(trace: Trace, runtime: Runtime | None) -> tuple[int, str]:
+    peak: Peak = peak_activations(trace)
+    where = f"activations at their most in {_place(trace, peak)}, {trace.workload}"
+    if runtime is None or not runtime.sampled_sequences:
+        return peak.nbytes, where
+    sampling = runtime.sampling_bytes(_vocabulary(trace))
+    if sampling <= peak.nbytes:
+        return peak.nbytes, where
+    logits = f"{runtime.logit_copies:g} × the float32 logits of {runtime.sampled_sequences}"
+    return sampling, f"activations at their most in sampling: {logits} sequences"
+
+
+def _place(trace: Trace, peak: Peak) -> str:
+    if peak.operator is None:
+        return "what the pass returns"
+    operator = trace.operators[peak.operator]
+    is_module = operator.kind == "module"
+    return operator.path if is_module else f"{operator.path}:{operator.op}".removeprefix(":")
+
+
+def _vocabulary(trace: Trace) -> int:
+    """The width of what the pass returns: its logits."""
+    record = trace.recorded
+    shapes = [shape for shape in record.shapes(record.results) if shape]
+    return shapes[0][-1] if shapes else 0
+
+
+def _assumed(stored: Weights, dtype: str | None) -> tuple[str, ...]:
+    cache = f"keys and values in {dtype}, recurrent states as they are" if dtype else None
+    return (f"weights {stored.assumed}", *filter(None, (cache,)))
+
+
+def _of_runtime(trace: Trace, runtime: Runtime | None) -> tuple[str, ...]:
+    if runtime is None:
+        return ()
+    said = f"{runtime.name}: {runtime.note}"
+    if trace.model.attention != "eager" or not runtime.chunk_tokens:
+        return (said,)
+    return said, "eager attention holds its score matrix, which a runtime's own kernel does not"

@@ -1,0 +1,219 @@
+"""The kernels of a trace by their sizes: what the roofline asks for.
+
+Eager runs each ATen kernel by itself. A graph, as a compiler or an engine captures it, runs the
+products and attentions of an operator, and all else of it as one kernel.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llmsim_magic.analyses.cost.traffic import Traffic, kernel_bytes, traffic
+from llmsim_magic.analyses.kernels.aliasing import distinct_elements
+from llmsim_magic.analyses.kernels.elementwise_work import short_name
+from llmsim_magic.analyses.kernels.operator_kinds import recorded_kinds
+from llmsim_magic.analyses.parallel.collectives import collective_kind
+from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.hardware.accelerator import Accelerator, arithmetic
+from llmsim_magic.records.hardware.calibration import Regime
+from llmsim_magic.records.hardware.kernel_shapes import (
+    BITS,
+    Attention,
+    Collective,
+    Matmul,
+    Size,
+    Stream,
+    StreamKind,
+)
+from llmsim_magic.records.trace.recorded import Kernel, Record, Tensor
+from llmsim_magic.records.trace.trace import Trace, numel
+
+WEIGHT_BITS = {**BITS, "int4": 4}
+_KINDS: dict[str, StreamKind] = {"normalisation": "normalisation", "embedding": "embedding"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """In what weights and cache are stored, where that is not as traced; `fp8`, `int4` and so on.
+
+    Weights stored as `fp8`, `int8` or `fp4` are multiplied so if `activations` are too, else read
+    and widened to the traced dtype. `group` weights share a scale and a zero point of 16 bits each.
+    `packed` names the parameters that are so stored, each with the bits of one of its weights,
+    scales and zero points included; all others are as traced. Without it every weight is stored
+    so.
+    """
+
+    weights: str | None = None
+    cache: str | None = None
+    activations: str | None = None
+    group: int | None = None
+    packed: Mapping[str, float] | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in (self.weights, self.cache, self.activations):
+            if name is not None and name not in WEIGHT_BITS:
+                arithmetic(name)
+
+    @property
+    def weight_bits(self) -> float | None:
+        """Bits of one weight, its share of scales and zero points included."""
+        if self.weights is None:
+            return None
+        return WEIGHT_BITS[self.weights] + (32 / self.group if self.group else 0)
+
+    @property
+    def multiplied(self) -> str | None:
+        """The arithmetic of products with stored weights; None where they are widened."""
+        return self.weights if self.activations == self.weights else None
+
+    def bits_of(self, parameter: str) -> float | None:
+        """Bits of one weight of a parameter; None where it is as traced."""
+        return self.weight_bits if self.packed is None else self.packed.get(parameter)
+
+
+def sizes(
+    trace: Trace, accelerator: Accelerator, regime: Regime, stored: Stored | None = None
+) -> tuple[tuple[Size, ...], ...]:
+    """The kernels of each recorded operator, in order; views are none."""
+    stored = stored or Stored()
+    record = trace.recorded
+    moved = traffic(record)
+    kinds = recorded_kinds(trace)
+    width = trace.model.parallel.width
+    found = []
+    for order, kernels in enumerate(record.kernels_of):
+        worked = [_worked(record, kernel, accelerator, stored) for kernel in kernels]
+        sent = [_sent(record, kernel, width) for kernel in kernels]
+        if regime == "eager":
+            each: list[Size | None] = [
+                size or _stream(record, kernel)
+                for kernel, size in zip(kernels, worked, strict=True)
+                if collective_kind(kernel) is None
+            ]
+        else:
+            each = [size for size in worked if size is not None]
+            if not each and not any(map(collective_kind, kernels)):
+                each = [_fused(record, moved[order], kinds[order])]
+        found.append(tuple(size for size in (*each, *sent) if size is not None))
+    return tuple(found)
+
+
+def _worked(
+    record: Record, kernel: Kernel, accelerator: Accelerator, stored: Stored
+) -> Size | None:
+    """A product or an attention; None for what only streams."""
+    if not kernel.flops:
+        return None
+    if short_name(kernel.name) == "scaled_dot_product_attention":
+        return _attention(record, kernel, stored)
+    return _matmul(record, kernel, accelerator, stored)
+
+
+def _sent(record: Record, kernel: Kernel, ranks: int) -> Collective | None:
+    """An exchange with other devices; what is handed on counts where it is sent.
+
+    Handing a tensor to the next device is what a gathering of two does on each of them.
+    """
+    kind = collective_kind(kernel)
+    if kind is None or kind == "recv":
+        return None
+    tensor = record.tensors[(kernel.outputs or kernel.inputs)[0]]
+    nbytes = distinct_elements(tensor) * tensor.itemsize
+    if not nbytes:
+        return None  # of a part that another stage holds
+    if kind == "all_reduce":
+        return Collective("all_reduce", nbytes, ranks)
+    if kind == "all_gather":
+        return Collective("all_gather", nbytes, ranks)
+    return Collective("all_gather", 2 * nbytes, 2)
+
+
+def _attention(record: Record, kernel: Kernel, stored: Stored) -> Attention:
+    query, key = (record.tensors[index] for index in kernel.inputs[:2])
+    *batch, heads, queries, head_dim = query.shape
+    kv_heads = key.shape[-3] if len(key.shape) > 2 else 1
+    return Attention(
+        max(numel(tuple(batch)), 1),
+        *(heads, min(kv_heads, heads), head_dim, queries, key.shape[-2]),
+        kernel.causal,
+        _dtype(query),
+        stored.cache or _dtype(key),
+    )
+
+
+def _matmul(
+    record: Record, kernel: Kernel, accelerator: Accelerator, stored: Stored
+) -> Matmul | None:
+    """Any kernel that multiplies and adds, as the product of matrices that it comes to.
+
+    Rows and columns are the result's; what they leave of the FLOPs is the length of a sum.
+    """
+    flops = kernel.flops or 0
+    out = record.tensors[kernel.outputs[0]]
+    name = short_name(kernel.name)
+    groups = 1
+    if name == "_grouped_mm":
+        rows, experts = out.shape[0], record.tensors[kernel.inputs[1]].shape[0]
+        groups = min(rows, experts)  # routing is balanced: each expert that runs has its share
+    elif name in ("bmm", "baddbmm"):
+        groups = out.shape[0]
+    columns = out.shape[1] if name == "convolution" else out.shape[-1] if out.shape else 1
+    rows = max(numel(out.shape) // max(columns, 1), 1)
+    length = max(round(flops / (2 * rows * columns)), 1) if columns else 1
+    dtype, weight = _dtype(out), _weight(record, kernel)
+    bits = None if weight is None else stored.bits_of(weight)
+    multiplied = None if bits is None else stored.multiplied
+    if multiplied is not None:
+        accelerator.peak(multiplied)
+    rows, columns = max(-(-rows // groups), 1), max(columns, 1)
+    return Matmul(rows, columns, length, multiplied or dtype, groups, bits)
+
+
+def _weight(record: Record, kernel: Kernel) -> str | None:
+    """The parameter that a product reads: the largest, for a bias may stand beside it."""
+    read = [record.tensors[index] for index in kernel.inputs]
+    weights = [each for each in read if record.storages[each.storage].role == "parameter"]
+    largest = max(weights, key=lambda each: numel(each.shape), default=None)
+    return None if largest is None else record.storages[largest.storage].name
+
+
+def _stream(record: Record, kernel: Kernel) -> Stream | None:
+    """A kernel that the host starts by itself: all that it reads and writes."""
+    nbytes = sum(kernel_bytes(record, kernel))
+    name = short_name(kernel.name)
+    kind: StreamKind = "elementwise"
+    if name in ("embedding", "softmax", "_softmax"):
+        kind = "embedding" if name == "embedding" else "softmax"
+    elif "norm" in name:
+        kind = "normalisation"
+    return Stream(kind, nbytes, _rows(record, kernel.outputs)) if nbytes else None
+
+
+def _fused(record: Record, moved: Traffic, kind: str) -> Stream | None:
+    """An operator that streams, as one kernel.
+
+    A cache that grows is written where it stands: a captured graph does not copy what it held.
+    """
+    grows = kind == "movement"
+    reads = [access for access in moved.reads if not (grows and access.role == "cache")]
+    nbytes = sum(access.nbytes for access in reads)
+    nbytes += nbytes if grows else moved.bytes_written
+    written = tuple(access.tensor for access in moved.writes)
+    rows = _rows(record, written[:1])
+    return Stream(_KINDS.get(kind, "elementwise"), nbytes, rows) if nbytes else None
+
+
+def _rows(record: Record, tensors: tuple[int, ...]) -> int:
+    shape = record.tensors[tensors[0]].shape if tensors else ()
+    return max(numel(shape[:-1]), 1)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return worked_in(tensor.dtype)
+
+
+def worked_in(dtype: str) -> str:
+    """The arithmetic of a dtype; what is none of those is worked on in 32 bits."""
+    try:
+        return arithmetic(dtype)
+    except InvalidValue:
+        return "fp32"

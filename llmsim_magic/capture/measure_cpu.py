@@ -1,0 +1,218 @@
+"""What this machine's CPU does in half a minute of torch: datasheet and samples of its own.
+
+Kernels are timed as they run in a model: each once, then all others, round after round in a new
+order, so that none finds its code, its weights or the way to it still in a cache; what it is given
+has just been written, as by the kernel before it. A product meets several weights in a turn, of
+which the median counts, for where they lie makes it quicker or slower. What else runs on the
+machine can only slow a kernel down, so the least of its times stands.
+"""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from llmsim_magic.capture.meta.isolation import alone
+from llmsim_magic.records.deferred_interrupt import Orderly
+from llmsim_magic.records.hardware.accelerator import Accelerator, arithmetic
+from llmsim_magic.records.hardware.calibration import Host, Sample
+from llmsim_magic.records.hardware.kernel_shapes import Attention, Matmul, Size, Stream
+from llmsim_magic.records.trace.workload import IsCancelled
+
+DTYPES = (torch.bfloat16, torch.float32)
+POOL_BYTES = 400 * 2**20
+_PRODUCTS = (  # m, n, k: decode's skinny ones first, a vocabulary's width last
+    *((m, n, k) for m in (1, 4, 16) for n, k in ((1024, 1024), (3072, 1024), (1024, 3072))),
+    *((m, n, k) for m in (1, 16) for n, k in ((4096, 4096), (48000, 1024))),
+    *((m, n, k) for m in (64, 128, 512) for n, k in ((1024, 1024), (3072, 1024), (1024, 3072))),
+    *((128, 4096, 4096), (128, 48000, 1024), (1024, 2048, 2048)),
+)
+_ATTENTIONS = (  # batch, heads, key-value heads, head size, queries, keys
+    *((1, 16, 8, 128, 1, keys) for keys in (16, 128, 1024, 8192)),
+    *((8, 16, 8, 128, 1, keys) for keys in (128, 1024)),
+    *((1, 16, 8, 128, tokens, tokens) for tokens in (16, 128, 512, 1024)),
+    *((4, 16, 8, 128, 128, 128), (1, 12, 12, 64, 128, 128)),
+)
+_ROWS = (1, 16, 128, 1024)  # of 1024 or 3072 elements, worked on element by element
+_BURST = 8
+_BUDGET_S = 20.0
+_LEAST_ROUNDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """This machine as an accelerator, what its kernels took, and what starting them takes."""
+
+    accelerator: Accelerator
+    samples: tuple[Sample, ...]
+    host: Host
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A kernel of a size, or None for what only the host does; `given` is written before it.
+
+    It runs `times` over, as a model's layers do with weights of their own each.
+    """
+
+    size: Size | None
+    run: Callable[[], object]
+    given: tuple[Tensor, ...] = ()
+    times: int = 1
+
+
+@alone()
+def measure() -> Measurement:
+    """The CPU under the threads that torch uses, in less than half a minute."""
+    with Orderly() as stopped, torch.inference_mode():
+        pools = {dtype: _pool(dtype) for dtype in DTYPES}
+        jobs = [*_products(pools), *_attentions(), *_streams(), *_host_jobs()]
+        *times, view, call = _times(jobs, stopped)
+        samples = tuple(
+            Sample(job.size, seconds, "eager")
+            for job, seconds in zip(jobs, times, strict=False)
+            if job.size is not None
+        )
+        bandwidth = pools[torch.float32].nbytes / min(_once(pools[torch.float32].sum, 25))
+        return Measurement(_accelerator(samples, bandwidth), samples, Host(0.0, view, call))
+
+
+def _times(jobs: Sequence[_Job], stopped: IsCancelled) -> list[float]:
+    """Seconds of each job in the midst of the others."""
+    times: list[list[float]] = [[] for _ in jobs]
+    ends = time.perf_counter() + _BUDGET_S
+    for place in _rounds(len(jobs)):
+        if stopped():
+            raise KeyboardInterrupt
+        if time.perf_counter() > ends and min(map(len, times)) >= _LEAST_ROUNDS:
+            break
+        for tensor in jobs[place].given:
+            tensor.mul_(1)
+        times[place].append(statistics.median(_once(jobs[place].run, jobs[place].times)))
+    return [min(each) for each in times]
+
+
+def _rounds(number: int) -> Iterator[int]:
+    """Every place, again and again, each time in a new order."""
+    shuffled = Random(0)  # noqa: S311 - an order, no secret
+    while True:
+        yield from shuffled.sample(range(number), number)
+
+
+def _once(run: Callable[[], object], repeats: int = 1) -> list[float]:
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begun)
+    return times
+
+
+def _accelerator(samples: tuple[Sample, ...], bandwidth: float) -> Accelerator:
+    """The best that was seen stands for a datasheet's peaks."""
+    peaks: dict[str, float] = {}
+    for sample in samples:
+        if isinstance(sample.size, Matmul):
+            name = arithmetic(sample.size.dtype)
+            peaks[name] = max(peaks.get(name, 0.0), sample.size.flops / sample.seconds)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Accelerator(
+        "local",
+        platform.processor() or platform.machine(),
+        "cpu",
+        platform.machine(),
+        memory,
+        bandwidth,
+        peaks,
+        None,
+        None,
+        None,
+        torch.get_num_threads(),
+        None,
+        f"measured here with torch {torch.__version__}",
+    )
+
+
+def _pool(dtype: torch.dtype) -> Tensor:
+    return torch.full((POOL_BYTES // dtype.itemsize,), 0.01, dtype=dtype)
+
+
+def _products(pools: dict[torch.dtype, Tensor]) -> Iterator[_Job]:
+    for dtype, pool in pools.items():
+        for m, n, k in _PRODUCTS:
+            rows = torch.full((m, k), 0.01, dtype=dtype)
+            run = partial(_product, rows, _turns(pool, n, k))
+            yield _Job(Matmul(m, n, k, arithmetic(dtype)), run, (rows,), _BURST)
+
+
+def _product(rows: Tensor, weights: Iterator[Tensor]) -> Tensor:
+    return functional.linear(rows, next(weights))
+
+
+def _turns(pool: Tensor, n: int, k: int) -> Iterator[Tensor]:
+    """Weights of n × k from one part of the pool after another, without end."""
+    number = max(pool.numel() // (n * k), 1)
+    parts = [pool[place * n * k : (place + 1) * n * k].view(n, k) for place in range(number)]
+    while True:
+        yield from parts
+
+
+def _attentions() -> Iterator[_Job]:
+    attend = functional.scaled_dot_product_attention
+    for dtype in DTYPES:
+        for batch, heads, kv_heads, head_dim, queries, keys in _ATTENTIONS:
+            query = torch.full((batch, heads, queries, head_dim), 0.01, dtype=dtype)
+            key = torch.full((batch, kv_heads, keys, head_dim), 0.01, dtype=dtype)
+            causal = queries > 1
+            sizes = (batch, heads, kv_heads, head_dim, queries, keys)
+            run = partial(attend, query, key, key, is_causal=causal, enable_gqa=True)
+            yield _Job(Attention(*sizes, causal, arithmetic(dtype)), run, (query,))
+
+
+def _streams() -> Iterator[_Job]:
+    """What a decoder layer does between its products, at the sizes that it has there."""
+    for dtype in DTYPES:
+        other = torch.float32 if dtype == torch.bfloat16 else torch.bfloat16
+        table = torch.full((32000, 1024), 0.5, dtype=dtype)
+        for rows in _ROWS:
+            for width in (1024, 3072):
+                x = torch.full((rows, width), 0.5, dtype=dtype)
+                yield from _elementwise(x, other)
+            ids, nbytes = torch.arange(rows), 2 * rows * table[0].nbytes
+            yield _Job(Stream("embedding", nbytes, rows), partial(functional.embedding, ids, table))
+            softmax = partial(torch.softmax, x, -1)
+            yield _Job(Stream("softmax", 2 * x.nbytes, rows), softmax, (x,))
+            norm = partial(functional.layer_norm, x, x.shape[-1:])
+            yield _Job(Stream("normalisation", 2 * x.nbytes, rows), norm, (x,))
+
+
+def _elementwise(x: Tensor, other: torch.dtype) -> Iterator[_Job]:
+    rows, nbytes = x.shape[0], x.nbytes
+    y, one = x.clone(), torch.ones(rows, 1, dtype=x.dtype)
+    converted = x.numel() * other.itemsize
+    for moved, run in (
+        (3 * nbytes, lambda: x + y),
+        (3 * nbytes, lambda: x * y),
+        (2 * nbytes, lambda: x * one),
+        (2 * nbytes, lambda: functional.silu(x)),
+        (2 * nbytes, lambda: x.pow(2)),
+        (nbytes, lambda: x.mean(-1, keepdim=True)),
+        (4 * nbytes, lambda: torch.cat((x, y))),
+        (nbytes + converted, lambda: x.to(other)),
+    ):
+        yield _Job(Stream("elementwise", moved, rows), run, (x, y))
+
+
+def _host_jobs() -> Iterator[_Job]:
+    """A view costs its dispatch; an operator the call of a module that does nothing else."""
+    x, module = torch.zeros(4, 4), nn.Identity()
+    yield _Job(None, lambda: x.transpose(0, 1))
+    yield _Job(None, lambda: module(x))

@@ -1,0 +1,1 @@
+"""Running modelling code on `meta`: partial evaluation, isolation, and undoing side effects."""

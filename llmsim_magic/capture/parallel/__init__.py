@@ -1,0 +1,1 @@
+"""Splitting a model over devices by the plans it carries."""

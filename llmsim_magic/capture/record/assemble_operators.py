@@ -1,0 +1,150 @@
+"""Put what the tracer noted into operators: leaf modules, whole helpers, single functions."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from msgspec.structs import replace
+
+from llmsim_magic.capture.record.recorder import (
+    FunctionCall,
+    HelperCall,
+    KernelCall,
+    ModuleCall,
+    Recorder,
+    ReplayCall,
+)
+from llmsim_magic.records.trace.recorded import Calls, Operator, Record, Replay
+
+Step = ModuleCall | HelperCall | FunctionCall
+
+
+def assemble(recorder: Recorder, results: tuple[int, ...]) -> tuple[Record, tuple[Replay, ...]]:
+    """Operators in execution order, every kernel with the operator it belongs to, and replays."""
+    orders: dict[Step, int] = {}
+    reached = [0]  # how many operators there are before each event
+    for event in recorder.events:
+        if isinstance(event, ModuleCall):
+            orders[event] = len(orders)
+        elif (
+            isinstance(event, KernelCall)
+            and not event.kernel.is_view
+            and not isinstance(event.owner, ModuleCall)
+        ):
+            orders.setdefault(_step(event), len(orders))
+        reached.append(len(orders))
+    steps = [_step(call) for call in recorder.kernels]
+    recorder.lists.tell({step for step in steps if step in orders})
+    owners = [orders.get(step) for step in steps]
+    outputs = _outputs_of_helpers(recorder, owners, results)
+    record = Record(
+        storages=recorder.table.storages(),
+        tensors=tuple(recorder.table.tensors),
+        kernels=tuple(
+            replace(call.kernel, operator=owner)
+            for call, owner in zip(recorder.kernels, owners, strict=True)
+        ),
+        operators=tuple(_operator(step, outputs.get(order, ())) for step, order in orders.items()),
+        calls=_calls(recorder.calls),
+        results=results,
+    )
+    return record, tuple(_replays(recorder, reached))
+
+
+def _replays(recorder: Recorder, reached: list[int]) -> Iterator[Replay]:
+    spans = {event.span for event in recorder.events if isinstance(event, ReplayCall)}
+    calls = {span: _calls(recorder.calls[slice(*span.calls)]) for span in spans}
+    for place, event in enumerate(recorder.events):
+        if not isinstance(event, ReplayCall):
+            continue
+        first, last = event.span.events
+        yield Replay(
+            event.path,
+            event.of,
+            (reached[first], reached[last]),
+            event.span.kernels,
+            reached[place],
+            event.before_kernel,
+            event.tensors,
+            calls[event.span],
+            event.is_first,
+        )
+
+
+def _calls(calls: Sequence[ModuleCall]) -> tuple[Calls, ...]:
+    """Each module called, by path."""
+    number = Counter(call.path for call in calls)
+    first: dict[str, ModuleCall] = {}
+    for call in calls:
+        first.setdefault(call.path, call)
+    return tuple(
+        Calls(path, number[path], call.inputs, call.outputs, call.held)
+        for path, call in sorted(first.items())
+    )
+
+
+def _step(call: KernelCall) -> Step:
+    """The leaf module, the outermost helper that is whole, or the function itself."""
+    owner = call.owner
+    if isinstance(owner, FunctionCall):
+        for helper in owner.helpers:
+            if helper.is_whole:
+                return helper
+    return owner
+
+
+def _operator(step: Step, helper_outputs: tuple[int, ...]) -> Operator:
+    outputs = helper_outputs if isinstance(step, HelperCall) else step.outputs
+    if isinstance(step, ModuleCall):
+        name = type(step.module).__name__
+        return Operator(step.path, name, "module", step.inputs, outputs, step.source, step.held)
+    return Operator(step.path, step.name, "function", step.inputs, outputs, step.source, step.held)
+
+
+def _outputs_of_helpers(
+    recorder: Recorder, owners: list[int | None], results: tuple[int, ...]
+) -> dict[int, tuple[int, ...]]:
+    """What leaves each operator: tensors made inside it that something outside it reads."""
+    storage = [tensor.storage for tensor in recorder.table.tensors]
+    written_by: dict[int, int] = {}
+    made_by: dict[int, int] = {}
+    leaving: dict[int, dict[int, None]] = {}
+
+    def read(tensor: int, reader: int | None) -> None:
+        maker = made_by.get(tensor)
+        if maker is not None and maker != reader:
+            leaving.setdefault(maker, {})[tensor] = None
+
+    for call, owner in zip(recorder.kernels, owners, strict=True):
+        for tensor in call.kernel.inputs:
+            read(tensor, owner)
+        if owner is None:
+            continue
+        for tensor in call.kernel.writes:
+            written_by[storage[tensor]] = owner
+        for tensor in call.kernel.outputs:
+            if written_by.get(storage[tensor]) == owner:
+                made_by.setdefault(tensor, owner)
+    for tensor in (*results, *_read_by_replays(recorder)):
+        read(tensor, None)
+    return {maker: tuple(sorted(tensors)) for maker, tensors in leaving.items()}
+
+
+def _read_by_replays(recorder: Recorder) -> Iterator[int]:
+    """What replayed layers read of what was made before, and what others read of their like."""
+    replays = [event for event in recorder.events if isinstance(event, ReplayCall)]
+    inside = {
+        span: _inputs(recorder.kernels[slice(*span)]) for span in {r.span.kernels for r in replays}
+    }
+    readers: Counter[int] = Counter(_inputs(recorder.kernels))
+    given = []
+    for event in replays:
+        read = inside[event.span.kernels]
+        given.append({own for one, own in event.tensors if one in read})
+        readers.update(given[-1])
+    for event, own_reads in zip(replays, given, strict=True):
+        yield from own_reads
+        yield from (one for one, own in event.tensors if readers[own] > (own in own_reads))
+
+
+def _inputs(calls: list[KernelCall]) -> set[int]:
+    return {tensor for call in calls for tensor in call.kernel.inputs}

@@ -1,0 +1,1 @@
+"""Replaying a layer that provably repeats an earlier one, instead of running it."""

@@ -1,0 +1,1 @@
+"""Devices, runtimes, and the shapes of the kernels they run."""

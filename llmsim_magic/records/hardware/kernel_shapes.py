@@ -1,0 +1,167 @@
+"""Kernels by what decides how long they take: their sizes.
+
+Each knows its class, its least work (FLOPs, a multiply-add is two; bytes, each operand once) and
+its `place`: where it stands among others of its class, in powers of two.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from llmsim_magic.records.hardware.accelerator import arithmetic
+
+BITS = {"fp32": 32, "tf32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "fp4": 4}
+Place = tuple[float, ...]
+StreamKind = Literal["elementwise", "gated", "normalisation", "softmax", "rotary", "embedding"]
+CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Matmul:
+    """`groups` products of an m × k by a k × n matrix: one of a linear layer, many of experts.
+
+    `weight_bits` is what an element of the k × n matrix is stored in; `scaled` says how 8-bit
+    operands are scaled: by tensor (or row), or by block.
+    """
+
+    m: int
+    n: int
+    k: int
+    dtype: str = "bf16"
+    groups: int = 1
+    weight_bits: float | None = None
+    scaled: Literal["tensor", "block"] = "tensor"
+
+    @property
+    def kind(self) -> str:
+        bits = BITS[arithmetic(self.dtype)]
+        name = {16: "16-bit", 32: "32-bit"}.get(bits, arithmetic(self.dtype))
+        return f"matmul {name}" + (" by block" if self.scaled == "block" else "")
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self.groups * self.m * self.n * self.k
+
+    @property
+    def weight_bytes(self) -> float:
+        bits = self.weight_bits or BITS[arithmetic(self.dtype)]
+        return self.groups * self.n * self.k * bits / 8
+
+    @property
+    def bytes(self) -> float:
+        """Both operands, and a result of at least 16 bits."""
+        bits = BITS[arithmetic(self.dtype)]
+        rows = self.groups * self.m
+        return self.weight_bytes + rows * (self.k * bits + self.n * max(bits, 16)) / 8
+
+    @property
+    def place(self) -> Place:
+        return (math.log2(self.m), math.log2(self.n * self.groups), math.log2(self.k))
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Fused attention of `queries` new tokens over `keys` (those included), per sequence."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    queries: int
+    keys: int
+    causal: bool = True
+    dtype: str = "bf16"
+    kv_dtype: str | None = None
+
+    @property
+    def kind(self) -> str:
+        alone = self.queries == 1 < self.keys
+        return "attention decode" if alone else "attention prefill"
+
+    @property
+    def pairs(self) -> float:
+        """Query-key pairs of one head of one sequence; a causal query sees no later key."""
+        if not self.causal:
+            return float(self.queries * self.keys)
+        seen = min(self.queries, self.keys)
+        return self.queries * self.keys - seen * (seen - 1) / 2
+
+    @property
+    def flops(self) -> float:
+        return 4.0 * self.batch * self.heads * self.head_dim * self.pairs
+
+    @property
+    def weight_bytes(self) -> float:
+        """Keys and values: what is read from a cache."""
+        bits = BITS[arithmetic(self.kv_dtype or self.dtype)]
+        return 2.0 * self.batch * self.keys * self.kv_heads * self.head_dim * bits / 8
+
+    @property
+    def bytes(self) -> float:
+        bits = BITS[arithmetic(self.dtype)]
+        return self.weight_bytes + 2 * self.batch * self.queries * self.heads * self.head_dim * (
+            bits / 8
+        )
+
+    @property
+    def place(self) -> Place:
+        return (
+            math.log2(self.batch),
+            math.log2(self.keys),
+            math.log2(self.keys / self.queries) if self.queries > 1 else 0.0,
+            math.log2(self.heads),
+            math.log2(self.heads / self.kv_heads),
+            math.log2(BITS[arithmetic(self.kv_dtype or self.dtype)]),
+            math.log2(self.head_dim),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A kernel that memory bounds: bytes read and written, in `rows` that are worked on alone."""
+
+    of: StreamKind
+    bytes: float
+    rows: int = 1
+    flops: ClassVar[float] = 0.0
+    weight_bytes: ClassVar[float] = 0.0
+
+    @property
+    def kind(self) -> str:
+        return f"stream {self.of}"
+
+    @property
+    def place(self) -> Place:
+        return (math.log2(max(self.bytes, 1)), math.log2(max(self.bytes, 1) / self.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """An exchange of `message` bytes on each of `ranks` devices; `library` says whose kernel.
+
+    A message is what a rank hands in to reduce, or holds when all have gathered or exchanged.
+    """
+
+    of: CollectiveKind
+    message: float
+    ranks: int
+    library: Literal["nccl", "engine"] = "nccl"
+    flops: ClassVar[float] = 0.0
+    weight_bytes: ClassVar[float] = 0.0
+
+    @property
+    def kind(self) -> str:
+        return f"collective {self.of} {self.library}"
+
+    @property
+    def bytes(self) -> float:
+        """What one rank sends: a ring passes each share on, twice to reduce and hand out."""
+        turns = 2 if self.of == "all_reduce" else 1
+        return turns * (self.ranks - 1) / self.ranks * self.message
+
+    @property
+    def place(self) -> Place:
+        return (math.log2(max(self.message, 1)), math.log2(self.ranks))
+
+
+Size = Matmul | Attention | Stream | Collective

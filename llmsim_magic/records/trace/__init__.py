@@ -1,0 +1,1 @@
+"""The record of one forward pass, and the workload it ran."""

@@ -1,0 +1,47 @@
+"""How a model is spread over devices."""
+
+from dataclasses import dataclass
+
+from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.trace.workload import whole_number
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """`tp` ranks share each layer, `ep` its experts, and `pp` stages the layers; `stage` is one.
+
+    `tp` and `ep` span the same ranks: a rank holds its share of both. What a trace shows is the
+    first of those ranks, which holds the most where sizes do not divide.
+    Raises `InvalidValue` for a size below 1, or stages and experts that do not go together.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    stage: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "pp", "ep"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        if not 0 <= self.stage < self.pp:
+            raise InvalidValue("stage", self.stage, f"a stage from 0 to {self.pp - 1}")
+        if self.tp > 1 and self.ep not in (1, self.tp):
+            raise InvalidValue("ep", self.ep, f"1 or the same as tp, {self.tp}")
+
+    @property
+    def width(self) -> int:
+        """Ranks that share a stage."""
+        return max(self.tp, self.ep)
+
+    @property
+    def ranks(self) -> int:
+        """Devices in all."""
+        return self.width * self.pp
+
+    @property
+    def is_one(self) -> bool:
+        return self.ranks == 1
+
+    def __str__(self) -> str:
+        sizes = [(name, getattr(self, name)) for name in ("tp", "pp", "ep")]
+        return " ".join(f"{name} {size}" for name, size in sizes if size > 1) or "one device"

@@ -1,0 +1,197 @@
+"""The record of one forward pass. Every view is drawn from it alone."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import repeat
+from typing import Any, TypeVar
+
+import msgspec
+
+from llmsim_magic.records.errors import LlmsimError, reason
+from llmsim_magic.records.printable import legible_record
+from llmsim_magic.records.trace.parallel import Parallel
+from llmsim_magic.records.trace.recorded import Kernel, Operator, Record, Replay, Storage, Tensor
+from llmsim_magic.records.trace.unroll import Called, calls_of, unroll
+from llmsim_magic.records.trace.workload import Workload
+
+Scalar = int | float | bool | str
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module of the hierarchy."""
+
+    path: str
+    type: str
+    is_list: bool
+    attributes: dict[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter or buffer under one of its names; `tied_to` is the first name of a shared one."""
+
+    name: str
+    owner: str
+    shape: tuple[int, ...]
+    dtype: str
+    itemsize: int
+    trainable: bool
+    is_buffer: bool
+    tied_to: str | None
+
+    @property
+    def numel(self) -> int:
+        return numel(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSlot:
+    """One tensor of the cache or state that the model itself built, as the pass left it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What ran: `name` as asked for, and where its config came from.
+
+    `quantisation` is the checkpoint's own `quantization_config`, whose equivalent in full this is.
+    Spread over several devices, it is the part of one of them; `plan` is what was split and how.
+    """
+
+    name: str
+    class_name: str
+    model_type: str | None
+    head: str
+    attention: str | None
+    dtype: str
+    origin: str
+    quantisation: dict[str, Any] | None = None
+    parallel: Parallel = field(default_factory=Parallel)
+    plan: dict[str, str] = field(default_factory=dict)
+
+
+# An operator of the pass: the recorded one that it equals, and in which replay, if any.
+Step = tuple[int, Replay | None]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One forward pass of one model under one workload.
+
+    `recorded` is what was run. A layer that does the same as an earlier one is in `replays`
+    instead; `unrolled` has them all, and so have the properties of its parts. Every name is
+    legible, whoever chose it.
+    """
+
+    model: ModelInfo
+    workload: Workload
+    modules: tuple[Module, ...]
+    parameters: tuple[Parameter, ...]
+    recorded: Record
+    replays: tuple[Replay, ...]
+    cache: tuple[CacheSlot, ...]
+    notes: tuple[str, ...]
+    versions: dict[str, str]
+
+    @cached_property
+    def unrolled(self) -> Record:
+        """The whole pass, written out; tensors are numbered as its kernels first touch them."""
+        return unroll(self.recorded, self.replays)
+
+    @property
+    def operators(self) -> tuple[Operator, ...]:
+        return self.unrolled.operators
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        return self.unrolled.kernels
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.unrolled.tensors
+
+    @property
+    def storages(self) -> tuple[Storage, ...]:
+        return self.unrolled.storages
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Every operator of the pass in order, as the recorded one and the layer that ran it."""
+        found: list[Step] = []
+        done = 0
+        for replay in self.replays:
+            found += zip(range(done, replay.before_operator), repeat(None), strict=False)
+            found += zip(range(*replay.operators), repeat(replay), strict=False)
+            done = replay.before_operator
+        found += zip(range(done, len(self.recorded.operators)), repeat(None), strict=False)
+        return tuple(found)
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """The path of every operator of the pass, in order."""
+        paths = [operator.path for operator in self.recorded.operators]
+        return tuple(
+            paths[operator] if replay is None else replay.own(paths[operator])
+            for operator, replay in self.steps
+        )
+
+    def of_each(self, found: Sequence[Value]) -> list[Value]:
+        """What was found for the recorded operators, for every operator of the pass."""
+        return [found[operator] for operator, _ in self.steps]
+
+    @cached_property
+    def calls(self) -> dict[str, Called]:
+        """The calls of every module that the pass calls, by path."""
+        return calls_of(self.recorded, self.replays)
+
+    @cached_property
+    def times(self) -> Counter[int]:
+        """How often the pass does what each recorded operator did."""
+        return Counter(operator for operator, _ in self.steps)
+
+    def recorded_path(self, path: str) -> str:
+        """The path of what was recorded in the stead of a module or parameter: mostly its own."""
+        end = len(path)
+        while self._stands_for and end > 0:
+            of = self._stands_for.get(path[:end])
+            if of is not None:
+                return of + path[end:]
+            end = path.rfind(".", 0, end)
+        return path
+
+    @cached_property
+    def _stands_for(self) -> dict[str, str]:
+        return {replay.path: replay.of for replay in self.replays}
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> "Trace":
+        """What `to_json` wrote; its names are legible, whoever wrote it.
+
+        Raises `LlmsimError` for anything else.
+        """
+        try:
+            return legible_record(msgspec.json.decode(data, type=cls))
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise LlmsimError(f"trace: this is no record of a pass: {reason(error)}") from error
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

@@ -1,0 +1,226 @@
+"""Write out what replayed layers did, as if each had been run and recorded."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from operator import itemgetter
+
+from msgspec.structs import replace
+
+from llmsim_magic.records.trace.recorded import (
+    Calls,
+    Kernel,
+    Operator,
+    Record,
+    Replay,
+    Storage,
+    Tensor,
+)
+
+Key = int | str | tuple[int, int]  # a storage: recorded, a replayed layer's parameter, or its own
+
+
+def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
+    """The whole pass; tensors are numbered as its kernels first touch them."""
+    written = _Unrolled(record)
+    here = _Place(written)
+    places = [
+        (replay, _Place(written, replay, place, own))
+        for place, (replay, own) in enumerate(_owned(record, replays))
+    ]
+    operators: list[tuple[_Place, Operator]] = []
+    for place, order in _steps(record.operators, here, places, "operator"):
+        place.orders[order] = len(operators)
+        operators.append((place, record.operators[order]))
+    place_of = {id(replay): place for replay, place in [(None, here), *places]}
+    kernels = [
+        place.kernel(record.kernels[number])
+        for place, number in _steps(record.kernels, here, places, "kernel")
+    ]
+    return Record(
+        kernels=tuple(kernels),
+        operators=tuple(place.operator(operator) for place, operator in operators),
+        calls=tuple(
+            place_of[id(called.replay)].calls(path, called)
+            for path, called in sorted(calls_of(record, replays).items(), key=itemgetter(0))
+        ),
+        results=here.numbers(record.results),
+        tensors=tuple(written.tensors),
+        storages=tuple(written.storages),
+    )
+
+
+Places = list[tuple[Replay, "_Place"]]
+
+
+def _steps(
+    recorded: tuple[object, ...], here: "_Place", places: Places, what: str
+) -> Iterator[tuple["_Place", int]]:
+    """Every operator, or kernel, of the pass: where it ran and the recorded one it equals."""
+    done = 0
+    for replay, place in places:
+        before: int = getattr(replay, f"before_{what}")
+        first, last = getattr(replay, f"{what}s")
+        yield from ((here, number) for number in range(done, before))
+        yield from ((place, number) for number in range(first, last))
+        done = before
+    yield from ((here, number) for number in range(done, len(recorded)))
+
+
+@dataclass(slots=True)
+class Called:
+    """How often a module was called in the whole pass, and its first call as recorded."""
+
+    number: int
+    first: Calls
+    replay: Replay | None
+
+
+def calls_of(record: Record, replays: tuple[Replay, ...]) -> dict[str, Called]:
+    """Every module that the pass calls, whether it was run or replayed, by path."""
+    found = {calls.path: Called(calls.number, calls, None) for calls in record.calls}
+    for replay in replays:
+        for calls in replay.calls:
+            path = replay.own(calls.path)
+            called = found.get(path)
+            if called is None:
+                found[path] = Called(calls.number, calls, replay)
+                continue
+            called.number += calls.number
+            if replay.is_first and path != calls.path:
+                called.first, called.replay = calls, replay
+    return found
+
+
+def _owned(record: Record, replays: tuple[Replay, ...]) -> Iterator[tuple[Replay, frozenset[int]]]:
+    """Each replay with the storages that the layer recorded made for itself."""
+    known: dict[tuple[int, int], frozenset[int]] = {}
+    for replay in replays:
+        own = known.get(replay.kernels)
+        if own is None:
+            own = known[replay.kernels] = _made_between(record, *replay.kernels)
+        yield replay, own
+
+
+def _made_between(record: Record, first: int, last: int) -> frozenset[int]:
+    """Activations and constants that no kernel before these touched."""
+    return frozenset(
+        number
+        for number in record.new_storages(first, last)
+        if record.storages[number].role in ("activation", "constant")
+    )
+
+
+class _Unrolled:
+    """The tensors and storages of the whole pass so far."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.tensors: list[Tensor] = []
+        self.storages: list[Storage] = []
+        self.named = {
+            storage.name: number
+            for number, storage in enumerate(record.storages)
+            if storage.role in ("parameter", "buffer")
+        }
+        self._numbers: dict[tuple[object, ...], int] = {}
+        self._storage_numbers: dict[Key, int] = {}
+
+    def number(self, tensor: Tensor, key: Key, storage: Storage) -> int:
+        """The number of a tensor on a storage that others may look into as well."""
+        place = (key, tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
+        number = self._numbers.get(place)
+        if number is None:
+            number = self._numbers[place] = self.add(tensor, key, storage)
+        return number
+
+    def add(self, tensor: Tensor, key: Key, storage: Storage) -> int:
+        home = self._storage_numbers.setdefault(key, len(self.storages))
+        if home == len(self.storages):
+            self.storages.append(storage)
+        self.tensors.append(
+            Tensor(tensor.shape, tensor.dtype, tensor.itemsize, home, tensor.offset, tensor.strides)
+        )
+        return len(self.tensors) - 1
+
+
+class _Place:
+    """Where recorded steps happen: in the layer recorded, or in one that replays it."""
+
+    def __init__(
+        self,
+        written: _Unrolled,
+        replay: Replay | None = None,
+        place: int = 0,
+        own: frozenset[int] = frozenset(),
+    ) -> None:
+        self.orders: dict[int, int] = {}
+        self._written = written
+        self._replay = replay
+        self._place = place
+        self._own = own
+        self._known: dict[int, int] = {}
+        self._crossing = dict(replay.tensors) if replay else {}
+        tensors = written.record.tensors
+        self._storages = {
+            tensors[one].storage: tensors[other].storage for one, other in self._crossing.items()
+        }
+
+    def numbers(self, tensors: Iterable[int]) -> tuple[int, ...]:
+        known = self._known
+        return tuple([known[index] if index in known else self._number(index) for index in tensors])
+
+    def kernel(self, kernel: Kernel) -> Kernel:
+        inputs, outputs = self.numbers(kernel.inputs), self.numbers(kernel.outputs)
+        return Kernel(
+            kernel.name,
+            None if kernel.operator is None else self.orders[kernel.operator],
+            inputs,
+            outputs,
+            outputs if kernel.writes is kernel.outputs else self.numbers(kernel.writes),
+            kernel.is_view,
+            kernel.pointwise,
+            kernel.causal,
+            kernel.flops,
+        )
+
+    def operator(self, operator: Operator) -> Operator:
+        return replace(
+            operator,
+            path=self._path(operator.path),
+            inputs=self.numbers(operator.inputs),
+            outputs=self.numbers(operator.outputs),
+            held=self.numbers(operator.held),
+        )
+
+    def calls(self, path: str, called: Called) -> Calls:
+        first = called.first
+        inputs, outputs = self.numbers(first.inputs), self.numbers(first.outputs)
+        return Calls(path, called.number, inputs, outputs, self.numbers(first.held))
+
+    def _path(self, path: str) -> str:
+        return self._replay.own(path) if self._replay else path
+
+    def _number(self, index: int) -> int:
+        tensor = self._written.record.tensors[self._crossing.get(index, index)]
+        key, storage = self._storage(tensor.storage, index in self._crossing)
+        add = self._written.add if isinstance(key, tuple) else self._written.number
+        number = self._known[index] = add(tensor, key, storage)
+        return number
+
+    def _storage(self, number: int, crossing: bool) -> tuple[Key, Storage]:
+        record = self._written.record
+        storage = record.storages[number]
+        if self._replay is None or crossing:
+            return number, storage
+        if number in self._storages:
+            other = self._storages[number]
+            return other, record.storages[other]
+        if number in self._own:
+            return (self._place, number), storage
+        if storage.name is not None and storage.role in ("parameter", "buffer"):
+            name = self._replay.own(storage.name)
+            known = self._written.named.get(name)
+            if known is None:
+                return name, replace(storage, name=name)
+            return known, record.storages[known]
+        return number, storage

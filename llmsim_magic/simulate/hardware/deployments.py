@@ -1,0 +1,196 @@
+"""size(): does a model fit a device, what would make it fit, and how far it goes."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+from llmsim_magic.analyses.formulas.polynomials import Formula, Point, formula
+from llmsim_magic.analyses.memory.capacity import (
+    Fit,
+    Setup,
+    fit,
+    largest_batch,
+    longest_context,
+    remedied,
+)
+from llmsim_magic.analyses.memory.memory import Memory, cache_bytes, memory
+from llmsim_magic.catalog import runtimes
+from llmsim_magic.records.errors import InvalidValue, LlmsimError
+from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.hardware.runtime import Runtime
+from llmsim_magic.records.trace.parallel import Parallel
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.workload import Workload
+from llmsim_magic.simulate.models.recipes import Recipe, built, recipe_of, spread, traced
+from llmsim_magic.simulate.request import Build
+from llmsim_magic.simulate.sweeps.formulas import CHECKS, FAR_CONTEXTS, NEAR, Asker
+
+Tracer = Callable[[Workload], Trace]
+_FEW = 4
+_MOST_TOKENS = 2**22
+
+
+@dataclass
+class Sizer:
+    """What a model needs in any setup: traced where it must be, by formula where one holds.
+
+    `recipes` are those of the model that are known already; `runtime` names one of the catalogue.
+    What was once found is remembered.
+    """
+
+    model: Any
+    build: Build = field(default_factory=Build)
+    recipes: dict[Parallel, Recipe] = field(default_factory=dict)
+    runtime: str = "vllm"
+    _refused: dict[Parallel, LlmsimError] = field(default_factory=dict, init=False)
+    _traces: dict[tuple[Parallel, Workload], Trace] = field(default_factory=dict, init=False)
+    _memories: dict[tuple[Setup, Runtime], Memory] = field(default_factory=dict, init=False)
+    _asked: Counter[tuple[Parallel, str | None]] = field(default_factory=Counter, init=False)
+    _caches: dict[tuple[Parallel, str | None], Formula | None] = field(
+        default_factory=dict, init=False
+    )
+
+    @cached_property
+    def asker(self) -> Asker:
+        """For the whole model: how long a context it can read."""
+        whole = built(self._recipe(Parallel()))
+        return Asker(self.tracer(Parallel()), whole.longest_context, whole.declared_context)
+
+    @property
+    def longest(self) -> int | None:
+        """The longest context that the model is made for."""
+        asker = self.asker
+        known = [n for n in (asker.longest, asker.declared) if n is not None]
+        return min(known, default=None)
+
+    def fit(self, setup: Setup, device: Accelerator, *, remedies: bool = True) -> Fit | None:
+        """Whether a setup fits a device and, if not, what would make it; None if nobody knows.
+
+        Raises `InvalidValue` for a context beyond the model, a dtype that does not exist or a
+        number of devices that the model's plan does not allow.
+        """
+        runtime = runtimes.find(self.runtime, device.memory_bytes)
+        needed = partial(self.needed, runtime=runtime)
+        found = fit(setup, device, runtime, needed)
+        if found is None or not remedies:
+            return found
+        return remedied(found, needed, self.longest)
+
+    def largest_batch(self, setup: Setup, device: Accelerator) -> int | None:
+        """The most sequences of that context that fit at once; None for an unknown memory."""
+        return self._most(setup, device, largest_batch)
+
+    def longest_context(self, setup: Setup, device: Accelerator) -> int | None:
+        """The longest context that fits at that batch, up to the longest of the model."""
+        most = self.longest or 2**20
+        return self._most(setup, device, partial(longest_context, most=most))
+
+    def _most(self, setup: Setup, device: Accelerator, of: Callable[..., int]) -> int | None:
+        if device.memory_bytes is None:
+            return None
+        runtime = runtimes.find(self.runtime, device.memory_bytes)
+        usable = runtime.usable_bytes(device.memory_bytes)
+        return of(setup, usable, partial(self.needed, runtime=runtime))
+
+    def needed(self, setup: Setup, runtime: Runtime) -> Memory:
+        """The memory of each rank, of the stage that needs the most.
+
+        The cache holds `context` tokens of each sequence. Raises `InvalidValue` as `fit` does.
+        """
+        key = (setup, runtime)
+        if key not in self._memories:
+            self._memories[key] = self._needed(setup, runtime)
+        return self._memories[key]
+
+    def _needed(self, setup: Setup, runtime: Runtime) -> Memory:
+        if self.longest is not None and setup.context > self.longest:
+            legal = f"within the {self.longest} tokens that the model is made for"
+            raise InvalidValue("context", setup.context, legal)
+        return max(self.by_stage(setup, runtime), key=lambda memory: memory.total)
+
+    def by_stage(self, setup: Setup, runtime: Runtime) -> list[Memory]:
+        """The memory of each rank of each stage."""
+        stages = (replace(setup.parallel, stage=stage) for stage in range(setup.parallel.pp))
+        return [self._of_stage(replace(setup, parallel=stage), runtime) for stage in stages]
+
+    def _of_stage(self, setup: Setup, runtime: Runtime) -> Memory:
+        """Activations of as much as the runtime reads at once, and the cache of all."""
+        trace = self.tracer(setup.parallel)
+        whole = Workload("prefill", setup.batch, setup.context)
+        most = runtime.chunk_tokens
+        is_cut = bool(most) and setup.batch * setup.context > most
+        at_once = Workload("prefill", 1, min(most, self.longest or most)) if is_cut else whole
+        read = trace(at_once)
+        found = memory(
+            read, weight_dtype=setup.weight_dtype, kv_dtype=setup.kv_dtype, runtime=runtime
+        )
+        if not is_cut:
+            return found
+        if not read.cache:  # an encoder: each sequence by itself, as long as they are
+            return found
+        return replace(found, cache=self._cache(setup, trace))
+
+    def _cache(self, setup: Setup, trace: Tracer) -> int:
+        """Bytes of the cache of all sequences.
+
+        A formula pays when asked more than a few times, or for more tokens than can be handed over.
+        """
+        key = (setup.parallel, setup.kv_dtype)
+        self._asked[key] += 1
+        is_worth_it = self._asked[key] > _FEW or setup.batch * setup.context > _MOST_TOKENS
+        if is_worth_it and key not in self._caches:
+            self._caches[key] = self._formula(trace, setup.kv_dtype)
+        known = self._caches.get(key)
+        if known is not None:
+            return int(known.at((setup.batch, setup.context)))
+        whole = Workload("prefill", setup.batch, setup.context)
+        return cache_bytes(trace(whole), setup.kv_dtype)
+
+    def _formula(self, trace: Tracer, kv_dtype: str | None) -> Formula | None:
+        """The cache by batch and context; None where no formula holds at every point traced."""
+        asker = Asker(trace, self.asker.longest, self.asker.declared)
+        far = asker.far("prefill")
+        traces: dict[Point, Trace] = {}
+        # A scan is checked at length once, for its cache may have a window.
+        at_length = (1, min(self.longest or 1, FAR_CONTEXTS[-1]))
+        asker.add("prefill", traces, (*NEAR.points, *CHECKS, *far.points, at_length))
+        values = {point: cache_bytes(found, kv_dtype) for point, found in traces.items()}
+        return formula(values, NEAR, far) if set(NEAR.points) <= set(values) else None
+
+    def stages(self, parallel: Parallel, workload: Workload) -> list[Trace]:
+        """What the first rank of each stage does; the others of it do the same.
+
+        Raises `InvalidValue` for a model without a plan, or sizes that do not divide it.
+        """
+        each = (replace(parallel, stage=stage) for stage in range(parallel.pp))
+        return [self.tracer(stage)(workload) for stage in each]
+
+    def tracer(self, parallel: Parallel) -> Tracer:
+        """Traces passes of the model as it is spread so: each once, and none of a refused way."""
+
+        def trace(workload: Workload) -> Trace:
+            key = parallel, workload
+            if key not in self._traces:
+                self._traces[key] = traced(self._recipe(parallel), workload, replay=True)
+            return self._traces[key]
+
+        return trace
+
+    def _found(self, parallel: Parallel) -> Recipe:
+        if self.recipes:
+            return spread(next(iter(self.recipes.values())), self.model, parallel)
+        return recipe_of(self.model, replace(self.build, parallel=parallel))
+
+    def _recipe(self, parallel: Parallel) -> Recipe:
+        if parallel in self._refused:
+            raise self._refused[parallel]
+        try:
+            if parallel not in self.recipes:
+                self.recipes[parallel] = self._found(parallel)
+            built(self.recipes[parallel])
+        except LlmsimError as error:
+            self._refused[parallel] = error
+            raise
+        return self.recipes[parallel]

@@ -1,0 +1,38 @@
+"""`--hardware local`: this machine, measured once and fitted as any other device."""
+
+from functools import cache
+
+from llmsim_magic.analyses.time.calibration_fit import fit
+from llmsim_magic.analyses.time.roofline import UNEARNED
+from llmsim_magic.records.deferred_interrupt import Orderly
+from llmsim_magic.records.exclusive import Turn
+from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.hardware.calibration import Calibration, Sample, Transfer
+
+_measuring = Turn("this machine is being measured")  # two at once would measure each other
+
+
+def local() -> tuple[Accelerator, Calibration]:
+    """This machine's CPU and what its kernels take: measured at the first call, in half a minute.
+
+    Kernels of a class that was not measured have no band but a factor of three.
+    """
+    with Orderly(), _measuring:
+        return _measured()
+
+
+@cache
+def _measured() -> tuple[Accelerator, Calibration]:
+    from llmsim_magic.capture.measure_cpu import measure
+
+    found = measure()
+    kinds: dict[str, list[Sample]] = {}
+    for sample in found.samples:
+        kinds.setdefault(sample.size.kind, []).append(sample)
+    accelerator = found.accelerator
+    source = (accelerator.source,)
+    fits = {
+        kind: {accelerator.name: fit(some, accelerator, source)} for kind, some in kinds.items()
+    }
+    unseen = dict.fromkeys(fits, Transfer(0.0, UNEARNED))
+    return accelerator, Calibration(fits, unseen, {accelerator.name: found.host})

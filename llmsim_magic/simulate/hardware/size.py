@@ -1,0 +1,149 @@
+"""size(): which of the devices of the catalogue a model fits, and how fast it is there."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmsim_magic.analyses.memory.capacity import Fit, Setup
+from llmsim_magic.analyses.time.latency import NOT_MODELLED, PassTime
+from llmsim_magic.catalog import accelerators
+from llmsim_magic.records.errors import Cancelled, LlmsimError, NoDecode
+from llmsim_magic.records.trace.parallel import Parallel
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.workload import (
+    DEFAULT_CONTEXT,
+    PHASES,
+    IsCancelled,
+    Workload,
+    never,
+)
+from llmsim_magic.records.validation import function, some
+from llmsim_magic.simulate.hardware.costing import Costing, device_of
+from llmsim_magic.simulate.hardware.deployments import Sizer
+from llmsim_magic.simulate.models.recipes import Progress, silent
+from llmsim_magic.simulate.request import ALL, Build, Deployment
+from llmsim_magic.views.page import Section, as_html, as_text
+from llmsim_magic.views.tables import memory_tables
+from llmsim_magic.views.tables.time_tables import time_columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """One row for each device: fits or not, times and tokens per second, and what binds."""
+
+    title: str
+    table: "pd.DataFrame"
+    notes: tuple[str, ...]
+
+    def section(self) -> Section:
+        return Section(
+            self.title,
+            self.table,
+            "Bytes are those of each device; a time stands beside the ends of its band, in which "
+            "nine of ten measurements would lie; NA where the model does not fit.",
+        )
+
+    def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
+        return {
+            "text/html": as_html([self.section()], self.notes),
+            "text/plain": as_text([self.section()], self.notes),
+        }
+
+    def __repr__(self) -> str:
+        return as_text([self.section()], self.notes)
+
+
+def size(
+    model: Any,
+    *,
+    context: int = DEFAULT_CONTEXT,
+    batch: int = 1,
+    hardware: str | Iterable[str] = ALL,
+    weight_dtype: str | None = None,
+    kv_dtype: str | None = None,
+    launch: str = "graph",
+    tp: int = 1,
+    pp: int = 1,
+    ep: int = 1,
+    dtype: str | None = None,
+    attn: str | None = None,
+    base: bool = False,
+    trust_remote_code: bool = False,
+    refresh: bool = False,
+    cancelled: IsCancelled = never,
+    progress: Progress = silent,
+) -> Sizing:
+    """Which devices hold `model` with `batch` sequences of `context` tokens, and how fast.
+
+    `hardware` names devices of the catalogue, or is `all`. Weights and cache may be stored in
+    other dtypes than the model's; `tp`, `pp` and `ep` spread it over devices of one kind, by its
+    own plans. Raises `LlmsimError` with one line.
+
+    >>> import llmsim_magic as llmsim
+    >>> sizing = llmsim.size("Qwen/Qwen3-32B", hardware=["L40S", "H100"])
+    >>> sizing.table[["device", "fits"]].values.tolist()
+    [['L40S', False], ['H100-SXM5-80GB', True]]
+    """
+    function("cancelled", cancelled, "that says whether to stop")
+    function("progress", progress, "that takes a text")
+    parallel = Parallel(tp, pp, ep)
+    build = Build(base, attn, dtype, trust_remote_code, refresh, parallel)
+    deployed = Deployment(some("hardware", hardware), weight_dtype, kv_dtype, launch)
+    sizer = Sizer(model, build)
+    setup = Setup(batch, context, parallel, deployed.weight_dtype, deployed.kv_dtype)
+    return sizing_of(sizer, setup, deployed, cancelled, progress)
+
+
+def sizing_of(
+    sizer: Sizer,
+    setup: Setup,
+    deployed: Deployment,
+    cancelled: IsCancelled = never,
+    progress: Progress = silent,
+) -> Sizing:
+    """The same of a model that is known already."""
+    passes, notes = _passes(sizer, setup)
+    costing = Costing(passes, deployed, sizer)
+    names = [*accelerators.entries()] if ALL in deployed.hardware else [*deployed.hardware]
+    fits: list[Fit] = []
+    times: list[tuple[PassTime | None, ...]] = []
+    unknown: dict[str, str] = {}
+    for place, name in enumerate(names, 1):
+        if cancelled():
+            raise Cancelled(f"size: cancelled after {place - 1} devices")
+        progress(f"device {place} of {len(names)}: {name}")
+        device, calibration = device_of(name)
+        fit = sizer.fit(setup, device)
+        if fit is None:
+            unknown[name] = "how much memory it has is not known"
+            continue
+        fits.append(fit)
+        each: list[PassTime | None] = [None] * len(passes)
+        if fit.fits:
+            try:
+                each = [costing.time_on(trace, device, calibration) for trace in passes]
+            except LlmsimError as error:
+                unknown[name] = str(error)
+        times.append(tuple(each))
+    notes += [f"{name}: {why}" for name, why in unknown.items()]
+    table = memory_tables.sizing_table(fits)
+    for place, trace in enumerate(passes):
+        columns = time_columns(trace, [found[place] for found in times])
+        table = table.assign(**columns)
+    title = f"{passes[0].model.name}: batch {setup.batch} × context {setup.context}, "
+    return Sizing(f"{title}{setup.parallel}", table, (*notes, NOT_MODELLED))
+
+
+def _passes(sizer: Sizer, setup: Setup) -> tuple[tuple[Trace, ...], list[str]]:
+    """The prefill and the decode step of a setup, and why there is none."""
+    passes, notes = [], []
+    for phase in PHASES:
+        try:
+            workload = Workload(phase, setup.batch, setup.context)
+            passes.append(sizer.tracer(setup.parallel)(workload))
+        except NoDecode as error:
+            notes.append(str(error))
+    return tuple(passes), notes

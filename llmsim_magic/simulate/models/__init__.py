@@ -1,0 +1,1 @@
+"""Finding and building models, and remembering them for the session."""

@@ -1,0 +1,1 @@
+"""Many workloads of one model, and the formulas found from them."""

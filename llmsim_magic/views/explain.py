@@ -1,0 +1,251 @@
+"""The arithmetic behind an operator's FLOPs and bytes, in words, as on a whiteboard."""
+
+import difflib
+import html
+from collections.abc import Callable, Iterable, Iterator
+
+from llmsim_magic.analyses.cost.operator_costs import costs
+from llmsim_magic.analyses.cost.traffic import Access, traffic
+from llmsim_magic.analyses.graph.dataflow import depends_on
+from llmsim_magic.analyses.kernels import elementwise_work
+from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.trace.recorded import Kernel, Operator, Record, Replay
+from llmsim_magic.records.trace.trace import Trace, numel
+from llmsim_magic.views import units
+
+Shapes = list[tuple[int, ...]]
+
+
+class Prose(str):
+    """Text that a notebook shows as written."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return f'<pre style="white-space:pre-wrap">{html.escape(self)}</pre>'
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def explain(trace: Trace, path: str) -> Prose:
+    """Every operator at a module's path, or the sum over a container's.
+
+    Raises `InvalidValue` with the nearest paths where there is no such module.
+    """
+    paths = {module.path for module in trace.modules}
+    if path not in paths:
+        close = difflib.get_close_matches(str(path), sorted(paths), n=3, cutoff=0.4)
+        legal = ", ".join(close or sorted(filter(None, paths))[:3])
+        raise InvalidValue(
+            "explain", path, f"a module of {trace.model.class_name}, such as {legal}"
+        )
+    here = [order for order, other in enumerate(trace.paths) if other == path]
+    below = [
+        order
+        for order, other in enumerate(trace.paths)
+        if other and (not path or other.startswith(f"{path}."))
+    ]
+    parts = [explain_operator(trace, order) for order in here]
+    if below:
+        parts.insert(0, explain_container(trace, path, [*here, *below]))
+    if not parts:
+        parts = [f"{path}: never called in {trace.workload}; it runs no operator of its own"]
+    return Prose("\n\n".join((f"{trace.model.name}, {trace.workload}", *parts)))
+
+
+def explain_container(trace: Trace, path: str, orders: Iterable[int]) -> str:
+    """What these operators of a container cost, and which part of it each child has."""
+    orders = sorted(orders)
+    module = next(module for module in trace.modules if module.path == path)
+    depth = path.count(".") + 1 if path else 0
+    parts: dict[str, list[int]] = {}
+    for order in orders:
+        inside = trace.paths[order] != path
+        op = _operator(trace, order).op
+        part = trace.paths[order].split(".")[depth] if inside else f"{op} (function)"
+        parts.setdefault(part, []).append(order)
+    lines = [
+        f"{path or trace.model.class_name}: {module.type}, {len(orders)} operators, "
+        f"orders {orders[0]} to {orders[-1]}",
+        _costs_of(trace, orders),
+    ]
+    lines += [f"  {part}: {_costs_of(trace, mine)}" for part, mine in parts.items()]
+    return "\n".join(lines)
+
+
+def _operator(trace: Trace, order: int) -> Operator:
+    """The recorded operator that this one is the like of."""
+    return trace.recorded.operators[trace.steps[order][0]]
+
+
+def _costs_of(trace: Trace, orders: list[int]) -> str:
+    each = [costs(trace)[order] for order in orders]
+    unknown = sum(cost.flops is None for cost in each)
+    aside = f" (and {unknown} operators without a formula)" if unknown else ""
+    return (
+        f"FLOPs: {units.count(sum(cost.flops or 0 for cost in each))}{aside}, "
+        f"bytes read: {units.count(sum(cost.bytes_read for cost in each))}, "
+        f"written: {units.count(sum(cost.bytes_written for cost in each))}"
+    )
+
+
+def explain_operator(trace: Trace, order: int) -> str:
+    """One operator: its shapes, parameters, work, traffic and what it waits for."""
+    record, (place, replay) = trace.recorded, trace.steps[order]
+    operator, kernels = record.operators[place], record.kernels_of[place]
+    cost, moved = costs(trace)[order], traffic(record)[place]
+    own = replay.own if replay else str
+    names = _names(record, replay)
+    where = f" at {operator.source}" if operator.source else ""
+    lines = [
+        f"{trace.paths[order] or trace.model.class_name}: {operator.op}, operator {order}{where}",
+        f"  reads {units.shapes(record.shapes(operator.inputs))}, "
+        f"gives {units.shapes(record.shapes(operator.outputs))}",
+    ]
+    lines += [
+        f"  {own(p.name)}: {units.shape(p.shape)} = {units.count(p.numel)} parameters"
+        for p in cost.parameters
+    ]
+    lines += _flops(record, kernels, cost.flops)
+    lines += _elementwise(record, kernels, cost.elementwise_ops)
+    lines += _bytes("bytes read", record, names, moved.reads, moved.bytes_read)
+    lines += _bytes("bytes written", record, names, moved.writes, moved.bytes_written)
+    total = moved.bytes_read + moved.bytes_written
+    if cost.flops and total:
+        lines.append(
+            f"arithmetic intensity: {units.count(cost.flops)} / {units.count(total)} = "
+            f"{cost.flops / total:.2f} FLOPs per byte"
+        )
+    sources = depends_on(trace)[order]
+    waits = ", ".join(f"{s} ({_short(trace, s)})" for s in sources) or "nothing in this pass"
+    lines.append(f"waits for: {waits}")
+    return "\n".join(lines)
+
+
+def _names(record: Record, replay: Replay | None) -> Callable[[int], str | None]:
+    """Whose a recorded storage is, seen from where an operator ran."""
+    tensors = record.tensors
+    pairs = replay.tensors if replay else ()
+    homes = {tensors[one].storage: tensors[other].storage for one, other in pairs}
+
+    def name(storage: int) -> str | None:
+        if storage in homes:
+            return record.storages[homes[storage]].name
+        named = record.storages[storage].name
+        return replay.own(named) if replay and named else named
+
+    return name
+
+
+def _short(trace: Trace, order: int) -> str:
+    operator = _operator(trace, order)
+    return trace.paths[order] if operator.kind == "module" else operator.op
+
+
+def _flops(record: Record, kernels: Iterable[Kernel], flops: int | None) -> Iterator[str]:
+    if flops is None:
+        yield "FLOPs: not counted: a kernel here has no formula"
+        return
+    yield f"FLOPs: {units.count(flops)}" + (
+        "" if flops else ": no matmul, convolution or attention"
+    )
+    for kernel in kernels:
+        if kernel.flops:
+            yield f"  {kernel.name}: {_derived(record, kernel)} (a multiply-add is two)"
+            if skipped := elementwise_work.causal_skippable(record, kernel):
+                yield (
+                    f"    causal: {units.count(skipped)} of them lie above the diagonal; "
+                    "a kernel may skip those"
+                )
+
+
+def _elementwise(record: Record, kernels: Iterable[Kernel], ops: int | None) -> Iterator[str]:
+    if not ops:
+        return
+    yield f"elementwise operations: {units.count(ops)}"
+    for kernel in kernels:
+        if number := elementwise_work.elementwise_ops(record, kernel):
+            shapes = units.shapes(record.shapes(kernel.inputs))
+            yield f"  {kernel.name} of {shapes}: {units.count(number)}"
+
+
+def _bytes(
+    title: str,
+    record: Record,
+    names: Callable[[int], str | None],
+    accesses: Iterable[Access],
+    total: int,
+) -> Iterator[str]:
+    yield f"{title}: {units.count(total)}"
+    for access in accesses:
+        tensor = record.tensors[access.tensor]
+        name = names(tensor.storage)
+        what = f"{access.role} {name}" if name else access.role
+        whole = numel(tensor.shape) * tensor.itemsize
+        repeated = " (each element once)" if 0 in tensor.strides else " (only what is looked up)"
+        part = repeated if access.nbytes < whole else ""
+        yield (
+            f"  {what} {units.shape(tensor.shape)} {tensor.dtype}: "
+            f"{units.count(access.nbytes // tensor.itemsize)} × {tensor.itemsize} = "
+            f"{units.count(access.nbytes)}{part}"
+        )
+
+
+Factor = int | tuple[int, int]
+
+
+def _matmul(shapes: Shapes) -> list[Factor]:
+    """`[m, k] × [k, n]`: 2 · m · k · n."""
+    one, other = shapes[-2:]
+    return [2, *one, other[-1]]
+
+
+def _attention(shapes: Shapes) -> list[Factor]:
+    """Scores and their sum over values: 2 · batch · heads · queries · keys · (d_qk + d_v)."""
+    query, key, value = shapes[:3]
+    return [2, *query[:-1], key[-2], (query[-1], value[-1])]
+
+
+def _grouped(shapes: Shapes) -> list[Factor]:
+    """Each row meets one expert's `[k, n]`: 2 · rows · k · n."""
+    rows, weights = shapes[:2]
+    return [2, *rows, weights[-1]]
+
+
+def _vector(shapes: Shapes) -> list[Factor]:
+    """`[m, k] × [k]`: 2 · m · k; `[k] · [k]`: 2 · k."""
+    return [2, *shapes[0]]
+
+
+_DERIVATIONS: dict[str, Callable[[Shapes], list[Factor]]] = {
+    "mm": _matmul,
+    "addmm": _matmul,
+    "bmm": _matmul,
+    "baddbmm": _matmul,
+    "scaled_dot_product_attention": _attention,
+    "_grouped_mm": _grouped,
+    "mv": _vector,
+    "dot": _vector,
+}
+
+
+def _derived(record: Record, kernel: Kernel) -> str:
+    """The factors of a kernel's FLOPs; where they are not known, whose formula it is."""
+    derive = _DERIVATIONS.get(elementwise_work.short_name(kernel.name))
+    shapes = record.shapes(kernel.inputs)
+    total = units.count(kernel.flops or 0)
+    factors = derive(shapes) if derive else _convolution(record, kernel)
+    product = numel(tuple(sum(f) if isinstance(f, tuple) else f for f in factors))
+    if product != kernel.flops:
+        return f"{units.shapes(shapes)}: {total}, by torch.utils.flop_counter"
+    written = (f"({f[0]} + {f[1]})" if isinstance(f, tuple) else str(f) for f in factors)
+    return f"{units.shapes(shapes)}: {' × '.join(written)} = {total}"
+
+
+def _convolution(record: Record, kernel: Kernel) -> list[Factor]:
+    """Each output position meets the whole filter: 2 · batch · positions · filter elements."""
+    inputs, outputs = record.shapes(kernel.inputs), record.shapes(kernel.outputs)
+    if len(inputs) < 2 or not outputs:
+        return []
+    return [2, outputs[0][0], *outputs[0][2:], *inputs[1]]

@@ -1,0 +1,1 @@
+"""The dependency and topological views as Graphviz drawings."""

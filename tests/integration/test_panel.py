@@ -1,0 +1,315 @@
+"""The panel without a browser: what its controls ask for, and what they show."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import GPT2Config
+
+import llmsim_magic as llmsim
+from llmsim_magic.notebook.panel.panel import Panel, panel
+from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.simulate.models import recipes
+from llmsim_magic.simulate.request import VIEWS
+from tests.helpers import small_models
+
+
+@pytest.fixture
+def shown() -> Iterator[Panel]:
+    """A panel that shows a small model."""
+    made = panel(small_models.qwen3(), context=5)
+    settle(made, made.refresh)
+    yield made
+    made.cancel()
+
+
+def settle(shown: Panel, act: Callable[[], Any]) -> None:
+    """Do something, and wait until the panel has its answer."""
+    act()
+    wait_for(lambda: not shown.status.is_busy)
+
+
+def wait_for(holds: Callable[[], bool], limit_s: float = 30) -> None:
+    until = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def ask(shown: Panel, name: str, value: Any) -> None:
+    control = getattr(shown.controls, name)
+    settle(shown, lambda: setattr(getattr(control, "number", control), "value", value))
+
+
+def test_it_answers_what_the_controls_ask_for(shown: Panel) -> None:
+    ask(shown, "phase", "decode")
+    ask(shown, "batch", 16)
+    ask(shown, "dtype", "float16")
+    workload = shown.report.trace.workload
+    assert (workload.phase, workload.batch, workload.context) == ("decode", 16, 5)
+    assert shown.report.trace.model.dtype == "float16"
+    assert "decode, batch 16 × context 5" in shown.status.message
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_has_a_tab(shown: Panel, view: str) -> None:
+    ask(shown, "view", view)
+    assert shown.report.views[0] == view
+    assert shown._tabs.titles[shown._tabs.selected_index]
+    assert shown._tabs.children[shown._tabs.selected_index] is shown.panes[view].widget
+
+
+def test_a_tab_is_the_view_that_is_asked_for(shown: Panel) -> None:
+    settle(shown, lambda: setattr(shown._tabs, "selected_index", 3))
+    assert shown.report.views == ("deps",)
+
+
+def test_what_is_known_is_not_asked_again(shown: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = shown.report
+    ask(shown, "batch", 2)
+    monkeypatch.setattr("llmsim_magic.notebook.panel.panel.answer_of", None)
+    ask(shown, "batch", 1)
+    assert shown.report is first
+
+
+def test_a_mistake_is_one_line_and_greys_what_is_shown_until_the_next_answer(shown: Panel) -> None:
+    before = shown.report
+    ask(shown, "model", "no/such/model")
+    assert "no/such/model" in shown.status.error
+    assert "\n" not in shown.status.error
+    assert "UnknownModel" in shown.status.details
+    assert "llmsim-stale" in shown._tabs._dom_classes
+    assert shown.report is before
+    ask(shown, "model", "distilgpt2")
+    assert shown.status.error == ""
+    assert "llmsim-stale" not in shown._tabs._dom_classes
+    assert shown.report.trace.model.name == "distilgpt2"
+
+
+class Gate:
+    """Holds a trace until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered: list[Any] = []
+        self.open = threading.Event()
+        really = recipes.traced
+
+        def traced(recipe: Any, workload: Any, replay: bool, cancelled: Any) -> Any:
+            self.entered.append(workload)
+            while not self.open.wait(0.005):
+                if cancelled():
+                    raise KeyboardInterrupt
+            return really(recipe, workload, replay, cancelled)
+
+        monkeypatch.setattr(recipes, "traced", traced)
+
+
+def test_two_quick_clicks_are_one_trace(shown: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    shown.controls.batch.number.value = 4
+    shown._trace.click()
+    shown._trace.click()
+    wait_for(lambda: bool(gate.entered))
+    gate.open.set()
+    wait_for(lambda: not shown.status.is_busy)
+    assert len(gate.entered) == 1
+    assert shown.report.trace.workload.batch == 4
+
+
+def test_a_newer_question_takes_the_place_of_an_older(
+    shown: Panel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    shown.controls.batch.number.value = 4
+    wait_for(lambda: len(gate.entered) == 1)
+    shown.controls.batch.number.value = 8
+    wait_for(lambda: len(gate.entered) == 2)
+    gate.open.set()
+    wait_for(lambda: not shown.status.is_busy)
+    assert shown.report.trace.workload.batch == 8
+
+
+def test_cancel_answers_at_once_leaves_no_thread_and_the_next_try_works(
+    shown: Panel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    shown.controls.batch.number.value = 4
+    wait_for(lambda: bool(gate.entered))
+    assert not shown._cancel.disabled
+    started = time.monotonic()
+    shown._cancel.click()
+    assert time.monotonic() - started < 0.5
+    assert not shown.status.is_busy
+    assert shown.status.message == "cancelled"
+    wait_for(lambda: not [t for t in threading.enumerate() if t.name == "llmsim"], 0.5)
+    gate.open.set()
+    settle(shown, shown._trace.click)
+    assert shown.report.trace.workload.batch == 4
+
+
+def test_building_can_be_cancelled() -> None:
+    llmsim.forget()
+    started = threading.Event()
+    with pytest.raises(LlmsimError, match="cancelled while it was built"):
+        llmsim.sweep(
+            GPT2Config(n_layer=300, n_embd=8, n_head=2, vocab_size=11),
+            progress=lambda message: started.set() if "building" in message else None,
+            cancelled=started.is_set,
+        )
+
+
+def test_a_row_that_is_chosen_is_explained_and_marked_in_the_graph(shown: Panel) -> None:
+    ask(shown, "view", "ops")
+    pane: Any = shown.panes["ops"]
+    ops = shown.report.ops
+    order = int(ops.index[(ops["layer"] == 1) & (ops["op"] == "Linear")][0])
+    pane._table.widget.selected_rows = [order]
+    assert f"operator {order}" in pane._detail.widget.value
+    node = pane._place.widget.chosen
+    first_like = ops.index[(ops["layer"] == 0) & (ops["op"] == "Linear")][0]
+    assert node == f"n{first_like}"
+    ask(shown, "view", "deps")
+    assert shown.panes["deps"]._picture.widget.chosen == node
+    assert f"operator {order}" in shown.panes["deps"]._detail.widget.value
+
+
+def test_a_node_that_is_clicked_selects_its_row(shown: Panel) -> None:
+    ask(shown, "view", "topological")
+    shown.panes["topological"]._picture.widget.chosen = "n5"
+    assert "operator 5" in shown.panes["topological"]._detail.widget.value
+    ask(shown, "view", "ops")
+    assert shown.panes["ops"]._table.widget.selected_rows == [5]
+
+
+def test_a_chosen_operator_stays_chosen_under_another_workload(shown: Panel) -> None:
+    ask(shown, "view", "ops")
+    shown.choose(5)
+    ask(shown, "batch", 8)
+    assert shown.panes["ops"]._table.selected == 5
+    ask(shown, "model", "distilgpt2")
+    assert shown.panes["ops"]._table.selected is None
+
+
+def test_filters_leave_the_rows_that_match_and_give_way_to_the_one_chosen(shown: Panel) -> None:
+    ask(shown, "view", "ops")
+    pane: Any = shown.panes["ops"]
+    ops = shown.report.ops
+    pane._layer.value = (1,)
+    pane._kind.value = "module"
+    pane._path.value = "mlp"
+    wanted = ops.index[
+        (ops["layer"] == 1) & (ops["kind"] == "module") & ops["path"].str.contains("mlp")
+    ]
+    assert pane._table._labels == [*wanted]
+    shown.choose(0)
+    assert pane._table._labels == [*ops.index]
+    shown.choose(None)
+    pane._path.value, pane._kind.value, pane._layer.value = "", "", (None,)
+    assert set(pane._table._labels) == {*ops.index[ops["layer"].isna()]}
+
+
+def test_an_operator_is_chosen_by_its_number(shown: Panel) -> None:
+    ask(shown, "view", "ops")
+    pane: Any = shown.panes["ops"]
+    for number in (0, 7):
+        pane._number.value = str(number)
+        assert pane._table.selected == number
+    pane._number.value = "100000"
+    assert pane._number.value == "7"
+    pane._number.value = ""
+    assert pane._table.selected is None
+
+
+def test_any_size_is_typed_and_the_usual_ones_are_slid_to(shown: Panel) -> None:
+    settle(shown, lambda: setattr(shown.controls.context.number, "value", 200))
+    assert shown.report.trace.workload.context == 200
+    assert shown.controls.context.slider.value == 128
+    settle(shown, lambda: setattr(shown.controls.context.slider, "value", 512))
+    assert shown.report.trace.workload.context == 512
+
+
+def test_many_workloads_take_no_phase_batch_and_context(shown: Panel) -> None:
+    ask(shown, "view", "multi-config")
+    assert shown.controls.phase.disabled
+    assert "8 workloads" in shown.status.message
+    ask(shown, "view", "summary")
+    assert not shown.controls.phase.disabled
+
+
+def test_a_device_is_chosen_like_anything_else(shown: Panel) -> None:
+    ask(shown, "view", "costs")
+    ask(shown, "hardware", "H100-SXM5-80GB")
+    assert "time_s" in shown.panes["costs"].widget.value
+    assert "--hardware H100-SXM5-80GB" in shown._export._line.text
+    ask(shown, "tp", "2")
+    assert "plan" in shown.status.error or shown.report.trace.model.parallel.tp == 2
+
+
+def test_save_all_writes_tables_graphs_and_a_page(shown: Panel, tmp_path: Path) -> None:
+    ask(shown, "view", "deps")
+    shown._export._folder.value = str(tmp_path / "out")
+    shown._export._save.click()
+    (folder,) = (tmp_path / "out").iterdir()
+    names = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+    assert names == {"modules.csv", "edges.csv", "deps.svg", "deps.dot", "report.html"}
+    ask(shown, "batch", 2)
+    shown._export._save.click()
+    assert len(list((tmp_path / "out").iterdir())) == 2  # each in a folder of its own
+    assert all(name in shown.status.message for name in names)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(shown: Panel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    shown._export._folder.value = str(tmp_path / "file" / "out")
+    shown._export._save.click()
+    assert "a folder that can be written" in shown.status.error
+
+
+def test_trace_looks_anew_at_a_variable_that_changed() -> None:
+    config = small_models.qwen3()
+    shown = panel(config, context=5)
+    settle(shown, shown.refresh)
+    before = len(shown.report.trace.modules)
+    config.num_hidden_layers += 1
+    config.layer_types = [*config.layer_types, config.layer_types[-1]]
+    settle(shown, shown._trace.click)
+    assert len(shown.report.trace.modules) > before
+
+
+def test_a_live_model_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmsim_magic.capture.models import live_model_copy
+
+    copied: list[str] = []
+    really = live_model_copy.copy_of
+    monkeypatch.setattr(
+        live_model_copy, "copy_of", lambda *given: copied.append(given[1]) or really(*given)
+    )
+    shown = panel(small_models.build("qwen3"), context=5)
+    settle(shown, shown.refresh)
+    ask(shown, "view", "ops")
+    ask(shown, "batch", 2)
+    assert len(copied) == 1
+    assert shown.report.trace.model.origin == "live module"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"model": 123}, "int"),
+        ({"view": "nothing"}, "nothing"),
+        ({"phase": "sideways"}, "sideways"),
+        ({"batch": 0}, "0"),
+        ({"hardware": "H1000"}, "H1000"),
+    ],
+)
+def test_a_mistake_in_its_call_is_one_line(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(LlmsimError, match=said):
+        panel(**given)
+
+
+def test_in_a_terminal_it_says_what_to_do_instead() -> None:
+    with pytest.raises(LlmsimError, match="needs a notebook"):
+        panel("gpt2").show()

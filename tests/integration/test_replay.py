@@ -1,0 +1,317 @@
+"""A layer that is not run again does what it would have done: record for record, cell for cell."""
+
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import llmsim_magic as llmsim
+from llmsim_magic.capture.models.live_model_copy import copy_of
+from llmsim_magic.capture.models.meta_model import Weightless
+from llmsim_magic.capture.run import run, run_given
+from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.workload import Workload
+from llmsim_magic.simulate.models.recipes import built, recipe_of
+from llmsim_magic.simulate.request import Build
+from tests.helpers import small_models
+from tests.helpers.reduced_configs import candidates
+from tests.helpers.replay_comparison import differences
+from tests.integration.test_architectures import TYPES
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def weightless(config: Any) -> Weightless:
+    return built(recipe_of(config, Build()))
+
+
+def replayed(model: Weightless, workload: Workload) -> Trace:
+    """The trace with replays, held against the one in which every layer runs."""
+    run(model, workload)  # some models remember tables from their first pass
+    full, found = (run(model, workload, replay=replay) for replay in (False, True))
+    assert not full.replays
+    assert list(differences(full, found)) == []
+    return found
+
+
+def test_hooks_that_a_model_hangs_on_its_layers_are_gone_after_a_pass() -> None:
+    config = transformers.LlamaConfig(**SIZES, num_hidden_layers=4, output_hidden_states=True)
+    model = weightless(config)
+    first = run(model, Workload())
+    assert list(differences(run(model, Workload(), replay=False), first)) == []
+
+
+QUICK = ("gemma3_text", "gpt2", "hubert", "llava", "mamba2", "mixtral", "qwen3_next", "t5")
+
+
+@pytest.mark.parametrize("model_type", QUICK)
+def test_a_replayed_trace_is_the_full_one(model_type: str) -> None:
+    hold(model_type)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_replayed_trace_of_any_architecture_is_the_full_one(model_type: str) -> None:
+    hold(model_type)
+
+
+def hold(model_type: str) -> None:
+    """Both phases of a small configuration of a type, replayed and not."""
+    if model_type not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
+    traced = 0
+    for config, _ in candidates(model_type):
+        with suppress(LlmsimError):
+            model = weightless(config)
+            for phase in ("prefill", "decode"):
+                replayed(model, Workload(phase, 2, 24))
+                traced += 1
+        if traced:
+            return
+    pytest.fail("no configuration of it traces")
+
+
+def recorded_layers(trace: Trace) -> set[str]:
+    """The layers that ran, by path."""
+    return {
+        ".".join(parts[:3])
+        for operator in trace.recorded.operators
+        if len(parts := operator.path.split(".")) > 2 and parts[1] == "layers"
+    }
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_layers_of_one_kind_run_once(phase: str) -> None:
+    config = transformers.LlamaConfig(**SIZES, num_hidden_layers=6)
+    trace = replayed(weightless(config), Workload(phase, 2, 5))
+    assert recorded_layers(trace) == {"model.layers.0"}
+    assert [replay.path for replay in trace.replays] == [f"model.layers.{n}" for n in range(1, 6)]
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_sliding_and_full_attention_each_run_once(phase: str) -> None:
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 3
+    config = transformers.Gemma3TextConfig(
+        **SIZES, num_hidden_layers=9, head_dim=8, sliding_window=4, layer_types=kinds
+    )
+    trace = replayed(weightless(config), Workload(phase, 2, 9))
+    assert recorded_layers(trace) == {"model.layers.0", "model.layers.2"}
+
+
+def test_a_dense_first_layer_stands_for_no_layer_of_experts() -> None:
+    config = transformers.DeepseekV3Config(
+        **SIZES | {"num_key_value_heads": 4},
+        num_hidden_layers=5,
+        first_k_dense_replace=2,
+        n_routed_experts=4,
+        n_group=2,
+        topk_group=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        kv_lora_rank=8,
+        q_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+    )
+    trace = replayed(weightless(config), Workload("prefill", 2, 6))
+    assert recorded_layers(trace) == {"model.layers.0", "model.layers.2"}
+
+
+def test_one_trace_is_as_deep_as_another_and_costs_no_more_kernels() -> None:
+    shallow, deep = (
+        run(weightless(transformers.LlamaConfig(**SIZES, num_hidden_layers=n)), Workload())
+        for n in (2, 40)
+    )
+    assert len(deep.recorded.kernels) == len(shallow.recorded.kernels)
+    assert len(deep.kernels) > 15 * len(shallow.kernels)
+
+
+# layers of our own: what must not be replayed
+
+
+class Layers(nn.Module):
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state: dict[str, Any] = {"sum": torch.zeros_like(x), "seen": []}
+        if any(isinstance(layer, Takes) for layer in self.layers):
+            state["numbers"] = iter(range(9))
+        for layer in self.layers:
+            x = layer(x, state)
+        return x + state["sum"]
+
+
+class Layer(nn.Module):
+    """The like of any other of its class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        return self.linear(x).relu()
+
+
+class Adds(Layer):
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        state["sum"] += x
+        return self.linear(x)
+
+
+class Notes(Layer):
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        state["seen"].append(x)
+        return torch.cat([self.linear(seen) for seen in state["seen"]]).sum(0, keepdim=True)
+
+
+class Changes(Layer):
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        state["sum"] = self.linear(x + state["sum"])
+        return x
+
+
+class Takes(Layer):
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        return self.linear(x) * next(state["numbers"])
+
+
+class Boxes(Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.box: dict[str, Any] = {}
+
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        self.box["x"] = x
+        return self.linear(x)
+
+
+class Counts(Layer):
+    shared = SimpleNamespace(number=0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counter = self.shared
+
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        self.counter.number += 1
+        return self.linear(x)
+
+
+class Fills(Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last", torch.zeros(1, 8))
+
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        self.last.copy_(x)
+        return self.linear(x)
+
+
+class Keeps(Layer):
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        self.last = x
+        return self.linear(x)
+
+
+class Scales(Layer):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        return self.linear(x) * self.factor if self.factor else self.linear(x)
+
+
+class InPlace(Layer):
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        return x.add_(self.linear(x))
+
+
+def of_own(*layers: nn.Module) -> Trace:
+    model = copy_of(Layers(list(layers)), "layers")
+    full, found = (
+        run_given(model, (torch.ones(1, 8),), {}, replay=replay) for replay in (False, True)
+    )
+    assert list(differences(full, found)) == []
+    return found
+
+
+def test_layers_of_any_module_are_replayed() -> None:
+    assert len(of_own(Layer(), Layer(), Layer(), Layer()).replays) == 3
+
+
+@pytest.mark.parametrize(
+    "kind", [Adds, Notes, Changes, Takes, Boxes, Counts, Fills, Keeps, InPlace]
+)
+def test_a_layer_that_leaves_more_than_its_result_runs_each_time(kind: type[Layer]) -> None:
+    assert not of_own(kind(), kind(), kind()).replays
+
+
+class Alternates(Layer):
+    def __init__(self, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        return self.linear(x).relu() if self.layer_idx % 2 else self.linear(x)
+
+
+def test_a_number_of_its_own_tells_layers_of_unknown_code_apart() -> None:
+    assert not of_own(*map(Alternates, range(4))).replays
+
+
+def test_layers_with_other_attributes_each_run() -> None:
+    trace = of_own(Scales(2.0), Scales(0.0), Scales(2.0), Scales(0.0))
+    assert [(replay.path, replay.of) for replay in trace.replays] == [
+        ("layers.2", "layers.0"),
+        ("layers.3", "layers.1"),
+    ]
+
+
+def test_layers_that_share_a_part_with_the_first_keep_its_name() -> None:
+    layers = [Layer() for _ in range(4)]
+    for layer in layers[1:]:
+        layer.linear = layers[0].linear
+    trace = of_own(*layers)
+    assert {replay.of for replay in trace.replays} == {"layers.1"}
+    assert {operator.path for operator in trace.operators if operator.op == "Linear"} == {
+        "layers.0.linear"
+    }
+
+
+# how it is asked for
+
+
+def test_the_front_doors_can_have_every_layer_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_models.llama()
+    assert llmsim.trace(config, context=5).trace.replays
+    assert not llmsim.trace(config, context=5, replay=False).trace.replays
+    assert not llmsim.sweep(config, batch=[1], context=[5], replay=False).traces[0].replays
+    monkeypatch.setenv("LLMSIM_NO_REPLAY", "1")
+    assert not llmsim.trace(config, context=5).trace.replays
+
+
+@pytest.mark.parametrize(
+    "make", [small_models.qwen3, small_models.mamba, small_models.gemma2, small_models.t5]
+)
+def test_a_step_that_goes_on_from_a_prefill_is_the_step_after_one_of_its_own(make: Any) -> None:
+    model = weightless(make())
+    prefill, step = (Workload(phase, 2, 7) for phase in ("prefill", "decode"))
+    alone = run(model, step)
+    run(model, prefill)
+    assert list(differences(run(model, step), alone)) == []
+    assert list(differences(run(model, step), alone)) == []

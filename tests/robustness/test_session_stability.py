@@ -1,0 +1,132 @@
+"""A session that goes on for long: nothing grows, and what is dropped is gone."""
+
+import gc
+import os
+import statistics
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import llmsim_magic as llmsim
+from benchmarks import flat
+from llmsim_magic.records.errors import LlmsimError
+from tests.helpers import small_models
+from tests.helpers.global_state import left_alone
+
+QUICK = ("a live module", "a mistake", "a new config", "an unknown config")
+
+
+@pytest.fixture(autouse=True)
+def folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """For temporary files: other processes make theirs in the usual one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield
+    llmsim.forget()
+
+
+def _held(before: flat.State, after: flat.State) -> None:
+    assert after.threads == before.threads
+    assert after.descriptors <= before.descriptors
+    assert after.temporary_files == before.temporary_files
+    # what caches hold is bounded: an entry is some fifty objects at most
+    assert after.objects < before.objects * 1.05 + 50 * max(after.cached - before.cached, 0)
+
+
+@pytest.mark.slow
+def test_questions_leave_no_thread_file_or_object() -> None:
+    flat.ask(range(24), QUICK)
+    before = flat.state()
+    with left_alone():
+        flat.ask(range(24, 72), QUICK)
+    _held(before, flat.state())
+
+
+@pytest.mark.slow
+def test_a_thousand_questions_leave_memory_and_time_flat() -> None:
+    flat.ask(range(flat.WARM))
+    before = flat.state()
+    with left_alone():
+        times = flat.ask(range(flat.WARM, flat.WARM + flat.MEASURED))
+    after = flat.state()
+    _held(before, after)
+    assert after.resident_bytes < before.resident_bytes * 1.05
+    first, last = flat.of_each_kind(times[: flat.EACH]), flat.of_each_kind(times[-flat.EACH :])
+    slower = statistics.median(now / then for then, now in zip(first, last, strict=True))
+    assert slower < 1.1  # 5 % and the noise of a machine that others use
+
+
+def _own() -> nn.Module:
+    return flat._fresh_module()
+
+
+def _huggingface() -> nn.Module:
+    class Mine(transformers.LlamaForCausalLM):
+        """A subclass that exists only for this model."""
+
+    return Mine(small_models.llama())
+
+
+ASKED: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]] = {
+    "inputs": (_own, lambda module: llmsim.trace(module, inputs=torch.ones(2, 8))),
+    "mistake": (_own, lambda module: _refused(lambda: llmsim.trace(module, inputs=X))),
+    "prefill": (_huggingface, lambda model: llmsim.trace(model, context=5)),
+    "decode": (_huggingface, lambda model: llmsim.trace(model, context=5, phase="decode")),
+    "sweep": (_huggingface, lambda model: llmsim.sweep(model, batch=[1], context=[2, 3])),
+    "sizes": (
+        _huggingface,
+        lambda model: llmsim.trace(model, context=5, hardware="H100").sizing.table,
+    ),
+    "formulas": (_huggingface, lambda model: llmsim.trace(model, context=5).symbolic.ops),
+    "graph": (_huggingface, lambda model: llmsim.trace(model, context=5).dependency_graph().svg),
+}
+X = torch.ones(2, 5)
+
+
+def _refused(ask: Callable[[], Any]) -> None:
+    with pytest.raises(LlmsimError):
+        ask()
+
+
+@pytest.mark.parametrize(("make", "ask"), ASKED.values(), ids=ASKED)
+def test_a_live_model_and_its_class_die_with_the_last_report(
+    make: Callable[[], nn.Module], ask: Callable[[Any], Any]
+) -> None:
+    module = make()
+    report = ask(module)
+    dead = weakref.ref(module), weakref.ref(type(module))
+    del module, report
+    llmsim.forget()
+    gc.collect()
+    assert [each() for each in dead] == [None, None]
+
+
+@pytest.mark.slow
+def test_what_is_forgotten_is_gone() -> None:
+    def weightless_models() -> int:
+        gc.collect()
+        return sum(type(each).__name__ == "Harness" for each in gc.get_objects())
+
+    llmsim.forget()
+    before = weightless_models()
+    report = llmsim.trace(small_models.llama(), context=5, phase="decode")
+    assert weightless_models() == before + 1
+    llmsim.forget()
+    assert weightless_models() == before
+    assert report.symbolic.totals is not None  # which is asked of the model, built anew
+
+
+def test_a_graph_too_large_for_this_process_leaves_none_behind() -> None:
+    report = llmsim.trace("gpt2", context=5, replay=False)
+    descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    assert "<svg" in report.dependency_graph(depth=99, layers="all").svg
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert threading.active_count() == threads
+    assert not os.listdir(tempfile.gettempdir())

@@ -1,0 +1,83 @@
+"""Every entry of the catalogue is what it says it is."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import llmsim_magic as llmsim
+from llmsim_magic.capture.models.meta_model import from_config
+from llmsim_magic.capture.models.resolve import facts_of, source_of
+from llmsim_magic.catalog import models
+from tests.helpers.reduced_configs import shallower
+
+NAMES = sorted(models.entries())
+BY_SIZE = sorted(models.entries().values(), key=lambda entry: -entry.params)
+SMALLEST = {entry.config["architectures"][0]: entry.name for entry in BY_SIZE}
+
+every_architecture = pytest.mark.parametrize("name", SMALLEST.values(), ids=SMALLEST)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_entry_builds_to_its_recorded_number_of_parameters(name: str) -> None:
+    entry = models.entries()[name]
+    module = from_config(source_of(facts_of(name))).module
+    assert sum(parameter.numel() for parameter in module.parameters()) == entry.params
+    assert type(module).__name__ in entry.config["architectures"]
+    assert all(parameter.is_meta for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_entry_says_how_it_is_known(name: str) -> None:
+    entry = models.entries()[name]
+    assert entry.source
+    assert entry.params == entry.published_params or entry.note
+
+
+def runs(model: Any) -> None:
+    sweep = llmsim.sweep(model, batch=[1], context=[2])
+    phases = [trace.workload.phase for trace in sweep.traces]
+    assert phases == ["prefill", "decode"] or "decode does not exist" in sweep.notes[0]
+    assert (sweep.totals["flops"] > 0).all()
+
+
+@every_architecture
+def test_every_architecture_of_the_catalogue_runs(name: str) -> None:
+    facts = facts_of(name)
+    whole = source_of(facts).config.to_dict()
+    fewer = {key: cut for key, cut in shallower(whole).items() if cut != whole[key]}
+    runs(source_of(replace(facts, keys=facts.keys | fewer)).config)
+
+
+@pytest.mark.slow
+@every_architecture
+def test_every_architecture_of_the_catalogue_runs_with_all_its_layers(name: str) -> None:
+    runs(name)
+
+
+def test_aliases_and_case_lead_to_the_same_entry() -> None:
+    assert models.find("openai-community/gpt2") == models.find("GPT2") == models.entries()["gpt2"]
+    assert models.find("nothing/like-it") is None
+
+
+def test_no_alias_means_two_models() -> None:
+    spellings = [s.lower() for e in models.entries().values() for s in (e.name, *e.aliases)]
+    assert len(spellings) == len(set(spellings))
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("Qwen/Qwen3-0.6", "Qwen/Qwen3-0.6B"),
+        ("bert-base-uncase", "bert-base-uncased"),
+        ("Llama-3.1-405B", "meta-llama/Llama-3.1-405B"),
+        ("mixtral-8x7b", "mistralai/Mixtral-8x7B-v0.1"),
+    ],
+)
+def test_a_misspelt_id_is_met_with_the_one_meant(misspelt: str, meant: str) -> None:
+    assert meant in models.nearest(misspelt)
+
+
+def test_facts_handed_out_are_copies() -> None:
+    facts_of("gpt2").keys["n_layer"] = 99
+    assert facts_of("gpt2").keys["n_layer"] == 12

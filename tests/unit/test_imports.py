@@ -1,0 +1,44 @@
+"""The package loads at once: torch and transformers wait for their first use."""
+
+import json
+import subprocess
+import sys
+
+HEAVY = ("torch", "transformers", "pandas", "graphviz", "wasmtime")
+
+
+def _loaded_after(code: str) -> set[str]:
+    script = f"import sys, json\n{code}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    assert not _loaded_after("import llmsim_magic") & set(HEAVY)
+
+
+def test_loading_the_extension_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "shell = InteractiveShell.instance()\n"
+        "shell.run_line_magic('load_ext', 'llmsim_magic')\n"
+        "assert 'llmsim' in shell.magics_manager.magics['line']"
+    )
+    assert not _loaded_after(code) & set(HEAVY)
+
+
+def test_the_record_is_free_of_frameworks() -> None:
+    assert not _loaded_after("import llmsim_magic.records.trace.trace") & set(HEAVY)
+
+
+def test_a_misspelt_model_is_told_without_importing_torch() -> None:
+    code = (
+        "from llmsim_magic.capture.models.resolve import facts_of\n"
+        "from llmsim_magic.records.errors import UnknownModel\n"
+        "try: facts_of('no/such/model')\n"
+        "except UnknownModel as error: assert 'no/such/model' in str(error)\n"
+        "else: raise AssertionError"
+    )
+    assert "torch" not in _loaded_after(code)

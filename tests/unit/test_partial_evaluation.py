@@ -1,0 +1,108 @@
+"""What `meta` cannot do is answered as torch would answer it: same shapes, same dtypes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import llmsim_magic as llmsim
+from llmsim_magic.capture.kernels.tensors import tensors_in
+from llmsim_magic.capture.meta.partial_evaluation import answering
+
+CALLS: dict[str, Callable[[Tensor], Any]] = {
+    "topk": lambda x: x.topk(2),
+    "topk along the first": lambda x: x.topk(2, dim=0),
+    "topk of a scalar": lambda x: x.sum().topk(1),
+    "argmax": lambda x: x.argmax(-1),
+    "argmax of all": lambda x: x.argmax(),
+    "argmax of all, kept": lambda x: x.argmax(keepdim=True),
+    "argmax, kept": lambda x: x.argmax(1, keepdim=True),
+    "max along": lambda x: x.max(0),
+    "min along, kept": lambda x: x.min(-1, keepdim=True),
+    "sort": lambda x: x.sort(dim=0, descending=True),
+    "sort, stable": lambda x: x.sort(stable=True, dim=-1),
+    "argsort": lambda x: x.argsort(-1),
+    "multinomial": lambda x: x.abs().multinomial(2),
+    "histc": lambda x: x.histc(7),
+    "all": lambda x: (x > 0).all(),
+    "index by a known mask": lambda x: x[torch.tensor([True, False, True])],
+    "index by a mask and a slice": lambda x: x[:, torch.tensor([True, False, True, True])],
+    "masked select": lambda x: x.masked_select(torch.tensor([[True], [False], [True]])),
+    "index by a topk": lambda x: x[x.topk(2, dim=0).indices[:, 0]],
+    "repeat": lambda x: x.repeat_interleave(torch.tensor([1, 0, 2]), 0),
+    "lstm": lambda x: nn.LSTM(4, 5, 2, bidirectional=True)(x[None]),
+    "gru": lambda x: nn.GRU(4, 5, batch_first=True)(x[None]),
+    "rnn": lambda x: nn.RNN(4, 5)(x),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_an_answer_has_the_shapes_and_dtypes_of_the_real_one(call: Callable[..., Any]) -> None:
+    x = torch.rand(3, 4)
+    with answering():
+        answered = list(tensors_in(call(x.to("meta"))))
+    real = list(tensors_in(call(x)))
+    assert [tensor.shape for tensor in answered] == [tensor.shape for tensor in real]
+    assert [tensor.dtype for tensor in answered] == [tensor.dtype for tensor in real]
+
+
+def test_choices_are_balanced_and_known() -> None:
+    scores = torch.empty(16, 8, device="meta")
+    with answering() as answers:
+        chosen = scores.topk(2).indices
+        assert answers.knows(chosen)
+    assert chosen.flatten().bincount().tolist() == [4] * 8
+    assert (chosen[:, 0] != chosen[:, 1]).all()
+
+
+def test_what_was_overwritten_with_data_gives_nothing_known() -> None:
+    data = torch.empty(4, device="meta")
+    with answering() as answers:
+        state = torch.zeros(4)
+        state.copy_(data)
+        assert not answers.knows(state[:2])
+        assert not answers.knows(state.sort().values)
+        torch.add(data, 1, out=(out := torch.zeros(4)))
+        assert not answers.knows(out)
+    with answering(answers) as later:
+        assert not later.knows(state)
+
+
+def test_a_recurrent_layer_is_one_kernel_with_its_matmuls_counted() -> None:
+    batch, time, width, hidden = 2, 5, 8, 16
+    report = llmsim.trace(nn.LSTM(width, hidden), inputs=torch.zeros(time, batch, width))
+    kernels = report.kernels[~report.kernels["is_view"]]
+    lstm = kernels[kernels["kernel"] == "aten.lstm.input"]
+    assert lstm["flops"].tolist() == [2 * time * batch * 4 * hidden * (width + hidden)]
+
+
+def test_whole_numbers_among_the_inputs_are_known() -> None:
+    class Splits(nn.Module):
+        def forward(self, x: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+            return tuple(part.exp() for part in x.split(sizes.tolist()))
+
+    given = {"x": torch.zeros(5, 4), "sizes": torch.tensor([2, 3])}
+    kernels = llmsim.trace(Splits(), inputs=given).kernels
+    shapes = kernels[kernels["kernel"] == "aten.exp.default"]["output_shapes"]
+    assert shapes.tolist() == [[(2, 4)], [(3, 4)]]
+
+
+def test_a_small_buffer_keeps_its_values_and_gets_them_back() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("steps", torch.tensor(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.steps += 1
+            for _ in range(int(self.steps)):
+                x = x.exp()
+            return x
+
+    module = Counts()
+    for _ in range(2):
+        kernels = llmsim.trace(module, inputs=torch.zeros(2)).kernels["kernel"].tolist()
+        assert kernels.count("aten.exp.default") == 3
+    assert module.steps == 2
