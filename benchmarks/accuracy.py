@@ -30,7 +30,7 @@ from llmsim_magic.catalog.calibration import calibration
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.calibration import Band, Calibration
 from llmsim_magic.records.trace.parallel import Parallel
-from llmsim_magic.simulate.hardware.deployments import Sizer
+from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
 
 CLASSES = (
     *("matmul_bf16", "matmul_fp8", "decode_attention", "prefill_attention", "memory_bound"),
@@ -157,7 +157,7 @@ def _fit(row: Mapping[str, str]) -> tuple[Fit, int]:
     context = int(float(row["input_len"] or row["output_len"] or 2048))
     stored = row["dtype"] if row["dtype"] in ("fp8", "int8", "int4") else None
     setup = Setup(int(float(row["batch"] or 1)), context, Parallel(tp), stored)
-    sizer = Sizer(model_named(row["model"]))
+    sizer = CapacityPlanner(model_named(row["model"]))
     found = sizer.fit(setup, accelerators.find(row["hardware"]), remedies=False)
     if found is None:
         raise LeftOut("a device whose memory is not known")

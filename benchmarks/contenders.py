@@ -17,7 +17,7 @@ from benchmarks.timing import Contender, Run, peak_gb, timed
 if TYPE_CHECKING:
     import pandas as pd
 
-    from llmsim_magic.capture.models.meta_model import Weightless
+    from llmsim_magic.capture.models.meta_model import MetaModel
 
 SMALL = "Qwen/Qwen3-0.6B"
 DEEP = "meta-llama/Llama-3.1-405B"
@@ -64,21 +64,21 @@ def of_depth() -> Iterator[Contender]:
 
 def config_of(name: str, layers: int | None = None) -> Any:
     """The catalogue's config, with so many layers where that is given."""
-    from llmsim_magic.capture.models.resolve import facts_of, source_of
+    from llmsim_magic.capture.models.resolve import find_config, load_config
 
-    facts = facts_of(name)
+    facts = find_config(name)
     keys = facts.keys if layers is None else facts.keys | {"num_hidden_layers": layers}
-    return source_of(replace(facts, keys=keys)).config
+    return load_config(replace(facts, keys=keys)).config
 
 
-def build(name: str, layers: int | None = None) -> "Weightless":
-    from llmsim_magic.simulate.models.recipes import built, recipe_of
+def build(name: str, layers: int | None = None) -> "MetaModel":
+    from llmsim_magic.simulate.models.recipes import build_model, model_recipe
     from llmsim_magic.simulate.request import Build
 
-    return built(recipe_of(config_of(name, layers), Build()))
+    return build_model(model_recipe(config_of(name, layers), Build()))
 
 
-def read(weightless: "Weightless", phase: str = "prefill") -> object:
+def read(weightless: "MetaModel", phase: str = "prefill") -> object:
     """Run one workload and take all that its record holds."""
     from llmsim_magic.analyses.graph.dataflow import edges
     from llmsim_magic.capture.run import run

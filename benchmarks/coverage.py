@@ -70,13 +70,13 @@ def replay_of(config: Any, report: Any) -> str:
     Both come after the report's own, for some models remember tables from one pass to the next.
     """
     from llmsim_magic.capture.run import run
-    from llmsim_magic.simulate.models.recipes import built, recipe_of
+    from llmsim_magic.simulate.models.recipes import build_model, model_recipe
     from llmsim_magic.simulate.request import Build
     from tests.helpers.replay_comparison import differences
 
     if not report.trace.replays:
         return "no layers alike"
-    weightless = built(recipe_of(config, Build()))
+    weightless = build_model(model_recipe(config, Build()))
     full, replayed = (
         run(weightless, report.trace.workload, replay=replay) for replay in (False, True)
     )

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.measured import LeftOut, read
 from llmsim_magic.analyses.time.calibration_fit import band_of
-from llmsim_magic.analyses.time.kernel_sizes import Stored
+from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
 from llmsim_magic.analyses.time.latency import PassTime, latency
 from llmsim_magic.catalog import accelerators, models
 from llmsim_magic.records.errors import LlmsimError
@@ -27,7 +27,7 @@ from llmsim_magic.records.hardware.accelerator import Accelerator, arithmetic
 from llmsim_magic.records.hardware.calibration import Band, Calibration
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.workload import Workload
-from llmsim_magic.simulate.models.recipes import recipe_of, traced
+from llmsim_magic.simulate.models.recipes import model_recipe, trace_workload
 from llmsim_magic.simulate.request import Build
 
 MOST_PREFILL = 0.5  # of a step; beyond it a row tells of load
@@ -47,9 +47,9 @@ SAME_SIZES = {
 }
 # What a row calls the storage of weights: `wo` only stores them so, in groups of 32.
 STORED = {
-    "int8 wo": Stored("int8"),
-    "int4 wo g32": Stored("int4", group=32),
-    "fp8": Stored("fp8", activations="fp8"),
+    "int8 wo": StoredDtypes("int8"),
+    "int4 wo g32": StoredDtypes("int4", group=32),
+    "fp8": StoredDtypes("fp8", activations="fp8"),
 }
 
 
@@ -145,15 +145,15 @@ def _time(
     context: int,
     tp: int,
     device: Accelerator,
-    stored: Stored,
+    stored: StoredDtypes,
     calibration: Calibration | None,
 ) -> PassTime:
-    recipe = recipe_of(model, Build(parallel=Parallel(tp)))
-    trace = traced(recipe, Workload(phase, batch, context), replay=True)
+    recipe = model_recipe(model, Build(parallel=Parallel(tp)))
+    trace = trace_workload(recipe, Workload(phase, batch, context), replay=True)
     return latency(trace, device, calibration, stored=stored)
 
 
-def _stored(text: str) -> Stored:
+def _stored(text: str) -> StoredDtypes:
     word = text.strip().lower()
     if word in STORED:
         return STORED[word]
@@ -161,7 +161,7 @@ def _stored(text: str) -> Stored:
         arithmetic(word)
     except LlmsimError:
         raise LeftOut(f"weights stored as {text}: no kernels of that kind were fitted") from None
-    return Stored()
+    return StoredDtypes()
 
 
 @functools.cache

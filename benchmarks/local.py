@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.time.latency import latency
-from llmsim_magic.capture.models.resolve import facts_of, source_of
+from llmsim_magic.capture.models.resolve import find_config, load_config
 from llmsim_magic.simulate.hardware.local_device import local
 
 MODEL, CONTEXT, RUNS, STEPS = "Qwen/Qwen3-0.6B", 128, 12, 4
@@ -37,7 +37,7 @@ def main() -> None:
 
 def measured(dtype: torch.dtype) -> dict[str, list[float]]:
     """Seconds of every run of both phases."""
-    config = source_of(facts_of(MODEL)).config
+    config = load_config(find_config(MODEL)).config
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     tokens = torch.randint(0, 1000, (1, CONTEXT))
     seconds: dict[str, list[float]] = {"prefill": [], "decode": []}

@@ -17,7 +17,13 @@ from llmsim_magic.catalog import accelerators, models
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.accelerator import arithmetic
 from llmsim_magic.records.hardware.calibration import Regime, Sample
-from llmsim_magic.records.hardware.kernel_shapes import Attention, Collective, Matmul, Size, Stream
+from llmsim_magic.records.hardware.kernel_shapes import (
+    Attention,
+    Collective,
+    KernelShape,
+    Matmul,
+    Stream,
+)
 
 Row = Mapping[str, str]
 
@@ -118,7 +124,7 @@ def _measured(row: Row) -> Measured:
     return Measured(device.name, _scored(size), sample, row["source"])
 
 
-def _scored(size: Size) -> str:
+def _scored(size: KernelShape) -> str:
     if isinstance(size, Matmul):
         return f"matmul_{'bf16' if arithmetic(size.dtype) == 'fp16' else arithmetic(size.dtype)}"
     if isinstance(size, Attention):
@@ -134,7 +140,7 @@ def _regime(notes: str) -> Regime:
     return "events" if "event" in words else "graph"
 
 
-def _size(row: Row) -> Size:
+def _size(row: Row) -> KernelShape:
     model, _, name = row["op"].rpartition(":")
     op = re.sub(r"\(.*\)", "", name).lower()
     plain = re.sub(r"[^a-z]", "", op)
@@ -213,7 +219,7 @@ def _heads(row: Row, model: str) -> tuple[int, int, int]:
     return config["heads"] // tp, max(config["kv_heads"] // tp, 1), config["head_dim"]
 
 
-def _of_model(row: Row, model: str, op: str, plain: str) -> Size:
+def _of_model(row: Row, model: str, op: str, plain: str) -> KernelShape:
     """An operator of a decoder layer whose sizes are the model's, shared out over `tp` devices."""
     config, tp = _config(model), int(float(row.get("tp") or 1))
     tokens = int(float(row["tokens"]))

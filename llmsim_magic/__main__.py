@@ -4,7 +4,7 @@ import sys
 
 from llmsim_magic.notebook.arguments import Help, parse, parser
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
-from llmsim_magic.records.printable import legible
+from llmsim_magic.records.printable import printable
 
 PROGRAM = "python -m llmsim_magic"
 
@@ -25,7 +25,7 @@ def main(words: list[str] | None = None) -> int:
         _say("")
         print(report)
         if request.csv is not None:
-            print(f"\nThe tables and graphs shown are in {legible(request.csv)}.")
+            print(f"\nThe tables and graphs shown are in {printable(request.csv)}.")
         if report.sweep is not None and report.sweep.undone:
             left_out = f"{report.sweep.undone} of the workloads were not traced"
             print(f"llmsim: interrupted: {left_out}", file=sys.stderr)
@@ -46,7 +46,7 @@ def main(words: list[str] | None = None) -> int:
 def _say(message: str) -> None:
     """Progress on one line of the terminal; the empty message clears it."""
     if sys.stderr.isatty():
-        line = f"{legible(message)} …" if message else ""
+        line = f"{printable(message)} …" if message else ""
         print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
 

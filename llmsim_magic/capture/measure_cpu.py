@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llmsim_magic.capture.meta.isolation import alone
-from llmsim_magic.records.deferred_interrupt import Orderly
+from llmsim_magic.capture.meta.isolation import isolated
+from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.hardware.accelerator import Accelerator, arithmetic
 from llmsim_magic.records.hardware.calibration import Host, Sample
-from llmsim_magic.records.hardware.kernel_shapes import Attention, Matmul, Size, Stream
+from llmsim_magic.records.hardware.kernel_shapes import Attention, KernelShape, Matmul, Stream
 from llmsim_magic.records.trace.workload import IsCancelled
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -63,16 +63,16 @@ class _Job:
     It runs `times` over, as a model's layers do with weights of their own each.
     """
 
-    size: Size | None
+    size: KernelShape | None
     run: Callable[[], object]
     given: tuple[Tensor, ...] = ()
     times: int = 1
 
 
-@alone()
+@isolated()
 def measure() -> Measurement:
     """The CPU under the threads that torch uses, in less than half a minute."""
-    with Orderly() as stopped, torch.inference_mode():
+    with DeferredInterrupt() as stopped, torch.inference_mode():
         pools = {dtype: _pool(dtype) for dtype in DTYPES}
         jobs = [*_products(pools), *_attentions(), *_streams(), *_host_jobs()]
         *times, view, call = _times(jobs, stopped)

@@ -16,31 +16,35 @@ from llmsim_magic.capture.inputs.forward_inputs import Inputs
 from llmsim_magic.capture.inputs.signature import parameters
 from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.meta.call_stack import call_model
-from llmsim_magic.capture.meta.isolation import alone, working
-from llmsim_magic.capture.meta.partial_evaluation import Answers, Endless, answering
-from llmsim_magic.capture.models.live_model_copy import on_meta
-from llmsim_magic.capture.models.meta_model import Weightless
-from llmsim_magic.capture.record.assemble_operators import assemble
-from llmsim_magic.capture.record.dispatch_modes import listening
+from llmsim_magic.capture.meta.isolation import isolated, model_lock
+from llmsim_magic.capture.meta.partial_evaluation import (
+    EndlessLoop,
+    PartialEvaluation,
+    evaluating_partially,
+)
+from llmsim_magic.capture.models.live_model_copy import inputs_on_meta
+from llmsim_magic.capture.models.meta_model import MetaModel
+from llmsim_magic.capture.record.assemble_operators import assemble_operators
+from llmsim_magic.capture.record.dispatch_modes import dispatch_modes
 from llmsim_magic.capture.record.recorder import Recorder
-from llmsim_magic.capture.replay.replay import Replayer, Unheard
-from llmsim_magic.records.deferred_interrupt import Orderly
-from llmsim_magic.records.errors import CannotTrace, LlmsimError, NoDecode, reason
-from llmsim_magic.records.printable import legible_record
+from llmsim_magic.capture.replay.replay import Replayer, UnrecordedPass
+from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
+from llmsim_magic.records.errors import CannotTrace, LlmsimError, NoDecode, describe
+from llmsim_magic.records.printable import printable_record
 from llmsim_magic.records.trace.trace import CacheSlot, Trace
-from llmsim_magic.records.trace.workload import IsCancelled, Workload, never
+from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 
 Way = TypeVar("Way")
 Result = TypeVar("Result")
 
 
-@alone()
+@isolated()
 def run(
-    weightless: Weightless,
+    weightless: MetaModel,
     workload: Workload,
     *,
     replay: bool = True,
-    cancelled: IsCancelled = never,
+    cancelled: IsCancelled = never_cancelled,
 ) -> Trace:
     """Trace one workload; a decode step runs on the cache that a prefill of `context` built.
 
@@ -49,7 +53,7 @@ def run(
     cause where its forward needs a value that only weights or data decide. Once `cancelled` says
     so it stops at the next kernel, with a `KeyboardInterrupt`.
     """
-    with Orderly(cancelled), working, _told(weightless, workload):
+    with DeferredInterrupt(cancelled), model_lock, _told(weightless, workload):
         harness, notes = weightless.harness, context_note(weightless.module, workload)
         harness.put_back()  # what a pass changed that went on in another thread before a fork
         left, harness.left = harness.left, None
@@ -69,16 +73,16 @@ def _first_that_runs(ways: Iterable[Way], run: Callable[[Way], Result]) -> Resul
     for way in ways:
         try:
             return run(way)
-        except (NoDecode, Endless):
+        except (NoDecode, EndlessLoop):
             raise
         except Exception as error:
             errors.append(error)
     raise errors[0]
 
 
-@alone()
-def run_given(
-    weightless: Weightless,
+@isolated()
+def run_with_inputs(
+    weightless: MetaModel,
     args: tuple[Any, ...],
     keywords: Mapping[str, Any],
     *,
@@ -89,11 +93,11 @@ def run_given(
     Of what is data (floating point) only shapes and dtypes are used; whole numbers and flags,
     such as token ids and sizes, are known.
     """
-    on_device, named = on_meta((args, dict(keywords)))
+    on_device, named = inputs_on_meta((args, dict(keywords)))
     first = next((tensor for _, tensor in named_tensors("", (on_device, named))), None)
     batch = first.shape[0] if first is not None and first.dim() else 1
     workload = Workload("forward", max(batch, 1), 0)
-    with working, _told(weightless, workload):
+    with model_lock, _told(weightless, workload):
         return _Pass(weightless, workload, replay).recorded(Inputs(named), on_device)
 
 
@@ -104,7 +108,7 @@ class _Primed:
     keywords: dict[str, Any]
     state: dict[str, Any]
     notes: list[str]
-    answers: Answers
+    answers: PartialEvaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ def _same(one: Any, other: Any) -> bool:
 class _Pass:
     """A model and what is asked of it."""
 
-    weightless: Weightless
+    weightless: MetaModel
     workload: Workload
     replay: bool
     notes: Sequence[str] = ()
@@ -176,14 +180,16 @@ class _Pass:
         model, harness = self.weightless.module, self.weightless.harness
         with (
             harness.as_it_was(only_after_errors=True),
-            answering() as answers,
+            evaluating_partially() as answers,
             forward_inputs.keeping_encoder_outputs(model) as kept,
-            harness.told(Unheard(self._replayer(answers))),
+            harness.told(UnrecordedPass(self._replayer(answers))),
         ):
             state = forward_inputs.state_of(model, call_model(model, (), inputs.keywords))
         return self._as_primed(inputs, state and state | kept, answers)
 
-    def _as_primed(self, inputs: Inputs, state: dict[str, Any], answers: Answers) -> _Primed:
+    def _as_primed(
+        self, inputs: Inputs, state: dict[str, Any], answers: PartialEvaluation
+    ) -> _Primed:
         notes = [*inputs.notes, *(f"before the step: {note}" for note in answers.notes())]
         return _Primed(inputs.keywords, state, notes, answers)
 
@@ -195,14 +201,14 @@ class _Pass:
         return "encoder_outputs" not in parameters(forward)
 
     def recorded(
-        self, inputs: Inputs, args: tuple[Any, ...] = (), before: Answers | None = None
+        self, inputs: Inputs, args: tuple[Any, ...] = (), before: PartialEvaluation | None = None
     ) -> Trace:
         model, harness = self.weightless.module, self.weightless.harness
         keywords = inputs.keywords
-        with harness.as_it_was(), answering(before) as answers:
+        with harness.as_it_was(), evaluating_partially(before) as answers:
             recorder = Recorder(harness.roles, self._replayer(answers))
             _name_storages(recorder, _by_name(model.forward, args) | keywords)
-            with harness.told(recorder), listening(recorder):
+            with harness.told(recorder), dispatch_modes(recorder):
                 output = call_model(model, args, keywords)
         state = forward_inputs.state_of(model, output) if is_huggingface(model) else {}
         if self._can_go_on(state):
@@ -210,9 +216,9 @@ class _Pass:
             harness.left = _Left(self.workload.batch, self.workload.context, self.replay, primed)
         slots = _name_cache(recorder, state)
         results = recorder.table.add_all(_without(output, state))
-        record, replays = assemble(recorder, results)
+        record, replays = assemble_operators(recorder, results)
         said = (*self.weightless.notes, *self.notes, *inputs.notes, *answers.notes(), *_unusual())
-        return legible_record(
+        return printable_record(
             Trace(
                 model=self.weightless.info,
                 workload=self.workload,
@@ -226,12 +232,12 @@ class _Pass:
             )
         )
 
-    def _replayer(self, answers: Answers) -> Replayer | None:
+    def _replayer(self, answers: PartialEvaluation) -> Replayer | None:
         return Replayer(answers) if self.replay else None
 
 
 @contextmanager
-def _told(weightless: Weightless, workload: Workload) -> Iterator[None]:
+def _told(weightless: MetaModel, workload: Workload) -> Iterator[None]:
     """Add the model and the workload to whatever its forward raises."""
     try:
         yield
@@ -240,7 +246,7 @@ def _told(weightless: Weightless, workload: Workload) -> Iterator[None]:
     except Exception as error:
         raise CannotTrace(
             f"{weightless.info.name}: {weightless.info.class_name} cannot run {workload} "
-            f"without weights: {reason(error)}"
+            f"without weights: {describe(error)}"
         ) from error
 
 

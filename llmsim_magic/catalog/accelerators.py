@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 
-from llmsim_magic.records.errors import UnknownHardware, plain
+from llmsim_magic.records.errors import UnknownHardware, safe_str
 from llmsim_magic.records.hardware.accelerator import ARITHMETICS, Accelerator
 
 
@@ -22,9 +22,9 @@ def find(name: object) -> Accelerator:
 
     Raises `UnknownHardware`, one line with the nearest names.
     """
-    known = _names().get(_spelt(plain(name)))
+    known = _names().get(_spelt(safe_str(name)))
     if known is None:
-        raise UnknownHardware(name, nearest(plain(name)))
+        raise UnknownHardware(name, nearest(safe_str(name)))
     return entries()[known]
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from llmsim_magic.analyses.memory.quantization import KV_DTYPES, WEIGHT_DTYPES
 from llmsim_magic.catalog import accelerators
-from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip, one_of
+from llmsim_magic.records.errors import InvalidValue, LlmsimError, one_of, shorten
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import LEVELS, Selection, Unfolded
 from llmsim_magic.records.trace.workload import ATTENTIONS, DTYPE_ALIASES, DTYPES, PHASES
@@ -192,7 +192,7 @@ def parse_line(line: str, defaults: Mapping[str, Any] | None = None) -> Line:
     try:
         words = shlex.split(line, comments=True)
     except ValueError as error:
-        raise UsageMistake(f"{clip(line)}: {error}") from error
+        raise UsageMistake(f"{shorten(line)}: {error}") from error
     quiet = bool(words) and words[-1].endswith(";")
     if quiet:
         words[-1] = words[-1][:-1]
@@ -208,7 +208,7 @@ def parse(
     made.set_defaults(**(defaults or {}))
     found = made.parse_args(words)
     if found.model and found.model_option:
-        raise UsageMistake(f"two models: {clip(found.model)} and {clip(found.model_option)}")
+        raise UsageMistake(f"two models: {shorten(found.model)} and {shorten(found.model_option)}")
     output = getattr(found, "output", None)
     if output is not None and (not output.isidentifier() or keyword.iskeyword(output)):
         raise InvalidValue("-o", output, "a variable's name")

@@ -11,10 +11,10 @@ from traitlets import Bool, TraitError, Unicode, validate
 
 from llmsim_magic.notebook.arguments import Help, Line, parse_line, parser
 from llmsim_magic.notebook.completion import complete
-from llmsim_magic.notebook.progress import Notice
+from llmsim_magic.notebook.progress import ProgressLine
 from llmsim_magic.notebook.variables import model_named
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
-from llmsim_magic.records.printable import legible
+from llmsim_magic.records.printable import printable
 
 if TYPE_CHECKING:
     from llmsim_magic.notebook.panel.panel import Panel
@@ -75,7 +75,7 @@ class LLMSim(Magics):
         if parsed.output is not None:
             self.shell.user_ns[parsed.output] = answer
         if parsed.request.csv is not None and not parsed.panel:
-            print(f"The tables and graphs shown are in {legible(parsed.request.csv)}.")
+            print(f"The tables and graphs shown are in {printable(parsed.request.csv)}.")
         self._shown = (id(answer), self.shell.execution_count)
         return answer
 
@@ -99,7 +99,7 @@ class LLMSim(Magics):
 
         model = model_named(parsed.request.model, self.shell.user_ns)
         request = replace(parsed.request, model=model)
-        with Notice() as notice:
+        with ProgressLine() as notice:
             return answer(request, notice.say)
 
     def _panel(self, parsed: Line) -> "Panel":
@@ -136,6 +136,6 @@ def register(shell: InteractiveShell) -> None:
 
 def _begin(info: object) -> None:
     """A cell begins when no panel's thread builds or runs a model."""
-    from llmsim_magic.simulate.models.recipes import until_idle
+    from llmsim_magic.simulate.models.recipes import wait_until_idle
 
-    until_idle()
+    wait_until_idle()

@@ -7,26 +7,26 @@ from types import TracebackType
 
 from IPython.display import DisplayHandle, display
 
-from llmsim_magic.records.printable import legible
+from llmsim_magic.records.printable import printable
 
 PATIENCE_S = 1.0
 
 
-class Notice:
+class ProgressLine:
     """Shows messages once a second has passed, or at once while torch is still to be imported."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._handle: DisplayHandle | None = None
 
-    def __enter__(self) -> "Notice":
+    def __enter__(self) -> "ProgressLine":
         return self
 
     def say(self, message: str) -> None:
         waited = time.monotonic() - self._started
         if waited < PATIENCE_S and "torch" in sys.modules:
             return
-        self._show(f"⏳ {legible(message)} …")
+        self._show(f"⏳ {printable(message)} …")
 
     def __exit__(
         self,

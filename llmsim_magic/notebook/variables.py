@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmsim_magic.catalog import models
-from llmsim_magic.records.errors import InvalidValue, is_a, type_name
+from llmsim_magic.records.errors import InvalidValue, is_instance, type_name
 
 
 def model_named(name: str, variables: Mapping[str, Any]) -> Any:
@@ -18,7 +18,7 @@ def model_named(name: str, variables: Mapping[str, Any]) -> Any:
     value = variables[first]
     for attribute in attributes:
         value = _attribute(value, attribute)
-    if is_model(value) or is_a(value, str):
+    if is_model(value) or is_instance(value, str):
         return value
     if models.find(name) is not None:
         return name

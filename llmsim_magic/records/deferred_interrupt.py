@@ -14,15 +14,15 @@ from functools import wraps
 from types import FrameType, TracebackType
 from typing import ParamSpec, TypeVar
 
-from llmsim_magic.records.trace.workload import IsCancelled, never
+from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 PATIENCE_S = 1.0
-_stopped: ContextVar[IsCancelled] = ContextVar("stopped", default=never)
+_stopped: ContextVar[IsCancelled] = ContextVar("stopped", default=never_cancelled)
 
 
-class Orderly:
+class DeferredInterrupt:
     """While open, an interrupt waits until the work asks for it, or has ended; then it is raised.
 
     Entered, it is a function that says whether to stop: there was an interrupt, or `cancelled`
@@ -32,7 +32,7 @@ class Orderly:
     Signals are the main thread's, and are left to whoever handles them otherwise than Python does.
     """
 
-    def __init__(self, cancelled: IsCancelled = never, *, insists: bool = True) -> None:
+    def __init__(self, cancelled: IsCancelled = never_cancelled, *, insists: bool = True) -> None:
         self._cancelled = cancelled
         self._insists = insists
         self._around: Token[IsCancelled] | None = None
@@ -93,12 +93,12 @@ class Orderly:
                 _thread.interrupt_main()
 
 
-def orderly(make: Callable[Given, Made]) -> Callable[Given, Made]:
+def defer_interrupt(make: Callable[Given, Made]) -> Callable[Given, Made]:
     """A function that an interrupt does not spoil: the libraries it calls change global things."""
 
     @wraps(make)
     def whole(*args: Given.args, **keywords: Given.kwargs) -> Made:
-        with Orderly():
+        with DeferredInterrupt():
             return make(*args, **keywords)
 
     return whole

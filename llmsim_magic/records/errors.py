@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from llmsim_magic.records.printable import legible
+from llmsim_magic.records.printable import printable
 
 LONGEST = 500  # characters of an error
 
@@ -11,7 +11,7 @@ class LlmsimError(Exception):
     """Something the user can mend; `str(error)` is one line for them, whatever it quotes."""
 
     def __init__(self, text: str) -> None:
-        line = legible(" ".join(text.split()))
+        line = printable(" ".join(text.split()))
         if len(line) > LONGEST:  # what was given stands first, what to do last
             line = f"{line[: LONGEST // 2]}…{line[-LONGEST // 2 + 1 :]}"
         super().__init__(line)
@@ -21,7 +21,7 @@ class InvalidValue(LlmsimError):
     """A value outside what is legal."""
 
     def __init__(self, name: str, given: object, legal: str) -> None:
-        super().__init__(f"{name}: {clip(given)} is not {legal}")
+        super().__init__(f"{name}: {shorten(given)} is not {legal}")
 
 
 class UnknownModel(LlmsimError):
@@ -34,7 +34,7 @@ class UnknownHardware(LlmsimError):
     def __init__(self, name: object, nearest: Iterable[str]) -> None:
         near = ", ".join(nearest)
         meant = f"did you mean {near}?" if near else "the catalogue lists what there is"
-        super().__init__(f"hardware: {clip(name)} is not in the catalogue; {meant}")
+        super().__init__(f"hardware: {shorten(name)} is not in the catalogue; {meant}")
 
 
 class CannotPredict(LlmsimError):
@@ -44,7 +44,7 @@ class CannotPredict(LlmsimError):
         super().__init__(f"hardware: no {what} on {device} can be told: {why}")
 
 
-class TooMany(LlmsimError):
+class TooManyWorkloads(LlmsimError):
     """A sweep so large that its user should be sure."""
 
     def __init__(self, number: int, most: int, seconds: float) -> None:
@@ -60,7 +60,7 @@ class Cancelled(LlmsimError):
     """Work that was cancelled before it had anything to show."""
 
 
-class Busy(LlmsimError):
+class RecursiveTrace(LlmsimError):
     """What was asked for from within the answer to itself."""
 
 
@@ -72,13 +72,13 @@ class CannotTrace(LlmsimError):
     """The model could not be built or run without weights."""
 
 
-def clip(given: object, limit: int = 80) -> str:
+def shorten(given: object, limit: int = 80) -> str:
     """The value as the user would recognise it, never longer than a line can bear."""
-    text = " ".join(plain(given).split())
-    return _cut(repr(text) if is_a(given, str) else text, limit)
+    text = " ".join(safe_str(given).split())
+    return _cut(repr(text) if is_instance(given, str) else text, limit)
 
 
-def plain(given: object) -> str:
+def safe_str(given: object) -> str:
     """`str(given)`, or what it is where that fails: anything may be given."""
     try:
         return str(given)
@@ -92,7 +92,7 @@ def type_name(given: object) -> str:
     return name
 
 
-def is_a(given: object, kind: type) -> bool:
+def is_instance(given: object, kind: type) -> bool:
     """`isinstance` of the type itself: an object's word for its class may be a lie, or raise."""
     return issubclass(type(given), kind)
 
@@ -105,7 +105,7 @@ def one_of(legal: Iterable[str]) -> str:
     return "one of " + ", ".join(legal)
 
 
-def reason(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """An exception as part of one line."""
     while isinstance(error, ModuleNotFoundError) and error.__cause__ is not None:
         error = error.__cause__  # transformers loads lazily, and says only what it wanted to load

@@ -4,12 +4,12 @@ import os
 from threading import Lock, get_ident
 from weakref import WeakSet
 
-from llmsim_magic.records.errors import Busy
+from llmsim_magic.records.errors import RecursiveTrace
 
-_turns: "WeakSet[Turn]" = WeakSet()
+_turns: "WeakSet[ExclusiveLock]" = WeakSet()
 
 
-class Turn:
+class ExclusiveLock:
     """A lock that threads wait for, but none for itself: what asks for its own turn is refused.
 
     Such is a forward that asks for a trace. A forked process finds the turn free, unless it is its
@@ -25,7 +25,7 @@ class Turn:
     def __enter__(self) -> None:
         """Raises `Busy` in the thread whose turn it is."""
         if self._thread == get_ident():
-            raise Busy(self._refused)
+            raise RecursiveTrace(self._refused)
         self._lock.acquire()
         self._thread = get_ident()
 

@@ -7,7 +7,7 @@ import msgspec
 Record = TypeVar("Record")
 
 
-def legible(text: str) -> str:
+def printable(text: str) -> str:
     r"""The text, what cannot be seen in it as Python would write it: `\x1b`, `\n`, `\u202e`."""
     if text.isprintable():
         return text
@@ -18,7 +18,7 @@ def _written(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def legible_record(record: Record) -> Record:
+def printable_record(record: Record) -> Record:
     """A record whose every text is legible: mostly the one given."""
     try:
         written = msgspec.json.encode(record).decode()
@@ -31,7 +31,7 @@ def legible_record(record: Record) -> Record:
 
 def _throughout(value: Any) -> Any:
     if isinstance(value, str):
-        return legible(value)
+        return printable(value)
     if isinstance(value, (list, tuple)):
         return [*map(_throughout, value)]
     if isinstance(value, dict):

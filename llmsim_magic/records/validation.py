@@ -7,47 +7,47 @@ from collections.abc import Collection, Iterable
 from itertools import islice
 from typing import Any
 
-from llmsim_magic.records.errors import InvalidValue, is_a, one_of, type_name
+from llmsim_magic.records.errors import InvalidValue, is_instance, one_of, type_name
 
-MOST = 100_000  # values of one option
+MAX_VALUES = 100_000  # values of one option
 
 
-def word(name: str, value: Any, legal: Collection[str]) -> str:
+def choice(name: str, value: Any, legal: Collection[str]) -> str:
     """One of the words that are legal."""
-    if not is_a(value, str) or value not in legal:
+    if not is_instance(value, str) or value not in legal:
         raise InvalidValue(name, value, one_of(legal))
     return str(value)
 
 
 def flag(name: str, value: Any) -> bool:
     """True or False; NumPy's are taken too."""
-    if not is_a(value, bool) and type_name(value) not in ("bool", "bool_"):
+    if not is_instance(value, bool) and type_name(value) not in ("bool", "bool_"):
         raise InvalidValue(name, value, "True or False")
     return bool(value)
 
 
-def function(name: str, value: Any, what: str) -> None:
+def require_callable(name: str, value: Any, what: str) -> None:
     if not callable(value):
         raise InvalidValue(name, value, f"a function {what}")
 
 
-def several(name: str, value: Any) -> tuple[Any, ...]:
+def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     """One value or many, as many."""
-    if is_a(value, str) or not hasattr(type(value), "__iter__"):
+    if is_instance(value, str) or not hasattr(type(value), "__iter__"):
         return (value,)
     values: Iterable[Any] = value
     try:
-        many = tuple(islice(values, MOST + 1))
+        many = tuple(islice(values, MAX_VALUES + 1))
     except Exception as error:
         raise InvalidValue(name, value, "one value or several") from error
-    if len(many) > MOST:
-        raise InvalidValue(name, value, f"at most {MOST:,} values")
+    if len(many) > MAX_VALUES:
+        raise InvalidValue(name, value, f"at most {MAX_VALUES:,} values")
     return many
 
 
-def some(name: str, value: Any) -> tuple[Any, ...]:
+def as_nonempty_tuple(name: str, value: Any) -> tuple[Any, ...]:
     """One value or many, but not none."""
-    many = several(name, value)
+    many = as_tuple(name, value)
     if not many:
         raise InvalidValue(name, value, "one value or several")
     return many

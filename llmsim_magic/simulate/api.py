@@ -8,7 +8,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from llmsim_magic.records.errors import InvalidValue, TooMany, is_a, reason, type_name
+from llmsim_magic.records.errors import (
+    InvalidValue,
+    TooManyWorkloads,
+    describe,
+    is_instance,
+    type_name,
+)
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import (
@@ -17,28 +23,28 @@ from llmsim_magic.records.trace.workload import (
     IsCancelled,
     Workload,
     grid,
-    never,
+    never_cancelled,
 )
-from llmsim_magic.records.validation import flag, function, several, some
-from llmsim_magic.simulate.hardware.deployments import Sizer
+from llmsim_magic.records.validation import as_nonempty_tuple, as_tuple, flag, require_callable
+from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
 from llmsim_magic.simulate.hardware.local_device import local
 from llmsim_magic.simulate.models.recipes import (
+    ModelRecipe,
     Progress,
-    Recipe,
-    built,
-    needs_config,
-    recipe_of,
-    silent,
-    traced,
+    build_model,
+    model_recipe,
+    no_progress,
+    require_config,
+    trace_workload,
 )
 from llmsim_magic.simulate.report import Report, Sweep
 from llmsim_magic.simulate.request import ALL, LOCAL, Build, Deployment, Request
-from llmsim_magic.simulate.sweeps.formulas import Asker
+from llmsim_magic.simulate.sweeps.formulas import WorkloadTracer
 from llmsim_magic.simulate.sweeps.run_workloads import Outcomes, run_all
-from llmsim_magic.views.safe_files import writable
+from llmsim_magic.views.safe_files import check_writable
 
 if TYPE_CHECKING:
-    from llmsim_magic.capture.models.meta_model import Weightless
+    from llmsim_magic.capture.models.meta_model import MetaModel
 
 SWEEP_BATCHES = (1, 16)
 SWEEP_CONTEXTS = (1, DEFAULT_CONTEXT)
@@ -65,7 +71,7 @@ def trace(
     tp: int = 1,
     pp: int = 1,
     ep: int = 1,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Report:
     """What `model` does in one forward pass, without its weights.
 
@@ -88,24 +94,24 @@ def trace(
     [(1, 1, 1024)]
     """
     build = Build(base, attn, dtype, trust_remote_code, refresh, Parallel(tp, pp, ep))
-    deployed = Deployment(several("hardware", hardware), weight_dtype, kv_dtype, launch)
+    deployed = Deployment(as_tuple("hardware", hardware), weight_dtype, kv_dtype, launch)
     wanted = Workload(phase, batch, DEFAULT_CONTEXT if context is None else context)
     replay = flag("replay", replay)
-    function("progress", progress, "that takes a text")
-    recipe = recipe_of(model, build, progress)
-    weightless = built(recipe, progress)
+    require_callable("progress", progress, "that takes a text")
+    recipe = model_recipe(model, build, progress)
+    weightless = build_model(recipe, progress)
     if inputs is not None:
         if (phase, batch, context) != ("prefill", 1, None):
             raise InvalidValue("inputs", "with phase, batch or context", "given together with them")
         return _showable(replace(_on_given(weightless, inputs, replay), deployed=deployed))
-    needs_config(weightless)
+    require_config(weightless)
     workload = _fitted(weightless, wanted, shorten=context is None)
     progress(f"tracing {workload}")
     report = Report(
-        traced(recipe, workload, _replaying(replay)),
+        trace_workload(recipe, workload, _replaying(replay)),
         ask=_asker(recipe, replay),
         deployed=deployed,
-        sizer=Sizer(model, build, {build.parallel: recipe}),
+        sizer=CapacityPlanner(model, build, {build.parallel: recipe}),
     )
     return _showable(report)
 
@@ -124,8 +130,8 @@ def sweep(
     replay: bool = True,
     sure: bool = False,
     executor: Executor | None = None,
-    cancelled: IsCancelled = never,
-    progress: Progress = silent,
+    cancelled: IsCancelled = never_cancelled,
+    progress: Progress = no_progress,
 ) -> Sweep:
     """The same model under every combination of phase, batch and context (1 and 128).
 
@@ -143,42 +149,44 @@ def sweep(
     [['prefill', 14680064], ['decode', 14794752]]
     """
     build = Build(base, attn, dtype, trust_remote_code, refresh)
-    contexts = () if context is None else some("context", context)
-    phases = PHASES if is_a(phase, str) and phase == "both" else some("phase", phase)
+    contexts = () if context is None else as_nonempty_tuple("context", context)
+    phases = (
+        PHASES if is_instance(phase, str) and phase == "both" else as_nonempty_tuple("phase", phase)
+    )
     if executor is not None and not hasattr(type(executor), "submit"):
         raise InvalidValue("executor", executor, "an executor of concurrent.futures")
-    function("cancelled", cancelled, "that says whether to stop")
-    function("progress", progress, "that takes a text")
+    require_callable("cancelled", cancelled, "that says whether to stop")
+    require_callable("progress", progress, "that takes a text")
     request = Request(
         model,
         ("multi-config",),
         phases,
-        some("batch", batch),
+        as_nonempty_tuple("batch", batch),
         contexts,
         build,
         replay=replay,
         sure=sure,
     )
-    return _sweep(recipe_of(model, build, progress), request, executor, cancelled, progress)
+    return _sweep(model_recipe(model, build, progress), request, executor, cancelled, progress)
 
 
-def answer(request: Request, progress: Progress = silent) -> Report:
+def answer(request: Request, progress: Progress = no_progress) -> Report:
     """Everything a request asks for, from one trace per workload."""
     if request.csv is not None:
-        writable(request.csv)
-    recipe = recipe_of(request.model, request.build, progress)
+        check_writable(request.csv)
+    recipe = model_recipe(request.model, request.build, progress)
     beside = None
     if request.beside is not None:
-        other = recipe_of(request.beside, request.build, progress)
+        other = model_recipe(request.beside, request.build, progress)
         beside = answer_of(other, replace(request, csv=None, beside=None), progress)
     return answer_of(recipe, request, progress, beside=beside)
 
 
 def answer_of(
-    recipe: Recipe,
+    recipe: ModelRecipe,
     request: Request,
-    progress: Progress = silent,
-    cancelled: IsCancelled = never,
+    progress: Progress = no_progress,
+    cancelled: IsCancelled = never_cancelled,
     beside: Report | None = None,
 ) -> Report:
     """The same of a model whose recipe is known, with another's report beside it.
@@ -198,7 +206,7 @@ def answer_of(
         request.drawn,
         found.ask,
         request.deployed,
-        Sizer(request.model, recipe.build, {recipe.build.parallel: recipe}),
+        CapacityPlanner(request.model, recipe.build, {recipe.build.parallel: recipe}),
         beside,
     )
     if request.explained is not None:
@@ -224,7 +232,7 @@ def _showable(report: Report) -> Report:
 
 
 def _sweep(
-    recipe: Recipe,
+    recipe: ModelRecipe,
     request: Request,
     executor: Executor | None,
     cancelled: IsCancelled,
@@ -234,13 +242,13 @@ def _sweep(
     phases = request.phases or (PHASES if many else PHASES[:1])
     batches = request.batches or (SWEEP_BATCHES if many else SWEEP_BATCHES[:1])
     contexts = request.contexts or (SWEEP_CONTEXTS if many else SWEEP_CONTEXTS[1:])
-    weightless = built(recipe, progress, cancelled)
-    needs_config(weightless)
+    weightless = build_model(recipe, progress, cancelled)
+    require_config(weightless)
     replay = _replaying(request.replay)
     number = len(phases) * len(batches) * len(contexts)
     if number > MOST and not request.sure:
         one = Workload(phases[-1], batches[-1], contexts[-1])
-        raise TooMany(number, MOST, number * _seconds(weightless, one, replay, cancelled))
+        raise TooManyWorkloads(number, MOST, number * _seconds(weightless, one, replay, cancelled))
     workloads = dict.fromkeys(
         _fitted(weightless, wanted, shorten=not request.contexts)
         for wanted in grid(phases, batches, contexts)
@@ -269,7 +277,7 @@ def _left_out(outcomes: Outcomes) -> Iterator[str]:
 
 
 def _seconds(
-    weightless: "Weightless", workload: Workload, replay: bool, cancelled: IsCancelled
+    weightless: "MetaModel", workload: Workload, replay: bool, cancelled: IsCancelled
 ) -> float:
     """How long a workload takes of a model that is warm, by doing one."""
     from llmsim_magic.capture.run import run
@@ -280,10 +288,10 @@ def _seconds(
     return time.perf_counter() - started
 
 
-def _asker(recipe: Recipe, replay: bool) -> Asker:
-    weightless = built(recipe)
-    return Asker(
-        partial(traced, recipe, replay=_replaying(replay)),
+def _asker(recipe: ModelRecipe, replay: bool) -> WorkloadTracer:
+    weightless = build_model(recipe)
+    return WorkloadTracer(
+        partial(trace_workload, recipe, replay=_replaying(replay)),
         weightless.longest_context,
         weightless.declared_context,
     )
@@ -305,14 +313,14 @@ def _main(found: Sweep) -> Trace:
     return max(alike, key=lambda trace: trace.workload.context)
 
 
-def _fitted(weightless: "Weightless", wanted: Workload, *, shorten: bool) -> Workload:
-    from llmsim_magic.capture.inputs.context_length import fitting
+def _fitted(weightless: "MetaModel", wanted: Workload, *, shorten: bool) -> Workload:
+    from llmsim_magic.capture.inputs.context_length import fit_context
 
-    return fitting(weightless.longest_context, wanted, weightless.info.name, shorten=shorten)
+    return fit_context(weightless.longest_context, wanted, weightless.info.name, shorten=shorten)
 
 
-def _on_given(weightless: "Weightless", inputs: Any, replay: bool) -> Report:
-    from llmsim_magic.capture.run import run_given
+def _on_given(weightless: "MetaModel", inputs: Any, replay: bool) -> Report:
+    from llmsim_magic.capture.run import run_with_inputs
 
     args, keywords = (), {}
     try:
@@ -321,5 +329,5 @@ def _on_given(weightless: "Weightless", inputs: Any, replay: bool) -> Report:
         else:
             args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     except Exception as error:  # of a collection of the user's own
-        raise InvalidValue("inputs", type_name(inputs), f"readable: {reason(error)}") from error
-    return Report(run_given(weightless, args, keywords, replay=_replaying(replay)))
+        raise InvalidValue("inputs", type_name(inputs), f"readable: {describe(error)}") from error
+    return Report(run_with_inputs(weightless, args, keywords, replay=_replaying(replay)))

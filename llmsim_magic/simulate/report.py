@@ -13,15 +13,20 @@ from llmsim_magic.records.errors import InvalidValue, LlmsimError
 from llmsim_magic.records.trace.selection import Level, Selection, Unfolded
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import PHASES, Workload
-from llmsim_magic.simulate.hardware.costing import Costing
-from llmsim_magic.simulate.hardware.deployments import Sizer
+from llmsim_magic.simulate.hardware.costing import DeviceCosts
+from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
 from llmsim_magic.simulate.hardware.size import Sizing, sizing_of
 from llmsim_magic.simulate.request import Deployment
 from llmsim_magic.simulate.sections import sections
 from llmsim_magic.simulate.sections import tables as tables_of
-from llmsim_magic.simulate.sweeps.formulas import Asker, Symbolic, shape_formulas, symbolic
-from llmsim_magic.views.csv_export import as_csv
-from llmsim_magic.views.explain import Prose, explain
+from llmsim_magic.simulate.sweeps.formulas import (
+    Symbolic,
+    WorkloadTracer,
+    derive_formulas,
+    shape_formulas,
+)
+from llmsim_magic.views.csv_export import to_csv
+from llmsim_magic.views.explain import Explanation, explain
 from llmsim_magic.views.graphs import graphs
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.page import Section, as_html, as_page, as_text
@@ -44,7 +49,7 @@ class Sweep:
     traces: tuple[Trace, ...]
     notes: tuple[str, ...] = ()
     failures: tuple[tuple[Workload, str], ...] = ()
-    ask: Asker | None = field(default=None, repr=False, compare=False)
+    ask: WorkloadTracer | None = field(default=None, repr=False, compare=False)
     undone: int = 0
 
     @cached_property
@@ -102,9 +107,9 @@ class Report:
     sweep: Sweep | None = None
     explained: str | None = None
     drawn: Selection = field(default_factory=Selection)
-    ask: Asker | None = field(default=None, repr=False, compare=False)
+    ask: WorkloadTracer | None = field(default=None, repr=False, compare=False)
     deployed: Deployment = field(default_factory=Deployment)
-    sizer: Sizer | None = field(default=None, repr=False, compare=False)
+    sizer: CapacityPlanner | None = field(default=None, repr=False, compare=False)
     beside: "Report | None" = None
 
     @cached_property
@@ -133,12 +138,12 @@ class Report:
         return record_tables.summary_table(self.trace)
 
     @cached_property
-    def costing(self) -> Costing:
+    def costing(self) -> DeviceCosts:
         """Times and bytes on the devices asked for, of this pass and of the other phase."""
         if self.sweep is not None:
             others = [trace for trace in self.sweep.traces if trace is not self.trace]
-            return Costing((self.trace, *others), self.deployed, self.sizer)
-        return Costing((self.trace, *self._other_phase()), self.deployed, self.sizer)
+            return DeviceCosts((self.trace, *others), self.deployed, self.sizer)
+        return DeviceCosts((self.trace, *self._other_phase()), self.deployed, self.sizer)
 
     def _other_phase(self) -> Iterator[Trace]:
         workload = self.trace.workload
@@ -204,7 +209,7 @@ class Report:
             )
         workload = self.trace.workload
         known = {(workload.batch, workload.context): self.trace}
-        return symbolic(self.ask, workload.phase, known)
+        return derive_formulas(self.ask, workload.phase, known)
 
     def dependency_graph(
         self, depth: int | None = None, *, layers: Unfolded = (), level: Level | None = None
@@ -223,7 +228,7 @@ class Report:
         """Operators in execution order, each below what it waits for; the same options."""
         return graphs.topological_graph(self.trace, self._selection(depth, layers, level))
 
-    def explain(self, path: str) -> Prose:
+    def explain(self, path: str) -> Explanation:
         """The arithmetic behind the FLOPs and bytes of the module at `path`.
 
         Raises `InvalidValue` with the nearest paths where there is none.
@@ -237,7 +242,7 @@ class Report:
 
     def files(self) -> dict[str, bytes]:
         """Every table that the report shows as CSV, and its pictures as SVG, by file."""
-        made = {f"{name}.csv": as_csv(table) for name, table in self.tables().items()}
+        made = {f"{name}.csv": to_csv(table) for name, table in self.tables().items()}
         made |= {f"{name}.svg": graph.svg.encode() for name, graph in self.drawings.items()}
         if self.costing.devices:
             made["timeline.json"] = self.costing.events.encode()

@@ -5,11 +5,11 @@ from typing import Any
 
 from llmsim_magic.analyses.memory import quantization
 from llmsim_magic.catalog.accelerators import find
-from llmsim_magic.records.errors import plain
+from llmsim_magic.records.errors import safe_str
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import Selection
 from llmsim_magic.records.trace.workload import ATTENTIONS, dtype_name, whole_number
-from llmsim_magic.records.validation import flag, word
+from llmsim_magic.records.validation import choice, flag
 
 VIEWS = ("summary", "ops", "deps", "topological", "multi-config", "costs", "memory")
 LAUNCHES = ("graph", "eager")
@@ -34,7 +34,7 @@ class Build:
         for name in ("base", "trust_remote_code", "refresh"):
             object.__setattr__(self, name, flag(name, getattr(self, name)))
         if self.attn is not None:
-            word("attn", self.attn, ATTENTIONS)
+            choice("attn", self.attn, ATTENTIONS)
         if self.dtype is not None:
             object.__setattr__(self, "dtype", dtype_name(self.dtype))
 
@@ -54,14 +54,14 @@ class Deployment:
     launch: str = "graph"
 
     def __post_init__(self) -> None:
-        names = map(plain, self.hardware)
+        names = map(safe_str, self.hardware)
         known = (name if name in (LOCAL, ALL) else find(name).name for name in names)
         object.__setattr__(self, "hardware", tuple(dict.fromkeys(known)))
         if self.weight_dtype is not None:
             object.__setattr__(self, "weight_dtype", quantization.weight_dtype(self.weight_dtype))
         if self.kv_dtype is not None:
             object.__setattr__(self, "kv_dtype", quantization.kv_dtype(self.kv_dtype))
-        word("launch", self.launch, LAUNCHES)
+        choice("launch", self.launch, LAUNCHES)
 
 
 @dataclass(frozen=True, slots=True)

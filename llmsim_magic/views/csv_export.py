@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from llmsim_magic.records.deferred_interrupt import orderly
+from llmsim_magic.records.deferred_interrupt import defer_interrupt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 
 
-@orderly
-def as_csv(table: "pd.DataFrame") -> bytes:
+@defer_interrupt
+def to_csv(table: "pd.DataFrame") -> bytes:
     """The table with its named index as columns.
 
     A text, or a column's name, that a spreadsheet would take for a formula begins with a single

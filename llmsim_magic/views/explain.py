@@ -16,7 +16,7 @@ from llmsim_magic.views import units
 Shapes = list[tuple[int, ...]]
 
 
-class Prose(str):
+class Explanation(str):
     """Text that a notebook shows as written."""
 
     __slots__ = ()
@@ -28,7 +28,7 @@ class Prose(str):
         return str(self)
 
 
-def explain(trace: Trace, path: str) -> Prose:
+def explain(trace: Trace, path: str) -> Explanation:
     """Every operator at a module's path, or the sum over a container's.
 
     Raises `InvalidValue` with the nearest paths where there is no such module.
@@ -51,7 +51,7 @@ def explain(trace: Trace, path: str) -> Prose:
         parts.insert(0, explain_container(trace, path, [*here, *below]))
     if not parts:
         parts = [f"{path}: never called in {trace.workload}; it runs no operator of its own"]
-    return Prose("\n\n".join((f"{trace.model.name}, {trace.workload}", *parts)))
+    return Explanation("\n\n".join((f"{trace.model.name}, {trace.workload}", *parts)))
 
 
 def explain_container(trace: Trace, path: str, orders: Iterable[int]) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from llmsim_magic.records.deferred_interrupt import orderly
+from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.views import units
-from llmsim_magic.views.explain import Prose
+from llmsim_magic.views.explain import Explanation
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.plots.plot import Plot
 
@@ -34,11 +34,11 @@ class Section:
     """A part of the page: a title, what it shows, and a remark below the title."""
 
     title: str
-    body: pd.DataFrame | Graph | Plot | Prose
+    body: pd.DataFrame | Graph | Plot | Explanation
     remark: str = ""
 
 
-@orderly
+@defer_interrupt
 def as_html(sections: Iterable[Section], remarks: Iterable[str], most_rows: int = MOST_ROWS) -> str:
     """A part of a page; of a long table the first `most_rows` rows."""
     parts = [_STYLE, '<div class="llmsim">']
@@ -63,7 +63,7 @@ def as_page(title: str, sections: Iterable[Section], remarks: Iterable[str]) -> 
     )
 
 
-@orderly
+@defer_interrupt
 def as_text(
     sections: Iterable[Section], remarks: Iterable[str], most_rows: int | None = None
 ) -> str:

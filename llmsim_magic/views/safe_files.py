@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llmsim_magic.records.deferred_interrupt import orderly
+from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.validation import flag
 
@@ -31,7 +31,7 @@ class NotOurs(InvalidValue):
         super().__init__("path", _end(file), legal)
 
 
-@orderly
+@defer_interrupt
 def write(
     folder: str | Path, contents: Mapping[str, bytes], *, overwrite: bool = False
 ) -> list[Path]:
@@ -72,17 +72,17 @@ def write(
 
 def write_file(path: str | Path, content: bytes, *, overwrite: bool = False) -> Path:
     """The same of one file: raises `NotOurs` and `InvalidValue`."""
-    file = place(path)
+    file = resolve_path(path)
     return write(file.parent, {file.name: content}, overwrite=overwrite)[0]
 
 
-def place(path: str | Path) -> Path:
+def resolve_path(path: str | Path) -> Path:
     """The path itself; raises `InvalidValue` for what is none."""
     with _told(path):
         return Path(path)
 
 
-def writable(folder: str | Path) -> None:
+def check_writable(folder: str | Path) -> None:
     """Ask before any work is done: raises `InvalidValue` where a folder could not be written."""
     if not str(folder):
         raise InvalidValue("path", "", "a folder's name")

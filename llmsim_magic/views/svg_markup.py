@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 SVG = "http://www.w3.org/2000/svg"
 
 
-def written(root: ElementTree.Element) -> str:
+def element(root: ElementTree.Element) -> str:
     """The text of a drawing, which is taken apart for it.
 
     SVG's own names have no prefix, and nothing is said to ElementTree, whose table of prefixes is

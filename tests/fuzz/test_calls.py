@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import llmsim_magic as llmsim
 from tests.helpers import small_models
 from tests.helpers.bad_values import NUMBERS, TEXTS, anything, odd, real
-from tests.helpers.outcomes import judged
+from tests.helpers.outcomes import check_outcome
 
 MODELS: dict[str, Callable[[], Any]] = {
     "a name": lambda: "distilgpt2",
@@ -109,4 +109,4 @@ def test_a_call_ends_in_a_right_answer_or_one_line(case: tuple[str, Any, dict[st
     called, model, keywords = case
     given = MODELS[model]() if model in MODELS else real(model)
     keywords = {name: real(value) for name, value in keywords.items()}
-    judged(lambda: getattr(llmsim, called)(given, **keywords))
+    check_outcome(lambda: getattr(llmsim, called)(given, **keywords))

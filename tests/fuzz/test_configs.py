@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmsim_magic as llmsim
-from llmsim_magic.capture.models.config_sanitizer import harmless
+from llmsim_magic.capture.models.config_sanitizer import sanitized
 from llmsim_magic.catalog import models
 from llmsim_magic.simulate.report import Report
 from tests.helpers.bad_values import anything
-from tests.helpers.outcomes import Late, judged, limited
+from tests.helpers.outcomes import Late, check_outcome, limited
 from tests.helpers.reduced_configs import shallower, with_small_vocabulary
 
 MODELS = 30
@@ -142,7 +142,7 @@ def test_a_changed_config_ends_in_a_right_report_or_one_line(case: Case) -> None
             json.dumps(keys).replace(json.dumps(DEEP), _NESTED)
         )
         model = folder if case.is_file else _object(case)
-        answer = judged(lambda: llmsim.trace(model, phase=case.phase, context=8))
+        answer = check_outcome(lambda: llmsim.trace(model, phase=case.phase, context=8))
     llmsim.forget()
     if isinstance(answer, Report):
         try:
@@ -181,7 +181,7 @@ def _parameters(answer: Report, model: Any, keys: dict[str, Any]) -> int:
         config = config_class.from_dict(copy.deepcopy(keys))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    harmless(config, "", trust_remote_code=False)  # its attention has no parameters
+    sanitized(config, "", trust_remote_code=False)  # its attention has no parameters
     with torch.device("meta"):
         built = getattr(transformers, answer.trace.model.class_name)._from_config(config)
     return sum(parameter.numel() for parameter in built.parameters())

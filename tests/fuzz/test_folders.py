@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import llmsim_magic as llmsim
 from llmsim_magic.catalog import models
-from tests.helpers.outcomes import judged
+from tests.helpers.outcomes import check_outcome
 
 KEYS = models.entries()["distilgpt2"].config
 TEXT = json.dumps(KEYS, indent=1)
@@ -148,7 +148,7 @@ def test_a_folder_ends_in_a_right_report_or_one_line(
         inner, file = made(kind, Path(outer) / "in", name, content)
         model = way.format(folder=inner, file=file, name=inner.name) + added
         with mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True):
-            judged(lambda: llmsim.trace(model, context=8))
+            check_outcome(lambda: llmsim.trace(model, context=8))
         assert not list(Path(outer).rglob("opened"))
         assert not Path("opened").exists()
     llmsim.forget()
@@ -158,7 +158,7 @@ def test_a_folder_ends_in_a_right_report_or_one_line(
 @pytest.mark.parametrize(("lists", "said"), [(66_000_000, "4 MiB"), (1_000_000, "200,000 values")])
 def test_a_file_of_many_lists_is_refused(lists: int, said: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b'{"a": [' + b"[]," * lists + b"0]}")
-    line = judged(lambda: llmsim.trace(str(tmp_path)))
+    line = check_outcome(lambda: llmsim.trace(str(tmp_path)))
     assert isinstance(line, str)
     assert said in line
 

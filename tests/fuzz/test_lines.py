@@ -22,7 +22,7 @@ from llmsim_magic.notebook.arguments import VALUES
 from llmsim_magic.records.errors import LlmsimError
 from tests.helpers import small_models
 from tests.helpers.bad_values import NUMBERS, ODD, TEXTS
-from tests.helpers.outcomes import judged
+from tests.helpers.outcomes import check_outcome
 
 VIEWS = ("--summary", "--ops", "--deps", "--topological", "--costs", "--memory", "--multi-config")
 FLAGS = (*VIEWS, "--base", "--no-replay", "--sure", "--trust-remote-code", "--help", "-h")
@@ -128,7 +128,7 @@ def test_a_line_ends_in_a_right_report_or_one_line(line: str) -> None:
             raise (LlmsimError if type(error) is UsageError else TypeError)(str(error)) from None
 
     with _somewhere():
-        judged(ask)
+        check_outcome(ask)
 
 
 @pytest.mark.slow
@@ -148,4 +148,4 @@ def test_a_command_ends_in_text_or_one_line(words: list[str]) -> None:
         assert out.getvalue().strip()
 
     with _somewhere():
-        judged(ask)
+        check_outcome(ask)

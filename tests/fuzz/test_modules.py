@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 import llmsim_magic as llmsim
 from llmsim_magic.simulate.report import Report
-from tests.helpers.global_state import left_alone, plain
+from tests.helpers.global_state import plain, unchanged_world
 from tests.helpers.modules.arguments import GIVEN, fitting
 from tests.helpers.modules.forwards import Own
 from tests.helpers.modules.module_kinds import ODD
 from tests.helpers.modules.valid_modules import SOUND
 from tests.helpers.modules.wrappers import ODD_WRAPS, SAME
-from tests.helpers.outcomes import judged
+from tests.helpers.outcomes import check_outcome
 from tests.helpers.real_forward import differences, really_run
 
 GOES_THROUGH = (KeyboardInterrupt, SystemExit, GeneratorExit, Own)  # no Exception: not ours to stop
@@ -157,8 +157,8 @@ def test_a_sound_module_is_traced_as_it_really_runs(plan: Plan | str, wrap: str)
         event(f"{wrap}: {type(error).__name__}")
         return
     x = fitting().to(next((p.dtype for p in module.parameters() if wrap == "double"), torch.float))
-    with left_alone(module):
-        report = judged(lambda: llmsim.trace(module, inputs=x))
+    with unchanged_world(module):
+        report = check_outcome(lambda: llmsim.trace(module, inputs=x))
     if isinstance(report, Report):
         agrees(module, report, x)
     else:  # of doubles beside halves, which torch refuses as well
@@ -192,11 +192,11 @@ def test_whatever_a_module_is_given_ends_well(plan: Plan | str, inputs: str) -> 
 def ends_well(module: Any, inputs: Any) -> None:
     """Asked of a module, with inputs and without any."""
     modules = [module] if isinstance(module, nn.Module) else []
-    with left_alone(*modules):
+    with unchanged_world(*modules):
         before = plain(inputs)
         for ask in (lambda: llmsim.trace(module, inputs=inputs), lambda: llmsim.trace(module)):
             try:
-                answer = judged(ask)
+                answer = check_outcome(ask)
             except GOES_THROUGH:
                 event("went through")
             else:

@@ -111,7 +111,7 @@ def world_facts() -> dict[str, Any]:
 
 
 @contextmanager
-def left_alone(*modules: nn.Module) -> Iterator[None]:
+def unchanged_world(*modules: nn.Module) -> Iterator[None]:
     """Whatever happens inside, the modules and the world are afterwards as they were before."""
     before = [world_facts(), *map(module_facts, modules)]
     try:

@@ -30,7 +30,7 @@ class Late(BaseException):
     """The case took too long. No code may take it for an error of its own."""
 
 
-def judged(ask: Callable[[], Answer]) -> Answer | str:
+def check_outcome(ask: Callable[[], Answer]) -> Answer | str:
     """The report, which is right, or the line that it was refused with. No report: only text.
 
     Fails on any other end: another exception, a line too long or broken, a report that contradicts

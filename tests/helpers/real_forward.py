@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from llmsim_magic.capture.inputs import forward_inputs
 from llmsim_magic.capture.models.meta_model import from_config
-from llmsim_magic.capture.models.resolve import Source
+from llmsim_magic.capture.models.resolve import ConfigSource
 from llmsim_magic.records.trace.workload import Workload
 
 Shapes = list[tuple[int, ...]]
@@ -205,7 +205,9 @@ class Real:
 
 def beside(config: Any, limit: int | None = None) -> Real:
     """Both models of a config; raises ValueError where it has more parameters than the limit."""
-    unreal = from_config(Source(type(config).__name__, config, "config object"), dtype="float32")
+    unreal = from_config(
+        ConfigSource(type(config).__name__, config, "config object"), dtype="float32"
+    )
     count = sum(parameter.numel() for parameter in unreal.module.parameters())
     if limit is not None and count > limit:
         raise ValueError(f"{count} parameters")

@@ -14,10 +14,10 @@ from transformers import GPT2Config
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.graph.dataflow import edges
-from llmsim_magic.analyses.graph.kernel_level import by_kernel
+from llmsim_magic.analyses.graph.kernel_level import split_by_kernel
 from llmsim_magic.analyses.graph.layers import apart, folded, repeats
 from llmsim_magic.analyses.graph.outline import Outline, outline
-from llmsim_magic.analyses.kernels.operator_kinds import kinds
+from llmsim_magic.analyses.kernels.operator_kinds import operator_kinds
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.selection import Selection
 from llmsim_magic.records.trace.trace import Trace
@@ -93,7 +93,9 @@ def test_no_edge_is_lost_or_invented(name: str, asked: str) -> None:
     known = {(home[edge.source], home[edge.target]) for edge in edges(trace)}
     assert {(a, b) for a, b in known if a is not None and b is not None and a != b} <= lines
     assert lines <= known
-    assert all(kinds(trace)[order] == "nothing" for order, node in enumerate(home) if node is None)
+    assert all(
+        operator_kinds(trace)[order] == "nothing" for order, node in enumerate(home) if node is None
+    )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -101,7 +103,7 @@ def test_unfolded_the_edges_are_those_of_the_table(name: str) -> None:
     report = llmsim.trace(getattr(small_models, name)(), context=small_models.CONTEXT)
     dot = report.topological_graph(layers="all").dot
     nodes = {int(number) for number in NODE.findall(dot)}
-    quiet = {order for order, kind in enumerate(kinds(report.trace)) if kind == "nothing"}
+    quiet = {order for order, kind in enumerate(operator_kinds(report.trace)) if kind == "nothing"}
     assert nodes == set(report.ops.index) - quiet
 
     ends = {(int(a), int(b)) for a, b in EDGE.findall(dot)}
@@ -130,7 +132,7 @@ def test_a_decode_step_shows_the_cache_that_it_reads() -> None:
 
 
 def test_kernels_are_operators_of_their_own(report: llmsim.trace) -> None:
-    trace = by_kernel(report.trace)
+    trace = split_by_kernel(report.trace)
     moving = [kernel for kernel in report.trace.kernels if not kernel.is_view]
     assert len(trace.operators) == len(moving)
     assert [o.op for o in trace.operators] == [k.name.split(".")[1] for k in moving]

@@ -95,7 +95,7 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered: list[Any] = []
         self.open = threading.Event()
-        really = recipes.traced
+        really = recipes.trace_workload
 
         def traced(recipe: Any, workload: Any, replay: bool, cancelled: Any) -> Any:
             self.entered.append(workload)
@@ -104,7 +104,7 @@ class Gate:
                     raise KeyboardInterrupt
             return really(recipe, workload, replay, cancelled)
 
-        monkeypatch.setattr(recipes, "traced", traced)
+        monkeypatch.setattr(recipes, "trace_workload", traced)
 
 
 def test_two_quick_clicks_are_one_trace(shown: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,9 +283,11 @@ def test_a_live_model_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from llmsim_magic.capture.models import live_model_copy
 
     copied: list[str] = []
-    really = live_model_copy.copy_of
+    really = live_model_copy.copy_without_weights
     monkeypatch.setattr(
-        live_model_copy, "copy_of", lambda *given: copied.append(given[1]) or really(*given)
+        live_model_copy,
+        "copy_without_weights",
+        lambda *given: copied.append(given[1]) or really(*given),
     )
     shown = panel(small_models.build("qwen3"), context=5)
     settle(shown, shown.refresh)

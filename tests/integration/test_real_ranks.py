@@ -16,7 +16,7 @@ from transformers.distributed import DistributedConfig
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
-from llmsim_magic.simulate.models.recipes import recipe_of, traced
+from llmsim_magic.simulate.models.recipes import model_recipe, trace_workload
 from llmsim_magic.simulate.request import Build
 from tests.helpers import small_models
 
@@ -68,7 +68,7 @@ def _found(out: str, err: str) -> dict[str, Any]:
 
 def our_rank(folder: Path, **sizes: int) -> Trace:
     build = Build(parallel=Parallel(**sizes), dtype="float32")
-    return traced(recipe_of(str(folder), build), Workload("prefill", 2, 7), replay=True)
+    return trace_workload(model_recipe(str(folder), build), Workload("prefill", 2, 7), replay=True)
 
 
 def held(rank: Trace) -> dict[str, list[int]]:

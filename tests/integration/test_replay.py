@@ -10,13 +10,13 @@ import transformers
 from torch import nn
 
 import llmsim_magic as llmsim
-from llmsim_magic.capture.models.live_model_copy import copy_of
-from llmsim_magic.capture.models.meta_model import Weightless
-from llmsim_magic.capture.run import run, run_given
+from llmsim_magic.capture.models.live_model_copy import copy_without_weights
+from llmsim_magic.capture.models.meta_model import MetaModel
+from llmsim_magic.capture.run import run, run_with_inputs
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
-from llmsim_magic.simulate.models.recipes import built, recipe_of
+from llmsim_magic.simulate.models.recipes import build_model, model_recipe
 from llmsim_magic.simulate.request import Build
 from tests.helpers import small_models
 from tests.helpers.reduced_configs import candidates
@@ -32,11 +32,11 @@ SIZES: dict[str, Any] = {
 }
 
 
-def weightless(config: Any) -> Weightless:
-    return built(recipe_of(config, Build()))
+def weightless(config: Any) -> MetaModel:
+    return build_model(model_recipe(config, Build()))
 
 
-def replayed(model: Weightless, workload: Workload) -> Trace:
+def replayed(model: MetaModel, workload: Workload) -> Trace:
     """The trace with replays, held against the one in which every layer runs."""
     run(model, workload)  # some models remember tables from their first pass
     full, found = (run(model, workload, replay=replay) for replay in (False, True))
@@ -242,9 +242,9 @@ class InPlace(Layer):
 
 
 def of_own(*layers: nn.Module) -> Trace:
-    model = copy_of(Layers(list(layers)), "layers")
+    model = copy_without_weights(Layers(list(layers)), "layers")
     full, found = (
-        run_given(model, (torch.ones(1, 8),), {}, replay=replay) for replay in (False, True)
+        run_with_inputs(model, (torch.ones(1, 8),), {}, replay=replay) for replay in (False, True)
     )
     assert list(differences(full, found)) == []
     return found

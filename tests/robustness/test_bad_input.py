@@ -18,20 +18,20 @@ import llmsim_magic as llmsim
 from llmsim_magic.__main__ import main
 from llmsim_magic.capture.meta import small_buffers
 from llmsim_magic.notebook.variables import is_model, model_named
-from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip
+from llmsim_magic.records.errors import InvalidValue, LlmsimError, shorten
 from llmsim_magic.simulate.api import answer
 from llmsim_magic.simulate.request import Request
 from llmsim_magic.views.tables.columns import integers
 from tests.helpers import small_models
 from tests.helpers.bad_values import ODD, Nasty, Odd, OfNastyType, real
-from tests.helpers.outcomes import judged
+from tests.helpers.outcomes import check_outcome
 
 GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 1}
 
 
 def refused(ask: Callable[[], Any]) -> str:
     """The line that it is refused with."""
-    line = judged(ask)
+    line = check_outcome(ask)
     assert isinstance(line, str)
     return line
 
@@ -50,7 +50,7 @@ def test_an_error_is_one_line_that_can_be_seen_whatever_it_quotes() -> None:
 
 
 def test_a_value_that_cannot_be_shown_is_named_by_its_type() -> None:
-    assert clip(Nasty()) == "an object of type Nasty"
+    assert shorten(Nasty()) == "an object of type Nasty"
     assert "OfNastyType" in str(InvalidValue("batch", OfNastyType(), "a number"))
 
 
@@ -126,7 +126,7 @@ def test_a_name_that_no_path_can_have_is_an_unknown_model(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert clip(name)[:20] in refused(lambda: llmsim.trace(name))
+    assert shorten(name)[:20] in refused(lambda: llmsim.trace(name))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_file_beyond_any_config_is_refused(content: bytes, said: str, tmp_path
 
 def test_a_file_that_starts_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     content = b"\xef\xbb\xbf" + json.dumps(GPT2).encode()
-    assert not isinstance(judged(lambda: llmsim.trace(written(tmp_path, content))), str)
+    assert not isinstance(check_outcome(lambda: llmsim.trace(written(tmp_path, content))), str)
 
 
 @pytest.mark.parametrize(
@@ -178,14 +178,14 @@ def test_an_input_that_memory_cannot_hold_is_refused() -> None:
 def test_a_text_that_no_file_can_hold_is_shown_escaped(tmp_path: Path) -> None:
     keys = GPT2 | {"model_type": "\ud800"}
     report = llmsim.trace(written(tmp_path, keys), context=8)
-    assert judged(lambda: report) is report
+    assert check_outcome(lambda: report) is report
     assert report.trace.model.model_type == r"\ud800"
 
 
 def test_a_quantisation_of_no_number_is_kept_as_words(tmp_path: Path) -> None:
     keys = GPT2 | {"quantization_config": {"quant_method": "fp8", "scale": float("inf")}}
     report = llmsim.trace(written(tmp_path, keys), context=8)
-    assert judged(lambda: report) is report
+    assert check_outcome(lambda: report) is report
     assert report.trace.model.quantisation == {"quant_method": "fp8", "scale": "Infinity"}
 
 

@@ -12,10 +12,10 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import llmsim_magic as llmsim
 from llmsim_magic import load_ipython_extension
-from llmsim_magic.capture.meta.isolation import working
+from llmsim_magic.capture.meta.isolation import model_lock
 from llmsim_magic.notebook.panel.panel import panel
 from tests.helpers import small_models
-from tests.helpers.global_state import left_alone
+from tests.helpers.global_state import unchanged_world
 from tests.integration.test_panel import wait_for
 from tests.robustness.test_concurrency import hasty
 
@@ -38,7 +38,7 @@ def no_error_in_a_thread() -> Iterator[None]:
 def test_two_panels_show_each_its_own(same: bool) -> None:
     models = [small_models.qwen3(), small_models.qwen3() if same else small_models.gpt2()]
     panels = [panel(model, context=2) for model in models]
-    with no_error_in_a_thread(), left_alone(), hasty():
+    with no_error_in_a_thread(), unchanged_world(), hasty():
         for context in CONTEXTS:
             for shown in panels:
                 shown.controls.context.number.value = context
@@ -52,7 +52,7 @@ def test_a_panel_and_cells_at_once_have_each_their_answer() -> None:
     wanted = [llmsim.trace("gpt2", context=context, phase="decode").trace for context in CONTEXTS]
     model = small_models.qwen3()
     shown = panel(model, context=2)
-    with no_error_in_a_thread(), left_alone(), hasty():
+    with no_error_in_a_thread(), unchanged_world(), hasty():
         for place, context in enumerate(CONTEXTS):
             llmsim.forget()
             shown.controls.context.number.value = context
@@ -64,7 +64,7 @@ def test_a_panel_and_cells_at_once_have_each_their_answer() -> None:
 
 def test_a_panel_that_is_closed_as_it_works_leaves_nothing() -> None:
     threads = threading.active_count()
-    with no_error_in_a_thread(), left_alone():
+    with no_error_in_a_thread(), unchanged_world():
         for context in CONTEXTS:
             shown = panel(small_models.llama(), context=context)
             shown.refresh()
@@ -74,7 +74,7 @@ def test_a_panel_that_is_closed_as_it_works_leaves_nothing() -> None:
 
 
 def test_a_panel_in_a_cell_that_is_run_again_takes_the_place_of_the_older() -> None:
-    with no_error_in_a_thread(), left_alone():
+    with no_error_in_a_thread(), unchanged_world():
         for context in CONTEXTS:
             shown = panel("gpt2", context=context)
             shown.refresh()
@@ -90,7 +90,7 @@ def test_a_cell_begins_when_no_thread_builds_a_model() -> None:
     building = threading.Event()
 
     def build() -> None:
-        with working, torch_dtype(torch.bfloat16):
+        with model_lock, torch_dtype(torch.bfloat16):
             building.set()
             time.sleep(0.2)
 

@@ -19,11 +19,11 @@ from llmsim_magic.notebook import progress
 from llmsim_magic.notebook.code_export import magic_line, python_call
 from llmsim_magic.notebook.panel import export
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, UnknownModel
-from llmsim_magic.records.printable import legible
+from llmsim_magic.records.printable import printable
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import VIEWS, Request
-from llmsim_magic.views.csv_export import as_csv
+from llmsim_magic.views.csv_export import to_csv
 from llmsim_magic.views.graphs.render import lay_out
 from tests.helpers import hostile_names, small_models
 
@@ -67,7 +67,7 @@ def check_page(page: str, like: str, name: str) -> None:
     """The same elements with the same attributes as the page of a plain name, and the name."""
     found = Elements(page)
     assert found.found == Elements(like).found
-    assert legible(name) in found.text
+    assert printable(name) in found.text
     assert not [each for each in found.text if not (each.isprintable() or each == "\n")]
 
 
@@ -106,7 +106,7 @@ def test_a_picture_has_the_parts_of_a_plain_name(name: str) -> None:
             re.findall(rb'class="(node|edge|cluster)"', lay_out(plain().drawings[view].dot))
         )
         said = "".join(ElementTree.fromstring(graph.svg).itertext())
-        assert legible(name)[:60] in said  # of an end too long for a drawing there is less
+        assert printable(name)[:60] in said  # of an end too long for a drawing there is less
         assert max(map(len, _labels(graph.svg))) <= 121
     roofline = report(name).costing.roofline
     check_svg(roofline.svg, "")
@@ -122,14 +122,14 @@ def _labels(svg: str) -> list[str]:
 def test_text_drives_no_terminal(name: str) -> None:
     for text in (repr(report(name)), report(name)._repr_mimebundle_()["text/plain"]):
         assert not [each for each in text if not (each.isprintable() or each == "\n")]
-    assert legible(name)[:40] in repr(report(name))
+    assert printable(name)[:40] in repr(report(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_table_is_data_to_a_spreadsheet_and_the_same_to_pandas(name: str) -> None:
     for title, table in report(name).tables().items():
         named = table.reset_index() if table.index.name else table
-        read = pd.read_csv(io.BytesIO(as_csv(table)), dtype=str, keep_default_na=False)
+        read = pd.read_csv(io.BytesIO(to_csv(table)), dtype=str, keep_default_na=False)
         assert len(read) == len(table)
         for cell in (*read.columns, *read.to_numpy().ravel()):
             assert not re.match(r"[=+@\t\r]|-(?!\d+(\.\d+)?(e[-+]\d+)?$)", cell), (title, cell)
@@ -164,7 +164,7 @@ def test_a_folder_may_be_called_anything(
     (folder / "config.json").write_text(json.dumps(small_models.llama().to_dict()))
     assert main([str(folder), "--context", "4", "--csv", str(folder / "out")]) == 0
     out = capsys.readouterr().out
-    assert f"Summary of {legible(called)}" in out
+    assert f"Summary of {printable(called)}" in out
     assert out.replace("\n", "").isprintable()
     (folder / "config.json").write_text("{")
     assert main([str(folder)]) == 2
@@ -197,12 +197,12 @@ def test_any_error_is_one_line_that_can_be_seen(name: str) -> None:
 def test_progress_is_told_as_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[dict[str, str]] = []
     monkeypatch.setattr(progress, "display", lambda content, **_: shown.append(content))
-    notice = progress.Notice()
+    notice = progress.ProgressLine()
     notice._started -= 2
     notice.say(name)
     page = Elements(shown[0]["text/html"])
     assert page.found == [("span", ("role",))]
-    assert legible(name) in page.text
+    assert printable(name) in page.text
 
 
 @pytest.mark.parametrize("name", [*hostile_names.NAMES.values()])
@@ -217,7 +217,7 @@ def test_code_to_copy_says_the_name_as_data(name: str) -> None:
 
 def test_a_number_stays_one_beside_a_text_that_begins_like_one() -> None:
     table = pd.DataFrame({"=n": [-1, -2.5], "text": ["-1+1", "'quoted"], "shape": [[(1, 2)], []]})
-    assert as_csv(table).decode().splitlines() == [
+    assert to_csv(table).decode().splitlines() == [
         "'=n,text,shape",
         '-1.0,\'-1+1,"[(1, 2)]"',
         "-2.5,'quoted,[]",

@@ -25,11 +25,11 @@ from torch import nn
 
 import llmsim_magic as llmsim
 from llmsim_magic.records import deferred_interrupt
-from llmsim_magic.records.deferred_interrupt import Orderly, orderly
+from llmsim_magic.records.deferred_interrupt import DeferredInterrupt, defer_interrupt
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.views.safe_files import LEDGER
 from tests.helpers import small_models
-from tests.helpers.global_state import left_alone
+from tests.helpers.global_state import unchanged_world
 
 MODEL = small_models.build("qwen3")
 
@@ -171,7 +171,7 @@ def _interrupted_at(
         interrupt = _Interrupt(among, chance.randint(1, lines[among]))
         before = _world(temporary)
         folder = tmp_path / str(number)
-        with left_alone(MODEL), suppress(KeyboardInterrupt), interrupt:
+        with unchanged_world(MODEL), suppress(KeyboardInterrupt), interrupt:
             came += 1
             work(folder)
             came -= 1
@@ -225,7 +225,7 @@ def test_orderly_work_ends_where_it_asks_and_not_before() -> None:
     done = []
 
     def work() -> None:
-        with Orderly() as stopped:
+        with DeferredInterrupt() as stopped:
             _interrupt()
             done.append("what was begun")
             if not stopped():
@@ -238,7 +238,7 @@ def test_orderly_work_ends_where_it_asks_and_not_before() -> None:
 
 
 def test_an_error_that_an_interrupt_led_to_is_an_interrupt() -> None:
-    @orderly
+    @defer_interrupt
     def work() -> None:
         _interrupt()
         raise ValueError("half")
@@ -248,7 +248,7 @@ def test_an_error_that_an_interrupt_led_to_is_an_interrupt() -> None:
 
 
 def test_a_second_interrupt_is_not_held_back() -> None:
-    @orderly
+    @defer_interrupt
     def work() -> None:
         _interrupt()
         _interrupt()
@@ -270,16 +270,16 @@ def test_work_that_does_not_ask_is_interrupted_after_a_while(
                 pass
 
     module = Endless()
-    with left_alone(module), pytest.raises(KeyboardInterrupt):
+    with unchanged_world(module), pytest.raises(KeyboardInterrupt):
         llmsim.trace(module, inputs=torch.ones(1))
     time.sleep(0.3)
 
 
 def test_work_within_work_knows_of_all_that_would_stop_it() -> None:
-    with Orderly() as around, Orderly(lambda: True) as within:
+    with DeferredInterrupt() as around, DeferredInterrupt(lambda: True) as within:
         assert not around()
         assert within()
-        with Orderly() as innermost:
+        with DeferredInterrupt() as innermost:
             assert innermost()
 
 
@@ -287,7 +287,7 @@ def test_an_interrupt_is_the_main_threads_alone() -> None:
     held, found = threading.Event(), []
 
     def work() -> None:
-        with Orderly() as stopped:
+        with DeferredInterrupt() as stopped:
             held.wait(5)
             found.append(stopped())
 
@@ -304,7 +304,7 @@ def test_a_handler_of_the_users_own_is_left_to_work() -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     try:
-        with Orderly() as stopped:
+        with DeferredInterrupt() as stopped:
             _interrupt()
             assert not stopped()
     finally:

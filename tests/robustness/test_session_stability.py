@@ -19,7 +19,7 @@ import llmsim_magic as llmsim
 from benchmarks import flat
 from llmsim_magic.records.errors import LlmsimError
 from tests.helpers import small_models
-from tests.helpers.global_state import left_alone
+from tests.helpers.global_state import unchanged_world
 
 QUICK = ("a live module", "a mistake", "a new config", "an unknown config")
 
@@ -44,7 +44,7 @@ def _held(before: flat.State, after: flat.State) -> None:
 def test_questions_leave_no_thread_file_or_object() -> None:
     flat.ask(range(24), QUICK)
     before = flat.state()
-    with left_alone():
+    with unchanged_world():
         flat.ask(range(24, 72), QUICK)
     _held(before, flat.state())
 
@@ -53,7 +53,7 @@ def test_questions_leave_no_thread_file_or_object() -> None:
 def test_a_thousand_questions_leave_memory_and_time_flat() -> None:
     flat.ask(range(flat.WARM))
     before = flat.state()
-    with left_alone():
+    with unchanged_world():
         times = flat.ask(range(flat.WARM, flat.WARM + flat.MEASURED))
     after = flat.state()
     _held(before, after)

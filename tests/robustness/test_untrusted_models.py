@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from llmsim_magic.capture.models.config_sanitizer import harmless
+from llmsim_magic.capture.models.config_sanitizer import sanitized
 from llmsim_magic.records.errors import CannotTrace, LlmsimError
 from llmsim_magic.records.trace.trace import Trace
 from tests.helpers import small_models
@@ -171,7 +171,7 @@ def test_parts_of_a_config_are_data_too() -> None:
     config = AutoConfig.for_model("llava")
     config.text_config.auto_map = {"AutoModelForCausalLM": "evil.Evil"}
     config.vision_config._attn_implementation = "evil/kernel"
-    (note,) = harmless(config, "x", trust_remote_code=False)
+    (note,) = sanitized(config, "x", trust_remote_code=False)
     assert "evil/kernel" in note
     assert not hasattr(config.text_config, "auto_map")
     assert config.vision_config._attn_implementation is None
@@ -180,11 +180,11 @@ def test_parts_of_a_config_are_data_too() -> None:
 def test_timm_is_pointed_nowhere() -> None:
     config = AutoConfig.for_model("timm_wrapper", architecture="resnet18")
     config.model_args = {"checkpoint_path": "pytorch_model.bin", "drop_rate": 0.1}
-    harmless(config, "x", trust_remote_code=False)
+    sanitized(config, "x", trust_remote_code=False)
     assert config.model_args == {"drop_rate": 0.1}
     config.architecture = "hf-hub:evil/x"
     with pytest.raises(CannotTrace, match="hf-hub:evil/x"):
-        harmless(config, "x", trust_remote_code=False)
+        sanitized(config, "x", trust_remote_code=False)
 
 
 @pytest.mark.parametrize(

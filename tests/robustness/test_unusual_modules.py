@@ -13,12 +13,12 @@ from llmsim_magic.capture.meta import partial_evaluation
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.report import Report
 from tests.helpers import small_models
-from tests.helpers.global_state import left_alone
+from tests.helpers.global_state import unchanged_world
 from tests.helpers.modules import module_kinds
 from tests.helpers.modules.arguments import GIVEN
 from tests.helpers.modules.forwards import BODIES
 from tests.helpers.modules.valid_modules import SOUND, Many, _inference, does, linear
-from tests.helpers.outcomes import judged
+from tests.helpers.outcomes import check_outcome
 from tests.helpers.real_forward import really_run
 
 accelerate = pytest.importorskip("accelerate")
@@ -28,8 +28,8 @@ X = torch.rand(2, 6, 8)
 
 
 def refused(module: nn.Module, inputs: Any = X) -> str:
-    with left_alone(module):
-        line = judged(lambda: llmsim.trace(module, inputs=inputs))
+    with unchanged_world(module):
+        line = check_outcome(lambda: llmsim.trace(module, inputs=inputs))
     assert isinstance(line, str)
     return line
 
@@ -177,7 +177,7 @@ def test_a_compiled_part_is_traced_as_what_it_was_made_of_and_compiles_nothing()
 
     plain = nn.Sequential(linear(), nn.GELU())
     module = nn.Sequential(torch.compile(plain[0], backend=backend), plain[1])
-    with left_alone(module):
+    with unchanged_world(module):
         report = llmsim.trace(module, inputs=X)
     assert report.ops.equals(llmsim.trace(plain, inputs=X).ops)
 
@@ -197,7 +197,7 @@ def test_a_part_compiled_in_its_place_does_not_run_in_place_of_its_copy() -> Non
     """The copying of a parametrized module hands on what was compiled for the module itself."""
     module = SOUND["spectral norm"]()
     module.compile(backend="eager")
-    with left_alone(module):
+    with unchanged_world(module):
         report = llmsim.trace(module, inputs=X)
     plain = llmsim.trace(SOUND["spectral norm"](), inputs=X)
     assert report.ops.flops.equals(plain.ops.flops)
@@ -224,7 +224,7 @@ def test_a_forward_put_in_the_place_of_another_runs_the_copy_and_leaves_the_modu
         return forward(x, times=0) if times > 2 else old(x) * times
 
     module.forward = forward
-    with left_alone(module):
+    with unchanged_world(module):
         report = llmsim.trace(module, inputs=X)
     assert module.calls == 0
     assert report.ops.params.sum() == 8 * 8 + 8
@@ -234,8 +234,8 @@ def test_a_forward_put_in_the_place_of_another_runs_the_copy_and_leaves_the_modu
 def test_a_dispatched_module_that_moves_itself_moves_its_copy() -> None:
     """Accelerate puts a function in the place of `to`, which calls that of the module itself."""
     module = accelerate.dispatch_model(does(BODIES["to meta"])(), {"": "cpu"}, force_hooks=True)
-    with left_alone(module):
-        judged(lambda: llmsim.trace(module, inputs=X))
+    with unchanged_world(module):
+        check_outcome(lambda: llmsim.trace(module, inputs=X))
 
 
 # layers
@@ -315,7 +315,7 @@ def test_a_model_whose_weights_accelerate_moves_is_traced_as_one_that_holds_them
     model = offload(small_models.build("qwen3"), tmp_path)
     for file in tmp_path.glob("*.dat"):
         file.unlink()  # no weight is opened
-    with left_alone(model):
+    with unchanged_world(model):
         report = llmsim.trace(model, context=5, phase=phase)
     assert report.ops.equals(wanted.ops)
     assert report.summary.value["parameters"] == wanted.summary.value["parameters"]
@@ -326,7 +326,7 @@ def test_copying_an_lstm_whose_weights_are_elsewhere_leaves_its_own_list_of_them
     """Torch's own copying of it writes the list anew, with what stands in for the weights."""
     module = accelerate.cpu_offload(SOUND["lstm"](), execution_device=torch.device("cpu"))
     before = module(X)
-    with left_alone(module):
+    with unchanged_world(module):
         llmsim.trace(module, inputs=X)
     assert torch.equal(module(X), before)
 
@@ -351,7 +351,7 @@ def adapted(name: str) -> Any:
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_model_with_adapters_is_traced_with_them(name: str) -> None:
     model = adapted(name)
-    with left_alone(model):
+    with unchanged_world(model):
         report = llmsim.trace(model, batch=small_models.BATCH, context=small_models.CONTEXT)
     ids = small_models.tokens(model, small_models.CONTEXT)
     assert report.summary.value["flops"] == really_run(model, input_ids=ids).flops
@@ -363,7 +363,7 @@ def test_a_decode_step_of_a_model_with_adapters_reads_the_cache(name: str) -> No
     model = adapted(name)
     given = {"input_ids": small_models.tokens(model, small_models.CONTEXT), "use_cache": True}
     cache = model(**given).past_key_values
-    with left_alone(model):
+    with unchanged_world(model):
         report = llmsim.trace(
             model, phase="decode", batch=small_models.BATCH, context=small_models.CONTEXT
         )
@@ -388,7 +388,7 @@ def test_a_lock_or_a_thread_that_a_module_holds_is_one_line() -> None:
 
 def test_a_huge_input_of_whole_numbers_is_not_copied_out() -> None:
     ids = GIVEN["whole, expanded far"]()
-    answer = judged(lambda: llmsim.trace(nn.Identity(), inputs=ids))
+    answer = check_outcome(lambda: llmsim.trace(nn.Identity(), inputs=ids))
     assert isinstance(answer, Report)
 
 

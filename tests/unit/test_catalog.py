@@ -7,7 +7,7 @@ import pytest
 
 import llmsim_magic as llmsim
 from llmsim_magic.capture.models.meta_model import from_config
-from llmsim_magic.capture.models.resolve import facts_of, source_of
+from llmsim_magic.capture.models.resolve import find_config, load_config
 from llmsim_magic.catalog import models
 from tests.helpers.reduced_configs import shallower
 
@@ -21,7 +21,7 @@ every_architecture = pytest.mark.parametrize("name", SMALLEST.values(), ids=SMAL
 @pytest.mark.parametrize("name", NAMES)
 def test_an_entry_builds_to_its_recorded_number_of_parameters(name: str) -> None:
     entry = models.entries()[name]
-    module = from_config(source_of(facts_of(name))).module
+    module = from_config(load_config(find_config(name))).module
     assert sum(parameter.numel() for parameter in module.parameters()) == entry.params
     assert type(module).__name__ in entry.config["architectures"]
     assert all(parameter.is_meta for parameter in module.parameters())
@@ -43,10 +43,10 @@ def runs(model: Any) -> None:
 
 @every_architecture
 def test_every_architecture_of_the_catalogue_runs(name: str) -> None:
-    facts = facts_of(name)
-    whole = source_of(facts).config.to_dict()
+    facts = find_config(name)
+    whole = load_config(facts).config.to_dict()
     fewer = {key: cut for key, cut in shallower(whole).items() if cut != whole[key]}
-    runs(source_of(replace(facts, keys=facts.keys | fewer)).config)
+    runs(load_config(replace(facts, keys=facts.keys | fewer)).config)
 
 
 @pytest.mark.slow
@@ -79,5 +79,5 @@ def test_a_misspelt_id_is_met_with_the_one_meant(misspelt: str, meant: str) -> N
 
 
 def test_facts_handed_out_are_copies() -> None:
-    facts_of("gpt2").keys["n_layer"] = 99
-    assert facts_of("gpt2").keys["n_layer"] == 12
+    find_config("gpt2").keys["n_layer"] = 99
+    assert find_config("gpt2").keys["n_layer"] == 12

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import llmsim_magic as llmsim
-from llmsim_magic.capture.kernels.kernel_cache import Repeats
+from llmsim_magic.capture.kernels.kernel_cache import KernelCache
 from tests.helpers.small_models import BATCH, CONFIGS, CONTEXT, WORKLOADS
 
 
-def _always_run(self: Repeats, func: Any, args: Any, kwargs: Any) -> Any:
+def _always_run(self: KernelCache, func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
@@ -19,7 +19,7 @@ def test_a_trace_is_the_same_with_every_kernel_run(
     name: str, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = llmsim.trace(CONFIGS[name](), phase=phase, batch=BATCH, context=CONTEXT).trace
-    monkeypatch.setattr(Repeats, "run", _always_run)
+    monkeypatch.setattr(KernelCache, "run", _always_run)
     whole = llmsim.trace(CONFIGS[name](), phase=phase, batch=BATCH, context=CONTEXT).trace
     assert short == whole
 
@@ -38,7 +38,7 @@ def test_a_trace_is_the_same_with_every_kernel_run(
 )
 def test_a_repeated_kernel_gives_what_running_it_gives(kernel: Any, args: tuple[Any, ...]) -> None:
     given = [torch.empty(a, device="meta") if isinstance(a, tuple) else a for a in args]
-    repeats = Repeats()
+    repeats = KernelCache()
     runs = [repeats.run(kernel, tuple(given), {}) for _ in range(2)]
     for first, again in zip(*[r if isinstance(r, tuple) else (r,) for r in runs], strict=True):
         assert (again.shape, again.stride(), again.dtype) == (
@@ -52,7 +52,7 @@ def test_a_repeated_kernel_gives_what_running_it_gives(kernel: Any, args: tuple[
 
 
 def test_other_shapes_strides_or_values_are_another_kernel() -> None:
-    repeats = Repeats()
+    repeats = KernelCache()
     add = torch.ops.aten.add.Tensor
     plain = torch.empty(4, 3, device="meta")
     turned = torch.empty(3, 4, device="meta").t()

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import llmsim_magic as llmsim
 from llmsim_magic.capture.meta import partial_evaluation
 from llmsim_magic.capture.models.meta_model import from_config
-from llmsim_magic.capture.models.resolve import Source
+from llmsim_magic.capture.models.resolve import ConfigSource
 from llmsim_magic.simulate.report import Report
 from tests.helpers.small_models import gpt2
 
@@ -85,7 +85,7 @@ def test_moving_between_host_and_model_is_no_operator() -> None:
 
 
 def test_large_known_values_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial_evaluation, "LARGEST", 5)
+    monkeypatch.setattr(partial_evaluation, "MAX_KNOWN_ELEMENTS", 5)
     report = _traced("a mask of ones")
     assert any("taken as True" in note for note in report.trace.notes)
 
@@ -108,5 +108,5 @@ def test_a_build_draws_no_random_numbers_for_weights_that_it_does_not_have() -> 
             return func(*args, **kwargs or {})
 
     with Watch():
-        from_config(Source("gpt2", gpt2(), "config object"))
+        from_config(ConfigSource("gpt2", gpt2(), "config object"))
     assert not drawn

@@ -13,7 +13,7 @@ import pytest
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.cost.operator_costs import recorded_costs
-from llmsim_magic.analyses.time.kernel_sizes import Stored, sizes
+from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, kernel_shapes
 from llmsim_magic.analyses.time.latency import PassTime, latency
 from llmsim_magic.analyses.time.roofline import estimate, relatives, seconds_of, terms_of
 from llmsim_magic.analyses.time.timeline import chrome_trace, points, roofs
@@ -22,12 +22,18 @@ from llmsim_magic.catalog.calibration import calibration
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Calibration
-from llmsim_magic.records.hardware.kernel_shapes import Attention, Collective, Matmul, Size, Stream
+from llmsim_magic.records.hardware.kernel_shapes import (
+    Attention,
+    Collective,
+    KernelShape,
+    Matmul,
+    Stream,
+)
 from llmsim_magic.records.trace.trace import Trace
 from tests.helpers.small_models import CONFIGS, CONTEXT
 
 H100 = accelerators.find("H100-SXM5-80GB")
-SIZES: list[Size] = [
+SIZES: list[KernelShape] = [
     Matmul(1, 4096, 4096),
     Matmul(4096, 4096, 4096, "fp8"),
     Attention(8, 32, 8, 128, 1, 4096),
@@ -63,7 +69,7 @@ def test_grouped_products_read_every_group_s_weights() -> None:
 
 
 @every_size
-def test_a_prediction_lies_in_its_band_and_says_what_binds(size: Size) -> None:
+def test_a_prediction_lies_in_its_band_and_says_what_binds(size: KernelShape) -> None:
     found = estimate(size, H100, calibration())
     assert 0 < found.low < found.seconds < found.high
     assert found.binds in ("compute", "memory", "launch", "interconnect")
@@ -78,7 +84,7 @@ def test_what_binds_follows_from_the_work() -> None:
 
 
 @every_size
-def test_no_device_outdoes_its_datasheet(size: Size) -> None:
+def test_no_device_outdoes_its_datasheet(size: KernelShape) -> None:
     """A margin for clocks that boost: memory and tensor cores do no more than is printed."""
     for name, fitted in calibration().fits[size.kind].items():
         device = accelerators.find(name)
@@ -118,7 +124,7 @@ def without(device: str) -> Calibration:
 
 
 @every_size
-def test_a_device_never_measured_has_a_wider_band(size: Size) -> None:
+def test_a_device_never_measured_has_a_wider_band(size: KernelShape) -> None:
     seen = estimate(size, H100, calibration())
     unseen = estimate(size, H100, without(H100.name))
     assert unseen.high / unseen.low > seen.high / seen.low
@@ -147,7 +153,7 @@ def test_a_kind_that_nobody_measured_is_taken_as_its_family_with_a_wide_band() -
         (Collective("all_reduce", 8.0, 2), "RTX 3090", "interconnect_bytes_per_s"),
     ],
 )
-def test_a_figure_that_is_not_known_is_one_line(size: Size, device: str, says: str) -> None:
+def test_a_figure_that_is_not_known_is_one_line(size: KernelShape, device: str, says: str) -> None:
     known: Accelerator = accelerators.find(device)
     if "bytes_per_s" in says:
         known = replace(known, **{says: None})
@@ -161,7 +167,7 @@ def test_a_figure_that_is_not_known_is_one_line(size: Size, device: str, says: s
 def test_sized_kernels_do_the_work_that_torch_counts(name: str, regime: Any) -> None:
     """Beside the half of causal attention that a kernel may skip."""
     trace = traced(name, "prefill")
-    for cost, each in zip(recorded_costs(trace), sizes(trace, H100, regime), strict=True):
+    for cost, each in zip(recorded_costs(trace), kernel_shapes(trace, H100, regime), strict=True):
         skipped = cost.causal_skippable_flops
         assert sum(size.flops for size in each) == (cost.flops or 0) - skipped
 
@@ -195,16 +201,21 @@ def test_weights_stored_in_fewer_bits_are_read_sooner() -> None:
     wide = llmsim.trace("Qwen/Qwen3-0.6B", phase="decode").trace
     times = [
         latency(wide, H100, stored=stored).seconds
-        for stored in (None, Stored("int8"), Stored("int4", group=128), Stored("int4"))
+        for stored in (
+            None,
+            StoredDtypes("int8"),
+            StoredDtypes("int4", group=128),
+            StoredDtypes("int4"),
+        )
     ]
     assert times == sorted(times, reverse=True)
 
 
 def test_products_in_a_dtype_that_the_device_lacks_are_one_line() -> None:
     with pytest.raises(LlmsimError, match="fp8"):
-        latency(traced(), accelerators.find("A100"), stored=Stored("fp8", activations="fp8"))
+        latency(traced(), accelerators.find("A100"), stored=StoredDtypes("fp8", activations="fp8"))
     with pytest.raises(LlmsimError, match="fp7"):
-        Stored("fp7")
+        StoredDtypes("fp7")
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))

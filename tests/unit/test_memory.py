@@ -20,7 +20,7 @@ from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.simulate.hardware.deployments import Setup, Sizer
+from llmsim_magic.simulate.hardware.deployments import CapacityPlanner, Setup
 from llmsim_magic.views.tables.memory_tables import memory_table, sizing_table
 from tests.helpers import small_models
 from tests.helpers.allocation_peak import peak
@@ -404,7 +404,7 @@ def test_every_allowance_has_a_source(name: str) -> None:
 @pytest.mark.parametrize("case", PUBLISHED, ids=lambda case: " ".join(list(case.values())[1:8]))
 def test_published_cases_fit_or_do_not(case: dict[str, str]) -> None:
     """And are as large as published: weights within 1 %, but for what a runtime pads."""
-    sizer = Sizer(case["model"], runtime=case["runtime"])
+    sizer = CapacityPlanner(case["model"], runtime=case["runtime"])
     setup = Setup(
         int(case["batch"]),
         int(case["context"]),
@@ -427,7 +427,7 @@ def test_published_cases_fit_or_do_not(case: dict[str, str]) -> None:
 
 @pytest.mark.slow
 def test_what_makes_it_fit_fits_and_no_more_would() -> None:
-    sizer = Sizer("Qwen/Qwen3-32B")
+    sizer = CapacityPlanner("Qwen/Qwen3-32B")
     device = accelerators.find("H200-SXM-141GB")
     setup = Setup(8, 32768)
     found = sizer.fit(setup, device)
@@ -449,7 +449,7 @@ def test_what_makes_it_fit_fits_and_no_more_would() -> None:
 
 @pytest.mark.slow
 def test_two_changes_are_named_where_none_does_alone() -> None:
-    sizer = Sizer("Qwen/Qwen3-32B")
+    sizer = CapacityPlanner("Qwen/Qwen3-32B")
     device = accelerators.find("T4")
     found = sizer.fit(Setup(8, 32768), device)
     assert found is not None
@@ -463,7 +463,7 @@ def test_two_changes_are_named_where_none_does_alone() -> None:
 
 def test_a_window_and_a_state_reach_further_than_keys_and_values() -> None:
     device = accelerators.find("RTX 4090")
-    windowed = Sizer("mistralai/Mistral-7B-v0.1")
+    windowed = CapacityPlanner("mistralai/Mistral-7B-v0.1")
     setup = Setup(1, 128)
     assert windowed.longest_context(setup, device) == windowed.longest
 
@@ -480,21 +480,21 @@ def test_a_window_and_a_state_reach_further_than_keys_and_values() -> None:
 def test_what_cannot_be_is_one_line(setup: Setup, said: str) -> None:
     device = accelerators.find("H100-SXM5-80GB")
     with pytest.raises(InvalidValue) as error:
-        Sizer("Qwen/Qwen3-0.6B").fit(setup, device)
+        CapacityPlanner("Qwen/Qwen3-0.6B").fit(setup, device)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_runtime_that_is_not_known_names_those_that_are() -> None:
     with pytest.raises(InvalidValue, match="runtime: 'sglang' is not one of transformers, vllm"):
-        Sizer("Qwen/Qwen3-0.6B", runtime="sglang").fit(
+        CapacityPlanner("Qwen/Qwen3-0.6B", runtime="sglang").fit(
             Setup(1, 128), accelerators.find("H100-SXM5-80GB")
         )
 
 
 def test_a_batch_beyond_all_memory_does_not_fit_and_says_so() -> None:
     device = accelerators.find("H100-SXM5-80GB")
-    found = Sizer("Qwen/Qwen3-0.6B").fit(Setup(2**31 - 1, 4096), device, remedies=False)
+    found = CapacityPlanner("Qwen/Qwen3-0.6B").fit(Setup(2**31 - 1, 4096), device, remedies=False)
     assert found is not None
     assert not found.fits
     assert found.memory.cache > 2**50

@@ -16,8 +16,8 @@ from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
-from llmsim_magic.simulate.hardware.deployments import Sizer
-from llmsim_magic.simulate.models.recipes import recipe_of, traced
+from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
+from llmsim_magic.simulate.models.recipes import model_recipe, trace_workload
 from llmsim_magic.simulate.request import Build
 from llmsim_magic.views.tables.memory_tables import collectives_table, ranks_table, shards_table
 from llmsim_magic.views.tables.record_tables import layers_table, ops_table
@@ -29,7 +29,9 @@ SPLIT = ("llama", "qwen3", "mixtral", "mistral", "gemma2", "gpt_neox")
 
 
 def spread(model: Any, workload: Workload = PREFILL, **sizes: int) -> Trace:
-    return traced(recipe_of(model, Build(parallel=Parallel(**sizes))), workload, replay=True)
+    return trace_workload(
+        model_recipe(model, Build(parallel=Parallel(**sizes))), workload, replay=True
+    )
 
 
 def by_all(trace: Trace) -> int:
@@ -111,8 +113,8 @@ def test_a_rank_returns_what_the_whole_model_does(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPLIT)
 def test_replayed_layers_of_a_rank_do_as_those_that_run(name: str) -> None:
-    recipe = recipe_of(small_models.CONFIGS[name](), Build(parallel=Parallel(tp=2)))
-    replayed, ran = (traced(recipe, PREFILL, replay=replay) for replay in (True, False))
+    recipe = model_recipe(small_models.CONFIGS[name](), Build(parallel=Parallel(tp=2)))
+    replayed, ran = (trace_workload(recipe, PREFILL, replay=replay) for replay in (True, False))
     assert replayed.replays
     assert not ran.replays
     assert ops_table(replayed).equals(ops_table(ran))
@@ -213,7 +215,7 @@ def test_more_ranks_than_a_token_has_experts() -> None:
 @pytest.mark.parametrize("workload", [PREFILL, DECODE], ids=str)
 def test_stages_have_all_layers_between_them(name: str, workload: Workload) -> None:
     whole = spread(small_models.CONFIGS[name](), workload)
-    each = Sizer(small_models.CONFIGS[name]()).stages(Parallel(pp=2), workload)
+    each = CapacityPlanner(small_models.CONFIGS[name]()).stages(Parallel(pp=2), workload)
     tables = sum(by_all(stage) for stage in each) - by_all(whole)  # of positions, for each
     assert sum(totals(stage).flops for stage in each) == totals(whole).flops + tables
     assert sum(cache_bytes(stage) for stage in each) == cache_bytes(whole)
@@ -278,7 +280,7 @@ def test_what_cannot_be_spread_says_why_in_one_line(
 
 def test_a_module_without_a_plan_is_refused() -> None:
     with pytest.raises(InvalidValue, match="Linear carries no plan"):
-        recipe_of(torch.nn.Linear(4, 4), Build(parallel=Parallel(tp=2)))
+        model_recipe(torch.nn.Linear(4, 4), Build(parallel=Parallel(tp=2)))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import llmsim_magic as llmsim
 from llmsim_magic.capture.kernels.tensors import tensors_in
-from llmsim_magic.capture.meta.partial_evaluation import answering
+from llmsim_magic.capture.meta.partial_evaluation import evaluating_partially
 
 CALLS: dict[str, Callable[[Tensor], Any]] = {
     "topk": lambda x: x.topk(2),
@@ -41,7 +41,7 @@ CALLS: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_an_answer_has_the_shapes_and_dtypes_of_the_real_one(call: Callable[..., Any]) -> None:
     x = torch.rand(3, 4)
-    with answering():
+    with evaluating_partially():
         answered = list(tensors_in(call(x.to("meta"))))
     real = list(tensors_in(call(x)))
     assert [tensor.shape for tensor in answered] == [tensor.shape for tensor in real]
@@ -50,7 +50,7 @@ def test_an_answer_has_the_shapes_and_dtypes_of_the_real_one(call: Callable[...,
 
 def test_choices_are_balanced_and_known() -> None:
     scores = torch.empty(16, 8, device="meta")
-    with answering() as answers:
+    with evaluating_partially() as answers:
         chosen = scores.topk(2).indices
         assert answers.knows(chosen)
     assert chosen.flatten().bincount().tolist() == [4] * 8
@@ -59,14 +59,14 @@ def test_choices_are_balanced_and_known() -> None:
 
 def test_what_was_overwritten_with_data_gives_nothing_known() -> None:
     data = torch.empty(4, device="meta")
-    with answering() as answers:
+    with evaluating_partially() as answers:
         state = torch.zeros(4)
         state.copy_(data)
         assert not answers.knows(state[:2])
         assert not answers.knows(state.sort().values)
         torch.add(data, 1, out=(out := torch.zeros(4)))
         assert not answers.knows(out)
-    with answering(answers) as later:
+    with evaluating_partially(answers) as later:
         assert not later.knows(state)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.time.latency import PassTime, latency
-from llmsim_magic.analyses.time.stored_dtypes import stored_as
+from llmsim_magic.analyses.time.stored_dtypes import stored_dtypes
 from llmsim_magic.analyses.time.timeline import points
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import CannotPredict, InvalidValue
@@ -108,7 +108,7 @@ def test_it_names_the_device_the_units_and_each_class() -> None:
 
 
 def test_weights_that_are_multiplied_in_fp8_are_a_class_of_their_own() -> None:
-    time = latency(traced(), H100, stored=stored_as(traced(), H100, "fp8"))
+    time = latency(traced(), H100, stored=stored_dtypes(traced(), H100, "fp8"))
     assert "matmul fp8" in words(roofline_plot(traced(), time).svg)
 
 

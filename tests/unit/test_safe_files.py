@@ -258,7 +258,7 @@ def test_a_folder_that_may_not_be_written_is_refused_before_the_work() -> None:
     code = (
         "import os, sys; from llmsim_magic.views import safe_files\n"
         "if os.geteuid() == 0: os.setuid(65534)  # whom no permission is spared\n"
-        "for ask in (safe_files.writable, lambda folder: safe_files.write(folder, {'a': b'1'})):\n"
+        "for ask in (safe_files.check_writable, lambda folder: safe_files.write(folder, {'a': b'1'})):\n"
         "    try: ask(sys.argv[1])\n"
         "    except safe_files.InvalidValue as error: print(error)"
     )

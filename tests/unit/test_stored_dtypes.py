@@ -7,10 +7,10 @@ import pytest
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.memory.weights import weights
-from llmsim_magic.analyses.time.kernel_sizes import Stored, sizes
+from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, kernel_shapes
 from llmsim_magic.analyses.time.latency import latency
 from llmsim_magic.analyses.time.roofline import estimate
-from llmsim_magic.analyses.time.stored_dtypes import stored_as
+from llmsim_magic.analyses.time.stored_dtypes import stored_dtypes
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.catalog.calibration import calibration
 from llmsim_magic.records.errors import InvalidValue
@@ -31,9 +31,9 @@ def traced(config: Any, quantisation: dict[str, Any] | None = None) -> Trace:
     return llmsim.trace(config, phase="decode", batch=2, context=7).trace
 
 
-def multiplied(trace: Trace, stored: Stored) -> list[tuple[str, Matmul]]:
+def multiplied(trace: Trace, stored: StoredDtypes) -> list[tuple[str, Matmul]]:
     """Every product of a step, with the module that multiplies."""
-    each = trace.of_each(sizes(trace, H100, "graph", stored))
+    each = trace.of_each(kernel_shapes(trace, H100, "graph", stored))
     return [
         (path, size)
         for path, found in zip(trace.paths, each, strict=True)
@@ -42,12 +42,12 @@ def multiplied(trace: Trace, stored: Stored) -> list[tuple[str, Matmul]]:
     ]
 
 
-def products(trace: Trace, stored: Stored) -> dict[str, Matmul]:
+def products(trace: Trace, stored: StoredDtypes) -> dict[str, Matmul]:
     """The product of each linear layer."""
     return dict(multiplied(trace, stored))
 
 
-def read_from(trace: Trace, stored: Stored) -> float:
+def read_from(trace: Trace, stored: StoredDtypes) -> float:
     """Bytes of weights that products inside the layers read."""
     return sum(s.weight_bytes for path, s in multiplied(trace, stored) if ".layers." in path)
 
@@ -58,7 +58,7 @@ def test_a_step_reads_the_packed_weights_to_the_byte(name: str, dtype: str) -> N
     trace = traced(small_models.CONFIGS[name]())
     takes = weights(trace, dtype)
     routers = sum(p.nbytes for p in trace.parameters if p.name.endswith(".gate.weight"))
-    read = read_from(trace, stored_as(trace, H100, dtype))
+    read = read_from(trace, stored_dtypes(trace, H100, dtype))
     assert read == pytest.approx(takes.codes + takes.scales + routers, rel=1e-9)
 
 
@@ -67,10 +67,10 @@ def test_a_checkpoint_s_own_packing_is_read_where_none_is_chosen(quantisation: A
     trace = traced(small_models.llama(), quantisation)
     takes = weights(trace)
     assert takes.codes
-    read = read_from(trace, stored_as(trace, H100))
+    read = read_from(trace, stored_dtypes(trace, H100))
     assert read == pytest.approx(takes.codes + takes.scales, rel=1e-9)
     whole = traced(small_models.llama())
-    assert read_from(whole, stored_as(whole, H100)) > read
+    assert read_from(whole, stored_dtypes(whole, H100)) > read
 
 
 def test_layers_that_a_checkpoint_leaves_out_count_as_they_are() -> None:
@@ -80,13 +80,13 @@ def test_layers_that_a_checkpoint_leaves_out_count_as_they_are() -> None:
     inside = [
         p for p in trace.parameters if p.name.startswith("model.layers.1.") and len(p.shape) == 2
     ]
-    read = read_from(trace, stored_as(trace, H100))
+    read = read_from(trace, stored_dtypes(trace, H100))
     assert read == pytest.approx(takes.codes + takes.scales + sum(p.nbytes for p in inside))
 
 
 def test_head_and_embeddings_stay_as_traced() -> None:
     trace = traced(small_models.llama())
-    found = products(trace, stored_as(trace, H100, "int4"))
+    found = products(trace, stored_dtypes(trace, H100, "int4"))
     assert found["lm_head"].weight_bits is None
     head = next(p for p in trace.parameters if p.name == "lm_head.weight")
     assert found["lm_head"].weight_bytes == head.nbytes
@@ -94,7 +94,7 @@ def test_head_and_embeddings_stay_as_traced() -> None:
 
 def test_fp8_is_multiplied_where_the_device_can_else_widened() -> None:
     trace = traced(small_models.llama())
-    there, widened = (stored_as(trace, device, "fp8") for device in (H100, A100))
+    there, widened = (stored_dtypes(trace, device, "fp8") for device in (H100, A100))
     path = "model.layers.0.mlp.up_proj"
     assert products(trace, there)[path].dtype == "fp8"
     assert products(trace, widened)[path].dtype == "fp32"  # as the small model is traced
@@ -106,38 +106,38 @@ def test_fp8_is_multiplied_where_the_device_can_else_widened() -> None:
 @pytest.mark.parametrize("dtype", ["int4", "int8"])
 def test_integers_are_weight_only(dtype: str) -> None:
     trace = traced(small_models.llama())
-    stored = stored_as(trace, H100, dtype)
+    stored = stored_dtypes(trace, H100, dtype)
     assert products(trace, stored)["model.layers.0.mlp.up_proj"].dtype == "fp32"
 
 
 def test_a_checkpoint_in_fp8_is_multiplied_so_but_for_its_head() -> None:
     trace = traced(small_models.llama(), FP8)
-    kinds = {path: size.kind for path, size in products(trace, stored_as(trace, H100)).items()}
+    kinds = {path: size.kind for path, size in products(trace, stored_dtypes(trace, H100)).items()}
     assert kinds["model.layers.0.mlp.up_proj"] == "matmul fp8"
     assert kinds["lm_head"] == "matmul 16-bit"
-    widened = products(trace, stored_as(trace, A100))["model.layers.0.mlp.up_proj"]
+    widened = products(trace, stored_dtypes(trace, A100))["model.layers.0.mlp.up_proj"]
     assert widened.kind == "matmul 16-bit"
 
 
 def test_a_cast_reads_every_weight_so_and_multiplies_as_traced() -> None:
     trace = traced(small_models.llama())
-    found = products(trace, stored_as(trace, H100, "bf16"))
+    found = products(trace, stored_dtypes(trace, H100, "bf16"))
     assert {size.dtype for size in found.values()} == {"fp32"}
     assert found["lm_head"].weight_bytes == 2 * found["lm_head"].n * found["lm_head"].k
 
 
 def test_a_chosen_cache_is_read_so() -> None:
     trace = traced(small_models.llama())
-    found = sizes(trace, H100, "graph", stored_as(trace, H100, kv_dtype="fp8"))
+    found = kernel_shapes(trace, H100, "graph", stored_dtypes(trace, H100, kv_dtype="fp8"))
     attentions = [size for each in found for size in each if isinstance(size, Attention)]
     assert {size.kv_dtype for size in attentions} == {"fp8"}
-    assert stored_as(trace, H100) == Stored()
+    assert stored_dtypes(trace, H100) == StoredDtypes()
 
 
 @pytest.mark.parametrize("wrong", [{"weight_dtype": "int3"}, {"kv_dtype": "int4"}])
 def test_a_dtype_that_does_not_exist_is_one_line(wrong: dict[str, str]) -> None:
     with pytest.raises(InvalidValue, match="one of") as caught:
-        stored_as(traced(small_models.llama()), H100, **wrong)
+        stored_dtypes(traced(small_models.llama()), H100, **wrong)
     assert "\n" not in str(caught.value)
 
 
@@ -145,7 +145,7 @@ def test_a_dtype_that_does_not_exist_is_one_line(wrong: dict[str, str]) -> None:
 def test_packed_experts_take_no_less_than_memory_needs_to_read_them(device: Accelerator) -> None:
     """All 256 of a layer, one token each: blocks of scales change that little."""
     trace = traced(small_models.mixtral(), FP8)
-    stored = stored_as(trace, device)
+    stored = stored_dtypes(trace, device)
     found = [size for path, size in multiplied(trace, stored) if path.endswith("experts")]
     wide = [replace(size, m=1, n=4096, k=7168, groups=256) for size in found]
     assert wide

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from llmsim_magic.analyses.cost.tokens_read import tokens_read
-from llmsim_magic.analyses.time.kernel_sizes import sizes
+from llmsim_magic.analyses.time.kernel_sizes import kernel_shapes
 from llmsim_magic.analyses.time.latency import PassTime, latency
 from llmsim_magic.analyses.time.roofline import estimate
 from llmsim_magic.catalog import accelerators
@@ -19,7 +19,7 @@ from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.recorded import Record
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
-from llmsim_magic.simulate.models.recipes import recipe_of, traced
+from llmsim_magic.simulate.models.recipes import model_recipe, trace_workload
 from llmsim_magic.simulate.request import Build
 from llmsim_magic.views.tables.costs import costs_table
 from llmsim_magic.views.tables.time_tables import (
@@ -38,12 +38,12 @@ DECODE = Workload("decode", 2, 7)
 @cache
 def spread(name: str, workload: Workload = DECODE, **parallel: int) -> Trace:
     build = Build(parallel=Parallel(**parallel))
-    return traced(recipe_of(small_models.CONFIGS[name](), build), workload, replay=True)
+    return trace_workload(model_recipe(small_models.CONFIGS[name](), build), workload, replay=True)
 
 
 def sent(trace: Trace) -> list[tuple[str, str, Collective]]:
     """Every exchange: who asks for it, as what, and its size."""
-    each = trace.of_each(sizes(trace, H100, "graph"))
+    each = trace.of_each(kernel_shapes(trace, H100, "graph"))
     ops = trace.of_each([operator.op for operator in trace.recorded.operators])
     return [
         (path, op, size)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
-from llmsim_magic.analyses.kernels.memoize import once
+from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.trace import Module, Trace
 
 
@@ -16,7 +16,7 @@ class Routing:
     experts: int
 
 
-@once
+@memoize
 def active_parameters(trace: Trace) -> int:
     """Parameters that one token meets: all but those of experts that it is not routed to.
 
@@ -34,13 +34,13 @@ def active_parameters(trace: Trace) -> int:
     )
 
 
-@once
-def routings(trace: Trace) -> tuple[Routing, ...]:
+@memoize
+def expert_routings(trace: Trace) -> tuple[Routing, ...]:
     """The kinds of routing in the model, each once; none for a dense model."""
     return tuple(dict.fromkeys(routing for routing, _ in _routed(trace)))
 
 
-@once
+@memoize
 def _routed(trace: Trace) -> tuple[tuple[Routing, dict[str, float]], ...]:
     """Each routing with the share of the tokens that each parameter of its experts meets."""
     return (*_fused(trace), *_listed(trace))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from llmsim_magic.analyses.cost.mixture_of_experts import active_parameters
 from llmsim_magic.analyses.cost.traffic import traffic
 from llmsim_magic.analyses.kernels import elementwise_work
-from llmsim_magic.analyses.kernels.memoize import once
+from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Replay
 from llmsim_magic.records.trace.trace import Parameter, Trace
 
@@ -39,7 +39,7 @@ def intensity(flops: int | None, nbytes: int) -> float | None:
     return None if flops is None or not nbytes else flops / nbytes
 
 
-@once
+@memoize
 def costs(trace: Trace) -> tuple[Cost, ...]:
     """The cost of each operator; the parameters of a replayed layer's are the recorded one's."""
     recorded = recorded_costs(trace)
@@ -77,7 +77,7 @@ def _own_split(trace: Trace, replay: Replay) -> dict[int, Cost]:
     return own
 
 
-@once
+@memoize
 def recorded_costs(trace: Trace) -> tuple[Cost, ...]:
     """The cost of each recorded operator."""
     record = trace.recorded
@@ -140,7 +140,7 @@ class Totals:
         return intensity(self.flops, self.bytes_read + self.bytes_written)
 
 
-@once
+@memoize
 def totals(trace: Trace) -> Totals:
     own = [parameter for parameter in trace.parameters if parameter.tied_to is None]
     weights = [parameter for parameter in own if not parameter.is_buffer]

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from llmsim_magic.analyses.kernels.aliasing import covers, distinct_elements
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
-from llmsim_magic.analyses.kernels.kernel_arguments import read_places
-from llmsim_magic.analyses.kernels.memoize import once
+from llmsim_magic.analyses.kernels.kernel_arguments import read_arguments
+from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Kernel, Record, Role, Tensor
 
 _GATHERS = frozenset({"embedding", "index", "index_select", "gather", "_unsafe_index"})
@@ -72,13 +72,13 @@ def kernel_bytes(record: Record, kernel: Kernel) -> tuple[int, int]:
     """Bytes read and written by one kernel: each argument once, each result once."""
     if kernel.is_view:
         return 0, 0
-    places = {kernel.inputs[place]: place for place in read_places(kernel)}
+    places = {kernel.inputs[place]: place for place in read_arguments(kernel)}
     read = sum(_bytes_of_input(record, kernel, place) for place in places.values())
     written = sum(_bytes_of_write(record, kernel, index) for index in dict.fromkeys(kernel.writes))
     return read, written
 
 
-@once
+@memoize
 def traffic(record: Record) -> tuple[Traffic, ...]:
     """For each operator what it reads from outside and what it leaves behind.
 
@@ -94,7 +94,7 @@ def traffic(record: Record) -> tuple[Traffic, ...]:
         reads: dict[tuple[int, int, int], Access] = {}
         writes: dict[tuple[int, int, int], Access] = {}
         for kernel in kernels:
-            for place in read_places(kernel):
+            for place in read_arguments(kernel):
                 tensor = record.tensors[kernel.inputs[place]]
                 own = fresh.get(tensor.storage, ())
                 fresh_whole = own and tensor.storage not in older

@@ -7,7 +7,7 @@ from typing import TypeVar
 from llmsim_magic.analyses.cost.operator_costs import recorded_costs, totals
 from llmsim_magic.analyses.formulas.polynomials import Formula, Grid, Point, crossing, formula
 from llmsim_magic.analyses.kernels.aliasing import distinct_elements
-from llmsim_magic.analyses.kernels.memoize import once
+from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.trace import Trace
 
 Traces = Mapping[Point, Trace]
@@ -126,7 +126,7 @@ def _orders(trace: Trace) -> dict[Key, int]:
     return found
 
 
-@once
+@memoize
 def _readings(trace: Trace) -> tuple[_Reading, ...]:
     record = trace.recorded
     found = []

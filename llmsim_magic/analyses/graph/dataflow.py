@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llmsim_magic.analyses.kernels.aliasing import covers, overlap
-from llmsim_magic.analyses.kernels.kernel_arguments import read_places
-from llmsim_magic.analyses.kernels.memoize import once
+from llmsim_magic.analyses.kernels.kernel_arguments import read_arguments
+from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Kernel, Record, Replay, Tensor
 from llmsim_magic.records.trace.trace import Trace
 
@@ -25,7 +25,7 @@ class Edge:
     through: str | None
 
 
-@once
+@memoize
 def edges(trace: Trace) -> tuple[Edge, ...]:
     """Every dependency between operators, by target and then source.
 
@@ -53,7 +53,7 @@ def edges(trace: Trace) -> tuple[Edge, ...]:
     return tuple(sorted(flow.edges, key=place))
 
 
-@once
+@memoize
 def depends_on(trace: Trace) -> tuple[tuple[int, ...], ...]:
     """For each operator the orders of those that it waits for, ascending."""
     sources: list[dict[int, None]] = [{} for _ in trace.steps]
@@ -129,7 +129,7 @@ class _Stretch:
 
 def _values_read(record: Record, kernel: Kernel) -> Iterator[int]:
     """The tensors whose values a kernel reads, weights aside: nobody in the pass writes those."""
-    for place in read_places(kernel):
+    for place in read_arguments(kernel):
         index = kernel.inputs[place]
         if record.storages[record.tensors[index].storage].role != "parameter":
             yield index

@@ -5,13 +5,13 @@ from dataclasses import replace
 from msgspec import structs
 
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
-from llmsim_magic.analyses.kernels.memoize import once
+from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Operator, Record, Replay
 from llmsim_magic.records.trace.trace import Trace
 
 
-@once
-def by_kernel(trace: Trace) -> Trace:
+@memoize
+def split_by_kernel(trace: Trace) -> Trace:
     """The same trace with every kernel but views as an operator, named after the kernel.
 
     All analyses hold for it; an operator's order is then the kernel's place among those.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from llmsim_magic.analyses.graph.dataflow import depends_on
-from llmsim_magic.analyses.kernels.memoize import once
+from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.selection import Unfolded
 from llmsim_magic.records.trace.trace import Module, Trace
@@ -33,7 +33,7 @@ class Repeat:
     indices: tuple[int, ...]
 
 
-@once
+@memoize
 def layers(trace: Trace) -> tuple[Layer | None, ...]:
     """For each operator the outermost layer it lies in."""
     stacks = frozenset(module.path for module in trace.modules if module.is_list)
@@ -57,7 +57,7 @@ def _layer(path: str, stacks: frozenset[str]) -> Layer | None:
     return None
 
 
-@once
+@memoize
 def repeats(trace: Trace) -> tuple[Repeat, ...]:
     """Groups of layers that are the same work, in the order of their first.
 

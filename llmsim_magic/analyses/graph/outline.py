@@ -11,8 +11,8 @@ from typing import Literal
 from llmsim_magic.analyses.graph.dataflow import Edge, depends_on, edges, ranks
 from llmsim_magic.analyses.graph.layers import Layer, Repeat, apart, differences, folded, layers
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
-from llmsim_magic.analyses.kernels.memoize import once
-from llmsim_magic.analyses.kernels.operator_kinds import kinds
+from llmsim_magic.analyses.kernels.memoize import memoize
+from llmsim_magic.analyses.kernels.operator_kinds import operator_kinds
 from llmsim_magic.records.trace.selection import Level, Selection, Unfolded
 from llmsim_magic.records.trace.trace import Trace
 
@@ -130,7 +130,7 @@ def _shown(
             stands_for.append(stands_for[twin])
             continue
         closed = closing.closed(order)
-        if closed is None and kinds(trace)[order] == "nothing":
+        if closed is None and operator_kinds(trace)[order] == "nothing":
             stands_for.append(None)
             continue
         place = order if closed is None else first.setdefault(closed, order)
@@ -180,7 +180,7 @@ class _Closing:
         return box.rpartition(".")[0] if box in self._lists else box
 
 
-@once
+@memoize
 def _innermost(trace: Trace) -> frozenset[str]:
     """Containers of nothing but leaf modules, the model itself aside."""
     parents = {module.path.rpartition(".")[0] for module in trace.modules if module.path}
@@ -268,7 +268,7 @@ def _leads(trace: Trace, source: int, target: int) -> bool:
     return False
 
 
-_ranks = once(ranks)
+_ranks = memoize(ranks)
 
 
 def _given(trace: Trace, twins: Iterable[int], stands_for: list[int | None]) -> Iterator[Given]:

@@ -11,7 +11,7 @@ _TAKES_ONLY_THE_SHAPE = frozenset(
 )
 
 
-def read_places(kernel: Kernel) -> list[int]:
+def read_arguments(kernel: Kernel) -> list[int]:
     """The places in `kernel.inputs` whose values matter.
 
     A copy into a tensor, or an `out=`, does not read what it overwrites; a tensor made in the

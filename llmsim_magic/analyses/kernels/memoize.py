@@ -11,7 +11,7 @@ Source = TypeVar("Source", Record, Trace)
 Result = TypeVar("Result")
 
 
-def once(analysis: Callable[[Source], Result]) -> Callable[[Source], Result]:
+def memoize(analysis: Callable[[Source], Result]) -> Callable[[Source], Result]:
     """Remember the analysis beside its source, as `cached_property` would were it the source's own.
 
     A trace and a record are frozen, so what follows from them never changes.

@@ -1,24 +1,24 @@
 """What kind of work an operator is, told by its kernels, never by its name."""
 
 from llmsim_magic.analyses.kernels.elementwise_work import moves_only, short_name
-from llmsim_magic.analyses.kernels.memoize import once
+from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Kernel
 from llmsim_magic.records.trace.trace import Trace
 
 _STATISTICS = frozenset({"mean", "var", "var_mean", "native_layer_norm", "native_group_norm"})
 
 
-@once
-def kinds(trace: Trace) -> tuple[str, ...]:
+@memoize
+def operator_kinds(trace: Trace) -> tuple[str, ...]:
     """For each operator: matmul, attention, normalisation, elementwise, embedding or movement.
 
     `nothing` runs no kernel, as dropout in inference.
     """
-    return tuple(trace.of_each(recorded_kinds(trace)))
+    return tuple(trace.of_each(recorded_operator_kinds(trace)))
 
 
-@once
-def recorded_kinds(trace: Trace) -> tuple[str, ...]:
+@memoize
+def recorded_operator_kinds(trace: Trace) -> tuple[str, ...]:
     """The kind of each recorded operator."""
     return tuple(map(_kind, trace.recorded.kernels_of))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
-from llmsim_magic.records.errors import InvalidValue, one_of, plain
+from llmsim_magic.records.errors import InvalidValue, one_of, safe_str
 
 WEIGHT_DTYPES = ("int4", "int8", "fp8", "bf16", "fp16", "fp32")
 KV_DTYPES = ("int8", "fp8", "bf16", "fp16", "fp32")
@@ -80,7 +80,7 @@ def kv_dtype(given: object) -> str:
 
 
 def _known(name: str, given: object, legal: tuple[str, ...]) -> str:
-    word = plain(given).removeprefix("torch.").lower()
+    word = safe_str(given).removeprefix("torch.").lower()
     word = _SPELLINGS.get(word, word)
     if word not in legal:
         raise InvalidValue(name, given, one_of(legal))

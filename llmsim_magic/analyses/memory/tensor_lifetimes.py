@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
-from llmsim_magic.analyses.kernels.memoize import once
+from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Record, Role
 from llmsim_magic.records.trace.trace import Trace
 
@@ -29,13 +29,13 @@ class Peak:
     operator: int | None
 
 
-@once
+@memoize
 def peak_activations(trace: Trace) -> Peak:
     """The most that activations take at once: what the pass makes and does not keep as a cache."""
     return _peak(trace.unrolled, lives(trace.unrolled, _MADE))
 
 
-@once
+@memoize
 def peak_of_all_made(trace: Trace) -> Peak:
     """The same with what the pass writes into its cache or state, as an allocator sees it."""
     return _peak(trace.unrolled, lives(trace.unrolled, (*_MADE, "cache")))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from llmsim_magic.analyses.kernels.aliasing import distinct_elements
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
-from llmsim_magic.analyses.kernels.memoize import once
+from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Kernel, Record
 from llmsim_magic.records.trace.trace import Trace
 
@@ -57,7 +57,7 @@ def collective_kind(kernel: Kernel) -> str | None:
     return _KINDS[short_name(kernel.name)][0]
 
 
-@once
+@memoize
 def collectives(trace: Trace) -> tuple[Collective, ...]:
     """Every exchange of the pass, in order; none on one device."""
     record = trace.unrolled

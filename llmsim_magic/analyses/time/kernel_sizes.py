@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from llmsim_magic.analyses.cost.traffic import Traffic, kernel_bytes, traffic
 from llmsim_magic.analyses.kernels.aliasing import distinct_elements
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
-from llmsim_magic.analyses.kernels.operator_kinds import recorded_kinds
+from llmsim_magic.analyses.kernels.operator_kinds import recorded_operator_kinds
 from llmsim_magic.analyses.parallel.collectives import collective_kind
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.hardware.accelerator import Accelerator, arithmetic
@@ -19,8 +19,8 @@ from llmsim_magic.records.hardware.kernel_shapes import (
     BITS,
     Attention,
     Collective,
+    KernelShape,
     Matmul,
-    Size,
     Stream,
     StreamKind,
 )
@@ -32,7 +32,7 @@ _KINDS: dict[str, StreamKind] = {"normalisation": "normalisation", "embedding": 
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredDtypes:
     """In what weights and cache are stored, where that is not as traced; `fp8`, `int4` and so on.
 
     Weights stored as `fp8`, `int8` or `fp4` are multiplied so if `activations` are too, else read
@@ -70,21 +70,21 @@ class Stored:
         return self.weight_bits if self.packed is None else self.packed.get(parameter)
 
 
-def sizes(
-    trace: Trace, accelerator: Accelerator, regime: Regime, stored: Stored | None = None
-) -> tuple[tuple[Size, ...], ...]:
+def kernel_shapes(
+    trace: Trace, accelerator: Accelerator, regime: Regime, stored: StoredDtypes | None = None
+) -> tuple[tuple[KernelShape, ...], ...]:
     """The kernels of each recorded operator, in order; views are none."""
-    stored = stored or Stored()
+    stored = stored or StoredDtypes()
     record = trace.recorded
     moved = traffic(record)
-    kinds = recorded_kinds(trace)
+    kinds = recorded_operator_kinds(trace)
     width = trace.model.parallel.width
     found = []
     for order, kernels in enumerate(record.kernels_of):
         worked = [_worked(record, kernel, accelerator, stored) for kernel in kernels]
         sent = [_sent(record, kernel, width) for kernel in kernels]
         if regime == "eager":
-            each: list[Size | None] = [
+            each: list[KernelShape | None] = [
                 size or _stream(record, kernel)
                 for kernel, size in zip(kernels, worked, strict=True)
                 if collective_kind(kernel) is None
@@ -98,8 +98,8 @@ def sizes(
 
 
 def _worked(
-    record: Record, kernel: Kernel, accelerator: Accelerator, stored: Stored
-) -> Size | None:
+    record: Record, kernel: Kernel, accelerator: Accelerator, stored: StoredDtypes
+) -> KernelShape | None:
     """A product or an attention; None for what only streams."""
     if not kernel.flops:
         return None
@@ -127,7 +127,7 @@ def _sent(record: Record, kernel: Kernel, ranks: int) -> Collective | None:
     return Collective("all_gather", 2 * nbytes, 2)
 
 
-def _attention(record: Record, kernel: Kernel, stored: Stored) -> Attention:
+def _attention(record: Record, kernel: Kernel, stored: StoredDtypes) -> Attention:
     query, key = (record.tensors[index] for index in kernel.inputs[:2])
     *batch, heads, queries, head_dim = query.shape
     kv_heads = key.shape[-3] if len(key.shape) > 2 else 1
@@ -141,7 +141,7 @@ def _attention(record: Record, kernel: Kernel, stored: Stored) -> Attention:
 
 
 def _matmul(
-    record: Record, kernel: Kernel, accelerator: Accelerator, stored: Stored
+    record: Record, kernel: Kernel, accelerator: Accelerator, stored: StoredDtypes
 ) -> Matmul | None:
     """Any kernel that multiplies and adds, as the product of matrices that it comes to.
 
@@ -208,10 +208,10 @@ def _rows(record: Record, tensors: tuple[int, ...]) -> int:
 
 
 def _dtype(tensor: Tensor) -> str:
-    return worked_in(tensor.dtype)
+    return compute_dtype(tensor.dtype)
 
 
-def worked_in(dtype: str) -> str:
+def compute_dtype(dtype: str) -> str:
     """The arithmetic of a dtype; what is none of those is worked on in 32 bits."""
     try:
         return arithmetic(dtype)

@@ -5,12 +5,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 
-from llmsim_magic.analyses.time.kernel_sizes import Stored, sizes
+from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, kernel_shapes
 from llmsim_magic.analyses.time.roofline import Binds, Estimate, estimate, relatives
 from llmsim_magic.catalog.calibration import calibration as shipped
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Band, Calibration, Host, Regime
-from llmsim_magic.records.hardware.kernel_shapes import Attention, Collective, Matmul, Size, Stream
+from llmsim_magic.records.hardware.kernel_shapes import (
+    Attention,
+    Collective,
+    KernelShape,
+    Matmul,
+    Stream,
+)
 from llmsim_magic.records.trace.trace import Trace
 
 NOT_MODELLED = (
@@ -105,7 +111,7 @@ def latency(
     calibration: Calibration | None = None,
     *,
     regime: Regime = "graph",
-    stored: Stored | None = None,
+    stored: StoredDtypes | None = None,
 ) -> PassTime:
     """Seconds of each operator of a pass, and of the pass.
 
@@ -116,7 +122,7 @@ def latency(
     Raises `LlmsimError` for a dtype or a figure that the device lacks.
     """
     known = calibration or shipped()
-    work = sizes(trace, accelerator, regime, stored)
+    work = kernel_shapes(trace, accelerator, regime, stored)
     price = cache(partial(_quickest, accelerator=accelerator, known=known))
     if regime == "eager":
         host = host_of(accelerator, known)
@@ -145,7 +151,7 @@ def host_of(accelerator: Accelerator, calibration: Calibration) -> Host:
 
 
 def _eager(
-    work: Sequence[Size], views: int, accelerator: Accelerator, host: Host, price: Price
+    work: Sequence[KernelShape], views: int, accelerator: Accelerator, host: Host, price: Price
 ) -> OperatorTime:
     """An operator whose kernels the host starts one by one; a CPU is its own host."""
     each = [price(size, launched=True) for size in work]
@@ -156,7 +162,7 @@ def _eager(
 
 
 def _captured(
-    trace: Trace, work: Sequence[Sequence[Size]], accelerator: Accelerator, price: Price
+    trace: Trace, work: Sequence[Sequence[KernelShape]], accelerator: Accelerator, price: Price
 ) -> list[OperatorTime]:
     shares = _merged(trace, work)
     found = []
@@ -174,10 +180,10 @@ def _captured(
 
 
 def _quickest(
-    size: Size, *, accelerator: Accelerator, known: Calibration, launched: bool
+    size: KernelShape, *, accelerator: Accelerator, known: Calibration, launched: bool
 ) -> Estimate:
     """An engine sums small messages by a kernel of its own, large ones as the library does."""
-    ways: list[Size] = [size]
+    ways: list[KernelShape] = [size]
     if isinstance(size, Collective) and size.of == "all_reduce":
         ways.append(replace(size, library="engine"))
     times = [estimate(way, accelerator, known, cold=True, launched=launched) for way in ways]
@@ -185,7 +191,7 @@ def _quickest(
 
 
 def _merged(
-    trace: Trace, work: Sequence[Sequence[Size]]
+    trace: Trace, work: Sequence[Sequence[KernelShape]]
 ) -> dict[tuple[int, int], tuple[Matmul, float]]:
     """Linear layers that read the same tensor, as one product and each one's share of it."""
     readers: dict[tuple[object, ...], list[tuple[int, int, Matmul]]] = {}
@@ -207,7 +213,7 @@ def _merged(
 
 
 def _operator(
-    work: Sequence[Size],
+    work: Sequence[KernelShape],
     each: Sequence[Estimate],
     accelerator: Accelerator,
     waits: float = 0.0,

@@ -23,7 +23,13 @@ from llmsim_magic.records.hardware.calibration import (
     Regime,
     Surface,
 )
-from llmsim_magic.records.hardware.kernel_shapes import Attention, Collective, Matmul, Place, Size
+from llmsim_magic.records.hardware.kernel_shapes import (
+    Attention,
+    Collective,
+    Coordinates,
+    KernelShape,
+    Matmul,
+)
 
 Binds = Literal["compute", "memory", "launch", "interconnect"]
 UNEARNED = Band(1 / 3, 3.0)  # what is left to say where nothing near was ever measured
@@ -62,7 +68,7 @@ class Terms:
 
 
 def estimate(
-    size: Size,
+    size: KernelShape,
     accelerator: Accelerator,
     calibration: Calibration,
     *,
@@ -114,12 +120,12 @@ def _bounds(constants: Constants, terms: Terms) -> tuple[float, float]:
     return constants.compute * terms.compute_s, constants.memory * moved
 
 
-def place_of(size: Size, wave: float, regime: Regime) -> Place:
+def place_of(size: KernelShape, wave: float, regime: Regime) -> Coordinates:
     """Where a kernel stands among others of its class, tiles and start included."""
     return (*size.place, wave, float(REGIMES.index(regime)))
 
 
-def residual(surface: Surface, place: Place) -> tuple[float, float]:
+def residual(surface: Surface, place: Coordinates) -> tuple[float, float]:
     """What measurements near `place` left over, and how near the nearest is: 1 here, 0 far off.
 
     A sum of Matérn-3/2 functions of the distance, as in kriging.
@@ -140,7 +146,7 @@ def matern(distance: float) -> float:
 
 
 def terms_of(
-    size: Size, accelerator: Accelerator, tile: float, cached: float, *, cold: bool = False
+    size: KernelShape, accelerator: Accelerator, tile: float, cached: float, *, cold: bool = False
 ) -> Terms:
     """A kernel's work at a device's full figures."""
     if isinstance(size, Collective):

@@ -5,17 +5,17 @@ from collections import Counter
 from llmsim_magic.analyses.memory import quantization as layouts
 from llmsim_magic.analyses.memory.quantization import Packing
 from llmsim_magic.analyses.memory.weights import matrices, packing_of
-from llmsim_magic.analyses.time.kernel_sizes import Stored
+from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.trace.trace import Trace
 
 
-def stored_as(
+def stored_dtypes(
     trace: Trace,
     accelerator: Accelerator,
     weight_dtype: str | None = None,
     kv_dtype: str | None = None,
-) -> Stored:
+) -> StoredDtypes:
     """What a pass reads from memory: weights in a chosen dtype, or as the checkpoint has them.
 
     Matrices are packed as `analyses.weights` counts them, so head, embeddings, norms and what a
@@ -34,9 +34,9 @@ def stored_as(
     cache = None if kv_dtype is None else layouts.kv_dtype(kv_dtype)
     packing = packing_of(trace, name)
     if packing is None:
-        return Stored(name, cache)
+        return StoredDtypes(name, cache)
     multiplied = packing.arithmetic if packing.arithmetic in accelerator.peak_flops else None
-    return Stored(name or packing.arithmetic, cache, multiplied, packed=_bits(trace, packing))
+    return StoredDtypes(name or packing.arithmetic, cache, multiplied, packed=_bits(trace, packing))
 
 
 def _bits(trace: Trace, packing: Packing) -> dict[str, float]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from llmsim_magic.capture.inputs.modality import Layout
-from llmsim_magic.capture.inputs.signature import Ask, held
+from llmsim_magic.capture.inputs.signature import InputSpec, held
 
 AUDIO = ("audio", "speech", "sound", "encoder")
 _KEYWORDS = (
@@ -22,12 +22,12 @@ USUAL_SAMPLES = 61_440  # some seconds; whole frames of any usual length
 USUAL_MELS = (80, 128, 160, 320)
 
 
-def keyword(ask: Ask) -> str | None:
+def keyword(ask: InputSpec) -> str | None:
     """The keyword that takes sound, or None for a model that hears nothing."""
     return ask.keyword(_KEYWORDS)
 
 
-def frames(ask: Ask) -> int:
+def frames(ask: InputSpec) -> int:
     """Frames of a spectrogram: the config's own length, or a usual one."""
     positions = ask.fact("max_source_positions", near=AUDIO)
     if isinstance(positions, int):
@@ -36,7 +36,7 @@ def frames(ask: Ask) -> int:
     return length if isinstance(length, int) and length > 20 else USUAL_FRAMES
 
 
-def samples(ask: Ask) -> int:
+def samples(ask: InputSpec) -> int:
     """Samples of a waveform: as many as make `context` positions, or a usual number."""
     kernels, strides = ask.fact("conv_kernel", near=AUDIO), ask.fact("conv_stride", near=AUDIO)
     if isinstance(kernels, (list, tuple)) and isinstance(strides, (list, tuple)):
@@ -47,7 +47,7 @@ def samples(ask: Ask) -> int:
     return USUAL_SAMPLES
 
 
-def layouts(ask: Ask) -> Iterator[Layout]:
+def layouts(ask: InputSpec) -> Iterator[Layout]:
     """Ways to hand over one sound of each sample, the likeliest first."""
     main = keyword(ask)
     if main is None:
@@ -59,7 +59,7 @@ def layouts(ask: Ask) -> Iterator[Layout]:
         yield from family(ask, main)
 
 
-def _spectrograms(ask: Ask, main: str) -> Iterator[Layout]:
+def _spectrograms(ask: InputSpec, main: str) -> Iterator[Layout]:
     """`[batch, mels, frames]` or `[batch, frames, mels]`, with or without one channel."""
     batch, length = ask.batch, frames(ask)
     held(batch, length)
@@ -80,7 +80,7 @@ def _spectrograms(ask: Ask, main: str) -> Iterator[Layout]:
             yield Layout({main: ask.unknown(batch, *shape), **companions}, said)
 
 
-def _waveforms(ask: Ask, main: str) -> Iterator[Layout]:
+def _waveforms(ask: InputSpec, main: str) -> Iterator[Layout]:
     """`[batch, samples]`, or with a dimension for one channel or two."""
     count = samples(ask)
     held(ask.batch, count)
@@ -90,7 +90,7 @@ def _waveforms(ask: Ask, main: str) -> Iterator[Layout]:
         yield Layout({main: sound, "padding_mask": audible}, f"a sound of {count} samples")
 
 
-def _mels(ask: Ask) -> tuple[int, ...]:
+def _mels(ask: InputSpec) -> tuple[int, ...]:
     """Values in a frame: what the config says, or the usual numbers where it does not."""
     names = (
         "num_mel_bins",

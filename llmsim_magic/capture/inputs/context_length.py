@@ -47,7 +47,7 @@ def _declared(config: Any) -> list[int]:
     return [number for number in found if isinstance(number, int)]
 
 
-def fitting(longest: int | None, workload: Workload, name: str, *, shorten: bool) -> Workload:
+def fit_context(longest: int | None, workload: Workload, name: str, *, shorten: bool) -> Workload:
     """The workload, held to the `longest` context that the model has positions for.
 
     A context beyond it is cut with `shorten`; otherwise it raises `InvalidValue`.

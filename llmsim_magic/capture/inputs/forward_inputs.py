@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture.inputs import audio, images
-from llmsim_magic.capture.inputs.modality import Layout, Sense
+from llmsim_magic.capture.inputs.modality import Layout, Modality
 from llmsim_magic.capture.inputs.other_inputs import IF_TAKEN, RECIPES
-from llmsim_magic.capture.inputs.signature import Ask, HuggingFaceModel, Keywords, parameters
+from llmsim_magic.capture.inputs.signature import HuggingFaceModel, InputSpec, Keywords, parameters
 from llmsim_magic.capture.inputs.text import (
     Span,
     coded_tokens,
@@ -19,14 +19,14 @@ from llmsim_magic.capture.inputs.text import (
     tokens_around,
 )
 from llmsim_magic.capture.kernels.tensors import tensors_in
-from llmsim_magic.capture.meta.partial_evaluation import answering
-from llmsim_magic.capture.meta.snapshot import as_it_was
+from llmsim_magic.capture.meta.partial_evaluation import evaluating_partially
+from llmsim_magic.capture.meta.snapshot import restored
 from llmsim_magic.records.errors import CannotTrace
 from llmsim_magic.records.trace.workload import Workload
 
 # What can stand among the tokens: its number in `mm_token_type_ids`, the ids of its placeholder
 # and the method by which a model turns it into rows of embeddings.
-_EMBEDDED: tuple[tuple[int, tuple[str, ...], str, Sense], ...] = (
+_EMBEDDED: tuple[tuple[int, tuple[str, ...], str, Modality], ...] = (
     (1, ("image_token_id", "image_token_index"), "get_image_features", images),
     (2, ("video_token_id", "video_token_index"), "get_video_features", images),
     (3, ("audio_token_id", "audio_token_index"), "get_audio_features", audio),
@@ -63,7 +63,7 @@ def prefill_inputs(model: HuggingFaceModel, workload: Workload) -> Iterator[Inpu
     An encoder-decoder reads `context` tokens and decodes its first one. There are several ways
     to hand over an image or a sound; the likeliest comes first.
     """
-    ask = Ask(model, workload.batch, workload.context)
+    ask = InputSpec(model, workload.batch, workload.context)
     for inputs in _with_decoder(ask, 1, _readings(ask)):
         if is_encoder_decoder(model):
             inputs.notes.append("prefill: the encoder reads its input, the decoder its first token")
@@ -75,13 +75,13 @@ def priming_inputs(model: HuggingFaceModel, workload: Workload) -> Iterator[Inpu
 
     Where images stand among the tokens, they are tokens in the cache: text alone fills it.
     """
-    ask = Ask(model, workload.batch, workload.context)
+    ask = InputSpec(model, workload.batch, workload.context)
     yield from _with_decoder(
         ask, workload.context, _readings(ask, only_text=_has_placeholders(ask))
     )
 
 
-def _with_decoder(ask: Ask, count: int, readings: Iterator[Inputs]) -> Iterator[Inputs]:
+def _with_decoder(ask: InputSpec, count: int, readings: Iterator[Inputs]) -> Iterator[Inputs]:
     """The same with `count` tokens for the decoder, where there is one to give them to."""
     if not is_encoder_decoder(ask.model):
         yield from _in_rows(ask, ask.context, readings)
@@ -96,7 +96,7 @@ def _with_decoder(ask: Ask, count: int, readings: Iterator[Inputs]) -> Iterator[
     yield from _in_rows(ask, count, given)
 
 
-def _in_rows(ask: Ask, count: int, ways: Iterator[Inputs]) -> Iterator[Inputs]:
+def _in_rows(ask: InputSpec, count: int, ways: Iterator[Inputs]) -> Iterator[Inputs]:
     """Those ways first that the model takes for `count` positions or more of each sample.
 
     Layouts of several codebooks differ in nothing but their sizes, so that a model may read one
@@ -118,7 +118,7 @@ def _in_rows(ask: Ask, count: int, ways: Iterator[Inputs]) -> Iterator[Inputs]:
 def _positions(model: HuggingFaceModel, keywords: Keywords) -> tuple[int, ...] | None:
     """The samples and positions of what the model makes of its tokens, where it shows that."""
     try:
-        with as_it_was(model), answering():
+        with restored(model), evaluating_partially():
             output = model(**keywords, output_hidden_states=True)
     except Exception:  # what cannot be read so says why when it is run
         return None
@@ -126,7 +126,7 @@ def _positions(model: HuggingFaceModel, keywords: Keywords) -> tuple[int, ...] |
     return tuple(states[0].shape[:2]) if states else None
 
 
-def _codebooks(ask: Ask) -> int:
+def _codebooks(ask: InputSpec) -> int:
     """Codebooks that each position holds a token of; an image's channels are none."""
     if images.keyword(ask) is not None:
         return 0
@@ -137,7 +137,7 @@ def decode_inputs(
     model: HuggingFaceModel, workload: Workload, state: Keywords, primed: Keywords
 ) -> Inputs:
     """One new position in the layout of those of the priming pass, and the state it returned."""
-    ask = Ask(model, workload.batch, 1)
+    ask = InputSpec(model, workload.batch, 1)
     ids = "decoder_input_ids" if is_encoder_decoder(model) else "input_ids"
     read = primed.get(ids, tokens(model, workload.batch, 1))
     keywords = {**state, ids: read[:, :1]}
@@ -161,7 +161,7 @@ DecodeWay = Callable[[HuggingFaceModel, Workload, Keywords, Keywords], Inputs]
 DECODE_WAYS: tuple[DecodeWay, ...] = (decode_inputs, _with_the_same_senses)
 
 
-def _readings(ask: Ask, *, only_text: bool = False) -> Iterator[Inputs]:
+def _readings(ask: InputSpec, *, only_text: bool = False) -> Iterator[Inputs]:
     """What the model, or its encoder, reads: first with what it needs, then with all it takes.
 
     Raises `CannotTrace` for a forward that reads what no config describes.
@@ -182,7 +182,7 @@ def _readings(ask: Ask, *, only_text: bool = False) -> Iterator[Inputs]:
         )
 
 
-def _ways(ask: Ask, *, only_text: bool) -> Iterator[Inputs]:
+def _ways(ask: InputSpec, *, only_text: bool) -> Iterator[Inputs]:
     """Every way to hand over the inputs, the likeliest first, not all of them complete."""
     if only_text:
         yield _with_text(ask, Inputs({}), ())
@@ -201,9 +201,9 @@ def _ways(ask: Ask, *, only_text: bool) -> Iterator[Inputs]:
         yield _with_text(ask, Inputs({}, [unread]), ())
 
 
-def _among_the_tokens(ask: Ask) -> tuple[Inputs, list[Span], list[Sense]]:
+def _among_the_tokens(ask: InputSpec) -> tuple[Inputs, list[Span], list[Modality]]:
     """What is embedded among the tokens, the places it takes there, and the senses that are not."""
-    embedded, spans, beside = Inputs({}), list[Span](), list[Sense]()
+    embedded, spans, beside = Inputs({}), list[Span](), list[Modality]()
     for kind, names, method, sense in _EMBEDDED:
         if sense.keyword(ask) is None or sense.keyword(ask) in embedded.keywords:
             continue
@@ -224,7 +224,7 @@ def _among_the_tokens(ask: Ask) -> tuple[Inputs, list[Span], list[Sense]]:
     return embedded, spans, list(dict.fromkeys(beside))
 
 
-def _combined(ask: Ask, start: Inputs, senses: Sequence[Sense]) -> Iterator[Inputs]:
+def _combined(ask: InputSpec, start: Inputs, senses: Sequence[Modality]) -> Iterator[Inputs]:
     """The layouts of every sense with those of the others."""
     if not senses:
         yield Inputs(dict(start.keywords), list(start.notes))
@@ -240,7 +240,7 @@ def _combined(ask: Ask, start: Inputs, senses: Sequence[Sense]) -> Iterator[Inpu
 
 
 def _with_text(
-    ask: Ask, inputs: Inputs, spans: Sequence[Span], *, thorough: bool = False
+    ask: InputSpec, inputs: Inputs, spans: Sequence[Span], *, thorough: bool = False
 ) -> Inputs:
     """The same with tokens and whatever else the forward needs, or, if thorough, can take."""
     keywords = {name: value for name, value in inputs.keywords.items() if name in ask.taken}
@@ -270,7 +270,7 @@ def _said_of_placeholders(count: int, length: int, context: int) -> str:
     return said if length == context else f"{said}: more than a context of {context} holds"
 
 
-def _has_placeholders(ask: Ask) -> bool:
+def _has_placeholders(ask: InputSpec) -> bool:
     """Whether images or sounds stand among the tokens, rather than beside them."""
     return any(hasattr(part, "get_placeholder_mask") for part in _outside_of_lists(ask.model))
 
@@ -283,7 +283,7 @@ def _outside_of_lists(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
             yield from _outside_of_lists(child)
 
 
-def _features(ask: Ask, method: str, layouts: Iterable[Layout]) -> tuple[Layout, int] | None:
+def _features(ask: InputSpec, method: str, layouts: Iterable[Layout]) -> tuple[Layout, int] | None:
     """The first layout that the model can turn into embeddings, and how many a sample makes."""
     embed: Callable[..., Any] | None = getattr(ask.model, method, None)
     if embed is None:
@@ -303,7 +303,7 @@ def _features(ask: Ask, method: str, layouts: Iterable[Layout]) -> tuple[Layout,
 def _embeddings(model: HuggingFaceModel, embed: Callable[..., Any], keywords: Keywords) -> int:
     """How many embeddings the model makes of an input; none where it cannot read the layout."""
     try:
-        with as_it_was(model), answering():
+        with restored(model), evaluating_partially():
             features = embed(**keywords)
     except Exception:  # whatever the code of a model raises says no more than that
         return 0

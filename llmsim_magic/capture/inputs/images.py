@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 
 from llmsim_magic.capture.inputs.modality import Layout
-from llmsim_magic.capture.inputs.signature import Ask, held
+from llmsim_magic.capture.inputs.signature import InputSpec, held
 
 VISION = ("vision", "visual", "image", "backbone", "encoder")
 _KEYWORDS = (
@@ -23,7 +23,7 @@ LARGE_SIZE = 1536
 USUAL_FRAMES = 8
 
 
-def keyword(ask: Ask) -> str | None:
+def keyword(ask: InputSpec) -> str | None:
     """The keyword that takes pixels, or None for a model that sees nothing."""
     is_tower = {"grid_thw", "image_grid_thw"} & set(ask.taken) or set(_KEYWORDS) & set(ask.main)
     if is_tower and "input_ids" not in ask.taken:
@@ -31,7 +31,7 @@ def keyword(ask: Ask) -> str | None:
     return ask.keyword(_KEYWORDS)
 
 
-def size(ask: Ask) -> tuple[int, int]:
+def size(ask: InputSpec) -> tuple[int, int]:
     """Height and width of an image in pixels: the config's, or a usual one."""
     value = ask.fact("image_size", "img_size", "input_size", near=VISION)
     if isinstance(value, dict):
@@ -44,16 +44,16 @@ def size(ask: Ask) -> tuple[int, int]:
     return side, side
 
 
-def size_is_free(ask: Ask) -> bool:
+def size_is_free(ask: InputSpec) -> bool:
     """Whether the config leaves the size of an image open."""
     return ask.fact("image_size", "img_size", "input_size", near=VISION) is None
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     """The image of each sample: the keyword that takes it, its size, the patches it is cut into."""
 
-    ask: Ask
+    ask: InputSpec
     main: str
     height: int
     width: int
@@ -115,15 +115,15 @@ class Picture:
         return Layout(keywords, f"{self.said}, {self.rows} × {self.columns} patches")
 
 
-Family = Callable[[Picture], Iterator[Layout]]
+Family = Callable[[Image], Iterator[Layout]]
 
 
-def layouts(ask: Ask) -> Iterator[Layout]:
+def layouts(ask: InputSpec) -> Iterator[Layout]:
     """Ways to hand over one image, or one film, of each sample, the likeliest first."""
     main = keyword(ask)
     if main is None:
         return
-    picture = Picture(ask, main, *size(ask))
+    picture = Image(ask, main, *size(ask))
     held(ask.batch, picture.rows, picture.columns)
     is_film = main == "pixel_values_videos" or ask.fact("num_frames", "frames_per_clip") is not None
     wholes = (_films, _wholes, _pieces) if is_film else (_wholes, _pieces, _films)
@@ -139,7 +139,7 @@ def layouts(ask: Ask) -> Iterator[Layout]:
         yield from family(picture)
 
 
-def _with_grids(picture: Picture) -> Iterator[Layout]:
+def _with_grids(picture: Image) -> Iterator[Layout]:
     """Patches of all samples in a row `[batch · patches, values]`, and the grid of each sample."""
     grids = ("image_grid_thw", "grid_thw", "image_grid_hw", "video_grid_thw")
     if not set(grids) & set(picture.ask.taken):
@@ -156,7 +156,7 @@ def _with_grids(picture: Picture) -> Iterator[Layout]:
         yield picture.cut(**{picture.main: picture.ask.unknown(count, *shape)}, **told)
 
 
-def _with_places(picture: Picture) -> Iterator[Layout]:
+def _with_places(picture: Image) -> Iterator[Layout]:
     """Patches `[batch, patches, values]`, and the shape of their grid or the place of each."""
     batch, patches, columns = picture.ask.batch, picture.patches, picture.columns
     pixels = {picture.main: picture.ask.unknown(batch, patches, picture.values)}
@@ -169,7 +169,7 @@ def _with_places(picture: Picture) -> Iterator[Layout]:
         yield picture.cut(**pixels, **dict.fromkeys(names, places.expand(batch, patches, 2)))
 
 
-def _in_a_row(picture: Picture) -> Iterator[Layout]:
+def _in_a_row(picture: Image) -> Iterator[Layout]:
     """Patches that hold their own place, or those of all samples beside each other as one strip."""
     ask, batch, patches = picture.ask, picture.ask.batch, picture.patches
     if picture.main == "flattened_patches":
@@ -180,14 +180,14 @@ def _in_a_row(picture: Picture) -> Iterator[Layout]:
         yield picture.cut(**{picture.main: strip}, target_sizes=picture.grid[:, 1:])
 
 
-def _wholes(picture: Picture) -> Iterator[Layout]:
+def _wholes(picture: Image) -> Iterator[Layout]:
     """Whole images `[batch, channels, height, width]`."""
     pixels = {picture.main: picture.pixels()}
     yield Layout(pixels | _sizes(picture), picture.said)
     yield Layout(pixels, picture.said)
 
 
-def _pieces(picture: Picture) -> Iterator[Layout]:
+def _pieces(picture: Image) -> Iterator[Layout]:
     """Pieces of an image in a dimension of their own."""
     batch = picture.ask.batch
     tiles = picture.ask.number("max_num_tiles", near=VISION, default=1)
@@ -205,12 +205,12 @@ def _pieces(picture: Picture) -> Iterator[Layout]:
         yield Layout(pieces, f"{picture.said}, in {count} pieces" if count > 1 else picture.said)
 
 
-def _sizes(picture: Picture) -> dict[str, torch.Tensor]:
+def _sizes(picture: Image) -> dict[str, torch.Tensor]:
     size = torch.tensor([picture.height, picture.width])
     return {"image_sizes": size.repeat(picture.ask.batch, 1)}
 
 
-def _films(picture: Picture) -> Iterator[Layout]:
+def _films(picture: Image) -> Iterator[Layout]:
     """Films `[batch, frames, channels, height, width]`."""
     names = ("num_frames", "frames_per_clip")
     frames = picture.ask.number(*names, near=VISION, default=USUAL_FRAMES)
@@ -218,13 +218,13 @@ def _films(picture: Picture) -> Iterator[Layout]:
     yield Layout({picture.main: picture.pixels(frames)}, said)
 
 
-def _bare_patches(picture: Picture) -> Iterator[Layout]:
+def _bare_patches(picture: Image) -> Iterator[Layout]:
     """Patches `[batch, patches, values]` and nothing that tells their grid."""
     batch, patches = picture.ask.batch, picture.patches
     yield picture.cut(**{picture.main: picture.ask.unknown(batch, patches, picture.values)})
 
 
-def _large(picture: Picture) -> Iterator[Layout]:
+def _large(picture: Image) -> Iterator[Layout]:
     """Whole images, large ones: what cuts them into pieces of several sizes reads no small one."""
     large = replace(picture, height=LARGE_SIZE, width=LARGE_SIZE)
     said = f"no image of its config's size can be read: {LARGE_SIZE} × {LARGE_SIZE} is taken"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmsim_magic.capture.inputs.signature import Ask, Keywords
+from llmsim_magic.capture.inputs.signature import InputSpec, Keywords
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +15,11 @@ class Layout:
     said: str
 
 
-class Sense(Protocol):
+class Modality(Protocol):
     """A module of this package: `pictures` or `sound`."""
 
-    def keyword(self, ask: Ask, /) -> str | None:
+    def keyword(self, ask: InputSpec, /) -> str | None:
         """The forward's keyword for it, or None for a model without this sense."""
 
-    def layouts(self, ask: Ask, /) -> Iterator[Layout]:
+    def layouts(self, ask: InputSpec, /) -> Iterator[Layout]:
         """Ways to hand it over, the likeliest first. Which one a model reads only its code says."""

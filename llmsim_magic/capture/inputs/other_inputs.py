@@ -6,62 +6,62 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture.inputs import images
-from llmsim_magic.capture.inputs.signature import Ask
+from llmsim_magic.capture.inputs.signature import InputSpec
 from llmsim_magic.capture.inputs.text import tokens
 
-Recipe = Callable[[Ask], Any]
+Recipe = Callable[[InputSpec], Any]
 
 
-def _ids(ask: Ask) -> torch.Tensor:
+def _ids(ask: InputSpec) -> torch.Tensor:
     return tokens(ask.model, ask.batch, ask.context)
 
 
-def _first(ask: Ask) -> torch.Tensor:
+def _first(ask: InputSpec) -> torch.Tensor:
     return tokens(ask.model, ask.batch, 1)
 
 
-def _whole(ask: Ask) -> torch.Tensor:
+def _whole(ask: InputSpec) -> torch.Tensor:
     return torch.ones(ask.batch, ask.context, dtype=torch.long)
 
 
-def _zeros(ask: Ask) -> torch.Tensor:
+def _zeros(ask: InputSpec) -> torch.Tensor:
     return torch.zeros(ask.batch, ask.context, dtype=torch.long)
 
 
-def _hidden(ask: Ask) -> torch.Tensor:
+def _hidden(ask: InputSpec) -> torch.Tensor:
     width = ask.number("input_dim", "hidden_size", "d_model", "hidden_dim", "dim", default=1)
     return ask.unknown(ask.batch, ask.context, width)
 
 
-def _boxes(ask: Ask) -> torch.Tensor:
+def _boxes(ask: InputSpec) -> torch.Tensor:
     return torch.zeros(ask.batch, ask.context, 4, dtype=torch.long)
 
 
-def _queries(ask: Ask) -> torch.Tensor:
+def _queries(ask: InputSpec) -> torch.Tensor:
     width = ask.number("hidden_size", default=1)
     return ask.unknown(ask.batch, ask.number("num_query_tokens", default=32), width)
 
 
-def _regions(ask: Ask) -> torch.Tensor:
+def _regions(ask: InputSpec) -> torch.Tensor:
     width = ask.number("visual_feat_dim", "visual_embedding_dim", default=2048)
     return ask.unknown(ask.batch, 36, width)  # regions that a detector usually hands over
 
 
-def _region_places(ask: Ask) -> torch.Tensor:
+def _region_places(ask: InputSpec) -> torch.Tensor:
     return ask.unknown(ask.batch, 36, ask.number("visual_pos_dim", default=4))
 
 
-def _image(ask: Ask) -> torch.Tensor:
+def _image(ask: InputSpec) -> torch.Tensor:
     channels = ask.number("num_channels", near=images.VISION, default=3)
     return ask.unknown(ask.batch, channels, *images.size(ask))
 
 
-def _image_seen(ask: Ask) -> torch.Tensor:
+def _image_seen(ask: InputSpec) -> torch.Tensor:
     """Every token sees the one image of its sample."""
     return torch.ones(ask.batch, ask.context, 1, dtype=torch.long)
 
 
-def _half_masked(ask: Ask) -> torch.Tensor:
+def _half_masked(ask: InputSpec) -> torch.Tensor:
     """The second half of the patches is hidden, the first is read."""
     height, width = images.size(ask)
     patch = ask.number("patch_size", default=16)
@@ -70,58 +70,58 @@ def _half_masked(ask: Ask) -> torch.Tensor:
     return (torch.arange(count) >= count // 2).expand(ask.batch, count)
 
 
-def _past(ask: Ask) -> int:
+def _past(ask: InputSpec) -> int:
     """Steps of a series that are read: its context, and the furthest lag before it."""
     length = ask.number("context_length", "prediction_length", default=ask.context)
     lags = ask.fact("lags_sequence") or [0]
     return int(length + (max(lags) if ask.fact("lags_sequence") else 0))
 
 
-def _series(ask: Ask) -> torch.Tensor:
+def _series(ask: InputSpec) -> torch.Tensor:
     channels = ask.number("num_input_channels", "input_size", default=1)
     flat = ask.fact("lags_sequence") is not None and channels == 1
     return ask.unknown(ask.batch, _past(ask), *(() if flat else (channels,)))
 
 
-def _time_features(length: Callable[[Ask], int]) -> Recipe:
-    def recipe(ask: Ask) -> torch.Tensor:
+def _time_features(length: Callable[[InputSpec], int]) -> Recipe:
+    def recipe(ask: InputSpec) -> torch.Tensor:
         count = ask.fact("num_time_features") or 0
         return ask.unknown(ask.batch, length(ask), count)
 
     return recipe
 
 
-def _future(ask: Ask) -> int:
+def _future(ask: InputSpec) -> int:
     return ask.number("prediction_length", default=1)
 
 
-def _future_values(ask: Ask) -> torch.Tensor:
+def _future_values(ask: InputSpec) -> torch.Tensor:
     channels = ask.number("num_input_channels", "input_size", default=1)
     flat = ask.fact("lags_sequence") is not None and channels == 1
     return ask.unknown(ask.batch, _future(ask), *(() if flat else (channels,)))
 
 
-def _observed(ask: Ask) -> torch.Tensor:
+def _observed(ask: InputSpec) -> torch.Tensor:
     return torch.ones_like(_series(ask), device="cpu", dtype=torch.bool)
 
 
-def _states(ask: Ask) -> torch.Tensor:
+def _states(ask: InputSpec) -> torch.Tensor:
     return ask.unknown(ask.batch, ask.context, ask.number("state_dim", "max_state_dim", default=1))
 
 
-def _actions(ask: Ask) -> torch.Tensor:
+def _actions(ask: InputSpec) -> torch.Tensor:
     return ask.unknown(ask.batch, ask.context, ask.number("act_dim", default=1))
 
 
-def _rewards(ask: Ask) -> torch.Tensor:
+def _rewards(ask: InputSpec) -> torch.Tensor:
     return ask.unknown(ask.batch, ask.context, 1)
 
 
-def _steps(ask: Ask) -> torch.Tensor:
+def _steps(ask: InputSpec) -> torch.Tensor:
     return torch.arange(ask.context).expand(ask.batch, ask.context)
 
 
-def _speaker(ask: Ask) -> torch.Tensor:
+def _speaker(ask: InputSpec) -> torch.Tensor:
     return ask.unknown(
         ask.batch, ask.number("speaker_embedding_dim", "speaker_embed_dim", default=512)
     )

@@ -27,7 +27,7 @@ def held(*sizes: int) -> None:
 
 
 @dataclass(frozen=True)
-class Ask:
+class InputSpec:
     """A batch and a context for one model, whose config names the sizes."""
 
     model: HuggingFaceModel

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llmsim_magic.capture.inputs.signature import Ask, HuggingFaceModel, config_parts, held
+from llmsim_magic.capture.inputs.signature import HuggingFaceModel, InputSpec, config_parts, held
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ def tokens(model: HuggingFaceModel, batch: int, count: int) -> torch.Tensor:
     return torch.full((batch, count), plain_token(model), dtype=torch.long)
 
 
-def tokens_around(ask: Ask, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.Tensor]:
+def tokens_around(ask: InputSpec, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids `[batch, tokens]` with the spans after a first token, and what kind each of them is.
 
     As many tokens as the context, or as the spans need.
@@ -53,7 +53,7 @@ def tokens_around(ask: Ask, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.
     return ids, kind_of_each
 
 
-def coded_tokens(ask: Ask, count: int, books: int) -> Iterator[torch.Tensor]:
+def coded_tokens(ask: InputSpec, count: int, books: int) -> Iterator[torch.Tensor]:
     """Ids of models that read a token of every codebook at each position, in the ways there are.
 
     A row for every codebook, or at each position all of them, with or without one of a text.

@@ -19,7 +19,7 @@ class _Unlike(Exception):
     """An argument that no key can be made of."""
 
 
-class Repeats:
+class KernelCache:
     """The results so far by kernel and arguments, forgotten all at once when they are too many."""
 
     def __init__(self, most: int = 4_000) -> None:

@@ -11,7 +11,7 @@ import torch
 from llmsim_magic.capture.kernels.kernel_facts import facts
 
 
-class Dice:
+class PrivateRng:
     """Throws for the kernels that draw; the same numbers each time."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Dice:
 
 
 @contextmanager
-def same_dice() -> Iterator[None]:
+def seeded_rng() -> Iterator[None]:
     """Leave the random generators of the process as they were.
 
     Those of Python and numpy are put back where they moved. Torch's is only where it was seeded:

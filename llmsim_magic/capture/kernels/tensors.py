@@ -9,7 +9,7 @@ import torch
 from llmsim_magic.records.trace.recorded import Role, Storage, Tensor
 
 # While open, torch's function modes do not hear what is asked of a tensor.
-unheard = torch._C.DisableTorchFunction
+unrecorded = torch._C.DisableTorchFunction
 
 _DTYPE_NAMES: dict[torch.dtype, str] = {}
 

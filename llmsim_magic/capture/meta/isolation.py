@@ -11,8 +11,8 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import _disable_current_modes
 
 from llmsim_magic.capture.kernels.tensors import dtype_name
-from llmsim_magic.records.deferred_interrupt import Orderly
-from llmsim_magic.records.exclusive import Turn
+from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
+from llmsim_magic.records.exclusive import ExclusiveLock
 
 _dynamo = torch._C._dynamo.eval_frame
 _GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
@@ -24,14 +24,16 @@ _GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
 )
 
 # Building a model sets torch's default dtype, which every thread has in common.
-working = Turn("a model is being built or run: its own code cannot ask for a trace meanwhile")
+model_lock = ExclusiveLock(
+    "a model is being built or run: its own code cannot ask for a trace meanwhile"
+)
 
 
 def default_dtype() -> str:
     """What tensors have where nothing is said, in the whole process, but while a model is built."""
     if torch.get_default_dtype() == torch.float32:
         return "float32"
-    with Orderly(), working:
+    with DeferredInterrupt(), model_lock:
         return dtype_name(torch.get_default_dtype())
 
 
@@ -106,13 +108,13 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[], AbstractContextManager[An
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def isolated() -> Iterator[None]:
     """While open, torch is in this thread as it is in a new one.
 
     No mode of the caller's hears of what is done here or has a part in it, nor do `autocast`,
     `inference_mode`, `vmap` or a compiler; afterwards each is as it was.
     """
-    with Orderly(), ExitStack() as aside:
+    with DeferredInterrupt(), ExitStack() as aside:
         for is_on, off in _SETTINGS:
             if is_on():
                 aside.enter_context(off())

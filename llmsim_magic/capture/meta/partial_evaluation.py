@@ -11,32 +11,32 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from llmsim_magic.capture.kernels.kernel_cache import Repeats
+from llmsim_magic.capture.kernels.kernel_cache import KernelCache
 from llmsim_magic.capture.kernels.kernel_facts import (
     RECURRENT,
     facts,
     recurrent_outputs,
     written_to,
 )
-from llmsim_magic.capture.kernels.rng import Dice
-from llmsim_magic.capture.kernels.tensors import dtype_name, tensors_in, unheard
+from llmsim_magic.capture.kernels.rng import PrivateRng
+from llmsim_magic.capture.kernels.tensors import dtype_name, tensors_in, unrecorded
 from llmsim_magic.capture.meta import call_stack
-from llmsim_magic.records.deferred_interrupt import Orderly
+from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.trace.workload import IsCancelled
 
 aten = torch.ops.aten
 META = torch.device("meta")
-LARGEST = 4_000_000
+MAX_KNOWN_ELEMENTS = 4_000_000
 MOST_ASKED = 1_000  # times of one line in one module; no model type of transformers asks ten
 MOST_READ = 10_000  # the same for what is known, which a loop over tokens may ask of each
-_REPEATS = Repeats()
+_REPEATS = KernelCache()
 
 
-class Endless(RuntimeError):
+class EndlessLoop(RuntimeError):
     """A line that asks for what only data decides, again and again."""
 
 
-class Answers(TorchDispatchMode):
+class PartialEvaluation(TorchDispatchMode):
     """Evaluates a pass partially: what is known is computed for real, the rest on `meta`.
 
     Known are token ids, positions, masks, counters and all that is computed from them alone, up to
@@ -44,7 +44,7 @@ class Answers(TorchDispatchMode):
     touch. `assumed` counts what had to be taken for granted where only data decides.
     """
 
-    def __init__(self, stopped: IsCancelled, before: "Answers | None" = None) -> None:
+    def __init__(self, stopped: IsCancelled, before: "PartialEvaluation | None" = None) -> None:
         """`before` answered the pass whose state this one goes on from.
 
         Once it is to be stopped, the pass ends at its next kernel as where the user interrupts it:
@@ -58,7 +58,7 @@ class Answers(TorchDispatchMode):
         if before is not None:
             self._overwritten |= before._overwritten
         self._checks: dict[int, torch.UntypedStorage] = {}
-        self._dice = Dice()
+        self._dice = PrivateRng()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -69,7 +69,7 @@ class Answers(TorchDispatchMode):
     ) -> Any:
         if self._stopped():
             raise KeyboardInterrupt
-        with unheard():
+        with unrecorded():
             return self._answer(func, args, dict(kwargs or {}))
 
     def _answer(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
@@ -131,7 +131,7 @@ class Answers(TorchDispatchMode):
         except (RuntimeError, NotImplementedError):
             pass  # its size depends on its values, which are known
         else:
-            if sum(tensor.numel() for tensor in tensors_in(like)) > LARGEST:
+            if sum(tensor.numel() for tensor in tensors_in(like)) > MAX_KNOWN_ELEMENTS:
                 moved = facts(func).copies and args[0].dtype == like.dtype
                 return args[0] if moved else like
         if keywords.get("device") == META:
@@ -157,7 +157,7 @@ class Answers(TorchDispatchMode):
         place = call_stack.place_of_call(3)
         self._asked[most, place] += 1
         if self._asked[most, place] > most:
-            raise Endless(f"{call_stack.line(*place[1:])} asked {most:,} times for {what}")
+            raise EndlessLoop(f"{call_stack.line(*place[1:])} asked {most:,} times for {what}")
 
     def notes(self) -> list[str]:
         """What was assumed, for the report."""
@@ -180,7 +180,7 @@ def _in_double(func: Any, args: Any, keywords: dict[str, Any]) -> Any:
     return tree_map(lambda out: out.to(given.dtype), func(*args, **keywords))
 
 
-def _value(answers: Answers, tensor: torch.Tensor) -> bool | int | float:
+def _value(answers: PartialEvaluation, tensor: torch.Tensor) -> bool | int | float:
     """Code that asks a tensor for its value, as a check for padding does.
 
     The generic answer: no for a condition, unless it is that all of something holds; one for a
@@ -194,24 +194,37 @@ def _value(answers: Answers, tensor: torch.Tensor) -> bool | int | float:
 
 
 def _whole_numbers(
-    answers: Answers, data: torch.Tensor, *, dtype: torch.dtype | None = None, **options: Any
+    answers: PartialEvaluation,
+    data: torch.Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    **options: Any,
 ) -> Any:
     """Data turned into whole numbers, as predicted durations are: the generic 1, each of them."""
     counts = dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
-    if not data.is_floating_point() or not counts or dtype is torch.bool or data.numel() > LARGEST:
+    if (
+        not data.is_floating_point()
+        or not counts
+        or dtype is torch.bool
+        or data.numel() > MAX_KNOWN_ELEMENTS
+    ):
         return NotImplemented
     answers.assume("a whole number that only data decides is taken as 1")
     return torch.ones(data.shape, dtype=dtype)
 
 
 def _grouped_matmul(
-    answers: Answers, rows: torch.Tensor, weights: torch.Tensor, *rest: Any, **options: Any
+    answers: PartialEvaluation,
+    rows: torch.Tensor,
+    weights: torch.Tensor,
+    *rest: Any,
+    **options: Any,
 ) -> torch.Tensor:
     """The experts' grouped matmul: its meta kernel takes bfloat16 alone, as no device does."""
     return rows.new_empty((*rows.shape[:-1], weights.shape[-1]), device=META)
 
 
-def _product(answers: Answers, *given: torch.Tensor, **options: Any) -> Any:
+def _product(answers: PartialEvaluation, *given: torch.Tensor, **options: Any) -> Any:
     """A matmul: its meta kernel takes float64 beside others, which no device nor autocast does."""
     dtypes = {tensor.dtype for tensor in tensors_in(given)}
     if len(dtypes) > 1 and torch.float64 in dtypes:
@@ -224,12 +237,14 @@ def _chosen(rows: int, number: int, among: int) -> torch.Tensor:
 
     On the host where they are few enough to be known, else on `meta`.
     """
-    if rows * number > LARGEST:
+    if rows * number > MAX_KNOWN_ELEMENTS:
         return torch.empty((rows, number), dtype=torch.long, device=META)
     return torch.arange(rows * number).remainder_(max(among, 1)).view(rows, number)
 
 
-def _choices(answers: Answers, scores: torch.Tensor, number: int, dim: int) -> torch.Tensor:
+def _choices(
+    answers: PartialEvaluation, scores: torch.Tensor, number: int, dim: int
+) -> torch.Tensor:
     """Which `number` along a dimension are taken, where only data decides: all alike."""
     answers.assume(
         "a choice that only data decides (top-k, argmax) is taken as balanced, "
@@ -242,7 +257,12 @@ def _choices(answers: Answers, scores: torch.Tensor, number: int, dim: int) -> t
 
 
 def _topk(
-    answers: Answers, scores: torch.Tensor, k: int, dim: int = -1, *rest: Any, **options: Any
+    answers: PartialEvaluation,
+    scores: torch.Tensor,
+    k: int,
+    dim: int = -1,
+    *rest: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Routing to experts and the like: the largest of unknown scores."""
     if k > (scores.shape[dim] if scores.dim() else 1):
@@ -252,7 +272,7 @@ def _topk(
 
 
 def _largest(
-    answers: Answers, scores: torch.Tensor, dim: int | None = None, keepdim: bool = False
+    answers: PartialEvaluation, scores: torch.Tensor, dim: int | None = None, keepdim: bool = False
 ) -> torch.Tensor:
     """The place of the largest or least of unknown scores."""
     if dim is None or not scores.dim():
@@ -263,32 +283,32 @@ def _largest(
 
 
 def _largest_with_value(
-    answers: Answers, scores: torch.Tensor, dim: int, keepdim: bool = False
+    answers: PartialEvaluation, scores: torch.Tensor, dim: int, keepdim: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     indices = _largest(answers, scores, dim, keepdim)
     return scores.new_empty(indices.shape, device=META), indices
 
 
 def _sorted(
-    answers: Answers, scores: torch.Tensor, dim: int = -1, *rest: Any, **options: Any
+    answers: PartialEvaluation, scores: torch.Tensor, dim: int = -1, *rest: Any, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The order of unknown scores: taken to be in order already."""
     answers.assume("an order that only data decides is taken as the present one")
     values = torch.empty_like(scores, device=META)
-    if scores.numel() > LARGEST or not scores.dim():
+    if scores.numel() > MAX_KNOWN_ELEMENTS or not scores.dim():
         return values, torch.empty_like(scores, dtype=torch.long, device=META)
     places = torch.arange(scores.shape[dim])
     return values, places.expand(scores.movedim(dim, -1).shape).movedim(-1, dim).contiguous()
 
 
 def _sorted_stable(
-    answers: Answers, scores: torch.Tensor, *, dim: int = -1, **options: Any
+    answers: PartialEvaluation, scores: torch.Tensor, *, dim: int = -1, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return _sorted(answers, scores, dim)
 
 
 def _drawn(
-    answers: Answers, chances: torch.Tensor, number: int, *rest: Any, **options: Any
+    answers: PartialEvaluation, chances: torch.Tensor, number: int, *rest: Any, **options: Any
 ) -> torch.Tensor:
     """A random draw by unknown chances."""
     return _choices(answers, chances, number, -1)
@@ -297,15 +317,15 @@ def _drawn(
 _EVERYTHING = "a mask that only data decides is taken to select everything"
 
 
-def _all_of(answers: Answers, mask: torch.Tensor) -> torch.Tensor:
+def _all_of(answers: PartialEvaluation, mask: torch.Tensor) -> torch.Tensor:
     """The places where an unknown mask holds, `[places, dimensions]`: everywhere."""
     answers.assume(_EVERYTHING)
-    if mask.numel() > LARGEST:
+    if mask.numel() > MAX_KNOWN_ELEMENTS:
         return torch.empty((mask.numel(), mask.dim()), dtype=torch.long, device=META)
     return torch.ones(mask.shape, dtype=torch.bool).nonzero()
 
 
-def _selected(answers: Answers, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _selected(answers: PartialEvaluation, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Values under a mask: as many as a known mask says, all under an unknown one."""
     shape = torch.broadcast_shapes(values.shape, mask.shape)
     if answers.knows(mask):
@@ -314,7 +334,7 @@ def _selected(answers: Answers, values: torch.Tensor, mask: torch.Tensor) -> tor
     return values.new_empty(math.prod(shape), device=META)
 
 
-def _places(answers: Answers, indices: Sequence[torch.Tensor | None]) -> list[Any]:
+def _places(answers: PartialEvaluation, indices: Sequence[torch.Tensor | None]) -> list[Any]:
     """Indices on `meta`, each mask among them replaced by the places where it holds."""
     found: list[torch.Tensor | None] = []
     for index in indices:
@@ -331,14 +351,14 @@ def _places(answers: Answers, indices: Sequence[torch.Tensor | None]) -> list[An
 
 
 def _indexed(
-    answers: Answers, values: torch.Tensor, indices: Sequence[torch.Tensor | None]
+    answers: PartialEvaluation, values: torch.Tensor, indices: Sequence[torch.Tensor | None]
 ) -> torch.Tensor:
     """Indexing by a mask: its result is as long as the mask has places."""
     return aten.index.Tensor(values.to(META), _places(answers, indices))
 
 
 def _index_written(
-    answers: Answers,
+    answers: PartialEvaluation,
     values: torch.Tensor,
     indices: Sequence[torch.Tensor | None],
     written: torch.Tensor,
@@ -351,7 +371,7 @@ def _index_written(
 
 
 def _index_written_in_place(
-    answers: Answers,
+    answers: PartialEvaluation,
     values: torch.Tensor,
     indices: Sequence[torch.Tensor | None],
     written: torch.Tensor,
@@ -362,7 +382,7 @@ def _index_written_in_place(
 
 
 def _distinct(
-    answers: Answers, values: torch.Tensor, *rest: Any, **options: Any
+    answers: PartialEvaluation, values: torch.Tensor, *rest: Any, **options: Any
 ) -> tuple[torch.Tensor, ...]:
     """`unique` of unknown values: no two are the same."""
     answers.assume("values that only data decides are taken as all different")
@@ -372,7 +392,7 @@ def _distinct(
 
 
 def _distinct_along(
-    answers: Answers, values: torch.Tensor, dim: int, *rest: Any, **options: Any
+    answers: PartialEvaluation, values: torch.Tensor, dim: int, *rest: Any, **options: Any
 ) -> tuple[torch.Tensor, ...]:
     answers.assume("values that only data decides are taken as all different")
     whole = torch.empty(values.shape[dim], dtype=torch.long, device=META)
@@ -380,7 +400,7 @@ def _distinct_along(
 
 
 def _counted(
-    answers: Answers, values: torch.Tensor, weights: Any = None, minlength: int = 0
+    answers: PartialEvaluation, values: torch.Tensor, weights: Any = None, minlength: int = 0
 ) -> torch.Tensor:
     """`bincount` of unknown values: none is beyond the least length."""
     answers.assume("counts that only data decides are taken as one bin for each")
@@ -388,25 +408,33 @@ def _counted(
     return torch.empty(minlength or values.numel(), dtype=dtype, device=META)
 
 
-def _histogram(answers: Answers, values: torch.Tensor, bins: int = 100, *rest: Any) -> torch.Tensor:
+def _histogram(
+    answers: PartialEvaluation, values: torch.Tensor, bins: int = 100, *rest: Any
+) -> torch.Tensor:
     """`histc` of unknown values: meta has no such kernel."""
     return values.new_empty(bins, device=META)
 
 
-def _repeated(answers: Answers, repeats: torch.Tensor, output_size: int | None = None) -> Any:
+def _repeated(
+    answers: PartialEvaluation, repeats: torch.Tensor, output_size: int | None = None
+) -> Any:
     """`repeat_interleave` by unknown numbers: each once, unless the code says how many."""
     if output_size is None:
         answers.assume("a number of repeats that only data decides is taken as 1")
     return torch.empty(output_size or repeats.numel(), dtype=repeats.dtype, device=META)
 
 
-def _all(answers: Answers, values: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+def _all(
+    answers: PartialEvaluation, values: torch.Tensor, *rest: Any, **options: Any
+) -> torch.Tensor:
     """Whether a condition holds everywhere, as a mask of no padding does: yes, if asked."""
     data = torch.empty(values.shape, dtype=values.dtype, device=META)
     return answers.expect(aten.any.default(data))
 
 
-def _unequal(answers: Answers, one: torch.Tensor, other: torch.Tensor, *rest: Any) -> bool:
+def _unequal(
+    answers: PartialEvaluation, one: torch.Tensor, other: torch.Tensor, *rest: Any
+) -> bool:
     """`torch.equal` or `allclose` of unknown values."""
     answers.assume("the code asked for a value that only data decides: taken as False")
     return False
@@ -447,7 +475,7 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
 class _Calls(TorchFunctionMode):
     """Answers the calls whose values no dispatch mode sees."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: PartialEvaluation) -> None:
         super().__init__()
         self._answers = answers
 
@@ -463,7 +491,7 @@ class _Calls(TorchFunctionMode):
         return func(*args, **keywords)
 
 
-def _to_python(answers: Answers, args: Any, keywords: Any) -> Any:
+def _to_python(answers: PartialEvaluation, args: Any, keywords: Any) -> Any:
     """Values handed to plain Python, by `tolist` or `numpy`: the generic one where unknown."""
     tensor = args[0]
     if not answers.knows(tensor):
@@ -472,7 +500,7 @@ def _to_python(answers: Answers, args: Any, keywords: Any) -> Any:
     return (tensor, *args[1:]), keywords
 
 
-def _from_python(answers: Answers, args: Any, keywords: Any) -> Any:
+def _from_python(answers: PartialEvaluation, args: Any, keywords: Any) -> Any:
     """A tensor made of plain Python values: they are known, wherever it is to live."""
     if not any(tensor.is_meta for tensor in tensors_in(args)) and "device" in keywords:
         keywords["device"] = None
@@ -490,9 +518,9 @@ _CALLS: dict[Any, Callable[..., Any]] = {
 
 
 @contextmanager
-def answering(before: Answers | None = None) -> Iterator[Answers]:
+def evaluating_partially(before: PartialEvaluation | None = None) -> Iterator[PartialEvaluation]:
     """While open, a pass on `meta` is evaluated partially; yields what it had to assume."""
-    with Orderly() as stopped:
-        answers = Answers(stopped, before)
+    with DeferredInterrupt() as stopped:
+        answers = PartialEvaluation(stopped, before)
         with torch.no_grad(), _Calls(answers), answers:
             yield answers

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from llmsim_magic.capture.kernels.kernel_facts import facts, written_to
-from llmsim_magic.capture.kernels.rng import Dice
+from llmsim_magic.capture.kernels.rng import PrivateRng
 from llmsim_magic.capture.kernels.tensors import tensors_in
-from llmsim_magic.records.deferred_interrupt import Orderly
+from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.trace.workload import IsCancelled
 
 META = torch.device("meta")
@@ -25,7 +25,7 @@ LARGEST = 65_536  # elements; larger tables stay on meta
 MOST = 150_000  # weights and tables of a model: Switch-C has 123,000, and takes a minute to build
 
 
-class TooManyParts(Exception):
+class TooManyWeights(Exception):
     """A model of more parts than can be built one by one."""
 
 
@@ -48,7 +48,7 @@ class Buffers(TorchDispatchMode):
         super().__init__()
         self._stopped = stopped
         self._unknown: dict[int, torch.UntypedStorage] = {}
-        self._dice = Dice()
+        self._dice = PrivateRng()
         self._made = 0
 
     def __torch_dispatch__(
@@ -62,7 +62,7 @@ class Buffers(TorchDispatchMode):
             return self._on_meta(func, args, keywords)
         self._made += not tensors
         if self._made > MOST:
-            raise TooManyParts(f"it would be made of more than {MOST:,} weights and tables")
+            raise TooManyWeights(f"it would be made of more than {MOST:,} weights and tables")
         if keywords.get("device") == META and not facts(func).allocates:
             made = func(*args, **keywords) if not tensors else None
             if made is None or made.numel() <= LARGEST:
@@ -106,16 +106,16 @@ def _to_meta(value: Any) -> Any:
 
 
 @contextmanager
-def knowing_buffers() -> Iterator[Buffers]:
+def tracking_buffers() -> Iterator[Buffers]:
     """While open, what a model computes for its buffers is computed for real.
 
     Once it is to be stopped, the building ends as where the user interrupts it.
     """
-    with Orderly() as stopped, Buffers(stopped) as buffers, _Values():
+    with DeferredInterrupt() as stopped, Buffers(stopped) as buffers, _Values():
         yield buffers
 
 
-def known(buffer: torch.Tensor) -> torch.Tensor | None:
+def known_buffers(buffer: torch.Tensor) -> torch.Tensor | None:
     """A copy of a live module's buffer, if it is small enough to keep."""
     if buffer.is_meta or buffer.layout is not torch.strided or buffer.numel() > LARGEST:
         return None

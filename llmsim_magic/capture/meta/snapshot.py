@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.kernels.rng import same_dice
+from llmsim_magic.capture.kernels.rng import seeded_rng
 from llmsim_magic.capture.kernels.tensors import tensors_in
 
 
@@ -61,11 +61,11 @@ class _Held:
 
 
 @contextmanager
-def as_it_was(model: torch.nn.Module) -> Iterator[None]:
+def restored(model: torch.nn.Module) -> Iterator[None]:
     """Put back all that a model holds, and the random generators."""
     snapshot = Snapshot(model.modules())
     try:
-        with same_dice():
+        with seeded_rng():
             yield
     finally:
         snapshot.restore(model.modules())

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llmsim_magic.records.errors import CannotTrace, clip
+from llmsim_magic.records.errors import CannotTrace, shorten
 
 # Keys that count parts which Python makes one by one, and more of them than any model has.
 _COUNTS = {
@@ -27,7 +27,7 @@ def check_sizes(name: str, keys: Mapping[str, Any]) -> None:
         for counted, most in _COUNTS.items():
             if value > most and counted.search(key):
                 raise CannotTrace(
-                    f"{name}: its config says {key} {clip(value)}: no more than {most} can be"
+                    f"{name}: its config says {key} {shorten(value)}: no more than {most} can be"
                 )
 
 

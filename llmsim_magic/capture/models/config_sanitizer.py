@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from llmsim_magic.records.errors import CannotTrace, clip
+from llmsim_magic.records.errors import CannotTrace, shorten
 from llmsim_magic.records.trace.workload import ATTENTIONS
 
 # What runs on `meta`, with torch alone. Any other transformers fetches from the hub and runs: a
@@ -11,7 +11,7 @@ from llmsim_magic.records.trace.workload import ATTENTIONS
 _KNOWN = {"attn": ATTENTIONS, "experts": ("eager", "grouped_mm", "batched_mm")}
 
 
-def harmless(config: Any, name: str, *, trust_remote_code: bool) -> list[str]:
+def sanitized(config: Any, name: str, *, trust_remote_code: bool) -> list[str]:
     """Take it out of a config and all within it, which are changed; returns what is to be said.
 
     Raises `CannotTrace` for a part that could only be fetched.
@@ -26,7 +26,7 @@ def harmless(config: Any, name: str, *, trust_remote_code: bool) -> list[str]:
             given = own.get(key)
             if given is not None and given not in known:
                 own[key] = None
-                notes.append(f"{what}_implementation {clip(given)} is not run: torch's own is")
+                notes.append(f"{what}_implementation {shorten(given)} is not run: torch's own is")
         if str(getattr(part, "model_type", "")).startswith("timm"):
             _check_timm(own, name)
     return notes
@@ -37,7 +37,7 @@ def _check_timm(own: dict[str, Any], name: str) -> None:
     for key in ("architecture", "backbone"):
         if isinstance(own.get(key), str) and not set(":/").isdisjoint(own[key]):
             raise CannotTrace(
-                f"{name}: {key} {clip(own[key])} is no architecture but a place to fetch one from"
+                f"{name}: {key} {shorten(own[key])} is a place to fetch from, not an architecture"
             )
     if isinstance(own.get("model_args"), dict):
         for key in ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"):

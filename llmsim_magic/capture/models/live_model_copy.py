@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture.kernels.tensors import dtype_name
-from llmsim_magic.capture.meta.isolation import alone
-from llmsim_magic.capture.meta.partial_evaluation import LARGEST
-from llmsim_magic.capture.meta.small_buffers import known
+from llmsim_magic.capture.meta.isolation import isolated
+from llmsim_magic.capture.meta.partial_evaluation import MAX_KNOWN_ELEMENTS
+from llmsim_magic.capture.meta.small_buffers import known_buffers
 from llmsim_magic.capture.meta.snapshot import unchanged
-from llmsim_magic.capture.models.meta_model import Weightless, text_of
-from llmsim_magic.records.errors import CannotTrace, reason
-from llmsim_magic.records.printable import legible
+from llmsim_magic.capture.models.meta_model import MetaModel, text_of
+from llmsim_magic.records.errors import CannotTrace, describe
+from llmsim_magic.records.printable import printable
 from llmsim_magic.records.trace.trace import ModelInfo
 
 META = torch.device("meta")
@@ -33,8 +33,8 @@ _HOOKS = (
 _PLAIN_TENSORS = {torch.Tensor, torch.nn.Parameter}
 
 
-@alone()
-def copy_of(module: torch.nn.Module, name: str) -> Weightless:
+@isolated()
+def copy_without_weights(module: torch.nn.Module, name: str) -> MetaModel:
     """A copy of a live module whose every tensor is on `meta`; the module is only read.
 
     Hooks are left out of the copy, so that none of the user's runs, but those by which torch
@@ -44,11 +44,11 @@ def copy_of(module: torch.nn.Module, name: str) -> Weightless:
         return _copied(_uncompiled(module), name)
     except Exception as error:  # whatever the user's own `__deepcopy__`, `eval` or property raises
         raise CannotTrace(
-            f"{name}: the module cannot be copied without its weights: {reason(error)}"
+            f"{name}: the module cannot be copied without its weights: {describe(error)}"
         ) from error
 
 
-def _copied(module: torch.nn.Module, name: str) -> Weightless:
+def _copied(module: torch.nn.Module, name: str) -> MetaModel:
     memo: dict[int, Any] = {}
     notes = [*_without_hooks(module, memo), *_without_weights(module, memo)]
     with unchanged(module.modules()), _MetaCopies():
@@ -63,7 +63,7 @@ def _copied(module: torch.nn.Module, name: str) -> Weightless:
     first = next(module.parameters(), None)
     info = ModelInfo(
         name=name,
-        class_name=legible(type(module).__name__),
+        class_name=printable(type(module).__name__),
         model_type=text_of(getattr(config, "model_type", None)),
         head="as given",
         attention=text_of(getattr(config, "_attn_implementation", None)),
@@ -72,7 +72,7 @@ def _copied(module: torch.nn.Module, name: str) -> Weightless:
     )
     if module.training:
         notes.append("your module is in training mode; this is its inference")
-    return Weightless(twin, info, tuple(notes))
+    return MetaModel(twin, info, tuple(notes))
 
 
 def _uncompiled(module: torch.nn.Module) -> torch.nn.Module:
@@ -111,10 +111,10 @@ def _without_weights(module: torch.nn.Module, memo: dict[int, Any]) -> Iterator[
         memo[id(parameter)] = torch.nn.Parameter(_meta(parameter), parameter.requires_grad)
         classes.add(type(parameter))
     for buffer in module.buffers():
-        values = known(buffer)
+        values = known_buffers(buffer)
         memo[id(buffer)] = _meta(buffer) if values is None else values
         classes.add(type(buffer))
-    own = sorted(legible(each.__name__) for each in classes - _PLAIN_TENSORS)
+    own = sorted(printable(each.__name__) for each in classes - _PLAIN_TENSORS)
     if own:
         yield f"tensors of {', '.join(own)} are taken for plain ones of their shape and dtype"
 
@@ -221,12 +221,14 @@ class _InputCopies(_MetaCopies):
 
     def like(self, tensor: torch.Tensor) -> torch.Tensor:
         is_data = tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta
-        is_known = not is_data and tensor.numel() <= LARGEST and tensor.layout is torch.strided
+        is_known = (
+            not is_data and tensor.numel() <= MAX_KNOWN_ELEMENTS and tensor.layout is torch.strided
+        )
         with torch._C.DisableTorchFunction():
             return tensor.detach().cpu().clone() if is_known else _meta(tensor)
 
 
-def on_meta(value: Any) -> Any:
+def inputs_on_meta(value: Any) -> Any:
     """A copy of inputs, whatever holds them, with all data in it replaced by its like on `meta`.
 
     Raises `CannotTrace` for what cannot be copied.
@@ -235,4 +237,4 @@ def on_meta(value: Any) -> Any:
         with _InputCopies():
             return copy.deepcopy(value)
     except Exception as error:
-        raise CannotTrace(f"inputs: they cannot be copied: {reason(error)}") from error
+        raise CannotTrace(f"inputs: they cannot be copied: {describe(error)}") from error

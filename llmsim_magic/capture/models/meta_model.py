@@ -16,14 +16,14 @@ from llmsim_magic.capture.inputs.context_length import (
     is_huggingface,
     longest_context,
 )
-from llmsim_magic.capture.kernels.rng import same_dice
+from llmsim_magic.capture.kernels.rng import seeded_rng
 from llmsim_magic.capture.kernels.tensors import dtype_name
-from llmsim_magic.capture.meta.isolation import alone
-from llmsim_magic.capture.meta.small_buffers import TooManyParts, knowing_buffers
-from llmsim_magic.capture.models.config_sanitizer import harmless
-from llmsim_magic.capture.models.resolve import Source, declared_classes
-from llmsim_magic.capture.record.hooks import Harness
-from llmsim_magic.records.errors import CannotTrace, clip, is_a, reason
+from llmsim_magic.capture.meta.isolation import isolated
+from llmsim_magic.capture.meta.small_buffers import TooManyWeights, tracking_buffers
+from llmsim_magic.capture.models.config_sanitizer import sanitized
+from llmsim_magic.capture.models.resolve import ConfigSource, declared_classes
+from llmsim_magic.capture.record.hooks import ModelHooks
+from llmsim_magic.records.errors import CannotTrace, describe, is_instance, shorten
 from llmsim_magic.records.trace.trace import ModelInfo
 
 META = torch.device("meta")
@@ -39,7 +39,7 @@ _AUTO_CLASSES = (
 
 
 @dataclass(frozen=True, eq=False)
-class Weightless:
+class MetaModel:
     """A model on `meta`, ready to be run, and what to say of it.
 
     `spread` hangs on it the collectives of a rank, after all that listens to a pass.
@@ -51,12 +51,12 @@ class Weightless:
     spread: Callable[[torch.nn.Module], None] | None = None
 
     @cached_property
-    def harness(self) -> Harness:
+    def harness(self) -> ModelHooks:
         """What every pass of the model shares."""
-        return Harness(self.module, self.spread)
+        return ModelHooks(self.module, self.spread)
 
     @cached_property
-    @alone()
+    @isolated()
     def longest_context(self) -> int | None:
         """The tokens that its learned position table has rows for, if anything sets a limit."""
         return longest_context(self.module)
@@ -67,22 +67,22 @@ class Weightless:
         return declared_context(self.module) if is_huggingface(self.module) else None
 
 
-@alone()
+@isolated()
 def from_config(
-    source: Source,
+    source: ConfigSource,
     *,
     base: bool = False,
     attention: str | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
-) -> Weightless:
+) -> MetaModel:
     """Build the model that a config describes, on `meta`.
 
     The class is the one the checkpoint declares, or `AutoModel`'s with `base`.
     Raises `CannotTrace` where transformers cannot build it.
     """
     config = copy.deepcopy(source.config)
-    notes = [*source.notes, *harmless(config, source.name, trust_remote_code=trust_remote_code)]
+    notes = [*source.notes, *sanitized(config, source.name, trust_remote_code=trust_remote_code)]
     default = torch.float32
     if (quantisation := getattr(config, "quantization_config", None)) is not None:
         del config.quantization_config
@@ -95,20 +95,20 @@ def from_config(
     if options["dtype"] is None:
         options["dtype"] = default
     if not isinstance(options["dtype"], torch.dtype):
-        raise CannotTrace(f"{source.name}: dtype {clip(options['dtype'])} is none of torch's")
+        raise CannotTrace(f"{source.name}: dtype {shorten(options['dtype'])} is none of torch's")
     if attention:
         options["attn_implementation"] = attention
     try:
         builder = _builder(config, base, source.name)
-        with same_dice(), knowing_buffers() as buffers, META:
+        with seeded_rng(), tracking_buffers() as buffers, META:
             module = builder(config, **options)
     except CannotTrace:
         raise
-    except TooManyParts as error:
+    except TooManyWeights as error:
         raise CannotTrace(f"{source.name}: {error}") from error
     except Exception as error:
         raise CannotTrace(
-            f"{source.name}: transformers cannot build it: {reason(error)}"
+            f"{source.name}: transformers cannot build it: {describe(error)}"
         ) from error
     buffers.keep_only(module)
     module.eval()
@@ -123,7 +123,7 @@ def from_config(
         origin=source.origin,
         quantisation=quantisation,
     )
-    return Weightless(module, info, tuple(notes))
+    return MetaModel(module, info, tuple(notes))
 
 
 def _as_json(quantisation: Any) -> dict[str, Any]:
@@ -159,11 +159,11 @@ def _builder(config: Any, base: bool, name: str) -> Any:
     version = f"transformers {transformers.__version__}"
     if declared:
         raise CannotTrace(
-            f"{name}: {version} has no {clip(', '.join(declared))}, which its config declares; "
+            f"{name}: {version} has no {shorten(', '.join(declared))}, which its config declares; "
             "--base takes the model without that head"
         )
     raise CannotTrace(
-        f"{name}: {version} has no model class for {clip(type(config).__name__)}: "
+        f"{name}: {version} has no model class for {shorten(type(config).__name__)}: "
         "it describes a part of a larger model"
     )
 
@@ -199,12 +199,12 @@ def _head(config: Any, class_name: str, base: bool) -> str:
 
 
 def is_module(value: Any) -> bool:
-    return is_a(value, torch.nn.Module)
+    return is_instance(value, torch.nn.Module)
 
 
 def is_config(value: Any) -> bool:
     transformers = importlib.import_module("transformers")
-    return is_a(value, transformers.PreTrainedConfig)
+    return is_instance(value, transformers.PreTrainedConfig)
 
 
 def text_of(value: Any) -> str | None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from llmsim_magic.capture.models.config_limits import check_sizes
 from llmsim_magic.catalog import models
-from llmsim_magic.records.errors import CannotTrace, UnknownModel, clip, reason
-from llmsim_magic.records.printable import legible
+from llmsim_magic.records.errors import CannotTrace, UnknownModel, describe, shorten
+from llmsim_magic.records.printable import printable
 
 HUB_LIMIT_S = 5.0
 LARGEST = 4 << 20  # bytes of a config; one with 20,000 labels has 2 MiB
@@ -21,7 +21,7 @@ MOST_VALUES, DEEPEST = 200_000, 50
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ConfigSource:
     """A `PretrainedConfig`, what to call it, and where it came from."""
 
     name: str
@@ -31,7 +31,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class FoundConfig:
     """The keys of a `config.json`, before transformers is asked what they mean.
 
     `where` is the folder or hub id that they came from.
@@ -43,7 +43,7 @@ class Facts:
     where: str
 
 
-def facts_of(name: str, *, refresh: bool = False) -> Facts:
+def find_config(name: str, *, refresh: bool = False) -> FoundConfig:
     """What a name stands for; needs neither torch nor transformers.
 
     Raises `UnknownModel` with the nearest known ids where nothing is found.
@@ -56,15 +56,15 @@ def facts_of(name: str, *, refresh: bool = False) -> Facts:
         return _from_path(name, path)
     entry = models.find(name)
     if entry is not None and not refresh:
-        return Facts(entry.name, copy.deepcopy(entry.config), "catalogue", entry.name)
+        return FoundConfig(entry.name, copy.deepcopy(entry.config), "catalogue", entry.name)
     if os.path.isdir(path) or name.endswith(".json"):
         return _from_path(name, path)
     if not refresh and (cached := _from_cache(name)):
-        return Facts(name, _read(cached, name), "local cache", name)
-    return Facts(name, _from_hub(name), "hub", name)
+        return FoundConfig(name, _read(cached, name), "local cache", name)
+    return FoundConfig(name, _from_hub(name), "hub", name)
 
 
-def source_of(facts: Facts, *, trust_remote_code: bool = False) -> Source:
+def load_config(facts: FoundConfig, *, trust_remote_code: bool = False) -> ConfigSource:
     """The config object that those keys describe.
 
     Raises `CannotTrace` where transformers does not know the architecture or refuses a value.
@@ -82,11 +82,13 @@ def source_of(facts: Facts, *, trust_remote_code: bool = False) -> Source:
         try:
             config = transformers.AutoConfig.from_pretrained(facts.where, trust_remote_code=True)
         except Exception as error:
-            raise CannotTrace(f"{facts.name}: its code cannot be run: {reason(error)}") from error
-        return Source(facts.name, config, facts.origin, ("code of the model's repository was run",))
+            raise CannotTrace(f"{facts.name}: its code cannot be run: {describe(error)}") from error
+        return ConfigSource(
+            facts.name, config, facts.origin, ("code of the model's repository was run",)
+        )
     if config_class is None:
         given = keys.get("model_type")
-        what = f"model_type {clip(given)}" if given else "a config without model_type"
+        what = f"model_type {shorten(given)}" if given else "a config without model_type"
         raise CannotTrace(
             f"{facts.name}: {what} is no architecture of transformers {transformers.__version__}"
         )
@@ -94,13 +96,13 @@ def source_of(facts: Facts, *, trust_remote_code: bool = False) -> Source:
         config = config_class.from_dict(copy.deepcopy(keys))
     except Exception as error:
         raise CannotTrace(
-            f"{facts.name}: {config_class.__name__} refuses the config: {reason(error)}"
+            f"{facts.name}: {config_class.__name__} refuses the config: {describe(error)}"
         ) from error
     notes = []
     if not _is_known(transformers, given := keys.get("model_type")):
         kind = config_class.model_type
-        notes.append(f"model_type {clip(given)} is unknown: taken for {kind}, as its class is")
-    return Source(facts.name, config, facts.origin, tuple(notes))
+        notes.append(f"model_type {shorten(given)} is unknown: taken for {kind}, as its class is")
+    return ConfigSource(facts.name, config, facts.origin, tuple(notes))
 
 
 def _is_known(transformers: Any, model_type: Any) -> bool:
@@ -125,16 +127,16 @@ def declared_classes(value: Any) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str))
 
 
-def _from_path(name: str, path: Path) -> Facts:
+def _from_path(name: str, path: Path) -> FoundConfig:
     is_folder = os.path.isdir(path)
     file = path / "config.json" if is_folder else path
     if not os.path.isfile(file):
         if os.path.lexists(file):
-            raise UnknownModel(f"{clip(name)}: {file.name} is no file, or a link to none")
+            raise UnknownModel(f"{shorten(name)}: {file.name} is no file, or a link to none")
         what = "folder holds no config.json" if is_folder else "file does not exist"
-        raise UnknownModel(f"{clip(name)}: that {what}")
+        raise UnknownModel(f"{shorten(name)}: that {what}")
     label = path.name if is_folder else path.parent.name or path.stem
-    return Facts(legible(label or name), _read(file, name), "local file", str(file.parent))
+    return FoundConfig(printable(label or name), _read(file, name), "local file", str(file.parent))
 
 
 def _read(file: Path, name: str) -> dict[str, Any]:
@@ -142,10 +144,10 @@ def _read(file: Path, name: str) -> dict[str, Any]:
         with file.open("rb") as opened:
             content = opened.read(LARGEST + 1)
         if len(content) > LARGEST:
-            raise UnknownModel(f"{clip(name)}: {file.name} is no config: it is over 4 MiB long")
+            raise UnknownModel(f"{shorten(name)}: {file.name} is no config: it is over 4 MiB long")
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UnknownModel(f"{clip(name)}: {file.name} cannot be read: {error}") from error
+        raise UnknownModel(f"{shorten(name)}: {file.name} cannot be read: {error}") from error
     return _parse(text, name)
 
 
@@ -154,13 +156,15 @@ def _parse(text: str, name: str) -> dict[str, Any]:
         keys = json.loads(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        raise UnknownModel(f"{clip(name)}: its config is not JSON ({where})") from error
+        raise UnknownModel(f"{shorten(name)}: its config is not JSON ({where})") from error
     except RecursionError as error:
-        raise UnknownModel(f"{clip(name)}: its config is nested too deep") from error
+        raise UnknownModel(f"{shorten(name)}: its config is nested too deep") from error
     except ValueError as error:
-        raise UnknownModel(f"{clip(name)}: its config holds a number of too many digits") from error
+        raise UnknownModel(
+            f"{shorten(name)}: its config holds a number of too many digits"
+        ) from error
     if not isinstance(keys, dict):
-        raise UnknownModel(f"{clip(name)}: its config is no JSON object")
+        raise UnknownModel(f"{shorten(name)}: its config is no JSON object")
     _check_extent(keys, name)
     return keys
 
@@ -172,9 +176,9 @@ def _check_extent(keys: dict[str, Any], name: str) -> None:
     while level:
         count, depth = count + len(level), depth + 1
         if depth > DEEPEST:
-            raise UnknownModel(f"{clip(name)}: its config is nested too deep")
+            raise UnknownModel(f"{shorten(name)}: its config is nested too deep")
         if count > MOST_VALUES:
-            raise UnknownModel(f"{clip(name)}: its config holds over {MOST_VALUES:,} values")
+            raise UnknownModel(f"{shorten(name)}: its config holds over {MOST_VALUES:,} values")
         holders = (value for value in level if isinstance(value, (dict, list)))
         level = [
             item
@@ -262,4 +266,4 @@ def _within(limit_s: float, call: Callable[[], Any]) -> Any:
 def _unknown(name: str, why: str) -> UnknownModel:
     close = models.nearest(name)
     known = ", ".join(close or list(models.entries())[:3])
-    return UnknownModel(f"{clip(name)} {why}; {'nearest' if close else 'such as'}: {known}")
+    return UnknownModel(f"{shorten(name)} {why}; {'nearest' if close else 'such as'}: {known}")

@@ -9,7 +9,7 @@ from llmsim_magic.capture.kernels.collectives import all_reduce
 from llmsim_magic.records.errors import CannotTrace
 
 
-class Balanced:
+class BalancedRouting:
     """Hands a rank's experts their even share of tokens, and sums the results of all ranks.
 
     Of `tokens · chosen` pairs of token and expert a rank has `1 / ranks`. The results of the

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture.kernels.collectives import all_gather, all_reduce, side_by_side
-from llmsim_magic.capture.meta.isolation import alone
-from llmsim_magic.capture.models.meta_model import Weightless
-from llmsim_magic.capture.parallel.expert_parallel import Balanced
+from llmsim_magic.capture.meta.isolation import isolated
+from llmsim_magic.capture.models.meta_model import MetaModel
+from llmsim_magic.capture.parallel.expert_parallel import BalancedRouting
 from llmsim_magic.capture.parallel.pipeline import keep_stage
 from llmsim_magic.capture.parallel.tensor_parallel_plan import (
     STYLES,
@@ -28,8 +28,8 @@ from llmsim_magic.capture.parallel.tensor_parallel_plan import (
 from llmsim_magic.records.trace.parallel import Parallel
 
 
-@alone()
-def sharded(weightless: Weightless, parallel: Parallel) -> Weightless:
+@isolated()
+def sharded(weightless: MetaModel, parallel: Parallel) -> MetaModel:
     """The part of a model, not yet run, that the first rank of a stage holds; it is cut in place.
 
     Raises `InvalidValue`, which names what is legal, where the model carries no plan or a number
@@ -112,7 +112,7 @@ def _hook_all(module: torch.nn.Module, plan: Plan, sizes: dict[str, int], ranks:
         part = module.get_submodule(path)
         if style.given == "route":
             experts = next(p.shape[0] for p in part.parameters(recurse=False) if p.dim() > 1)
-            Balanced(ranks, experts).hook(part)
+            BalancedRouting(ranks, experts).hook(part)
             continue
         if style.given == "split":
             width = -(-sizes[path] // ranks)

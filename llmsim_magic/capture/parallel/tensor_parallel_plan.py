@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture.inputs.signature import text_configs
-from llmsim_magic.records.errors import InvalidValue, clip, one_of
+from llmsim_magic.records.errors import InvalidValue, one_of, shorten
 from llmsim_magic.records.trace.parallel import Parallel
 
 _MOST = 64  # ranks, of which the legal numbers are named
@@ -19,7 +19,7 @@ Plan = dict[str, str]  # the style of each module and parameter, by its own name
 
 
 @dataclass(frozen=True, slots=True)
-class Style:
+class PlanStyle:
     """The dimension in which a parameter of one dimension is cut, or of more; None leaves it whole.
 
     `packed` parameters are two in one, each cut by itself. `given` and `made` are what happens to
@@ -34,22 +34,22 @@ class Style:
     uneven: bool = False
 
 
-_WHOLE = Style()
-STYLES: dict[str, Style] = {
-    "colwise": Style(-2, -1),
-    "colwise_gather_output": Style(-2, -1, made="gather", uneven=True),
-    "colwise_rep": Style(-2, -1, made="gather", uneven=True),
-    "rowwise": Style(-1, made="reduce"),
-    "rowwise_split_input": Style(-1, given="split", made="reduce", uneven=True),
-    "rowwise_rep": Style(-1, given="split", made="reduce", uneven=True),
-    "packed_colwise": Style(-2, -1, packed=True),
-    "packed_rowwise": Style(-1, packed=True),
-    "embedding_rowwise": Style(0, made="reduce", uneven=True),
-    "embedding_colwise": Style(1, made="gather", uneven=True),
-    "moe_tp_experts": Style(made="reduce"),
-    "all_reduce": Style(made="reduce"),
-    "grouped_gemm": Style(0, 0),
-    "ep_dispatch_experts": Style(given="route", made="route"),
+_WHOLE = PlanStyle()
+STYLES: dict[str, PlanStyle] = {
+    "colwise": PlanStyle(-2, -1),
+    "colwise_gather_output": PlanStyle(-2, -1, made="gather", uneven=True),
+    "colwise_rep": PlanStyle(-2, -1, made="gather", uneven=True),
+    "rowwise": PlanStyle(-1, made="reduce"),
+    "rowwise_split_input": PlanStyle(-1, given="split", made="reduce", uneven=True),
+    "rowwise_rep": PlanStyle(-1, given="split", made="reduce", uneven=True),
+    "packed_colwise": PlanStyle(-2, -1, packed=True),
+    "packed_rowwise": PlanStyle(-1, packed=True),
+    "embedding_rowwise": PlanStyle(0, made="reduce", uneven=True),
+    "embedding_colwise": PlanStyle(1, made="gather", uneven=True),
+    "moe_tp_experts": PlanStyle(made="reduce"),
+    "all_reduce": PlanStyle(made="reduce"),
+    "grouped_gemm": PlanStyle(0, 0),
+    "ep_dispatch_experts": PlanStyle(given="route", made="route"),
     "ep_router": _WHOLE,
     "local_params": _WHOLE,
     "mla_kv_a_proj": _WHOLE,
@@ -151,7 +151,7 @@ def _misfit(module: Any, plan: Plan, ranks: int) -> str | None:
             continue
         size = parameter.shape[dim] // (2 if how.packed else 1)
         if size < ranks or (size % ranks and not how.uneven):
-            return f"the {size} of {clip(path)} cannot be shared out evenly"
+            return f"the {size} of {shorten(path)} cannot be shared out evenly"
     return None
 
 
@@ -177,6 +177,6 @@ def parameter_at(module: torch.nn.Module, path: str) -> torch.Tensor | None:
     return module.get_submodule(owner)._parameters.get(name)
 
 
-def dimension_of(style: Style, parameter: torch.Tensor) -> int | None:
+def dimension_of(style: PlanStyle, parameter: torch.Tensor) -> int | None:
     """The dimension in which a style cuts a parameter; None where every rank holds it whole."""
     return style.vector if parameter.dim() == 1 else style.matrix

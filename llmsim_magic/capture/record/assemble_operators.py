@@ -18,7 +18,9 @@ from llmsim_magic.records.trace.recorded import Calls, Operator, Record, Replay
 Step = ModuleCall | HelperCall | FunctionCall
 
 
-def assemble(recorder: Recorder, results: tuple[int, ...]) -> tuple[Record, tuple[Replay, ...]]:
+def assemble_operators(
+    recorder: Recorder, results: tuple[int, ...]
+) -> tuple[Record, tuple[Replay, ...]]:
     """Operators in execution order, every kernel with the operator it belongs to, and replays."""
     orders: dict[Step, int] = {}
     reached = [0]  # how many operators there are before each event

@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmsim_magic.capture.kernels import kernel_facts
-from llmsim_magic.capture.kernels.tensors import unheard
+from llmsim_magic.capture.kernels.tensors import unrecorded
 from llmsim_magic.capture.record.recorder import Recorder
 
 
@@ -47,14 +47,14 @@ class _Kernels(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        with unheard():
+        with unrecorded():
             out = func(*args, **kwargs)
             self._recorder.kernel(func, args, kwargs, out)
         return out
 
 
 @contextmanager
-def listening(recorder: Recorder) -> Iterator[None]:
+def dispatch_modes(recorder: Recorder) -> Iterator[None]:
     """While open, the recorder notes every function and kernel."""
     with _Functions(recorder), _Kernels(recorder):
         yield

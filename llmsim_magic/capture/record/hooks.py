@@ -8,16 +8,16 @@ from typing import Any, Protocol
 
 import torch
 
-from llmsim_magic.capture.kernels.rng import same_dice
-from llmsim_magic.capture.kernels.tensors import dtype_name, unheard
+from llmsim_magic.capture.kernels.rng import seeded_rng
+from llmsim_magic.capture.kernels.tensors import dtype_name, unrecorded
 from llmsim_magic.capture.meta.snapshot import Snapshot
-from llmsim_magic.capture.replay.layer_matching import Layer, layers_of
+from llmsim_magic.capture.replay.layer_matching import Layer, matched_layers
 from llmsim_magic.records.errors import CannotTrace
 from llmsim_magic.records.trace.recorded import Role
 from llmsim_magic.records.trace.trace import Module, Parameter, Scalar
 
 
-class Listener(Protocol):
+class HookListener(Protocol):
     """Who is told of module calls, and answers those of repeated layers."""
 
     def enter(self, path: str, module: torch.nn.Module, inputs: Any) -> None: ...
@@ -27,7 +27,7 @@ class Listener(Protocol):
     def layer(self, layer: Layer, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any: ...
 
 
-class Harness:
+class ModelHooks:
     """A weightless model of our own, with hooks that tell whoever listens to a pass.
 
     The model is nobody else's, so its hooks stay on it, and what it is made of is read once.
@@ -41,11 +41,11 @@ class Harness:
         self.roles = _roles(model)
         self.has_changed = False  # whether the last pass left something in the model
         self.left: Any = None  # what the last pass left for the next one
-        self._listener: Listener | None = None
+        self._listener: HookListener | None = None
         self._thread = 0  # the one that is listened to
         self._strayed: str | None = None  # a module that ran in another
         self._ran: set[torch.nn.Module] = set()
-        layers = layers_of(model)
+        layers = matched_layers(model)
         for path, module in model.named_modules():
             if path in layers:
                 self._answer(layers[path])
@@ -56,7 +56,7 @@ class Harness:
         self._snapshot = Snapshot(model.modules())
 
     @contextmanager
-    def told(self, listener: Listener) -> Iterator[None]:
+    def told(self, listener: HookListener) -> Iterator[None]:
         """While open, the listener is told of every module call.
 
         Raises `CannotTrace` at the end where modules ran in another thread, unheard.
@@ -73,7 +73,7 @@ class Harness:
                 "what it does there cannot be heard"
             )
 
-    def _told(self, path: str) -> Listener | None:
+    def _told(self, path: str) -> HookListener | None:
         """Who listens to a module that is called now."""
         if self._listener is None or self._thread == get_ident():
             return self._listener
@@ -88,7 +88,7 @@ class Harness:
         """
         keep = False
         try:
-            with same_dice():
+            with seeded_rng():
                 yield
             keep = only_after_errors
         finally:
@@ -104,12 +104,12 @@ class Harness:
         def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
             self._ran.add(module)
             if (listener := self._told(path)) is not None:
-                with unheard():
+                with unrecorded():
                     listener.enter(path, module, (args, kwargs))
 
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
             if (listener := self._told(path)) is not None:
-                with unheard():
+                with unrecorded():
                     listener.leave(module, output)
 
         module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)

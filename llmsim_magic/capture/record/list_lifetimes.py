@@ -28,7 +28,7 @@ class _Kept:
         return len(self.value) >= len(self.items) and all(map(is_, self.items, self.value))
 
 
-class Lists:
+class ListLifetimes:
     """Which operator was the last to run while a list held its tensors.
 
     Steps follow one another, so that the last speaks for those before it.

@@ -15,9 +15,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from llmsim_magic.capture.kernels import collectives, kernel_facts
-from llmsim_magic.capture.kernels.tensors import TensorTable, tensors_in, unheard
+from llmsim_magic.capture.kernels.tensors import TensorTable, tensors_in, unrecorded
 from llmsim_magic.capture.meta import call_stack
-from llmsim_magic.capture.record.list_lifetimes import Lists
+from llmsim_magic.capture.record.list_lifetimes import ListLifetimes
 from llmsim_magic.capture.replay.layer_matching import Layer
 from llmsim_magic.capture.replay.replay import Replayed, Replayer, Run
 from llmsim_magic.records.trace.recorded import Kernel, Role
@@ -107,7 +107,7 @@ class Recorder:
         self, owners: Mapping[int, tuple[Role, str]], replayer: Replayer | None = None
     ) -> None:
         self.table = TensorTable(owners)
-        self.lists = Lists(self.table.add_all)
+        self.lists = ListLifetimes(self.table.add_all)
         self.kernels: list[KernelCall] = []
         self.events: list[ModuleCall | KernelCall | ReplayCall] = []
         self.calls: list[ModuleCall] = []
@@ -127,7 +127,7 @@ class Recorder:
     def layer(self, layer: Layer, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a layer, or note that it does what an earlier one did."""
         replayer = self._replayer
-        with unheard():
+        with unrecorded():
             replayed = replayer.replay(layer, args, kwargs) if replayer else None
             if replayed is not None:
                 self._replayed(layer, replayed)
@@ -145,7 +145,7 @@ class Recorder:
                 output, run = replayer.run(layer, forward, args, kwargs)
         finally:
             self._in_layer = within
-            with unheard():
+            with unrecorded():
                 self.leave(layer.module, output)
                 self.lists.part()
         if run is not None:
@@ -282,7 +282,7 @@ class Recorder:
         finally:
             self._function = None
         if len(self.kernels) > first:
-            with unheard():
+            with unrecorded():
                 call.inputs = self.table.add_all((args, kwargs))
                 call.outputs = self.table.add_all(out) or self.kernels[-1].kernel.writes
         return out

@@ -32,7 +32,7 @@ class Layer:
     kind: int
 
 
-def layers_of(model: torch.nn.Module) -> dict[str, Layer]:
+def matched_layers(model: torch.nn.Module) -> dict[str, Layer]:
     """The outermost layers that have their like, by path.
 
     Built alike are layers with the same classes, shapes, dtypes and attributes throughout. In the

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.kernels.tensors import unheard
-from llmsim_magic.capture.meta.partial_evaluation import Answers
+from llmsim_magic.capture.kernels.tensors import unrecorded
+from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
 from llmsim_magic.capture.replay.layer_matching import Layer
 from llmsim_magic.capture.replay.layer_state import (
     AS_IT_IS,
@@ -85,7 +85,7 @@ class Replayed:
 class Replayer:
     """The layers of one pass that ran, each ready to stand for its like."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: PartialEvaluation) -> None:
         self._answers = answers
         self._runs: dict[int, list[Run]] = {}
 
@@ -102,12 +102,12 @@ class Replayer:
         self, layer: Layer, forward: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[Any, Run | None]:
         """Run a layer; what it did is remembered and returned if others may be given its like."""
-        with unheard():
+        with unrecorded():
             given = self._given(layer, (args, kwargs))
             before = None if given is None else _Before(layer, given)
         assumed = self._answers.assumed.copy()
         output = forward(*args, **kwargs)
-        with unheard():
+        with unrecorded():
             if (
                 given is None
                 or before is None
@@ -174,7 +174,7 @@ class _Before:
         )
 
 
-class Unheard:
+class UnrecordedPass:
     """Listens to a pass that nobody records, for its layers to be replayed in it too."""
 
     def __init__(self, replayer: Replayer | None) -> None:
@@ -187,7 +187,7 @@ class Unheard:
     def layer(self, layer: Layer, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._replayer is None:
             return forward(*args, **kwargs)
-        with unheard():
+        with unrecorded():
             replayed = self._replayer.replay(layer, args, kwargs)
         if replayed is not None:
             return replayed.output
@@ -198,7 +198,7 @@ class Unheard:
 class _Described:
     """A key for arguments that is equal for likes."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: PartialEvaluation) -> None:
         self._answers = answers
         self.tensors: list[torch.Tensor] = []
         self.states: list[Any] = []
@@ -236,7 +236,7 @@ class _Described:
 class _Twin:
     """Makes for one layer the like of what another returned and kept."""
 
-    def __init__(self, answers: Answers, run: Run, layer: Layer, given: _Given) -> None:
+    def __init__(self, answers: PartialEvaluation, run: Run, layer: Layer, given: _Given) -> None:
         self._answers = answers
         self._run = run
         self._layer = layer

@@ -13,7 +13,7 @@ from llmsim_magic.notebook.widgets import Code, Download
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import Request
-from llmsim_magic.views.csv_export import as_csv
+from llmsim_magic.views.csv_export import to_csv
 from llmsim_magic.views.safe_files import write
 
 _TABLES = {"multi-config": "shapes", "deps": "edges"}  # the others have the view's own name
@@ -94,7 +94,7 @@ def _csv(report: Report) -> tuple[str, str]:
     view = report.views[0]
     table = report.tables()[_TABLES.get(view, view)]
     name = f"{_stem(report)}.csv"
-    return name, as_csv(table).decode()
+    return name, to_csv(table).decode()
 
 
 def _svg(report: Report) -> tuple[str, str]:

@@ -8,12 +8,12 @@ from llmsim_magic.capture.models.resolve import cached_models
 from llmsim_magic.catalog import models
 from llmsim_magic.notebook.variables import holding_models, model_named
 from llmsim_magic.records.errors import type_name
-from llmsim_magic.simulate.models.recipes import Progress, Recipe, recipe_of
+from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress, model_recipe
 from llmsim_magic.simulate.request import Build, Request
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class PanelQuestion:
     """A request, and the model that its words stood for when it was made."""
 
     request: Request
@@ -34,13 +34,13 @@ class Asked:
         return self.model is not self.request.model
 
 
-class Models:
+class PanelModels:
     """The models that can be named: the user's variables, the catalogue, the local cache."""
 
     def __init__(self, variables: Mapping[str, Any]) -> None:
         self._variables = variables
         self._objects: dict[str, Any] = {}  # given as they are, by what they are called
-        self._recipes: dict[tuple[Hashable, Build], tuple[Any, Recipe]] = {}
+        self._recipes: dict[tuple[Hashable, Build], tuple[Any, ModelRecipe]] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,22 +56,22 @@ class Models:
             self._objects[name] = model
         return name
 
-    def asked(self, request: Request) -> Asked:
+    def asked(self, request: Request) -> PanelQuestion:
         """The request with its model; `InvalidValue` for a variable that holds something else."""
         words = request.model
         if words in self._objects:
-            return Asked(request, self._objects[words])
-        return Asked(request, model_named(words, self._variables))
+            return PanelQuestion(request, self._objects[words])
+        return PanelQuestion(request, model_named(words, self._variables))
 
-    def recipe(self, asked: Asked, progress: Progress) -> Recipe:
+    def recipe(self, asked: PanelQuestion, progress: Progress) -> ModelRecipe:
         """Of a live model the same one for each question: it is copied once."""
         key = asked.which, asked.request.build
         if key not in self._recipes:
-            recipe = recipe_of(asked.model, asked.request.build, progress)
+            recipe = model_recipe(asked.model, asked.request.build, progress)
             self._recipes[key] = asked.model, recipe
         return self._recipes[key][1]
 
-    def forget(self, asked: Asked) -> None:
+    def forget(self, asked: PanelQuestion) -> None:
         """Look at a model anew: it may have changed."""
         for key in [key for key in self._recipes if key[0] == asked.which]:
             del self._recipes[key]

@@ -9,7 +9,7 @@ from llmsim_magic.notebook.panel.table import Table
 from llmsim_magic.notebook.widgets import Drawing
 from llmsim_magic.records.trace.workload import IsCancelled
 from llmsim_magic.simulate.report import Report
-from llmsim_magic.views.explain import Prose, explain_operator
+from llmsim_magic.views.explain import Explanation, explain_operator
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.page import Section, as_html
 from llmsim_magic.views.tables.filters import layers_of, matching
@@ -17,7 +17,7 @@ from llmsim_magic.views.tables.filters import layers_of, matching
 if TYPE_CHECKING:
     import pandas as pd
 
-Choose = Callable[[int | None], None]  # an operator, by its order, or none
+OnChosen = Callable[[int | None], None]  # an operator, by its order, or none
 _AT_FIRST = ["path", "op", "layer", "params", "flops", "bytes_read", "bytes_written",
              "input_shapes", "output_shapes"]  # fmt: skip
 _EVERY, _OUTSIDE = ("all", ""), ("outside of layers", (None,))
@@ -36,14 +36,14 @@ class Detail:
             self.widget.value = self._hint
             return
         row = Section(f"Operator {order}", report.ops.loc[[order], _AT_FIRST])
-        arithmetic = Section("Its arithmetic", Prose(explain_operator(report.trace, order)))
+        arithmetic = Section("Its arithmetic", Explanation(explain_operator(report.trace, order)))
         self.widget.value = as_html((row, arithmetic), ())
 
 
-class Picture:
+class GraphPicture:
     """A graph in which an operator is chosen, here or by whoever shows it."""
 
-    def __init__(self, chosen: Choose, window: float = 0.0) -> None:
+    def __init__(self, chosen: OnChosen, window: float = 0.0) -> None:
         self.widget = Drawing(window=window)
         self._chosen = chosen
         self._graph: Graph | None = None
@@ -71,17 +71,17 @@ class Picture:
             self._chosen(order)
 
 
-class Operators:
+class OperatorsPane:
     """The table of operators; of the one chosen the arithmetic, and its place in the graph."""
 
-    def __init__(self, chosen: Choose) -> None:
+    def __init__(self, chosen: OnChosen) -> None:
         self._chosen = chosen
         self._report: Report | None = None
         self._order: int | None = None
         self._graph: Graph | None = None
         self._table = Table(chosen)
         self._detail = Detail("Select a row to see its arithmetic and its place in the graph.")
-        self._place = Picture(chosen, window=0.5)
+        self._place = GraphPicture(chosen, window=0.5)
         self._layer = widgets.Dropdown(description="Layer", options=[_EVERY])
         self._kind = widgets.Dropdown(
             description="Kind", options=[_EVERY, *((kind, kind) for kind in ("module", "function"))]

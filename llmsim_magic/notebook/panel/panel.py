@@ -20,10 +20,10 @@ from llmsim_magic.notebook.code_export import magic_line
 from llmsim_magic.notebook.kernel_interrupts import interrupts
 from llmsim_magic.notebook.panel.controls import TITLES, Controls
 from llmsim_magic.notebook.panel.export import Export
-from llmsim_magic.notebook.panel.models import Asked, Models
-from llmsim_magic.notebook.panel.operators import Operators
-from llmsim_magic.notebook.panel.panes import Drawn, Page, Pane, Rows
-from llmsim_magic.notebook.panel.static_copy import Kept
+from llmsim_magic.notebook.panel.models import PanelModels, PanelQuestion
+from llmsim_magic.notebook.panel.operators import OperatorsPane
+from llmsim_magic.notebook.panel.panes import GraphPane, PagePane, Pane, TablePane
+from llmsim_magic.notebook.panel.static_copy import StaticCopy
 from llmsim_magic.notebook.variables import is_model
 from llmsim_magic.notebook.widgets import Status
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, one_of, type_name
@@ -52,13 +52,13 @@ class Panel:
     def __init__(self, request: Request) -> None:
         self.report: Report | None = None
         shell = get_ipython()
-        self._models = Models({} if shell is None else shell.user_ns)
+        self._models = PanelModels({} if shell is None else shell.user_ns)
         if request.model is not None and not isinstance(request.model, str):
             request = replace(request, model=self._models.called(request.model))
         self.controls = Controls(request, self._models.names)
         name = f"llmsim-static-{uuid.uuid4().hex}"
         self.status = Status(message=_EMPTY, twin=name)
-        self._kept = Kept(name)
+        self._kept = StaticCopy(name)
         self._order: int | None = None
         self._known: OrderedDict[Any, Report] = OrderedDict()  # by what was asked
         self._showing = RLock()  # one answer at a time, whichever thread has it
@@ -66,13 +66,13 @@ class Panel:
         self._is_shown = False
         drawing = self.controls.drawing
         self.panes: dict[str, Pane] = {
-            "summary": Page(),
-            "ops": Operators(self.choose),
-            "multi-config": Rows(lambda report: report.shapes),
-            "deps": Drawn("deps", drawing, self.choose),
-            "topological": Drawn("topological", drawing, self.choose),
-            "costs": Page(),
-            "memory": Page(),
+            "summary": PagePane(),
+            "ops": OperatorsPane(self.choose),
+            "multi-config": TablePane(lambda report: report.shapes),
+            "deps": GraphPane("deps", drawing, self.choose),
+            "topological": GraphPane("topological", drawing, self.choose),
+            "costs": PagePane(),
+            "memory": PagePane(),
         }
         self._trace = widgets.Button(description="Trace", button_style="primary")
         self._cancel = widgets.Button(description="Cancel", disabled=True)
@@ -192,13 +192,13 @@ class Panel:
                     del self._known[key]
         self.refresh()
 
-    def _asked(self) -> Asked | None:
+    def _asked(self) -> PanelQuestion | None:
         request = self.controls.request()
         return self._models.asked(request) if request.model else None
 
     # working, in a thread
 
-    def _answer(self, asked: Asked, job: Job[Report]) -> Report:
+    def _answer(self, asked: PanelQuestion, job: Job[Report]) -> Report:
         interrupts.add(self.cancel)
         try:
             progress = partial(self._tell, job)
@@ -234,7 +234,7 @@ class Panel:
 
     # answering
 
-    def _show(self, asked: Asked, report: Report) -> None:
+    def _show(self, asked: PanelQuestion, report: Report) -> None:
         with self._showing:
             self._order = self._same_operator(report)
             self.report = report

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import ipywidgets as widgets
 
-from llmsim_magic.notebook.panel.operators import Choose, Detail, Picture
+from llmsim_magic.notebook.panel.operators import Detail, GraphPicture, OnChosen
 from llmsim_magic.notebook.panel.table import Table
 from llmsim_magic.records.trace.workload import IsCancelled
 from llmsim_magic.simulate.report import Report
@@ -28,7 +28,7 @@ class Pane(Protocol):
     def show(self, report: Report, order: int | None) -> None: ...
 
 
-class Page:
+class PagePane:
     """A view as the magic shows it."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Page:
         self.widget.value = as_html(report.sections(), report.remarks())
 
 
-class Rows:
+class TablePane:
     """A view that is one table."""
 
     def __init__(self, table_of: "Callable[[Report], pd.DataFrame]") -> None:
@@ -64,12 +64,12 @@ class Rows:
             self._notes.value = as_html((), report.remarks())
 
 
-class Drawn:
+class GraphPane:
     """A view that is a graph; of the node chosen the row and its arithmetic."""
 
-    def __init__(self, view: str, controls: tuple[widgets.Widget, ...], chosen: Choose) -> None:
+    def __init__(self, view: str, controls: tuple[widgets.Widget, ...], chosen: OnChosen) -> None:
         self._view = view
-        self._picture = Picture(chosen)
+        self._picture = GraphPicture(chosen)
         self._detail = Detail("Click a node, or find it by name, to see its row and arithmetic.")
         bar = widgets.HBox(controls)
         bar.add_class("llmsim-controls")

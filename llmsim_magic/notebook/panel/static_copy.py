@@ -13,7 +13,7 @@ _ROWS = 60  # of a table
 _LATER_S = 0.8  # after the last change
 
 
-class Kept:
+class StaticCopy:
     """An output of its own, of the class `name`, which the living panel hides."""
 
     def __init__(self, name: str) -> None:

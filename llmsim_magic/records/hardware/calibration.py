@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llmsim_magic.records.hardware.kernel_shapes import Place, Size
+from llmsim_magic.records.hardware.kernel_shapes import Coordinates, KernelShape
 
 # How a kernel was started: replayed in a graph, between events of a stream, or by the host.
 Regime = Literal["graph", "events", "eager"]
@@ -14,7 +14,7 @@ Regime = Literal["graph", "events", "eager"]
 class Sample:
     """One measured kernel."""
 
-    size: Size
+    size: KernelShape
     seconds: float
     regime: Regime = "graph"
 
@@ -50,8 +50,8 @@ class Surface:
     `scales` are the distances, in powers of two, over which two places have much in common.
     """
 
-    scales: Place
-    places: tuple[Place, ...]
+    scales: Coordinates
+    places: tuple[Coordinates, ...]
     weights: tuple[float, ...]
 
 

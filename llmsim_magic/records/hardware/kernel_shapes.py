@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from llmsim_magic.records.hardware.accelerator import arithmetic
 
 BITS = {"fp32": 32, "tf32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "fp4": 4}
-Place = tuple[float, ...]
+Coordinates = tuple[float, ...]
 StreamKind = Literal["elementwise", "gated", "normalisation", "softmax", "rotary", "embedding"]
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 
@@ -55,7 +55,7 @@ class Matmul:
         return self.weight_bytes + rows * (self.k * bits + self.n * max(bits, 16)) / 8
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Coordinates:
         return (math.log2(self.m), math.log2(self.n * self.groups), math.log2(self.k))
 
 
@@ -104,7 +104,7 @@ class Attention:
         )
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Coordinates:
         return (
             math.log2(self.batch),
             math.log2(self.keys),
@@ -131,7 +131,7 @@ class Stream:
         return f"stream {self.of}"
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Coordinates:
         return (math.log2(max(self.bytes, 1)), math.log2(max(self.bytes, 1) / self.rows))
 
 
@@ -160,8 +160,8 @@ class Collective:
         return turns * (self.ranks - 1) / self.ranks * self.message
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Coordinates:
         return (math.log2(max(self.message, 1)), math.log2(self.ranks))
 
 
-Size = Matmul | Attention | Stream | Collective
+KernelShape = Matmul | Attention | Stream | Collective

@@ -6,7 +6,7 @@ from typing import Literal
 
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.workload import whole_number
-from llmsim_magic.records.validation import word
+from llmsim_magic.records.validation import choice
 
 LEVELS = ("module", "operator", "kernel")
 Level = Literal["module", "operator", "kernel"]
@@ -30,7 +30,7 @@ class Selection:
     def __post_init__(self) -> None:
         if self.depth is not None:
             object.__setattr__(self, "depth", whole_number("depth", self.depth))
-        word("level", self.level, LEVELS)
+        choice("level", self.level, LEVELS)
         object.__setattr__(self, "layers", _indices(self.layers))
 
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from llmsim_magic.records.errors import LlmsimError, reason
-from llmsim_magic.records.printable import legible_record
+from llmsim_magic.records.errors import LlmsimError, describe
+from llmsim_magic.records.printable import printable_record
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.recorded import Kernel, Operator, Record, Replay, Storage, Tensor
 from llmsim_magic.records.trace.unroll import Called, calls_of, unroll
@@ -185,9 +185,9 @@ class Trace:
         Raises `LlmsimError` for anything else.
         """
         try:
-            return legible_record(msgspec.json.decode(data, type=cls))
+            return printable_record(msgspec.json.decode(data, type=cls))
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise LlmsimError(f"trace: this is no record of a pass: {reason(error)}") from error
+            raise LlmsimError(f"trace: this is no record of a pass: {describe(error)}") from error
 
 
 def numel(shape: tuple[int, ...]) -> int:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
-from llmsim_magic.records.errors import InvalidValue, is_a, one_of, plain
-from llmsim_magic.records.validation import word
+from llmsim_magic.records.errors import InvalidValue, is_instance, one_of, safe_str
+from llmsim_magic.records.validation import choice
 
 PHASES = ("prefill", "decode")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -16,7 +16,7 @@ DEFAULT_CONTEXT = 128
 IsCancelled = Callable[[], bool]
 
 
-def never() -> bool:
+def never_cancelled() -> bool:
     """Work that nobody cancels."""
     return False
 
@@ -37,8 +37,8 @@ class Workload:
     context: int = DEFAULT_CONTEXT
 
     def __post_init__(self) -> None:
-        if not (is_a(self.phase, str) and self.phase == "forward"):
-            word("phase", self.phase, PHASES)
+        if not (is_instance(self.phase, str) and self.phase == "forward"):
+            choice("phase", self.phase, PHASES)
         object.__setattr__(self, "batch", whole_number("batch", self.batch))
         if self.phase != "forward":
             object.__setattr__(self, "context", whole_number("context", self.context))
@@ -52,7 +52,7 @@ class Workload:
 def whole_number(name: str, value: object) -> int:
     """`value` as an int of at least 1 that a tensor's dimension can hold; NumPy's are taken too."""
     try:
-        number = 0 if is_a(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        number = 0 if is_instance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except Exception:
         number = 0
     if not 1 <= number < 2**31:
@@ -62,7 +62,7 @@ def whole_number(name: str, value: object) -> int:
 
 def dtype_name(given: object) -> str:
     """The full name of a dtype: `bf16` is `bfloat16`, and so is `torch.bfloat16`."""
-    text = plain(given).removeprefix("torch.")
+    text = safe_str(given).removeprefix("torch.")
     name = DTYPE_ALIASES.get(text, text)
     if name not in DTYPES:
         raise InvalidValue("dtype", given, one_of(DTYPES))

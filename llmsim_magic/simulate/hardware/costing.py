@@ -11,7 +11,7 @@ from llmsim_magic.analyses.memory.capacity import Setup
 from llmsim_magic.analyses.memory.memory import Memory
 from llmsim_magic.analyses.parallel.shards import shards
 from llmsim_magic.analyses.time.latency import NOT_MODELLED, PassTime, latency
-from llmsim_magic.analyses.time.stored_dtypes import stored_as
+from llmsim_magic.analyses.time.stored_dtypes import stored_dtypes
 from llmsim_magic.analyses.time.timeline import chrome_trace
 from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.errors import LlmsimError
@@ -20,7 +20,7 @@ from llmsim_magic.records.hardware.calibration import Calibration, Regime
 from llmsim_magic.records.hardware.runtime import Runtime
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.simulate.hardware.deployments import Sizer
+from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
 from llmsim_magic.simulate.hardware.local_device import local
 from llmsim_magic.simulate.request import ALL, LOCAL, Deployment
 from llmsim_magic.views.plots.plot import Plot
@@ -40,12 +40,12 @@ def device_of(name: str) -> tuple[Accelerator, Calibration | None]:
 
 
 @dataclass(frozen=True)
-class Costing:
+class DeviceCosts:
     """Times and bytes of passes; the first of `traces` is the one that single tables show."""
 
     traces: tuple[Trace, ...]
     deployed: Deployment
-    sizer: Sizer | None = None
+    sizer: CapacityPlanner | None = None
     _times: dict[tuple[int, str], PassTime] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -74,7 +74,7 @@ class Costing:
         return self._times[key]
 
     def _time(self, trace: Trace, device: Accelerator, calibration: Calibration | None) -> PassTime:
-        stored = stored_as(trace, device, self.deployed.weight_dtype, self.deployed.kv_dtype)
+        stored = stored_dtypes(trace, device, self.deployed.weight_dtype, self.deployed.kv_dtype)
         is_eager = self.deployed.launch == "eager" or device.kind == "cpu"  # it is its own host
         regime: Regime = "eager" if is_eager else "graph"
         return latency(trace, device, calibration, regime=regime, stored=stored)

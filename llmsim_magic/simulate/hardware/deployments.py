@@ -23,9 +23,15 @@ from llmsim_magic.records.hardware.runtime import Runtime
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
-from llmsim_magic.simulate.models.recipes import Recipe, built, recipe_of, spread, traced
+from llmsim_magic.simulate.models.recipes import (
+    ModelRecipe,
+    build_model,
+    model_recipe,
+    parallel_recipe,
+    trace_workload,
+)
 from llmsim_magic.simulate.request import Build
-from llmsim_magic.simulate.sweeps.formulas import CHECKS, FAR_CONTEXTS, NEAR, Asker
+from llmsim_magic.simulate.sweeps.formulas import CHECKS, FAR_CONTEXTS, NEAR, WorkloadTracer
 
 Tracer = Callable[[Workload], Trace]
 _FEW = 4
@@ -33,7 +39,7 @@ _MOST_TOKENS = 2**22
 
 
 @dataclass
-class Sizer:
+class CapacityPlanner:
     """What a model needs in any setup: traced where it must be, by formula where one holds.
 
     `recipes` are those of the model that are known already; `runtime` names one of the catalogue.
@@ -42,7 +48,7 @@ class Sizer:
 
     model: Any
     build: Build = field(default_factory=Build)
-    recipes: dict[Parallel, Recipe] = field(default_factory=dict)
+    recipes: dict[Parallel, ModelRecipe] = field(default_factory=dict)
     runtime: str = "vllm"
     _refused: dict[Parallel, LlmsimError] = field(default_factory=dict, init=False)
     _traces: dict[tuple[Parallel, Workload], Trace] = field(default_factory=dict, init=False)
@@ -53,10 +59,12 @@ class Sizer:
     )
 
     @cached_property
-    def asker(self) -> Asker:
+    def asker(self) -> WorkloadTracer:
         """For the whole model: how long a context it can read."""
-        whole = built(self._recipe(Parallel()))
-        return Asker(self.tracer(Parallel()), whole.longest_context, whole.declared_context)
+        whole = build_model(self._recipe(Parallel()))
+        return WorkloadTracer(
+            self.tracer(Parallel()), whole.longest_context, whole.declared_context
+        )
 
     @property
     def longest(self) -> int | None:
@@ -150,7 +158,7 @@ class Sizer:
 
     def _formula(self, trace: Tracer, kv_dtype: str | None) -> Formula | None:
         """The cache by batch and context; None where no formula holds at every point traced."""
-        asker = Asker(trace, self.asker.longest, self.asker.declared)
+        asker = WorkloadTracer(trace, self.asker.longest, self.asker.declared)
         far = asker.far("prefill")
         traces: dict[Point, Trace] = {}
         # A scan is checked at length once, for its cache may have a window.
@@ -173,23 +181,23 @@ class Sizer:
         def trace(workload: Workload) -> Trace:
             key = parallel, workload
             if key not in self._traces:
-                self._traces[key] = traced(self._recipe(parallel), workload, replay=True)
+                self._traces[key] = trace_workload(self._recipe(parallel), workload, replay=True)
             return self._traces[key]
 
         return trace
 
-    def _found(self, parallel: Parallel) -> Recipe:
+    def _found(self, parallel: Parallel) -> ModelRecipe:
         if self.recipes:
-            return spread(next(iter(self.recipes.values())), self.model, parallel)
-        return recipe_of(self.model, replace(self.build, parallel=parallel))
+            return parallel_recipe(next(iter(self.recipes.values())), self.model, parallel)
+        return model_recipe(self.model, replace(self.build, parallel=parallel))
 
-    def _recipe(self, parallel: Parallel) -> Recipe:
+    def _recipe(self, parallel: Parallel) -> ModelRecipe:
         if parallel in self._refused:
             raise self._refused[parallel]
         try:
             if parallel not in self.recipes:
                 self.recipes[parallel] = self._found(parallel)
-            built(self.recipes[parallel])
+            build_model(self.recipes[parallel])
         except LlmsimError as error:
             self._refused[parallel] = error
             raise

@@ -4,12 +4,12 @@ from functools import cache
 
 from llmsim_magic.analyses.time.calibration_fit import fit
 from llmsim_magic.analyses.time.roofline import UNEARNED
-from llmsim_magic.records.deferred_interrupt import Orderly
-from llmsim_magic.records.exclusive import Turn
+from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
+from llmsim_magic.records.exclusive import ExclusiveLock
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Calibration, Sample, Transfer
 
-_measuring = Turn("this machine is being measured")  # two at once would measure each other
+_measuring = ExclusiveLock("this machine is being measured")  # two at once would measure each other
 
 
 def local() -> tuple[Accelerator, Calibration]:
@@ -17,7 +17,7 @@ def local() -> tuple[Accelerator, Calibration]:
 
     Kernels of a class that was not measured have no band but a factor of three.
     """
-    with Orderly(), _measuring:
+    with DeferredInterrupt(), _measuring:
         return _measured()
 
 

@@ -15,12 +15,12 @@ from llmsim_magic.records.trace.workload import (
     PHASES,
     IsCancelled,
     Workload,
-    never,
+    never_cancelled,
 )
-from llmsim_magic.records.validation import function, some
-from llmsim_magic.simulate.hardware.costing import Costing, device_of
-from llmsim_magic.simulate.hardware.deployments import Sizer
-from llmsim_magic.simulate.models.recipes import Progress, silent
+from llmsim_magic.records.validation import as_nonempty_tuple, require_callable
+from llmsim_magic.simulate.hardware.costing import DeviceCosts, device_of
+from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
+from llmsim_magic.simulate.models.recipes import Progress, no_progress
 from llmsim_magic.simulate.request import ALL, Build, Deployment
 from llmsim_magic.views.page import Section, as_html, as_text
 from llmsim_magic.views.tables import memory_tables
@@ -73,8 +73,8 @@ def size(
     base: bool = False,
     trust_remote_code: bool = False,
     refresh: bool = False,
-    cancelled: IsCancelled = never,
-    progress: Progress = silent,
+    cancelled: IsCancelled = never_cancelled,
+    progress: Progress = no_progress,
 ) -> Sizing:
     """Which devices hold `model` with `batch` sequences of `context` tokens, and how fast.
 
@@ -87,26 +87,26 @@ def size(
     >>> sizing.table[["device", "fits"]].values.tolist()
     [['L40S', False], ['H100-SXM5-80GB', True]]
     """
-    function("cancelled", cancelled, "that says whether to stop")
-    function("progress", progress, "that takes a text")
+    require_callable("cancelled", cancelled, "that says whether to stop")
+    require_callable("progress", progress, "that takes a text")
     parallel = Parallel(tp, pp, ep)
     build = Build(base, attn, dtype, trust_remote_code, refresh, parallel)
-    deployed = Deployment(some("hardware", hardware), weight_dtype, kv_dtype, launch)
-    sizer = Sizer(model, build)
+    deployed = Deployment(as_nonempty_tuple("hardware", hardware), weight_dtype, kv_dtype, launch)
+    sizer = CapacityPlanner(model, build)
     setup = Setup(batch, context, parallel, deployed.weight_dtype, deployed.kv_dtype)
     return sizing_of(sizer, setup, deployed, cancelled, progress)
 
 
 def sizing_of(
-    sizer: Sizer,
+    sizer: CapacityPlanner,
     setup: Setup,
     deployed: Deployment,
-    cancelled: IsCancelled = never,
-    progress: Progress = silent,
+    cancelled: IsCancelled = never_cancelled,
+    progress: Progress = no_progress,
 ) -> Sizing:
     """The same of a model that is known already."""
     passes, notes = _passes(sizer, setup)
-    costing = Costing(passes, deployed, sizer)
+    costing = DeviceCosts(passes, deployed, sizer)
     names = [*accelerators.entries()] if ALL in deployed.hardware else [*deployed.hardware]
     fits: list[Fit] = []
     times: list[tuple[PassTime | None, ...]] = []
@@ -137,7 +137,7 @@ def sizing_of(
     return Sizing(f"{title}{setup.parallel}", table, (*notes, NOT_MODELLED))
 
 
-def _passes(sizer: Sizer, setup: Setup) -> tuple[tuple[Trace, ...], list[str]]:
+def _passes(sizer: CapacityPlanner, setup: Setup) -> tuple[tuple[Trace, ...], list[str]]:
     """The prefill and the decode step of a setup, and why there is none."""
     passes, notes = [], []
     for phase in PHASES:

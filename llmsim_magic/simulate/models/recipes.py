@@ -9,57 +9,57 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.capture.models.config_limits import check_sizes
-from llmsim_magic.capture.models.resolve import Facts, Source, facts_of, source_of
-from llmsim_magic.records.deferred_interrupt import Orderly
+from llmsim_magic.capture.models.resolve import ConfigSource, FoundConfig, find_config, load_config
+from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import (
     Cancelled,
     CannotTrace,
     InvalidValue,
-    is_a,
-    plain,
-    reason,
+    describe,
+    is_instance,
+    safe_str,
     type_name,
 )
-from llmsim_magic.records.printable import legible
+from llmsim_magic.records.printable import printable
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import IsCancelled, Workload, never
+from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.models import session_cache
 from llmsim_magic.simulate.request import Build
 
 if TYPE_CHECKING:
-    from llmsim_magic.capture.models.meta_model import Weightless
+    from llmsim_magic.capture.models.meta_model import MetaModel
 
 Progress = Callable[[str], None]
 
 
-def silent(message: str) -> None:
+def no_progress(message: str) -> None:
     """Progress that nobody watches."""
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class ModelRecipe:
     """How to come by a model, here or in another process: `key` is equal for equal models."""
 
     name: str
     key: Hashable
     build: Build
-    facts: Facts | None = None
+    facts: FoundConfig | None = None
     config: Any = None
-    weightless: "Weightless | None" = None
+    weightless: "MetaModel | None" = None
 
 
-def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
+def model_recipe(model: Any, build: Build, progress: Progress = no_progress) -> ModelRecipe:
     """The recipe of a hub id, a path, a config or a live module, which is copied at once.
 
     Raises `UnknownModel` or `CannotTrace`, and `InvalidValue` for what is no model at all or an
     option that a live module cannot take.
     """
-    facts = facts_of(str(model), refresh=build.refresh) if is_a(model, str) else None
+    facts = find_config(str(model), refresh=build.refresh) if is_instance(model, str) else None
     progress("importing torch and transformers")
     _require_torch()
-    from llmsim_magic.capture.meta.isolation import working
-    from llmsim_magic.capture.models.live_model_copy import copy_of
+    from llmsim_magic.capture.meta.isolation import model_lock
+    from llmsim_magic.capture.models.live_model_copy import copy_without_weights
     from llmsim_magic.capture.models.meta_model import is_config, is_module
     from llmsim_magic.capture.parallel.sharding import sharded
 
@@ -68,47 +68,47 @@ def recipe_of(model: Any, build: Build, progress: Progress = silent) -> Recipe:
     if not is_module(model) and not is_config(model):
         legal = "a hub id, a path, a PretrainedConfig or an nn.Module"
         raise InvalidValue("model", type_name(model), legal)
-    name = legible(_name(model))
+    name = printable(_name(model))
     if is_module(model):
         _as_it_is(build)
         progress(f"copying {name} without its weights")
-        with Orderly(), working:
-            copied = sharded(copy_of(model, name), build.parallel)
-        return Recipe(name, None, build, weightless=copied)
+        with DeferredInterrupt(), model_lock:
+            copied = sharded(copy_without_weights(model, name), build.parallel)
+        return ModelRecipe(name, None, build, weightless=copied)
     try:
         keys, config = model.to_dict(), copy.deepcopy(model)
         content = json.dumps(config, default=_content)
     except Exception as error:
-        raise InvalidValue(f"{name}: config", plain(error), "written as JSON") from error
+        raise InvalidValue(f"{name}: config", safe_str(error), "written as JSON") from error
     check_sizes(name, keys)
-    return Recipe(name, (type(model), content, name, build), build, config=config)
+    return ModelRecipe(name, (type(model), content, name, build), build, config=config)
 
 
-def _of_facts(facts: Facts, build: Build) -> Recipe:
+def _of_facts(facts: FoundConfig, build: Build) -> ModelRecipe:
     key = (json.dumps(facts.keys), facts.name, facts.origin, facts.where, build)
-    return Recipe(facts.name, key, build, facts=facts)
+    return ModelRecipe(facts.name, key, build, facts=facts)
 
 
-def spread(recipe: Recipe, model: Any, parallel: Parallel) -> Recipe:
+def parallel_recipe(recipe: ModelRecipe, model: Any, parallel: Parallel) -> ModelRecipe:
     """The recipe of the same model spread otherwise; where its config came from is not asked."""
     build = replace(recipe.build, parallel=parallel)
-    return recipe_of(model, build) if recipe.facts is None else _of_facts(recipe.facts, build)
+    return model_recipe(model, build) if recipe.facts is None else _of_facts(recipe.facts, build)
 
 
-def built(
-    recipe: Recipe, progress: Progress = silent, cancelled: IsCancelled = never
-) -> "Weightless":
+def build_model(
+    recipe: ModelRecipe, progress: Progress = no_progress, cancelled: IsCancelled = never_cancelled
+) -> "MetaModel":
     """The model of a recipe, kept for the next question.
 
     Raises `CannotTrace` where it cannot be built, `Cancelled` where that was cancelled.
     """
     if recipe.weightless is not None:
         return recipe.weightless
-    from llmsim_magic.capture.meta.isolation import working
+    from llmsim_magic.capture.meta.isolation import model_lock
 
     progress(f"building {recipe.name} without weights")
     try:
-        with Orderly(cancelled), working:
+        with DeferredInterrupt(cancelled), model_lock:
             return session_cache.model(recipe.key, lambda: _build(recipe))
     except KeyboardInterrupt:
         if cancelled():
@@ -116,16 +116,16 @@ def built(
         raise
 
 
-def until_idle() -> None:
+def wait_until_idle() -> None:
     """Wait while another thread builds or runs a model: a build sets torch's default dtype."""
-    alone = sys.modules.get("llmsim_magic.capture.meta.isolation")
-    if alone is not None:
-        with Orderly(), alone.working:
+    isolation = sys.modules.get("llmsim_magic.capture.meta.isolation")
+    if isolation is not None:
+        with DeferredInterrupt(), isolation.model_lock:
             pass
 
 
-def traced(
-    recipe: Recipe, workload: Workload, replay: bool, cancelled: IsCancelled = never
+def trace_workload(
+    recipe: ModelRecipe, workload: Workload, replay: bool, cancelled: IsCancelled = never_cancelled
 ) -> Trace:
     """The trace of a workload, remembered; with `replay` layers that are alike run once.
 
@@ -134,15 +134,15 @@ def traced(
     from llmsim_magic.capture.meta.isolation import default_dtype
     from llmsim_magic.capture.run import run
 
-    weightless = built(recipe)
-    needs_config(weightless)
+    weightless = build_model(recipe)
+    require_config(weightless)
     question = (workload, replay, default_dtype())
     return session_cache.trace(
         weightless, question, lambda: run(weightless, workload, replay=replay, cancelled=cancelled)
     )
 
 
-def needs_config(weightless: "Weightless") -> None:
+def require_config(weightless: "MetaModel") -> None:
     """Raises `InvalidValue` for a module that does not say what it reads."""
     from llmsim_magic.capture.inputs.context_length import is_huggingface
 
@@ -154,16 +154,16 @@ def needs_config(weightless: "Weightless") -> None:
         )
 
 
-def _build(recipe: Recipe) -> "Weightless":
+def _build(recipe: ModelRecipe) -> "MetaModel":
     from llmsim_magic.capture.models.meta_model import from_config
     from llmsim_magic.capture.parallel.sharding import sharded
 
     build = recipe.build
     if recipe.facts is None:
-        source = Source(recipe.name, recipe.config, "config object")
+        source = ConfigSource(recipe.name, recipe.config, "config object")
     else:
         facts = replace(recipe.facts, keys=copy.deepcopy(recipe.facts.keys))
-        source = source_of(facts, trust_remote_code=build.trust_remote_code)
+        source = load_config(facts, trust_remote_code=build.trust_remote_code)
     whole = from_config(
         source,
         base=build.base,
@@ -202,7 +202,7 @@ def _require_torch() -> None:
     """Say how to get torch's small CPU build where it is missing."""
     for package in ("torch", "transformers"):
         try:
-            with Orderly(insists=False):  # torch does not survive half an import
+            with DeferredInterrupt(insists=False):  # torch does not survive half an import
                 importlib.import_module(package)
         except ImportError as error:
             raise CannotTrace(
@@ -210,4 +210,4 @@ def _require_torch() -> None:
                 "https://download.pytorch.org/whl/cpu && pip install transformers"
             ) from error
         except Exception as error:  # as where the working folder is gone, which transformers reads
-            raise CannotTrace(f"{package} cannot be imported: {reason(error)}") from error
+            raise CannotTrace(f"{package} cannot be imported: {describe(error)}") from error

@@ -11,7 +11,7 @@ from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
 
 if TYPE_CHECKING:
-    from llmsim_magic.capture.models.meta_model import Weightless
+    from llmsim_magic.capture.models.meta_model import MetaModel
 
 MODELS = 4
 TRACES = 128  # of each model
@@ -20,16 +20,16 @@ Value = TypeVar("Value")
 
 # A finaliser may ask for a trace wherever it runs, here too. Only what is quick is done meanwhile.
 _lock = RLock()
-_models: "OrderedDict[Hashable, Weightless]" = OrderedDict()
-_traces: "WeakKeyDictionary[Weightless, OrderedDict[Question, Trace]]" = WeakKeyDictionary()
+_models: "OrderedDict[Hashable, MetaModel]" = OrderedDict()
+_traces: "WeakKeyDictionary[MetaModel, OrderedDict[Question, Trace]]" = WeakKeyDictionary()
 
 
-def model(key: Hashable, build: "Callable[[], Weightless]") -> "Weightless":
+def model(key: Hashable, build: "Callable[[], MetaModel]") -> "MetaModel":
     """The model of a key, built the first time."""
     return _remembered(_models, key, build, MODELS)
 
 
-def trace(weightless: "Weightless", question: Question, run: Callable[[], Trace]) -> Trace:
+def trace(weightless: "MetaModel", question: Question, run: Callable[[], Trace]) -> Trace:
     """The answer of a model to a question, run the first time."""
     with _lock:
         traces = _traces.setdefault(weightless, OrderedDict())

@@ -37,7 +37,7 @@ MOST_KERNELS_MORE = 2_000
 
 
 @dataclass(frozen=True)
-class Asker:
+class WorkloadTracer:
     """Traces further workloads of the model that a report is of."""
 
     trace: Callable[[Workload], Trace]
@@ -147,7 +147,7 @@ class Symbolic:
         return f"{self.totals.to_string()}\n\n{self.ops.to_string(max_rows=60)}"
 
 
-def symbolic(asker: Asker, phase: str, known: Traces) -> Symbolic:
+def derive_formulas(asker: WorkloadTracer, phase: str, known: Traces) -> Symbolic:
     """The formulas of a phase; the traces that are `known` check them, as others do.
 
     Raises `InvalidValue` for a module that was given its inputs: it has no batch and context.
@@ -163,7 +163,9 @@ def symbolic(asker: Asker, phase: str, known: Traces) -> Symbolic:
     return Symbolic(phase, found, sums, tuple(traces))
 
 
-def shape_formulas(asker: Asker, phase: str, known: Traces) -> tuple[OperatorFormulas, ...]:
+def shape_formulas(
+    asker: WorkloadTracer, phase: str, known: Traces
+) -> tuple[OperatorFormulas, ...]:
     """Formulas for the shapes of a sweep.
 
     Sizes are mostly linear in either, so that two batches and two contexts determine them, and a
@@ -182,7 +184,7 @@ def shape_formulas(asker: Asker, phase: str, known: Traces) -> tuple[OperatorFor
 
 
 def _in_two_regimes(
-    asker: Asker, phase: str, traces: dict[Point, Trace], *, only_shapes: bool = False
+    asker: WorkloadTracer, phase: str, traces: dict[Point, Trace], *, only_shapes: bool = False
 ) -> tuple[tuple[OperatorFormulas, ...], dict[str, Size]]:
     """The formulas of short and of long contexts, checked beside where one gives way to the other.
 

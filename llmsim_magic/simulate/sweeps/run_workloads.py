@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from llmsim_magic.records.errors import Cancelled, CannotTrace, LlmsimError, NoDecode
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import IsCancelled, Workload, never
+from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.models import recipes
-from llmsim_magic.simulate.models.recipes import Progress, Recipe
+from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress
 
 PATIENCE_S = 0.2  # between looks at whether a sweep on an executor is cancelled
 
@@ -24,11 +24,11 @@ class Outcome:
 
 
 def outcome(
-    recipe: Recipe, workload: Workload, replay: bool, cancelled: IsCancelled = never
+    recipe: ModelRecipe, workload: Workload, replay: bool, cancelled: IsCancelled = never_cancelled
 ) -> Outcome:
     """Trace one workload in whatever process this is; a mistake is an outcome too."""
     try:
-        return Outcome(workload, recipes.traced(recipe, workload, replay, cancelled))
+        return Outcome(workload, recipes.trace_workload(recipe, workload, replay, cancelled))
     except NoDecode as error:
         return Outcome(workload, reason=str(error), exists=False)
     except LlmsimError as error:
@@ -57,7 +57,7 @@ class Outcomes:
 
 
 def run_all(
-    recipe: Recipe,
+    recipe: ModelRecipe,
     workloads: Sequence[Workload],
     *,
     replay: bool,
@@ -103,7 +103,7 @@ def run_all(
 
 
 def _here(
-    recipe: Recipe, workloads: Iterable[Workload], replay: bool, cancelled: IsCancelled
+    recipe: ModelRecipe, workloads: Iterable[Workload], replay: bool, cancelled: IsCancelled
 ) -> Generator[Outcome, None, None]:
     """One after the other; a phase that does not exist is tried once."""
     missing: dict[str, str] = {}
@@ -119,7 +119,7 @@ def _here(
 
 def _on(
     executor: Executor,
-    recipe: Recipe,
+    recipe: ModelRecipe,
     workloads: Sequence[Workload],
     replay: bool,
     cancelled: IsCancelled,

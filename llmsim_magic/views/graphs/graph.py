@@ -10,10 +10,10 @@ from importlib import resources
 from pathlib import Path
 
 from llmsim_magic.records.errors import InvalidValue
-from llmsim_magic.records.trace.workload import IsCancelled, never
+from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
 from llmsim_magic.views.graphs.render import CannotDraw, render
-from llmsim_magic.views.graphs.svg_finish import finished
-from llmsim_magic.views.safe_files import place, write_file
+from llmsim_magic.views.graphs.svg_finish import finish_svg
+from llmsim_magic.views.safe_files import resolve_path, write_file
 
 _STYLE = """\
 .llmsim-graph {background:white; color:#222; color-scheme:light; padding:4px; text-align:center}
@@ -55,7 +55,7 @@ class Graph:
     @cached_property
     def svg(self) -> str:
         """Raises `CannotDraw` where no layout program serves; `dot` is then still there."""
-        return self._laid_out(never)
+        return self._laid_out(never_cancelled)
 
     def prepare(self, cancelled: IsCancelled) -> None:
         """Lay out `svg` now; whoever asks for it later does so again if it is cancelled here."""
@@ -64,7 +64,7 @@ class Graph:
                 vars(self)["svg"] = self._laid_out(cancelled)
 
     def _laid_out(self, cancelled: IsCancelled) -> str:
-        return finished(render(self.dot, cancelled=cancelled), self.title, self.tips)
+        return finish_svg(render(self.dot, cancelled=cancelled), self.title, self.tips)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write `.svg`, `.dot`, `.png` or `.pdf`; the last two need the program `dot`.
@@ -72,7 +72,7 @@ class Graph:
         Raises `InvalidValue` for another ending and for a file that cannot be written, `NotOurs`
         for one that somebody else wrote, `CannotDraw` where the program is missing.
         """
-        ending = place(path).suffix.removeprefix(".")
+        ending = resolve_path(path).suffix.removeprefix(".")
         if ending not in FORMATS:
             raise InvalidValue("path", str(path), "a file ending in ." + ", .".join(FORMATS))
         drawn = {"dot": lambda: self.dot.encode(), "svg": lambda: self.svg.encode()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import graphviz
 
 from llmsim_magic.analyses.graph.dataflow import ranks
-from llmsim_magic.analyses.graph.kernel_level import by_kernel
+from llmsim_magic.analyses.graph.kernel_level import split_by_kernel
 from llmsim_magic.analyses.graph.outline import (
     Flow,
     Given,
@@ -23,7 +23,7 @@ from llmsim_magic.records.trace.selection import Level, Selection
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
 from llmsim_magic.views.graphs.graph import Graph
-from llmsim_magic.views.graphs.labels import Words
+from llmsim_magic.views.graphs.labels import Labels
 from llmsim_magic.views.graphs.render import CannotDraw
 from llmsim_magic.views.plots.plot import drawable
 
@@ -100,7 +100,7 @@ def _of_operators(graph: Graph, level: Level) -> Graph:
 
 
 def _seen_at(trace: Trace, level: Level) -> Trace:
-    return by_kernel(trace) if level == "kernel" else trace
+    return split_by_kernel(trace) if level == "kernel" else trace
 
 
 def _boxes_of_modules(path: str, outlined: Outline) -> list[str]:
@@ -116,7 +116,7 @@ class _Drawn:
     """An outline in Graphviz's terms."""
 
     def __init__(self, trace: Trace, outlined: Outline) -> None:
-        self.words = Words(trace, outlined)
+        self.words = Labels(trace, outlined)
         self._trace = trace
         self._outline = outlined
         self._record = trace.recorded

@@ -3,7 +3,7 @@
 from llmsim_magic.analyses.cost.operator_costs import costs, totals
 from llmsim_magic.analyses.graph.layers import index_spans
 from llmsim_magic.analyses.graph.outline import Line, Node, Outline
-from llmsim_magic.analyses.kernels.operator_kinds import kinds
+from llmsim_magic.analyses.kernels.operator_kinds import operator_kinds
 from llmsim_magic.records.trace.recorded import Operator
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
@@ -12,7 +12,7 @@ from llmsim_magic.views.explain import explain_container, explain_operator
 _MANY_NODES = 150  # a larger drawing says less of each
 
 
-class Words:
+class Labels:
     """The words of one outline; `is_large` ones are few."""
 
     def __init__(self, trace: Trace, outlined: Outline) -> None:
@@ -21,7 +21,7 @@ class Words:
         self._outline = outlined
         self._record = trace.recorded
         self._costs = costs(trace)
-        self._kinds = kinds(trace)
+        self._kinds = operator_kinds(trace)
         self._modules = {module.path: module for module in trace.modules}
 
     def label(self, node: Node) -> str:

@@ -13,10 +13,10 @@ from functools import cache
 from importlib import util
 from typing import Any
 
-from llmsim_magic.records.deferred_interrupt import Orderly
+from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import LlmsimError
-from llmsim_magic.records.exclusive import Turn
-from llmsim_magic.records.trace.workload import IsCancelled, never
+from llmsim_magic.records.exclusive import ExclusiveLock
+from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
 
 LIMIT_S = 30.0
 _QUICK_S = 0.4
@@ -39,7 +39,7 @@ class CannotDraw(LlmsimError):
     """No way to lay the graph out; the message says what to install or to change."""
 
 
-def render(dot: str, fmt: str = "svg", cancelled: IsCancelled = never) -> bytes:
+def render(dot: str, fmt: str = "svg", cancelled: IsCancelled = never_cancelled) -> bytes:
     """The picture in a format that Graphviz knows.
 
     The WebAssembly build draws `svg`; then pygraphviz, if installed, and a system `dot` are tried.
@@ -47,7 +47,7 @@ def render(dot: str, fmt: str = "svg", cancelled: IsCancelled = never) -> bytes:
     """
     until = time.monotonic() + LIMIT_S
     problems = []
-    with Orderly(cancelled) as stopped:
+    with DeferredInterrupt(cancelled) as stopped:
         for way in (_by_wasm, _by_pygraphviz, _by_program):
             try:
                 return way(dot, fmt, lambda: stopped() or time.monotonic() > until)
@@ -83,7 +83,7 @@ def lay_out(dot: str, limit_s: float = LIMIT_S) -> bytes:
 
 
 # The store of a session is no other thread's meanwhile.
-_one_at_a_time = Turn("a graph is being laid out")
+_one_at_a_time = ExclusiveLock("a graph is being laid out")
 _LATE = f"the graph could not be laid out within {LIMIT_S:g} s"
 _NEEDS = "{} needs the program dot (Graphviz) or the package pygraphviz"
 

@@ -7,7 +7,7 @@ from math import hypot
 from xml.etree import ElementTree
 from zlib import crc32
 
-from llmsim_magic.views.svg_markup import SVG, written
+from llmsim_magic.views.svg_markup import SVG, element
 
 _NUMBER = re.compile(r"-?\d+\.\d+")
 # Said once for the whole picture instead of at every word.
@@ -18,7 +18,7 @@ _LARGE = 200_000  # bytes; so large a picture does without tenths of a point
 _LOOKS = ("fill", "stroke", "stroke-width", "stroke-dasharray")
 
 
-def finished(svg: bytes, title: str, tips: Mapping[str, str]) -> str:
+def finish_svg(svg: bytes, title: str, tips: Mapping[str, str]) -> str:
     """The picture with each part's tip as its title, which a browser shows and a reader reads.
 
     `tips` go by the names that the layout was given: `n3`, `n3->n5`, `cluster_model`. A part
@@ -53,7 +53,7 @@ def finished(svg: bytes, title: str, tips: Mapping[str, str]) -> str:
             looks.move(part)
     root.insert(0, looks.markers())
     root.insert(0, looks.sheet())
-    return written(root).replace(" />", "/>")
+    return element(root).replace(" />", "/>")
 
 
 def _all(root: ElementTree.Element, tag: str) -> list[ElementTree.Element]:

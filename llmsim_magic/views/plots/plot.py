@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from llmsim_magic.records.deferred_interrupt import Orderly
+from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import InvalidValue
-from llmsim_magic.records.exclusive import Turn
-from llmsim_magic.views.safe_files import place, write_file
-from llmsim_magic.views.svg_markup import SVG, written
+from llmsim_magic.records.exclusive import ExclusiveLock
+from llmsim_magic.views.safe_files import resolve_path, write_file
+from llmsim_magic.views.svg_markup import SVG, element
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ _LOOK: dict[str, Any] = {
 
 
 # Matplotlib's settings are the process's: two threads would put back each other's.
-_drawing = Turn("a plot is being drawn")
+_drawing = ExclusiveLock("a plot is being drawn")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Plot:
         Raises `InvalidValue` for another ending and for a file that cannot be written, `NotOurs`
         for one that somebody else wrote.
         """
-        ending = place(path).suffix.removeprefix(".")
+        ending = resolve_path(path).suffix.removeprefix(".")
         if ending not in FORMATS:
             raise InvalidValue("path", str(path), "a file ending in ." + ", .".join(FORMATS))
         content = self.svg.encode() if ending == "svg" else self.drawn(ending)
@@ -77,7 +77,7 @@ def drawing(make: "Callable[[], Figure]", salt: str, fmt: str) -> bytes:
     import matplotlib
 
     data = io.BytesIO()
-    with Orderly(), _drawing, matplotlib.rc_context(), warnings.catch_warnings():
+    with DeferredInterrupt(), _drawing, matplotlib.rc_context(), warnings.catch_warnings():
         # A name in a script that the font lacks is drawn by the reader's own.
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
         matplotlib.rcdefaults()
@@ -101,7 +101,7 @@ def readable(svg: bytes, title: str, tips: Mapping[str, str]) -> str:
         if said is not None:
             _say(group, said)
     _say(root, title)
-    return written(root)
+    return element(root)
 
 
 def drawable(text: str, limit: int = 90) -> str:

@@ -5,7 +5,7 @@ from collections import Counter
 from functools import partial
 
 from llmsim_magic.analyses.graph.layers import folded, layers, repeats
-from llmsim_magic.analyses.time.kernel_sizes import worked_in
+from llmsim_magic.analyses.time.kernel_sizes import compute_dtype
 from llmsim_magic.analyses.time.latency import PassTime
 from llmsim_magic.analyses.time.timeline import points, roofs
 from llmsim_magic.records.errors import CannotPredict
@@ -54,7 +54,7 @@ def _scene(trace: Trace, time: PassTime) -> Scene:
     if not allowed:
         why = "the catalogue has no bandwidth or no peak for it"
         raise CannotPredict("roofline", time.accelerator.name, why)
-    return Scene(title, note, worked_in(trace.model.dtype), found, allowed)
+    return Scene(title, note, compute_dtype(trace.model.dtype), found, allowed)
 
 
 def dots(trace: Trace, time: PassTime) -> tuple[Dot, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from llmsim_magic.analyses.cost.module_costs import Spent
+from llmsim_magic.analyses.cost.module_costs import CostSum
 from llmsim_magic.records.trace.trace import Scalar
 
 _LARGEST = 2**60  # in all: so a column, and the sum of a few, stay within 64 bits
@@ -31,7 +31,7 @@ def numbers(values: Iterable[float | None]) -> "pd.api.extensions.ExtensionArray
     return pd.arrays.FloatingArray(known, missing)
 
 
-def cost_columns(spent: Iterable[Spent]) -> dict[str, object]:
+def cost_columns(spent: Iterable[CostSum]) -> dict[str, object]:
     """Work and traffic beside the FLOPs, and the FLOPs for each byte."""
     each = list(spent)
     columns: dict[str, object] = {

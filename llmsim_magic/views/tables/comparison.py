@@ -8,7 +8,7 @@ import pandas as pd
 from llmsim_magic.analyses.cost.operator_costs import totals
 from llmsim_magic.analyses.memory.memory import Memory
 from llmsim_magic.analyses.time.latency import PassTime
-from llmsim_magic.records.deferred_interrupt import orderly
+from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
 
 Passes = Sequence[tuple[Trace, PassTime]]
@@ -24,7 +24,7 @@ _TOTALS = {
 }
 
 
-@orderly
+@defer_interrupt
 def comparison_table(
     traces: tuple[Trace, Trace], memories: tuple[Memory, Memory], passes: tuple[Passes, Passes]
 ) -> pd.DataFrame:

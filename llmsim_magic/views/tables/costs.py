@@ -4,14 +4,14 @@ import pandas as pd
 
 from llmsim_magic.analyses.cost.operator_costs import recorded_costs
 from llmsim_magic.analyses.time.latency import PassTime
-from llmsim_magic.records.deferred_interrupt import orderly
+from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views.tables.time_tables import type_times
 
 _SUMS = ("calls", "flops", "elementwise_ops", "bytes_read", "bytes_written")
 
 
-@orderly
+@defer_interrupt
 def costs_table(trace: Trace, time: PassTime | None = None) -> pd.DataFrame:
     """One row per type of operator, index `op`, most FLOPs first.
 

@@ -9,7 +9,7 @@ import sympy
 
 from llmsim_magic.analyses.formulas.polynomials import Formula, Point
 from llmsim_magic.analyses.formulas.symbolic import QUANTITIES, Key, OperatorFormulas, Shape, Size
-from llmsim_magic.records.deferred_interrupt import orderly
+from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.views.page import Section
 from llmsim_magic.views.page import as_html as page_as_html
 
@@ -17,7 +17,7 @@ Cell = Callable[[Size], Any]
 CONTEXTS = {"prefill": "S", "decode": "C"}  # the name of the context in each phase
 
 
-@orderly
+@defer_interrupt
 def ops_table(
     operators: Sequence[OperatorFormulas], context: str, at: Point | None = None
 ) -> pd.DataFrame:
@@ -34,7 +34,7 @@ def ops_table(
     return pd.DataFrame(columns, index=pd.RangeIndex(len(operators), name="order"))
 
 
-@orderly
+@defer_interrupt
 def totals_table(sums: Mapping[str, Size], context: str) -> pd.DataFrame:
     """`formula` of each quantity."""
     cell = _written(context)
@@ -77,7 +77,7 @@ def text(expression: Any) -> str:
     return written.replace("Min(", "min(").replace("Max(", "max(")
 
 
-@orderly
+@defer_interrupt
 def as_html(totals: pd.DataFrame, ops: pd.DataFrame) -> str:
     """Both tables as a notebook shows them."""
     return page_as_html(

@@ -8,7 +8,7 @@ from llmsim_magic.analyses.memory.capacity import Fit
 from llmsim_magic.analyses.memory.memory import Memory
 from llmsim_magic.analyses.parallel.collectives import collectives
 from llmsim_magic.analyses.parallel.shards import Shard
-from llmsim_magic.records.deferred_interrupt import orderly
+from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
 from llmsim_magic.views.tables.columns import integers, texts
@@ -23,7 +23,7 @@ _MEANINGS = {
 }
 
 
-@orderly
+@defer_interrupt
 def memory_table(memory: Memory) -> pd.DataFrame:
     """One row per part of what a device holds: bytes, their share, and what they are.
 
@@ -49,7 +49,7 @@ def memory_table(memory: Memory) -> pd.DataFrame:
     )
 
 
-@orderly
+@defer_interrupt
 def ranks_table(memories: Mapping[str, Memory]) -> pd.DataFrame:
     """One row per stage or rank, by its name, a column for each part of its memory in bytes."""
     columns = {
@@ -59,7 +59,7 @@ def ranks_table(memories: Mapping[str, Memory]) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(list(memories), name="rank"))
 
 
-@orderly
+@defer_interrupt
 def collectives_table(trace: Trace) -> pd.DataFrame:
     """One row per exchange between devices, in the order of the pass.
 
@@ -80,7 +80,7 @@ def collectives_table(trace: Trace) -> pd.DataFrame:
     )
 
 
-@orderly
+@defer_interrupt
 def shards_table(shards: Iterable[Shard]) -> pd.DataFrame:
     """One row per parameter: how it is split, its whole shape and bytes, and those of the rank."""
     each = list(shards)
@@ -96,7 +96,7 @@ def shards_table(shards: Iterable[Shard]) -> pd.DataFrame:
     )
 
 
-@orderly
+@defer_interrupt
 def sizing_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
     """One row per device of known memory: whether it fits, what binds, what would make it fit.
 

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from llmsim_magic.analyses.cost.mixture_of_experts import routings
-from llmsim_magic.analyses.cost.module_costs import Spent, spent_below, spent_by_layer
+from llmsim_magic.analyses.cost.mixture_of_experts import expert_routings
+from llmsim_magic.analyses.cost.module_costs import CostSum, costs_by_layer, costs_by_module
 from llmsim_magic.analyses.cost.operator_costs import costs, operator_types, recorded_costs, totals
 from llmsim_magic.analyses.cost.traffic import kernel_bytes
 from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas
 from llmsim_magic.analyses.graph.dataflow import depends_on, edges, ranks
 from llmsim_magic.analyses.graph.layers import layers
 from llmsim_magic.analyses.kernels import elementwise_work
-from llmsim_magic.records.deferred_interrupt import orderly
+from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Parameter, Trace
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.views import units
@@ -30,7 +30,7 @@ from llmsim_magic.views.tables.formulas import shapes_of_phases
 _FEATURES = ("in_features", "out_features", "num_embeddings", "embedding_dim")
 
 
-@orderly
+@defer_interrupt
 def ops_table(trace: Trace) -> pd.DataFrame:
     """One row per operator call, index `order`.
 
@@ -76,7 +76,7 @@ def ops_table(trace: Trace) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.RangeIndex(len(trace.steps), name="order"))
 
 
-@orderly
+@defer_interrupt
 def modules_table(trace: Trace) -> pd.DataFrame:
     """One row per module, containers included, index `path`; the model itself is the path ''."""
     own: dict[str, list[Parameter]] = {}
@@ -90,7 +90,7 @@ def modules_table(trace: Trace) -> pd.DataFrame:
     for order, operator in enumerate(trace.paths):
         for path in ancestors(operator):
             first.setdefault(path, order)
-    spent = spent_below(trace)
+    spent = costs_by_module(trace)
     children: dict[str, int] = {}
     for module in trace.modules:
         if module.path:
@@ -126,19 +126,19 @@ def modules_table(trace: Trace) -> pd.DataFrame:
     }
     for feature in _FEATURES:
         columns[feature] = integers(size(module.attributes, feature) for module in modules)
-    columns |= cost_columns([spent.get(module.path, Spent()) for module in modules])
+    columns |= cost_columns([spent.get(module.path, CostSum()) for module in modules])
     return pd.DataFrame(
         columns, index=pd.Index([m.path for m in modules], name="path", dtype=object)
     )
 
 
-@orderly
+@defer_interrupt
 def layers_table(trace: Trace) -> pd.DataFrame:
     """One row per layer in the order they run; the last one, without a path, is all outside them.
 
     The columns sum to the totals of the pass. `params` counts what lies in a layer, shared once.
     """
-    found = spent_by_layer(trace)
+    found = costs_by_layer(trace)
     each = [layer for layer in found if layer is not None]
     spent = [found[layer] for layer in each]
     inside: dict[str, int] = {}
@@ -164,7 +164,7 @@ def layers_table(trace: Trace) -> pd.DataFrame:
     return pd.DataFrame(columns | cost_columns(spent))
 
 
-@orderly
+@defer_interrupt
 def edges_table(trace: Trace) -> pd.DataFrame:
     """One row per tensor that flows from one operator to another; both are orders of `ops`."""
     found = edges(trace)
@@ -183,7 +183,7 @@ def edges_table(trace: Trace) -> pd.DataFrame:
     )
 
 
-@orderly
+@defer_interrupt
 def kernels_table(trace: Trace) -> pd.DataFrame:
     """One row per ATen op in the order they ran; a view outside any operator has no `op_order`."""
     record = trace.unrolled
@@ -213,7 +213,7 @@ def kernels_table(trace: Trace) -> pd.DataFrame:
     )
 
 
-@orderly
+@defer_interrupt
 def summary_table(trace: Trace) -> pd.DataFrame:
     """One row per quantity: `value`, its `unit`, and what it `means`."""
     sums = totals(trace)
@@ -270,13 +270,13 @@ def summary_table(trace: Trace) -> pd.DataFrame:
 
 def _routing(trace: Trace) -> str:
     """What a token meets of the experts, and the assumption behind it."""
-    kinds = [f"{kind.chosen:g} of {kind.experts} experts" for kind in routings(trace)]
+    kinds = [f"{kind.chosen:g} of {kind.experts} experts" for kind in expert_routings(trace)]
     if not kinds:
         return "met by each token: all of them"
     return f"met by each token: {' or '.join(kinds)}, routing taken as balanced"
 
 
-@orderly
+@defer_interrupt
 def topological_table(trace: Trace) -> pd.DataFrame:
     """Operators in execution order, each with those that it really waits for.
 
@@ -298,7 +298,7 @@ def topological_table(trace: Trace) -> pd.DataFrame:
     )
 
 
-@orderly
+@defer_interrupt
 def totals_table(
     traces: Sequence[Trace], failures: Sequence[tuple[Workload, str]] = ()
 ) -> pd.DataFrame:
@@ -326,7 +326,7 @@ def totals_table(
     return pd.DataFrame(columns)
 
 
-@orderly
+@defer_interrupt
 def long_table(traces: Sequence[Trace]) -> pd.DataFrame:
     """The operators of several workloads below each other: `phase, batch, context`, then `ops`."""
     parts = []
@@ -339,7 +339,7 @@ def long_table(traces: Sequence[Trace]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[[*columns, "order"]]
 
 
-@orderly
+@defer_interrupt
 def shapes_table(
     traces: Sequence[Trace], formulas: Mapping[str, Sequence[OperatorFormulas]]
 ) -> pd.DataFrame:

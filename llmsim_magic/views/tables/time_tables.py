@@ -13,14 +13,14 @@ from llmsim_magic.analyses.cost.tokens_read import tokens_read
 from llmsim_magic.analyses.graph.layers import Layer, layers
 from llmsim_magic.analyses.time.latency import PassTime
 from llmsim_magic.analyses.time.roofline import Estimate
-from llmsim_magic.records.deferred_interrupt import orderly
+from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views.tables.columns import integers, numbers
 
 _OF_DEVICE = ("of_peak", "of_bandwidth")
 
 
-@orderly
+@defer_interrupt
 def latency_table(rows: Iterable[tuple[Trace, PassTime]]) -> pd.DataFrame:
     """One row per pass on a device: its time, tokens per second, and what binds most of the time.
 
@@ -49,7 +49,7 @@ def latency_table(rows: Iterable[tuple[Trace, PassTime]]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-@orderly
+@defer_interrupt
 def times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
     """One row per operator, index `order`; NA where no kernel runs.
 
@@ -75,7 +75,7 @@ def times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.RangeIndex(len(found), name="order"))
 
 
-@orderly
+@defer_interrupt
 def layer_times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
     """One row per layer in the order they run; the last, without a path, is all outside them."""
     orders: dict[Layer | None, list[int]] = {}
@@ -92,7 +92,7 @@ def layer_times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-@orderly
+@defer_interrupt
 def type_times(trace: Trace, time: PassTime) -> pd.DataFrame:
     """One row per type of operator, index `op`: the time of all of them, its share, what binds."""
     orders: dict[str, list[int]] = {}
