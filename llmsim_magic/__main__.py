@@ -16,7 +16,9 @@ def main(words: list[str] | None = None) -> int:
         request = parse(given, PROGRAM).request
         if request.model is None:
             if given:
-                raise InvalidValue("MODEL", "nothing", "a hub id, a folder or a config.json")
+                raise InvalidValue.must_be(
+                    "MODEL", "nothing", "a hub id, a folder or a config.json"
+                )
             print(parser(PROGRAM).format_help())
             return 0
         from llmsim_magic.simulate.api import answer

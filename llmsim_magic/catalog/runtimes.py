@@ -25,7 +25,7 @@ def find(name: str, memory_bytes: int | None = None) -> Runtime:
     """
     known = entries().get(str(name).lower())
     if known is None:
-        raise InvalidValue("runtime", name, one_of(entries()))
+        raise InvalidValue.must_be("runtime", name, one_of(entries()))
     if memory_bytes is None:
         return known[-1]
     return [each for each in known if each.from_memory_bytes <= memory_bytes][-1]

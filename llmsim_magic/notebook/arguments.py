@@ -211,7 +211,7 @@ def parse(
         raise UsageMistake(f"two models: {shorten(found.model)} and {shorten(found.model_option)}")
     output = getattr(found, "output", None)
     if output is not None and (not output.isidentifier() or keyword.iskeyword(output)):
-        raise InvalidValue("-o", output, "a variable's name")
+        raise InvalidValue.must_be("-o", output, "a variable's name")
     views = tuple(dict.fromkeys(found.views or ()))
     if not views and found.explain is None:
         views = ("summary",)
@@ -246,9 +246,9 @@ def parse(
 def _number(name: str) -> Callable[[str], int]:
     def convert(text: str) -> int:
         if not text.lstrip("-").isdecimal():
-            raise InvalidValue(f"--{name}", text, "a whole number of at least 1")
+            raise InvalidValue.must_be(f"--{name}", text, "a whole number of at least 1")
         if int(text) < 1:
-            raise InvalidValue(f"--{name}", text, "at least 1")
+            raise InvalidValue.must_be(f"--{name}", text, "at least 1")
         return int(text)
 
     return convert
@@ -268,7 +268,7 @@ def _layers(text: str) -> Unfolded:
         return "all"
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise InvalidValue("--layers", text, "all, or indices of layers such as 0,27")
+        raise InvalidValue.must_be("--layers", text, "all, or indices of layers such as 0,27")
     return frozenset(map(int, parts))
 
 
@@ -276,5 +276,5 @@ def _phases(text: str) -> tuple[str, ...]:
     if text == "both":
         return PHASES
     if text not in PHASES:
-        raise InvalidValue("--phase", text, one_of((*PHASES, "both")))
+        raise InvalidValue.must_be("--phase", text, one_of((*PHASES, "both")))
     return (text,)

@@ -106,14 +106,18 @@ class LLMSim(Magics):
         from llmsim_magic.notebook.panel.panel import Panel
 
         if parsed.request.csv is not None:
-            raise InvalidValue("--csv", parsed.request.csv, "for a panel, which saves for itself")
+            raise InvalidValue.must_be(
+                "--csv", parsed.request.csv, "for a panel, which saves for itself"
+            )
         asked = parsed.request
         for name, values in (
             ("phase", asked.phases), ("batch", asked.batches), ("context", asked.contexts),
         ):  # fmt: skip
             if len(values) > 1:
                 given = ",".join(map(str, values))
-                raise InvalidValue(f"--{name}", given, "one value, as a panel shows one workload")
+                raise InvalidValue.must_be(
+                    f"--{name}", given, "one value, as a panel shows one workload"
+                )
         return Panel(parsed.request)
 
 

@@ -22,7 +22,7 @@ def model_named(name: str, variables: Mapping[str, Any]) -> Any:
         return value
     if models.find(name) is not None:
         return name
-    raise InvalidValue(
+    raise InvalidValue.must_be(
         "model",
         name,
         f"a model, a config or a name: it holds an object of type {type_name(value)}",

@@ -18,10 +18,12 @@ class LlmsimError(Exception):
 
 
 class InvalidValue(LlmsimError):
-    """A value outside what is legal."""
+    """A value that an option does not take, or that does not go with another."""
 
-    def __init__(self, name: str, given: object, legal: str) -> None:
-        super().__init__(f"{name}: {shorten(given)} is not {legal}")
+    @classmethod
+    def must_be(cls, name: str, given: object, legal: str) -> "InvalidValue":
+        """`batch must be at least 1, not 0`; any other sentence is written out by its caller."""
+        return cls(f"{name} must be {legal}, not {shorten(given)}")
 
 
 class UnknownModel(LlmsimError):

@@ -15,20 +15,20 @@ MAX_VALUES = 100_000  # values of one option
 def choice(name: str, value: Any, legal: Collection[str]) -> str:
     """One of the words that are legal."""
     if not is_instance(value, str) or value not in legal:
-        raise InvalidValue(name, value, one_of(legal))
+        raise InvalidValue.must_be(name, value, one_of(legal))
     return str(value)
 
 
 def flag(name: str, value: Any) -> bool:
     """True or False; NumPy's are taken too."""
     if not is_instance(value, bool) and type_name(value) not in ("bool", "bool_"):
-        raise InvalidValue(name, value, "True or False")
+        raise InvalidValue.must_be(name, value, "True or False")
     return bool(value)
 
 
 def require_callable(name: str, value: Any, what: str) -> None:
     if not callable(value):
-        raise InvalidValue(name, value, f"a function {what}")
+        raise InvalidValue.must_be(name, value, f"a function {what}")
 
 
 def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
@@ -39,9 +39,9 @@ def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     try:
         many = tuple(islice(values, MAX_VALUES + 1))
     except Exception as error:
-        raise InvalidValue(name, value, "one value or several") from error
+        raise InvalidValue.must_be(name, value, "one value or several") from error
     if len(many) > MAX_VALUES:
-        raise InvalidValue(name, value, f"at most {MAX_VALUES:,} values")
+        raise InvalidValue.must_be(name, value, f"at most {MAX_VALUES:,} values")
     return many
 
 
@@ -49,5 +49,5 @@ def as_nonempty_tuple(name: str, value: Any) -> tuple[Any, ...]:
     """One value or many, but not none."""
     many = as_tuple(name, value)
     if not many:
-        raise InvalidValue(name, value, "one value or several")
+        raise InvalidValue.must_be(name, value, "one value or several")
     return many

@@ -102,7 +102,9 @@ def trace(
     weightless = build_model(recipe, progress)
     if inputs is not None:
         if (phase, batch, context) != ("prefill", 1, None):
-            raise InvalidValue("inputs", "with phase, batch or context", "given together with them")
+            raise InvalidValue.must_be(
+                "inputs", "with phase, batch or context", "given together with them"
+            )
         return _showable(replace(_on_given(weightless, inputs, replay), deployed=deployed))
     require_config(weightless)
     workload = _fitted(weightless, wanted, shorten=context is None)
@@ -154,7 +156,7 @@ def sweep(
         PHASES if is_instance(phase, str) and phase == "both" else as_nonempty_tuple("phase", phase)
     )
     if executor is not None and not hasattr(type(executor), "submit"):
-        raise InvalidValue("executor", executor, "an executor of concurrent.futures")
+        raise InvalidValue.must_be("executor", executor, "an executor of concurrent.futures")
     require_callable("cancelled", cancelled, "that says whether to stop")
     require_callable("progress", progress, "that takes a text")
     request = Request(
@@ -329,5 +331,7 @@ def _on_given(weightless: "MetaModel", inputs: Any, replay: bool) -> Report:
         else:
             args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     except Exception as error:  # of a collection of the user's own
-        raise InvalidValue("inputs", type_name(inputs), f"readable: {describe(error)}") from error
+        raise InvalidValue.must_be(
+            "inputs", type_name(inputs), f"readable: {describe(error)}"
+        ) from error
     return Report(run_with_inputs(weightless, args, keywords, replay=_replaying(replay)))

@@ -184,7 +184,9 @@ class Report:
         Raises `InvalidValue` for a module that was given its inputs.
         """
         if self.sizer is None:
-            raise InvalidValue("size", "inputs of your own", "for a HuggingFace model by workload")
+            raise InvalidValue.must_be(
+                "size", "inputs of your own", "for a HuggingFace model by workload"
+            )
         return sizing_of(self.sizer, self.costing.setup, self.deployed)
 
     @cached_property
@@ -204,7 +206,7 @@ class Report:
         Raises `InvalidValue` for a module that was given its inputs.
         """
         if self.ask is None:
-            raise InvalidValue(
+            raise InvalidValue.must_be(
                 "symbolic", "inputs of your own", "for a HuggingFace model traced by workload"
             )
         workload = self.trace.workload
@@ -288,7 +290,7 @@ class Report:
         Raises `InvalidValue` where there is none.
         """
         if self.beside is None:
-            raise InvalidValue("compare", "nothing", "a second model")
+            raise InvalidValue.must_be("compare", "nothing", "a second model")
         first, second = self.costing, self.beside.costing
         return comparison_table(
             (first.traces[0], second.traces[0]),

@@ -37,7 +37,7 @@ def explain(trace: Trace, path: str) -> Explanation:
     if path not in paths:
         close = difflib.get_close_matches(str(path), sorted(paths), n=3, cutoff=0.4)
         legal = ", ".join(close or sorted(filter(None, paths))[:3])
-        raise InvalidValue(
+        raise InvalidValue.must_be(
             "explain", path, f"a module of {trace.model.class_name}, such as {legal}"
         )
     here = [order for order, other in enumerate(trace.paths) if other == path]

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
-from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.errors import InvalidValue, shorten
 from llmsim_magic.records.validation import flag
 
 # Stands beside what was written, so that another process knows it too: a line for each file, the
@@ -24,11 +24,10 @@ class NotOurs(InvalidValue):
     """A file that something else wrote, or changed since."""
 
     def __init__(self, file: Path) -> None:
-        legal = (
-            "known to be as llmsim_magic wrote it: name another place, move it away, "
-            "or let it be overwritten (overwrite=True, --overwrite)"
+        super().__init__(
+            f"{shorten(_end(file))} was not written by llmsim_magic, or was changed since: name "
+            "another place, move the file away, or allow overwriting (overwrite=True, --overwrite)"
         )
-        super().__init__("path", _end(file), legal)
 
 
 @defer_interrupt
@@ -85,7 +84,7 @@ def resolve_path(path: str | Path) -> Path:
 def check_writable(folder: str | Path) -> None:
     """Ask before any work is done: raises `InvalidValue` where a folder could not be written."""
     if not str(folder):
-        raise InvalidValue("path", "", "a folder's name")
+        raise InvalidValue.must_be("path", "", "a folder's name")
     with _told(folder, _FOLDER):
         path = Path(folder).expanduser().absolute()
         there = next(each for each in (path, *path.parents) if os.path.lexists(each))
@@ -163,7 +162,7 @@ def _told(path: str | Path, legal: str = _FILE, placed: Sequence[Path] = ()) -> 
     except (OSError, TypeError, ValueError, RuntimeError) as error:  # no path; NUL; ~nobody
         why = getattr(error, "strerror", None) or str(error)
         done = f"; written before it: {', '.join(file.name for file in placed)}" if placed else ""
-        raise InvalidValue("path", _end(path), f"{legal} ({why}){done}") from error
+        raise InvalidValue.must_be("path", _end(path), f"{legal} ({why}){done}") from error
 
 
 def _end(path: str | Path, limit: int = 75) -> str:

@@ -51,7 +51,7 @@ def test_an_error_is_one_line_that_can_be_seen_whatever_it_quotes() -> None:
 
 def test_a_value_that_cannot_be_shown_is_named_by_its_type() -> None:
     assert shorten(Nasty()) == "an object of type Nasty"
-    assert "OfNastyType" in str(InvalidValue("batch", OfNastyType(), "a number"))
+    assert "OfNastyType" in str(InvalidValue.must_be("batch", OfNastyType(), "a number"))
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,16 @@ def test_a_value_that_cannot_be_shown_is_named_by_its_type() -> None:
         ({"hardware": 0}, "hardware: '0' is not in the catalogue"),
         ({"hardware": Odd("endless")}, "at most 100,000 values"),
         ({"hardware": Odd("a tensor's number")}, "one value or several"),
-        ({"base": []}, "base: [] is not True or False"),
-        ({"replay": "no"}, "replay: 'no' is not True or False"),
-        ({"attn": Odd("NA")}, "attn: <NA> is not one of"),
-        ({"phase": [["prefill"]]}, "phase: [['prefill']] is not one of"),
-        ({"batch": Odd("tensor")}, "is not a whole number"),
-        ({"batch": Odd("nasty")}, "batch: an object of type Nasty is not a whole number"),
-        ({"context": Odd("of a nasty type")}, "is not a whole number"),
-        ({"dtype": Odd("nasty")}, "dtype: an object of type Nasty"),
-        ({"weight_dtype": Odd("nasty")}, "weight_dtype: an object of type Nasty"),
-        ({"progress": 0}, "progress: 0 is not a function"),
+        ({"base": []}, "base must be True or False"),
+        ({"replay": "no"}, "replay must be True or False"),
+        ({"attn": Odd("NA")}, "attn must be one of"),
+        ({"phase": [["prefill"]]}, "phase must be one of"),
+        ({"batch": Odd("tensor")}, "must be a whole number"),
+        ({"batch": Odd("nasty")}, "batch must be a whole number"),
+        ({"context": Odd("of a nasty type")}, "must be a whole number"),
+        ({"dtype": Odd("nasty")}, "not an object of type Nasty"),
+        ({"weight_dtype": Odd("nasty")}, "not an object of type Nasty"),
+        ({"progress": 0}, "progress must be a function"),
     ],
 )
 def test_a_keyword_of_another_type_is_refused(keywords: dict[str, Any], said: str) -> None:
@@ -80,8 +80,8 @@ def test_a_keyword_of_another_type_is_refused(keywords: dict[str, Any], said: st
 def test_of_several_there_is_one_at_least() -> None:
     for name in ("batch", "context", "phase"):
         line = refused(lambda name=name: llmsim.sweep("distilgpt2", **{name: []}))
-        assert line == f"{name}: [] is not one value or several"
-    assert "hardware: [] is not" in refused(lambda: llmsim.size("distilgpt2", hardware=[]))
+        assert line == f"{name} must be one value or several, not []"
+    assert "hardware must be one value or several" in refused(lambda: llmsim.size("distilgpt2", hardware=[]))
 
 
 def test_a_sweep_over_an_endless_batch_is_refused() -> None:
@@ -95,7 +95,7 @@ def test_a_module_without_a_config_cannot_be_sized() -> None:
 
 @pytest.mark.parametrize("name", sorted(ODD.keys() - {"a bare module"}))
 def test_what_is_no_model_is_refused(name: str) -> None:
-    assert "is not a hub id" in refused(lambda: llmsim.trace(real(Odd(name))))
+    assert "must be a hub id" in refused(lambda: llmsim.trace(real(Odd(name))))
 
 
 def test_variables_that_will_not_be_looked_at_are_no_models() -> None:

@@ -183,7 +183,7 @@ def test_a_download_has_a_name_that_any_system_takes(name: str) -> None:
 @pytest.mark.parametrize("name", [*hostile_names.NAMES.values()])
 def test_any_error_is_one_line_that_can_be_seen(name: str) -> None:
     for error in (
-        InvalidValue("x", name, name),
+        InvalidValue.must_be("x", name, name),
         UnknownModel(f"{name}: is unknown; nearest: gpt2"),
         LlmsimError(name + "end"),
     ):

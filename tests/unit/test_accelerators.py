@@ -225,7 +225,7 @@ def test_an_unknown_accelerator_is_one_line_with_the_nearest(wrong: str) -> None
 
 
 def test_a_dtype_that_a_device_lacks_is_one_line_with_those_it_has() -> None:
-    with pytest.raises(LlmsimError, match=r"float8.*A100-SXM4-80GB computes in: one of.*bf16"):
+    with pytest.raises(LlmsimError, match=r"A100-SXM4-80GB computes in: one of.*bf16.*float8"):
         ALL["A100-SXM4-80GB"].peak("float8_e4m3fn")
-    with pytest.raises(LlmsimError, match="dtype: 'fp9' is not one of"):
+    with pytest.raises(LlmsimError, match="dtype must be one of"):
         arithmetic("fp9")

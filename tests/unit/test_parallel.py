@@ -256,16 +256,16 @@ def test_stages_of_ranks() -> None:
 @pytest.mark.parametrize(
     ("name", "sizes", "said"),
     [
-        ("llama", {"tp": 3}, "tp: 3 is not one of 2: 4 attention heads"),
-        ("llama", {"tp": 4}, "tp: 4 is not one of 2: 2 key-value heads"),
+        ("llama", {"tp": 3}, "tp must be one of 2: 4 attention heads"),
+        ("llama", {"tp": 4}, "tp must be one of 2: 2 key-value heads"),
         ("gpt2", {"tp": 2}, "GPT2LMHeadModel carries no plan that splits its layers"),
         ("llama", {"ep": 2}, "LlamaForCausalLM carries no plan for experts"),
-        ("mixtral", {"ep": 3}, "ep: 3 is not one of 2, 4"),
-        ("llama", {"pp": 3}, "pp: 3 is not from 1 to its 2 layers"),
+        ("mixtral", {"ep": 3}, "ep must be one of 2, 4"),
+        ("llama", {"pp": 3}, "pp must be from 1 to its 2 layers"),
         ("gpt2", {"pp": 2}, "GPT2LMHeadModel carries no plan for stages"),
-        ("llama", {"tp": 0}, "tp: 0 is not a whole number from 1"),
-        ("llama", {"tp": 2, "ep": 4}, "ep: 4 is not 1 or the same as tp, 2"),
-        ("llama", {"pp": 2, "stage": 2}, "stage: 2 is not a stage from 0 to 1"),
+        ("llama", {"tp": 0}, "tp must be a whole number from 1"),
+        ("llama", {"tp": 2, "ep": 4}, "ep must be 1 or the same as tp, 2"),
+        ("llama", {"pp": 2, "stage": 2}, "stage must be a stage from 0 to 1"),
     ],
     ids=str,
 )

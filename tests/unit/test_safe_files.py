@@ -62,7 +62,7 @@ def test_a_folder_that_moved_is_still_known(tmp_path: Path) -> None:
 
 def test_a_file_of_somebody_elses_stays_and_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"mine")
-    with pytest.raises(NotOurs, match=r"/b' is not .*overwrite=True"):
+    with pytest.raises(NotOurs, match=r"/b' was not written by.*overwrite=True"):
         write(tmp_path, {"a": b"1", "b": b"2"})
     assert seen(tmp_path) == {"b": b"mine"}
     write(tmp_path, {"a": b"1", "b": b"2"}, overwrite=True)
@@ -220,7 +220,7 @@ except InvalidValue as error:
 def test_a_file_too_large_leaves_what_was_there(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _LIMITED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "b' is not a file that can be written (File too large)" in done.stdout
+    assert "must be a file that can be written (File too large)" in done.stdout
     assert seen(tmp_path) == {"a": b"old"}
 
 

@@ -134,7 +134,7 @@ def apart(trace: Trace, unfolded: Unfolded) -> tuple[Repeat, ...]:
     if unfolded != "all" and not known.issuperset(unfolded):
         asked, last = ",".join(map(str, sorted(unfolded))), max(known, default=None)
         legal = "nothing: there are no layers" if last is None else f"all, or indices up to {last}"
-        raise InvalidValue("layers", asked, legal)
+        raise InvalidValue.must_be("layers", asked, legal)
     found: list[Repeat] = []
     for repeat in repeats(trace):
         alone = [i for i in repeat.indices if unfolded == "all" or i in unfolded]

@@ -83,7 +83,7 @@ def _known(name: str, given: object, legal: tuple[str, ...]) -> str:
     word = safe_str(given).removeprefix("torch.").lower()
     word = _SPELLINGS.get(word, word)
     if word not in legal:
-        raise InvalidValue(name, given, one_of(legal))
+        raise InvalidValue.must_be(name, given, one_of(legal))
     return word
 
 
@@ -110,7 +110,7 @@ def declared(config: Mapping[str, Any], name: str) -> Packing:
         method = "bitsandbytes"
     read = _METHODS.get(method)
     if read is None:
-        raise InvalidValue(
+        raise InvalidValue.must_be(
             f"{name}: quantization_config", method, f"{one_of(_METHODS)}; choose a weight_dtype"
         )
     return read(config)
@@ -129,7 +129,7 @@ def _block(structure: object) -> tuple[int, int]:
     """`[128, 128]` or `128x128`: outputs and inputs that share a scale."""
     sizes = structure.split("x") if isinstance(structure, str) else structure
     if not isinstance(sizes, Sequence) or len(sizes) != 2:
-        raise InvalidValue("block_structure", structure, "two sizes, such as [128, 128]")
+        raise InvalidValue.must_be("block_structure", structure, "two sizes, such as [128, 128]")
     return int(sizes[0]), int(sizes[1])
 
 

@@ -59,7 +59,7 @@ def fit_context(longest: int | None, workload: Workload, name: str, *, shorten: 
         return workload
     if shorten:
         return Workload(workload.phase, workload.batch, most)
-    raise InvalidValue(
+    raise InvalidValue.must_be(
         f"{name}: context",
         workload.context,
         f"within its learned position table (at most {most} in {workload.phase})",

@@ -48,10 +48,12 @@ def keep_stage(model: Any, parallel: Parallel, name: str) -> None:
     stack = next((p for p, part in parts.items() if isinstance(part, torch.nn.ModuleList)), None)
     if stack is None:
         no_plan = f"possible: {type(model).__name__} carries no plan for stages"
-        raise InvalidValue(f"{name}: pp", parallel.pp, no_plan)
+        raise InvalidValue.must_be(f"{name}: pp", parallel.pp, no_plan)
     layers: Any = parts.pop(stack)
     if parallel.pp > len(layers):
-        raise InvalidValue(f"{name}: pp", parallel.pp, f"from 1 to its {len(layers)} layers")
+        raise InvalidValue.must_be(
+            f"{name}: pp", parallel.pp, f"from 1 to its {len(layers)} layers"
+        )
     each = len(layers) // parallel.pp
     is_last = parallel.stage == parallel.pp - 1
     mine = range(parallel.stage * each, len(layers) if is_last else (parallel.stage + 1) * each)

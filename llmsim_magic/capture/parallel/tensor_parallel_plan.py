@@ -66,7 +66,7 @@ def plan_of(module: Any, parallel: Parallel, name: str) -> Plan:
         plan = _expanded(module, getattr(module, "_tp_plan", None) or {})
         splits = any(STYLES[style] != _WHOLE and _in_a_layer(path) for path, style in plan.items())
         if not splits and parallel.ep == 1:
-            raise InvalidValue(
+            raise InvalidValue.must_be(
                 f"{name}: tp",
                 parallel.tp,
                 f"possible: {type(module).__name__} carries no plan that splits its layers",
@@ -74,7 +74,7 @@ def plan_of(module: Any, parallel: Parallel, name: str) -> Plan:
     if parallel.ep > 1:
         experts = _expanded(module, getattr(module, "_ep_plan", None) or {})
         if "grouped_gemm" not in experts.values():
-            raise InvalidValue(
+            raise InvalidValue.must_be(
                 f"{name}: ep",
                 parallel.ep,
                 f"possible: {type(module).__name__} carries no plan for experts",
@@ -106,7 +106,7 @@ def _pattern(path: str) -> str:
 
 def _known(style: str) -> str:
     if style not in STYLES:
-        raise InvalidValue("plan", style, f"a style known here: {one_of(STYLES)}")
+        raise InvalidValue.must_be("plan", style, f"a style known here: {one_of(STYLES)}")
     return style
 
 
@@ -135,7 +135,7 @@ def check(module: Any, plan: Plan, parallel: Parallel, name: str) -> None:
     legal = [n for n in range(2, _MOST + 1) if _misfit(module, plan, n) is None]
     what = "tp" if parallel.tp > 1 else "ep"
     others = f"one of {', '.join(map(str, legal))}" if legal else "possible"
-    raise InvalidValue(f"{name}: {what}", parallel.width, f"{others}: {misfit}")
+    raise InvalidValue.must_be(f"{name}: {what}", parallel.width, f"{others}: {misfit}")
 
 
 def _misfit(module: Any, plan: Plan, ranks: int) -> str | None:

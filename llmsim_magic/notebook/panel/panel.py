@@ -284,10 +284,12 @@ def panel(
     the catalogue. Raises `InvalidValue` and `UnknownHardware`.
     """
     if view not in VIEWS:
-        raise InvalidValue("view", view, one_of(VIEWS))
+        raise InvalidValue.must_be("view", view, one_of(VIEWS))
     workload = Workload(phase, batch, DEFAULT_CONTEXT if context is None else context)
     if model is not None and not isinstance(model, str) and not is_model(model):
-        raise InvalidValue("model", type_name(model), "a name, a PretrainedConfig or a module")
+        raise InvalidValue.must_be(
+            "model", type_name(model), "a name, a PretrainedConfig or a module"
+        )
     return Panel(
         Request(
             model,

@@ -55,7 +55,7 @@ class Accelerator:
         known = self.peak_flops.get(arithmetic(dtype))
         if known is None:
             legal = one_of(self.peak_flops) if self.peak_flops else "no peak of it is known"
-            raise InvalidValue("dtype", dtype, f"one that {self.name} computes in: {legal}")
+            raise InvalidValue.must_be("dtype", dtype, f"one that {self.name} computes in: {legal}")
         return known
 
 
@@ -64,5 +64,5 @@ def arithmetic(dtype: object) -> str:
     word = str(dtype).strip().lower().removeprefix("torch.")
     name = _SPELLINGS.get(word, word)
     if name not in ARITHMETICS:
-        raise InvalidValue("dtype", dtype, one_of(ARITHMETICS))
+        raise InvalidValue.must_be("dtype", dtype, one_of(ARITHMETICS))
     return name

@@ -24,9 +24,9 @@ class Parallel:
         for name in ("tp", "pp", "ep"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         if not 0 <= self.stage < self.pp:
-            raise InvalidValue("stage", self.stage, f"a stage from 0 to {self.pp - 1}")
+            raise InvalidValue.must_be("stage", self.stage, f"a stage from 0 to {self.pp - 1}")
         if self.tp > 1 and self.ep not in (1, self.tp):
-            raise InvalidValue("ep", self.ep, f"1 or the same as tp, {self.tp}")
+            raise InvalidValue.must_be("ep", self.ep, f"1 or the same as tp, {self.tp}")
 
     @property
     def width(self) -> int:

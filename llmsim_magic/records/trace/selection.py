@@ -41,5 +41,7 @@ def _indices(layers: object) -> Unfolded:
     if not isinstance(indices, Collection) or not all(
         type(index) is int and index >= 0 for index in indices
     ):
-        raise InvalidValue("layers", layers, "all, or indices of layers from 0, such as 0,27")
+        raise InvalidValue.must_be(
+            "layers", layers, "all, or indices of layers from 0, such as 0,27"
+        )
     return frozenset(indices)

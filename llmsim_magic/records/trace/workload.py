@@ -56,7 +56,7 @@ def whole_number(name: str, value: object) -> int:
     except Exception:
         number = 0
     if not 1 <= number < 2**31:
-        raise InvalidValue(name, value, "a whole number from 1 to 2147483647")
+        raise InvalidValue.must_be(name, value, "a whole number from 1 to 2147483647")
     return number
 
 
@@ -65,7 +65,7 @@ def dtype_name(given: object) -> str:
     text = safe_str(given).removeprefix("torch.")
     name = DTYPE_ALIASES.get(text, text)
     if name not in DTYPES:
-        raise InvalidValue("dtype", given, one_of(DTYPES))
+        raise InvalidValue.must_be("dtype", given, one_of(DTYPES))
     return name
 
 

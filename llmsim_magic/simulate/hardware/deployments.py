@@ -115,7 +115,7 @@ class CapacityPlanner:
     def _needed(self, setup: Setup, runtime: Runtime) -> Memory:
         if self.longest is not None and setup.context > self.longest:
             legal = f"within the {self.longest} tokens that the model is made for"
-            raise InvalidValue("context", setup.context, legal)
+            raise InvalidValue.must_be("context", setup.context, legal)
         return max(self.by_stage(setup, runtime), key=lambda memory: memory.total)
 
     def by_stage(self, setup: Setup, runtime: Runtime) -> list[Memory]:

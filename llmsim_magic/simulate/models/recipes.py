@@ -67,7 +67,7 @@ def model_recipe(model: Any, build: Build, progress: Progress = no_progress) -> 
         return _of_facts(facts, build)
     if not is_module(model) and not is_config(model):
         legal = "a hub id, a path, a PretrainedConfig or an nn.Module"
-        raise InvalidValue("model", type_name(model), legal)
+        raise InvalidValue.must_be("model", type_name(model), legal)
     name = printable(_name(model))
     if is_module(model):
         _as_it_is(build)
@@ -79,7 +79,7 @@ def model_recipe(model: Any, build: Build, progress: Progress = no_progress) -> 
         keys, config = model.to_dict(), copy.deepcopy(model)
         content = json.dumps(config, default=_content)
     except Exception as error:
-        raise InvalidValue(f"{name}: config", safe_str(error), "written as JSON") from error
+        raise InvalidValue.must_be(f"{name}: config", safe_str(error), "written as JSON") from error
     check_sizes(name, keys)
     return ModelRecipe(name, (type(model), content, name, build), build, config=config)
 
@@ -147,7 +147,7 @@ def require_config(weightless: "MetaModel") -> None:
     from llmsim_magic.capture.inputs.context_length import is_huggingface
 
     if not is_huggingface(weightless.module):
-        raise InvalidValue(
+        raise InvalidValue.must_be(
             "model",
             weightless.info.class_name,
             "a HuggingFace model: in Python, llmsim.trace(module, inputs=(x,)) traces any module",
@@ -191,7 +191,7 @@ def _as_it_is(build: Build) -> None:
     """A live module is built already: its head, attention and dtype are its own."""
     for option in ("base", "attn", "dtype"):
         if value := getattr(build, option):
-            raise InvalidValue(
+            raise InvalidValue.must_be(
                 option,
                 value,
                 "an option for a live module, which is traced as it is: name a config",

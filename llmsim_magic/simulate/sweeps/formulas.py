@@ -131,11 +131,13 @@ class Symbolic:
         names = ("B", CONTEXTS[self.phase])
         if set(sizes) != set(names):
             given = ", ".join(sizes) or "nothing"
-            raise InvalidValue("evaluate", given, f"a size for each of {names[0]} and {names[1]}")
+            raise InvalidValue.must_be(
+                "evaluate", given, f"a size for each of {names[0]} and {names[1]}"
+            )
         batch, context = (whole_number(name, sizes[name]) for name in names)
         for name, size, most in zip(names, (batch, context), self.most, strict=True):
             if size > most:
-                raise InvalidValue(
+                raise InvalidValue.must_be(
                     f"evaluate: {name}", size, f"within what was checked, up to {most}: trace it"
                 )
         return formulas.ops_table(self.operators, names[1], (batch, context))
@@ -153,7 +155,7 @@ def derive_formulas(asker: WorkloadTracer, phase: str, known: Traces) -> Symboli
     Raises `InvalidValue` for a module that was given its inputs: it has no batch and context.
     """
     if phase not in CONTEXTS:
-        raise InvalidValue("symbolic", phase, "prefill or decode of a HuggingFace model")
+        raise InvalidValue.must_be("symbolic", phase, "prefill or decode of a HuggingFace model")
     traces = dict(known)
     asker.add(phase, traces, (*NEAR.points, *CHECKS, *asker.long_checks(phase)))
     regimes = Regimes(NEAR)

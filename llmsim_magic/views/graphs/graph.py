@@ -74,7 +74,9 @@ class Graph:
         """
         ending = resolve_path(path).suffix.removeprefix(".")
         if ending not in FORMATS:
-            raise InvalidValue("path", str(path), "a file ending in ." + ", .".join(FORMATS))
+            raise InvalidValue.must_be(
+                "path", str(path), "a file ending in ." + ", .".join(FORMATS)
+            )
         drawn = {"dot": lambda: self.dot.encode(), "svg": lambda: self.svg.encode()}
         content = drawn.get(ending, lambda: render(self.dot, ending))()
         return write_file(path, content, overwrite=overwrite)

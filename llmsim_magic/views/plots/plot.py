@@ -53,7 +53,9 @@ class Plot:
         """
         ending = resolve_path(path).suffix.removeprefix(".")
         if ending not in FORMATS:
-            raise InvalidValue("path", str(path), "a file ending in ." + ", .".join(FORMATS))
+            raise InvalidValue.must_be(
+                "path", str(path), "a file ending in ." + ", .".join(FORMATS)
+            )
         content = self.svg.encode() if ending == "svg" else self.drawn(ending)
         return write_file(path, content, overwrite=overwrite)
 
