@@ -31,7 +31,7 @@ from llmsim_magic.views.graphs import graphs
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.page import Section, as_html, as_page, as_text
 from llmsim_magic.views.safe_files import write, write_file
-from llmsim_magic.views.tables import record_tables
+from llmsim_magic.views.tables import modules, operators, summary, sweeps
 from llmsim_magic.views.tables.comparison import comparison_table
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ class Sweep:
     @cached_property
     def ops(self) -> "pd.DataFrame":
         """Long: one row per operator and workload."""
-        return record_tables.long_table(self.traces)
+        return sweeps.sweep_ops_table(self.traces)
 
     @cached_property
     def shapes(self) -> "pd.DataFrame":
         """Wide: one row per operator, a column of shapes per workload, and one of formulas."""
-        return record_tables.shapes_table(self.traces, self._formulas())
+        return sweeps.shapes_table(self.traces, self._formulas())
 
     def _formulas(self) -> dict[str, tuple[OperatorFormulas, ...]]:
         """Formulas for the shapes of each phase."""
@@ -75,7 +75,7 @@ class Sweep:
     @cached_property
     def totals(self) -> "pd.DataFrame":
         """One row per workload: work, traffic and cache of the whole pass, or why it failed."""
-        return record_tables.totals_table(self.traces, self.failures)
+        return sweeps.totals_table(self.traces, self.failures)
 
     def sections(self) -> Iterator[Section]:
         name = self.traces[0].model.name
@@ -115,27 +115,27 @@ class Report:
     @cached_property
     def ops(self) -> "pd.DataFrame":
         """One row per operator call, in execution order."""
-        return record_tables.ops_table(self.trace)
+        return operators.ops_table(self.trace)
 
     @cached_property
     def modules(self) -> "pd.DataFrame":
         """One row per module, containers included."""
-        return record_tables.modules_table(self.trace)
+        return modules.modules_table(self.trace)
 
     @cached_property
     def edges(self) -> "pd.DataFrame":
         """One row per tensor that flows between two operators."""
-        return record_tables.edges_table(self.trace)
+        return operators.edges_table(self.trace)
 
     @cached_property
     def kernels(self) -> "pd.DataFrame":
         """One row per ATen op."""
-        return record_tables.kernels_table(self.trace)
+        return operators.kernels_table(self.trace)
 
     @cached_property
     def summary(self) -> "pd.DataFrame":
         """One row per quantity."""
-        return record_tables.summary_table(self.trace)
+        return summary.summary_table(self.trace)
 
     @cached_property
     def costing(self) -> DeviceCosts:
@@ -192,7 +192,7 @@ class Report:
     @cached_property
     def topological(self) -> "pd.DataFrame":
         """Operators in execution order with what each waits for."""
-        return record_tables.topological_table(self.trace)
+        return operators.topological_table(self.trace)
 
     @cached_property
     def shapes(self) -> "pd.DataFrame":

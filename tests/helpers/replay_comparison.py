@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from itertools import zip_longest
 
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.views.tables import record_tables
+from llmsim_magic.views.tables import modules, operators, summary
 
 PARTS = ("operators", "kernels", "tensors", "storages", "calls", "results")
 TABLES = (
-    record_tables.ops_table,
-    record_tables.modules_table,
-    record_tables.edges_table,
-    record_tables.topological_table,
-    record_tables.summary_table,
+    operators.ops_table,
+    modules.modules_table,
+    operators.edges_table,
+    operators.topological_table,
+    summary.summary_table,
 )
 
 

@@ -21,7 +21,7 @@ from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.hardware.deployments import CapacityPlanner, Setup
-from llmsim_magic.views.tables.memory_tables import memory_table, sizing_table
+from llmsim_magic.views.tables.memory import capacity_table, memory_table
 from tests.helpers import small_models
 from tests.helpers.allocation_peak import peak
 
@@ -443,7 +443,7 @@ def test_what_makes_it_fit_fits_and_no_more_would() -> None:
         more = Setup(**{"batch": 8, "context": 32768, what: int(ways[what]) + 1})
         assert not sizer.fit(more, device).fits, what  # type: ignore[union-attr]
     assert sizer.largest_batch(setup, device) == ways["batch"]
-    row = sizing_table([found]).iloc[0]
+    row = capacity_table([found]).iloc[0]
     assert (row.fits_with_tp, row.fits_with_batch) == (ways["tp"], ways["batch"])
 
 

@@ -19,8 +19,9 @@ from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
 from llmsim_magic.simulate.models.recipes import model_recipe, trace_workload
 from llmsim_magic.simulate.request import Build
-from llmsim_magic.views.tables.memory_tables import collectives_table, ranks_table, shards_table
-from llmsim_magic.views.tables.record_tables import layers_table, ops_table
+from llmsim_magic.views.tables.memory import collectives_table, ranks_table, shards_table
+from llmsim_magic.views.tables.modules import layers_table
+from llmsim_magic.views.tables.operators import ops_table
 from tests.helpers import small_models
 
 PREFILL = Workload("prefill", 2, 7)

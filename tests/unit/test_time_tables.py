@@ -22,11 +22,11 @@ from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.models.recipes import model_recipe, trace_workload
 from llmsim_magic.simulate.request import Build
 from llmsim_magic.views.tables.costs import costs_table
-from llmsim_magic.views.tables.time_tables import (
+from llmsim_magic.views.tables.times import (
     latency_table,
     layer_times_table,
     times_table,
-    type_times,
+    type_times_table,
 )
 from tests.helpers import small_models
 
@@ -117,7 +117,7 @@ def empty() -> Trace:
 
 
 def tables(trace: Trace, time: PassTime) -> list[pd.DataFrame]:
-    return [times_table(trace, time), layer_times_table(trace, time), type_times(trace, time)]
+    return [times_table(trace, time), layer_times_table(trace, time), type_times_table(trace, time)]
 
 
 @pytest.mark.parametrize("name", list(small_models.CONFIGS))
@@ -149,7 +149,7 @@ def test_where_no_kernel_runs_there_is_no_number() -> None:
 def test_a_layer_or_type_is_bound_by_what_binds_most_of_its_time() -> None:
     trace, time = spread("llama"), timed("llama")
     each = times_table(trace, time)
-    for op, row in type_times(trace, time).dropna().iterrows():
+    for op, row in type_times_table(trace, time).dropna().iterrows():
         mine = each[each["op"] == op].groupby("binds")["time_s"].sum()
         assert mine[row["binds"]] == mine.max()
 
@@ -167,7 +167,7 @@ def test_types_join_onto_costs() -> None:
     trace, time = spread("llama"), timed("llama")
     plain, joined = costs_table(trace), costs_table(trace, time)
     pd.testing.assert_frame_equal(joined[list(plain)], plain)
-    assert list(joined)[len(plain.columns) :] == list(type_times(trace, time))
+    assert list(joined)[len(plain.columns) :] == list(type_times_table(trace, time))
     assert joined["time_s"].sum() == pytest.approx(time.seconds)
 
 

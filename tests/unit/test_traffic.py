@@ -7,7 +7,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.analyses.cost.operator_costs import totals
 from llmsim_magic.analyses.cost.traffic import traffic
 from llmsim_magic.simulate.report import Report
-from llmsim_magic.views.tables.record_tables import layers_table
+from llmsim_magic.views.tables.modules import layers_table
 from tests.helpers import small_models
 
 SUMMED = (

@@ -12,7 +12,7 @@ from llmsim_magic.simulate.report import Report
 from llmsim_magic.views.explain import Explanation, explain_operator
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.page import Section, as_html
-from llmsim_magic.views.tables.filters import layers_of, matching
+from llmsim_magic.views.tables.operators import filter_operators, layer_indices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,7 +118,11 @@ class OperatorsPane:
 
     def _begin(self, report: Report) -> None:
         self._report, self._graph = None, None
-        options = [_EVERY, _OUTSIDE, *((str(layer), (layer,)) for layer in layers_of(report.ops))]
+        options = [
+            _EVERY,
+            _OUTSIDE,
+            *((str(layer), (layer,)) for layer in layer_indices(report.ops)),
+        ]
         if list(self._layer.options) != options:
             self._layer.options = options
         self._report = report
@@ -140,7 +144,7 @@ class OperatorsPane:
 
     def _matching(self, report: Report) -> "pd.DataFrame":
         """The rows that the filters leave; all of them where they would hide the one chosen."""
-        table = matching(
+        table = filter_operators(
             report.ops,
             path=self._path.value.strip(),
             layers=self._layer.value or None,

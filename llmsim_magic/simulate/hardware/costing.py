@@ -26,9 +26,10 @@ from llmsim_magic.simulate.request import ALL, LOCAL, Deployment
 from llmsim_magic.views.plots.plot import Plot
 from llmsim_magic.views.plots.roofline_plot import roofline_plot
 from llmsim_magic.views.safe_files import write_file
-from llmsim_magic.views.tables import memory_tables, time_tables
+from llmsim_magic.views.tables import memory as memory_tables
+from llmsim_magic.views.tables import times as time_tables
 from llmsim_magic.views.tables.costs import costs_table
-from llmsim_magic.views.tables.record_tables import layers_table
+from llmsim_magic.views.tables.modules import layers_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -200,7 +201,7 @@ class DeviceCosts:
         if self.sizer is None:
             raise LlmsimError("fits: a module with inputs of its own has no batch and context")
         found = [self.sizer.fit(self.setup, device) for device, _ in self.devices]
-        table = memory_tables.sizing_table(found)
+        table = memory_tables.capacity_table(found)
         known = [device for device, _ in self.devices if device.memory_bytes is not None]
         sizer, setup = self.sizer, self.setup
         table["largest_batch"] = [sizer.largest_batch(setup, device) for device in known]

@@ -23,8 +23,8 @@ from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
 from llmsim_magic.simulate.models.recipes import Progress, no_progress
 from llmsim_magic.simulate.request import ALL, Build, Deployment
 from llmsim_magic.views.page import Section, as_html, as_text
-from llmsim_magic.views.tables import memory_tables
-from llmsim_magic.views.tables.time_tables import time_columns
+from llmsim_magic.views.tables.memory import capacity_table
+from llmsim_magic.views.tables.times import phase_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,9 +129,9 @@ def sizing_of(
                 unknown[name] = str(error)
         times.append(tuple(each))
     notes += [f"{name}: {why}" for name, why in unknown.items()]
-    table = memory_tables.sizing_table(fits)
+    table = capacity_table(fits)
     for place, trace in enumerate(passes):
-        columns = time_columns(trace, [found[place] for found in times])
+        columns = phase_columns(trace, [found[place] for found in times])
         table = table.assign(**columns)
     title = f"{passes[0].model.name}: batch {setup.batch} × context {setup.context}, "
     return Sizing(f"{title}{setup.parallel}", table, (*notes, NOT_MODELLED))

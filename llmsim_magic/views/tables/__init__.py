@@ -1,1 +1,1 @@
-"""The record as pandas DataFrames."""
+"""Traces and predictions as pandas DataFrames."""

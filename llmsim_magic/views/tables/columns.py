@@ -1,4 +1,4 @@
-"""Columns of a table: exact numbers and texts, with NA for what is missing."""
+"""Builds table columns: exact integers, floats and texts, with NA for missing values."""
 
 from collections.abc import Iterable
 
@@ -8,50 +8,63 @@ import pandas as pd
 from llmsim_magic.analyses.cost.module_costs import CostSum
 from llmsim_magic.records.trace.trace import Scalar
 
-_LARGEST = 2**60  # in all: so a column, and the sum of a few, stay within 64 bits
-SPLIT = ("bytes_weights", "bytes_activations", "bytes_cache")
-_SPENT = ("elementwise_ops", "causal_skippable_flops", "bytes_read", "bytes_written", *SPLIT)
+# A column whose sum stays below this fits int64, and so does the sum of a few such columns.
+_MAX_INT64_SUM = 2**60
+BYTES_BY_SOURCE = ("bytes_weights", "bytes_activations", "bytes_cache")
+_COST_COLUMNS = (
+    "elementwise_ops",
+    "causal_skippable_flops",
+    "bytes_read",
+    "bytes_written",
+    *BYTES_BY_SOURCE,
+)
+# Module attributes that get a column each; NA where a module lacks one.
+FEATURE_COLUMNS = ("in_features", "out_features", "num_embeddings", "embedding_dim")
 
 
 def integers(values: Iterable[int | None]) -> "pd.api.extensions.ExtensionArray":
-    """Whole numbers with NA; exact Python ones where 64 bits do not hold their sum."""
-    given = list(values)
-    known = [0 if number is None else number for number in given]
-    if sum(known) > _LARGEST:
-        return pd.array([pd.NA if number is None else number for number in given], dtype="object")
-    missing = np.fromiter((number is None for number in given), bool, len(given))
-    return pd.arrays.IntegerArray(np.array(known, dtype=np.int64), missing)
+    """Integers with NA for None; Python integers (dtype object) if their sum overflows int64."""
+    optional = list(values)
+    filled = [0 if number is None else number for number in optional]
+    if sum(filled) > _MAX_INT64_SUM:
+        return pd.array(
+            [pd.NA if number is None else number for number in optional], dtype="object"
+        )
+    is_missing = np.fromiter((number is None for number in optional), bool, len(optional))
+    return pd.arrays.IntegerArray(np.array(filled, dtype=np.int64), is_missing)
 
 
-def numbers(values: Iterable[float | None]) -> "pd.api.extensions.ExtensionArray":
-    """Fractional numbers with NA."""
-    given = list(values)
-    known = np.array([0.0 if number is None else number for number in given], dtype=np.float64)
-    missing = np.fromiter((number is None for number in given), bool, len(given))
-    return pd.arrays.FloatingArray(known, missing)
+def floats(values: Iterable[float | None]) -> "pd.api.extensions.ExtensionArray":
+    """Floats with NA for None."""
+    optional = list(values)
+    filled = np.array([0.0 if number is None else number for number in optional], dtype=np.float64)
+    is_missing = np.fromiter((number is None for number in optional), bool, len(optional))
+    return pd.arrays.FloatingArray(filled, is_missing)
 
 
-def cost_columns(spent: Iterable[CostSum]) -> dict[str, object]:
-    """Work and traffic beside the FLOPs, and the FLOPs for each byte."""
-    each = list(spent)
+def texts(values: Iterable[str | None]) -> list[object]:
+    """Texts with NA for None."""
+    return [pd.NA if value is None else value for value in values]
+
+
+def cost_columns(costs: Iterable[CostSum]) -> dict[str, object]:
+    """The cost columns other than FLOPs: elementwise work, bytes, FLOPs per byte."""
+    rows = list(costs)
     columns: dict[str, object] = {
-        name: integers([getattr(one, name) for one in each]) for name in _SPENT
+        name: integers([getattr(row, name) for row in rows]) for name in _COST_COLUMNS
     }
-    columns["arithmetic_intensity"] = numbers([one.arithmetic_intensity for one in each])
+    columns["arithmetic_intensity"] = floats([row.arithmetic_intensity for row in rows])
     return columns
 
 
-def size(attributes: dict[str, Scalar], name: str) -> int | None:
+def integer_attribute(attributes: dict[str, Scalar], name: str) -> int | None:
+    """A module's attribute if it is an integer; None if it is missing or of another type."""
     value = attributes.get(name)
     return value if isinstance(value, int) else None
 
 
-def texts(values: Iterable[str | None]) -> list[object]:
-    return [pd.NA if value is None else value for value in values]
-
-
 def ancestors(path: str) -> Iterable[str]:
-    """The path, its parents, and the model itself."""
+    """The path itself, then its parents, then "" for the model."""
     while path:
         yield path
         path = path.rpartition(".")[0]

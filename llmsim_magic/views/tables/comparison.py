@@ -1,4 +1,4 @@
-"""Two models side by side."""
+"""Compares two models on the same workload."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +12,7 @@ from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
 
 Passes = Sequence[tuple[Trace, PassTime]]
+Row = tuple[str, str, float | None, float | None]  # quantity, unit, first value, second value
 _TOTALS = {
     "parameters": "parameters",
     "parameters_active": "parameters",
@@ -28,44 +29,64 @@ _TOTALS = {
 def comparison_table(
     traces: tuple[Trace, Trace], memories: tuple[Memory, Memory], passes: tuple[Passes, Passes]
 ) -> pd.DataFrame:
-    """One row per quantity of the same workload, index `quantity`: both values, and their ratio.
+    """One row per quantity, index `quantity`: the values of both models and their ratio.
 
-    `ratio` is the second model's value over the first's. Times of a pass that only one of them has
-    are left out.
+    Args:
+        traces: the same workload of the first and of the second model.
+        memories: the memory that each model needs per device.
+        passes: the passes of each model with their predicted times.
+
+    Returns:
+        A table whose `ratio` is the second value over the first. Times of a pass that only one
+        of the models has are left out.
     """
-    rows: list[tuple[Any, ...]] = []
-    both = tuple(totals(trace) for trace in traces)
-    for name, unit in _TOTALS.items():
-        field = "active" if name == "parameters_active" else name
-        rows.append((name, unit, *(getattr(sums, field) for sums in both)))
-    rows.append(("memory_bytes", "bytes", *(memory.total for memory in memories)))
-    there = {_named(trace, time): time for trace, time in passes[1]}
-    for trace, one in passes[0]:
-        other = there.get(_named(trace, one))
-        if other is not None:
-            name = _named(trace, one)
-            for part in ("seconds", "low", "high"):
-                suffix = "" if part == "seconds" else f".{part}"
-                rows.append((f"{name}{suffix}", "s", getattr(one, part), getattr(other, part)))
-    names, units, ones, others = zip(*rows, strict=True)
-    columns = [trace.model.name for trace in traces]
-    if columns[0] == columns[1]:
-        columns[1] = f"{columns[1]} (2)"
+    rows = [
+        *_total_rows(traces),
+        ("memory_bytes", "bytes", *(memory.total for memory in memories)),
+        *_time_rows(*passes),
+    ]
+    quantities, units, first, second = zip(*rows, strict=True)
+    names = [trace.model.name for trace in traces]
+    if names[0] == names[1]:
+        names[1] = f"{names[1]} (2)"
     table = pd.DataFrame(
-        {"unit": units, columns[0]: _cells(ones), columns[1]: _cells(others)},
-        index=pd.Index(names, name="quantity"),
+        {"unit": units, names[0]: _cells(first), names[1]: _cells(second)},
+        index=pd.Index(quantities, name="quantity"),
     )
     table["ratio"] = pd.array(
-        [b / a if a and b is not None else pd.NA for a, b in zip(ones, others, strict=True)],
+        [b / a if a and b is not None else pd.NA for a, b in zip(first, second, strict=True)],
         dtype="Float64",
     )
     return table
 
 
-def _named(trace: Trace, time: PassTime) -> str:
+def _total_rows(traces: tuple[Trace, Trace]) -> list[Row]:
+    first, second = (totals(trace) for trace in traces)
+    rows: list[Row] = []
+    for name, unit in _TOTALS.items():
+        field = "active" if name == "parameters_active" else name
+        rows.append((name, unit, getattr(first, field), getattr(second, field)))
+    return rows
+
+
+def _time_rows(first: Passes, second: Passes) -> list[Row]:
+    """Seconds, and the ends of their bands, of each pass that both models have."""
+    other_times = {_pass_name(trace, time): time for trace, time in second}
+    rows: list[Row] = []
+    for trace, time in first:
+        name = _pass_name(trace, time)
+        other = other_times.get(name)
+        if other is not None:
+            for part in ("seconds", "low", "high"):
+                suffix = "" if part == "seconds" else f".{part}"
+                rows.append((f"{name}{suffix}", "s", getattr(time, part), getattr(other, part)))
+    return rows
+
+
+def _pass_name(trace: Trace, time: PassTime) -> str:
     return f"{trace.workload.phase}_s on {time.accelerator.name}"
 
 
-def _cells(values: Sequence[float | None]) -> list[object]:
-    """Whole numbers stay whole beside fractions."""
+def _cells(values: Sequence[float | None]) -> list[Any]:
+    """Values with NA for None; a list keeps integers exact in a column that also has floats."""
     return [pd.NA if value is None else value for value in values]

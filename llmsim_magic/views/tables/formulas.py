@@ -1,4 +1,4 @@
-"""Formulas as tables: sympy expressions in `B` and `S` or `C`, or the numbers that they give."""
+"""Tables of formulas: sympy expressions in the batch and the context, or their values."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -13,109 +13,128 @@ from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.views.page import Section
 from llmsim_magic.views.page import as_html as page_as_html
 
-Cell = Callable[[Size], Any]
-CONTEXTS = {"prefill": "S", "decode": "C"}  # the name of the context in each phase
+ToCell = Callable[[Size], Any]
+CONTEXTS = {"prefill": "S", "decode": "C"}  # the symbol of the context in each phase
 
 
 @defer_interrupt
 def ops_table(
     operators: Sequence[OperatorFormulas], context: str, at: Point | None = None
 ) -> pd.DataFrame:
-    """One row per operator, index `order`: formulas, or their values at a batch and context."""
-    cell = _written(context) if at is None else _number(at)
+    """One row per operator in execution order, index `order`.
+
+    Args:
+        operators: the formulas of each operator.
+        context: the symbol of the context, `S` or `C`.
+        at: a (batch, context) to evaluate the formulas at; None keeps them symbolic.
+
+    Returns:
+        A table of sympy expressions, or of integers if `at` is given; NA if no formula holds.
+    """
+    to_cell = _symbolic(context) if at is None else _evaluated(at)
     columns: dict[str, object] = {
         "path": [operator.key[0] for operator in operators],
         "op": [operator.key[1] for operator in operators],
-        "input_shapes": [_shapes(operator.inputs, cell) for operator in operators],
-        "output_shapes": [_shapes(operator.outputs, cell) for operator in operators],
+        "input_shapes": [_shape_cells(operator.inputs, to_cell) for operator in operators],
+        "output_shapes": [_shape_cells(operator.outputs, to_cell) for operator in operators],
     }
     for name in QUANTITIES:
-        columns[name] = [cell(operator.quantities[name]) for operator in operators]
+        columns[name] = [to_cell(operator.quantities[name]) for operator in operators]
     return pd.DataFrame(columns, index=pd.RangeIndex(len(operators), name="order"))
 
 
 @defer_interrupt
 def totals_table(sums: Mapping[str, Size], context: str) -> pd.DataFrame:
-    """`formula` of each quantity."""
-    cell = _written(context)
+    """One row per total of the pass, index `quantity`, with its `formula`."""
+    formulas = list(map(_symbolic(context), sums.values()))
     return pd.DataFrame(
-        {"formula": pd.Series(list(map(cell, sums.values())), dtype=object).array},
+        {"formula": pd.Series(formulas, dtype=object).array},
         index=pd.Index(list(sums), name="quantity"),
     )
 
 
-def shapes_of_phases(formulas: Mapping[str, Sequence[OperatorFormulas]]) -> dict[Key, str]:
-    """`[B, S, 1024] → [B, S, 2048]` of each operator, with its phase where there are several."""
-    found: dict[Key, list[str]] = {}
+def shapes_by_operator(formulas: Mapping[str, Sequence[OperatorFormulas]]) -> dict[Key, str]:
+    """`[B, S, 1024] → [B, S, 2048]` of each operator; several phases are named and joined."""
+    by_operator: dict[Key, list[str]] = {}
     for phase, operators in formulas.items():
-        head = f"{phase} " if len(formulas) > 1 else ""
-        texts: dict[tuple[int, int], str | None] = {}  # layers that are alike share their shapes
+        prefix = f"{phase} " if len(formulas) > 1 else ""
+        cache: dict[tuple[int, int], str | None] = {}  # identical layers share their shapes
         for operator in operators:
             shapes = (id(operator.inputs), id(operator.outputs))
-            if shapes not in texts:
-                texts[shapes] = _shapes_text(operator, CONTEXTS[phase])
-            if (written := texts[shapes]) is not None:
-                found.setdefault(operator.key, []).append(f"{head}{written}")
-    return {key: "; ".join(texts) for key, texts in found.items()}
+            if shapes not in cache:
+                cache[shapes] = _shapes_text(operator, CONTEXTS[phase])
+            if (text := cache[shapes]) is not None:
+                by_operator.setdefault(operator.key, []).append(f"{prefix}{text}")
+    return {key: "; ".join(texts) for key, texts in by_operator.items()}
 
 
 def _shapes_text(operator: OperatorFormulas, context: str) -> str | None:
-    """The same of one phase; None where a shape has no formula."""
-    cell = _written(context)
+    """`[B, S, 1024] → [B, S, 2048]` in one phase; None if a shape has no formula."""
+    to_cell = _symbolic(context)
     sides = []
     for shapes in (operator.inputs, operator.outputs):
         if shapes is None or any(size is None for shape in shapes for size in shape):
             return None
-        texts = (f"[{', '.join(text(cell(size)) for size in shape)}]" for shape in shapes)
+        texts = (
+            f"[{', '.join(_formula_text(to_cell(size)) for size in shape)}]" for shape in shapes
+        )
         sides.append(", ".join(texts) or "none")
     return " → ".join(sides)
 
 
-def text(expression: Any) -> str:
+def _formula_text(expression: Any) -> str:
     """`B·S`, `C + 1`, `min(C + 1, 4096)`."""
-    written = str(expression).replace("**2", "²").replace("**3", "³").replace("*", "·")
-    return written.replace("Min(", "min(").replace("Max(", "max(")
+    text = str(expression).replace("**2", "²").replace("**3", "³").replace("*", "·")
+    return text.replace("Min(", "min(").replace("Max(", "max(")
 
 
 @defer_interrupt
 def as_html(totals: pd.DataFrame, ops: pd.DataFrame) -> str:
-    """Both tables as a notebook shows them."""
+    """Both tables as HTML for a notebook."""
     return page_as_html(
-        [Section("Sums over the pass", _read(totals)), Section("Operators", _read(ops))], ()
+        [
+            Section("Sums over the pass", _with_formula_texts(totals)),
+            Section("Operators", _with_formula_texts(ops)),
+        ],
+        (),
     )
 
 
-def _read(table: pd.DataFrame) -> pd.DataFrame:
-    """Formulas as people read them."""
+def _with_formula_texts(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its expressions and shapes formatted as text."""
 
-    def read(value: Any) -> Any:
+    def format_cell(value: Any) -> Any:
         if isinstance(value, list):
-            return " ".join(f"[{', '.join(map(text, shape))}]" for shape in value)
-        return text(value) if isinstance(value, sympy.Basic) else value
+            return " ".join(f"[{', '.join(map(_formula_text, shape))}]" for shape in value)
+        return _formula_text(value) if isinstance(value, sympy.Basic) else value
 
     return pd.DataFrame(
-        {name: [read(value) for value in table[name]] for name in table}, index=table.index
+        {name: [format_cell(value) for value in table[name]] for name in table}, index=table.index
     )
 
 
-def _shapes(shapes: tuple[Shape, ...] | None, cell: Cell) -> Any:
+def _shape_cells(shapes: tuple[Shape, ...] | None, to_cell: ToCell) -> Any:
     if shapes is None:
         return pd.NA
-    return [tuple(cell(size) for size in shape) for shape in shapes]
+    return [tuple(to_cell(size) for size in shape) for shape in shapes]
 
 
-def _number(at: Point) -> Cell:
-    def number(size: Size) -> Any:
+def _evaluated(at: Point) -> ToCell:
+    """Converts a formula to its integer value at a batch and context."""
+
+    def to_cell(size: Size) -> Any:
         return pd.NA if size is None else int(size.at(at))
 
-    return number
+    return to_cell
 
 
-def _written(context: str) -> Cell:
-    def written(size: Size) -> Any:
+def _symbolic(context: str) -> ToCell:
+    """Converts a formula to a sympy expression."""
+
+    def to_cell(size: Size) -> Any:
         return pd.NA if size is None else _expression(size, context)
 
-    return written
+    return to_cell
 
 
 @lru_cache(maxsize=512)

@@ -1,0 +1,139 @@
+"""The summary table: the model, the workload and the totals of one pass."""
+
+import pandas as pd
+
+from llmsim_magic.analyses.cost.mixture_of_experts import expert_routings
+from llmsim_magic.analyses.cost.operator_costs import Totals, operator_types, totals
+from llmsim_magic.analyses.kernels import elementwise_work
+from llmsim_magic.records.deferred_interrupt import defer_interrupt
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.views import units
+
+Row = tuple[str, object, str, str]  # quantity, value, unit, meaning
+
+
+@defer_interrupt
+def summary_table(trace: Trace) -> pd.DataFrame:
+    """One row per quantity, index `quantity`: its `value`, its `unit` and what it `means`."""
+    sums = totals(trace)
+    rows = [
+        *_model_rows(trace),
+        *_size_rows(trace, sums),
+        *_cost_rows(sums),
+        *_kernel_coverage_rows(trace),
+        *_operator_type_rows(trace),
+        *((f"note.{place}", note, "", "") for place, note in enumerate(trace.notes)),
+    ]
+    names, values, unit, meaning = zip(*rows, strict=True)
+    return pd.DataFrame(
+        {"value": pd.Series(values, dtype=object).array, "unit": unit, "means": meaning},
+        index=pd.Index(names, name="quantity"),
+    )
+
+
+def _model_rows(trace: Trace) -> list[Row]:
+    """Which model ran, and on what workload."""
+    model, workload = trace.model, trace.workload
+    return [
+        ("model", model.name, "", f"config from: {model.origin}"),
+        ("class", model.class_name, "", f"head: {model.head}"),
+        ("attention", model.attention or pd.NA, "", _attention_meaning(model.attention)),
+        ("dtype", model.dtype, "", "dtype of the parameters"),
+        ("phase", workload.phase, "", str(workload)),
+        ("batch", workload.batch, "sequences", ""),
+        (
+            "context",
+            workload.context or pd.NA,
+            "tokens",
+            "tokens read by prefill, or already cached before decode",
+        ),
+    ]
+
+
+def _size_rows(trace: Trace, sums: Totals) -> list[Row]:
+    """Counts of operators and parameters, and the bytes that they occupy."""
+    return [
+        ("operators", sums.operators, "calls", "leaf modules and functions, in execution order"),
+        ("modules", len(trace.modules), "modules", "containers included"),
+        ("kernels", sums.kernels, "ATen ops", "views included"),
+        ("parameters", sums.parameters, "parameters", "shared parameters counted once"),
+        ("parameters_active", sums.active, "parameters", _active_parameters_meaning(trace)),
+        ("parameters_trainable", sums.trainable, "parameters", "with requires_grad=True"),
+        ("parameter_bytes", sums.parameter_bytes, "bytes", units.nbytes(sums.parameter_bytes)),
+        ("buffer_bytes", sums.buffer_bytes, "bytes", units.nbytes(sums.buffer_bytes)),
+        ("cache_bytes", sums.cache_bytes, "bytes", _cache_meaning(trace, sums)),
+    ]
+
+
+def _cost_rows(sums: Totals) -> list[Row]:
+    """Arithmetic and memory traffic of the pass."""
+    intensity = sums.arithmetic_intensity
+    return [
+        (
+            "flops",
+            sums.flops,
+            "FLOPs",
+            "matmul, convolution and attention; a multiply-add counts as two",
+        ),
+        (
+            "causal_skippable_flops",
+            sums.causal_skippable_flops,
+            "FLOPs",
+            "part of flops above the causal diagonal, which a kernel may skip",
+        ),
+        ("elementwise_ops", sums.elementwise_ops, "operations", "elementwise and reductions"),
+        ("bytes_read", sums.bytes_read, "bytes", "least traffic, summed over operators"),
+        ("bytes_written", sums.bytes_written, "bytes", "least traffic, summed over operators"),
+        ("bytes_weights", sums.bytes_weights, "bytes", "bytes moved for parameters and buffers"),
+        ("bytes_activations", sums.bytes_activations, "bytes", "bytes moved between operators"),
+        ("bytes_cache", sums.bytes_cache, "bytes", "bytes moved for the cache or state"),
+        (
+            "arithmetic_intensity",
+            pd.NA if intensity is None else intensity,
+            "FLOPs/byte",
+            "FLOPs per byte moved",
+        ),
+    ]
+
+
+def _kernel_coverage_rows(trace: Trace) -> list[Row]:
+    """The number of kernels whose arithmetic has no formula, and their names."""
+    uncounted = elementwise_work.uncounted(trace)
+    if uncounted:
+        names = ", ".join(f"{name} ×{number}" for name, number in uncounted.items())
+        meaning = f"no formula: {names}"
+    else:
+        meaning = "the arithmetic of every kernel is counted"
+    return [("kernels_not_counted", sum(uncounted.values()), "ATen ops", meaning)]
+
+
+def _operator_type_rows(trace: Trace) -> list[Row]:
+    types = operator_types(trace)
+    return [
+        ("operator_types", len(types), "types", "distinct operator types"),
+        *((f"operators.{name}", number, "calls", "") for name, number in types.items()),
+    ]
+
+
+def _active_parameters_meaning(trace: Trace) -> str:
+    """How many experts a token uses, and the routing that is assumed."""
+    routings = [
+        f"{routing.chosen:g} of {routing.experts} experts" for routing in expert_routings(trace)
+    ]
+    if not routings:
+        return "used by each token: all of them"
+    return f"used by each token: {' or '.join(routings)}, assuming balanced routing"
+
+
+def _attention_meaning(attention: str | None) -> str:
+    if attention == "eager":
+        return "writes the full score matrix to memory"
+    if attention:
+        return "one fused operator, as on a GPU"
+    return "the module declares no attention implementation"
+
+
+def _cache_meaning(trace: Trace, sums: Totals) -> str:
+    if not trace.cache:
+        return "the model keeps no cache"
+    return f"{units.nbytes(sums.cache_bytes)} in {len(trace.cache)} tensors, after this pass"

@@ -1,0 +1,118 @@
+"""Tables of several workloads of one model: totals, operators, and shapes side by side."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from llmsim_magic.analyses.cost.operator_costs import totals
+from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas
+from llmsim_magic.records.deferred_interrupt import defer_interrupt
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.workload import Workload
+from llmsim_magic.views import units
+from llmsim_magic.views.tables.columns import integers, texts
+from llmsim_magic.views.tables.formulas import shapes_by_operator
+from llmsim_magic.views.tables.operators import ops_table
+
+_WORKLOAD_COLUMNS = ("phase", "batch", "context")
+_TOTAL_COLUMNS = (
+    "operators",
+    "flops",
+    "elementwise_ops",
+    "bytes_read",
+    "bytes_written",
+    "cache_bytes",
+)
+
+
+@defer_interrupt
+def totals_table(
+    traces: Sequence[Trace], failures: Sequence[tuple[Workload, str]] = ()
+) -> pd.DataFrame:
+    """One row per workload: operators, work, traffic and cache of the whole pass.
+
+    Args:
+        traces: the workloads that were traced.
+        failures: the workloads that could not be traced, each with the reason. The reason is in
+            the column `error`, and the other cells of the row are NA.
+    """
+    sums = [totals(trace) for trace in traces]
+    workloads = [trace.workload for trace in traces] + [workload for workload, _ in failures]
+    columns: dict[str, object] = {
+        name: [getattr(workload, name) for workload in workloads] for name in _WORKLOAD_COLUMNS
+    }
+    missing = [None] * len(failures)
+    for name in _TOTAL_COLUMNS:
+        columns[name] = integers([*(getattr(of_pass, name) for of_pass in sums), *missing])
+    columns["error"] = texts([*(None for _ in traces), *(reason for _, reason in failures)])
+    return pd.DataFrame(columns)
+
+
+@defer_interrupt
+def sweep_ops_table(traces: Sequence[Trace]) -> pd.DataFrame:
+    """The `ops_table` of every workload, concatenated, with `phase, batch, context` in front."""
+    parts = []
+    for trace in traces:
+        table = ops_table(trace).reset_index()
+        for place, name in enumerate(_WORKLOAD_COLUMNS):
+            table.insert(place, name, [getattr(trace.workload, name)] * len(table))
+        parts.append(table)
+    columns = [name for name in parts[0].columns if name != "order"]
+    return pd.concat(parts, ignore_index=True)[[*columns, "order"]]
+
+
+@defer_interrupt
+def shapes_table(
+    traces: Sequence[Trace], formulas: Mapping[str, Sequence[OperatorFormulas]]
+) -> pd.DataFrame:
+    """One row per operator, one column per workload with `input shapes → output shapes`.
+
+    Rows of different workloads are matched by path, operator type and number of the call.
+
+    Args:
+        traces: the workloads.
+        formulas: for each phase, the shapes of its operators as formulas.
+
+    Returns:
+        A table in which a workload's cell is NA if the workload does not run the operator.
+        `symbolic` gives the shapes as formulas of the batch B and of the context, S tokens read
+        or C tokens cached; NA if no formula holds for every workload. `changes` is True if the
+        shapes depend on the workload.
+    """
+    labels = [_workload_label(trace.workload) for trace in traces]
+    cells: dict[tuple[str, str, int], dict[str, str]] = {}
+    for label, trace in zip(labels, traces, strict=True):
+        for key, shapes in _shapes_by_call(trace).items():
+            cells.setdefault(key, {})[label] = shapes
+    table = pd.DataFrame(list(cells), columns=["path", "op", "call"])
+    for label in labels:
+        table[label] = pd.Series(texts(row.get(label) for row in cells.values()))
+    symbolic = shapes_by_operator(formulas)
+    table["symbolic"] = pd.Series(texts(symbolic.get(key) for key in cells), dtype=object)
+    table["changes"] = [len({row.get(label) for label in labels}) > 1 for row in cells.values()]
+    return table
+
+
+def _shapes_by_call(trace: Trace) -> dict[tuple[str, str, int], str]:
+    """`input shapes → output shapes` by path, operator type and number of the call."""
+    record = trace.recorded
+    shapes = trace.of_each(
+        [
+            " → ".join(units.shapes(record.shapes(each)) for each in (o.inputs, o.outputs))
+            for o in record.operators
+        ]
+    )
+    operators = trace.of_each(record.operators)
+    calls: dict[tuple[str, str], int] = {}
+    by_call: dict[tuple[str, str, int], str] = {}
+    for path, operator, text in zip(trace.paths, operators, shapes, strict=True):
+        call = calls[path, operator.op] = calls.get((path, operator.op), -1) + 1
+        by_call[path, operator.op, call] = text
+    return by_call
+
+
+def _workload_label(workload: Workload) -> str:
+    """`decode 16×128`: phase, batch × context."""
+    if workload.phase == "forward":
+        return "forward"
+    return f"{workload.phase} {workload.batch}×{workload.context}"
