@@ -18,8 +18,10 @@ import llmsim_magic as llmsim
 from llmsim_magic.analyses.graph.outline import outline
 from llmsim_magic.records.trace.selection import Selection
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.views.graphs import graphs, render
+from llmsim_magic.views.graphs import render
+from llmsim_magic.views.graphs.dependency import dependency_graph
 from llmsim_magic.views.graphs.graph import Graph
+from llmsim_magic.views.graphs.topological import topological_graph
 
 SMALL, MIXTURE, DEEP = "Qwen/Qwen3-0.6B", "deepseek-ai/DeepSeek-V3", "meta-llama/Llama-3.1-405B"
 ALL = Selection(depth=99, layers="all")
@@ -31,7 +33,7 @@ ROWS = (
     (SMALL, ALL, 3.0, 300_000),
     (DEEP, ALL, 30.0, None),
 )
-VIEWS = {"dependency": graphs.dependency_graph, "topological": graphs.topological_graph}
+VIEWS = {"dependency": dependency_graph, "topological": topological_graph}
 
 
 def fresh(trace: Trace) -> Trace:
@@ -52,7 +54,7 @@ def measured(view: str, trace: Trace, selection: Selection, runs: int) -> tuple[
 
 def cancelling(trace: Trace, runs: int) -> float:
     """Seconds from asking for the end of a layout to its end."""
-    dot = graphs.topological_graph(trace, ALL).dot
+    dot = topological_graph(trace, ALL).dot
     late = []
     for _ in range(runs):
         stop = time.perf_counter() + 0.5

@@ -27,10 +27,11 @@ from llmsim_magic.simulate.sweeps.formulas import (
 )
 from llmsim_magic.views.csv_export import to_csv
 from llmsim_magic.views.explain import Explanation, explain
-from llmsim_magic.views.graphs import graphs
+from llmsim_magic.views.graphs.dependency import dependency_graph
 from llmsim_magic.views.graphs.graph import Graph
+from llmsim_magic.views.graphs.topological import topological_graph
 from llmsim_magic.views.page import Section, as_html, as_page, as_text
-from llmsim_magic.views.safe_files import write, write_file
+from llmsim_magic.views.safe_files import write_file, write_files
 from llmsim_magic.views.tables import modules, operators, summary, sweeps
 from llmsim_magic.views.tables.comparison import comparison_table
 
@@ -222,13 +223,13 @@ class Report:
         the first of their like. `level` says what a node is: `module`, `operator` or `kernel`.
         What is not given is as the report was asked for. Raises `InvalidValue`.
         """
-        return graphs.dependency_graph(self.trace, self._selection(depth, layers, level))
+        return dependency_graph(self.trace, self._selection(depth, layers, level))
 
     def topological_graph(
         self, depth: int | None = None, *, layers: Unfolded = (), level: Level | None = None
     ) -> Graph:
         """Operators in execution order, each below what it waits for; the same options."""
-        return graphs.topological_graph(self.trace, self._selection(depth, layers, level))
+        return topological_graph(self.trace, self._selection(depth, layers, level))
 
     def explain(self, path: str) -> Explanation:
         """The arithmetic behind the FLOPs and bytes of the module at `path`.
@@ -254,16 +255,16 @@ class Report:
     def to_csv(self, folder: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Write `files` into a folder: each whole, and none where one cannot be.
 
-        What was written there before is written anew. Raises `NotOurs`, before anything is
+        What was written there before is written anew. Raises `OverwriteRefused`, before anything is
         written, for a file that somebody else wrote or changed, unless it may be overwritten;
         `InvalidValue` where the folder cannot be written.
         """
-        return write(folder, self.files(), overwrite=overwrite)
+        return write_files(folder, self.files(), overwrite=overwrite)
 
     def to_html(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the report as it is shown as a page that needs no network.
 
-        Raises `NotOurs` and `InvalidValue`, as `to_csv` does.
+        Raises `OverwriteRefused` and `InvalidValue`, as `to_csv` does.
         """
         return write_file(path, self.page().encode(), overwrite=overwrite)
 
@@ -330,5 +331,5 @@ class Report:
 def _bundle(sections: list[Section], remarks: tuple[str, ...]) -> dict[str, str]:
     return {
         "text/html": as_html(sections, remarks),
-        "text/plain": as_text(sections, remarks, most_rows=60),
+        "text/plain": as_text(sections, remarks, max_rows=60),
     }

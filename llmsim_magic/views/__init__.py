@@ -1,1 +1,1 @@
-"""Draw the record: tables, graphs, prose. Nothing here runs a model."""
+"""Tables, graphs, plots and text built from a trace; nothing here runs a model."""

@@ -1,4 +1,4 @@
-"""A table as CSV that a spreadsheet opens as data."""
+"""Exports tables as CSV that is safe to open in a spreadsheet."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,21 +7,22 @@ from llmsim_magic.records.deferred_interrupt import defer_interrupt
 if TYPE_CHECKING:
     import pandas as pd
 
-# What a cell begins with that a spreadsheet takes for a formula, after OWASP's "CSV Injection".
-_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+# A spreadsheet takes a cell that begins with one of these for a formula (OWASP, "CSV Injection").
+_FORMULA_PREFIXES = tuple("=+-@\t\r\n＝＋－＠")
 
 
 @defer_interrupt
 def to_csv(table: "pd.DataFrame") -> bytes:
-    """The table with its named index as columns.
+    """The table as UTF-8 CSV, with a named index as its first column.
 
-    A text, or a column's name, that a spreadsheet would take for a formula begins with a single
-    quote; numbers stay what they are.
+    Texts and column names that a spreadsheet would take for a formula get a leading single
+    quote; numbers are unchanged.
     """
     named = table.reset_index() if table.index.name is not None else table
-    text = named.rename(columns=_inert).map(_inert).to_csv(index=False)
+    text = named.rename(columns=_escape_formula).map(_escape_formula).to_csv(index=False)
     return text.encode()
 
 
-def _inert(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+def _escape_formula(value: Any) -> Any:
+    is_formula = isinstance(value, str) and value.startswith(_FORMULA_PREFIXES)
+    return f"'{value}" if is_formula else value

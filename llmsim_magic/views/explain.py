@@ -1,4 +1,4 @@
-"""The arithmetic behind an operator's FLOPs and bytes, in words, as on a whiteboard."""
+"""Explains the FLOPs and bytes of an operator or module as text, with the arithmetic."""
 
 import difflib
 import html
@@ -17,7 +17,7 @@ Shapes = list[tuple[int, ...]]
 
 
 class Explanation(str):
-    """Text that a notebook shows as written."""
+    """Text that a notebook displays preformatted."""
 
     __slots__ = ()
 
@@ -29,9 +29,14 @@ class Explanation(str):
 
 
 def explain(trace: Trace, path: str) -> Explanation:
-    """Every operator at a module's path, or the sum over a container's.
+    """Explain every operator at a module's path and, for a container, the sum below it.
 
-    Raises `InvalidValue` with the nearest paths where there is no such module.
+    Args:
+        trace: the pass.
+        path: the path of a module, such as `model.layers.0.mlp`; "" is the model.
+
+    Raises:
+        InvalidValue: there is no module at `path`; the message names the nearest ones.
     """
     paths = {module.path for module in trace.modules}
     if path not in paths:
@@ -50,12 +55,12 @@ def explain(trace: Trace, path: str) -> Explanation:
     if below:
         parts.insert(0, explain_container(trace, path, [*here, *below]))
     if not parts:
-        parts = [f"{path}: never called in {trace.workload}; it runs no operator of its own"]
+        parts = [f"{path}: never called in {trace.workload}; no operator runs at this path"]
     return Explanation("\n\n".join((f"{trace.model.name}, {trace.workload}", *parts)))
 
 
 def explain_container(trace: Trace, path: str, orders: Iterable[int]) -> str:
-    """What these operators of a container cost, and which part of it each child has."""
+    """The costs of a container's operators in total, and by child."""
     orders = sorted(orders)
     module = next(module for module in trace.modules if module.path == path)
     depth = path.count(".") + 1 if path else 0
@@ -68,35 +73,35 @@ def explain_container(trace: Trace, path: str, orders: Iterable[int]) -> str:
     lines = [
         f"{path or trace.model.class_name}: {module.type}, {len(orders)} operators, "
         f"orders {orders[0]} to {orders[-1]}",
-        _costs_of(trace, orders),
+        _format_costs(trace, orders),
     ]
-    lines += [f"  {part}: {_costs_of(trace, mine)}" for part, mine in parts.items()]
+    lines += [f"  {part}: {_format_costs(trace, mine)}" for part, mine in parts.items()]
     return "\n".join(lines)
 
 
 def _operator(trace: Trace, order: int) -> Operator:
-    """The recorded operator that this one is the like of."""
+    """The recorded operator; a replayed layer shares those of the layer that ran."""
     return trace.recorded.operators[trace.steps[order][0]]
 
 
-def _costs_of(trace: Trace, orders: list[int]) -> str:
+def _format_costs(trace: Trace, orders: list[int]) -> str:
     each = [costs(trace)[order] for order in orders]
     unknown = sum(cost.flops is None for cost in each)
-    aside = f" (and {unknown} operators without a formula)" if unknown else ""
+    note = f" (and {unknown} operators without a formula)" if unknown else ""
     return (
-        f"FLOPs: {units.count(sum(cost.flops or 0 for cost in each))}{aside}, "
+        f"FLOPs: {units.count(sum(cost.flops or 0 for cost in each))}{note}, "
         f"bytes read: {units.count(sum(cost.bytes_read for cost in each))}, "
         f"written: {units.count(sum(cost.bytes_written for cost in each))}"
     )
 
 
 def explain_operator(trace: Trace, order: int) -> str:
-    """One operator: its shapes, parameters, work, traffic and what it waits for."""
+    """The shapes, parameters, FLOPs, bytes and dependencies of one operator."""
     record, (place, replay) = trace.recorded, trace.steps[order]
     operator, kernels = record.operators[place], record.kernels_of[place]
-    cost, moved = costs(trace)[order], traffic(record)[place]
-    own = replay.own if replay else str
-    names = _names(record, replay)
+    cost, bytes_moved = costs(trace)[order], traffic(record)[place]
+    own_name = replay.own if replay else str
+    storage_name = _storage_names(record, replay)
     where = f" at {operator.source}" if operator.source else ""
     lines = [
         f"{trace.paths[order] or trace.model.class_name}: {operator.op}, operator {order}{where}",
@@ -104,46 +109,49 @@ def explain_operator(trace: Trace, order: int) -> str:
         f"gives {units.shapes(record.shapes(operator.outputs))}",
     ]
     lines += [
-        f"  {own(p.name)}: {units.shape(p.shape)} = {units.count(p.numel)} parameters"
+        f"  {own_name(p.name)}: {units.shape(p.shape)} = {units.count(p.numel)} parameters"
         for p in cost.parameters
     ]
-    lines += _flops(record, kernels, cost.flops)
-    lines += _elementwise(record, kernels, cost.elementwise_ops)
-    lines += _bytes("bytes read", record, names, moved.reads, moved.bytes_read)
-    lines += _bytes("bytes written", record, names, moved.writes, moved.bytes_written)
-    total = moved.bytes_read + moved.bytes_written
+    lines += _flops_lines(record, kernels, cost.flops)
+    lines += _elementwise_lines(record, kernels, cost.elementwise_ops)
+    for title, accesses, nbytes in (
+        ("bytes read", bytes_moved.reads, bytes_moved.bytes_read),
+        ("bytes written", bytes_moved.writes, bytes_moved.bytes_written),
+    ):
+        lines += _bytes_lines(title, record, storage_name, accesses, nbytes)
+    total = bytes_moved.bytes_read + bytes_moved.bytes_written
     if cost.flops and total:
         lines.append(
             f"arithmetic intensity: {units.count(cost.flops)} / {units.count(total)} = "
             f"{cost.flops / total:.2f} FLOPs per byte"
         )
     sources = depends_on(trace)[order]
-    waits = ", ".join(f"{s} ({_short(trace, s)})" for s in sources) or "nothing in this pass"
-    lines.append(f"waits for: {waits}")
+    waits = ", ".join(f"{source} ({_operator_name(trace, source)})" for source in sources)
+    lines.append(f"waits for: {waits or 'nothing in this pass'}")
     return "\n".join(lines)
 
 
-def _names(record: Record, replay: Replay | None) -> Callable[[int], str | None]:
-    """Whose a recorded storage is, seen from where an operator ran."""
+def _storage_names(record: Record, replay: Replay | None) -> Callable[[int], str | None]:
+    """Maps a recorded storage to its name in the layer where the operator ran."""
     tensors = record.tensors
     pairs = replay.tensors if replay else ()
-    homes = {tensors[one].storage: tensors[other].storage for one, other in pairs}
+    replayed = {tensors[one].storage: tensors[other].storage for one, other in pairs}
 
     def name(storage: int) -> str | None:
-        if storage in homes:
-            return record.storages[homes[storage]].name
+        if storage in replayed:
+            return record.storages[replayed[storage]].name
         named = record.storages[storage].name
         return replay.own(named) if replay and named else named
 
     return name
 
 
-def _short(trace: Trace, order: int) -> str:
+def _operator_name(trace: Trace, order: int) -> str:
     operator = _operator(trace, order)
     return trace.paths[order] if operator.kind == "module" else operator.op
 
 
-def _flops(record: Record, kernels: Iterable[Kernel], flops: int | None) -> Iterator[str]:
+def _flops_lines(record: Record, kernels: Iterable[Kernel], flops: int | None) -> Iterator[str]:
     if flops is None:
         yield "FLOPs: not counted: a kernel here has no formula"
         return
@@ -152,7 +160,7 @@ def _flops(record: Record, kernels: Iterable[Kernel], flops: int | None) -> Iter
     )
     for kernel in kernels:
         if kernel.flops:
-            yield f"  {kernel.name}: {_derived(record, kernel)} (a multiply-add is two)"
+            yield f"  {kernel.name}: {_flops_arithmetic(record, kernel)} (a multiply-add is two)"
             if skipped := elementwise_work.causal_skippable(record, kernel):
                 yield (
                     f"    causal: {units.count(skipped)} of them lie above the diagonal; "
@@ -160,7 +168,7 @@ def _flops(record: Record, kernels: Iterable[Kernel], flops: int | None) -> Iter
                 )
 
 
-def _elementwise(record: Record, kernels: Iterable[Kernel], ops: int | None) -> Iterator[str]:
+def _elementwise_lines(record: Record, kernels: Iterable[Kernel], ops: int | None) -> Iterator[str]:
     if not ops:
         return
     yield f"elementwise operations: {units.count(ops)}"
@@ -170,25 +178,25 @@ def _elementwise(record: Record, kernels: Iterable[Kernel], ops: int | None) -> 
             yield f"  {kernel.name} of {shapes}: {units.count(number)}"
 
 
-def _bytes(
+def _bytes_lines(
     title: str,
     record: Record,
-    names: Callable[[int], str | None],
+    storage_name: Callable[[int], str | None],
     accesses: Iterable[Access],
     total: int,
 ) -> Iterator[str]:
     yield f"{title}: {units.count(total)}"
     for access in accesses:
         tensor = record.tensors[access.tensor]
-        name = names(tensor.storage)
-        what = f"{access.role} {name}" if name else access.role
-        whole = numel(tensor.shape) * tensor.itemsize
-        repeated = " (each element once)" if 0 in tensor.strides else " (only what is looked up)"
-        part = repeated if access.nbytes < whole else ""
+        name = storage_name(tensor.storage)
+        label = f"{access.role} {name}" if name else access.role
+        full_bytes = numel(tensor.shape) * tensor.itemsize
+        reason = " (each element once)" if 0 in tensor.strides else " (only what is looked up)"
+        remark = reason if access.nbytes < full_bytes else ""
         yield (
-            f"  {what} {units.shape(tensor.shape)} {tensor.dtype}: "
+            f"  {label} {units.shape(tensor.shape)} {tensor.dtype}: "
             f"{units.count(access.nbytes // tensor.itemsize)} × {tensor.itemsize} = "
-            f"{units.count(access.nbytes)}{part}"
+            f"{units.count(access.nbytes)}{remark}"
         )
 
 
@@ -197,54 +205,54 @@ Factor = int | tuple[int, int]
 
 def _matmul(shapes: Shapes) -> list[Factor]:
     """`[m, k] × [k, n]`: 2 · m · k · n."""
-    one, other = shapes[-2:]
-    return [2, *one, other[-1]]
+    left, right = shapes[-2:]
+    return [2, *left, right[-1]]
 
 
 def _attention(shapes: Shapes) -> list[Factor]:
-    """Scores and their sum over values: 2 · batch · heads · queries · keys · (d_qk + d_v)."""
+    """Scores and weighted sum of values: 2 · batch · heads · queries · keys · (d_qk + d_v)."""
     query, key, value = shapes[:3]
     return [2, *query[:-1], key[-2], (query[-1], value[-1])]
 
 
-def _grouped(shapes: Shapes) -> list[Factor]:
-    """Each row meets one expert's `[k, n]`: 2 · rows · k · n."""
+def _grouped_matmul(shapes: Shapes) -> list[Factor]:
+    """Each row is multiplied by one expert's `[k, n]`: 2 · rows · k · n."""
     rows, weights = shapes[:2]
     return [2, *rows, weights[-1]]
 
 
-def _vector(shapes: Shapes) -> list[Factor]:
+def _matrix_vector(shapes: Shapes) -> list[Factor]:
     """`[m, k] × [k]`: 2 · m · k; `[k] · [k]`: 2 · k."""
     return [2, *shapes[0]]
 
 
-_DERIVATIONS: dict[str, Callable[[Shapes], list[Factor]]] = {
+_FACTORS: dict[str, Callable[[Shapes], list[Factor]]] = {
     "mm": _matmul,
     "addmm": _matmul,
     "bmm": _matmul,
     "baddbmm": _matmul,
     "scaled_dot_product_attention": _attention,
-    "_grouped_mm": _grouped,
-    "mv": _vector,
-    "dot": _vector,
+    "_grouped_mm": _grouped_matmul,
+    "mv": _matrix_vector,
+    "dot": _matrix_vector,
 }
 
 
-def _derived(record: Record, kernel: Kernel) -> str:
-    """The factors of a kernel's FLOPs; where they are not known, whose formula it is."""
-    derive = _DERIVATIONS.get(elementwise_work.short_name(kernel.name))
+def _flops_arithmetic(record: Record, kernel: Kernel) -> str:
+    """The factors of a kernel's FLOPs, or the source of their formula if they are unknown."""
+    factors_of = _FACTORS.get(elementwise_work.short_name(kernel.name))
     shapes = record.shapes(kernel.inputs)
     total = units.count(kernel.flops or 0)
-    factors = derive(shapes) if derive else _convolution(record, kernel)
+    factors = factors_of(shapes) if factors_of else _convolution(record, kernel)
     product = numel(tuple(sum(f) if isinstance(f, tuple) else f for f in factors))
     if product != kernel.flops:
         return f"{units.shapes(shapes)}: {total}, by torch.utils.flop_counter"
-    written = (f"({f[0]} + {f[1]})" if isinstance(f, tuple) else str(f) for f in factors)
-    return f"{units.shapes(shapes)}: {' × '.join(written)} = {total}"
+    texts = (f"({f[0]} + {f[1]})" if isinstance(f, tuple) else str(f) for f in factors)
+    return f"{units.shapes(shapes)}: {' × '.join(texts)} = {total}"
 
 
 def _convolution(record: Record, kernel: Kernel) -> list[Factor]:
-    """Each output position meets the whole filter: 2 · batch · positions · filter elements."""
+    """Each output position applies the whole filter: 2 · batch · positions · filter elements."""
     inputs, outputs = record.shapes(kernel.inputs), record.shapes(kernel.outputs)
     if len(inputs) < 2 or not outputs:
         return []

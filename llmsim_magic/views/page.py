@@ -1,4 +1,4 @@
-"""One request's answer as a page: HTML for a notebook, text for a terminal."""
+"""Lays out a report as HTML for a notebook or as text for a terminal."""
 
 import html
 import re
@@ -15,9 +15,9 @@ from llmsim_magic.views.explain import Explanation
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.plots.plot import Plot
 
-MOST_ROWS = 1500
-SCREENFUL = 50
-_SIZE = re.compile(r"(\d+)")
+MAX_ROWS = 1500
+SCROLLED_ROWS = 50  # a longer table gets a scroll bar
+_INTEGER = re.compile(r"(\d+)")
 _STYLE = """<style>
 .llmsim {font-size:13px} .llmsim h4 {margin:.9em 0 .3em} .llmsim p {margin:.3em 0}
 .llmsim .box {overflow:auto; border:1px solid #8886} .llmsim .long {max-height:480px}
@@ -31,7 +31,7 @@ _STYLE = """<style>
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page: a title, what it shows, and a remark below the title."""
+    """A part of a report: a title, a remark below it, and a body."""
 
     title: str
     body: pd.DataFrame | Graph | Plot | Explanation
@@ -39,15 +39,15 @@ class Section:
 
 
 @defer_interrupt
-def as_html(sections: Iterable[Section], remarks: Iterable[str], most_rows: int = MOST_ROWS) -> str:
-    """A part of a page; of a long table the first `most_rows` rows."""
+def as_html(sections: Iterable[Section], remarks: Iterable[str], max_rows: int = MAX_ROWS) -> str:
+    """HTML to embed in a page; of a table, at most the first `max_rows` rows."""
     parts = [_STYLE, '<div class="llmsim">']
     for section in sections:
         parts.append(f"<h4>{html.escape(section.title)}</h4>")
         if section.remark:
             parts.append(f"<p>{html.escape(section.remark)}</p>")
         if isinstance(section.body, pd.DataFrame):
-            parts.append(_table(section.body, most_rows))
+            parts.append(_html_table(section.body, max_rows))
         else:
             parts.append(section.body._repr_html_())
     parts += [f"<p>{html.escape(remark)}</p>" for remark in remarks]
@@ -55,7 +55,7 @@ def as_html(sections: Iterable[Section], remarks: Iterable[str], most_rows: int 
 
 
 def as_page(title: str, sections: Iterable[Section], remarks: Iterable[str]) -> str:
-    """A whole page, which needs nothing beside it."""
+    """A complete, self-contained HTML page."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
         '</title><meta name="viewport" content="width=device-width"></head>\n'
@@ -65,17 +65,18 @@ def as_page(title: str, sections: Iterable[Section], remarks: Iterable[str]) -> 
 
 @defer_interrupt
 def as_text(
-    sections: Iterable[Section], remarks: Iterable[str], most_rows: int | None = None
+    sections: Iterable[Section], remarks: Iterable[str], max_rows: int | None = None
 ) -> str:
-    """Plain text; a table of more than `most_rows` rows shows its head and its tail."""
+    """Plain text; of a table of more than `max_rows` rows, its first and last rows."""
     parts = []
     for section in sections:
         lines = [section.title, "=" * len(section.title)]
         if section.remark:
             lines.append(section.remark)
         if isinstance(section.body, pd.DataFrame):
-            cut = most_rows is not None and len(section.body) > most_rows
-            lines.append(readable(section.body).to_string(max_rows=most_rows, show_dimensions=cut))
+            is_cut = max_rows is not None and len(section.body) > max_rows
+            texts = format_table(section.body)
+            lines.append(texts.to_string(max_rows=max_rows, show_dimensions=is_cut))
         elif isinstance(section.body, (Graph, Plot)):
             lines.append(f"{section.body.title}: a picture; --csv DIR writes it as SVG")
         else:
@@ -84,11 +85,11 @@ def as_text(
     return "\n\n".join([*parts, *remarks])
 
 
-def _table(table: pd.DataFrame, most_rows: int) -> str:
-    """A scrolling table; beyond `most_rows` it says that the rest stands in the DataFrame."""
+def _html_table(table: pd.DataFrame, max_rows: int) -> str:
+    """An HTML table of the first `max_rows` rows, and a note if there are more."""
     named = table.reset_index() if table.index.name else table
-    head, texts = [], []
-    shown = readable(named.iloc[:most_rows])
+    head, columns_html = [], []
+    shown = format_table(named.iloc[:max_rows])
     columns: dict[Hashable, list[str]] = {
         name: [html.escape(cell) for cell in shown[str(name)]] for name in named
     }
@@ -97,10 +98,10 @@ def _table(table: pd.DataFrame, most_rows: int) -> str:
     for name, cells in columns.items():
         kind = ' class="n"' if _is_number(named[name]) or name == "value" else ""
         head.append(f'<th scope="col"{kind}>{html.escape(str(name))}</th>')
-        texts.append([f"<td{kind}>{cell}</td>" for cell in cells])
-    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in zip(*texts, strict=True))
-    box = "box long" if len(table) > SCREENFUL else "box"
-    rest = len(table) - most_rows
+        columns_html.append([f"<td{kind}>{cell}</td>" for cell in cells])
+    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in zip(*columns_html, strict=True))
+    box = "box long" if len(table) > SCROLLED_ROWS else "box"
+    rest = len(table) - max_rows
     more = f"<p>{rest:,} more rows are in the DataFrame and the CSV.</p>" if rest > 0 else ""
     return (
         f'<div class="{box}" tabindex="0"><table><thead><tr>{"".join(head)}</tr></thead>'
@@ -113,33 +114,31 @@ def _is_number(cells: "pd.Series[Any]") -> bool:
 
 
 def _mark_changes(columns: dict[Hashable, list[str]]) -> None:
-    """Set in bold the sizes that differ from one workload's column to another's."""
+    """Make the sizes bold that differ between the columns of workloads."""
     names = list(columns)
     workloads = names[names.index("call") + 1 : names.index("symbolic")]
     for place, row in enumerate(zip(*(columns[name] for name in workloads), strict=True)):
-        parts = [_SIZE.split(cell) for cell in row]
-        alike = len({len(split) for split in parts}) == 1
+        parts = [_INTEGER.split(cell) for cell in row]
+        same_structure = len({len(split) for split in parts}) == 1
         for name, split in zip(workloads, parts, strict=True):
             columns[name][place] = "".join(
                 f"<b>{part}</b>"
-                if part.isdigit() and not (alike and len({p[i] for p in parts}) == 1)
+                if part.isdigit() and not (same_structure and len({p[i] for p in parts}) == 1)
                 else part
                 for i, part in enumerate(split)
             )
 
 
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Cells as people read them: grouped digits, `[1, 128]`, nothing where there is nothing."""
-    return pd.DataFrame(
-        {
-            str(name): [_cell(value, is_share=str(name).endswith("share")) for value in table[name]]
-            for name in table
-        },
-        index=table.index,
-    )
+def format_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its cells as text: grouped digits, `[1, 128]`, empty for NA."""
+    texts = {}
+    for name in table:
+        is_share = str(name).endswith("share")
+        texts[str(name)] = [_format_cell(value, is_share=is_share) for value in table[name]]
+    return pd.DataFrame(texts, index=table.index)
 
 
-def _cell(value: object, *, is_share: bool) -> str:
+def _format_cell(value: object, *, is_share: bool) -> str:
     if isinstance(value, list):
         nested = value and isinstance(value[0], tuple)
         return " ".join(map(units.shape, value)) if nested else ", ".join(map(str, value))

@@ -1,17 +1,17 @@
-"""Write a drawing's elements as SVG."""
+"""Serialises an ElementTree as SVG."""
 
 from xml.etree import ElementTree
 
 SVG = "http://www.w3.org/2000/svg"
 
 
-def element(root: ElementTree.Element) -> str:
-    """The text of a drawing, which is taken apart for it.
+def to_svg(root: ElementTree.Element) -> str:
+    """The SVG text of an element; its tags lose their namespace in place.
 
-    SVG's own names have no prefix, and nothing is said to ElementTree, whose table of prefixes is
-    the whole process's.
+    SVG elements are written without a prefix by stripping the namespace, because
+    `ElementTree.register_namespace` would change the whole process.
     """
     root.set("xmlns", SVG)
-    for part in root.iter():
-        part.tag = part.tag.removeprefix(f"{{{SVG}}}")
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(f"{{{SVG}}}")
     return ElementTree.tostring(root, encoding="unicode")

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formats numbers and shapes for people to read."""
 
 from collections.abc import Iterable
 
@@ -9,6 +9,7 @@ def shape(sizes: Iterable[int]) -> str:
 
 
 def shapes(many: Iterable[Iterable[int]]) -> str:
+    """`[1, 128], [1024]`; `none` for no shapes."""
     return ", ".join(map(shape, many)) or "none"
 
 
@@ -18,7 +19,7 @@ def count(number: int) -> str:
 
 
 def scaled(number: float) -> str:
-    """`156.3 G`, in steps of a thousand."""
+    """`156.3 G`: a number with its SI prefix."""
     for unit in ("", "K", "M", "G", "T", "P"):
         if abs(number) < 1000:
             return f"{number:.4g} {unit}".rstrip()
@@ -27,12 +28,12 @@ def scaled(number: float) -> str:
 
 
 def parameters(number: float) -> str:
-    """`596 M`, `671 B`: as people count them."""
+    """`596 M`, `671 B`: a parameter count with B for billions."""
     return scaled(number).replace("G", "B")
 
 
 def nbytes(number: float) -> str:
-    """`14.00 MiB`, in steps of 1,024."""
+    """`14.00 MiB`: bytes with their binary prefix."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(number) < 1024:
             return f"{number:,.0f} B" if unit == "B" else f"{number:,.2f} {unit}"

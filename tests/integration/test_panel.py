@@ -265,7 +265,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(shown: Panel, tmp_path: Pat
     (tmp_path / "file").write_text("")
     shown._export._folder.value = str(tmp_path / "file" / "out")
     shown._export._save.click()
-    assert "a folder that can be written" in shown.status.error
+    assert "choose a folder that can be written" in shown.status.error
 
 
 def test_trace_looks_anew_at_a_variable_that_changed() -> None:

@@ -703,10 +703,10 @@ def test_plots_that_are_drawn_at_once_leave_the_users_style_alone() -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from llmsim_magic.views.plots.plot import drawing
+    from llmsim_magic.views.plots.plot import render_figure
 
     def draw(_: int) -> bytes:
-        return drawing(lambda: Figure(figsize=(1, 1)), "salt", "svg")
+        return render_figure(lambda: Figure(figsize=(1, 1)), "salt", "svg")
 
     with matplotlib.rc_context({"font.size": 17.5}), hasty(), ThreadPoolExecutor(4) as pool:
         before = dict(matplotlib.rcParams)

@@ -110,7 +110,7 @@ def test_a_picture_has_the_parts_of_a_plain_name(name: str) -> None:
         assert max(map(len, _labels(graph.svg))) <= 121
     roofline = report(name).costing.roofline
     check_svg(roofline.svg, "")
-    assert roofline.drawn("png").startswith(b"\x89PNG")
+    assert roofline.render("png").startswith(b"\x89PNG")
 
 
 def _labels(svg: str) -> list[str]:

@@ -27,7 +27,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.records import deferred_interrupt
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt, defer_interrupt
 from llmsim_magic.simulate.report import Report
-from llmsim_magic.views.safe_files import LEDGER
+from llmsim_magic.views.safe_files import MANIFEST
 from tests.helpers import small_models
 from tests.helpers.global_state import unchanged_world
 
@@ -177,7 +177,7 @@ def _interrupted_at(
             came -= 1
         _settle()
         assert _world(temporary) == before
-        assert {path.name for path in folder.rglob(".*")} <= {LEDGER}
+        assert {path.name for path in folder.rglob(".*")} <= {MANIFEST}
         assert work(folder) == right
     return came
 

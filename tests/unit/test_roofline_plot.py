@@ -20,8 +20,8 @@ from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import CannotPredict, InvalidValue
 from llmsim_magic.records.trace.recorded import Record
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.views.plots.roofline_figure import apart
-from llmsim_magic.views.plots.roofline_plot import dots, roofline_plot
+from llmsim_magic.views.plots.roofline_figure import spread_labels
+from llmsim_magic.views.plots.roofline_plot import operator_dots, roofline_plot
 from tests.helpers import small_models
 
 H100 = accelerators.find("H100-SXM5-80GB")
@@ -79,12 +79,12 @@ def test_readers_are_told_what_eyes_see() -> None:
     assert str(title.text).startswith(plot.title)
     assert "ms" in str(title.text) or "µs" in str(title.text)
     told = [t.text for group in root.iter(f"{SVG}g") for t in group.findall(f"{SVG}title")]
-    assert len(told) == len(dots(traced(), timed()))
+    assert len(told) == len(operator_dots(traced(), timed()))
     assert all("FLOP/s" in str(text) and "binds" in str(text) for text in told)
 
 
 def test_layers_that_repeat_are_drawn_once_and_counted() -> None:
-    drawn = dots(traced(), timed())
+    drawn = operator_dots(traced(), timed())
     assert sum(dot.count for dot in drawn) == len(points(timed()))
     assert {dot.count for dot in drawn} == {1, 2}  # the head, and what is in both layers
     spent = sum(timed().operators[point.order].seconds for point in points(timed()))
@@ -92,16 +92,15 @@ def test_layers_that_repeat_are_drawn_once_and_counted() -> None:
 
 
 def test_every_dot_lies_in_its_bar() -> None:
-    assert all(
-        dot.point.low <= dot.point.flops_per_s <= dot.point.high for dot in dots(traced(), timed())
-    )
+    points = [dot.point for dot in operator_dots(traced(), timed())]
+    assert all(point.low <= point.flops_per_s <= point.high for point in points)
 
 
 def test_it_names_the_device_the_units_and_each_class() -> None:
     seen = words(roofline_plot(traced(), timed()).svg)
     assert any("H100-SXM5-80GB" in text for text in seen)
     assert "predicted performance (FLOP/s)" in seen
-    for kind in {dot.kind for dot in dots(traced(), timed())}:
+    for kind in {dot.kind for dot in operator_dots(traced(), timed())}:
         assert kind in seen
     assert any(text.startswith("memory: 3.35 TB/s") for text in seen)
     assert any("fp32" in text and "TFLOP/s" in text for text in seen)
@@ -133,7 +132,7 @@ def test_a_name_in_another_script_is_drawn_without_a_warning() -> None:
 def test_a_pass_without_products_is_roofs_alone() -> None:
     nothing = Record((), (), (), (), (), ())
     trace = replace(traced(), modules=(), parameters=(), recorded=nothing, replays=())
-    assert "no operator multiplies" in words(roofline_plot(trace, latency(trace, H100)).svg)
+    assert "no operator has FLOPs" in words(roofline_plot(trace, latency(trace, H100)).svg)
 
 
 def test_a_device_without_a_roof_is_one_line_that_names_it() -> None:
@@ -178,9 +177,9 @@ def test_matplotlib_is_loaded_at_first_use_and_pyplot_never() -> None:
     code = (
         "import sys, llmsim_magic.views.plots.roofline_plot as r\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "from llmsim_magic.views.plots.plot import drawing\n"
+        "from llmsim_magic.views.plots.plot import render_figure\n"
         "from matplotlib.figure import Figure\n"
-        "drawing(Figure, 'salt', 'svg')\n"
+        "render_figure(Figure, 'salt', 'svg')\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -190,7 +189,7 @@ def test_matplotlib_is_loaded_at_first_use_and_pyplot_never() -> None:
     "heights", [[5.0], [5.0, 5.0, 5.0], [0.0, 1.0, 90.0], [100.0, 99.0, 98.0, 50.0, 3.0]]
 )
 def test_names_are_moved_apart_within_the_frame_and_keep_their_order(heights: list[float]) -> None:
-    placed = apart(heights, 10.0, 10.0, 90.0)
+    placed = spread_labels(heights, 10.0, 10.0, 90.0)
     falling = sorted(placed, reverse=True)
     assert all(above - below >= 10 for above, below in pairwise(falling))
     assert all(10 <= height <= 90 for height in placed)

@@ -18,7 +18,7 @@ from llmsim_magic.notebook.panel.panel import Panel, panel
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.views import safe_files
-from llmsim_magic.views.safe_files import NotOurs, write, write_file
+from llmsim_magic.views.safe_files import OverwriteRefused, write_file, write_files
 from tests.helpers import small_models
 from tests.integration.test_panel import settle
 
@@ -33,57 +33,57 @@ def seen(folder: Path) -> dict[str, bytes]:
     return {
         file.name: file.read_bytes()
         for file in folder.iterdir()
-        if file.is_file() and file.name != safe_files.LEDGER
+        if file.is_file() and file.name != safe_files.MANIFEST
     }
 
 
 def test_what_was_written_is_written_anew(tmp_path: Path) -> None:
-    write(tmp_path, {"a": b"1", "b": b"2"})
-    write(tmp_path, {"a": b"3", "b": b"2"})
+    write_files(tmp_path, {"a": b"1", "b": b"2"})
+    write_files(tmp_path, {"a": b"3", "b": b"2"})
     assert seen(tmp_path) == {"a": b"3", "b": b"2"}
 
 
 def test_another_process_knows_what_was_written(tmp_path: Path) -> None:
     code = (
-        "import sys; from llmsim_magic.views.safe_files import write; "
-        "write(sys.argv[1], {'a': b'1'})"
+        "import sys; from llmsim_magic.views.safe_files import write_files; "
+        "write_files(sys.argv[1], {'a': b'1'})"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    write(tmp_path, {"a": b"2"})
+    write_files(tmp_path, {"a": b"2"})
     assert seen(tmp_path) == {"a": b"2"}
 
 
 def test_a_folder_that_moved_is_still_known(tmp_path: Path) -> None:
-    write(tmp_path / "one", {"a": b"1"})
+    write_files(tmp_path / "one", {"a": b"1"})
     (tmp_path / "one").rename(tmp_path / "two")
-    write(tmp_path / "two", {"a": b"2"})
+    write_files(tmp_path / "two", {"a": b"2"})
     assert seen(tmp_path / "two") == {"a": b"2"}
 
 
 def test_a_file_of_somebody_elses_stays_and_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"mine")
-    with pytest.raises(NotOurs, match=r"/b' was not written by.*overwrite=True"):
-        write(tmp_path, {"a": b"1", "b": b"2"})
+    with pytest.raises(OverwriteRefused, match=r"/b' was not written by.*overwrite=True"):
+        write_files(tmp_path, {"a": b"1", "b": b"2"})
     assert seen(tmp_path) == {"b": b"mine"}
-    write(tmp_path, {"a": b"1", "b": b"2"}, overwrite=True)
+    write_files(tmp_path, {"a": b"1", "b": b"2"}, overwrite=True)
     assert seen(tmp_path) == {"a": b"1", "b": b"2"}
 
 
 def test_a_file_that_was_changed_since_is_its_changers(tmp_path: Path) -> None:
-    write(tmp_path, {"a": b"1"})
+    write_files(tmp_path, {"a": b"1"})
     (tmp_path / "a").write_bytes(b"1, and a note")
-    with pytest.raises(NotOurs):
-        write(tmp_path, {"a": b"2"})
-    write(tmp_path, {"a": b"2"}, overwrite=True)
-    write(tmp_path, {"a": b"3"})
+    with pytest.raises(OverwriteRefused):
+        write_files(tmp_path, {"a": b"2"})
+    write_files(tmp_path, {"a": b"2"}, overwrite=True)
+    write_files(tmp_path, {"a": b"3"})
     assert seen(tmp_path) == {"a": b"3"}
 
 
 def test_a_file_is_known_in_its_own_name_alone(tmp_path: Path) -> None:
-    write(tmp_path, {"a": b"1"})
+    write_files(tmp_path, {"a": b"1"})
     (tmp_path / "b").write_bytes(b"1")
-    with pytest.raises(NotOurs):
-        write(tmp_path, {"b": b"2"})
+    with pytest.raises(OverwriteRefused):
+        write_files(tmp_path, {"b": b"2"})
 
 
 def test_a_link_is_neither_followed_nor_lost(tmp_path: Path) -> None:
@@ -93,9 +93,9 @@ def test_a_link_is_neither_followed_nor_lost(tmp_path: Path) -> None:
     folder.mkdir()
     for target in (outside, tmp_path / "nowhere"):
         (folder / "a").symlink_to(target)
-        with pytest.raises(NotOurs):
-            write(folder, {"a": b"1"})
-        write(folder, {"a": b"1"}, overwrite=True)
+        with pytest.raises(OverwriteRefused):
+            write_files(folder, {"a": b"1"})
+        write_files(folder, {"a": b"1"}, overwrite=True)
         assert not (folder / "a").is_symlink()
         (folder / "a").unlink()
     assert outside.read_bytes() == b"mine"
@@ -107,9 +107,9 @@ def test_a_ledger_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     outside.write_bytes(b"mine")
     folder = tmp_path / "folder"
     folder.mkdir()
-    (folder / safe_files.LEDGER).symlink_to(outside)
-    with pytest.raises(InvalidValue, match=safe_files.LEDGER):
-        write(folder, {"a": b"1"})
+    (folder / safe_files.MANIFEST).symlink_to(outside)
+    with pytest.raises(InvalidValue, match=safe_files.MANIFEST):
+        write_files(folder, {"a": b"1"})
     assert outside.read_bytes() == b"mine"
     assert list(seen(folder)) == []
 
@@ -135,8 +135,8 @@ def test_a_file_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.M
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", meanwhile)
-    with pytest.raises(NotOurs):
-        write(tmp_path, {"a": b"1"})
+    with pytest.raises(OverwriteRefused):
+        write_files(tmp_path, {"a": b"1"})
     assert seen(tmp_path) == {"a": b"mine"}
 
 
@@ -145,11 +145,11 @@ def test_a_disk_without_links_will_do(tmp_path: Path, monkeypatch: pytest.Monkey
         raise PermissionError
 
     monkeypatch.setattr(os, "link", link)
-    write(tmp_path, {"a": b"1"})
-    write(tmp_path, {"a": b"2"})
+    write_files(tmp_path, {"a": b"1"})
+    write_files(tmp_path, {"a": b"2"})
     (tmp_path / "b").write_bytes(b"mine")
-    with pytest.raises(NotOurs):
-        write(tmp_path, {"b": b"1"})
+    with pytest.raises(OverwriteRefused):
+        write_files(tmp_path, {"b": b"1"})
     assert seen(tmp_path) == {"a": b"2", "b": b"mine"}
 
 
@@ -158,7 +158,7 @@ def test_a_disk_without_links_will_do(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_an_interrupt_or_a_full_disk_at_any_file_changes_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int, what: BaseException
 ) -> None:
-    write(tmp_path, {"a": b"old", "b": b"old", "c": b"old"})
+    write_files(tmp_path, {"a": b"old", "b": b"old", "c": b"old"})
     sync, count = os.fsync, iter(range(99))
 
     def failing(descriptor: int) -> None:
@@ -168,9 +168,9 @@ def test_an_interrupt_or_a_full_disk_at_any_file_changes_none(
 
     monkeypatch.setattr(os, "fsync", failing)  # of three files and the ledger
     with pytest.raises((KeyboardInterrupt, InvalidValue)):
-        write(tmp_path, {"a": b"1", "b": b"2", "c": b"3"})
+        write_files(tmp_path, {"a": b"1", "b": b"2", "c": b"3"})
     assert seen(tmp_path) == {"a": b"old", "b": b"old", "c": b"old"}
-    write(tmp_path, {"a": b"1", "b": b"2", "c": b"3"})
+    write_files(tmp_path, {"a": b"1", "b": b"2", "c": b"3"})
     assert seen(tmp_path) == {"a": b"1", "b": b"2", "c": b"3"}
 
 
@@ -178,8 +178,8 @@ def test_what_fails_last_says_what_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "c").mkdir()
-    with pytest.raises(InvalidValue, match=r"c' .*; written before it: a, b"):
-        write(tmp_path, {"a": b"1", "b": b"2", "c": b"3", "d": b"4"}, overwrite=True)
+    with pytest.raises(InvalidValue, match=r"c': .*; choose another path; already written: a, b$"):
+        write_files(tmp_path, {"a": b"1", "b": b"2", "c": b"3", "d": b"4"}, overwrite=True)
     assert seen(tmp_path) == {"a": b"1", "b": b"2"}
 
 
@@ -195,23 +195,23 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_leaves_what_was_there(full_disk: Path) -> None:
     before = {"a": b"a" * 9_000, "b": b"b" * 9_000}
-    write(full_disk, before)
+    write_files(full_disk, before)
     with pytest.raises(InvalidValue, match="No space left on device"):
-        write(full_disk, {"a": b"x" * 20_000, "b": b"y" * 60_000})
+        write_files(full_disk, {"a": b"x" * 20_000, "b": b"y" * 60_000})
     assert seen(full_disk) == before
-    write(full_disk, {"a": b"x" * 9_000})
+    write_files(full_disk, {"a": b"x" * 9_000})
     assert seen(full_disk) == before | {"a": b"x" * 9_000}
 
 
 _LIMITED = """
 import resource, signal, sys
 from llmsim_magic.records.errors import InvalidValue
-from llmsim_magic.views.safe_files import write
+from llmsim_magic.views.safe_files import write_files
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-write(sys.argv[1], {"a": b"old"})
+write_files(sys.argv[1], {"a": b"old"})
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
-    write(sys.argv[1], {"a": b"x" * 40_000, "b": b"y" * 60_000})
+    write_files(sys.argv[1], {"a": b"x" * 40_000, "b": b"y" * 60_000})
 except InvalidValue as error:
     print(error)
 """
@@ -220,17 +220,17 @@ except InvalidValue as error:
 def test_a_file_too_large_leaves_what_was_there(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _LIMITED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "must be a file that can be written (File too large)" in done.stdout
+    assert "/b': File too large; choose another path" in done.stdout
     assert seen(tmp_path) == {"a": b"old"}
 
 
 _FOR_EVER = """
 import sys
-from llmsim_magic.views.safe_files import write
+from llmsim_magic.views.safe_files import write_files
 print(flush=True)
 for turn in range(10**9):
     size = 200_000 + turn % 2
-    write(sys.argv[1], {name: bytes([turn % 256]) * size for name in ("a", "b", "c")})
+    write_files(sys.argv[1], {name: bytes([turn % 256]) * size for name in ("a", "b", "c")})
 """
 
 
@@ -249,7 +249,7 @@ def test_a_killed_process_leaves_each_file_as_it_was_or_as_it_shall_be(tmp_path:
             assert content == content[:1] * (200_000 + content[0] % 2)
     for left in tmp_path.glob(".llmsim-*"):
         os.utime(left, (0, 0))
-    write(tmp_path, {"a": b"1", "b": b"2", "c": b"3"})
+    write_files(tmp_path, {"a": b"1", "b": b"2", "c": b"3"})
     assert seen(tmp_path) == {"a": b"1", "b": b"2", "c": b"3"}
 
 
@@ -258,7 +258,8 @@ def test_a_folder_that_may_not_be_written_is_refused_before_the_work() -> None:
     code = (
         "import os, sys; from llmsim_magic.views import safe_files\n"
         "if os.geteuid() == 0: os.setuid(65534)  # whom no permission is spared\n"
-        "for ask in (safe_files.check_writable, lambda folder: safe_files.write(folder, {'a': b'1'})):\n"
+        "def write(folder): safe_files.write_files(folder, {'a': b'1'})\n"
+        "for ask in (safe_files.check_writable, write):\n"
         "    try: ask(sys.argv[1])\n"
         "    except safe_files.InvalidValue as error: print(error)"
     )
@@ -268,8 +269,8 @@ def test_a_folder_that_may_not_be_written_is_refused_before_the_work() -> None:
             [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
         )
     first, second = done.stdout.splitlines()
-    assert "a folder that can be written (Permission denied)" in first
-    assert "a file that can be written (Permission denied)" in second
+    assert "Permission denied; choose a folder that can be written" in first
+    assert "Permission denied; choose another path" in second
 
 
 def test_a_folder_is_asked_about_before_the_work_and_not_made(
@@ -299,7 +300,7 @@ def test_every_export_spares_a_foreign_file_unless_told(report: Report, tmp_path
     }.items():
         file = tmp_path / name
         file.write_bytes(b"mine")
-        with pytest.raises(NotOurs, match=name):
+        with pytest.raises(OverwriteRefused, match=name):
             save(file)
         assert file.read_bytes() == b"mine"
         save(file, overwrite=True)

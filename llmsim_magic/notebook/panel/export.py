@@ -14,7 +14,7 @@ from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import Request
 from llmsim_magic.views.csv_export import to_csv
-from llmsim_magic.views.safe_files import write
+from llmsim_magic.views.safe_files import write_files
 
 _TABLES = {"multi-config": "shapes", "deps": "edges"}  # the others have the view's own name
 _LONGEST = 150  # bytes of a model's name, of the 255 of a file's
@@ -82,7 +82,7 @@ class Export:
             drawings = self._report.drawings.items()
             files |= {f"{name}.dot": graph.dot.encode() for name, graph in drawings}
             files["report.html"] = self._report.page().encode()
-            written = write(folder, files, overwrite=self._overwrite)
+            written = write_files(folder, files, overwrite=self._overwrite)
         except LlmsimError as error:
             self._say("", error)
             return

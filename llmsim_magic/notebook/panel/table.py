@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from itables import JavascriptFunction
 from itables.widget import ITable
 
-from llmsim_magic.views.page import readable
+from llmsim_magic.views.page import format_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ class Table:
     def show(self, frame: "pd.DataFrame", hidden: Collection[str] = (), row: Any = None) -> None:
         """Another table, with one of its rows selected and in sight."""
         self._labels = list(frame.index)
-        cells = readable(frame.reset_index() if frame.index.name else frame)
+        cells = format_table(frame.reset_index() if frame.index.name else frame)
         places = [place for place, name in enumerate(cells) if name in hidden]
         selected = self._labels.index(row) if row in self._labels else None
         self.selected = None if selected is None else row

@@ -8,7 +8,7 @@ const render = ({ model, el }) => {
       el.innerHTML = model.get("picture");
       const box = el.querySelector(".llmsim-graph");
       if (box && model.get("window")) box.dataset.window = model.get("window");
-      enliven(el);
+      makeInteractive(el);
     } else drawing()?.natural();
     width = el.clientWidth;
     choose();

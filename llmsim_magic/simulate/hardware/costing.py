@@ -134,7 +134,7 @@ class DeviceCosts:
         return json.dumps(chrome_trace(self.traces[0], self._first_stage))
 
     def timeline(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write `events` for Perfetto; raises `InvalidValue` and `NotOurs`."""
+        """Write `events` for Perfetto; raises `InvalidValue` and `OverwriteRefused`."""
         return write_file(path, self.events.encode(), overwrite=overwrite)
 
     @cached_property

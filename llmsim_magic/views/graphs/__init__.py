@@ -1,1 +1,1 @@
-"""The dependency and topological views as Graphviz drawings."""
+"""The dependency and topological graphs, drawn with Graphviz."""

@@ -1,4 +1,4 @@
-"""A drawing that shows itself in a notebook, and saves itself in the formats Graphviz knows."""
+"""A graph that displays itself in a notebook and saves itself as SVG, DOT, PNG or PDF."""
 
 import base64
 import html
@@ -12,8 +12,8 @@ from pathlib import Path
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
 from llmsim_magic.views.graphs.render import CannotDraw, render
-from llmsim_magic.views.graphs.svg_finish import finish_svg
-from llmsim_magic.views.safe_files import resolve_path, write_file
+from llmsim_magic.views.graphs.svg_postprocess import postprocess_svg
+from llmsim_magic.views.safe_files import as_path, write_file
 
 _STYLE = """\
 .llmsim-graph {background:white; color:#222; color-scheme:light; padding:4px; text-align:center}
@@ -31,58 +31,73 @@ FORMATS = ("svg", "dot", "png", "pdf")
 
 @dataclass(frozen=True)
 class Graph:
-    """DOT source with a title; `svg` is laid out at first use.
+    """A graph in DOT, which is laid out at the first use of `svg`.
 
-    `tips` are what its parts say, by their names in the source. `drawn_as` has for each operator
-    of the pass the order of the node that stands for it: node 5 is called `n5`. In a notebook it
-    is shown as an image, which also works where the notebook is not trusted.
+    A notebook displays it as an image, which needs no trust.
+
+    Attributes:
+        dot: the DOT source.
+        title: what the graph shows.
+        tooltips: the tooltip of each node, edge and box, by its name in the DOT source.
+        node_orders: for each operator of the pass, the order of its node; None if it has none.
+            The node of order 5 is named `n5`.
     """
 
     dot: str
     title: str
-    tips: Mapping[str, str] = field(default_factory=dict)
-    drawn_as: tuple[int | None, ...] = ()
+    tooltips: Mapping[str, str] = field(default_factory=dict)
+    node_orders: tuple[int | None, ...] = ()
 
     def node_of(self, order: int) -> str:
-        """The name of the node that stands for an operator; empty where none does."""
-        node = self.drawn_as[order] if order < len(self.drawn_as) else None
+        """The name of the node that an operator is drawn in; empty if it is not drawn."""
+        node = self.node_orders[order] if order < len(self.node_orders) else None
         return "" if node is None else f"n{node}"
 
     def operator_of(self, node: str) -> int | None:
-        """The first operator that a node of that name stands for."""
-        return next((o for o in range(len(self.drawn_as)) if self.node_of(o) == node), None)
+        """The order of the first operator drawn in the node of this name."""
+        return next((o for o in range(len(self.node_orders)) if self.node_of(o) == node), None)
 
     @cached_property
     def svg(self) -> str:
-        """Raises `CannotDraw` where no layout program serves; `dot` is then still there."""
-        return self._laid_out(never_cancelled)
+        """The laid-out graph; raises `CannotDraw` if no layout program works."""
+        return self._lay_out(never_cancelled)
 
     def prepare(self, cancelled: IsCancelled) -> None:
-        """Lay out `svg` now; whoever asks for it later does so again if it is cancelled here."""
+        """Lay out `svg` now; if this is cancelled, the next use of `svg` tries again."""
         with suppress(CannotDraw):
             if "svg" not in vars(self):
-                vars(self)["svg"] = self._laid_out(cancelled)
+                vars(self)["svg"] = self._lay_out(cancelled)
 
-    def _laid_out(self, cancelled: IsCancelled) -> str:
-        return finish_svg(render(self.dot, cancelled=cancelled), self.title, self.tips)
+    def _lay_out(self, cancelled: IsCancelled) -> str:
+        return postprocess_svg(render(self.dot, cancelled=cancelled), self.title, self.tooltips)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write `.svg`, `.dot`, `.png` or `.pdf`; the last two need the program `dot`.
+        """Write the graph to a file.
 
-        Raises `InvalidValue` for another ending and for a file that cannot be written, `NotOurs`
-        for one that somebody else wrote, `CannotDraw` where the program is missing.
+        Args:
+            path: a file that ends in `.svg`, `.dot`, `.png` or `.pdf`; the last two need
+                Graphviz's program `dot` or pygraphviz.
+            overwrite: also replace a file that this package did not write.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            InvalidValue: another ending, or a file that cannot be written.
+            OverwriteRefused: the file exists and was not written by this package.
+            CannotDraw: no installed program can draw the format.
         """
-        ending = resolve_path(path).suffix.removeprefix(".")
+        ending = as_path(path).suffix.removeprefix(".")
         if ending not in FORMATS:
             raise InvalidValue.must_be(
                 "path", str(path), "a file ending in ." + ", .".join(FORMATS)
             )
-        drawn = {"dot": lambda: self.dot.encode(), "svg": lambda: self.svg.encode()}
-        content = drawn.get(ending, lambda: render(self.dot, ending))()
+        renderers = {"dot": lambda: self.dot.encode(), "svg": lambda: self.svg.encode()}
+        content = renderers.get(ending, lambda: render(self.dot, ending))()
         return write_file(path, content, overwrite=overwrite)
 
     def picture(self) -> str:
-        """HTML of the drawing as an image, which `viewer` brings to life where scripts run."""
+        """The graph as an HTML image, which `viewer` makes interactive where scripts run."""
         try:
             data = base64.b64encode(self.svg.encode()).decode()
         except CannotDraw as error:
@@ -96,7 +111,8 @@ class Graph:
         )
 
     def _repr_html_(self) -> str:
-        return f"{self.picture()}<script>(() => {{{viewer()}enliven(document);}})();</script>"
+        script = f"(() => {{{viewer()}makeInteractive(document);}})();"
+        return f"{self.picture()}<script>{script}</script>"
 
     def __repr__(self) -> str:
         return f"Graph({self.title!r}: .svg, .dot, .save(path))"
@@ -104,5 +120,5 @@ class Graph:
 
 @cache
 def viewer() -> str:
-    """JavaScript whose `enliven(root)` makes pictures ones to pan, zoom, search and fold."""
+    """JavaScript that defines `makeInteractive(root)`: pan, zoom, search and fold the graphs."""
     return resources.files("llmsim_magic.views.graphs").joinpath("viewer.js").read_text("utf-8")

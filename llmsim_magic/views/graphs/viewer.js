@@ -1,5 +1,5 @@
-// `enliven(root)` turns the pictures in it into drawings to pan, zoom, search and fold.
-// Where scripts do not run, a picture stays what it is.
+// `makeInteractive(root)` lets the user pan, zoom, search and fold the graphs inside it.
+// Where scripts do not run, the graphs stay images.
 const LINE = 13, GAP = 6, ZOOM = 1.25;
 
 const element = (name, attributes = {}, text = "") => {
@@ -284,7 +284,7 @@ class Drawing {
   }
 }
 
-const enliven = (root) => {
+const makeInteractive = (root) => {
   for (const box of root.querySelectorAll(".llmsim-graph:not([data-live])")) {
     const image = box.querySelector("img");
     box.dataset.live = "yes";

@@ -1,4 +1,4 @@
-"""A plot that shows itself in a notebook, and saves itself as SVG or PNG."""
+"""A plot that displays itself in a notebook and saves itself as SVG or PNG."""
 
 import base64
 import html
@@ -13,14 +13,14 @@ from xml.etree import ElementTree
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.exclusive import ExclusiveLock
-from llmsim_magic.views.safe_files import resolve_path, write_file
-from llmsim_magic.views.svg_markup import SVG, element
+from llmsim_magic.views.safe_files import as_path, write_file
+from llmsim_magic.views.svg_markup import SVG, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("svg", "png")
-_LOOK: dict[str, Any] = {
+_RC_PARAMS: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
     "font.size": 10,
@@ -30,33 +30,46 @@ _LOOK: dict[str, Any] = {
 }
 
 
-# Matplotlib's settings are the process's: two threads would put back each other's.
-_drawing = ExclusiveLock("a plot is being drawn")
+# `matplotlib.rc_context` changes the whole process, so one thread at a time may draw.
+_matplotlib_lock = ExclusiveLock("a plot is being drawn")
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing on white: `svg`, and `title`, which is also what a screen reader says first.
+    """A plot on a white background.
 
-    In a notebook it is shown as an image, which also works where the notebook is not trusted.
+    A notebook displays it as an image, which needs no trust.
+
+    Attributes:
+        svg: the plot as SVG.
+        title: its title, which is also its text for screen readers.
+        render: draws it in another format of `FORMATS`.
     """
 
     svg: str
     title: str
-    drawn: Callable[[str], bytes] = field(repr=False, compare=False)
+    render: Callable[[str], bytes] = field(repr=False, compare=False)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write `.svg` or `.png`.
+        """Write the plot to a file.
 
-        Raises `InvalidValue` for another ending and for a file that cannot be written, `NotOurs`
-        for one that somebody else wrote.
+        Args:
+            path: a file that ends in `.svg` or `.png`.
+            overwrite: also replace a file that this package did not write.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            InvalidValue: another ending, or a file that cannot be written.
+            OverwriteRefused: the file exists and was not written by this package.
         """
-        ending = resolve_path(path).suffix.removeprefix(".")
+        ending = as_path(path).suffix.removeprefix(".")
         if ending not in FORMATS:
             raise InvalidValue.must_be(
                 "path", str(path), "a file ending in ." + ", .".join(FORMATS)
             )
-        content = self.svg.encode() if ending == "svg" else self.drawn(ending)
+        content = self.svg.encode() if ending == "svg" else self.render(ending)
         return write_file(path, content, overwrite=overwrite)
 
     def _repr_html_(self) -> str:
@@ -71,48 +84,52 @@ class Plot:
         return f"Plot({self.title!r}: .svg, .save(path))"
 
 
-def drawing(make: "Callable[[], Figure]", salt: str, fmt: str) -> bytes:
-    """A figure in a format of matplotlib's, the same bytes each time.
+def render_figure(make: "Callable[[], Figure]", salt: str, fmt: str) -> bytes:
+    """Draw a figure reproducibly, with matplotlib's default style; the user's style is restored.
 
-    Whatever style the user chose holds for their own plots, and is theirs again afterwards.
+    Args:
+        make: builds the figure.
+        salt: seeds the ids in an SVG, so that equal figures give equal bytes.
+        fmt: a format that matplotlib writes, such as `svg`.
     """
     import matplotlib
 
     data = io.BytesIO()
-    with DeferredInterrupt(), _drawing, matplotlib.rc_context(), warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn by the reader's own.
+    with DeferredInterrupt(), _matplotlib_lock, matplotlib.rc_context(), warnings.catch_warnings():
+        # The font may lack a character of a name; an SVG viewer then uses a font of its own.
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
         matplotlib.rcdefaults()
-        look: Any = _LOOK | {"svg.hashsalt": salt}
-        matplotlib.rcParams.update(look)
-        dated: dict[str, Any] = {"metadata": {"Date": None}} if fmt == "svg" else {}
-        make().savefig(data, format=fmt, dpi=144, **dated)
+        parameters: Any = _RC_PARAMS | {"svg.hashsalt": salt}
+        matplotlib.rcParams.update(parameters)
+        options: dict[str, Any] = {"metadata": {"Date": None}} if fmt == "svg" else {}
+        make().savefig(data, format=fmt, dpi=144, **options)
     return data.getvalue()
 
 
-def readable(svg: bytes, title: str, tips: Mapping[str, str]) -> str:
-    """The drawing with its title, and with what its parts say, by the ids that they were given."""
+def annotate_svg(svg: bytes, title: str, tooltips: Mapping[str, str]) -> str:
+    """The SVG with a title for screen readers, and with tooltips on the groups of given ids."""
     root = ElementTree.fromstring(svg)  # noqa: S314 - matplotlib's own output
     root.attrib |= {"role": "img", "aria-label": title, "class": "llmsim-plot"}
     for metadata in root.findall(f"{{{SVG}}}metadata"):
         root.remove(metadata)
     for style in root.iter(f"{{{SVG}}}style"):
-        style.text = f".llmsim-plot {style.text}"  # a page's own parts are not meant
+        style.text = f".llmsim-plot {style.text}"  # keeps the style off the rest of the page
     for group in root.iter(f"{{{SVG}}}g"):
-        said = tips.get(group.get("id", ""))
-        if said is not None:
-            _say(group, said)
-    _say(root, title)
-    return element(root)
+        tooltip = tooltips.get(group.get("id", ""))
+        if tooltip is not None:
+            _add_title(group, tooltip)
+    _add_title(root, title)
+    return to_svg(root)
 
 
-def drawable(text: str, limit: int = 90) -> str:
-    """A name as a drawing can bear it: one line of characters that can be seen, not too long."""
-    seen = "".join(letter if letter.isprintable() else " " for letter in text)
-    return seen if len(seen) <= limit else f"{seen[: limit - 1]}…"
+def display_name(text: str, limit: int = 90) -> str:
+    """The text in one line of printable characters, truncated to `limit` characters."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    return printable if len(printable) <= limit else f"{printable[: limit - 1]}…"
 
 
-def _say(part: ElementTree.Element, text: str) -> None:
+def _add_title(part: ElementTree.Element, text: str) -> None:
+    """Add an SVG title: a browser shows it as a tooltip."""
     title = ElementTree.Element(f"{{{SVG}}}title")
     title.text = text
     part.insert(0, title)

@@ -1,4 +1,4 @@
-"""The figure of a roofline plot: roofs, dots with their bars, and names that keep apart."""
+"""Draws a roofline plot with matplotlib: roofs, operators with their bands, and labels."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which those who see fewer colours can tell apart.
+# Okabe and Ito's palette, which colour-blind people can distinguish.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_MARKS = ("o", "s", "D", "^", "v", "P")
-_INK, _FAINT = "#222222", "#9aa0a6"
-_NAMED = 8  # dots that take most of the time have their names beside them
-_LEAST = 0.01  # of the time
-_LINE = 13.0  # points from one name to the next
+_MARKERS = ("o", "s", "D", "^", "v", "P")
+_TEXT_COLOUR, _LINE_COLOUR = "#222222", "#9aa0a6"
+_MAX_LABELS = 8  # dots with the largest shares of the time are labelled
+_MIN_LABELLED_SHARE = 0.01
+_LABEL_SPACING = 13.0  # points
 
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """Operators that do the same in as many layers as `count`, and their share of the time."""
+    """An operator that is the same in `count` layers, and the share of the time they all take."""
 
     name: str
     kind: str
@@ -32,76 +32,77 @@ class Dot:
     point: Point
 
     @property
-    def called(self) -> str:
+    def label(self) -> str:
         return f"{self.name} ×{self.count}" if self.count > 1 else self.name
 
     @property
-    def told(self) -> str:
-        """All that is known of it, in a line."""
+    def tooltip(self) -> str:
+        """Performance, intensity, share and bottleneck in one line."""
         point = self.point
         return (
-            f"{self.called}: {scaled(point.flops_per_s)}FLOP/s ({scaled(point.low)} to "
+            f"{self.label}: {scaled(point.flops_per_s)}FLOP/s ({scaled(point.low)} to "
             f"{scaled(point.high)}) at {point.intensity:.3g} FLOPs per byte, "
             f"{100 * self.share:.1f} % of the time, {point.binds} binds"
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """All that the figure shows; `own` is the dtype whose roof is bold."""
+class RooflineData:
+    """What the figure shows; `dtype` is the one whose roof is bold."""
 
     title: str
-    note: str
-    own: str
+    caption: str
+    dtype: str
     dots: tuple[Dot, ...]
     roofs: tuple[Roof, ...]
 
 
-def figure(scene: Scene) -> "Figure":
-    """The scene on white, without pyplot and outside of any backend that is in use."""
+def roofline_figure(data: RooflineData) -> "Figure":
+    """The figure on white; it uses neither pyplot nor the backend that the user selected."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    sheet = Figure(figsize=(9.6, 6.0), facecolor="white")
-    FigureCanvasAgg(sheet)
-    axes = sheet.add_axes((0.1, 0.145, 0.87, 0.765))
-    _frame(axes, scene)
-    sheet.text(0.1, 0.945, scene.title, size=12, weight="bold", color=_INK, parse_math=False)
-    sheet.text(0.1, 0.025, scene.note, size=8.5, color="#555555", parse_math=False)
-    for roof in scene.roofs:
-        _roof(axes, roof, is_own=roof.dtype == scene.own)
-    _roof_names(axes, scene)
-    _bandwidth_name(axes, _own(scene))
-    styles = _styles(scene.dots)
-    for place, dot in enumerate(scene.dots):
-        _dot(axes, dot, styles[dot.kind], f"dot{place}")
-    named = [dot for dot in scene.dots[:_NAMED] if dot.share >= _LEAST]
-    _names(axes, named, min([_own(scene).peak_flops, axes.get_ylim()[1]]))
-    _legend(axes, styles)
-    return sheet
+    fig = Figure(figsize=(9.6, 6.0), facecolor="white")
+    FigureCanvasAgg(fig)
+    axes = fig.add_axes((0.1, 0.145, 0.87, 0.765))
+    _set_up_axes(axes, data)
+    fig.text(0.1, 0.945, data.title, size=12, weight="bold", color=_TEXT_COLOUR, parse_math=False)
+    fig.text(0.1, 0.025, data.caption, size=8.5, color="#555555", parse_math=False)
+    for roof in data.roofs:
+        _draw_roof(axes, roof, is_bold=roof.dtype == data.dtype)
+    _label_roofs(axes, data)
+    _label_bandwidth(axes, _model_roof(data))
+    styles = _styles(data.dots)
+    for place, dot in enumerate(data.dots):
+        _draw_dot(axes, dot, styles[dot.kind], f"dot{place}")
+    labelled = [dot for dot in data.dots[:_MAX_LABELS] if dot.share >= _MIN_LABELLED_SHARE]
+    _label_dots(axes, labelled, min([_model_roof(data).peak_flops, axes.get_ylim()[1]]))
+    _add_legend(axes, styles)
+    return fig
 
 
-def _own(scene: Scene) -> Roof:
-    """The roof of the dtype of the trace; the highest where the device lacks it."""
-    return max(scene.roofs, key=lambda roof: (roof.dtype == scene.own, roof.peak_flops))
+def _model_roof(data: RooflineData) -> Roof:
+    """The roof of the model's dtype; the highest roof if the device has none for it."""
+    return max(data.roofs, key=lambda roof: (roof.dtype == data.dtype, roof.peak_flops))
 
 
-def _frame(axes: "Axes", scene: Scene) -> None:
+def _set_up_axes(axes: "Axes", data: RooflineData) -> None:
     from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
     axes.set_xscale("log")
     axes.set_yscale("log")
-    own = _own(scene)
-    across = [dot.point.intensity for dot in scene.dots] or [own.ridge]
-    lows = [dot.point.low for dot in scene.dots] or [own.peak_flops]
-    left = min(*across, own.ridge) / 6
-    axes.set_xlim(left, max(own.ridge * 8, max(across) ** 2 / left))  # half is left for names
+    roof = _model_roof(data)
+    intensities = [dot.point.intensity for dot in data.dots] or [roof.ridge]
+    lows = [dot.point.low for dot in data.dots] or [roof.peak_flops]
+    left = min(*intensities, roof.ridge) / 6
+    # The right half is for labels.
+    axes.set_xlim(left, max(roof.ridge * 8, max(intensities) ** 2 / left))
     axes.set_ylim(
-        min(min(lows) / 3, own.peak_flops / 100),
-        2.5 * max(roof.peak_flops for roof in scene.roofs),
+        min(min(lows) / 3, roof.peak_flops / 100),
+        2.5 * max(each.peak_flops for each in data.roofs),
     )
-    axes.set_xlabel("arithmetic intensity (FLOPs per byte moved)", color=_INK)
-    axes.set_ylabel("predicted performance (FLOP/s)", color=_INK)
+    axes.set_xlabel("arithmetic intensity (FLOPs per byte moved)", color=_TEXT_COLOUR)
+    axes.set_ylabel("predicted performance (FLOP/s)", color=_TEXT_COLOUR)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
     for axis in (axes.xaxis, axes.yaxis):
@@ -110,22 +111,22 @@ def _frame(axes: "Axes", scene: Scene) -> None:
     axes.set_axisbelow(True)
 
 
-def _roof(axes: "Axes", roof: Roof, *, is_own: bool) -> None:
+def _draw_roof(axes: "Axes", roof: Roof, *, is_bold: bool) -> None:
     left, right = axes.get_xlim()
     corners = [left, roof.ridge, right]
     heights = [left * roof.bandwidth_bytes_per_s, roof.peak_flops, roof.peak_flops]
-    look = (_INK, 2.2, 3) if is_own else (_FAINT, 0.9, 2)
-    axes.plot(corners, heights, color=look[0], linewidth=look[1], zorder=look[2])
+    colour, width, zorder = (_TEXT_COLOUR, 2.2, 3) if is_bold else (_LINE_COLOUR, 0.9, 2)
+    axes.plot(corners, heights, color=colour, linewidth=width, zorder=zorder)
 
 
-def _roof_names(axes: "Axes", scene: Scene) -> None:
-    """Each peak at its right end, arithmetics of one peak together."""
+def _label_roofs(axes: "Axes", data: RooflineData) -> None:
+    """Label each peak at its right end; dtypes of equal peak share a label."""
     _, right = axes.get_xlim()
-    alike: dict[float, list[str]] = {}
-    for roof in scene.roofs:
-        alike.setdefault(roof.peak_flops, []).append(roof.dtype)
-    for peak, dtypes in alike.items():
-        is_own = scene.own in dtypes
+    dtypes_by_peak: dict[float, list[str]] = {}
+    for roof in data.roofs:
+        dtypes_by_peak.setdefault(roof.peak_flops, []).append(roof.dtype)
+    for peak, dtypes in dtypes_by_peak.items():
+        is_bold = data.dtype in dtypes
         axes.annotate(
             f"{', '.join(dtypes)}: {scaled(peak)}FLOP/s",
             (right, peak),
@@ -133,15 +134,15 @@ def _roof_names(axes: "Axes", scene: Scene) -> None:
             textcoords="offset points",
             ha="right",
             size=8.5,
-            weight="bold" if is_own else "normal",
-            color=_INK if is_own else "#5f6368",
+            weight="bold" if is_bold else "normal",
+            color=_TEXT_COLOUR if is_bold else "#5f6368",
         )
 
 
-def _bandwidth_name(axes: "Axes", own: Roof) -> None:
-    """Along the slope, up to the ridge."""
-    end = own.ridge / 1.15
-    bandwidth = own.bandwidth_bytes_per_s
+def _label_bandwidth(axes: "Axes", roof: Roof) -> None:
+    """Label the slope, up to the ridge."""
+    end = roof.ridge / 1.15
+    bandwidth = roof.bandwidth_bytes_per_s
     (x0, y0), (x1, y1) = axes.transData.transform(
         [(end / 2, end / 2 * bandwidth), (end, end * bandwidth)]
     )
@@ -154,7 +155,7 @@ def _bandwidth_name(axes: "Axes", own: Roof) -> None:
         rotation_mode="anchor",
         ha="right",
         size=8.5,
-        color=_INK,
+        color=_TEXT_COLOUR,
     )
 
 
@@ -162,23 +163,22 @@ Style = tuple[str, str]
 
 
 def _styles(dots: Iterable[Dot]) -> dict[str, Style]:
-    """A colour and a mark for each class of kernels."""
+    """A colour and a marker for each kernel class."""
     kinds = sorted({dot.kind for dot in dots})
-    return {
-        kind: (_COLOURS[n % len(_COLOURS)], _MARKS[n % len(_MARKS)]) for n, kind in enumerate(kinds)
-    }
+    styles = list(zip(_COLOURS, _MARKERS, strict=True))
+    return {kind: styles[n % len(styles)] for n, kind in enumerate(kinds)}
 
 
-def _dot(axes: "Axes", dot: Dot, style: Style, gid: str) -> None:
-    colour, mark = style
+def _draw_dot(axes: "Axes", dot: Dot, style: Style, gid: str) -> None:
+    colour, marker = style
     point = dot.point
-    axes.vlines(point.intensity, point.low, point.high, color=_INK, linewidth=1.0, zorder=6)
+    axes.vlines(point.intensity, point.low, point.high, color=_TEXT_COLOUR, linewidth=1.0, zorder=6)
     drawn = axes.scatter(
         [point.intensity],
         [point.flops_per_s],
         s=22 + 700 * dot.share,
         color=colour,
-        marker=mark,
+        marker=marker,
         alpha=0.75,
         edgecolors="white",
         linewidths=0.8,
@@ -187,33 +187,33 @@ def _dot(axes: "Axes", dot: Dot, style: Style, gid: str) -> None:
     drawn.set_gid(gid)
 
 
-def _names(axes: "Axes", dots: Sequence[Dot], ceiling: float) -> None:
-    """Names at the right of all dots, below the height `ceiling` and moved apart."""
+def _label_dots(axes: "Axes", dots: Sequence[Dot], ceiling: float) -> None:
+    """Label dots to the right of all of them, without overlap and below `ceiling`, in FLOP/s."""
     if not dots:
         return
-    per_point = axes.figure.dpi / 72
+    points_to_pixels = axes.figure.dpi / 72
     places = [(dot.point.intensity, dot.point.flops_per_s) for dot in dots]
     spots = [tuple(map(float, axes.transData.transform(place))) for place in places]
     bottom, top = (
         float(axes.transData.transform((1.0, y))[1]) for y in (axes.get_ylim()[0], ceiling)
     )
-    gap = _LINE * per_point
-    heights = apart([y for _, y in spots], gap, bottom + gap, top - gap)
-    edge = max(x for x, _ in spots) + 26 * per_point
+    gap = _LABEL_SPACING * points_to_pixels
+    heights = spread_labels([y for _, y in spots], gap, bottom + gap, top - gap)
+    edge = max(x for x, _ in spots) + 26 * points_to_pixels
     for dot, place, (x, y), height in zip(dots, places, spots, heights, strict=True):
         axes.annotate(
-            f"{dot.called}, {100 * dot.share:.0f} %",
+            f"{dot.label}, {100 * dot.share:.0f} %",
             place,
-            ((edge - x) / per_point, (height - y) / per_point),
+            ((edge - x) / points_to_pixels, (height - y) / points_to_pixels),
             textcoords="offset points",
             va="center",
             size=8.5,
-            color=_INK,
+            color=_TEXT_COLOUR,
             parse_math=False,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
             arrowprops={
                 "arrowstyle": "-",
-                "color": _FAINT,
+                "color": _LINE_COLOUR,
                 "linewidth": 0.6,
                 "relpos": (0.0, 0.5),
                 "shrinkA": 0,
@@ -223,30 +223,32 @@ def _names(axes: "Axes", dots: Sequence[Dot], ceiling: float) -> None:
         )
 
 
-def apart(heights: Sequence[float], gap: float, floor: float, ceiling: float) -> list[float]:
-    """The same heights in the same order, moved so that none is nearer to another than `gap`."""
+def spread_labels(
+    heights: Sequence[float], gap: float, floor: float, ceiling: float
+) -> list[float]:
+    """The heights in their order, moved until all are at least `gap` from each other."""
     placed = list(heights)
-    falling = sorted(range(len(placed)), key=lambda place: -placed[place])
+    top_down = sorted(range(len(placed)), key=lambda place: -placed[place])
     limit = ceiling
-    for place in falling:
+    for place in top_down:
         placed[place] = min(placed[place], limit)
         limit = placed[place] - gap
     limit = floor
-    for place in reversed(falling):
+    for place in reversed(top_down):
         placed[place] = max(placed[place], limit)
         limit = placed[place] + gap
     return placed
 
 
-def _legend(axes: "Axes", styles: dict[str, Style]) -> None:
+def _add_legend(axes: "Axes", styles: dict[str, Style]) -> None:
     if not styles:
-        axes.text(0.5, 0.5, "no operator multiplies", transform=axes.transAxes, ha="center")
+        axes.text(0.5, 0.5, "no operator has FLOPs", transform=axes.transAxes, ha="center")
         return
-    for kind, (colour, mark) in styles.items():
-        axes.scatter([], [], s=40, color=colour, marker=mark, label=kind)
+    for kind, (colour, marker) in styles.items():
+        axes.scatter([], [], s=40, color=colour, marker=marker, label=kind)
     axes.legend(
         loc="upper left",
-        title="class of kernel (area: share of the time)",
+        title="kernel class (area: share of the time)",
         title_fontsize=8.5,
         fontsize=8.5,
         alignment="left",

@@ -1,4 +1,4 @@
-"""A roofline plot: what operators are predicted to reach of what a device allows."""
+"""The roofline plot: predicted FLOP/s of operators against the peaks of a device."""
 
 import math
 from collections import Counter
@@ -10,83 +10,86 @@ from llmsim_magic.analyses.time.latency import PassTime
 from llmsim_magic.analyses.time.timeline import points, roofs
 from llmsim_magic.records.errors import CannotPredict
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.views.plots.plot import Plot, drawable, drawing, readable
-from llmsim_magic.views.plots.roofline_figure import Dot, Scene, figure
+from llmsim_magic.views.plots.plot import Plot, annotate_svg, display_name, render_figure
+from llmsim_magic.views.plots.roofline_figure import Dot, RooflineData, roofline_figure
 
-_STARTED = {
-    "graph": "replayed as a graph",
-    "eager": "started by the host",
-    "events": "started in a stream",
+_LAUNCH_NAMES = {
+    "graph": "replayed as a CUDA graph",
+    "eager": "launched one by one by the host",
+    "events": "launched in a stream",
 }
 
 
 def roofline_plot(trace: Trace, time: PassTime) -> Plot:
-    """FLOP/s over FLOPs per byte, both logarithmic, of every operator that multiplies.
+    """Predicted FLOP/s over FLOPs per byte, on log axes, of every operator with FLOPs.
 
-    Its area is its share of the time, its bar where nine of ten measurements would lie. Layers
-    that repeat are drawn once, with their number. The roof of the dtype of the trace is bold.
+    A dot's area is the operator's share of the time, and its bar is the band that holds nine of
+    ten measurements. Repeated layers are drawn once, with their count. The roof of the trace's
+    dtype is bold.
 
-    Raises `CannotPredict` for a device whose bandwidth or peaks are not known.
+    Raises:
+        CannotPredict: the bandwidth or the peaks of the device are unknown.
     """
-    scene = _scene(trace, time)
-    drawn = partial(_drawn, scene)
-    tips = {f"dot{place}": dot.told for place, dot in enumerate(scene.dots)}
-    svg = readable(drawn("svg"), f"{scene.title}. {scene.note}", tips)
-    return Plot(svg, scene.title, drawn)
+    data = _roofline_data(trace, time)
+    render = partial(_render, data)
+    tooltips = {f"dot{place}": dot.tooltip for place, dot in enumerate(data.dots)}
+    svg = annotate_svg(render("svg"), f"{data.title}. {data.caption}", tooltips)
+    return Plot(svg, data.title, render)
 
 
-def _drawn(scene: Scene, fmt: str) -> bytes:
-    return drawing(partial(figure, scene), scene.title, fmt)
+def _render(data: RooflineData, fmt: str) -> bytes:
+    return render_figure(partial(roofline_figure, data), data.title, fmt)
 
 
-def _scene(trace: Trace, time: PassTime) -> Scene:
-    found = dots(trace, time)
-    share = math.fsum(dot.share for dot in found)
-    title = drawable(
-        f"{drawable(trace.model.name, 60)} on {time.accelerator.name}: {trace.workload}"
-    )
-    whole = f"{_seconds(time.seconds)} ({_seconds(time.low)} to {_seconds(time.high)})"
-    note = (
-        f"Operators that multiply: {100 * share:.0f} % of {whole}, "
-        f"{_STARTED[time.regime]}; bars: where nine of ten measurements would lie"
-    )
-    allowed = roofs(time.accelerator)
-    if not allowed:
+def _roofline_data(trace: Trace, time: PassTime) -> RooflineData:
+    device_roofs = roofs(time.accelerator)
+    if not device_roofs:
         why = "the catalogue has no bandwidth or no peak for it"
         raise CannotPredict("roofline", time.accelerator.name, why)
-    return Scene(title, note, compute_dtype(trace.model.dtype), found, allowed)
+    dots = operator_dots(trace, time)
+    share = math.fsum(dot.share for dot in dots)
+    title = display_name(
+        f"{display_name(trace.model.name, 60)} on {time.accelerator.name}: {trace.workload}"
+    )
+    seconds, low, high = map(_format_seconds, (time.seconds, time.low, time.high))
+    duration = f"{seconds} ({low} to {high})"
+    caption = (
+        f"Operators with FLOPs: {100 * share:.0f} % of {duration}, "
+        f"{_LAUNCH_NAMES[time.regime]}; bars: nine of ten measurements lie within"
+    )
+    return RooflineData(title, caption, compute_dtype(trace.model.dtype), dots, device_roofs)
 
 
-def dots(trace: Trace, time: PassTime) -> tuple[Dot, ...]:
-    """One dot for operators that are the same work, those that take most of the time first."""
+def operator_dots(trace: Trace, time: PassTime) -> tuple[Dot, ...]:
+    """One dot per distinct operator, largest share of the time first; repeated layers share one."""
     twins = folded(trace, repeats(trace))
     counts = Counter(twins)
-    spent = dict.fromkeys(counts, 0.0)
+    seconds = dict.fromkeys(counts, 0.0)
     for twin, operator in zip(twins, time.operators, strict=True):
-        spent[twin] += operator.seconds
-    found = [
+        seconds[twin] += operator.seconds
+    dots = [
         Dot(
-            _name(trace, point.order),
+            _dot_name(trace, point.order),
             time.operators[point.order].kind or "",
             counts[point.order],
-            spent[point.order] / time.seconds,
+            seconds[point.order] / time.seconds,
             point,
         )
         for point in points(time)
         if twins[point.order] == point.order
     ]
-    return tuple(sorted(found, key=lambda dot: -dot.share))
+    return tuple(sorted(dots, key=lambda dot: -dot.share))
 
 
-def _name(trace: Trace, order: int) -> str:
-    """A module by its path within its layer, a function by its own name."""
+def _dot_name(trace: Trace, order: int) -> str:
+    """A module's path within its layer, or a function's name."""
     recorded = trace.recorded.operators[trace.steps[order][0]]
     if recorded.kind == "function":
-        return drawable(recorded.op, 40)
+        return display_name(recorded.op, 40)
     layer, path = layers(trace)[order], trace.paths[order]
-    return drawable(path if layer is None else path.removeprefix(f"{layer.path}."), 40)
+    return display_name(path if layer is None else path.removeprefix(f"{layer.path}."), 40)
 
 
-def _seconds(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     unit, scale = ("s", 1.0) if seconds >= 1 else ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
     return f"{seconds * scale:.3g} {unit}"

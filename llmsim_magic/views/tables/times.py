@@ -89,7 +89,7 @@ def times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
 
 @defer_interrupt
 def layer_times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
-    """One row per layer in execution order; a last row without a path is for the other operators."""
+    """One row per layer in execution order; a last row without a path is for all others."""
     orders: dict[Layer | None, list[int]] = {}
     for order, layer in enumerate(layers(trace)):
         orders.setdefault(layer, []).append(order)
