@@ -1,4 +1,4 @@
-"""How far predictions are from measurements, and whether their bands hold.
+"""Measures the error of predictions, and how often their bands hold.
 
     python -m benchmarks.accuracy --data DIR --json FILE [--table FILE]
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.calibrate import FITTED, Groups, digest, grouped, predicted, transfer, without
 from benchmarks.end_to_end import Pass, bands, model_named, passes
-from benchmarks.measured import LeftOut, Measured, operators, read
+from benchmarks.measured_kernels import Measured, UnusableRow, operators, read
 from llmsim_magic.analyses.memory.capacity import Fit, Setup
 from llmsim_magic.analyses.time.calibration_fit import NOMINAL, fit, folds
 from llmsim_magic.catalog import accelerators
@@ -140,7 +140,7 @@ def of_memory(data: Path) -> Iterator[Scored]:
             continue
         try:
             found, tp = _fit(row)
-        except (LeftOut, LlmsimError, ValueError):
+        except (UnusableRow, LlmsimError, ValueError):
             continue
         measured = float(row["value"]) * GIB
         if row["metric"] == "weights_memory":
@@ -160,7 +160,7 @@ def _fit(row: Mapping[str, str]) -> tuple[Fit, int]:
     sizer = CapacityPlanner(model_named(row["model"]))
     found = sizer.fit(setup, accelerators.find(row["hardware"]), remedies=False)
     if found is None:
-        raise LeftOut("a device whose memory is not known")
+        raise UnusableRow("a device whose memory is not known")
     return found, tp
 
 

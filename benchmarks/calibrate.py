@@ -1,9 +1,9 @@
-"""Fit every class of kernels on every device that was measured: `calibration.json`.
+"""Fits every kernel class on every measured device, and writes `calibration.json`.
 
     python -m benchmarks.calibrate --data DIR
 
-DIR holds `operators.csv.gz`; `benchmarks/measured.py` says with which columns. Beside the fits it
-writes a digest of every row it used, so that `benchmarks/accuracy.py` scores none of them with a
+DIR holds `operators.csv.gz` with the columns of `benchmarks/measured_kernels.py`. Besides the fits
+it writes a digest of every row it used, so that `benchmarks/accuracy.py` scores none of them with a
 fit that has seen it.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.end_to_end import bands, passes
-from benchmarks.measured import Measured, operators
+from benchmarks.measured_kernels import Measured, operators
 from llmsim_magic.analyses.time.calibration_fit import band_of, fit
 from llmsim_magic.analyses.time.roofline import UNEARNED, Estimate, estimate
 from llmsim_magic.catalog import accelerators

@@ -1,4 +1,4 @@
-"""What traces of everything that transformers can load: one row for each model type.
+"""Traces every model type that transformers can load: one row for each.
 
     python -m benchmarks.coverage full       # default configurations, full size, on meta
     python -m benchmarks.coverage reduced    # made small, held against real forwards on the CPU
@@ -30,7 +30,7 @@ from tqdm import tqdm
 BATCH = 2
 CONTEXT = 16  # of reduced models; a full one reads 128 tokens, or what its positions allow
 LIMIT_S = 300.0
-MOST_PARAMETERS = 400_000_000  # of a model with real weights
+MAX_PARAMETERS = 400_000_000  # of a model with real weights
 HERE = Path(__file__).parent
 # Loaded once, before the processes are forked.
 PRELOADED = (
@@ -94,7 +94,7 @@ def survey_reduced(model_type: str) -> dict[str, Any]:
     try:
         for config, completed in candidates(model_type):
             try:
-                real = beside(config, limit=MOST_PARAMETERS)
+                real = beside(config, limit=MAX_PARAMETERS)
                 seen = real.prefill(prefill)
             except Exception as error:
                 errors.append(f"{type(error).__name__}: {error}"[:300])

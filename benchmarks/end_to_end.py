@@ -1,4 +1,4 @@
-"""Whole passes as others measured them: `end_to_end.csv.gz` and `published.csv`.
+"""Reads end-to-end times of whole passes: `end_to_end.csv.gz` and `published.csv`.
 
 A row is used where a pass of a model of the catalogue on one device decides it. Engines that batch
 in flight mix the prefills of new requests into decode steps: of `batch` requests that each write
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measured import LeftOut, read
+from benchmarks.measured_kernels import UnusableRow, read
 from llmsim_magic.analyses.time.calibration_fit import band_of
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
 from llmsim_magic.analyses.time.latency import PassTime, latency
@@ -75,7 +75,7 @@ def passes(data: Path, calibration: Calibration | None = None) -> tuple[list[Pas
         for row in read(data / name):
             try:
                 found.append(of_row(row, calibration))
-            except LeftOut as why:
+            except UnusableRow as why:
                 left_out[f"{name}: {why}"] += 1
             except (LlmsimError, KeyError, ValueError) as why:
                 left_out[f"{name}: {type(why).__name__}: {why}"] += 1
@@ -85,10 +85,10 @@ def passes(data: Path, calibration: Calibration | None = None) -> tuple[list[Pas
 def _served(row: Row, calibration: Calibration | None) -> Pass:
     """An engine under a fixed number of requests at once: time per output token."""
     if row["mode"] != "agg":
-        raise LeftOut("prefill and decode on machines of their own: loaded")
+        raise UnusableRow("prefill and decode on machines of their own: loaded")
     for name in ("pp_size", "moe_ep_size", "attention_dp_size"):
         if row.get(name) and float(row[name]) > 1:
-            raise LeftOut(f"{name} of more than one")
+            raise UnusableRow(f"{name} of more than one")
     tp = int(float(row.get("tp_size") or 1))
     model, device = model_named(row["model_path"]), _device(row["system"])
     stored = _stored(row.get("gemm_quant_mode") or row.get("precision") or "bf16")
@@ -98,7 +98,7 @@ def _served(row: Row, calibration: Calibration | None) -> Pass:
     one = _time(model, "prefill", 1, read_, *known)
     carried = one.seconds * batch / written
     if carried > MOST_PREFILL * step.seconds:
-        raise LeftOut("loaded: prefills take more than half as long as steps")
+        raise UnusableRow("loaded: prefills take more than half as long as steps")
     share = (step.seconds + carried) / step.seconds
     what = f"{model}, batch {batch}, {read_} + {written} tokens, tp {tp}, {row['backend']}"
     return _pass("decode_step", device, what, float(row["silicon_tpot_ms"]) / 1e3, step, share)
@@ -108,12 +108,12 @@ def _published(row: Row, calibration: Calibration | None) -> Pass:
     """One request alone: tokens per second read, or written."""
     metric = row["metric"].split(" (")[0]
     if metric not in ("decode_throughput", "prefill_throughput"):
-        raise LeftOut(f"{metric}: not the time of a pass")
+        raise UnusableRow(f"{metric}: not the time of a pass")
     devices = int(float(row["n_gpus"] or 1))
     if devices > 1 and not row["notes"].startswith("TP"):
-        raise LeftOut("layers on several devices, one after the other")
+        raise UnusableRow("layers on several devices, one after the other")
     if "GCD" in row["hardware"]:
-        raise LeftOut("half of a package: the catalogue lists it whole")
+        raise UnusableRow("half of a package: the catalogue lists it whole")
     stored = _stored(row["dtype"])
     model, device = model_named(row["model"]), _device(row["hardware"])
     batch = int(float(row["batch"] or 1))
@@ -160,7 +160,7 @@ def _stored(text: str) -> StoredDtypes:
     try:
         arithmetic(word)
     except LlmsimError:
-        raise LeftOut(f"weights stored as {text}: no kernels of that kind were fitted") from None
+        raise UnusableRow(f"weights stored as {text}: no such kernels were fitted") from None
     return StoredDtypes()
 
 
@@ -174,7 +174,7 @@ def model_named(name: str) -> str:
         spellings = (entry.name, *entry.aliases)
         if any(spelling.lower().rpartition("/")[2] == wanted for spelling in spellings):
             return entry.name
-    raise LeftOut(f"{name}: not in the catalogue of models")
+    raise UnusableRow(f"{name}: not in the catalogue of models")
 
 
 def _device(name: str) -> Accelerator:
@@ -185,7 +185,7 @@ def _device(name: str) -> Accelerator:
             return accelerators.find(form)
         except LlmsimError:
             continue
-    raise LeftOut(f"{name}: not in the catalogue of accelerators")
+    raise UnusableRow(f"{name}: not in the catalogue of accelerators")
 
 
 def bands(found: list[Pass]) -> dict[str, Band]:

@@ -1,4 +1,4 @@
-"""How long a user waits: for the extension, the first answer of a process, and further ones.
+"""Times what a user waits for: the extension, a process's first answer, later answers.
 
     python benchmarks/first_answer.py [--runs 5]
 

@@ -1,4 +1,4 @@
-"""What becomes of bad input, by the thousand: other cases than the tests'.
+"""Runs the fuzz tests with thousands of cases other than those of the test suite.
 
     python -m benchmarks.fuzz [--cases 20000] [--only configs] [--seed 0] [--write]
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.cases import Ends, tried
+from benchmarks.fuzz_cases import Outcomes, run_cases
 from benchmarks.timing import Process, say
 
 TESTS = Path(__file__).parents[1] / "tests" / "fuzz"
@@ -39,16 +39,17 @@ def shared_out(found: list[tuple[str, str]], cases: int) -> dict[tuple[str, str]
     return {one: ends[place + 1] - ends[place] for place, one in enumerate(found)}
 
 
-def measured(module: str, name: str, cases: int, seed: int) -> Ends:
+def measured(module: str, name: str, cases: int, seed: int) -> Outcomes:
     """The cases in rounds, each of a process of its own, which may die of them."""
-    ends = Ends()
+    ends = Outcomes()
     while ends.cases < cases:
         asked = min(ROUND, cases - ends.cases)
         try:
             with Process() as fresh:
-                found = fresh(tried, module, name, asked, seed + ends.cases)
+                found = fresh(run_cases, module, name, asked, seed + ends.cases)
         except RuntimeError as error:
-            found = Ends(asked, failed=[f"a round of {name}, seed {seed + ends.cases}: {error}"])
+            failure = f"a round of {name}, seed {seed + ends.cases}: {error}"
+            found = Outcomes(asked, failed=[failure])
         ends.add(found)
         say("\n".join((f"{name}: {ends.cases} of {cases}", *found.failed)))
         if not found.cases:
@@ -56,11 +57,11 @@ def measured(module: str, name: str, cases: int, seed: int) -> Ends:
     return ends
 
 
-def page(found: dict[tuple[str, str], Ends], seed: int) -> str:
+def page(found: dict[tuple[str, str], Outcomes], seed: int) -> str:
     versions = ", ".join(
         f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "hypothesis")
     )
-    whole = Ends()
+    whole = Outcomes()
     for ends in found.values():
         whole.add(ends)
     named = {name.removeprefix("test_").replace("_", " "): e for (_, name), e in found.items()}

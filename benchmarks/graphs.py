@@ -1,4 +1,4 @@
-"""How long a picture takes, from the trace to its SVG, and how large it is.
+"""Times a graph from the trace to its SVG, and measures the size of the SVG.
 
     python -m benchmarks.graphs [--runs 5] [--write]
 

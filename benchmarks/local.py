@@ -1,4 +1,4 @@
-"""This machine predicted against itself: Qwen3-0.6B with random weights on the CPU.
+"""Predicts this machine and measures it: Qwen3-0.6B with random weights on the CPU.
 
     python -m benchmarks.local [--table FILE]
 

@@ -1,4 +1,4 @@
-"""Peak activations as predicted from a trace, against what torch really makes on the CPU.
+"""Compares the predicted peak of activations with the real peak of torch on the CPU.
 
 Every model type of transformers that can be made small enough runs a prefill of 2 × 16 tokens
 with random weights, while each storage that a kernel makes is watched until it is freed.
@@ -16,8 +16,8 @@ from typing import Any
 
 WORKERS = 2
 LIMIT_S = 15
-MOST_PARAMETERS = 30_000_000
-MOST_BYTES = 8 * 2**30
+MAX_PARAMETERS = 30_000_000
+MAX_BYTES = 8 * 2**30
 FILE = Path(__file__).with_suffix(".csv")
 
 
@@ -36,7 +36,7 @@ def measured(model_type: str) -> tuple[int, int] | None:
     from tests.helpers.reduced_configs import candidates
 
     torch.set_num_threads(1)
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
     signal.signal(signal.SIGALRM, late)
     signal.alarm(LIMIT_S)
     try:
@@ -58,7 +58,7 @@ def both(config: Any) -> tuple[int, int]:
     from tests.helpers.allocation_peak import peak
     from tests.helpers.real_forward import beside
 
-    models = beside(config, MOST_PARAMETERS)
+    models = beside(config, MAX_PARAMETERS)
     workload = Workload("prefill", 2, 16)
     trace = llmsim.trace(config, batch=2, context=16, dtype="float32").trace
     ways = forward_inputs.prefill_inputs(models.unreal, workload)

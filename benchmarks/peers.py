@@ -1,9 +1,9 @@
-"""What a trace costs beside torchinfo, torchview, torchlens, hooks and the bare forward.
+"""Times a trace against torchinfo, torchview, torchlens, hooks and a bare forward pass.
 
     pip install -e '.[bench]'
     python -m benchmarks.peers [--runs 5] [--write]
 
-`contenders.py` says what is timed, `timing.py` how. A peer that is not installed is left out.
+`peer_tools.py` says what is timed, `timing.py` how. A peer that is not installed is left out.
 `--write` puts the tables into `peers.md`.
 """
 
@@ -18,7 +18,7 @@ from importlib import metadata
 from itertools import product
 from pathlib import Path
 
-from benchmarks.contenders import (
+from benchmarks.peer_tools import (
     DEEP,
     LAYERS,
     PHASES,

@@ -1,7 +1,7 @@
-"""Time contenders in turn, each in a process of its own.
+"""Times contenders in rounds, each contender in a separate process.
 
-Some patch torch for good, so none shares a process with another. All are warmed up before the
-first round, and the noise of a shared machine hits every contender of a round alike.
+Some contenders patch torch permanently, so they must not share a process. All are warmed up
+before the first round, and a round spreads the noise of a shared machine over all of them.
 """
 
 import gc
@@ -21,12 +21,12 @@ from typing import Any
 from llmsim_magic.simulate.models.session_cache import forget_traces
 
 Run = Callable[[], object]
-_READY: list[Run] = []  # in a contender's process: what is timed there
+_prepared_runs: list[Run] = []  # in a contender's process: what is timed there
 
 
 @dataclass
 class Contender:
-    """What `prepare` returns is timed; `needs` is a package that may be missing."""
+    """A tool to time: `prepare` returns the function to time, `needs` is a package it requires."""
 
     name: str
     how: str
@@ -41,7 +41,7 @@ class Contender:
 
 
 def timed(run: Run) -> float:
-    """Seconds of one run, with no trace remembered from the one before."""
+    """Seconds of one run, with an empty trace cache."""
     forget_traces()
     gc.collect()
     start = time.perf_counter()
@@ -52,18 +52,18 @@ def timed(run: Run) -> float:
 
 
 def warm_up(prepare: Callable[[], Run]) -> None:
-    _READY.append(prepare())
-    _READY[0]()
+    _prepared_runs.append(prepare())
+    _prepared_runs[0]()
 
 
 def again() -> float:
-    return timed(_READY[0])
+    return timed(_prepared_runs[0])
 
 
 class Process:
-    """A fresh interpreter that answers calls.
+    """A new interpreter that executes calls.
 
-    None of `multiprocessing`'s, since torchlens refuses to run in those.
+    It does not use `multiprocessing`, because torchlens refuses to run under it.
     """
 
     def __enter__(self) -> "Process":
@@ -78,7 +78,7 @@ class Process:
         self._child.communicate()
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What the function returns there; `RuntimeError` with one line if it raises."""
+        """Call the function there; an exception becomes a `RuntimeError` with one line."""
         assert self._child.stdin
         assert self._child.stdout
         pickle.dump((function, args), self._child.stdin)
@@ -93,7 +93,7 @@ class Process:
 
 
 def serve() -> None:
-    """Answer calls until there are no more; what is printed meanwhile goes to stderr."""
+    """Execute calls until stdin ends; redirects what they print to stderr."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while True:
@@ -110,7 +110,7 @@ def serve() -> None:
 
 
 def race(contenders: Iterable[Contender], runs: int) -> dict[str, Contender]:
-    """Time each contender that can be run, in turn."""
+    """Time every contender that can run, in rounds."""
     found = {contender.name: contender for contender in contenders}
     with ExitStack() as stack:
         ready = {}

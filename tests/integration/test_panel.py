@@ -21,12 +21,12 @@ from tests.helpers import small_models
 def shown() -> Iterator[Panel]:
     """A panel that shows a small model."""
     made = panel(small_models.qwen3(), context=5)
-    settle(made, made.refresh)
+    run_and_wait(made, made.refresh)
     yield made
     made.cancel()
 
 
-def settle(shown: Panel, act: Callable[[], Any]) -> None:
+def run_and_wait(shown: Panel, act: Callable[[], Any]) -> None:
     """Do something, and wait until the panel has its answer."""
     act()
     wait_for(lambda: not shown.status.is_busy)
@@ -41,7 +41,7 @@ def wait_for(holds: Callable[[], bool], limit_s: float = 30) -> None:
 
 def ask(shown: Panel, name: str, value: Any) -> None:
     control = getattr(shown.controls, name)
-    settle(shown, lambda: setattr(getattr(control, "number", control), "value", value))
+    run_and_wait(shown, lambda: setattr(getattr(control, "number", control), "value", value))
 
 
 def test_it_answers_what_the_controls_ask_for(shown: Panel) -> None:
@@ -63,7 +63,7 @@ def test_every_view_has_a_tab(shown: Panel, view: str) -> None:
 
 
 def test_a_tab_is_the_view_that_is_asked_for(shown: Panel) -> None:
-    settle(shown, lambda: setattr(shown._tabs, "selected_index", 3))
+    run_and_wait(shown, lambda: setattr(shown._tabs, "selected_index", 3))
     assert shown.report.views == ("deps",)
 
 
@@ -146,7 +146,7 @@ def test_cancel_answers_at_once_leaves_no_thread_and_the_next_try_works(
     assert shown.status.message == "cancelled"
     wait_for(lambda: not [t for t in threading.enumerate() if t.name == "llmsim"], 0.5)
     gate.open.set()
-    settle(shown, shown._trace.click)
+    run_and_wait(shown, shown._trace.click)
     assert shown.report.trace.workload.batch == 4
 
 
@@ -224,10 +224,10 @@ def test_an_operator_is_chosen_by_its_number(shown: Panel) -> None:
 
 
 def test_any_size_is_typed_and_the_usual_ones_are_slid_to(shown: Panel) -> None:
-    settle(shown, lambda: setattr(shown.controls.context.number, "value", 200))
+    run_and_wait(shown, lambda: setattr(shown.controls.context.number, "value", 200))
     assert shown.report.trace.workload.context == 200
     assert shown.controls.context.slider.value == 128
-    settle(shown, lambda: setattr(shown.controls.context.slider, "value", 512))
+    run_and_wait(shown, lambda: setattr(shown.controls.context.slider, "value", 512))
     assert shown.report.trace.workload.context == 512
 
 
@@ -271,11 +271,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(shown: Panel, tmp_path: Pat
 def test_trace_looks_anew_at_a_variable_that_changed() -> None:
     config = small_models.qwen3()
     shown = panel(config, context=5)
-    settle(shown, shown.refresh)
+    run_and_wait(shown, shown.refresh)
     before = len(shown.report.trace.modules)
     config.num_hidden_layers += 1
     config.layer_types = [*config.layer_types, config.layer_types[-1]]
-    settle(shown, shown._trace.click)
+    run_and_wait(shown, shown._trace.click)
     assert len(shown.report.trace.modules) > before
 
 
@@ -290,7 +290,7 @@ def test_a_live_model_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda *given: copied.append(given[1]) or really(*given),
     )
     shown = panel(small_models.build("qwen3"), context=5)
-    settle(shown, shown.refresh)
+    run_and_wait(shown, shown.refresh)
     ask(shown, "view", "ops")
     ask(shown, "batch", 2)
     assert len(copied) == 1

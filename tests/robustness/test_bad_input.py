@@ -29,7 +29,7 @@ from tests.helpers.outcomes import check_outcome
 GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 1}
 
 
-def refused(ask: Callable[[], Any]) -> str:
+def error_line(ask: Callable[[], Any]) -> str:
     """The line that it is refused with."""
     line = check_outcome(ask)
     assert isinstance(line, str)
@@ -74,28 +74,30 @@ def test_a_value_that_cannot_be_shown_is_named_by_its_type() -> None:
 )
 def test_a_keyword_of_another_type_is_refused(keywords: dict[str, Any], said: str) -> None:
     given = {name: real(value) for name, value in keywords.items()}
-    assert said in refused(lambda: llmsim.trace("distilgpt2", **given))
+    assert said in error_line(lambda: llmsim.trace("distilgpt2", **given))
 
 
 def test_of_several_there_is_one_at_least() -> None:
     for name in ("batch", "context", "phase"):
-        line = refused(lambda name=name: llmsim.sweep("distilgpt2", **{name: []}))
+        line = error_line(lambda name=name: llmsim.sweep("distilgpt2", **{name: []}))
         assert line == f"{name} must be one value or several, not []"
-    assert "hardware must be one value or several" in refused(lambda: llmsim.size("distilgpt2", hardware=[]))
+    assert "hardware must be one value or several" in error_line(
+        lambda: llmsim.size("distilgpt2", hardware=[])
+    )
 
 
 def test_a_sweep_over_an_endless_batch_is_refused() -> None:
-    line = refused(lambda: llmsim.sweep("distilgpt2", batch=itertools.count(1)))
+    line = error_line(lambda: llmsim.sweep("distilgpt2", batch=itertools.count(1)))
     assert "at most 100,000 values" in line
 
 
 def test_a_module_without_a_config_cannot_be_sized() -> None:
-    assert "a HuggingFace model" in refused(lambda: llmsim.size(torch.nn.Linear(4, 4)))
+    assert "a HuggingFace model" in error_line(lambda: llmsim.size(torch.nn.Linear(4, 4)))
 
 
 @pytest.mark.parametrize("name", sorted(ODD.keys() - {"a bare module"}))
 def test_what_is_no_model_is_refused(name: str) -> None:
-    assert "must be a hub id" in refused(lambda: llmsim.trace(real(Odd(name))))
+    assert "must be a hub id" in error_line(lambda: llmsim.trace(real(Odd(name))))
 
 
 def test_variables_that_will_not_be_looked_at_are_no_models() -> None:
@@ -118,7 +120,7 @@ def test_a_line_whose_memory_cannot_be_told_is_refused_before_it_is_shown() -> N
 def test_what_is_no_file_is_not_read(make: Callable[[Path], Any], tmp_path: Path) -> None:
     make(tmp_path / "config.json")
     for name in (tmp_path, tmp_path / "config.json"):
-        assert "config.json is no file" in refused(lambda name=name: llmsim.trace(str(name)))
+        assert "config.json is no file" in error_line(lambda name=name: llmsim.trace(str(name)))
 
 
 @pytest.mark.parametrize("name", ["x" * 5_000, "~nosuchuser", "/" + "y" * 300, "a\0b"])
@@ -126,7 +128,7 @@ def test_a_name_that_no_path_can_have_is_an_unknown_model(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert shorten(name)[:20] in refused(lambda: llmsim.trace(name))
+    assert shorten(name)[:20] in error_line(lambda: llmsim.trace(name))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_a_name_that_no_path_can_have_is_an_unknown_model(
     ],
 )
 def test_a_file_beyond_any_config_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
-    assert said in refused(lambda: llmsim.trace(written(tmp_path, content)))
+    assert said in error_line(lambda: llmsim.trace(written(tmp_path, content)))
 
 
 def test_a_file_that_starts_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_a_file_that_starts_with_a_byte_order_mark_is_read(tmp_path: Path) -> No
 def test_a_config_beyond_any_model_is_refused(
     keys: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    assert said in refused(lambda: llmsim.trace(written(tmp_path, keys), context=8))
+    assert said in error_line(lambda: llmsim.trace(written(tmp_path, keys), context=8))
 
 
 def test_a_model_of_more_parts_than_can_be_built_is_refused(
@@ -167,11 +169,11 @@ def test_a_model_of_more_parts_than_can_be_built_is_refused(
 ) -> None:
     monkeypatch.setattr(small_buffers, "MOST", 1_000)
     keys = {"model_type": "switch_transformers", "num_experts": 20_000}
-    assert "more than 1,000 weights" in refused(lambda: llmsim.trace(written(tmp_path, keys)))
+    assert "more than 1,000 weights" in error_line(lambda: llmsim.trace(written(tmp_path, keys)))
 
 
 def test_an_input_that_memory_cannot_hold_is_refused() -> None:
-    line = refused(lambda: llmsim.trace("distilgpt2", batch=2**31 - 1, context=1))
+    line = error_line(lambda: llmsim.trace("distilgpt2", batch=2**31 - 1, context=1))
     assert "2,147,483,647 × 1 values" in line
 
 
@@ -190,24 +192,24 @@ def test_a_quantisation_of_no_number_is_kept_as_words(tmp_path: Path) -> None:
 
 
 def test_a_time_that_a_device_does_not_have_is_refused_before_it_is_shown() -> None:
-    line = refused(lambda: llmsim.trace("distilgpt2", dtype="float32", hardware="TPU v5e"))
+    line = error_line(lambda: llmsim.trace("distilgpt2", dtype="float32", hardware="TPU v5e"))
     assert "TPU v5e computes in" in line
 
 
 def test_a_context_that_no_device_is_sized_for_is_refused_before_it_is_shown() -> None:
-    line = refused(lambda: llmsim.trace(small_models.qwen3(), context=128, hardware="all"))
+    line = error_line(lambda: llmsim.trace(small_models.qwen3(), context=128, hardware="all"))
     assert "within the 32 tokens" in line
 
 
 def test_a_comparison_that_cannot_be_made_is_refused_before_it_is_shown() -> None:
-    line = refused(lambda: answer(Request(small_models.qwen3(), beside="distilgpt2")))
+    line = error_line(lambda: answer(Request(small_models.qwen3(), beside="distilgpt2")))
     assert "within the 32 tokens" in line
 
 
 def test_a_config_object_that_cannot_be_written_is_refused() -> None:
     config = transformers.GPT2Config()
     config.dtype = ["bfloat16"]
-    assert "config" in refused(lambda: llmsim.trace(config))
+    assert "config" in error_line(lambda: llmsim.trace(config))
 
 
 def test_a_column_sums_exactly_beyond_64_bits() -> None:
@@ -222,7 +224,7 @@ def test_a_pass_of_more_flops_than_64_bits_hold_has_their_sum() -> None:
 
 
 def test_no_name_is_no_model() -> None:
-    assert "hub id" in refused(lambda: llmsim.trace(""))
+    assert "hub id" in error_line(lambda: llmsim.trace(""))
 
 
 def test_a_type_that_is_unknown_is_told_beside_what_it_is_taken_for(tmp_path: Path) -> None:

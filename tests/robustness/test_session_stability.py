@@ -16,7 +16,16 @@ import transformers
 from torch import nn
 
 import llmsim_magic as llmsim
-from benchmarks import flat
+from benchmarks.session_stability import (
+    EACH,
+    MEASURED,
+    WARM,
+    State,
+    _fresh_module,
+    medians_by_kind,
+    run_questions,
+    state,
+)
 from llmsim_magic.records.errors import LlmsimError
 from tests.helpers import small_models
 from tests.helpers.global_state import unchanged_world
@@ -32,7 +41,7 @@ def folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     llmsim.forget()
 
 
-def _held(before: flat.State, after: flat.State) -> None:
+def _held(before: State, after: State) -> None:
     assert after.threads == before.threads
     assert after.descriptors <= before.descriptors
     assert after.temporary_files == before.temporary_files
@@ -42,29 +51,32 @@ def _held(before: flat.State, after: flat.State) -> None:
 
 @pytest.mark.slow
 def test_questions_leave_no_thread_file_or_object() -> None:
-    flat.ask(range(24), QUICK)
-    before = flat.state()
+    run_questions(range(24), QUICK)
+    before = state()
     with unchanged_world():
-        flat.ask(range(24, 72), QUICK)
-    _held(before, flat.state())
+        run_questions(range(24, 72), QUICK)
+    _held(before, state())
 
 
 @pytest.mark.slow
 def test_a_thousand_questions_leave_memory_and_time_flat() -> None:
-    flat.ask(range(flat.WARM))
-    before = flat.state()
+    run_questions(range(WARM))
+    before = state()
     with unchanged_world():
-        times = flat.ask(range(flat.WARM, flat.WARM + flat.MEASURED))
-    after = flat.state()
+        times = run_questions(range(WARM, WARM + MEASURED))
+    after = state()
     _held(before, after)
     assert after.resident_bytes < before.resident_bytes * 1.05
-    first, last = flat.of_each_kind(times[: flat.EACH]), flat.of_each_kind(times[-flat.EACH :])
+    first, last = (
+        medians_by_kind(times[:EACH]),
+        medians_by_kind(times[-EACH:]),
+    )
     slower = statistics.median(now / then for then, now in zip(first, last, strict=True))
     assert slower < 1.1  # 5 % and the noise of a machine that others use
 
 
 def _own() -> nn.Module:
-    return flat._fresh_module()
+    return _fresh_module()
 
 
 def _huggingface() -> nn.Module:

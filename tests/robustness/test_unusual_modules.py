@@ -27,7 +27,7 @@ peft = pytest.importorskip("peft")
 X = torch.rand(2, 6, 8)
 
 
-def refused(module: nn.Module, inputs: Any = X) -> str:
+def error_line(module: nn.Module, inputs: Any = X) -> str:
     with unchanged_world(module):
         line = check_outcome(lambda: llmsim.trace(module, inputs=inputs))
     assert isinstance(line, str)
@@ -44,7 +44,7 @@ def test_a_loop_that_only_data_ends_is_refused_with_its_line(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partial_evaluation, "MOST_ASKED", 50)
-    line = refused(does(BODIES[name])())
+    line = error_line(does(BODIES[name])())
     assert "forwards.py:" in line
     assert "asked 50 times" in line
 
@@ -62,7 +62,7 @@ def test_a_loop_that_never_ends_is_refused_with_its_line(monkeypatch: pytest.Mon
                 x = x + 1
             return x
 
-    line = refused(Waits())
+    line = error_line(Waits())
     assert "test_unusual_modules.py:" in line
     assert "asked 50 times for what it knows" in line
 
@@ -91,14 +91,14 @@ def test_an_exception_that_cannot_be_told_is_named() -> None:
     def body(self: Any, x: Tensor) -> Tensor:
         raise Speechless
 
-    assert refused(does(body)()).endswith("Speechless: no message")
+    assert error_line(does(body)()).endswith("Speechless: no message")
 
 
 # threads
 
 
 def test_modules_that_run_in_a_thread_are_not_left_out_in_silence() -> None:
-    line = refused(does(BODIES["thread"])())
+    line = error_line(does(BODIES["thread"])())
     assert line.startswith("lin runs in a thread")
 
 
@@ -106,12 +106,12 @@ def test_modules_that_run_in_a_thread_are_not_left_out_in_silence() -> None:
 
 
 def test_a_part_that_hands_itself_over_as_its_copy_gets_no_hooks_of_ours() -> None:
-    assert "its copy" in refused(nn.Sequential(linear(), module_kinds.KINDS["keeps"]()))
+    assert "its copy" in error_line(nn.Sequential(linear(), module_kinds.KINDS["keeps"]()))
 
 
 @pytest.mark.parametrize("kind", ["keeps", "gives nothing"])
 def test_a_copy_that_is_none_is_refused(kind: str) -> None:
-    assert "its copy" in refused(module_kinds.KINDS[kind]())
+    assert "its copy" in error_line(module_kinds.KINDS[kind]())
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_copy_that_is_none_is_refused(kind: str) -> None:
     ],
 )
 def test_a_module_whose_own_code_fails_while_it_is_copied_is_one_line(kind: str) -> None:
-    assert "cannot be copied without its weights" in refused(module_kinds.KINDS[kind]())
+    assert "cannot be copied without its weights" in error_line(module_kinds.KINDS[kind]())
 
 
 def test_a_name_that_raises_or_cannot_be_shown_is_the_classs_name_in_one_line() -> None:
@@ -137,7 +137,7 @@ def test_a_name_that_raises_or_cannot_be_shown_is_the_classs_name_in_one_line() 
     assert (
         llmsim.trace(module_kinds.KINDS["name that raises"](), inputs=X).trace.model.name == "Odd"
     )
-    line = refused(module_kinds.KINDS["odd class name"](), inputs=())
+    line = error_line(module_kinds.KINDS["odd class name"](), inputs=())
     assert line.startswith("<b>")
 
 
@@ -150,11 +150,11 @@ def test_text_that_no_encoding_takes_does_not_reach_the_record() -> None:
 
 @pytest.mark.parametrize("kind", ["sparse weight", "csr weight", "sparse buffer"])
 def test_sparse_tensors_are_not_taken_for_dense_ones(kind: str) -> None:
-    assert "has no like without its values" in refused(module_kinds.KINDS[kind]())
+    assert "has no like without its values" in error_line(module_kinds.KINDS[kind]())
 
 
 def test_a_sparse_input_is_not_taken_for_a_dense_one() -> None:
-    assert "has no like without its values" in refused(linear(), GIVEN["sparse"]())
+    assert "has no like without its values" in error_line(linear(), GIVEN["sparse"]())
 
 
 def test_tensors_of_a_class_of_their_own_are_said_to_be_taken_for_plain_ones() -> None:
@@ -164,8 +164,8 @@ def test_tensors_of_a_class_of_their_own_are_said_to_be_taken_for_plain_ones() -
 
 def test_what_torch_jit_compiled_is_refused_wherever_it_stands() -> None:
     module = nn.Sequential(linear(), torch.jit.script(linear()))
-    assert "torch.jit compiled it" in refused(module)
-    assert "torch.jit compiled it" in refused(torch.jit.trace(linear(), X))
+    assert "torch.jit compiled it" in error_line(module)
+    assert "torch.jit compiled it" in error_line(torch.jit.trace(linear(), X))
 
 
 # compiled parts
@@ -380,7 +380,7 @@ def test_adapters_that_prepend_tokens_at_each_call_have_no_decode_step(name: str
 def test_a_lock_or_a_thread_that_a_module_holds_is_one_line() -> None:
     module = linear()
     module.lock = threading.Lock()
-    assert "cannot pickle" in refused(module)
+    assert "cannot pickle" in error_line(module)
 
 
 # inputs
@@ -394,7 +394,7 @@ def test_a_huge_input_of_whole_numbers_is_not_copied_out() -> None:
 
 @pytest.mark.parametrize("name", ["nested", "jagged", "other: keys", "other: deep", "other: lock"])
 def test_inputs_that_cannot_be_copied_are_one_line(name: str) -> None:
-    assert refused(linear(), GIVEN[name]()).startswith("inputs ")
+    assert error_line(linear(), GIVEN[name]()).startswith("inputs ")
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 6, 8), (2, 2, 0, 8)])
@@ -409,7 +409,7 @@ def test_causal_attention_over_nothing_skips_nothing(shape: tuple[int, ...]) -> 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_matmul_of_two_dtypes_is_refused_as_every_device_does(bias: bool) -> None:
-    line = refused(nn.Linear(8, 8, bias=bias), X.double())
+    line = error_line(nn.Linear(8, 8, bias=bias), X.double())
     assert "a matmul of float32 and float64" in line
 
 

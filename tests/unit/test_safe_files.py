@@ -20,7 +20,7 @@ from llmsim_magic.simulate.report import Report
 from llmsim_magic.views import safe_files
 from llmsim_magic.views.safe_files import OverwriteRefused, write_file, write_files
 from tests.helpers import small_models
-from tests.integration.test_panel import settle
+from tests.integration.test_panel import run_and_wait
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +326,7 @@ def test_the_command_line_spares_a_foreign_file_unless_told(
 @pytest.fixture
 def shown() -> Iterator[Panel]:
     made = panel(small_models.gpt2(), view="deps", context=5)
-    settle(made, made.refresh)
+    run_and_wait(made, made.refresh)
     yield made
     made.cancel()
 

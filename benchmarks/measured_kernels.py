@@ -1,4 +1,4 @@
-"""Measured operators of a data directory as samples: what they are, not what their files call them.
+"""Reads measured operators of a data directory, and converts them to kernel shapes.
 
 `operators.csv.gz` has one row per measurement; columns that do not apply are empty. A row that says
 too little to tell its sizes is left out, with the reason.
@@ -86,7 +86,7 @@ class Measured:
     source: str
 
 
-class LeftOut(Exception):
+class UnusableRow(Exception):
     """Why a row cannot be used."""
 
 
@@ -107,7 +107,7 @@ def operators(data: Path) -> tuple[list[Measured], Counter[str]]:
     for row in read(data / "operators.csv.gz"):
         try:
             found.append(_measured(row))
-        except LeftOut as why:
+        except UnusableRow as why:
             left_out[str(why)] += 1
         except (LlmsimError, KeyError, ValueError) as why:
             left_out[f"{row.get('op')}: {type(why).__name__}: {why}"] += 1
@@ -118,7 +118,7 @@ def _measured(row: Row) -> Measured:
     device = accelerators.find(row["hardware"].removesuffix(" (one GCD)"))
     seconds = float(row["latency_us"]) / 1e6
     if not seconds > 0:
-        raise LeftOut("no time measured")
+        raise UnusableRow("no time measured")
     size = _size(row)
     sample = Sample(size, seconds, _regime(row.get("notes", "")))
     return Measured(device.name, _scored(size), sample, row["source"])
@@ -145,7 +145,7 @@ def _size(row: Row) -> KernelShape:
     op = re.sub(r"\(.*\)", "", name).lower()
     plain = re.sub(r"[^a-z]", "", op)
     if _has(row, "heads_lora_rope"):
-        raise LeftOut("latent attention: its kernels were not fitted")
+        raise UnusableRow("latent attention: its kernels were not fitted")
     if plain in _COLLECTIVES:
         return _collective(row, _COLLECTIVES[plain])
     if plain not in _STREAMS and any(word in op for word in _ATTENTIONS):
@@ -158,7 +158,7 @@ def _size(row: Row) -> KernelShape:
         return _of_model(row, model, op, plain)
     if plain in _STREAMS:
         return _stream(row, plain)
-    raise LeftOut(f"{row['op']}: not a class that is scored")
+    raise UnusableRow(f"{row['op']}: not a class that is scored")
 
 
 def _dtype(text: str) -> tuple[str, bool]:
@@ -190,7 +190,7 @@ def _attention(row: Row, model: str) -> Attention:
         return next((int(float(row[name])) for name in names if _has(row, name)), 0)
 
     if whole("prefill_chunk") and whole("n_decode"):
-        raise LeftOut("prefill and decode in one kernel: their times cannot be told apart")
+        raise UnusableRow("prefill and decode in one kernel: their times cannot be told apart")
     batch = whole("n_decode", "sequences", "batch") or 1
     keys = whole("kv_len", "kv_decode")
     queries = whole("seq", "seq_len", "prefill_chunk") or 1
@@ -199,7 +199,7 @@ def _attention(row: Row, model: str) -> Attention:
     elif not keys:
         keys = queries + whole("kv_prefill")
     if not keys:
-        raise LeftOut("attention without a length")
+        raise UnusableRow("attention without a length")
     return Attention(
         *(batch, heads, kv_heads, head_dim, queries, keys),
         causal and queries > 1,
@@ -245,7 +245,7 @@ def _of_model(row: Row, model: str, op: str, plain: str) -> KernelShape:
         "mlp_act": (2 + config["gated"]) * mine // tp,
     }
     if op not in elements:
-        raise LeftOut(f"{op}: not a class that is scored")
+        raise UnusableRow(f"{op}: not a class that is scored")
     of: Any = "elementwise" if plain == "mlpact" and not config["gated"] else _STREAMS[plain]
     return Stream(of, tokens * elements[op] * _bits(row["dtype"]) / 8, tokens)
 
@@ -277,7 +277,7 @@ def _config(model: str) -> dict[str, int]:
                 "vocabulary": config["vocab_size"],
                 "gated": int(config.get("hidden_act", "silu") == "silu"),
             }
-    raise LeftOut(f"{model}: not in the catalogue of models")
+    raise UnusableRow(f"{model}: not in the catalogue of models")
 
 
 def _has(row: Row, *names: str) -> bool:

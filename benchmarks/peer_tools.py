@@ -1,4 +1,4 @@
-"""What is timed: this project, its peers, and the bare forward that all of them stand on.
+"""What is timed: this project, its peers, and a bare forward pass as the baseline.
 
 Each function prepares a contender in its own process and returns what is to be timed. Torch and
 the peers are imported there alone.

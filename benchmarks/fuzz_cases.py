@@ -1,4 +1,4 @@
-"""Cases of a fuzzer, one after the other, and what they ended in."""
+"""Runs the cases of a fuzz test in one process and counts their outcomes."""
 
 import importlib
 import time
@@ -13,8 +13,8 @@ from tests.helpers import outcomes
 
 
 @dataclass
-class Ends:
-    """What cases ended in: `failed` tells each that was not right, `slowest` is seconds of work."""
+class Outcomes:
+    """Counts of cases; `failed` describes each failure, `slowest` is in seconds of CPU time."""
 
     cases: int = 0
     reports: int = 0
@@ -24,7 +24,7 @@ class Ends:
     slowest_case: str = ""
     peak_gb: float = 0.0
 
-    def add(self, other: "Ends") -> None:
+    def add(self, other: "Outcomes") -> None:
         self.cases += other.cases
         self.reports += other.reports
         self.lines += other.lines
@@ -34,11 +34,11 @@ class Ends:
         self.peak_gb = max(self.peak_gb, other.peak_gb)
 
 
-def tried(module: str, name: str, cases: int, start: int) -> Ends:
-    """That many cases of a fuzzer, one after the other, from a seed; none ends the run."""
-    ends = Ends()
+def run_cases(module: str, name: str, cases: int, start: int) -> Outcomes:
+    """Run `cases` cases of a fuzz test from a seed; a failing case does not end the run."""
+    counts = Outcomes()
     test = getattr(importlib.import_module(module), name)
-    test.hypothesis.inner_test = _noting(test.hypothesis.inner_test, ends)
+    test.hypothesis.inner_test = _recording(test.hypothesis.inner_test, counts)
     limits = settings(
         max_examples=cases,
         derandomize=False,
@@ -48,24 +48,24 @@ def tried(module: str, name: str, cases: int, start: int) -> Ends:
         suppress_health_check=list(HealthCheck),
     )
     seed(start)(limits(test))()
-    ends.reports, ends.lines = outcomes.ends["report"], outcomes.ends["line"]
-    ends.peak_gb = peak_gb()
-    return ends
+    counts.reports, counts.lines = outcomes.ends["report"], outcomes.ends["line"]
+    counts.peak_gb = peak_gb()
+    return counts
 
 
-def _noting(ask: Callable[..., None], ends: Ends) -> Callable[..., None]:
-    def noted(*args: Any, **keywords: Any) -> None:
+def _recording(run: Callable[..., None], counts: Outcomes) -> Callable[..., None]:
+    def recorded(*args: Any, **keywords: Any) -> None:
         case = " ".join(map(repr, (*args, *keywords.values())))
         start = time.process_time()
         try:
-            ask(*args, **keywords)
+            run(*args, **keywords)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            ends.failed.append(f"{case[:2000]}\n    {type(error).__name__}: {str(error)[:1000]}")
-        ends.cases += 1
+            counts.failed.append(f"{case[:2000]}\n    {type(error).__name__}: {str(error)[:1000]}")
+        counts.cases += 1
         seconds = time.process_time() - start
-        if seconds > ends.slowest:
-            ends.slowest, ends.slowest_case = seconds, case[:300]
+        if seconds > counts.slowest:
+            counts.slowest, counts.slowest_case = seconds, case[:300]
 
-    return noted
+    return recorded

@@ -1,6 +1,6 @@
-"""A thousand questions in one process: what they leave in memory, and how long each takes.
+"""Memory and time of a thousand questions in one process.
 
-Run `python -m benchmarks.flat`; it writes `benchmarks/flat.md`.
+Run `python -m benchmarks.session_stability`; it writes `benchmarks/session_stability.md`.
 """
 
 import argparse
@@ -26,13 +26,13 @@ import llmsim_magic as llmsim
 from llmsim_magic.records.errors import LlmsimError
 
 PAGE = Path(__file__).with_suffix(".md")
-# Questions before anything is measured, those measured, and of these the first and the last few:
-# multiples of the number of kinds, so that either state follows upon the same kind.
+# Numbers of questions: to warm up, to measure, and at either end of those to compare. Each is a
+# multiple of the number of kinds, so that both states follow a question of the same kind.
 WARM, MEASURED, EACH = 204, 1_008, 96
 
 
 def _sizes(number: int) -> dict[str, Any]:
-    """Sizes that no earlier config had."""
+    """Sizes of a config that differ for every number."""
     return {
         "num_hidden_layers": 2,
         "hidden_size": 32,
@@ -45,7 +45,7 @@ def _sizes(number: int) -> dict[str, Any]:
 
 
 def _fresh_module() -> nn.Module:
-    """A module of a class that exists only for it, as a cell that is run again defines one."""
+    """A module of a new class, as a notebook cell defines it each time it runs."""
 
     class Mine(nn.Module):
         def __init__(self) -> None:
@@ -56,36 +56,36 @@ def _fresh_module() -> nn.Module:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.norm(self.lin(x).relu() + torch.rand(8))
 
-    with torch.random.fork_rng(devices=[]):  # its weights are no draw of the session's
+    with torch.random.fork_rng(devices=[]):  # the session's random state stays unchanged
         return Mine()
 
 
-def _refused(ask: Callable[[], Any]) -> None:
+def _expect_error(question: Callable[[], Any]) -> None:
     try:
-        ask()
+        question()
     except LlmsimError:
         return
-    raise AssertionError("that was answered")
+    raise AssertionError("the question was answered without an error")
 
 
-def _exported(number: int) -> None:
+def _export_files(number: int) -> None:
     report = llmsim.trace("gpt2", context=8, hardware="H100")
     with tempfile.TemporaryDirectory() as folder:
         report.to_csv(folder)
         report.to_html(Path(folder) / "page.html")
 
 
-# What a session may be asked, each made new by its number.
+# Questions to ask; the number makes each a new one.
 QUESTIONS: dict[str, Callable[[int], Any]] = {
     "a model of the catalogue": lambda n: llmsim.trace("gpt2", context=5 + n % 50).ops,
     "a decode step": lambda n: llmsim.trace("Qwen/Qwen3-0.6B", phase="decode", context=n % 99 + 2),
     "a new config": lambda n: llmsim.trace(LlamaConfig(**_sizes(n)), context=7).summary,
     "its decode step": lambda n: llmsim.trace(Qwen3Config(**_sizes(n)), phase="decode").kernels,
     "a live module": lambda n: llmsim.trace(_fresh_module(), inputs=torch.ones(n % 9 + 1, 8)).ops,
-    "a mistake": lambda n: _refused(
+    "a mistake": lambda n: _expect_error(
         lambda: llmsim.trace(_fresh_module(), inputs=torch.ones(2, n % 7 + 1))
     ),
-    "an unknown config": lambda n: _refused(
+    "an unknown config": lambda n: _expect_error(
         lambda: llmsim.trace(GPT2Config(n_head=7, n_embd=7 * n + 8), context=5)
     ),
     "a graph": lambda n: llmsim.trace(LlamaConfig(**_sizes(n)), context=7).dependency_graph().svg,
@@ -105,20 +105,20 @@ QUESTIONS: dict[str, Callable[[int], Any]] = {
     ),
     "sizes": lambda n: llmsim.trace(LlamaConfig(**_sizes(n)), hardware="H100").memory,
     "formulas": lambda n: llmsim.trace(LlamaConfig(**_sizes(n)), context=7).symbolic.totals,
-    "files": _exported,
+    "files": _export_files,
 }
 
 
 @dataclass(frozen=True)
 class State:
-    """What a process holds, after it was tidied up."""
+    """The resources that a process holds after garbage collection."""
 
     resident_bytes: int
-    objects: int  # that Python's collector knows
+    objects: int  # tracked by Python's garbage collector
     threads: int
     descriptors: int
     temporary_files: int
-    cached: int  # entries of all our caches
+    cached: int  # entries of all caches in this package
 
 
 def state() -> State:
@@ -135,7 +135,7 @@ def state() -> State:
 
 
 def caches() -> dict[str, int]:
-    """The entries of every collection and cached function that our modules hold, by its name."""
+    """The size of every module-level collection and function cache of the package, by name."""
     return dict(_caches())
 
 
@@ -149,36 +149,35 @@ def _caches() -> Iterator[tuple[str, int]]:
                 yield f"{name}.{key}", len(value)
 
 
-def ask(numbers: Iterable[int], names: Collection[str] = QUESTIONS) -> list[float]:
-    """What each of the questions takes, which are of every kind in turn.
+def run_questions(numbers: Iterable[int], names: Collection[str] = QUESTIONS) -> list[float]:
+    """The time of each question, in units of a constant workload timed right before and after it.
 
-    In units of a piece of work that is always the same and done beside each: others use the machine
-    as well.
+    The unit cancels the noise of a shared machine. The kinds of questions take turns.
     """
     times = []
     for number, name in zip(numbers, cycle(names), strict=False):
-        unit = _seconds(_same_work)
+        unit = _seconds(_constant_work)
         asked = _seconds(partial(QUESTIONS[name], number))
-        times.append(2 * asked / (unit + _seconds(_same_work)))
+        times.append(2 * asked / (unit + _seconds(_constant_work)))
     return times
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    """Of the processor."""
+    """CPU seconds of a function."""
     begun = time.process_time()
     work()
     return time.process_time() - begun
 
 
-def _same_work() -> None:
-    """A few milliseconds of what a trace is made of: Python's calls, and small kernels of torch."""
+def _constant_work() -> None:
+    """A few milliseconds of what a trace does: Python calls and small torch kernels."""
     kept: dict[int, Any] = {}
     for number in range(2_000):
         kept[number % 97] = (number, torch.empty(2, device="meta").stride())
 
 
-def of_each_kind(times: list[float]) -> list[float]:
-    """The median of what each kind of question takes, of those asked in turn."""
+def medians_by_kind(times: list[float]) -> list[float]:
+    """The median time of each kind of question."""
     return [statistics.median(times[place :: len(QUESTIONS)]) for place in range(len(QUESTIONS))]
 
 
@@ -188,7 +187,7 @@ def _page(before: State, after: State, times: list[float], grown: set[str]) -> I
         "",
         f"{len(times):,} questions in one process, of {len(QUESTIONS)} kinds in turn, each about a",
         f"model, a context or a class that was not asked about before; {WARM} more came first.",
-        "`python -m benchmarks.flat` writes this page.",
+        "`python -m benchmarks.session_stability` writes this page.",
         "",
         "| the process holds | before | after | change |",
         "|---|--:|--:|--:|",
@@ -197,7 +196,7 @@ def _page(before: State, after: State, times: list[float], grown: set[str]) -> I
         then, now = getattr(before, field.name), getattr(after, field.name)
         change = now / then - 1 if then else 0.0
         yield f"| {field.name.replace('_', ' ')} | {then:,} | {now:,} | {change:+.1%} |"
-    first, last = of_each_kind(times[:EACH]), of_each_kind(times[-EACH:])
+    first, last = medians_by_kind(times[:EACH]), medians_by_kind(times[-EACH:])
     yield from (
         "",
         "What a question takes, in units of a piece of work done beside each, which is always the",
@@ -222,11 +221,11 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=MEASURED)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as tempfile.tempdir:
-        ask(range(1))
+        run_questions(range(1))
         started = caches()
-        ask(range(WARM))
+        run_questions(range(WARM))
         before = state()
-        times = ask(range(WARM, WARM + asked.questions))
+        times = run_questions(range(WARM, WARM + asked.questions))
         after = state()
     grown = {name for name, count in caches().items() if count != started.get(name, count)}
     PAGE.write_text("\n".join(_page(before, after, times, grown)), "utf-8")
