@@ -86,7 +86,7 @@ def replay_of(config: Any, report: Any) -> str:
 def survey_reduced(model_type: str) -> dict[str, Any]:
     """Trace a small configuration of a type and hold every module against a real forward."""
     from llmsim_magic.records.trace.workload import Workload
-    from tests.helpers.real_forward import beside
+    from tests.helpers.real_forward import real_and_meta_models
     from tests.helpers.reduced_configs import candidates
 
     prefill, decode = (Workload(phase, BATCH, CONTEXT) for phase in PHASES)
@@ -94,7 +94,7 @@ def survey_reduced(model_type: str) -> dict[str, Any]:
     try:
         for config, completed in candidates(model_type):
             try:
-                real = beside(config, limit=MAX_PARAMETERS)
+                real = real_and_meta_models(config, limit=MAX_PARAMETERS)
                 seen = real.prefill(prefill)
             except Exception as error:
                 errors.append(f"{type(error).__name__}: {error}"[:300])

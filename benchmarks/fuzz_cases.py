@@ -48,7 +48,7 @@ def run_cases(module: str, name: str, cases: int, start: int) -> Outcomes:
         suppress_health_check=list(HealthCheck),
     )
     seed(start)(limits(test))()
-    counts.reports, counts.lines = outcomes.ends["report"], outcomes.ends["line"]
+    counts.reports, counts.lines = outcomes.counts["report"], outcomes.counts["line"]
     counts.peak_gb = peak_gb()
     return counts
 

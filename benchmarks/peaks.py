@@ -56,9 +56,9 @@ def both(config: Any) -> tuple[int, int]:
     from llmsim_magic.capture.inputs import forward_inputs
     from llmsim_magic.records.trace.workload import Workload
     from tests.helpers.allocation_peak import peak
-    from tests.helpers.real_forward import beside
+    from tests.helpers.real_forward import real_and_meta_models
 
-    models = beside(config, MAX_PARAMETERS)
+    models = real_and_meta_models(config, MAX_PARAMETERS)
     workload = Workload("prefill", 2, 16)
     trace = llmsim.trace(config, batch=2, context=16, dtype="float32").trace
     ways = forward_inputs.prefill_inputs(models.unreal, workload)

@@ -1,4 +1,4 @@
-"""A real browser, and a real JupyterLab on loopback."""
+"""Fixtures for a browser and a JupyterLab server on loopback."""
 
 import os
 import re

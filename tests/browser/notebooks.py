@@ -1,4 +1,4 @@
-"""Notebooks opened in a real JupyterLab: run, clicked and read."""
+"""Runs, clicks and reads notebooks in JupyterLab."""
 
 import re
 from pathlib import Path

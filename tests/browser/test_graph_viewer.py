@@ -1,4 +1,4 @@
-"""A drawing in a real browser: panned, searched, folded, and still a picture without scripts."""
+"""The graph viewer in a browser: pan, search, fold, and a static image without scripts."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Names that are markup, in a panel, in cells and in a saved page: nothing of them ever runs."""
+"""Names that contain markup are never executed by the panel, cells or saved pages."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The panel in a real JupyterLab, as a person uses it: from the first run to the saved file."""
+"""The panel in JupyterLab, from the first run to the saved file."""
 
 import io
 import statistics

@@ -1,4 +1,4 @@
-"""trace(), sweep() and size() with whatever for a keyword: an answer, or one clear line."""
+"""trace(), sweep() and size() with random keywords give an answer or a one-line error."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Real configs with a key or two changed: a right report, or one clear line."""
+"""Real configs with some keys changed give a correct report or a one-line error."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from llmsim_magic.capture.models.config_sanitizer import sanitized
 from llmsim_magic.catalog import models
 from llmsim_magic.simulate.report import Report
 from tests.helpers.bad_values import anything
-from tests.helpers.outcomes import Late, check_outcome, limited
+from tests.helpers.outcomes import TimedOut, check_outcome, resource_limits
 from tests.helpers.reduced_configs import shallower, with_small_vocabulary
 
 MODELS = 30
@@ -146,9 +146,9 @@ def test_a_changed_config_ends_in_a_right_report_or_one_line(case: Case) -> None
     llmsim.forget()
     if isinstance(answer, Report):
         try:
-            with limited():  # transformers itself may take all memory for what we answer
+            with resource_limits():  # transformers itself may take all memory for what we answer
                 made = _parameters(answer, model, keys)
-        except (MemoryError, Late):
+        except (MemoryError, TimedOut):
             return
         assert answer.summary.loc["parameters", "value"] == made
 

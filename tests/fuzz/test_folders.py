@@ -1,4 +1,4 @@
-"""Folders and files that hold no good config: a right report, or one clear line."""
+"""Folders and files without a valid config give a correct report or a one-line error."""
 
 import json
 import os

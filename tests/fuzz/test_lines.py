@@ -1,4 +1,4 @@
-"""`%llmsim` and the command with whatever on the line: an answer, or one clear line."""
+"""`%llmsim` and the command with random arguments give an answer or a one-line error."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Any module, given anything: a right report or one clear line, and all is left as it was."""
+"""Any module with any inputs gives a correct report or an error, and changes no state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import llmsim_magic as llmsim
 from llmsim_magic.simulate.report import Report
-from tests.helpers.global_state import plain, unchanged_world
-from tests.helpers.modules.arguments import GIVEN, fitting
+from tests.helpers.global_state import assert_state_unchanged, plain
+from tests.helpers.modules.arguments import INPUTS, valid_input
 from tests.helpers.modules.forwards import Own
 from tests.helpers.modules.module_kinds import ODD
 from tests.helpers.modules.valid_modules import SOUND
@@ -156,8 +156,10 @@ def test_a_sound_module_is_traced_as_it_really_runs(plan: Plan | str, wrap: str)
     except Exception as error:  # what wraps it may not take it
         event(f"{wrap}: {type(error).__name__}")
         return
-    x = fitting().to(next((p.dtype for p in module.parameters() if wrap == "double"), torch.float))
-    with unchanged_world(module):
+    x = valid_input().to(
+        next((p.dtype for p in module.parameters() if wrap == "double"), torch.float)
+    )
+    with assert_state_unchanged(module):
         report = check_outcome(lambda: llmsim.trace(module, inputs=x))
     if isinstance(report, Report):
         agrees(module, report, x)
@@ -173,12 +175,12 @@ def test_whatever_a_module_is_or_does_ends_well(plan: Plan | str, wrap: str) -> 
         module = ODD_WRAPS[wrap](built(plan))
     except (Exception, *GOES_THROUGH):
         return
-    ends_well(module, fitting())
+    ends_well(module, valid_input())
 
 
 @given(
     around(st.sampled_from(list(SOUND)) | st.sampled_from(list(ODD))),
-    st.sampled_from(list(GIVEN)),
+    st.sampled_from(list(INPUTS)),
 )
 def test_whatever_a_module_is_given_ends_well(plan: Plan | str, inputs: str) -> None:
     torch.manual_seed(0)
@@ -186,13 +188,13 @@ def test_whatever_a_module_is_given_ends_well(plan: Plan | str, inputs: str) -> 
         module = built(plan)
     except Exception:
         return
-    ends_well(module, GIVEN[inputs]())
+    ends_well(module, INPUTS[inputs]())
 
 
 def ends_well(module: Any, inputs: Any) -> None:
     """Asked of a module, with inputs and without any."""
     modules = [module] if isinstance(module, nn.Module) else []
-    with unchanged_world(*modules):
+    with assert_state_unchanged(*modules):
         before = plain(inputs)
         for ask in (lambda: llmsim.trace(module, inputs=inputs), lambda: llmsim.trace(module)):
             try:

@@ -1,4 +1,4 @@
-"""What a real forward pass allocates at most, by watching every storage be made and die."""
+"""The peak of bytes that a real forward pass allocates, by watching every storage."""
 
 import weakref
 from typing import Any

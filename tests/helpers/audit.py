@@ -1,4 +1,4 @@
-"""Asks a process that is watched, `tests/helpers/audited_process.py`."""
+"""Runs questions in a process under an audit hook, `tests/helpers/audited_process.py`."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 
 
-class Told(NamedTuple):
+class AuditResult(NamedTuple):
     """How a question ended, and what the interpreter was asked for meanwhile."""
 
     status: int
@@ -32,19 +32,19 @@ class Watched:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
-    def ask(self, folder: Path | None, *words: str) -> Told:
+    def ask(self, folder: Path | None, *words: str) -> AuditResult:
         """The words of a command line; the files of a folder are watched."""
         return self._told({"words": words, "folder": str(folder or "")})
 
-    def run(self, code: str) -> Told:
+    def run(self, code: str) -> AuditResult:
         return self._told({"code": code})
 
-    def _told(self, question: dict[str, object]) -> Told:
+    def _told(self, question: dict[str, object]) -> AuditResult:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{json.dumps(question)}\n")
         self._process.stdin.flush()
-        return Told(**json.loads(self._process.stdout.readline()))
+        return AuditResult(**json.loads(self._process.stdout.readline()))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What nobody should hand to this package, for the tests that do."""
+"""Invalid values for options: wrong types, extremes, objects that raise on access."""
 
 import itertools
 import math
@@ -36,7 +36,7 @@ def _raise(*_: Any) -> Any:
     raise RuntimeError("a property\nthat fails")
 
 
-class Nasty:
+class RaisesOnEveryAccess:
     """Whatever is asked of it fails, its class too."""
 
     __repr__ = __str__ = __bool__ = __len__ = __iter__ = __getattr__ = _raise
@@ -44,18 +44,18 @@ class Nasty:
     __class__ = property(_raise)  # type: ignore[assignment]
 
 
-class _NastyType(type):
+class _RaisingMetaclass(type):
     __mro__ = __name__ = __module__ = property(_raise)  # type: ignore[assignment]
 
 
-class OfNastyType(metaclass=_NastyType):
+class InstanceOfRaisingMetaclass(metaclass=_RaisingMetaclass):
     pass
 
 
-class Chameleon:
+class HasEveryAttribute:
     """It has whatever is asked for, and all of that is itself."""
 
-    def __getattr__(self, name: str) -> "Chameleon":
+    def __getattr__(self, name: str) -> "HasEveryAttribute":
         return self
 
 
@@ -66,11 +66,11 @@ def _own_list() -> list[Any]:
 
 
 ODD: dict[str, Callable[[], Any]] = {
-    "nasty": Nasty,
-    "nasty class": lambda: Nasty,
-    "of a nasty type": OfNastyType,
-    "a nasty type": lambda: OfNastyType,
-    "chameleon": Chameleon,
+    "nasty": RaisesOnEveryAccess,
+    "nasty class": lambda: RaisesOnEveryAccess,
+    "of a nasty type": InstanceOfRaisingMetaclass,
+    "a nasty type": lambda: InstanceOfRaisingMetaclass,
+    "chameleon": HasEveryAttribute,
     "object": object,
     "type": lambda: type,
     "function": lambda: len,
@@ -98,7 +98,7 @@ ODD: dict[str, Callable[[], Any]] = {
 
 
 @dataclass(frozen=True)
-class Odd:
+class NamedBadValue:
     """An object by its name, for a case that can be printed."""
 
     name: str
@@ -106,7 +106,7 @@ class Odd:
 
 def real(value: Any) -> Any:
     """The value itself, where only its name stood."""
-    return ODD[value.name]() if isinstance(value, Odd) else value
+    return ODD[value.name]() if isinstance(value, NamedBadValue) else value
 
 
-odd = st.sampled_from(sorted(ODD)).map(Odd)
+odd = st.sampled_from(sorted(ODD)).map(NamedBadValue)

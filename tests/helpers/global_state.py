@@ -1,4 +1,4 @@
-"""Everything that a question could leave behind in a module, in torch and in Python."""
+"""Snapshots the global state of Python and torch that a trace could change."""
 
 import random
 from collections.abc import Iterator
@@ -111,18 +111,20 @@ def world_facts() -> dict[str, Any]:
 
 
 @contextmanager
-def unchanged_world(*modules: nn.Module) -> Iterator[None]:
+def assert_state_unchanged(*modules: nn.Module) -> Iterator[None]:
     """Whatever happens inside, the modules and the world are afterwards as they were before."""
     before = [world_facts(), *map(module_facts, modules)]
     try:
         yield
     finally:
         after = [world_facts(), *map(module_facts, modules)]
-        changed = [name for pair in zip(before, after, strict=True) for name in told_apart(*pair)]
+        changed = [
+            name for pair in zip(before, after, strict=True) for name in changed_names(*pair)
+        ]
         assert not changed, changed
 
 
-def told_apart(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def changed_names(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """The names of what changed."""
     return [
         name

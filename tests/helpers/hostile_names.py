@@ -1,4 +1,4 @@
-"""Names that want out of whatever they are written into, and a model that bears one everywhere."""
+"""Names that try to inject markup or code, and a model that has one everywhere."""
 
 from collections.abc import Callable
 from types import FunctionType

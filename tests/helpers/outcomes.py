@@ -1,4 +1,4 @@
-"""Whether what a case ended in may stand before a user: a right report, or one clear line."""
+"""Checks the outcome of a fuzz case: a consistent report, or a one-line error."""
 
 import faulthandler
 import math
@@ -21,12 +21,12 @@ WAIT_S = 60.0  # of a machine that others use as well
 STUCK_S = 120  # in C code, where no signal is heard
 MEMORY = 2 << 30  # bytes more than before
 LONGEST_LINE = 600
-ends: Counter[str] = Counter()  # how many cases ended in a report, how many in a line
+counts: Counter[str] = Counter()  # cases by outcome: "report" or "line"
 
 Answer = Report | Sweep | Sizing | None
 
 
-class Late(BaseException):
+class TimedOut(BaseException):
     """The case took too long. No code may take it for an error of its own."""
 
 
@@ -37,16 +37,16 @@ def check_outcome(ask: Callable[[], Answer]) -> Answer | str:
     itself, more than `LIMIT_S` seconds of work, `MEMORY` bytes more than the process ever had.
     """
     peak = _peak()
-    with limited():
+    with resource_limits():
         try:
             answer: Answer | str = ask()
         except LlmsimError as error:
             answer = _one_line(str(error))
         if isinstance(answer, str):
-            ends["line"] += 1
+            counts["line"] += 1
         else:
             check(answer)
-            ends["report"] += 1
+            counts["report"] += 1
     grown = _peak() - peak
     assert grown < MEMORY, f"{grown >> 20} MiB"
     return answer
@@ -107,14 +107,14 @@ def _one_line(text: str) -> str:
 
 
 @contextmanager
-def limited() -> Iterator[None]:
-    """Raise `Late` after the limit of time, and `MemoryError` at that of memory.
+def resource_limits() -> Iterator[None]:
+    """Raise `TimedOut` after the limit of time, and `MemoryError` at that of memory.
 
     The process ends where it does not listen.
     """
 
     def late(*_: Any) -> None:
-        raise Late
+        raise TimedOut
 
     most = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (_data() + 2 * MEMORY, most[1]))

@@ -1,4 +1,4 @@
-"""What hooks see of a forward pass with real weights, and where a trace disagrees."""
+"""Records a forward pass with real weights by hooks, and compares a trace with it."""
 
 import copy
 import re
@@ -203,7 +203,7 @@ class Real:
         raise errors[0]
 
 
-def beside(config: Any, limit: int | None = None) -> Real:
+def real_and_meta_models(config: Any, limit: int | None = None) -> Real:
     """Both models of a config; raises ValueError where it has more parameters than the limit."""
     unreal = from_config(
         ConfigSource(type(config).__name__, config, "config object"), dtype="float32"

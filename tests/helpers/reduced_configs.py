@@ -1,4 +1,4 @@
-"""Any model type of transformers, made small enough to run with real weights on the CPU."""
+"""Shrinks the config of any transformers model so that it runs on the CPU."""
 
 import re
 from collections.abc import Iterator

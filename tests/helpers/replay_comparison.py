@@ -1,4 +1,4 @@
-"""Whether a trace with replayed layers is the trace in which every layer ran."""
+"""Compares a trace with replayed layers to one in which every layer ran."""
 
 from collections.abc import Iterator
 from itertools import zip_longest

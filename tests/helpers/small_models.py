@@ -228,7 +228,7 @@ def tokens(model: Any, count: int) -> torch.Tensor:
     return ids.reshape(BATCH, count)
 
 
-def reading(name: str, model: Any) -> dict[str, Any]:
+def prefill_inputs(name: str, model: Any) -> dict[str, Any]:
     """What the model, or its encoder, reads at once."""
     config = model.config
     if name == "vit":
@@ -242,7 +242,7 @@ def reading(name: str, model: Any) -> dict[str, Any]:
 
 def inputs(name: str, phase: str, model: Any) -> dict[str, Any]:
     """The keywords of one forward pass; for decode, after a real pass that fills the cache."""
-    read = reading(name, model)
+    read = prefill_inputs(name, model)
     if name in ENCODERS:
         return read
     if phase == "prefill":

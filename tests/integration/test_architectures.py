@@ -14,10 +14,10 @@ from llmsim_magic.simulate.report import Report
 from tests.helpers.real_forward import (
     Real,
     Seen,
-    beside,
     cache_bytes,
     comparable_flops,
     differences,
+    real_and_meta_models,
 )
 from tests.helpers.reduced_configs import candidates
 
@@ -67,7 +67,7 @@ def test_a_trace_is_true_to_a_real_forward(model_type: str) -> None:
     prefill, decode = (Workload(phase, BATCH, CONTEXT) for phase in ("prefill", "decode"))
     for config, _ in candidates(model_type):
         try:
-            real = beside(config, limit=100_000_000)
+            real = real_and_meta_models(config, limit=100_000_000)
             seen = real.prefill(prefill)
         except Exception:  # this cut leaves no model that runs
             continue

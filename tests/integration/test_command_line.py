@@ -1,4 +1,4 @@
-"""In a terminal: the same answers as text, and one line for each mistake."""
+"""The command line prints the same answers as text, and one line per mistake."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Times, memory and sizing, as users ask for them."""
+"""Times, memory and capacity through the public interface."""
 
 import json
 from pathlib import Path

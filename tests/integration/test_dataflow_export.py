@@ -125,7 +125,7 @@ def our_reads(report: Any) -> Reads:
     return found
 
 
-def told_apart(ours: Reads, truth: Reads) -> list[str]:
+def differences(ours: Reads, truth: Reads) -> list[str]:
     """One line per difference, so that a failure says which edge is wrong."""
     lines = []
     for call in sorted(ours.keys() | truth.keys()):
@@ -196,7 +196,7 @@ def test_every_leaf_of_a_transformer_reads_what_the_exported_graph_says(
     model = build().eval()
     truth = exported_reads(model, (TOKENS,), {})
     ours = our_reads(llmsim.trace(model, context=TOKENS.shape[1]))
-    assert not told_apart(ours, truth)
+    assert not differences(ours, truth)
     assert len(truth) > 10
     assert sum(map(len, truth.values())) > len(truth)
 
@@ -209,7 +209,7 @@ def test_cross_attention_of_an_encoder_decoder_reads_the_encoder() -> None:
     keywords = {"input_ids": TOKENS, "decoder_input_ids": TOKENS[:, :1]}
     truth = exported_reads(model, (), keywords)
     ours = our_reads(llmsim.trace(model, context=TOKENS.shape[1]))
-    assert not told_apart(ours, truth)
+    assert not differences(ours, truth)
     key = ("decoder.block.0.layer.1.EncDecAttention.k", 0)
     assert truth[key] == {("encoder.final_layer_norm", 0)}
 
@@ -221,7 +221,7 @@ def test_an_image_encoder_reads_what_the_exported_graph_says() -> None:
     ).eval()
     truth = exported_reads(model, (torch.zeros(1, 3, 32, 32),), {})
     ours = our_reads(llmsim.trace(model, context=5))
-    assert not told_apart(ours, truth)
+    assert not differences(ours, truth)
 
 
 # modules by hand
@@ -294,7 +294,7 @@ def test_every_leaf_of_a_module_by_hand_reads_what_the_exported_graph_says(
     model, x = module().eval(), torch.randn(shape)
     truth = exported_reads(model, (x,), {})
     ours = our_reads(llmsim.trace(model, inputs=x))
-    assert not told_apart(ours, truth)
+    assert not differences(ours, truth)
 
 
 def test_the_truth_itself_is_what_a_reader_of_the_code_would_say() -> None:

@@ -1,4 +1,4 @@
-"""What the documentation shows is what happens."""
+"""Every example in the documentation runs and shows what it says."""
 
 import doctest
 import importlib

@@ -1,4 +1,4 @@
-"""The drawings: deterministic, escaped, folded, and one with the tables."""
+"""Graphs are deterministic, escaped, folded and consistent with the tables."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Totals, sums and orders that hold for every model, held against torch's own account of it."""
+"""Totals, sums and orders hold for every model and agree with torch."""
 
 import dataclasses
 from collections.abc import Iterator

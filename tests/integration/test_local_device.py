@@ -1,4 +1,4 @@
-"""This machine is measured, fitted and predicted as any other device."""
+"""The local machine is measured, fitted and predicted like any other device."""
 
 import pytest
 

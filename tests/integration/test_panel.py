@@ -1,4 +1,4 @@
-"""The panel without a browser: what its controls ask for, and what they show."""
+"""The panel without a browser: what its controls request and what it displays."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Every module's shapes and calls are those of a real forward pass with real weights."""
+"""Shapes and calls of every module equal those of a real forward pass."""
 
 from typing import Any
 

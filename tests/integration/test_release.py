@@ -1,4 +1,4 @@
-"""What is released: from the same sources the same bytes, all of the package and nothing else."""
+"""Release archives are reproducible and contain the whole package and nothing else."""
 
 import ast
 import email

@@ -1,4 +1,4 @@
-"""A layer that is not run again does what it would have done: record for record, cell for cell."""
+"""A replayed layer gives the same record and the same tables as a layer that ran."""
 
 from contextlib import suppress
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Many workloads: on executors, cut short, failing here and there, and remembered."""
+"""Sweeps: executors, cancellation, failing workloads and caching."""
 
 import threading
 from collections.abc import Callable

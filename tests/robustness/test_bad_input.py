@@ -1,4 +1,4 @@
-"""Each cause of a wrong end that the fuzzers found: one line instead, or the right number."""
+"""Regressions found by fuzzing: an error of one line, or the correct number."""
 
 import itertools
 import json
@@ -23,7 +23,13 @@ from llmsim_magic.simulate.api import answer
 from llmsim_magic.simulate.request import Request
 from llmsim_magic.views.tables.columns import integers
 from tests.helpers import small_models
-from tests.helpers.bad_values import ODD, Nasty, Odd, OfNastyType, real
+from tests.helpers.bad_values import (
+    ODD,
+    InstanceOfRaisingMetaclass,
+    NamedBadValue,
+    RaisesOnEveryAccess,
+    real,
+)
 from tests.helpers.outcomes import check_outcome
 
 GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 1}
@@ -50,25 +56,27 @@ def test_an_error_is_one_line_that_can_be_seen_whatever_it_quotes() -> None:
 
 
 def test_a_value_that_cannot_be_shown_is_named_by_its_type() -> None:
-    assert shorten(Nasty()) == "an object of type Nasty"
-    assert "OfNastyType" in str(InvalidValue.must_be("batch", OfNastyType(), "a number"))
+    assert shorten(RaisesOnEveryAccess()) == "an object of type RaisesOnEveryAccess"
+    assert "InstanceOfRaisingMetaclass" in str(
+        InvalidValue.must_be("batch", InstanceOfRaisingMetaclass(), "a number")
+    )
 
 
 @pytest.mark.parametrize(
     ("keywords", "said"),
     [
         ({"hardware": 0}, "hardware: '0' is not in the catalogue"),
-        ({"hardware": Odd("endless")}, "at most 100,000 values"),
-        ({"hardware": Odd("a tensor's number")}, "one value or several"),
+        ({"hardware": NamedBadValue("endless")}, "at most 100,000 values"),
+        ({"hardware": NamedBadValue("a tensor's number")}, "one value or several"),
         ({"base": []}, "base must be True or False"),
         ({"replay": "no"}, "replay must be True or False"),
-        ({"attn": Odd("NA")}, "attn must be one of"),
+        ({"attn": NamedBadValue("NA")}, "attn must be one of"),
         ({"phase": [["prefill"]]}, "phase must be one of"),
-        ({"batch": Odd("tensor")}, "must be a whole number"),
-        ({"batch": Odd("nasty")}, "batch must be a whole number"),
-        ({"context": Odd("of a nasty type")}, "must be a whole number"),
-        ({"dtype": Odd("nasty")}, "not an object of type Nasty"),
-        ({"weight_dtype": Odd("nasty")}, "not an object of type Nasty"),
+        ({"batch": NamedBadValue("tensor")}, "must be a whole number"),
+        ({"batch": NamedBadValue("nasty")}, "batch must be a whole number"),
+        ({"context": NamedBadValue("of a nasty type")}, "must be a whole number"),
+        ({"dtype": NamedBadValue("nasty")}, "not an object of type RaisesOnEveryAccess"),
+        ({"weight_dtype": NamedBadValue("nasty")}, "not an object of type RaisesOnEveryAccess"),
         ({"progress": 0}, "progress must be a function"),
     ],
 )
@@ -97,15 +105,15 @@ def test_a_module_without_a_config_cannot_be_sized() -> None:
 
 @pytest.mark.parametrize("name", sorted(ODD.keys() - {"a bare module"}))
 def test_what_is_no_model_is_refused(name: str) -> None:
-    assert "must be a hub id" in error_line(lambda: llmsim.trace(real(Odd(name))))
+    assert "must be a hub id" in error_line(lambda: llmsim.trace(real(NamedBadValue(name))))
 
 
 def test_variables_that_will_not_be_looked_at_are_no_models() -> None:
-    assert not is_model(Nasty())
-    assert not is_model(OfNastyType())
+    assert not is_model(RaisesOnEveryAccess())
+    assert not is_model(InstanceOfRaisingMetaclass())
     for name in ("nasty", "nasty.attribute", "of.attribute"):
         with pytest.raises(InvalidValue, match="it holds an object of type"):
-            model_named(name, {"nasty": Nasty(), "of": OfNastyType()})
+            model_named(name, {"nasty": RaisesOnEveryAccess(), "of": InstanceOfRaisingMetaclass()})
 
 
 def test_a_line_whose_memory_cannot_be_told_is_refused_before_it_is_shown() -> None:

@@ -1,4 +1,4 @@
-"""Several at once, and in whatever the caller is in: the answer as alone, and nobody harmed."""
+"""Concurrent traces, and traces inside any torch context, give the usual answer."""
 
 import asyncio
 import gc
@@ -30,7 +30,7 @@ from llmsim_magic.capture import run as capture
 from llmsim_magic.capture.meta.isolation import isolated, model_lock
 from llmsim_magic.records.errors import LlmsimError, RecursiveTrace
 from tests.helpers import small_models
-from tests.helpers.global_state import unchanged_world
+from tests.helpers.global_state import assert_state_unchanged
 
 
 class Plain(nn.Module):
@@ -118,14 +118,14 @@ def _ask_at_once(asks: dict[str, Callable[[], Any]], wanted: Any, threads: int, 
 
 
 def test_threads_that_trace_at_once_have_what_each_has_alone(wanted: dict[str, Any]) -> None:
-    with unchanged_world(PLAIN, LIVE):
+    with assert_state_unchanged(PLAIN, LIVE):
         _ask_at_once(ASKED, wanted, threads=4, each=5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [2, 8])
 def test_many_rounds_of_threads_with_every_view(threads: int, wanted: dict[str, Any]) -> None:
-    with unchanged_world(PLAIN, LIVE):
+    with assert_state_unchanged(PLAIN, LIVE):
         _ask_at_once(ASKED | AND_VIEWS, wanted, threads, each=120 // threads)
 
 
@@ -241,7 +241,7 @@ def test_a_forward_that_draws_moves_no_generator(draw: Callable[[], Any]) -> Non
     torch.rand(7)
     module = Draws(draw)
     numpys = np.random.get_state()[1:3]
-    with unchanged_world(module):
+    with assert_state_unchanged(module):
         first = llmsim.trace(module, inputs=X).trace
     assert str(np.random.get_state()[1:3]) == str(numpys)
     torch.rand(1)
@@ -262,7 +262,7 @@ def test_a_class_that_draws_as_it_is_built_moves_no_generator(
 
     monkeypatch.setattr(modeling_llama.LlamaMLP, "__init__", build)
     llmsim.forget()
-    with unchanged_world():
+    with assert_state_unchanged():
         llmsim.trace(small_models.llama(), context=5)
     llmsim.forget()
 
@@ -393,7 +393,7 @@ def test_a_trace_is_the_same_whatever_its_caller_is_in(
     surroundings: Callable[[], AbstractContextManager[Any]], wanted: dict[str, Any]
 ) -> None:
     llmsim.forget()
-    with unchanged_world(PLAIN, LIVE), surroundings() as mode:
+    with assert_state_unchanged(PLAIN, LIVE), surroundings() as mode:
         before = _thread_state()
         for name, ask in ASKED.items():
             assert ask() == wanted[name], name
@@ -472,7 +472,7 @@ def test_too_little_stack_is_one_line() -> None:
         pytest.raises((LlmsimError, RecursionError)),
     ):
         llmsim.trace(PLAIN, inputs=X)
-    with unchanged_world(PLAIN):
+    with assert_state_unchanged(PLAIN):
         assert len(llmsim.trace(PLAIN, inputs=X).ops)
 
 
@@ -505,7 +505,7 @@ class Asks(nn.Module):
 def test_a_forward_that_asks_for_a_trace_is_refused_in_one_line(ask: Callable[..., Any]) -> None:
     module = Asks(ask)
     with (
-        unchanged_world(module),
+        assert_state_unchanged(module),
         pytest.raises(RecursiveTrace, match="cannot ask for a trace meanwhile"),
     ):
         llmsim.trace(module, inputs=X)
@@ -740,7 +740,7 @@ def test_hooks_on_all_modules_hear_of_other_threads_alone() -> None:
         )
     ]
     try:
-        with unchanged_world():
+        with assert_state_unchanged():
             llmsim.forget()
             llmsim.trace("gpt2")
             llmsim.trace(live, inputs=torch.ones(1, 2))

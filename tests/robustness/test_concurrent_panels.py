@@ -1,4 +1,4 @@
-"""Panels beside cells and beside each other: each shows what it was asked for, no other harmed."""
+"""Panels and cells that run at the same time do not affect each other."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ from llmsim_magic import load_ipython_extension
 from llmsim_magic.capture.meta.isolation import model_lock
 from llmsim_magic.notebook.panel.panel import panel
 from tests.helpers import small_models
-from tests.helpers.global_state import unchanged_world
+from tests.helpers.global_state import assert_state_unchanged
 from tests.integration.test_panel import wait_for
 from tests.robustness.test_concurrency import hasty
 
@@ -38,7 +38,7 @@ def no_error_in_a_thread() -> Iterator[None]:
 def test_two_panels_show_each_its_own(same: bool) -> None:
     models = [small_models.qwen3(), small_models.qwen3() if same else small_models.gpt2()]
     panels = [panel(model, context=2) for model in models]
-    with no_error_in_a_thread(), unchanged_world(), hasty():
+    with no_error_in_a_thread(), assert_state_unchanged(), hasty():
         for context in CONTEXTS:
             for shown in panels:
                 shown.controls.context.number.value = context
@@ -52,7 +52,7 @@ def test_a_panel_and_cells_at_once_have_each_their_answer() -> None:
     wanted = [llmsim.trace("gpt2", context=context, phase="decode").trace for context in CONTEXTS]
     model = small_models.qwen3()
     shown = panel(model, context=2)
-    with no_error_in_a_thread(), unchanged_world(), hasty():
+    with no_error_in_a_thread(), assert_state_unchanged(), hasty():
         for place, context in enumerate(CONTEXTS):
             llmsim.forget()
             shown.controls.context.number.value = context
@@ -64,7 +64,7 @@ def test_a_panel_and_cells_at_once_have_each_their_answer() -> None:
 
 def test_a_panel_that_is_closed_as_it_works_leaves_nothing() -> None:
     threads = threading.active_count()
-    with no_error_in_a_thread(), unchanged_world():
+    with no_error_in_a_thread(), assert_state_unchanged():
         for context in CONTEXTS:
             shown = panel(small_models.llama(), context=context)
             shown.refresh()
@@ -74,7 +74,7 @@ def test_a_panel_that_is_closed_as_it_works_leaves_nothing() -> None:
 
 
 def test_a_panel_in_a_cell_that_is_run_again_takes_the_place_of_the_older() -> None:
-    with no_error_in_a_thread(), unchanged_world():
+    with no_error_in_a_thread(), assert_state_unchanged():
         for context in CONTEXTS:
             shown = panel("gpt2", context=context)
             shown.refresh()

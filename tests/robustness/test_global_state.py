@@ -1,4 +1,4 @@
-"""A trace is a question: whatever it is asked of, and however it ends, is left as it was found."""
+"""A trace leaves the model, torch and Python unchanged, however it ends."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 import llmsim_magic as llmsim
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.models import session_cache
-from tests.helpers.global_state import plain, unchanged_world
+from tests.helpers.global_state import assert_state_unchanged, plain
 
 transformers = pytest.importorskip("transformers")
 
@@ -132,7 +132,7 @@ def small_llama() -> nn.Module:
 def test_a_live_module_with_weights_is_left_exactly_as_it_was_found() -> None:
     module = Block()
     module(IDS).sum().backward()
-    with unchanged_world(module):
+    with assert_state_unchanged(module):
         report = llmsim.trace(module, inputs=IDS)
     assert len(report.ops) > 5
 
@@ -151,14 +151,14 @@ def test_a_live_module_still_computes_and_learns_as_before() -> None:
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_a_live_huggingface_model_is_left_exactly_as_it_was_found(phase: str) -> None:
     model = small_llama()
-    with unchanged_world(model):
+    with assert_state_unchanged(model):
         report = llmsim.trace(model, context=5, phase=phase)
     assert len(report.ops) > 20
 
 
 def test_a_sweep_leaves_a_live_model_as_it_was_found() -> None:
     model = small_llama()
-    with unchanged_world(model):
+    with assert_state_unchanged(model):
         llmsim.sweep(model, batch=[1, 2], context=[3, 5])
 
 
@@ -233,7 +233,7 @@ def test_the_users_hooks_stay_and_are_not_run() -> None:
         part.register_load_state_dict_pre_hook(note("before load"))
         part.register_load_state_dict_post_hook(note("load"))
     module.emb.weight.register_hook(note("gradient"))
-    with unchanged_world(module):
+    with assert_state_unchanged(module):
         llmsim.trace(module, inputs=IDS)
     assert ran == []
     module(IDS)
@@ -253,7 +253,7 @@ def test_a_hook_that_cannot_be_copied_is_left_alone() -> None:
 
     module, hook = nn.Sequential(nn.Linear(4, 4)), Recorder()
     module[0].register_forward_hook(hook)
-    with unchanged_world(module):
+    with assert_state_unchanged(module):
         llmsim.trace(module, inputs=X)
     assert hook.seen == []
 
@@ -296,7 +296,7 @@ class NoisyOnTheHost(nn.Module):
 
 def test_a_forward_that_draws_noise_for_its_tensors_moves_no_generator() -> None:
     module = Noisy()
-    with unchanged_world(module):
+    with assert_state_unchanged(module):
         llmsim.trace(module, inputs=X)
 
 
@@ -307,7 +307,7 @@ def test_a_forward_that_draws_on_the_host_leaves_the_generator_where_it_was(
     draw: Callable[[], float],
 ) -> None:
     module = NoisyOnTheHost(draw)
-    with unchanged_world(module):
+    with assert_state_unchanged(module):
         llmsim.trace(module, inputs=X)
 
 
@@ -331,7 +331,7 @@ def test_an_exception_of_the_forward_is_one_line_that_names_it_and_leaves_nothin
     module = Fails()
     wanted = llmsim.trace(module, inputs=X).trace
     failing(error)
-    with unchanged_world(module), pytest.raises(LlmsimError) as caught:
+    with assert_state_unchanged(module), pytest.raises(LlmsimError) as caught:
         llmsim.trace(module, inputs=X)
     line = str(caught.value)
     assert all(word in line for word in words)
@@ -350,7 +350,7 @@ def test_an_interrupt_goes_through_as_it_is_and_leaves_nothing(
     module = Fails()
     wanted = llmsim.trace(module, inputs=X).trace
     failing(error())
-    with unchanged_world(module), pytest.raises(error):
+    with assert_state_unchanged(module), pytest.raises(error):
         llmsim.trace(module, inputs=X)
     failing(None)
     assert llmsim.trace(module, inputs=X).trace == wanted
@@ -370,7 +370,7 @@ def test_a_module_that_cannot_be_copied_is_one_line_and_left_as_found() -> None:
     module = nn.Sequential(nn.Linear(4, 4))
     module.extra = Uncopyable(TypeError("cannot pickle 'lock' object"))
     with (
-        unchanged_world(module),
+        assert_state_unchanged(module),
         pytest.raises(LlmsimError, match="cannot pickle 'lock'") as caught,
     ):
         llmsim.trace(module, inputs=X)
@@ -380,7 +380,7 @@ def test_a_module_that_cannot_be_copied_is_one_line_and_left_as_found() -> None:
 def test_an_interrupt_while_the_module_is_copied_goes_through_and_leaves_nothing() -> None:
     module = nn.Sequential(nn.Linear(4, 4))
     module.extra = Uncopyable(KeyboardInterrupt())
-    with unchanged_world(module), pytest.raises(KeyboardInterrupt):
+    with assert_state_unchanged(module), pytest.raises(KeyboardInterrupt):
         llmsim.trace(module, inputs=X)
 
 
@@ -389,7 +389,7 @@ def test_an_interrupt_while_the_module_is_copied_goes_through_and_leaves_nothing
 )
 def test_inputs_that_do_not_fit_are_one_line_and_leave_nothing(inputs: Any) -> None:
     module = nn.Sequential(nn.Linear(4, 4))
-    with unchanged_world(module), pytest.raises(LlmsimError) as caught:
+    with assert_state_unchanged(module), pytest.raises(LlmsimError) as caught:
         llmsim.trace(module, inputs=inputs)
     assert "\n" not in str(caught.value)
 
@@ -439,7 +439,7 @@ def test_a_mode_that_the_user_is_in_still_stands_and_alone(
     module = Fails()
     failing(ValueError("no") if raises else None)
     outcome = pytest.raises(LlmsimError) if raises else nullcontext()
-    with mode(), unchanged_world(module), outcome:
+    with mode(), assert_state_unchanged(module), outcome:
         llmsim.trace(module, inputs=X)
 
 
@@ -471,7 +471,7 @@ def test_the_next_trace_of_a_name_is_whole_after_one_that_was_cut_short(
     with monkeypatch.context() as patched:
         patched.setattr(modeling_llama.LlamaMLP, "forward", forward)
         kind = LlmsimError if isinstance(error, Exception) else type(error)
-        with unchanged_world(), pytest.raises(kind):
+        with assert_state_unchanged(), pytest.raises(kind):
             llmsim.trace(named, context=5, phase=phase)
     assert met
     assert llmsim.trace(named, context=5, phase=phase).trace == wanted
@@ -489,9 +489,12 @@ def test_a_build_that_was_cut_short_leaves_nothing_and_the_next_one_is_whole(
     with monkeypatch.context() as patched:
         patched.setattr(modeling_llama.LlamaMLP, "__init__", build)
         kind = LlmsimError if isinstance(error, Exception) else type(error)
-        with unchanged_world(), pytest.raises(kind, match="boom" if kind is LlmsimError else None):
+        with (
+            assert_state_unchanged(),
+            pytest.raises(kind, match="boom" if kind is LlmsimError else None),
+        ):
             llmsim.trace(named, context=5, dtype="bfloat16")
-    with unchanged_world():
+    with assert_state_unchanged():
         report = llmsim.trace(named, context=5, dtype="bfloat16")
     assert set(report.ops.dtype[report.ops.kind == "module"]) <= {"bfloat16", "float32"}
     assert len(report.ops) > 20
@@ -550,7 +553,7 @@ CONFIGS = [
 def test_a_config_object_is_not_changed(build: Callable[[], Any], options: dict[str, Any]) -> None:
     config = build()
     before, attributes = copy.deepcopy(config.to_dict()), plain(copy.deepcopy(vars(config)))
-    with unchanged_world():
+    with assert_state_unchanged():
         llmsim.trace(config, context=5, **options)
     assert config.to_dict() == before
     assert plain(vars(config)) == attributes

@@ -1,4 +1,4 @@
-"""Whatever things are called comes out as text: in pages, pictures, tables, lines and files."""
+"""Names appear as plain text in pages, graphs, tables, messages and files."""
 
 import dataclasses
 import io

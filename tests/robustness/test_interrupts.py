@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: nothing is left behind, and the next answer is right."""
+"""Ctrl-C at any moment leaves no state behind, and the next answer is correct."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ from llmsim_magic.records.deferred_interrupt import DeferredInterrupt, defer_int
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.views.safe_files import MANIFEST
 from tests.helpers import small_models
-from tests.helpers.global_state import unchanged_world
+from tests.helpers.global_state import assert_state_unchanged
 
 MODEL = small_models.build("qwen3")
 
@@ -171,7 +171,7 @@ def _interrupted_at(
         interrupt = _Interrupt(among, chance.randint(1, lines[among]))
         before = _world(temporary)
         folder = tmp_path / str(number)
-        with unchanged_world(MODEL), suppress(KeyboardInterrupt), interrupt:
+        with assert_state_unchanged(MODEL), suppress(KeyboardInterrupt), interrupt:
             came += 1
             work(folder)
             came -= 1
@@ -270,7 +270,7 @@ def test_work_that_does_not_ask_is_interrupted_after_a_while(
                 pass
 
     module = Endless()
-    with unchanged_world(module), pytest.raises(KeyboardInterrupt):
+    with assert_state_unchanged(module), pytest.raises(KeyboardInterrupt):
         llmsim.trace(module, inputs=torch.ones(1))
     time.sleep(0.3)
 

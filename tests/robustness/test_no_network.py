@@ -1,4 +1,4 @@
-"""No network but the hub, and that only for a name that nothing here knows."""
+"""The network is used only for the hub, and only for models not found locally."""
 
 import json
 import socket

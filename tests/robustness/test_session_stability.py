@@ -1,4 +1,4 @@
-"""A session that goes on for long: nothing grows, and what is dropped is gone."""
+"""A long session leaks neither memory nor threads nor cache entries."""
 
 import gc
 import os
@@ -28,7 +28,7 @@ from benchmarks.session_stability import (
 )
 from llmsim_magic.records.errors import LlmsimError
 from tests.helpers import small_models
-from tests.helpers.global_state import unchanged_world
+from tests.helpers.global_state import assert_state_unchanged
 
 QUICK = ("a live module", "a mistake", "a new config", "an unknown config")
 
@@ -53,7 +53,7 @@ def _held(before: State, after: State) -> None:
 def test_questions_leave_no_thread_file_or_object() -> None:
     run_questions(range(24), QUICK)
     before = state()
-    with unchanged_world():
+    with assert_state_unchanged():
         run_questions(range(24, 72), QUICK)
     _held(before, state())
 
@@ -62,7 +62,7 @@ def test_questions_leave_no_thread_file_or_object() -> None:
 def test_a_thousand_questions_leave_memory_and_time_flat() -> None:
     run_questions(range(WARM))
     before = state()
-    with unchanged_world():
+    with assert_state_unchanged():
         times = run_questions(range(WARM, WARM + MEASURED))
     after = state()
     _held(before, after)

@@ -1,4 +1,4 @@
-"""A model's folder is data: its config is read, and nothing else of it is opened or run."""
+"""Only the config of a model folder is read; nothing else is opened or executed."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""What odd modules ended in before it was mended: one small case for each cause."""
+"""Regressions from unusual modules: one small case per cause."""
 
 import threading
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from llmsim_magic.capture.meta import partial_evaluation
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.report import Report
 from tests.helpers import small_models
-from tests.helpers.global_state import unchanged_world
+from tests.helpers.global_state import assert_state_unchanged
 from tests.helpers.modules import module_kinds
-from tests.helpers.modules.arguments import GIVEN
+from tests.helpers.modules.arguments import INPUTS
 from tests.helpers.modules.forwards import BODIES
-from tests.helpers.modules.valid_modules import SOUND, Many, _inference, does, linear
+from tests.helpers.modules.valid_modules import SOUND, Many, _inference, linear, with_forward
 from tests.helpers.outcomes import check_outcome
 from tests.helpers.real_forward import really_run
 
@@ -28,7 +28,7 @@ X = torch.rand(2, 6, 8)
 
 
 def error_line(module: nn.Module, inputs: Any = X) -> str:
-    with unchanged_world(module):
+    with assert_state_unchanged(module):
         line = check_outcome(lambda: llmsim.trace(module, inputs=inputs))
     assert isinstance(line, str)
     return line
@@ -44,7 +44,7 @@ def test_a_loop_that_only_data_ends_is_refused_with_its_line(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partial_evaluation, "MOST_ASKED", 50)
-    line = error_line(does(BODIES[name])())
+    line = error_line(with_forward(BODIES[name])())
     assert "forwards.py:" in line
     assert "asked 50 times" in line
 
@@ -91,14 +91,14 @@ def test_an_exception_that_cannot_be_told_is_named() -> None:
     def body(self: Any, x: Tensor) -> Tensor:
         raise Speechless
 
-    assert error_line(does(body)()).endswith("Speechless: no message")
+    assert error_line(with_forward(body)()).endswith("Speechless: no message")
 
 
 # threads
 
 
 def test_modules_that_run_in_a_thread_are_not_left_out_in_silence() -> None:
-    line = error_line(does(BODIES["thread"])())
+    line = error_line(with_forward(BODIES["thread"])())
     assert line.startswith("lin runs in a thread")
 
 
@@ -154,7 +154,7 @@ def test_sparse_tensors_are_not_taken_for_dense_ones(kind: str) -> None:
 
 
 def test_a_sparse_input_is_not_taken_for_a_dense_one() -> None:
-    assert "has no like without its values" in error_line(linear(), GIVEN["sparse"]())
+    assert "has no like without its values" in error_line(linear(), INPUTS["sparse"]())
 
 
 def test_tensors_of_a_class_of_their_own_are_said_to_be_taken_for_plain_ones() -> None:
@@ -177,7 +177,7 @@ def test_a_compiled_part_is_traced_as_what_it_was_made_of_and_compiles_nothing()
 
     plain = nn.Sequential(linear(), nn.GELU())
     module = nn.Sequential(torch.compile(plain[0], backend=backend), plain[1])
-    with unchanged_world(module):
+    with assert_state_unchanged(module):
         report = llmsim.trace(module, inputs=X)
     assert report.ops.equals(llmsim.trace(plain, inputs=X).ops)
 
@@ -197,7 +197,7 @@ def test_a_part_compiled_in_its_place_does_not_run_in_place_of_its_copy() -> Non
     """The copying of a parametrized module hands on what was compiled for the module itself."""
     module = SOUND["spectral norm"]()
     module.compile(backend="eager")
-    with unchanged_world(module):
+    with assert_state_unchanged(module):
         report = llmsim.trace(module, inputs=X)
     plain = llmsim.trace(SOUND["spectral norm"](), inputs=X)
     assert report.ops.flops.equals(plain.ops.flops)
@@ -224,7 +224,7 @@ def test_a_forward_put_in_the_place_of_another_runs_the_copy_and_leaves_the_modu
         return forward(x, times=0) if times > 2 else old(x) * times
 
     module.forward = forward
-    with unchanged_world(module):
+    with assert_state_unchanged(module):
         report = llmsim.trace(module, inputs=X)
     assert module.calls == 0
     assert report.ops.params.sum() == 8 * 8 + 8
@@ -233,8 +233,10 @@ def test_a_forward_put_in_the_place_of_another_runs_the_copy_and_leaves_the_modu
 
 def test_a_dispatched_module_that_moves_itself_moves_its_copy() -> None:
     """Accelerate puts a function in the place of `to`, which calls that of the module itself."""
-    module = accelerate.dispatch_model(does(BODIES["to meta"])(), {"": "cpu"}, force_hooks=True)
-    with unchanged_world(module):
+    module = accelerate.dispatch_model(
+        with_forward(BODIES["to meta"])(), {"": "cpu"}, force_hooks=True
+    )
+    with assert_state_unchanged(module):
         check_outcome(lambda: llmsim.trace(module, inputs=X))
 
 
@@ -272,7 +274,7 @@ def test_a_caller_in_inference_mode_gets_the_same_trace(phase: str) -> None:
 
 
 def test_layers_that_are_handed_tensors_of_inference_mode_are_each_run() -> None:
-    first = does(lambda self, x: _inference(self.lin, x))()
+    first = with_forward(lambda self, x: _inference(self.lin, x))()
     module = nn.Sequential(first, Many(linear))
     assert llmsim.trace(module, inputs=X).summary.value["flops"] == 4 * (2 * 12 * 8 * 8)
 
@@ -281,7 +283,9 @@ def test_layers_that_are_handed_tensors_of_inference_mode_are_each_run() -> None
 
 
 def test_a_reshape_in_place_is_a_view() -> None:
-    report = llmsim.trace(does(lambda self, x: self.lin(x).unsqueeze_(0).squeeze_(0))(), inputs=X)
+    report = llmsim.trace(
+        with_forward(lambda self, x: self.lin(x).unsqueeze_(0).squeeze_(0))(), inputs=X
+    )
     assert report.ops.op.tolist() == ["Linear"]
     assert report.kernels.is_view[report.kernels.kernel.str.contains("squeeze_")].all()
 
@@ -315,7 +319,7 @@ def test_a_model_whose_weights_accelerate_moves_is_traced_as_one_that_holds_them
     model = offload(small_models.build("qwen3"), tmp_path)
     for file in tmp_path.glob("*.dat"):
         file.unlink()  # no weight is opened
-    with unchanged_world(model):
+    with assert_state_unchanged(model):
         report = llmsim.trace(model, context=5, phase=phase)
     assert report.ops.equals(wanted.ops)
     assert report.summary.value["parameters"] == wanted.summary.value["parameters"]
@@ -326,7 +330,7 @@ def test_copying_an_lstm_whose_weights_are_elsewhere_leaves_its_own_list_of_them
     """Torch's own copying of it writes the list anew, with what stands in for the weights."""
     module = accelerate.cpu_offload(SOUND["lstm"](), execution_device=torch.device("cpu"))
     before = module(X)
-    with unchanged_world(module):
+    with assert_state_unchanged(module):
         llmsim.trace(module, inputs=X)
     assert torch.equal(module(X), before)
 
@@ -351,7 +355,7 @@ def adapted(name: str) -> Any:
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_model_with_adapters_is_traced_with_them(name: str) -> None:
     model = adapted(name)
-    with unchanged_world(model):
+    with assert_state_unchanged(model):
         report = llmsim.trace(model, batch=small_models.BATCH, context=small_models.CONTEXT)
     ids = small_models.tokens(model, small_models.CONTEXT)
     assert report.summary.value["flops"] == really_run(model, input_ids=ids).flops
@@ -363,7 +367,7 @@ def test_a_decode_step_of_a_model_with_adapters_reads_the_cache(name: str) -> No
     model = adapted(name)
     given = {"input_ids": small_models.tokens(model, small_models.CONTEXT), "use_cache": True}
     cache = model(**given).past_key_values
-    with unchanged_world(model):
+    with assert_state_unchanged(model):
         report = llmsim.trace(
             model, phase="decode", batch=small_models.BATCH, context=small_models.CONTEXT
         )
@@ -387,14 +391,14 @@ def test_a_lock_or_a_thread_that_a_module_holds_is_one_line() -> None:
 
 
 def test_a_huge_input_of_whole_numbers_is_not_copied_out() -> None:
-    ids = GIVEN["whole, expanded far"]()
+    ids = INPUTS["whole, expanded far"]()
     answer = check_outcome(lambda: llmsim.trace(nn.Identity(), inputs=ids))
     assert isinstance(answer, Report)
 
 
 @pytest.mark.parametrize("name", ["nested", "jagged", "other: keys", "other: deep", "other: lock"])
 def test_inputs_that_cannot_be_copied_are_one_line(name: str) -> None:
-    assert error_line(linear(), GIVEN[name]()).startswith("inputs ")
+    assert error_line(linear(), INPUTS[name]()).startswith("inputs ")
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 6, 8), (2, 2, 0, 8)])
@@ -402,7 +406,7 @@ def test_causal_attention_over_nothing_skips_nothing(shape: tuple[int, ...]) -> 
     def attend(self: Any, x: Tensor) -> Tensor:
         return nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
 
-    report = llmsim.trace(does(attend)(), inputs=torch.rand(shape))
+    report = llmsim.trace(with_forward(attend)(), inputs=torch.rand(shape))
     assert report.ops.flops.tolist() == [0]
     assert report.ops.causal_skippable_flops.tolist() == [0]
 
@@ -418,4 +422,4 @@ def test_autocast_may_give_a_matmul_two_dtypes() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             return self.lin(x.bfloat16())
 
-    assert llmsim.trace(does(body)(), inputs=X).summary.value["flops"] == 2 * 12 * 8 * 8
+    assert llmsim.trace(with_forward(body)(), inputs=X).summary.value["flops"] == 2 * 12 * 8 * 8

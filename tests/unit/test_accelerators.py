@@ -1,4 +1,4 @@
-"""The catalogue of accelerators is consistent, and a slip in it would be found."""
+"""The accelerator catalogue is consistent, and a typing error in it is detected."""
 
 import math
 from collections.abc import Iterator

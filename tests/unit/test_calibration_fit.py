@@ -1,4 +1,4 @@
-"""Fits find what was planted, and their bands hold."""
+"""Fits recover known constants, and their bands hold."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Every entry of the catalogue is what it says it is."""
+"""Every catalogue entry is valid and has the model class it names."""
 
 from dataclasses import replace
 from typing import Any

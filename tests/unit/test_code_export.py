@@ -1,4 +1,4 @@
-"""A request as code is that request again."""
+"""The exported code of a request reproduces the request."""
 
 import shlex
 

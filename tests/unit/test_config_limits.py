@@ -1,4 +1,4 @@
-"""A config that is no model is refused in one line, soon."""
+"""An invalid config is rejected quickly, with one line."""
 
 import json
 import time

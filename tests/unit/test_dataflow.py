@@ -1,4 +1,4 @@
-"""What waits for what, and how many bytes it moves, on modules small enough to read by hand."""
+"""Dependencies and bytes of modules small enough to check by hand."""
 
 import functools
 import random

@@ -1,4 +1,4 @@
-"""The whiteboard: every line of arithmetic that `explain` writes is true."""
+"""Every line of arithmetic in `explain` is correct."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Formulas in batch and context give what a trace gives, and are not there where they would not."""
+"""Formulas in batch and context equal the traces, and are NA where none is exact."""
 
 from collections.abc import Callable
 from itertools import product

@@ -1,4 +1,4 @@
-"""The package loads at once: torch and transformers wait for their first use."""
+"""Importing the package loads neither torch nor transformers."""
 
 import json
 import subprocess

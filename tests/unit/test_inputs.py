@@ -1,4 +1,4 @@
-"""What a forward is given has the layout that the model reads, and the report describes it."""
+"""The inputs of a forward pass have the layout of the model and are described."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ import transformers
 import llmsim_magic as llmsim
 from llmsim_magic.capture.inputs import forward_inputs
 from llmsim_magic.records.trace.workload import Workload
-from tests.helpers.real_forward import beside, differences
+from tests.helpers.real_forward import differences, real_and_meta_models
 from tests.helpers.reduced_configs import candidates
 
 BOOKS = 4
@@ -91,7 +91,7 @@ def test_a_text_encoder_and_a_decoder_of_codes_are_one_model() -> None:
 
 @pytest.mark.parametrize("context", [4, 128])
 def test_a_mask_tells_which_tokens_an_image_takes(context: int) -> None:
-    real = beside(next(candidates("kosmos-2")).config)
+    real = real_and_meta_models(next(candidates("kosmos-2")).config)
     workload = Workload("prefill", 2, context)
     seen = real.prefill(workload)
     keywords = next(forward_inputs.prefill_inputs(real.unreal, workload)).keywords

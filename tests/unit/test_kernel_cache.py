@@ -1,4 +1,4 @@
-"""A kernel whose like was run before is not run again, and nobody can tell."""
+"""A cached kernel result equals that of running the kernel."""
 
 from typing import Any
 

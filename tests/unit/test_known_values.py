@@ -1,4 +1,4 @@
-"""What is known is computed for real; what is not is guessed, and the report says so."""
+"""Known values are computed; unknown ones are assumed, and the report says so."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Times of kernels and passes: what must hold of them whatever was measured."""
+"""Properties of predicted times that hold for any calibration."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What a device must hold: weights and cache to the byte, activations near torch's own peak."""
+"""Weights and cache are exact to the byte; activations are close to torch's peak."""
 
 import csv
 import statistics

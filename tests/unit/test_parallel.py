@@ -1,4 +1,4 @@
-"""A rank holds what its plan gives it, computes its share, and says what it exchanges."""
+"""Each rank holds its shards, computes its share and records its collectives."""
 
 import math
 from typing import Any

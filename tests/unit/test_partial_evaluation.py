@@ -1,4 +1,4 @@
-"""What `meta` cannot do is answered as torch would answer it: same shapes, same dtypes."""
+"""Operations that `meta` lacks give the shapes and dtypes that torch gives."""
 
 from collections.abc import Callable
 from typing import Any

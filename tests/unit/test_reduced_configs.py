@@ -1,4 +1,4 @@
-"""A config made small keeps what the large one is a case of."""
+"""A reduced config keeps the structure of the full one."""
 
 from typing import Any
 

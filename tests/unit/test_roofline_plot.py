@@ -1,4 +1,4 @@
-"""The roofline plot: what it shows, to whom, and that drawing it leaves nothing behind."""
+"""The roofline plot: content, accessibility and no side effects on matplotlib."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What is written: whole or not at all, and never in the place of somebody else's file."""
+"""Files are written atomically and never replace files of others."""
 
 import os
 import random
@@ -28,7 +28,7 @@ def report() -> Report:
     return llmsim.trace(small_models.gpt2(), context=5, hardware="H100")
 
 
-def seen(folder: Path) -> dict[str, bytes]:
+def folder_contents(folder: Path) -> dict[str, bytes]:
     """What a folder holds, hidden files too, but for the ledger."""
     return {
         file.name: file.read_bytes()
@@ -40,7 +40,7 @@ def seen(folder: Path) -> dict[str, bytes]:
 def test_what_was_written_is_written_anew(tmp_path: Path) -> None:
     write_files(tmp_path, {"a": b"1", "b": b"2"})
     write_files(tmp_path, {"a": b"3", "b": b"2"})
-    assert seen(tmp_path) == {"a": b"3", "b": b"2"}
+    assert folder_contents(tmp_path) == {"a": b"3", "b": b"2"}
 
 
 def test_another_process_knows_what_was_written(tmp_path: Path) -> None:
@@ -50,23 +50,23 @@ def test_another_process_knows_what_was_written(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     write_files(tmp_path, {"a": b"2"})
-    assert seen(tmp_path) == {"a": b"2"}
+    assert folder_contents(tmp_path) == {"a": b"2"}
 
 
 def test_a_folder_that_moved_is_still_known(tmp_path: Path) -> None:
     write_files(tmp_path / "one", {"a": b"1"})
     (tmp_path / "one").rename(tmp_path / "two")
     write_files(tmp_path / "two", {"a": b"2"})
-    assert seen(tmp_path / "two") == {"a": b"2"}
+    assert folder_contents(tmp_path / "two") == {"a": b"2"}
 
 
 def test_a_file_of_somebody_elses_stays_and_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"mine")
     with pytest.raises(OverwriteRefused, match=r"/b' was not written by.*overwrite=True"):
         write_files(tmp_path, {"a": b"1", "b": b"2"})
-    assert seen(tmp_path) == {"b": b"mine"}
+    assert folder_contents(tmp_path) == {"b": b"mine"}
     write_files(tmp_path, {"a": b"1", "b": b"2"}, overwrite=True)
-    assert seen(tmp_path) == {"a": b"1", "b": b"2"}
+    assert folder_contents(tmp_path) == {"a": b"1", "b": b"2"}
 
 
 def test_a_file_that_was_changed_since_is_its_changers(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_file_that_was_changed_since_is_its_changers(tmp_path: Path) -> None:
         write_files(tmp_path, {"a": b"2"})
     write_files(tmp_path, {"a": b"2"}, overwrite=True)
     write_files(tmp_path, {"a": b"3"})
-    assert seen(tmp_path) == {"a": b"3"}
+    assert folder_contents(tmp_path) == {"a": b"3"}
 
 
 def test_a_file_is_known_in_its_own_name_alone(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_ledger_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match=safe_files.MANIFEST):
         write_files(folder, {"a": b"1"})
     assert outside.read_bytes() == b"mine"
-    assert list(seen(folder)) == []
+    assert list(folder_contents(folder)) == []
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidValue) as error:
         write_file(path, b"1", overwrite=True)
     assert str(error.value).isprintable()
-    assert seen(tmp_path) == {"file": b"mine"}
+    assert folder_contents(tmp_path) == {"file": b"mine"}
 
 
 def test_a_file_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_a_file_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "fsync", meanwhile)
     with pytest.raises(OverwriteRefused):
         write_files(tmp_path, {"a": b"1"})
-    assert seen(tmp_path) == {"a": b"mine"}
+    assert folder_contents(tmp_path) == {"a": b"mine"}
 
 
 def test_a_disk_without_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_a_disk_without_links_will_do(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "b").write_bytes(b"mine")
     with pytest.raises(OverwriteRefused):
         write_files(tmp_path, {"b": b"1"})
-    assert seen(tmp_path) == {"a": b"2", "b": b"mine"}
+    assert folder_contents(tmp_path) == {"a": b"2", "b": b"mine"}
 
 
 @pytest.mark.parametrize("when", range(4))
@@ -169,9 +169,9 @@ def test_an_interrupt_or_a_full_disk_at_any_file_changes_none(
     monkeypatch.setattr(os, "fsync", failing)  # of three files and the ledger
     with pytest.raises((KeyboardInterrupt, InvalidValue)):
         write_files(tmp_path, {"a": b"1", "b": b"2", "c": b"3"})
-    assert seen(tmp_path) == {"a": b"old", "b": b"old", "c": b"old"}
+    assert folder_contents(tmp_path) == {"a": b"old", "b": b"old", "c": b"old"}
     write_files(tmp_path, {"a": b"1", "b": b"2", "c": b"3"})
-    assert seen(tmp_path) == {"a": b"1", "b": b"2", "c": b"3"}
+    assert folder_contents(tmp_path) == {"a": b"1", "b": b"2", "c": b"3"}
 
 
 def test_what_fails_last_says_what_was_written(
@@ -180,7 +180,7 @@ def test_what_fails_last_says_what_was_written(
     (tmp_path / "c").mkdir()
     with pytest.raises(InvalidValue, match=r"c': .*; choose another path; already written: a, b$"):
         write_files(tmp_path, {"a": b"1", "b": b"2", "c": b"3", "d": b"4"}, overwrite=True)
-    assert seen(tmp_path) == {"a": b"1", "b": b"2"}
+    assert folder_contents(tmp_path) == {"a": b"1", "b": b"2"}
 
 
 @pytest.fixture
@@ -198,9 +198,9 @@ def test_a_full_disk_leaves_what_was_there(full_disk: Path) -> None:
     write_files(full_disk, before)
     with pytest.raises(InvalidValue, match="No space left on device"):
         write_files(full_disk, {"a": b"x" * 20_000, "b": b"y" * 60_000})
-    assert seen(full_disk) == before
+    assert folder_contents(full_disk) == before
     write_files(full_disk, {"a": b"x" * 9_000})
-    assert seen(full_disk) == before | {"a": b"x" * 9_000}
+    assert folder_contents(full_disk) == before | {"a": b"x" * 9_000}
 
 
 _LIMITED = """
@@ -221,7 +221,7 @@ def test_a_file_too_large_leaves_what_was_there(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _LIMITED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "/b': File too large; choose another path" in done.stdout
-    assert seen(tmp_path) == {"a": b"old"}
+    assert folder_contents(tmp_path) == {"a": b"old"}
 
 
 _FOR_EVER = """
@@ -250,7 +250,7 @@ def test_a_killed_process_leaves_each_file_as_it_was_or_as_it_shall_be(tmp_path:
     for left in tmp_path.glob(".llmsim-*"):
         os.utime(left, (0, 0))
     write_files(tmp_path, {"a": b"1", "b": b"2", "c": b"3"})
-    assert seen(tmp_path) == {"a": b"1", "b": b"2", "c": b"3"}
+    assert folder_contents(tmp_path) == {"a": b"1", "b": b"2", "c": b"3"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
@@ -280,7 +280,7 @@ def test_a_folder_is_asked_about_before_the_work_and_not_made(
     assert main(["gpt2", "--csv", str(tmp_path / "file" / "tables")]) == 2
     assert "Not a directory" in capsys.readouterr().err
     assert main(["no-such/model-at-all", "--csv", str(tmp_path / "tables")]) == 2
-    assert list(seen(tmp_path)) == ["file"]
+    assert list(folder_contents(tmp_path)) == ["file"]
     assert not (tmp_path / "tables").exists()
 
 
@@ -317,10 +317,10 @@ def test_the_command_line_spares_a_foreign_file_unless_told(
     (said,) = capsys.readouterr().err.splitlines()
     assert "summary.csv" in said
     assert "--overwrite" in said
-    assert seen(tmp_path) == {"summary.csv": b"mine"}
+    assert folder_contents(tmp_path) == {"summary.csv": b"mine"}
     assert main([*line, "--overwrite"]) == 0
     assert main(line) == 0
-    assert b"mine" not in seen(tmp_path)["summary.csv"]
+    assert b"mine" not in folder_contents(tmp_path)["summary.csv"]
 
 
 @pytest.fixture
@@ -337,7 +337,13 @@ def test_the_panel_spares_a_foreign_file_and_saves_its_own_anew(
     shown._export._folder.value = str(tmp_path)
     shown._export._save.click()
     (folder,) = tmp_path.iterdir()
-    assert set(seen(folder)) == {"modules.csv", "edges.csv", "deps.svg", "deps.dot", "report.html"}
+    assert set(folder_contents(folder)) == {
+        "modules.csv",
+        "edges.csv",
+        "deps.svg",
+        "deps.dot",
+        "report.html",
+    }
     shown._export._save.click()
     assert shown.status.error == ""
     (folder / "edges.csv").write_bytes(b"mine")

@@ -1,4 +1,4 @@
-"""What a pass reads of its weights as they are stored: the bytes that memory says they take."""
+"""A pass reads the bytes of its weights in their stored dtype."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Times as tables: parts sum to wholes, bands hold them, and nothing is invented."""
+"""Time tables: parts sum to totals, bands contain times, missing values are NA."""
 
 from dataclasses import replace
 from functools import cache

@@ -1,4 +1,4 @@
-"""What moves, and for whom: weights, activations and cache; per operator, module, layer, model."""
+"""Bytes of weights, activations and cache per operator, module, layer and model."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""Odd parts by what their forward does: asks for data, never ends, raises, returns anything."""
+"""Modules with an unusual forward: data-dependent, endless, raising, odd outputs."""
 
 import collections
 import copy
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.helpers.modules.tensor_subclasses import Marked
-from tests.helpers.modules.valid_modules import TOKENS, WIDTH, Body, does, linear
+from tests.helpers.modules.valid_modules import TOKENS, WIDTH, Body, linear, with_forward
 
 
 class Own(BaseException):
@@ -44,7 +44,7 @@ def raising(error: Callable[[], BaseException]) -> Callable[[], nn.Module]:
         y = self.lin(x)
         raise error() from KeyError(str(y.shape))
 
-    return does(body)
+    return with_forward(body)
 
 
 def _while(self: Any, x: Tensor) -> Tensor:

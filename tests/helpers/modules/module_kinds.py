@@ -1,4 +1,4 @@
-"""Odd parts by what they are: uncopyable, self-willed, of odd tensors."""
+"""Modules that are unusual themselves: uncopyable, odd attributes, odd tensors."""
 
 import functools
 import threading
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.helpers.modules.forwards import BODIES, ERRORS, raising
 from tests.helpers.modules.tensor_subclasses import Logged, Marked, Wrapped
-from tests.helpers.modules.valid_modules import WIDTH, does, linear
+from tests.helpers.modules.valid_modules import WIDTH, linear, with_forward
 
 
 class Linear(nn.Module):
@@ -309,7 +309,7 @@ def _named_children() -> nn.Module:
 
 
 ODD: dict[str, Callable[[], nn.Module]] = {
-    **{name: does(body) for name, body in BODIES.items()},
+    **{name: with_forward(body) for name, body in BODIES.items()},
     **{f"raises {name}": raising(error) for name, error in ERRORS.items()},
     **KINDS,
 }

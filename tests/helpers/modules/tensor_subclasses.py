@@ -1,4 +1,4 @@
-"""Subclasses of tensors."""
+"""Tensor subclasses."""
 
 from typing import Any
 

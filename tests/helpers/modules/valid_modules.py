@@ -16,8 +16,8 @@ BATCH, TOKENS, WIDTH = 2, 6, 8
 Body = Callable[[Any, Tensor], Any]
 
 
-class Does(nn.Module):
-    """A module whose forward is a function, with whatever that needs as attributes."""
+class ForwardModule(nn.Module):
+    """A module whose forward is `body`, with the attributes that the body uses."""
 
     def __init__(self, body: Body, **held: Any) -> None:
         super().__init__()
@@ -33,9 +33,11 @@ def linear() -> nn.Linear:
     return nn.Linear(WIDTH, WIDTH)
 
 
-def does(body: Body, **held: Callable[[], Any]) -> Callable[[], nn.Module]:
-    """What makes such a module, with a linear layer of its own."""
-    return lambda: Does(body, lin=linear(), **{name: make() for name, make in held.items()})
+def with_forward(body: Body, **held: Callable[[], Any]) -> Callable[[], nn.Module]:
+    """A factory of a `ForwardModule` that also has a linear layer `lin`."""
+    return lambda: ForwardModule(
+        body, lin=linear(), **{name: make() for name, make in held.items()}
+    )
 
 
 # sound parts
@@ -96,7 +98,7 @@ def _twice() -> nn.Module:
 
 
 def _recurrent(kind: Any, **options: Any) -> Callable[[], nn.Module]:
-    return lambda: Does(_first, inner=kind(WIDTH, WIDTH, batch_first=True, **options))
+    return lambda: ForwardModule(_first, inner=kind(WIDTH, WIDTH, batch_first=True, **options))
 
 
 def _pruned() -> nn.Module:
@@ -139,7 +141,7 @@ class Many(nn.Module):
 
 
 def _view_of_parameter() -> nn.Module:
-    module = Does(lambda self, x: x + self.row + self.lin(x), lin=linear())
+    module = ForwardModule(lambda self, x: x + self.row + self.lin(x), lin=linear())
     module.register_buffer("row", module.lin.weight.detach()[0])
     return module
 
@@ -199,20 +201,28 @@ def _inference(part: nn.Module, x: Tensor) -> Tensor:
 SOUND: dict[str, Callable[[], nn.Module]] = {
     "linear": linear,
     "linear without bias": lambda: nn.Linear(WIDTH, WIDTH, bias=False),
-    "bilinear": lambda: Does(lambda s, x: s.inner(x, x), inner=nn.Bilinear(WIDTH, WIDTH, WIDTH)),
-    "conv": lambda: Does(_turned, inner=nn.Conv1d(WIDTH, WIDTH, 3, padding=1)),
-    "grouped conv": lambda: Does(_turned, inner=nn.Conv1d(WIDTH, WIDTH, 3, padding=1, groups=4)),
-    "transposed conv": lambda: Does(_turned, inner=nn.ConvTranspose1d(WIDTH, WIDTH, 3, padding=1)),
-    "conv in 2d": does(lambda s, x: s.inner(x[:, None])[:, 0], inner=lambda: nn.Conv2d(1, 1, 1)),
+    "bilinear": lambda: ForwardModule(
+        lambda s, x: s.inner(x, x), inner=nn.Bilinear(WIDTH, WIDTH, WIDTH)
+    ),
+    "conv": lambda: ForwardModule(_turned, inner=nn.Conv1d(WIDTH, WIDTH, 3, padding=1)),
+    "grouped conv": lambda: ForwardModule(
+        _turned, inner=nn.Conv1d(WIDTH, WIDTH, 3, padding=1, groups=4)
+    ),
+    "transposed conv": lambda: ForwardModule(
+        _turned, inner=nn.ConvTranspose1d(WIDTH, WIDTH, 3, padding=1)
+    ),
+    "conv in 2d": with_forward(
+        lambda s, x: s.inner(x[:, None])[:, 0], inner=lambda: nn.Conv2d(1, 1, 1)
+    ),
     "layer norm": lambda: nn.LayerNorm(WIDTH),
     "rms norm": lambda: nn.RMSNorm(WIDTH),
-    "batch norm": lambda: Does(_turned, inner=nn.BatchNorm1d(WIDTH)),
-    "group norm": lambda: Does(_turned, inner=nn.GroupNorm(2, WIDTH)),
-    "positions": does(
+    "batch norm": lambda: ForwardModule(_turned, inner=nn.BatchNorm1d(WIDTH)),
+    "group norm": lambda: ForwardModule(_turned, inner=nn.GroupNorm(2, WIDTH)),
+    "positions": with_forward(
         lambda s, x: x + s.inner(torch.arange(x.shape[1], device=x.device)),
         inner=lambda: nn.Embedding(TOKENS, WIDTH),
     ),
-    "bag": does(
+    "bag": with_forward(
         lambda s, x: x + s.inner(torch.tensor([[0, 1]], device=x.device)),
         inner=lambda: nn.EmbeddingBag(4, WIDTH),
     ),
@@ -220,29 +230,34 @@ SOUND: dict[str, Callable[[], nn.Module]] = {
     "relu in place": lambda: nn.Sequential(linear(), nn.ReLU(inplace=True)),
     "dropout": lambda: nn.Dropout(0.5),
     "identity": nn.Identity,
-    "attention": lambda: Does(_attends, qkv=nn.Linear(WIDTH, 3 * WIDTH), lin=linear()),
-    "multihead": lambda: Does(_itself, inner=nn.MultiheadAttention(WIDTH, 2, batch_first=True)),
+    "attention": lambda: ForwardModule(_attends, qkv=nn.Linear(WIDTH, 3 * WIDTH), lin=linear()),
+    "multihead": lambda: ForwardModule(
+        _itself, inner=nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+    ),
     "encoder layer": lambda: nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True),
     "encoder": lambda: nn.TransformerEncoder(
         nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True), 3
     ),
-    "transformer": lambda: Does(
+    "transformer": lambda: ForwardModule(
         lambda s, x: s.inner(x, x),
         inner=nn.Transformer(WIDTH, 2, 1, 1, 16, batch_first=True),
     ),
     "lstm": _recurrent(nn.LSTM),
     "lstm both ways": lambda: nn.Sequential(
-        Does(_first, inner=nn.LSTM(WIDTH, 4, 2, batch_first=True, bidirectional=True))
+        ForwardModule(_first, inner=nn.LSTM(WIDTH, 4, 2, batch_first=True, bidirectional=True))
     ),
     "gru": _recurrent(nn.GRU),
     "rnn": _recurrent(nn.RNN),
-    "gru cell": does(lambda s, x: s.cell(x.flatten(0, 1)).view(x.shape),
-                     cell=lambda: nn.GRUCell(WIDTH, WIDTH)),
-    "fourier": lambda: Does(_fourier, filter=nn.Parameter(torch.rand(TOKENS // 2 + 1, WIDTH, 2))),
-    "einsum": does(lambda s, x: torch.einsum("btd,ed->bte", x, s.lin.weight)),
-    "matmul": does(lambda s, x: x @ s.lin.weight.t() @ s.lin.weight),
-    "mv": does(lambda s, x: x * (s.lin.weight @ s.lin.bias)),
-    "module dict and lists": lambda: Does(
+    "gru cell": with_forward(
+        lambda s, x: s.cell(x.flatten(0, 1)).view(x.shape), cell=lambda: nn.GRUCell(WIDTH, WIDTH)
+    ),
+    "fourier": lambda: ForwardModule(
+        _fourier, filter=nn.Parameter(torch.rand(TOKENS // 2 + 1, WIDTH, 2))
+    ),
+    "einsum": with_forward(lambda s, x: torch.einsum("btd,ed->bte", x, s.lin.weight)),
+    "matmul": with_forward(lambda s, x: x @ s.lin.weight.t() @ s.lin.weight),
+    "mv": with_forward(lambda s, x: x * (s.lin.weight @ s.lin.bias)),
+    "module dict and lists": lambda: ForwardModule(
         _picks,
         parts=nn.ModuleDict({"a": linear(), "b": nn.Tanh()}),
         scales=nn.ParameterList([torch.ones(WIDTH), torch.ones(1)]),
@@ -256,57 +271,62 @@ SOUND: dict[str, Callable[[], nn.Module]] = {
     "old spectral norm": lambda: torch.nn.utils.spectral_norm(linear()),
     "orthogonal": lambda: parametrizations.orthogonal(linear()),
     "parametrized": _parametrized,
-    "cached parametrization": lambda: Does(_cached, inner=_parametrized()),
+    "cached parametrization": lambda: ForwardModule(_cached, inner=_parametrized()),
     "pruned": _pruned,
     "hooked": _hooked,
     "many": lambda: Many(lambda: nn.Sequential(linear(), nn.GELU())),
-    "many that keep state": lambda: Many(does(_keeps_state, seen=list, total=_zeros)),
-    "state": does(_keeps_state, seen=list, total=_zeros),
+    "many that keep state": lambda: Many(with_forward(_keeps_state, seen=list, total=_zeros)),
+    "state": with_forward(_keeps_state, seen=list, total=_zeros),
     "view of a parameter": _view_of_parameter,
     "keywords": Keywords,
-    "double": does(lambda s, x: s.inner(x.double()).to(x.dtype), inner=lambda: linear().double()),
-    "bfloat16": does(
+    "double": with_forward(
+        lambda s, x: s.inner(x.double()).to(x.dtype), inner=lambda: linear().double()
+    ),
+    "bfloat16": with_forward(
         lambda s, x: s.inner(x.bfloat16()).to(x.dtype), inner=lambda: linear().bfloat16()
     ),
-    "int8 weight": does(
+    "int8 weight": with_forward(
         lambda s, x: functional.linear(x, s.q.to(x.dtype) * s.scale, s.lin.bias),
         q=lambda: nn.Parameter(torch.ones(WIDTH, WIDTH, dtype=torch.int8), requires_grad=False),
         scale=lambda: nn.Parameter(torch.ones(WIDTH, 1)),
     ),
-    "float8 weight": does(
+    "float8 weight": with_forward(
         lambda s, x: functional.linear(x, s.q.to(x.dtype)),
         q=lambda: nn.Parameter(torch.ones(WIDTH, WIDTH).to(torch.float8_e4m3fn), False),
     ),
-    "complex weight": does(
+    "complex weight": with_forward(
         lambda s, x: (x.to(s.w.dtype) @ s.w).real.to(x.dtype),
         w=lambda: nn.Parameter(torch.ones(WIDTH, WIDTH, dtype=torch.complex64)),
     ),
-    "conjugate": does(
+    "conjugate": with_forward(
         lambda s, x: (x.to(s.w.dtype) @ s.w.conj()).imag.to(x.dtype),
         w=lambda: nn.Parameter(torch.ones(WIDTH, WIDTH, dtype=torch.complex64)),
     ),
-    "nothing": does(
+    "nothing": with_forward(
         lambda s, x: x + s.none.sum() + x[:, :0].sum(1, keepdim=True),
         none=lambda: nn.Parameter(torch.zeros(0, WIDTH)),
     ),
-    "checkpoint": does(lambda s, x: checkpoint(s.lin, x, use_reentrant=False)),
-    "reentrant checkpoint": does(lambda s, x: checkpoint(s.lin, x, use_reentrant=True)),
-    "functional call": does(_attached),
-    "host": does(_on_host),
-    "mask": does(lambda s, x: x.masked_fill(torch.ones_like(x).triu().bool(), 0.0)),
-    "scatter": does(lambda s, x: torch.zeros_like(x).scatter_(1, torch.zeros(
-        x.shape, dtype=torch.long, device=x.device), x)),
-    "cumulative": does(lambda s, x: x.cumsum(1).logsumexp(-1, keepdim=True) + x),
-    "padding": does(lambda s, x: functional.pad(x, (1, 1))[..., 1:-1]),
-    "upsampling": does(lambda s, x: functional.interpolate(x, scale_factor=2.0)[..., ::2]),
-    "pooling": does(lambda s, x: functional.avg_pool1d(x, 3, 1, 1)),
-    "adaptive pooling": does(lambda s, x: functional.adaptive_max_pool1d(x, WIDTH)),
-    "in place": does(lambda s, x: x.clone().mul_(2).add_(s.lin.bias)),
-    "written view": does(lambda s, x: _written(x)),
-    "out": does(lambda s, x: torch.add(x, 1, out=torch.empty_like(x))),
-    "split": does(lambda s, x: torch.cat(torch.split(x, [3, 5], -1)[::-1], -1)),
-    "unbound": does(lambda s, x: torch.stack([s.lin(each) for each in x.unbind(1)], 1)),
-    "no grad": does(lambda s, x: _without_grad(s.lin, x)),
-    "autocast": does(lambda s, x: _autocast(s.lin, x)),
-    "inference": does(lambda s, x: _inference(s.lin, x)),
-}  # fmt: skip
+    "checkpoint": with_forward(lambda s, x: checkpoint(s.lin, x, use_reentrant=False)),
+    "reentrant checkpoint": with_forward(lambda s, x: checkpoint(s.lin, x, use_reentrant=True)),
+    "functional call": with_forward(_attached),
+    "host": with_forward(_on_host),
+    "mask": with_forward(lambda s, x: x.masked_fill(torch.ones_like(x).triu().bool(), 0.0)),
+    "scatter": with_forward(
+        lambda s, x: torch.zeros_like(x).scatter_(
+            1, torch.zeros(x.shape, dtype=torch.long, device=x.device), x
+        )
+    ),
+    "cumulative": with_forward(lambda s, x: x.cumsum(1).logsumexp(-1, keepdim=True) + x),
+    "padding": with_forward(lambda s, x: functional.pad(x, (1, 1))[..., 1:-1]),
+    "upsampling": with_forward(lambda s, x: functional.interpolate(x, scale_factor=2.0)[..., ::2]),
+    "pooling": with_forward(lambda s, x: functional.avg_pool1d(x, 3, 1, 1)),
+    "adaptive pooling": with_forward(lambda s, x: functional.adaptive_max_pool1d(x, WIDTH)),
+    "in place": with_forward(lambda s, x: x.clone().mul_(2).add_(s.lin.bias)),
+    "written view": with_forward(lambda s, x: _written(x)),
+    "out": with_forward(lambda s, x: torch.add(x, 1, out=torch.empty_like(x))),
+    "split": with_forward(lambda s, x: torch.cat(torch.split(x, [3, 5], -1)[::-1], -1)),
+    "unbound": with_forward(lambda s, x: torch.stack([s.lin(each) for each in x.unbind(1)], 1)),
+    "no grad": with_forward(lambda s, x: _without_grad(s.lin, x)),
+    "autocast": with_forward(lambda s, x: _autocast(s.lin, x)),
+    "inference": with_forward(lambda s, x: _inference(s.lin, x)),
+}

@@ -1,4 +1,4 @@
-"""What others wrap around a module, or do to it, that leaves its numbers as they were."""
+"""Wrappers and patches of a module that do not change its output."""
 
 import copy
 import tempfile
