@@ -58,11 +58,11 @@ def test_the_examples_of_the_help_are_legal() -> None:
 def test_the_examples_of_the_help_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmsim_magic.catalog import models
     from llmsim_magic.notebook.arguments import EXAMPLES, parse_line
-    from llmsim_magic.simulate.api import answer
+    from llmsim_magic.simulate.answer import answer
 
     monkeypatch.chdir(tmp_path)
     for line in EXAMPLES.splitlines()[1:]:
         request = parse_line(line.split("%llmsim", 1)[1]).request
         if models.find(request.model) is None:  # a variable of the reader's
             request = replace(request, model="distilgpt2", contexts=(8,))
-        assert answer(request).tables() or request.explained
+        assert answer(request).tables() or request.explain

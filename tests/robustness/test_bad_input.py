@@ -19,7 +19,7 @@ from llmsim_magic.__main__ import main
 from llmsim_magic.capture.meta import small_buffers
 from llmsim_magic.notebook.variables import is_model, model_named
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, shorten
-from llmsim_magic.simulate.api import answer
+from llmsim_magic.simulate.answer import answer
 from llmsim_magic.simulate.request import Request
 from llmsim_magic.views.tables.columns import integers
 from tests.helpers import small_models
@@ -81,7 +81,9 @@ def test_of_several_there_is_one_at_least() -> None:
     for name in ("batch", "context", "phase"):
         line = refused(lambda name=name: llmsim.sweep("distilgpt2", **{name: []}))
         assert line == f"{name} must be one value or several, not []"
-    assert "hardware must be one value or several" in refused(lambda: llmsim.size("distilgpt2", hardware=[]))
+    assert "hardware must be one value or several" in refused(
+        lambda: llmsim.size("distilgpt2", hardware=[])
+    )
 
 
 def test_a_sweep_over_an_endless_batch_is_refused() -> None:
@@ -200,7 +202,7 @@ def test_a_context_that_no_device_is_sized_for_is_refused_before_it_is_shown() -
 
 
 def test_a_comparison_that_cannot_be_made_is_refused_before_it_is_shown() -> None:
-    line = refused(lambda: answer(Request(small_models.qwen3(), beside="distilgpt2")))
+    line = refused(lambda: answer(Request(model=small_models.qwen3(), compare="distilgpt2")))
     assert "within the 32 tokens" in line
 
 

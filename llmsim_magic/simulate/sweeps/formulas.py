@@ -165,6 +165,17 @@ def derive_formulas(asker: WorkloadTracer, phase: str, known: Traces) -> Symboli
     return Symbolic(phase, found, sums, tuple(traces))
 
 
+def sweep_formulas(
+    tracer: WorkloadTracer, traces: Iterable[Trace]
+) -> dict[str, tuple[OperatorFormulas, ...]]:
+    """Formulas for the shapes of each phase of a sweep; a few further workloads are traced."""
+    known: dict[str, dict[Point, Trace]] = {}
+    for trace in traces:
+        workload = trace.workload
+        known.setdefault(workload.phase, {})[workload.batch, workload.context] = trace
+    return {phase: shape_formulas(tracer, phase, found) for phase, found in known.items()}
+
+
 def shape_formulas(
     asker: WorkloadTracer, phase: str, known: Traces
 ) -> tuple[OperatorFormulas, ...]:

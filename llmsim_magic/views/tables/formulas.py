@@ -10,8 +10,8 @@ import sympy
 from llmsim_magic.analyses.formulas.polynomials import Formula, Point
 from llmsim_magic.analyses.formulas.symbolic import QUANTITIES, Key, OperatorFormulas, Shape, Size
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
-from llmsim_magic.views.page import Section
 from llmsim_magic.views.page import as_html as page_as_html
+from llmsim_magic.views.section import Section
 
 Cell = Callable[[Size], Any]
 CONTEXTS = {"prefill": "S", "decode": "C"}  # the name of the context in each phase
