@@ -109,7 +109,7 @@ def _within(owner: str, shares: dict[str, float]) -> float:
 
 def _rows(trace: Trace, path: str) -> int:
     """Rows of the first input of a module's first call; 0 where it has none."""
-    calls = trace.recorded.calls_of.get(path)
+    calls = trace.recorded.calls_by_path.get(path)
     if calls is None or not calls.inputs:
         return 0
     return math.prod(trace.recorded.tensors[calls.inputs[0]].shape[:-1])
@@ -117,7 +117,7 @@ def _rows(trace: Trace, path: str) -> int:
 
 def _routed_rows(trace: Trace, parent: str, path: str) -> int | None:
     """Rows that a module reads of those its parent was given; None for what is not routed to it."""
-    calls = trace.recorded.calls_of
+    calls = trace.recorded.calls_by_path
     if path not in calls:
         return 0
     if parent not in calls or not calls[path].inputs or not calls[parent].inputs:

@@ -84,7 +84,7 @@ def recorded_costs(trace: Trace) -> tuple[Cost, ...]:
     parameters = {p.name: place for place, p in enumerate(trace.parameters)}
     moved = traffic(record)
     found = []
-    for order, kernels in enumerate(record.kernels_of):
+    for order, kernels in enumerate(record.kernels_by_operator):
         counted = [elementwise_work.elementwise_ops(record, kernel) for kernel in kernels]
         known = None not in counted
         read = {

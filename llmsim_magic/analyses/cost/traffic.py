@@ -89,7 +89,7 @@ def traffic(record: Record) -> tuple[Traffic, ...]:
     needed = _needed_later(record)
     older = {n for n, storage in enumerate(record.storages) if storage.role != "activation"}
     found = []
-    for order, kernels in enumerate(record.kernels_of):
+    for order, kernels in enumerate(record.kernels_by_operator):
         fresh: dict[int, list[Tensor]] = {}
         reads: dict[tuple[int, int, int], Access] = {}
         writes: dict[tuple[int, int, int], Access] = {}

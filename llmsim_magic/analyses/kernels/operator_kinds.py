@@ -14,13 +14,13 @@ def operator_kinds(trace: Trace) -> tuple[str, ...]:
 
     `nothing` runs no kernel, as dropout in inference.
     """
-    return tuple(trace.of_each(recorded_operator_kinds(trace)))
+    return tuple(trace.expand_replays(recorded_operator_kinds(trace)))
 
 
 @memoize
 def recorded_operator_kinds(trace: Trace) -> tuple[str, ...]:
     """The kind of each recorded operator."""
-    return tuple(map(_kind, trace.recorded.kernels_of))
+    return tuple(map(_kind, trace.recorded.kernels_by_operator))
 
 
 def _kind(kernels: tuple[Kernel, ...]) -> str:

@@ -80,7 +80,7 @@ def kernel_shapes(
     kinds = recorded_operator_kinds(trace)
     width = trace.model.parallel.width
     found = []
-    for order, kernels in enumerate(record.kernels_of):
+    for order, kernels in enumerate(record.kernels_by_operator):
         worked = [_worked(record, kernel, accelerator, stored) for kernel in kernels]
         sent = [_sent(record, kernel, width) for kernel in kernels]
         if regime == "eager":

@@ -132,7 +132,7 @@ def latency(
         ]
     else:
         recorded = _captured(trace, work, accelerator, price)
-    operators = tuple(trace.of_each(recorded))
+    operators = tuple(trace.expand_replays(recorded))
     seen = any(accelerator.name in devices for devices in known.fits.values())
     return PassTime(
         accelerator, regime, operators, _band(operators, known, trace.workload.phase), seen

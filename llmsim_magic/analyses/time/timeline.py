@@ -76,7 +76,7 @@ def chrome_trace(trace: Trace, time: PassTime) -> dict[str, Any]:
         _named("thread_name", _OPERATORS, f"operators ({time.regime})"),
         _named("thread_name", _LAYERS, "layers"),
     ]
-    operators = trace.of_each(trace.recorded.operators)
+    operators = trace.expand_replays(trace.recorded.operators)
     spans: dict[str, list[float]] = {}
     now = 0.0
     for path, operator, layer, taken in zip(

@@ -95,7 +95,7 @@ class Record:
     results: tuple[int, ...]
 
     @cached_property
-    def kernels_of(self) -> tuple[tuple[Kernel, ...], ...]:
+    def kernels_by_operator(self) -> tuple[tuple[Kernel, ...], ...]:
         """The kernels of each operator, views left out."""
         grouped: list[list[Kernel]] = [[] for _ in self.operators]
         for kernel in self.kernels:
@@ -104,7 +104,7 @@ class Record:
         return tuple(map(tuple, grouped))
 
     @cached_property
-    def calls_of(self) -> dict[str, Calls]:
+    def calls_by_path(self) -> dict[str, Calls]:
         """The calls of each module that ran, by its path."""
         return {calls.path: calls for calls in self.calls}
 
@@ -145,7 +145,7 @@ class Replay:
     calls: tuple[Calls, ...]
     is_first: bool
 
-    def own(self, path: str) -> str:
+    def map_path(self, path: str) -> str:
         """The path in this layer of what has `path` in the one recorded, or lies outside it."""
         if path == self.of or path.startswith(f"{self.of}."):
             return self.path + path[len(self.of) :]

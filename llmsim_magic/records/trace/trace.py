@@ -13,7 +13,7 @@ from llmsim_magic.records.errors import LlmsimError, describe
 from llmsim_magic.records.printable import printable_record
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.recorded import Kernel, Operator, Record, Replay, Storage, Tensor
-from llmsim_magic.records.trace.unroll import Called, calls_of, unroll
+from llmsim_magic.records.trace.unroll import ModuleCalls, module_calls, unroll
 from llmsim_magic.records.trace.workload import Workload
 
 Scalar = int | float | bool | str
@@ -143,18 +143,18 @@ class Trace:
         """The path of every operator of the pass, in order."""
         paths = [operator.path for operator in self.recorded.operators]
         return tuple(
-            paths[operator] if replay is None else replay.own(paths[operator])
+            paths[operator] if replay is None else replay.map_path(paths[operator])
             for operator, replay in self.steps
         )
 
-    def of_each(self, found: Sequence[Value]) -> list[Value]:
+    def expand_replays(self, found: Sequence[Value]) -> list[Value]:
         """What was found for the recorded operators, for every operator of the pass."""
         return [found[operator] for operator, _ in self.steps]
 
     @cached_property
-    def calls(self) -> dict[str, Called]:
+    def calls(self) -> dict[str, ModuleCalls]:
         """The calls of every module that the pass calls, by path."""
-        return calls_of(self.recorded, self.replays)
+        return module_calls(self.recorded, self.replays)
 
     @cached_property
     def times(self) -> Counter[int]:

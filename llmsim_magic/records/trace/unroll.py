@@ -41,7 +41,7 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
         operators=tuple(place.operator(operator) for place, operator in operators),
         calls=tuple(
             place_of[id(called.replay)].calls(path, called)
-            for path, called in sorted(calls_of(record, replays).items(), key=itemgetter(0))
+            for path, called in sorted(module_calls(record, replays).items(), key=itemgetter(0))
         ),
         results=here.numbers(record.results),
         tensors=tuple(written.tensors),
@@ -67,7 +67,7 @@ def _steps(
 
 
 @dataclass(slots=True)
-class Called:
+class ModuleCalls:
     """How often a module was called in the whole pass, and its first call as recorded."""
 
     number: int
@@ -75,15 +75,15 @@ class Called:
     replay: Replay | None
 
 
-def calls_of(record: Record, replays: tuple[Replay, ...]) -> dict[str, Called]:
+def module_calls(record: Record, replays: tuple[Replay, ...]) -> dict[str, ModuleCalls]:
     """Every module that the pass calls, whether it was run or replayed, by path."""
-    found = {calls.path: Called(calls.number, calls, None) for calls in record.calls}
+    found = {calls.path: ModuleCalls(calls.number, calls, None) for calls in record.calls}
     for replay in replays:
         for calls in replay.calls:
-            path = replay.own(calls.path)
+            path = replay.map_path(calls.path)
             called = found.get(path)
             if called is None:
-                found[path] = Called(calls.number, calls, replay)
+                found[path] = ModuleCalls(calls.number, calls, replay)
                 continue
             called.number += calls.number
             if replay.is_first and path != calls.path:
@@ -192,13 +192,13 @@ class _Place:
             held=self.numbers(operator.held),
         )
 
-    def calls(self, path: str, called: Called) -> Calls:
+    def calls(self, path: str, called: ModuleCalls) -> Calls:
         first = called.first
         inputs, outputs = self.numbers(first.inputs), self.numbers(first.outputs)
         return Calls(path, called.number, inputs, outputs, self.numbers(first.held))
 
     def _path(self, path: str) -> str:
-        return self._replay.own(path) if self._replay else path
+        return self._replay.map_path(path) if self._replay else path
 
     def _number(self, index: int) -> int:
         tensor = self._written.record.tensors[self._crossing.get(index, index)]
@@ -218,7 +218,7 @@ class _Place:
         if number in self._own:
             return (self._place, number), storage
         if storage.name is not None and storage.role in ("parameter", "buffer"):
-            name = self._replay.own(storage.name)
+            name = self._replay.map_path(storage.name)
             known = self._written.named.get(name)
             if known is None:
                 return name, replace(storage, name=name)
