@@ -153,7 +153,7 @@ def _flops(record: Record, kernels: Iterable[Kernel], flops: int | None) -> Iter
     for kernel in kernels:
         if kernel.flops:
             yield f"  {kernel.name}: {_derived(record, kernel)} (a multiply-add is two)"
-            if skipped := elementwise_work.causal_skippable(record, kernel):
+            if skipped := elementwise_work.causal_skippable_flops(record, kernel):
                 yield (
                     f"    causal: {units.count(skipped)} of them lie above the diagonal; "
                     "a kernel may skip those"

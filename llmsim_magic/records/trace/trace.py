@@ -157,7 +157,7 @@ class Trace:
         return module_calls(self.recorded, self.replays)
 
     @cached_property
-    def times(self) -> Counter[int]:
+    def run_counts(self) -> Counter[int]:
         """How often the pass does what each recorded operator did."""
         return Counter(operator for operator, _ in self.steps)
 

@@ -87,9 +87,9 @@ def shards_table(shards: Iterable[Shard]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "style": texts([shard.style for shard in each]),
-            "shape": [shard.whole for shard in each],
+            "shape": [shard.full_shape for shard in each],
             "shape_per_rank": [pd.NA if s.shape is None else s.shape for s in each],
-            "bytes": integers([shard.whole_bytes for shard in each]),
+            "bytes": integers([shard.full_bytes for shard in each]),
             "bytes_per_rank": integers([shard.nbytes for shard in each]),
         },
         index=pd.Index([shard.name for shard in each], name="name", dtype=object),

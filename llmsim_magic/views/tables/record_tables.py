@@ -217,7 +217,7 @@ def kernels_table(trace: Trace) -> pd.DataFrame:
 def summary_table(trace: Trace) -> pd.DataFrame:
     """One row per quantity: `value`, its `unit`, and what it `means`."""
     sums = totals(trace)
-    missing = elementwise_work.uncounted(trace)
+    missing = elementwise_work.kernels_without_formula(trace)
     model = trace.model
     rows: list[tuple[str, object, str, str]] = [
         ("model", model.name, "", f"config from: {model.origin}"),
@@ -270,7 +270,9 @@ def summary_table(trace: Trace) -> pd.DataFrame:
 
 def _routing(trace: Trace) -> str:
     """What a token meets of the experts, and the assumption behind it."""
-    kinds = [f"{kind.chosen:g} of {kind.experts} experts" for kind in expert_routings(trace)]
+    kinds = [
+        f"{kind.experts_per_token:g} of {kind.experts} experts" for kind in expert_routings(trace)
+    ]
     if not kinds:
         return "met by each token: all of them"
     return f"met by each token: {' or '.join(kinds)}, routing taken as balanced"
