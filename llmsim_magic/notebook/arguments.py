@@ -7,12 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from llmsim_magic.analyses.memory.quantization import KV_DTYPES, WEIGHT_DTYPES
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, one_of, shorten
+from llmsim_magic.records.hardware.dtypes import (
+    DTYPE_ALIASES,
+    DTYPES,
+    KV_DTYPES,
+    WEIGHT_DTYPES,
+)
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import LEVELS, Selection, Unfolded
-from llmsim_magic.records.trace.workload import ATTENTIONS, DTYPE_ALIASES, DTYPES, PHASES
+from llmsim_magic.records.trace.workload import ATTENTIONS, PHASES
 from llmsim_magic.simulate.request import (
     ALL,
     LAUNCHES,

@@ -6,9 +6,10 @@ from typing import Any
 from llmsim_magic.analyses.memory import quantization
 from llmsim_magic.catalog.accelerators import find
 from llmsim_magic.records.errors import safe_str
+from llmsim_magic.records.hardware.dtypes import dtype_name
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import Selection
-from llmsim_magic.records.trace.workload import ATTENTIONS, dtype_name, whole_number
+from llmsim_magic.records.trace.workload import ATTENTIONS, whole_number
 from llmsim_magic.records.validation import choice, flag
 
 VIEWS = ("summary", "ops", "deps", "topological", "multi-config", "costs", "memory")

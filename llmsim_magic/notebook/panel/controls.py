@@ -6,10 +6,10 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from llmsim_magic.analyses.memory.quantization import KV_DTYPES, WEIGHT_DTYPES
 from llmsim_magic.catalog.accelerators import entries
+from llmsim_magic.records.hardware.dtypes import DTYPES, KV_DTYPES, WEIGHT_DTYPES
 from llmsim_magic.records.trace.selection import LEVELS, Selection
-from llmsim_magic.records.trace.workload import ATTENTIONS, DEFAULT_CONTEXT, DTYPES, PHASES
+from llmsim_magic.records.trace.workload import ATTENTIONS, DEFAULT_CONTEXT, PHASES
 from llmsim_magic.simulate.request import LOCAL, Build, Deployment, Request
 
 TITLES = {

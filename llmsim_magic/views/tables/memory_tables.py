@@ -34,7 +34,7 @@ def memory_table(memory: Memory) -> pd.DataFrame:
     numbers: list[int | None] = [getattr(memory, name) for name in names]
     shares = [number / total if total and number is not None else None for number in numbers]
     means = [f"{units.nbytes(getattr(memory, name))}: {_MEANINGS[name]}" for name in names]
-    for place, assumption in enumerate(memory.assumed):
+    for place, assumption in enumerate(memory.assumptions):
         names.append(f"assumed.{place}")
         numbers.append(None)
         shares.append(None)
