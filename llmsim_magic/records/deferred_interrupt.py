@@ -1,7 +1,7 @@
 """Defers Ctrl-C while work changes global state that it must restore.
 
 Python raises `KeyboardInterrupt` between any two instructions, even between a change and the
-`finally` that undoes it. Here an interrupt only sets a flag, which the work polls where it can stop.
+`finally` that undoes it. Here an interrupt sets a flag, which the work polls where it can stop.
 """
 
 import _thread
@@ -22,13 +22,13 @@ _should_stop: ContextVar[IsCancelled] = ContextVar("stopped", default=never_canc
 
 
 class DeferredInterrupt:
-    """While open, an interrupt waits until the work asks for it, or has ended; then it is raised.
+    """Defers SIGINT until the work polls for it or exits, and then raises `KeyboardInterrupt`.
 
-    Entered, it is a function that says whether to stop: there was an interrupt, or `cancelled`
-    says so, or the work enclosing it is to stop. Work that does not ask for `PATIENCE_S` seconds is
-    interrupted wherever it is, where that `insists`, and by a second interrupt in any case.
+    Entering returns a function that says whether to stop: after an interrupt, if `cancelled()` is
+    true, or if an enclosing `DeferredInterrupt` should stop. With `insists`, work that is not done
+    `PATIENCE_S` seconds after the interrupt is interrupted anywhere. A second interrupt always is.
 
-    Signals are the main thread's, and are left to whoever handles them otherwise than Python does.
+    Only the main thread handles signals. A custom SIGINT handler is left in place.
     """
 
     def __init__(self, cancelled: IsCancelled = never_cancelled, *, insists: bool = True) -> None:

@@ -161,7 +161,7 @@ class Trace:
         return Counter(operator for operator, _ in self.steps)
 
     def recorded_path(self, path: str) -> str:
-        """The path in the recorded layer of a module or parameter of a replayed layer; else its own."""
+        """The path of the recorded counterpart of a module or parameter in a replayed layer."""
         end = len(path)
         while self._recorded_layer_of and end > 0:
             of = self._recorded_layer_of.get(path[:end])

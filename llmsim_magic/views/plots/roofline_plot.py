@@ -8,7 +8,7 @@ from llmsim_magic.analyses.graph.layer_folding import identical_layers, represen
 from llmsim_magic.analyses.graph.layers import layers
 from llmsim_magic.analyses.time.kernel_sizes import compute_dtype
 from llmsim_magic.analyses.time.latency import PassTime
-from llmsim_magic.analyses.time.timeline import points, roofs
+from llmsim_magic.analyses.time.roofline_points import points, roofs
 from llmsim_magic.records.errors import CannotPredict
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views.plots.plot import Plot, drawable, drawing, readable
