@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from benchmarks.end_to_end import bands, passes
 from benchmarks.measured import Measured, operators
+from llmsim_magic.analyses.time.band import DEFAULT_BAND
 from llmsim_magic.analyses.time.calibration_fit import band_of, fit
-from llmsim_magic.analyses.time.roofline import UNEARNED, Estimate, estimate
+from llmsim_magic.analyses.time.roofline import Estimate, estimate
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.hardware.calibration import Band, Calibration, Fitted, Host, Transfer
 
@@ -96,7 +97,7 @@ def transfer(devices: dict[str, list[Measured]], fits: Mapping[str, Fitted]) -> 
     device alone earns no band: a factor of three is what remains.
     """
     if len(devices) < 2:
-        return Transfer(EVEN, UNEARNED)
+        return Transfer(EVEN, DEFAULT_BAND)
     some = {device: Random(0).sample(rows, min(len(rows), 200)) for device, rows in devices.items()}
     tried = {
         share: [unseen(device, rows, fits, share) for device, rows in some.items()]

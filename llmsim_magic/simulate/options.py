@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-from llmsim_magic.analyses.memory.quantization import KV_DTYPES, WEIGHT_DTYPES
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import InvalidValue, one_of
+from llmsim_magic.records.hardware.dtypes import DTYPE_ALIASES, DTYPES, KV_DTYPES, WEIGHT_DTYPES
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import LEVELS, Selection, Unfolded
-from llmsim_magic.records.trace.workload import ATTENTIONS, DTYPE_ALIASES, DTYPES, PHASES
+from llmsim_magic.records.trace.workload import ATTENTIONS, PHASES
 from llmsim_magic.simulate.request import ALL, LAUNCHES, LOCAL, Build, Deployment, Request
 
 TRACE, SWEEP, SIZE, PANEL, GRAPH = "trace", "sweep", "size", "panel", "graph"

@@ -6,6 +6,7 @@ from typing import Any
 from llmsim_magic.analyses.memory import quantization
 from llmsim_magic.catalog.accelerators import find
 from llmsim_magic.records.errors import safe_str
+from llmsim_magic.records.hardware.dtypes import dtype_name
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import Selection
 from llmsim_magic.records.trace.workload import (
@@ -13,7 +14,6 @@ from llmsim_magic.records.trace.workload import (
     DEFAULT_CONTEXT,
     PHASES,
     Workload,
-    dtype_name,
     grid,
     whole_number,
 )

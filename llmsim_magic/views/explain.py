@@ -93,9 +93,9 @@ def _costs_of(trace: Trace, orders: list[int]) -> str:
 def explain_operator(trace: Trace, order: int) -> str:
     """One operator: its shapes, parameters, work, traffic and what it waits for."""
     record, (place, replay) = trace.recorded, trace.steps[order]
-    operator, kernels = record.operators[place], record.kernels_of[place]
+    operator, kernels = record.operators[place], record.kernels_by_operator[place]
     cost, moved = costs(trace)[order], traffic(record)[place]
-    own = replay.own if replay else str
+    own = replay.map_path if replay else str
     names = _names(record, replay)
     where = f" at {operator.source}" if operator.source else ""
     lines = [
@@ -133,7 +133,7 @@ def _names(record: Record, replay: Replay | None) -> Callable[[int], str | None]
         if storage in homes:
             return record.storages[homes[storage]].name
         named = record.storages[storage].name
-        return replay.own(named) if replay and named else named
+        return replay.map_path(named) if replay and named else named
 
     return name
 
@@ -153,7 +153,7 @@ def _flops(record: Record, kernels: Iterable[Kernel], flops: int | None) -> Iter
     for kernel in kernels:
         if kernel.flops:
             yield f"  {kernel.name}: {_derived(record, kernel)} (a multiply-add is two)"
-            if skipped := elementwise_work.causal_skippable(record, kernel):
+            if skipped := elementwise_work.causal_skippable_flops(record, kernel):
                 yield (
                     f"    causal: {units.count(skipped)} of them lie above the diagonal; "
                     "a kernel may skip those"

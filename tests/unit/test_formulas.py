@@ -134,10 +134,10 @@ def test_a_second_regime_is_the_lesser_or_the_greater_of_two() -> None:
     points = (*near.points, *far.points, (2, 299), (2, 300), (2, 301))
     lesser = formula({(b, x): b * min(x, 300) for b, x in points}, near, far)
     assert lesser is not None
-    assert lesser.written(B, C) == sympy.Min(B * C, 300 * B)
+    assert lesser.to_sympy(B, C) == sympy.Min(B * C, 300 * B)
     greater = formula({(b, x): b * max(x, 300) for b, x in points}, near, far)
     assert greater is not None
-    assert greater.written(B, C) == sympy.Max(B * C, 300 * B)
+    assert greater.to_sympy(B, C) == sympy.Max(B * C, 300 * B)
 
 
 def test_the_wide_table_of_a_sweep_has_the_formulas() -> None:

@@ -293,7 +293,7 @@ def test_catalogued_models_are_halved_by_their_plans(name: str) -> None:
     whole, rank = (spread(name, Workload("decode", 1, 16), tp=tp) for tp in (1, 2))
     for shard in shards(whole, rank):
         is_cut = shard.style not in (None, "replicated_with_grad_allreduce")
-        assert shard.nbytes == (shard.whole_bytes // 2 if is_cut else shard.whole_bytes)
+        assert shard.nbytes == (shard.full_bytes // 2 if is_cut else shard.full_bytes)
     assert math.isclose(totals(rank).flops / totals(whole).flops, 0.5, abs_tol=5e-3)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from llmsim_magic.records.trace.workload import DEFAULT_CONTEXT, DTYPES, PHASES
+from llmsim_magic.records.hardware.dtypes import DTYPES
+from llmsim_magic.records.trace.workload import DEFAULT_CONTEXT, PHASES
 from llmsim_magic.simulate.options import BY_NAME, OPTIONS, request_of
 from llmsim_magic.simulate.request import ALL, Request
 from llmsim_magic.simulate.views import VIEWS

@@ -11,8 +11,8 @@ from llmsim_magic.analyses.memory.capacity import Setup
 from llmsim_magic.analyses.memory.memory import Memory
 from llmsim_magic.analyses.parallel.shards import shards
 from llmsim_magic.analyses.time.latency import NOT_MODELLED, PassTime, latency
+from llmsim_magic.analyses.time.perfetto import chrome_trace
 from llmsim_magic.analyses.time.stored_dtypes import stored_dtypes
-from llmsim_magic.analyses.time.timeline import chrome_trace
 from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.accelerator import Accelerator

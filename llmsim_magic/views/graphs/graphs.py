@@ -10,14 +10,14 @@ import graphviz
 from llmsim_magic.analyses.graph.dataflow import ranks
 from llmsim_magic.analyses.graph.kernel_level import split_by_kernel
 from llmsim_magic.analyses.graph.outline import (
-    Flow,
-    Given,
-    Line,
+    EdgeKind,
+    ExternalTensor,
     Node,
     Outline,
+    OutlineEdge,
     boxes,
+    default_depth,
     outline,
-    screenful,
 )
 from llmsim_magic.records.trace.selection import Level, Selection
 from llmsim_magic.records.trace.trace import Trace
@@ -38,7 +38,7 @@ _FILLS = {
     "movement": "#d9d9d9",
     "module": "#ffffff",
 }
-_LINES: dict[Flow, dict[str, str]] = {
+_LINES: dict[EdgeKind, dict[str, str]] = {
     "tensor": {"color": "#454545"},
     "residual": {"color": "#0072b2", "style": "bold"},
     "cache": {"color": "#c14b00", "style": "dashed"},
@@ -71,7 +71,7 @@ def dependency_graph(trace: Trace, selection: Selection) -> Graph:
     """
     trace = _seen_at(trace, selection.level)
     if selection.depth is None and selection.level == "operator":
-        selection = replace(selection, depth=screenful(trace, selection.layers))
+        selection = replace(selection, depth=default_depth(trace, selection.layers))
     drawn = _Drawn(trace, outline(trace, selection))
     graph = drawn.graph("Dependencies", _boxes_of_modules, drawn.words.label)
     return _of_operators(graph, selection.level)
@@ -122,7 +122,7 @@ class _Drawn:
         self._record = trace.recorded
         self._most = max(map(self.words.flops, outlined.nodes), default=0)
         self._titles: dict[str, str] = {}
-        self._stubs = _stubs(outlined.lines)
+        self._stubs = _stubs(outlined.edges)
 
     def graph(
         self,
@@ -152,17 +152,17 @@ class _Drawn:
             dot.attr("graph", style="")
             dot.attr("node", style="filled")
         self._legend(dot)
-        for number, given in enumerate(self._outline.given):
+        for number, given in enumerate(self._outline.inputs):
             self._add_given(dot, f"given{number}", given)
         self._add_cluster(dot, root, label)
         cut = {id(line) for lines in self._stubs.values() for line in lines}
-        for line in self._outline.lines:
+        for line in self._outline.edges:
             if id(line) not in cut:
                 self._add_line(dot, line, with_shapes=rows is not None and not self.words.is_large)
         if rows is not None and not self.words.is_large:
             self._add_rows(dot, rows)
         name = f"{self._trace.model.name}: {title.lower()}, {self._trace.workload}"
-        return Graph(dot.source, name, self._titles, self._outline.drawn_as)
+        return Graph(dot.source, name, self._titles, self._outline.node_of)
 
     # nodes
 
@@ -190,10 +190,10 @@ class _Drawn:
                 box.attr(label=_escape(f" {title} "), **_border(path in self._outline.groups))
                 self._add_cluster(box, inner, label)
 
-    def _add_given(self, dot: graphviz.Digraph, name: str, given: Given) -> None:
+    def _add_given(self, dot: graphviz.Digraph, name: str, given: ExternalTensor) -> None:
         """A tensor that was there before the pass, and who reads it first."""
         tensor = self._record.tensors[given.tensor]
-        flow: Flow = "tensor"
+        flow: EdgeKind = "tensor"
         if self._record.storages[tensor.storage].role == "cache":
             flow = "cache"
         label = f"{'.'.join(given.name.split('.')[-3:])}\n{units.shape(tensor.shape)}"
@@ -205,16 +205,16 @@ class _Drawn:
 
     # lines
 
-    def _add_line(self, dot: graphviz.Digraph, line: Line, *, with_shapes: bool) -> None:
+    def _add_line(self, dot: graphviz.Digraph, line: OutlineEdge, *, with_shapes: bool) -> None:
         source, target = f"n{line.source}", f"n{line.target}"
         shapes, said = self.words.carried(line)
-        attributes = dict(_LINES[line.flow])
-        if with_shapes and line.flow != "next layer":
+        attributes = dict(_LINES[line.kind])
+        if with_shapes and line.kind != "next layer":
             attributes["label"] = "\n".join(f" {shape} " for shape in shapes[:2])
         dot.edge(source, target, **attributes)
         self._titles[f"{source}->{target}"] = said
 
-    def _add_stub(self, dot: graphviz.Digraph, line: Line, here: int) -> None:
+    def _add_stub(self, dot: graphviz.Digraph, line: OutlineEdge, here: int) -> None:
         """One end of a line that would cross everything: the other end is named beside it."""
         there = line.source if here == line.target else line.target
         other = next(node for node in self._outline.nodes if node.order == there)
@@ -222,7 +222,7 @@ class _Drawn:
         stub, node = f"n{line.source}_to_n{line.target}", f"n{here}"
         source, target = (stub, node) if here == line.target else (node, stub)
         dot.node(stub, _escape(f"#{there} {word}"), **_PLAIN)
-        dot.edge(source, target, **_LINES[line.flow])
+        dot.edge(source, target, **_LINES[line.kind])
         self._titles[stub] = self._titles[f"{source}->{target}"] = self.words.carried(line)[1]
 
     def _add_rows(self, dot: graphviz.Digraph, rows: Sequence[int]) -> None:
@@ -240,11 +240,11 @@ class _Drawn:
 
     def _legend(self, dot: graphviz.Digraph) -> None:
         used = {self.words.kind(node) for node in self._outline.nodes}
-        flows = {line.flow for line in self._outline.lines}
+        flows = {line.kind for line in self._outline.edges}
         kinds_ = [f"legend_{kind}" for kind in _FILLS if kind in used]
         ends: list[str] = []
         with dot.subgraph(name="cluster_legend") as legend:
-            is_closed = any(node.closed is not None for node in self._outline.nodes)
+            is_closed = any(node.collapsed is not None for node in self._outline.nodes)
             legend.attr(label=_NOTE + (_CLOSED if is_closed else ""), **_border(False))
             with legend.subgraph() as row:
                 row.attr(rank="same")
@@ -269,21 +269,21 @@ class _Drawn:
 
     def _firsts(self) -> list[str]:
         """What nothing that is drawn comes before: the legend stands above it."""
-        given = self._outline.given
+        given = self._outline.inputs
         read = {reader for each in given for reader in each.readers}
-        read |= {line.target for line in self._outline.lines if line.flow != "next layer"}
+        read |= {line.target for line in self._outline.edges if line.kind != "next layer"}
         begin = (node.order for node in self._outline.nodes if node.order not in read)
         return [*(f"given{n}" for n in range(len(given))), *(f"n{order}" for order in begin)]
 
 
-def _stubs(lines: Sequence[Line]) -> dict[int, list[Line]]:
+def _stubs(lines: Sequence[OutlineEdge]) -> dict[int, list[OutlineEdge]]:
     """The lines drawn at one end alone, by the node there.
 
     Those of a node that so many others read, or that reads so many, would bend the whole drawing.
     """
     out = Counter(line.source for line in lines)
     into = Counter(line.target for line in lines)
-    found: dict[int, list[Line]] = {}
+    found: dict[int, list[OutlineEdge]] = {}
     for line in lines:
         if out[line.source] > _MANY_LINES:
             found.setdefault(line.target, []).append(line)

@@ -2,7 +2,7 @@
 
 from llmsim_magic.analyses.cost.operator_costs import costs, totals
 from llmsim_magic.analyses.graph.layers import index_spans
-from llmsim_magic.analyses.graph.outline import Line, Node, Outline
+from llmsim_magic.analyses.graph.outline import Node, Outline, OutlineEdge
 from llmsim_magic.analyses.kernels.operator_kinds import operator_kinds
 from llmsim_magic.records.trace.recorded import Operator
 from llmsim_magic.records.trace.trace import Trace
@@ -26,9 +26,9 @@ class Labels:
 
     def label(self, node: Node) -> str:
         """`up_proj · Linear`, what it gives, and its parameters."""
-        if node.closed is not None:
-            called = self._trace.calls.get(node.closed)
-            head, given = f"▸ {self.title(node.closed)}", called.first.outputs if called else ()
+        if node.collapsed is not None:
+            called = self._trace.calls.get(node.collapsed)
+            head, given = f"▸ {self.title(node.collapsed)}", called.first.outputs if called else ()
         else:
             operator, name = self._operator(node), self.name(node)
             head = f"{name} · {operator.op}" if operator.kind == "module" else name
@@ -41,9 +41,9 @@ class Labels:
     def name(self, node: Node) -> str:
         """The last word of a module's path, or what a function is called."""
         operator = self._operator(node)
-        if node.closed is None and operator.kind == "function":
+        if node.collapsed is None and operator.kind == "function":
             return operator.op
-        return _name(node.closed or self._trace.paths[node.order])
+        return _name(node.collapsed or self._trace.paths[node.order])
 
     def title(self, path: str) -> str:
         """`layers.0-2 ×3 · DeepseekV3DecoderLayer · mlp: DeepseekV3MLP`."""
@@ -52,11 +52,11 @@ class Labels:
         if group is not None and number > 1:
             stem = name.removesuffix(str(group.first.index))
             name = f"{stem}{index_spans(group.indices)} ×{number}"
-        told = self._outline.differences.get(path)
+        told = self._outline.distinguishing.get(path)
         return f"{name} · {module.type}" + (f"\n {told} " if told else "")
 
     def _stands_for_layers(self, node: Node) -> bool:
-        group = self._outline.groups.get(node.closed or "")
+        group = self._outline.groups.get(node.collapsed or "")
         return group is not None and len(group.indices) > 1
 
     def _operator(self, node: Node) -> Operator:
@@ -64,7 +64,7 @@ class Labels:
 
     def flops(self, node: Node) -> int:
         """Of all the layers that a node stands for."""
-        group = self._outline.groups.get(self._outline.group_of(node.closed or node.box) or "")
+        group = self._outline.groups.get(self._outline.group_of(node.collapsed or node.box) or "")
         times = 1 if group is None else len(group.indices)
         return times * sum(self._costs[order].flops or 0 for order in node.orders)
 
@@ -77,11 +77,11 @@ class Labels:
 
     def tip(self, node: Node) -> str:
         if self.is_large:
-            orders = f"#{node.orders[0]}" + (f" to #{node.orders[-1]}" if node.closed else "")
-            return f"{orders} {node.closed or self._trace.paths[node.order]}"
-        if node.closed is not None:
+            orders = f"#{node.orders[0]}" + (f" to #{node.orders[-1]}" if node.collapsed else "")
+            return f"{orders} {node.collapsed or self._trace.paths[node.order]}"
+        if node.collapsed is not None:
             each = "each of them: " if self._stands_for_layers(node) else ""
-            return each + explain_container(self._trace, node.closed, node.orders)
+            return each + explain_container(self._trace, node.collapsed, node.orders)
         return explain_operator(self._trace, node.order)
 
     def caption(self, title: str) -> str:
@@ -94,14 +94,14 @@ class Labels:
             f"{sums.operators} operators{aside}"
         )
 
-    def carried(self, line: Line) -> tuple[list[str], str]:
+    def carried(self, line: OutlineEdge) -> tuple[list[str], str]:
         """The shapes that a line carries, and all that is to be said of it."""
         tensors = [self._record.tensors[index] for index in line.tensors]
         shapes = list(dict.fromkeys(units.shape(tensor.shape) for tensor in tensors))
         dtypes = dict.fromkeys(tensor.dtype for tensor in tensors)
         said = f"{', '.join(shapes)} {', '.join(dtypes)}"
-        if line.flow != "tensor":
-            said += f" · {line.flow}"
+        if line.kind != "tensor":
+            said += f" · {line.kind}"
         return shapes, said if self.is_large else f"#{line.source} → #{line.target}: {said}"
 
 

@@ -4,10 +4,11 @@ import math
 from collections import Counter
 from functools import partial
 
-from llmsim_magic.analyses.graph.layers import folded, layers, repeats
+from llmsim_magic.analyses.graph.layer_folding import identical_layers, representatives
+from llmsim_magic.analyses.graph.layers import layers
 from llmsim_magic.analyses.time.kernel_sizes import compute_dtype
 from llmsim_magic.analyses.time.latency import PassTime
-from llmsim_magic.analyses.time.timeline import points, roofs
+from llmsim_magic.analyses.time.roofline_points import points, roofs
 from llmsim_magic.records.errors import CannotPredict
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views.plots.plot import Plot, drawable, drawing, readable
@@ -59,7 +60,7 @@ def _scene(trace: Trace, time: PassTime) -> Scene:
 
 def dots(trace: Trace, time: PassTime) -> tuple[Dot, ...]:
     """One dot for operators that are the same work, those that take most of the time first."""
-    twins = folded(trace, repeats(trace))
+    twins = representatives(trace, identical_layers(trace))
     counts = Counter(twins)
     spent = dict.fromkeys(counts, 0.0)
     for twin, operator in zip(twins, time.operators, strict=True):

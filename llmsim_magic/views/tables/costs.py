@@ -27,7 +27,7 @@ def costs_table(trace: Trace, time: PassTime | None = None) -> pd.DataFrame:
         of_type = sums.setdefault(operator.op, dict.fromkeys(_SUMS, 0))
         each = (1, cost.flops or 0, cost.elementwise_ops or 0, cost.bytes_read, cost.bytes_written)
         for name, value in zip(_SUMS, each, strict=True):
-            of_type[name] += value * trace.times[order]
+            of_type[name] += value * trace.run_counts[order]
     table = pd.DataFrame.from_dict(sums, orient="index", columns=list(_SUMS))
     table.index.name = "op"
     moved = table["bytes_read"] + table["bytes_written"]

@@ -121,4 +121,4 @@ def _written(context: str) -> Cell:
 @lru_cache(maxsize=512)
 def _expression(size: Formula, context: str) -> Any:
     batch, variable = sympy.symbols(f"B {context}", positive=True, integer=True)
-    return size.written(batch, variable)
+    return size.to_sympy(batch, variable)

@@ -34,7 +34,7 @@ def memory_table(memory: Memory) -> pd.DataFrame:
     numbers: list[int | None] = [getattr(memory, name) for name in names]
     shares = [number / total if total and number is not None else None for number in numbers]
     means = [f"{units.nbytes(getattr(memory, name))}: {_MEANINGS[name]}" for name in names]
-    for place, assumption in enumerate(memory.assumed):
+    for place, assumption in enumerate(memory.assumptions):
         names.append(f"assumed.{place}")
         numbers.append(None)
         shares.append(None)
@@ -87,9 +87,9 @@ def shards_table(shards: Iterable[Shard]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "style": texts([shard.style for shard in each]),
-            "shape": [shard.whole for shard in each],
+            "shape": [shard.full_shape for shard in each],
             "shape_per_rank": [pd.NA if s.shape is None else s.shape for s in each],
-            "bytes": integers([shard.whole_bytes for shard in each]),
+            "bytes": integers([shard.full_bytes for shard in each]),
             "bytes_per_rank": integers([shard.nbytes for shard in each]),
         },
         index=pd.Index([shard.name for shard in each], name="name", dtype=object),

@@ -37,7 +37,7 @@ def ops_table(trace: Trace) -> pd.DataFrame:
     FLOPs count a multiply-add as two; bytes are the least traffic; `depends_on` lists orders.
     Layers that are alike share the lists of their shapes.
     """
-    record, each = trace.recorded, trace.of_each
+    record, each = trace.recorded, trace.expand_replays
     found = recorded_costs(trace)
     attributes = {module.path: module.attributes for module in trace.modules}
     columns: dict[str, object] = {
@@ -217,7 +217,7 @@ def kernels_table(trace: Trace) -> pd.DataFrame:
 def summary_table(trace: Trace) -> pd.DataFrame:
     """One row per quantity: `value`, its `unit`, and what it `means`."""
     sums = totals(trace)
-    missing = elementwise_work.uncounted(trace)
+    missing = elementwise_work.kernels_without_formula(trace)
     model = trace.model
     rows: list[tuple[str, object, str, str]] = [
         ("model", model.name, "", f"config from: {model.origin}"),
@@ -270,7 +270,9 @@ def summary_table(trace: Trace) -> pd.DataFrame:
 
 def _routing(trace: Trace) -> str:
     """What a token meets of the experts, and the assumption behind it."""
-    kinds = [f"{kind.chosen:g} of {kind.experts} experts" for kind in expert_routings(trace)]
+    kinds = [
+        f"{kind.experts_per_token:g} of {kind.experts} experts" for kind in expert_routings(trace)
+    ]
     if not kinds:
         return "met by each token: all of them"
     return f"met by each token: {' or '.join(kinds)}, routing taken as balanced"
@@ -282,7 +284,7 @@ def topological_table(trace: Trace) -> pd.DataFrame:
 
     `rank` is the length of the longest chain before it: operators of one rank could run at once.
     """
-    operators = trace.of_each(trace.recorded.operators)
+    operators = trace.expand_replays(trace.recorded.operators)
     called = _called(trace)
     waits = depends_on(trace)
     return pd.DataFrame(
@@ -355,13 +357,13 @@ def shapes_table(
         label = workload_label(trace.workload)
         seen: dict[tuple[str, str], int] = {}
         record = trace.recorded
-        written = trace.of_each(
+        written = trace.expand_replays(
             [
                 " → ".join(units.shapes(record.shapes(each)) for each in (o.inputs, o.outputs))
                 for o in record.operators
             ]
         )
-        operators = trace.of_each(record.operators)
+        operators = trace.expand_replays(record.operators)
         for path, operator, text in zip(trace.paths, operators, written, strict=True):
             call = seen[path, operator.op] = seen.get((path, operator.op), -1) + 1
             cells.setdefault((path, operator.op, call), {})[label] = text
@@ -384,7 +386,7 @@ def workload_label(workload: Workload) -> str:
 
 def _called(trace: Trace) -> list[str]:
     """Operators as a person would call them: a module by its path, a function by its name."""
-    operators = trace.of_each(trace.recorded.operators)
+    operators = trace.expand_replays(trace.recorded.operators)
     return [
         path if operator.kind == "module" else f"{path}:{operator.op}"
         for path, operator in zip(trace.paths, operators, strict=True)

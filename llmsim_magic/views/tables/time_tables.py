@@ -61,7 +61,7 @@ def times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
     spent = [Estimate(each.seconds, each.low, each.high, each.binds) for each in found]
     columns: dict[str, object] = {
         "path": list(trace.paths),
-        "op": trace.of_each([operator.op for operator in trace.recorded.operators]),
+        "op": trace.expand_replays([operator.op for operator in trace.recorded.operators]),
         "class": _words([each.kind for each in found]),
         **_columns(spent, time, "share"),
     }
@@ -96,7 +96,7 @@ def layer_times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
 def type_times(trace: Trace, time: PassTime) -> pd.DataFrame:
     """One row per type of operator, index `op`: the time of all of them, its share, what binds."""
     orders: dict[str, list[int]] = {}
-    ops = trace.of_each([operator.op for operator in trace.recorded.operators])
+    ops = trace.expand_replays([operator.op for operator in trace.recorded.operators])
     for order, op in enumerate(ops):
         orders.setdefault(op, []).append(order)
     spent = [time.of(places) for places in orders.values()]
