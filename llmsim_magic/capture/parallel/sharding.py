@@ -47,8 +47,13 @@ def sharded(weightless: MetaModel, parallel: Parallel) -> MetaModel:
     if parallel.ep > 1:
         notes.append("tokens taken as spread evenly over the experts of all ranks")
     info = replace(weightless.info, parallel=parallel, plan=plan)
-    spread = partial(_hook_all, plan=plan, sizes=sizes, ranks=parallel.width)
-    return replace(weightless, info=info, notes=(*weightless.notes, *notes), spread=spread)
+    register_collectives = partial(_hook_all, plan=plan, sizes=sizes, ranks=parallel.width)
+    return replace(
+        weightless,
+        info=info,
+        notes=(*weightless.notes, *notes),
+        register_collectives=register_collectives,
+    )
 
 
 def _cut_all(module: torch.nn.Module, plan: Plan, ranks: int) -> dict[str, int]:
