@@ -32,8 +32,8 @@ class BalancedRouting:
         names, values = tuple(kwargs), (*args, *kwargs.values())
         if [getattr(value, "ndim", 0) for value in values] != [2, 2, 2]:
             raise CannotTrace(
-                f"ep does not support {type(module).__name__}: its forward must take hidden states, "
-                "expert indices and expert weights"
+                f"ep does not support {type(module).__name__}: its forward must take "
+                "hidden states, expert indices and expert weights"
             )
         hidden, *routing = values
         self._tokens, top_k = routing[0].shape

@@ -10,7 +10,7 @@ from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.parallel import Parallel
 
 
-class ReceiveFromPreviousStage(torch.nn.Module):
+class Receive(torch.nn.Module):
     """Replaces the embedding: receives the hidden states of the previous stage."""
 
     def __init__(self, embedding: torch.nn.Module) -> None:
@@ -22,7 +22,7 @@ class ReceiveFromPreviousStage(torch.nn.Module):
         return receive(ids, self._width, self._dtype)
 
 
-class SendToNextStage(torch.nn.Module):
+class Send(torch.nn.Module):
     """Replaces the modules after the layers: sends the hidden states to the next stage."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -90,11 +90,9 @@ def _replace_rest(
             continue
         if module is embedding:
             if not is_first:
-                _replace(model, path, ReceiveFromPreviousStage(module))
+                _replace(model, path, Receive(module))
         elif not is_last:
-            _replace(
-                model, path, SendToNextStage() if path.rpartition(".")[0] == owner else OtherStage()
-            )
+            _replace(model, path, Send() if path.rpartition(".")[0] == owner else OtherStage())
 
 
 def _embedding(model: Any) -> torch.nn.Module | None:
