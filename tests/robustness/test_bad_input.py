@@ -120,7 +120,7 @@ def test_a_line_whose_memory_cannot_be_told_is_refused_before_it_is_shown() -> N
 def test_what_is_no_file_is_not_read(make: Callable[[Path], Any], tmp_path: Path) -> None:
     make(tmp_path / "config.json")
     for name in (tmp_path, tmp_path / "config.json"):
-        assert "config.json is no file" in refused(lambda name=name: llmsim.trace(str(name)))
+        assert "config.json is not a file" in refused(lambda name=name: llmsim.trace(str(name)))
 
 
 @pytest.mark.parametrize("name", ["x" * 5_000, "~nosuchuser", "/" + "y" * 300, "a\0b"])
@@ -152,10 +152,10 @@ def test_a_file_that_starts_with_a_byte_order_mark_is_read(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        (GPT2 | {"n_layer": 1_001}, "no more than 1000 can be"),
+        (GPT2 | {"n_layer": 1_001}, "must be at most 1000"),
         ({"model_type": "whisper", "max_source_positions": 10**9}, "1 × 2,000,000,000 values"),
-        (GPT2 | {"dtype": {}}, "none of torch"),
-        (GPT2 | {"num_labels": 10**9}, "no more than 100000 can be"),
+        (GPT2 | {"dtype": {}}, "not a dtype of torch"),
+        (GPT2 | {"num_labels": 10**9}, "must be at most 100000"),
     ],
 )
 def test_a_config_beyond_any_model_is_refused(
@@ -230,7 +230,9 @@ def test_no_name_is_no_model() -> None:
 def test_a_type_that_is_unknown_is_told_beside_what_it_is_taken_for(tmp_path: Path) -> None:
     keys = GPT2 | {"model_type": "zzz", "architectures": ["GPT2LMHeadModel"]}
     report = llmsim.trace(written(tmp_path, keys), context=8)
-    assert any("'zzz' is unknown: taken for gpt2" in note for note in report.trace.notes)
+    assert any(
+        "'zzz' is unknown; the model is built as gpt2" in note for note in report.trace.notes
+    )
 
 
 def test_options_without_a_model_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ def model_recipe(model: Any, build: Build, progress: Progress = no_progress) -> 
 
 
 def _of_facts(facts: FoundConfig, build: Build) -> ModelRecipe:
-    key = (json.dumps(facts.keys), facts.name, facts.origin, facts.where, build)
+    key = (json.dumps(facts.keys), facts.name, facts.origin, facts.location, build)
     return ModelRecipe(facts.name, key, build, facts=facts)
 
 
