@@ -17,7 +17,8 @@ from mkdocs.structure.pages import Page
 
 import llmsim_magic as llmsim
 from llmsim_magic.catalog import accelerators, models
-from llmsim_magic.notebook.arguments import VALUES, parser
+from llmsim_magic.notebook.arguments import parser
+from llmsim_magic.simulate.options import OPTIONS
 from llmsim_magic.views.tables.column_meanings import meaning
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ ELSEWHERE = {
 _PLACES = {source: place for place, source in ELSEWHERE.items()}
 _MARKER = re.compile(r"<!-- generated: (\w+) -->")
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
+_CHOICES = {option.flag: option.choices for option in OPTIONS if option.choices}
 _MANY = 14  # values of an option that are listed beside it
 _log = logging.getLogger("mkdocs.hooks.llmsim_magic")
 
@@ -98,7 +100,7 @@ def _default(action: argparse.Action) -> str:
 def _text(action: argparse.Action) -> str:
     text = action.help or ""
     for name in action.option_strings:
-        values = VALUES.get(name, ())
+        values = _CHOICES.get(name, ())
         if 0 < len(values) <= _MANY:
             text += "<br>One of " + ", ".join(f"`{value}`" for value in values) + "."
         elif values:
