@@ -2,9 +2,9 @@
 
     python -m benchmarks.calibrate --data DIR
 
-DIR holds `operators.csv.gz` with the columns of `benchmarks/measured_kernels.py`. Besides the fits
-it writes a digest of every row it used, so that `benchmarks/accuracy.py` scores none of them with a
-fit that has seen it.
+DIR holds `operators.csv.gz`; `benchmarks/measured_kernels.py` lists its columns. Besides the fits
+it writes a digest of every row used, so that `benchmarks/accuracy.py` scores no row with a fit
+that used it.
 """
 
 import argparse
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from benchmarks.end_to_end import bands, passes
 from benchmarks.measured_kernels import Measured, operators
+from llmsim_magic.analyses.time.band import DEFAULT_BAND
 from llmsim_magic.analyses.time.calibration_fit import band_of, fit
-from llmsim_magic.analyses.time.roofline import UNEARNED, Estimate, estimate
+from llmsim_magic.analyses.time.roofline import Estimate, estimate
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.hardware.calibration import Band, Calibration, Fitted, Host, Transfer
 
@@ -96,7 +97,7 @@ def transfer(devices: dict[str, list[Measured]], fits: Mapping[str, Fitted]) -> 
     device alone earns no band: a factor of three is what remains.
     """
     if len(devices) < 2:
-        return Transfer(EVEN, UNEARNED)
+        return Transfer(EVEN, DEFAULT_BAND)
     some = {device: Random(0).sample(rows, min(len(rows), 200)) for device, rows in devices.items()}
     tried = {
         share: [unseen(device, rows, fits, share) for device, rows in some.items()]

@@ -23,8 +23,9 @@ from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
 from llmsim_magic.analyses.time.latency import PassTime, latency
 from llmsim_magic.catalog import accelerators, models
 from llmsim_magic.records.errors import LlmsimError
-from llmsim_magic.records.hardware.accelerator import Accelerator, arithmetic
+from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Band, Calibration
+from llmsim_magic.records.hardware.dtypes import arithmetic
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.models.recipes import model_recipe, trace_workload

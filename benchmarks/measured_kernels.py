@@ -15,8 +15,8 @@ from typing import Any
 
 from llmsim_magic.catalog import accelerators, models
 from llmsim_magic.records.errors import LlmsimError
-from llmsim_magic.records.hardware.accelerator import arithmetic
 from llmsim_magic.records.hardware.calibration import Regime, Sample
+from llmsim_magic.records.hardware.dtypes import arithmetic
 from llmsim_magic.records.hardware.kernel_shapes import (
     Attention,
     Collective,

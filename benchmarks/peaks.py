@@ -52,7 +52,7 @@ def measured(model_type: str) -> tuple[int, int] | None:
 
 def both(config: Any) -> tuple[int, int]:
     import llmsim_magic as llmsim
-    from llmsim_magic.analyses.memory.tensor_lifetimes import peak_of_all_made
+    from llmsim_magic.analyses.memory.tensor_lifetimes import peak_with_cache
     from llmsim_magic.capture.inputs import forward_inputs
     from llmsim_magic.records.trace.workload import Workload
     from tests.helpers.allocation_peak import peak
@@ -63,7 +63,7 @@ def both(config: Any) -> tuple[int, int]:
     trace = llmsim.trace(config, batch=2, context=16, dtype="float32").trace
     ways = forward_inputs.prefill_inputs(models.unreal, workload)
     real = models._first(ways, lambda given: peak(models.model, given))
-    return real, peak_of_all_made(trace).nbytes
+    return real, peak_with_cache(trace).nbytes
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ def main(words: list[str] | None = None) -> int:
                 )
             print(parser(PROGRAM).format_help())
             return 0
-        from llmsim_magic.simulate.api import answer
+        from llmsim_magic.simulate.answer import answer
 
         report = answer(request, _say)
         _say("")

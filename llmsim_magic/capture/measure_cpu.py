@@ -22,8 +22,9 @@ from torch.nn import functional
 
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
-from llmsim_magic.records.hardware.accelerator import Accelerator, arithmetic
+from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Host, Sample
+from llmsim_magic.records.hardware.dtypes import arithmetic
 from llmsim_magic.records.hardware.kernel_shapes import Attention, KernelShape, Matmul, Stream
 from llmsim_magic.records.trace.workload import IsCancelled
 

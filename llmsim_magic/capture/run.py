@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from llmsim_magic.capture.inputs import forward_inputs
+from llmsim_magic.capture.inputs import decode_inputs, forward_inputs
+from llmsim_magic.capture.inputs.cache_in_output import cache_in_output, saving_encoder_outputs
 from llmsim_magic.capture.inputs.context_length import context_note, is_huggingface
-from llmsim_magic.capture.inputs.forward_inputs import Inputs
+from llmsim_magic.capture.inputs.model_inputs import ModelInputs
 from llmsim_magic.capture.inputs.signature import parameters
 from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.meta.call_stack import call_model
@@ -61,7 +62,7 @@ def run(
         if workload.phase == "prefill":
             ways = forward_inputs.prefill_inputs(weightless.module, workload)
             return _first_that_runs(ways, one.recorded)
-        return _first_that_runs(forward_inputs.DECODE_WAYS, one.decoded)
+        return _first_that_runs(decode_inputs.DECODE_INPUT_MAKERS, one.decoded)
 
 
 def _first_that_runs(ways: Iterable[Way], run: Callable[[Way], Result]) -> Result:
@@ -98,7 +99,7 @@ def run_with_inputs(
     batch = first.shape[0] if first is not None and first.dim() else 1
     workload = Workload("forward", max(batch, 1), 0)
     with model_lock, _told(weightless, workload):
-        return _Pass(weightless, workload, replay).recorded(Inputs(named), on_device)
+        return _Pass(weightless, workload, replay).recorded(ModelInputs(named), on_device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ class _Left:
             asked.replay,
         ):
             return False
-        wanted = next(forward_inputs.priming_inputs(model, workload)).keywords
+        wanted = next(decode_inputs.priming_inputs(model, workload)).keywords
         mine = self.primed.keywords
         return wanted.keys() == mine.keys() and all(
             map(_same, wanted.values(), (mine[name] for name in wanted))
@@ -153,14 +154,14 @@ class _Pass:
     notes: Sequence[str] = ()
     left: _Left | None = None
 
-    def decoded(self, way: forward_inputs.DecodeWay) -> Trace:
+    def decoded(self, way: decode_inputs.MakeDecodeInputs) -> Trace:
         """A decode step after a priming pass; what that leaves in the model is state as well."""
         with self.weightless.harness.as_it_was():
-            is_first = way is forward_inputs.DECODE_WAYS[0]
+            is_first = way is decode_inputs.DECODE_INPUT_MAKERS[0]
             primed = self._primed(self.left if is_first else None)
             inputs = way(self.weightless.module, self.workload, primed.state, primed.keywords)
             return self.recorded(
-                Inputs(inputs.keywords, primed.notes + inputs.notes), before=primed.answers
+                ModelInputs(inputs.keywords, primed.notes + inputs.notes), before=primed.answers
             )
 
     def _primed(self, left: _Left | None) -> _Primed:
@@ -168,7 +169,7 @@ class _Pass:
         model, info = self.weightless.module, self.weightless.info
         if left is not None and left.serves(self):
             return left.primed
-        primed = _first_that_runs(forward_inputs.priming_inputs(model, self.workload), self._prime)
+        primed = _first_that_runs(decode_inputs.priming_inputs(model, self.workload), self._prime)
         if not primed.state:
             raise NoDecode(
                 f"{info.name}: decode does not exist for it: "
@@ -176,19 +177,19 @@ class _Pass:
             )
         return primed
 
-    def _prime(self, inputs: Inputs) -> _Primed:
+    def _prime(self, inputs: ModelInputs) -> _Primed:
         model, harness = self.weightless.module, self.weightless.harness
         with (
             harness.as_it_was(only_after_errors=True),
             evaluating_partially() as answers,
-            forward_inputs.keeping_encoder_outputs(model) as kept,
+            saving_encoder_outputs(model) as kept,
             harness.told(UnrecordedPass(self._replayer(answers))),
         ):
-            state = forward_inputs.state_of(model, call_model(model, (), inputs.keywords))
+            state = cache_in_output(model, call_model(model, (), inputs.keywords))
         return self._as_primed(inputs, state and state | kept, answers)
 
     def _as_primed(
-        self, inputs: Inputs, state: dict[str, Any], answers: PartialEvaluation
+        self, inputs: ModelInputs, state: dict[str, Any], answers: PartialEvaluation
     ) -> _Primed:
         notes = [*inputs.notes, *(f"before the step: {note}" for note in answers.notes())]
         return _Primed(inputs.keywords, state, notes, answers)
@@ -201,7 +202,10 @@ class _Pass:
         return "encoder_outputs" not in parameters(forward)
 
     def recorded(
-        self, inputs: Inputs, args: tuple[Any, ...] = (), before: PartialEvaluation | None = None
+        self,
+        inputs: ModelInputs,
+        args: tuple[Any, ...] = (),
+        before: PartialEvaluation | None = None,
     ) -> Trace:
         model, harness = self.weightless.module, self.weightless.harness
         keywords = inputs.keywords
@@ -210,7 +214,7 @@ class _Pass:
             _name_storages(recorder, _by_name(model.forward, args) | keywords)
             with harness.told(recorder), dispatch_modes(recorder):
                 output = call_model(model, args, keywords)
-        state = forward_inputs.state_of(model, output) if is_huggingface(model) else {}
+        state = cache_in_output(model, output) if is_huggingface(model) else {}
         if self._can_go_on(state):
             primed = self._as_primed(inputs, state, answers)
             harness.left = _Left(self.workload.batch, self.workload.context, self.replay, primed)

@@ -8,7 +8,8 @@ from functools import cache
 from importlib import resources
 
 from llmsim_magic.records.errors import UnknownHardware, safe_str
-from llmsim_magic.records.hardware.accelerator import ARITHMETICS, Accelerator
+from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.hardware.dtypes import ARITHMETICS
 
 
 @cache

@@ -3,25 +3,14 @@
 import argparse
 import keyword
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from llmsim_magic.analyses.memory.quantization import KV_DTYPES, WEIGHT_DTYPES
-from llmsim_magic.catalog import accelerators
-from llmsim_magic.records.errors import InvalidValue, LlmsimError, one_of, shorten
-from llmsim_magic.records.trace.parallel import Parallel
-from llmsim_magic.records.trace.selection import LEVELS, Selection, Unfolded
-from llmsim_magic.records.trace.workload import ATTENTIONS, DTYPE_ALIASES, DTYPES, PHASES
-from llmsim_magic.simulate.request import (
-    ALL,
-    LAUNCHES,
-    LOCAL,
-    VIEWS,
-    Build,
-    Deployment,
-    Request,
-)
+from llmsim_magic.records.errors import InvalidValue, LlmsimError, shorten
+from llmsim_magic.simulate.options import OPTIONS, Option, request_of
+from llmsim_magic.simulate.request import Request
+from llmsim_magic.simulate.views import VIEWS
 
 EXAMPLES = """\
 examples:
@@ -47,9 +36,9 @@ class Help(Exception):
     """The user asked for help; the message is the help."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A line as parsed: the request, the name to keep the report under, and how to show it."""
+    """A parsed line: the request, the variable that keeps the report, and how to show it."""
 
     request: Request
     output: str | None
@@ -64,13 +53,13 @@ class _Parser(argparse.ArgumentParser):
         raise UsageMistake(f"{message}; see {self.prog} --help")
 
 
-class _Help(argparse.Action):
+class _HelpAction(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         raise Help(parser.format_help())
 
 
 def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
-    """Every option with what it is for."""
+    """The parser of a line, made from the tables of views and options."""
     made = _Parser(
         program,
         description="What a HuggingFace model does when it runs: no weights are needed.",
@@ -80,114 +69,65 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument(
-        "model", nargs="?", metavar="MODEL",
-        help="hub id, folder, config.json, or the name of a variable holding a model or config",
-    )  # fmt: skip
-    made.add_argument(
-        "--model", dest="model_option", metavar="MODEL", help="the same, as an option"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="hub id, folder, config.json, or a variable that holds a model or config",
     )
-    views = made.add_argument_group("views (--summary where none is named)")
-    for view, text in zip(VIEWS, _VIEW_HELP, strict=True):
-        views.add_argument(f"--{view}", action="append_const", const=view, dest="views", help=text)
-    views.add_argument("--explain", metavar="PATH", help="the arithmetic behind one module")
-    drawn = made.add_argument_group("graphs")
-    drawn.add_argument("--depth", metavar="N", type=_number("depth"),
-                       help="open modules so deep (what fits a screen)")  # fmt: skip
-    drawn.add_argument("--layers", metavar="N[,N]|all", type=_layers, default=(),
-                       help="draw these layers by themselves")  # fmt: skip
-    drawn.add_argument("--level", metavar="LEVEL", default="operator",
-                       help="what a node is: module, operator or kernel")  # fmt: skip
-    work = made.add_argument_group("workload")
-    work.add_argument("--phase", type=_phases, default=(), metavar="PHASE",
-                      help="prefill, decode or both")  # fmt: skip
-    work.add_argument("--batch", type=_numbers("batch"), default=(), metavar="N[,N]",
-                      help="batch sizes (1)")  # fmt: skip
-    work.add_argument("--context", type=_numbers("context"), default=(), metavar="N[,N]",
-                      help="tokens read, or already in the cache (128)")  # fmt: skip
-    work.add_argument("--sure", action="store_true", help="trace even thousands of workloads")
-    work.add_argument("--no-replay", action="store_true",
-                      help="run also layers that do what an earlier one did")  # fmt: skip
-    build = made.add_argument_group("model")
-    build.add_argument(
-        "--dtype",
-        metavar="DTYPE",
-        help="bfloat16, float16, float32, or bf16, fp16, fp32 (the config's)",
-    )
-    build.add_argument(
-        "--base", action="store_true", help="without the head, as AutoModel builds it"
-    )
-    build.add_argument("--attn", metavar="KIND", help="sdpa (fused) or eager (scores written out)")
-    build.add_argument("--trust-remote-code", action="store_true",
-                       help="run code from the model's own repository")  # fmt: skip
-    build.add_argument("--refresh", action="store_true", help="ask the hub before the catalogue")
-    devices = made.add_argument_group("devices")
-    devices.add_argument("--hardware", metavar="NAME[,NAME]", type=_names, default=(),
-                         help="time and memory there: H100, local (this machine), all")  # fmt: skip
-    devices.add_argument("--weight-dtype", metavar="DTYPE",
-                         help="what weights are stored in: int4, int8, fp8, bf16, …")  # fmt: skip
-    devices.add_argument("--kv-dtype", metavar="DTYPE", help="what keys and values are stored in")
-    devices.add_argument("--launch", metavar="KIND", default="graph",
-                         help="graph (captured once, as engines do) or eager")  # fmt: skip
-    for name, text in _PARALLEL_HELP.items():
-        devices.add_argument(f"--{name}", metavar="N", type=_number(name), default=1, help=text)
-    devices.add_argument("--compare", metavar="MODEL", help="a second model, side by side")
-    result = made.add_argument_group("result")
-    result.add_argument("--csv", metavar="DIR", help="write the tables and graphs shown")
-    result.add_argument("--overwrite", action="store_true",
-                        help="there, also files that something else wrote")  # fmt: skip
+    made.add_argument("--model", dest="model_option", metavar="MODEL", help="the same as an option")
+    groups = {"views": made.add_argument_group("views (--summary by default)")}
+    for view in VIEWS.values():
+        groups["views"].add_argument(
+            f"--{view.name}", action="append_const", const=view.name, dest="views", help=view.help
+        )
+    for option in OPTIONS:
+        if option.group not in groups:
+            groups[option.group] = made.add_argument_group(option.group)
+        _add(groups[option.group], option)
     if program == PROGRAM:
-        result.add_argument(
-            "--panel", action="store_true", help="explore it with dropdowns and sliders"
-        )
-        result.add_argument(
-            "-o", dest="output", metavar="NAME", help="keep the report as a variable"
-        )
-    made.add_argument("--help", "-h", nargs=0, action=_Help, help="this text")
+        result = groups["result"]
+        result.add_argument("--panel", action="store_true", help="open the panel: dropdowns, tabs")
+        result.add_argument("-o", dest="output", metavar="NAME", help="keep the report as NAME")
+    made.add_argument("--help", "-h", nargs=0, action=_HelpAction, help="show this text")
     return made
 
 
+def _add(group: Any, option: Option) -> None:
+    if option.is_flag:
+        action = "store_false" if option.default else "store_true"
+        group.add_argument(option.flag, dest=option.name, action=action, help=option.help)
+    else:
+        group.add_argument(
+            option.flag,
+            dest=option.name,
+            metavar=option.metavar,
+            type=option.parse,
+            default=option.default,
+            help=option.help,
+        )
+
+
 def _examples(program: str) -> str:
-    """Those that a front door can run: a variable exists in a notebook alone."""
+    """The examples that this program can run: variables and the panel are for a notebook."""
     lines = EXAMPLES.splitlines()
-    fit = [line for line in lines if program == PROGRAM or not _only_in_a_notebook(line)]
-    return "\n".join(fit).replace(PROGRAM, program)
+    usable = [line for line in lines if program == PROGRAM or not _needs_notebook(line)]
+    return "\n".join(usable).replace(PROGRAM, program)
 
 
-def _only_in_a_notebook(line: str) -> bool:
+def _needs_notebook(line: str) -> bool:
     return line.startswith("  r =") or line.endswith("--panel")
 
 
-_VIEW_HELP = (
-    "operators, parameters, FLOPs, bytes and cache in one table",
-    "every module and operator with shapes, parameters, FLOPs, bytes, source",
-    "module hierarchy and dataflow, as a table and a graph",
-    "execution order and what each operator waits for, as a table and a graph",
-    "shapes for batch 1, 16 × context 1, 128 × prefill, decode",
-    "FLOPs, bytes and arithmetic intensity by type of operator; time on --hardware",
-    "weights, cache, activations and runtime; what fits on --hardware",
-)
-_PARALLEL_HELP = {
-    "tp": "devices that share each layer, by the model's own plan",
-    "pp": "stages that share the layers",
-    "ep": "devices that share the experts",
-}
-VALUES: dict[str, tuple[str, ...]] = {
-    "--phase": (*PHASES, "both"),
-    "--dtype": (*DTYPES, *DTYPE_ALIASES),
-    "--attn": ATTENTIONS,
-    "--level": LEVELS,
-    "--hardware": (*accelerators.entries(), LOCAL, ALL),
-    "--weight-dtype": WEIGHT_DTYPES,
-    "--kv-dtype": KV_DTYPES,
-    "--launch": LAUNCHES,
-}
-
-
 def parse_line(line: str, defaults: Mapping[str, Any] | None = None) -> Line:
-    """A magic's line. A comment is dropped; a trailing `;` keeps the answer from being shown.
+    """Parse the line of the magic. A comment is dropped; a trailing `;` suppresses the display.
 
-    `defaults` are values, as they would be written, of options that are not.
-    Raises `LlmsimError` for a mistake, `Help` for `--help`.
+    Args:
+        line: what stands behind `%llmsim`.
+        defaults: texts of options that the line may leave out, by name.
+
+    Raises:
+        LlmsimError: an option or value that does not exist.
+        Help: the line asks for help.
     """
     try:
         words = shlex.split(line, comments=True)
@@ -203,7 +143,7 @@ def parse_line(line: str, defaults: Mapping[str, Any] | None = None) -> Line:
 def parse(
     words: Sequence[str], program: str = PROGRAM, defaults: Mapping[str, Any] | None = None
 ) -> Line:
-    """The words of a line, by the same rules in a notebook and in a terminal."""
+    """Parse the words of a line, by the same rules in a notebook and in a terminal."""
     made = parser(program)
     made.set_defaults(**(defaults or {}))
     found = made.parse_args(words)
@@ -211,70 +151,9 @@ def parse(
         raise UsageMistake(f"two models: {shorten(found.model)} and {shorten(found.model_option)}")
     output = getattr(found, "output", None)
     if output is not None and (not output.isidentifier() or keyword.iskeyword(output)):
-        raise InvalidValue.must_be("-o", output, "a variable's name")
+        raise InvalidValue.must_be("-o", output, "the name of a variable")
     views = tuple(dict.fromkeys(found.views or ()))
     if not views and found.explain is None:
         views = ("summary",)
-    build = Build(
-        found.base,
-        found.attn,
-        found.dtype,
-        found.trust_remote_code,
-        found.refresh,
-        Parallel(found.tp, found.pp, found.ep),
-    )
-    deployed = Deployment(found.hardware, found.weight_dtype, found.kv_dtype, found.launch)
-    request = Request(
-        found.model or found.model_option,
-        views,
-        found.phase,
-        found.batch,
-        found.context,
-        build,
-        found.explain,
-        Selection(found.depth, found.layers, found.level),
-        deployed,
-        found.compare,
-        found.csv,
-        found.overwrite,
-        replay=not found.no_replay,
-        sure=found.sure,
-    )
-    return Line(request, output, panel=getattr(found, "panel", False), quiet=False)
-
-
-def _number(name: str) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        if not text.lstrip("-").isdecimal():
-            raise InvalidValue.must_be(f"--{name}", text, "a whole number of at least 1")
-        if int(text) < 1:
-            raise InvalidValue.must_be(f"--{name}", text, "at least 1")
-        return int(text)
-
-    return convert
-
-
-def _numbers(name: str) -> Callable[[str], tuple[int, ...]]:
-    convert = _number(name)
-    return lambda text: tuple(dict.fromkeys(convert(part.strip()) for part in text.split(",")))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
-
-
-def _layers(text: str) -> Unfolded:
-    if text == "all":
-        return "all"
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise InvalidValue.must_be("--layers", text, "all, or indices of layers such as 0,27")
-    return frozenset(map(int, parts))
-
-
-def _phases(text: str) -> tuple[str, ...]:
-    if text == "both":
-        return PHASES
-    if text not in PHASES:
-        raise InvalidValue.must_be("--phase", text, one_of((*PHASES, "both")))
-    return (text,)
+    request = request_of(found.model or found.model_option, views, vars(found))
+    return Line(request=request, output=output, panel=getattr(found, "panel", False), quiet=False)

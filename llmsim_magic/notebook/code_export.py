@@ -1,120 +1,70 @@
-"""A request as code: the magic's line and the call in Python that give the same."""
+"""A request as code: the line of the magic and the call in Python that give the same."""
 
 import shlex
 from collections.abc import Iterator
+from typing import Any
 
-from llmsim_magic.records.trace.trace import Scalar
 from llmsim_magic.records.trace.workload import PHASES
+from llmsim_magic.simulate.options import GRAPH, OPTIONS, SWEEP, TRACE, Option
 from llmsim_magic.simulate.request import Request
-
-_RESULTS = {
-    "summary": "report.summary",
-    "ops": "report.ops",
-    "deps": "report.dependency_graph({})",
-    "topological": "report.topological_graph({})",
-    "costs": "report.costs",
-    "memory": "report.memory",
-}
+from llmsim_magic.simulate.views import VIEWS, views_of
 
 
 def magic_line(request: Request) -> str:
-    """`%llmsim gpt2 --ops --phase decode`: `parse_line` makes the same request of it."""
+    """The line `%llmsim gpt2 --ops --phase decode`, which parses to the same request."""
     words = [str(request.model), *(f"--{view}" for view in request.views)]
-    for option, value in _options(request):
-        words += [f"--{option}"] if value is True else [f"--{option}", str(value)]
+    for option in OPTIONS:
+        value = option.value(request)
+        if value == option.default:
+            continue
+        words += [option.flag] if option.is_flag else [option.flag, _text(option, value)]
     return f"%llmsim {shlex.join(words)}"
 
 
 def python_call(request: Request, *, is_variable: bool = False) -> str:
-    """The lines that make the same tables and graphs, one workload or many."""
+    """The Python code that gives the same tables and graphs, for one workload or a sweep.
+
+    Args:
+        request: what was asked for.
+        is_variable: whether the model is the name of a variable, which is not quoted.
+    """
     model = str(request.model) if is_variable else repr(request.model)
-    given = "".join(f", {name}={value!r}" for name, value in _keywords(request))
+    call = SWEEP if request.is_sweep else TRACE
+    keywords = "".join(f", {name}={value!r}" for name, value in _keywords(request, call))
     if request.is_sweep:
-        call, results = f"sweep = llmsim.sweep({model}{given})", ["sweep.totals", "sweep.shapes"]
+        code = f"sweep = llmsim.sweep({model}{keywords})"
+        results = [VIEWS["multi-config"].python]
     else:
-        call = f"report = llmsim.trace({model}{given})"
-        results = [_RESULTS[view].format(_drawn(request)) for view in request.views]
-        if request.deployed.hardware:
-            results.append("report.latency")
-        if request.explained is not None:
-            results.append(f"report.explain({request.explained!r})")
-    return "\n".join(("import llmsim_magic as llmsim", "", call, *results))
+        code = f"report = llmsim.trace({model}{keywords})"
+        results = [_result(view.python, view.name, request) for view in views_of(request)]
+    return "\n".join(("import llmsim_magic as llmsim", "", code, *results))
 
 
-def _options(request: Request) -> Iterator[tuple[str, object]]:
-    """What is not as it is by default, by the names of the magic's options."""
-    build, drawn = request.build, request.drawn
-    phase = "both" if request.phases == PHASES else ",".join(request.phases)
-    layers = drawn.layers if drawn.layers == "all" else ",".join(map(str, sorted(drawn.layers)))
-    options = {
-        "phase": phase,
-        "batch": ",".join(map(str, request.batches)),
-        "context": ",".join(map(str, request.contexts)),
-        "dtype": build.dtype,
-        "base": build.base,
-        "attn": build.attn,
-        "trust-remote-code": build.trust_remote_code,
-        "refresh": build.refresh,
-        "depth": drawn.depth,
-        "layers": layers,
-        "level": _unless(drawn.level, "operator"),
-        "hardware": ",".join(request.deployed.hardware),
-        "weight-dtype": request.deployed.weight_dtype,
-        "kv-dtype": request.deployed.kv_dtype,
-        "launch": _unless(request.deployed.launch, "graph"),
-        "tp": _unless(build.parallel.tp, 1),
-        "pp": _unless(build.parallel.pp, 1),
-        "ep": _unless(build.parallel.ep, 1),
-        "compare": request.beside,
-        "explain": request.explained,
-        "csv": request.csv,
-        "overwrite": request.overwrite,
-        "no-replay": not request.replay,
-        "sure": request.sure,
-    }
-    return ((name, value) for name, value in options.items() if value)
+def _result(code: str, name: str, request: Request) -> str:
+    if name == "explain":
+        return f"report.explain({request.explain!r})"
+    drawn = ", ".join(f"{name}={value!r}" for name, value in _keywords(request, GRAPH))
+    return code.format(drawn)
 
 
-def _keywords(request: Request) -> Iterator[tuple[str, object]]:
-    """The same for `trace`, or `sweep` where there are several workloads."""
-    build, many = request.build, request.is_sweep
-    for name, values in (
-        ("phase", request.phases), ("batch", request.batches), ("context", request.contexts),
-    ):  # fmt: skip
-        if values:
-            yield name, list(values) if many else values[0]
-    for name, value in (
-        ("dtype", build.dtype), ("attn", build.attn), ("base", build.base),
-        ("trust_remote_code", build.trust_remote_code), ("refresh", build.refresh),
-    ):  # fmt: skip
-        if value:
-            yield name, value
-    if not request.replay:
-        yield "replay", False
-    if not many:
-        yield from _deployed(request)
+def _keywords(request: Request, call: str) -> Iterator[tuple[str, Any]]:
+    """The options of a public function that a request sets."""
+    for option in OPTIONS:
+        value = option.value(request)
+        if call not in option.calls or value == option.default:
+            continue
+        if isinstance(value, frozenset):
+            yield option.name, sorted(value)
+        elif isinstance(value, tuple):
+            yield option.name, value[0] if call == TRACE and len(value) == 1 else list(value)
+        else:
+            yield option.name, value
 
 
-def _deployed(request: Request) -> Iterator[tuple[str, object]]:
-    """How and where one workload runs."""
-    deployed, parallel = request.deployed, request.build.parallel
-    names = deployed.hardware
-    for name, value, default in (
-        ("hardware", names[0] if len(names) == 1 else list(names), []),
-        ("weight_dtype", deployed.weight_dtype, None), ("kv_dtype", deployed.kv_dtype, None),
-        ("launch", deployed.launch, "graph"),
-        ("tp", parallel.tp, 1), ("pp", parallel.pp, 1), ("ep", parallel.ep, 1),
-    ):  # fmt: skip
-        if value != default:
-            yield name, value
-
-
-def _unless(value: Scalar, default: Scalar) -> Scalar | None:
-    return None if value == default else value
-
-
-def _drawn(request: Request) -> str:
-    drawn = request.drawn
-    layers = drawn.layers if drawn.layers == "all" else sorted(drawn.layers)
-    given = {"depth": drawn.depth, "layers": layers, "level": _unless(drawn.level, "operator")}
-    return ", ".join(f"{name}={value!r}" for name, value in given.items() if value)
+def _text(option: Option, value: Any) -> str:
+    """A value as the command line writes it."""
+    if option.name == "phase" and value == PHASES:
+        return "both"
+    if isinstance(value, (tuple, frozenset)):
+        return ",".join(map(str, sorted(value) if isinstance(value, frozenset) else value))
+    return str(value)

@@ -9,8 +9,11 @@ from IPython.core.completer import (
 from IPython.core.getipython import get_ipython
 
 from llmsim_magic.catalog import models
-from llmsim_magic.notebook.arguments import VALUES, parser
+from llmsim_magic.notebook.arguments import parser
 from llmsim_magic.notebook.variables import holding_models
+from llmsim_magic.simulate.options import OPTIONS
+
+_VALUES = {option.flag: option.choices for option in OPTIONS if option.choices}
 
 
 @context_matcher()
@@ -36,9 +39,9 @@ def complete(context: CompletionContext) -> SimpleMatcherResult:
 def _candidates(token: str, previous: str) -> list[str]:
     option, equals, value = token.partition("=")
     if equals:
-        return [f"{option}={known}" for known in VALUES.get(option, ()) if known.startswith(value)]
-    if previous in VALUES:
-        return [value for value in VALUES[previous] if value.startswith(token)]
+        return [f"{option}={known}" for known in _VALUES.get(option, ()) if known.startswith(value)]
+    if previous in _VALUES:
+        return [value for value in _VALUES[previous] if value.startswith(token)]
     if token.startswith("-"):
         return sorted(name for name in _options() if name.startswith(token))
     if _options().get(previous, False):

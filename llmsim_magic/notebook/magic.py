@@ -95,7 +95,7 @@ class LLMSim(Magics):
     def _report(self, parsed: Line) -> "Report":
         if parsed.request.model is None:
             raise Help(parser().format_help())
-        from llmsim_magic.simulate.api import answer
+        from llmsim_magic.simulate.answer import answer
 
         model = model_named(parsed.request.model, self.shell.user_ns)
         request = replace(parsed.request, model=model)

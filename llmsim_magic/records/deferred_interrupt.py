@@ -1,8 +1,7 @@
-"""Ctrl-C, where nothing is half done.
+"""Defers Ctrl-C while work changes global state that it must restore.
 
-Python raises `KeyboardInterrupt` between any two instructions: also between a change and the
-`finally` that would undo it. Where something is to be undone, an interrupt is noted instead, and
-the work asks for it at places where it may end.
+Python raises `KeyboardInterrupt` between any two instructions, even between a change and the
+`finally` that undoes it. Here an interrupt sets a flag, which the work polls where it can stop.
 """
 
 import _thread
@@ -16,47 +15,47 @@ from typing import ParamSpec, TypeVar
 
 from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
 
-Given = ParamSpec("Given")
-Made = TypeVar("Made")
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
 PATIENCE_S = 1.0
-_stopped: ContextVar[IsCancelled] = ContextVar("stopped", default=never_cancelled)
+_should_stop: ContextVar[IsCancelled] = ContextVar("stopped", default=never_cancelled)
 
 
 class DeferredInterrupt:
-    """While open, an interrupt waits until the work asks for it, or has ended; then it is raised.
+    """Defers SIGINT until the work polls for it or exits, and then raises `KeyboardInterrupt`.
 
-    Entered, it is a function that says whether to stop: there was an interrupt, or `cancelled`
-    says so, or the work around it is to stop. Work that does not ask for `PATIENCE_S` seconds is
-    interrupted wherever it is, where that `insists`, and by a second interrupt in any case.
+    Entering returns a function that says whether to stop: after an interrupt, if `cancelled()` is
+    true, or if an enclosing `DeferredInterrupt` should stop. With `insists`, work that is not done
+    `PATIENCE_S` seconds after the interrupt is interrupted anywhere. A second interrupt always is.
 
-    Signals are the main thread's, and are left to whoever handles them otherwise than Python does.
+    Only the main thread handles signals. A custom SIGINT handler is left in place.
     """
 
     def __init__(self, cancelled: IsCancelled = never_cancelled, *, insists: bool = True) -> None:
         self._cancelled = cancelled
         self._insists = insists
-        self._around: Token[IsCancelled] | None = None
+        self._token: Token[IsCancelled] | None = None
         self._is_handler = False
-        self._has_come = False
-        self._is_over = False
-        self._ended = _thread.allocate_lock()
-        self._settling = _thread.allocate_lock()
+        self._is_interrupted = False
+        self._has_exited = False
+        self._running_lock = _thread.allocate_lock()
+        self._exit_lock = _thread.allocate_lock()
 
     def __enter__(self) -> IsCancelled:
         if (
             threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         ):
-            self._ended.acquire()
+            self._running_lock.acquire()
             signal.signal(signal.SIGINT, self._interrupted)
             self._is_handler = True
-        around, cancelled = _stopped.get(), self._cancelled
+        enclosing, cancelled = _should_stop.get(), self._cancelled
 
-        def stopped() -> bool:
-            return self._has_come or cancelled() or around()
+        def should_stop() -> bool:
+            return self._is_interrupted or cancelled() or enclosing()
 
-        self._around = _stopped.set(stopped)
-        return stopped
+        self._token = _should_stop.set(should_stop)
+        return should_stop
 
     def __exit__(
         self,
@@ -64,20 +63,20 @@ class DeferredInterrupt:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._is_over = True
-        if self._around is not None:
-            _stopped.reset(self._around)
+        self._has_exited = True
+        if self._token is not None:
+            _should_stop.reset(self._token)
         if not self._is_handler:
             return
-        self._ended.release()
-        with self._settling:
+        self._running_lock.release()
+        with self._exit_lock:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self._has_come and kind is not KeyboardInterrupt:
+        if self._is_interrupted and kind is not KeyboardInterrupt:
             raise KeyboardInterrupt
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        is_first, self._has_come = not self._has_come, True
-        if self._is_over:
+        is_first, self._is_interrupted = not self._is_interrupted, True
+        if self._has_exited:
             return
         if not is_first:
             signal.default_int_handler(number, frame)
@@ -86,19 +85,19 @@ class DeferredInterrupt:
             _thread.start_new_thread(self._insist, ())
 
     def _insist(self) -> None:
-        if self._ended.acquire(timeout=PATIENCE_S):
+        if self._running_lock.acquire(timeout=PATIENCE_S):
             return
-        with self._settling:
-            if not self._is_over:
+        with self._exit_lock:
+            if not self._has_exited:
                 _thread.interrupt_main()
 
 
-def defer_interrupt(make: Callable[Given, Made]) -> Callable[Given, Made]:
-    """A function that an interrupt does not spoil: the libraries it calls change global things."""
+def defer_interrupt(make: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Decorator that defers interrupts while a function changes global state of libraries."""
 
     @wraps(make)
-    def whole(*args: Given.args, **keywords: Given.kwargs) -> Made:
+    def wrapper(*args: Params.args, **keywords: Params.kwargs) -> Result:
         with DeferredInterrupt():
             return make(*args, **keywords)
 
-    return whole
+    return wrapper

@@ -1,69 +1,69 @@
-"""The one family of errors that a user meets: each is a single line that says what to do."""
+"""The errors a user sees: each is one line that says what is wrong and what to do."""
 
 from collections.abc import Iterable
 
 from llmsim_magic.records.printable import printable
 
-LONGEST = 500  # characters of an error
+MAX_LENGTH = 500  # characters of an error
 
 
 class LlmsimError(Exception):
-    """Something the user can mend; `str(error)` is one line for them, whatever it quotes."""
+    """An error the user can fix; `str(error)` is one printable line."""
 
     def __init__(self, text: str) -> None:
         line = printable(" ".join(text.split()))
-        if len(line) > LONGEST:  # what was given stands first, what to do last
-            line = f"{line[: LONGEST // 2]}…{line[-LONGEST // 2 + 1 :]}"
+        if len(line) > MAX_LENGTH:  # keeps the value at the start and the advice at the end
+            line = f"{line[: MAX_LENGTH // 2]}…{line[-MAX_LENGTH // 2 + 1 :]}"
         super().__init__(line)
 
 
 class InvalidValue(LlmsimError):
-    """A value that an option does not take, or that does not go with another."""
+    """A value that an option does not accept, or that conflicts with another option."""
 
     @classmethod
     def must_be(cls, name: str, given: object, legal: str) -> "InvalidValue":
-        """`batch must be at least 1, not 0`; any other sentence is written out by its caller."""
+        """The error `NAME must be LEGAL, not GIVEN`, such as `batch must be at least 1, not 0`."""
         return cls(f"{name} must be {legal}, not {shorten(given)}")
 
 
 class UnknownModel(LlmsimError):
-    """No config could be found under the name given."""
+    """No config was found for the model name."""
 
 
 class UnknownHardware(LlmsimError):
-    """No accelerator is listed under the name given."""
+    """No accelerator of the catalogue has the name."""
 
     def __init__(self, name: object, nearest: Iterable[str]) -> None:
         near = ", ".join(nearest)
-        meant = f"did you mean {near}?" if near else "the catalogue lists what there is"
+        meant = f"did you mean {near}?" if near else "hardware='all' lists every accelerator"
         super().__init__(f"hardware: {shorten(name)} is not in the catalogue; {meant}")
 
 
 class CannotPredict(LlmsimError):
-    """A time that nothing known lets us tell."""
+    """A time that cannot be predicted from the catalogue and the calibration."""
 
     def __init__(self, what: str, device: str, why: str) -> None:
-        super().__init__(f"hardware: no {what} on {device} can be told: {why}")
+        super().__init__(f"hardware: the {what} on {device} cannot be predicted: {why}")
 
 
 class TooManyWorkloads(LlmsimError):
-    """A sweep so large that its user should be sure."""
+    """A sweep so large that the user has to confirm it."""
 
     def __init__(self, number: int, most: int, seconds: float) -> None:
         hours = seconds / 3600
         long = f"{hours:,.1f} hours" if hours >= 1.5 else f"{hours * 60:.1f} minutes"
         super().__init__(
             f"sweep: {number:,} workloads would take about {long}; ask for at most {most:,}, "
-            "or say that you are sure: --sure in the magic, sure=True in Python"
+            "or confirm with --sure in the magic, sure=True in Python"
         )
 
 
 class Cancelled(LlmsimError):
-    """Work that was cancelled before it had anything to show."""
+    """Work that was cancelled before it had a result."""
 
 
 class RecursiveTrace(LlmsimError):
-    """What was asked for from within the answer to itself."""
+    """A trace that was requested while the same thread is tracing."""
 
 
 class NoDecode(LlmsimError):
@@ -75,13 +75,13 @@ class CannotTrace(LlmsimError):
 
 
 def shorten(given: object, limit: int = 80) -> str:
-    """The value as the user would recognise it, never longer than a line can bear."""
+    """The value as one line of at most `limit` characters; a string is quoted."""
     text = " ".join(safe_str(given).split())
     return _cut(repr(text) if is_instance(given, str) else text, limit)
 
 
 def safe_str(given: object) -> str:
-    """`str(given)`, or what it is where that fails: anything may be given."""
+    """`str(given)`, or its type if that raises."""
     try:
         return str(given)
     except Exception:
@@ -89,13 +89,13 @@ def safe_str(given: object) -> str:
 
 
 def type_name(given: object) -> str:
-    """The name that its type has, whatever a metaclass would say."""
+    """The name of a value's type, without calling its metaclass."""
     name: str = vars(type)["__name__"].__get__(type(given))
     return name
 
 
 def is_instance(given: object, kind: type) -> bool:
-    """`isinstance` of the type itself: an object's word for its class may be a lie, or raise."""
+    """`isinstance` by `type()`, because a hostile `__class__` may lie or raise."""
     return issubclass(type(given), kind)
 
 
@@ -104,15 +104,16 @@ def _cut(text: str, limit: int) -> str:
 
 
 def one_of(legal: Iterable[str]) -> str:
+    """The legal values as `one of a, b, c`."""
     return "one of " + ", ".join(legal)
 
 
 def describe(error: BaseException) -> str:
-    """An exception as part of one line."""
+    """An exception as `Type: message` in one line."""
     while isinstance(error, ModuleNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # transformers loads lazily, and says only what it wanted to load
+        error = error.__cause__  # transformers' lazy import hides the real cause
     try:
         text = " ".join(str(error).split())
-    except Exception:  # of a class of the user's own
+    except Exception:  # __str__ of a user's class may raise
         text = ""
     return f"{type_name(error)}: {_cut(text or 'no message', 240)}"

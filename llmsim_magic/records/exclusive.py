@@ -1,4 +1,4 @@
-"""Taking turns at what one thread may do at a time."""
+"""A lock for work that only one thread may do at a time."""
 
 import os
 from threading import Lock, get_ident
@@ -6,26 +6,26 @@ from weakref import WeakSet
 
 from llmsim_magic.records.errors import RecursiveTrace
 
-_turns: "WeakSet[ExclusiveLock]" = WeakSet()
+_locks: "WeakSet[ExclusiveLock]" = WeakSet()
 
 
 class ExclusiveLock:
-    """A lock that threads wait for, but none for itself: what asks for its own turn is refused.
+    """A lock that raises `RecursiveTrace` if its own thread enters it again.
 
-    Such is a forward that asks for a trace. A forked process finds the turn free, unless it is its
-    own: the thread that had it stays behind.
+    A model whose forward requests a trace would otherwise deadlock. After a fork the child releases
+    the lock unless the forking thread held it, because other threads do not exist in the child.
     """
 
-    def __init__(self, refused: str) -> None:
-        self._refused = refused
+    def __init__(self, message: str) -> None:
+        self._message = message
         self._lock = Lock()
         self._thread: int | None = None
-        _turns.add(self)
+        _locks.add(self)
 
     def __enter__(self) -> None:
-        """Raises `Busy` in the thread whose turn it is."""
+        """Raises `RecursiveTrace` in the thread that holds the lock."""
         if self._thread == get_ident():
-            raise RecursiveTrace(self._refused)
+            raise RecursiveTrace(self._message)
         self._lock.acquire()
         self._thread = get_ident()
 
@@ -33,16 +33,16 @@ class ExclusiveLock:
         self._thread = None
         self._lock.release()
 
-    def renew(self) -> None:
-        """Take the turn from a thread that a forked process does not have."""
+    def release_after_fork(self) -> None:
+        """Release the lock in a forked process if another thread held it."""
         if self._lock.locked() and self._thread != get_ident():
             self._lock, self._thread = Lock(), None
 
 
-def _renew_all() -> None:
-    for turn in tuple(_turns):
-        turn.renew()
+def _release_all_after_fork() -> None:
+    for lock in tuple(_locks):
+        lock.release_after_fork()
 
 
-if hasattr(os, "register_at_fork"):  # where processes fork
-    os.register_at_fork(after_in_child=_renew_all)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_release_all_after_fork)

@@ -1,4 +1,4 @@
-"""Text whose every character can be seen, whoever chose it."""
+"""Printable text: control and invisible characters are escaped."""
 
 from typing import Any, TypeVar
 
@@ -8,32 +8,34 @@ Record = TypeVar("Record")
 
 
 def printable(text: str) -> str:
-    r"""The text, what cannot be seen in it as Python would write it: `\x1b`, `\n`, `\u202e`."""
+    r"""The text with unprintable characters as Python escapes: `\x1b`, `\n`, `\u202e`."""
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() else _written(each) for each in text)
+    return "".join(each if each.isprintable() else _escaped(each) for each in text)
 
 
-def _written(character: str) -> str:
+def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
 def printable_record(record: Record) -> Record:
-    """A record whose every text is legible: mostly the one given."""
+    """The record with every string printable; the same object if all are already."""
     try:
-        written = msgspec.json.encode(record).decode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        written = ""
-    if written and written.isprintable() and "\\" not in written:  # JSON escapes what is not
+        encoded = msgspec.json.encode(record).decode()
+    except UnicodeEncodeError:  # a lone surrogate
+        encoded = ""
+    if (
+        encoded and encoded.isprintable() and "\\" not in encoded
+    ):  # JSON escapes unprintable characters
         return record
-    return msgspec.convert(_throughout(msgspec.to_builtins(record)), type(record))
+    return msgspec.convert(_convert(msgspec.to_builtins(record)), type(record))
 
 
-def _throughout(value: Any) -> Any:
+def _convert(value: Any) -> Any:
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, (list, tuple)):
-        return [*map(_throughout, value)]
+        return [*map(_convert, value)]
     if isinstance(value, dict):
-        return {_throughout(key): _throughout(each) for key, each in value.items()}
+        return {_convert(key): _convert(each) for key, each in value.items()}
     return value

@@ -1,6 +1,6 @@
-"""Values as a caller may give them: what is meant, or `InvalidValue`.
+"""Validation of option values; an illegal value raises `InvalidValue`.
 
-Of a value nothing is asked but its type until that is known: anything may be given, and may raise.
+A value may be any object, so only its type is inspected before it is known to be safe.
 """
 
 from collections.abc import Collection, Iterable
@@ -9,30 +9,31 @@ from typing import Any
 
 from llmsim_magic.records.errors import InvalidValue, is_instance, one_of, type_name
 
-MAX_VALUES = 100_000  # values of one option
+MAX_VALUES = 100_000  # of one option
 
 
 def choice(name: str, value: Any, legal: Collection[str]) -> str:
-    """One of the words that are legal."""
+    """The value if it is one of the legal strings."""
     if not is_instance(value, str) or value not in legal:
         raise InvalidValue.must_be(name, value, one_of(legal))
     return str(value)
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False; NumPy's are taken too."""
+    """The value as a bool; NumPy bools are accepted."""
     if not is_instance(value, bool) and type_name(value) not in ("bool", "bool_"):
         raise InvalidValue.must_be(name, value, "True or False")
     return bool(value)
 
 
 def require_callable(name: str, value: Any, what: str) -> None:
+    """Raise `InvalidValue` if the value is not callable; `what` says what it is called with."""
     if not callable(value):
         raise InvalidValue.must_be(name, value, f"a function {what}")
 
 
 def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
-    """One value or many, as many."""
+    """One value or an iterable of values, as a tuple."""
     if is_instance(value, str) or not hasattr(type(value), "__iter__"):
         return (value,)
     values: Iterable[Any] = value
@@ -46,7 +47,7 @@ def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def as_nonempty_tuple(name: str, value: Any) -> tuple[Any, ...]:
-    """One value or many, but not none."""
+    """One value or a non-empty iterable of values, as a tuple."""
     many = as_tuple(name, value)
     if not many:
         raise InvalidValue.must_be(name, value, "one value or several")

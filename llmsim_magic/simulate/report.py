@@ -7,111 +7,56 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmsim_magic.analyses.formulas.polynomials import Point
-from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas
-from llmsim_magic.records.errors import InvalidValue, LlmsimError
+from llmsim_magic.records.errors import Cancelled, InvalidValue, LlmsimError
 from llmsim_magic.records.trace.selection import Level, Selection, Unfolded
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import PHASES, Workload
+from llmsim_magic.records.trace.workload import PHASES, IsCancelled, never_cancelled
 from llmsim_magic.simulate.hardware.costing import DeviceCosts
 from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
 from llmsim_magic.simulate.hardware.size import Sizing, sizing_of
+from llmsim_magic.simulate.models.recipes import Progress, no_progress, no_tracing
 from llmsim_magic.simulate.request import Deployment
-from llmsim_magic.simulate.sections import sections
-from llmsim_magic.simulate.sections import tables as tables_of
 from llmsim_magic.simulate.sweeps.formulas import (
     Symbolic,
     WorkloadTracer,
     derive_formulas,
-    shape_formulas,
 )
+from llmsim_magic.simulate.sweeps.sweep import Sweep
+from llmsim_magic.simulate.view import View
 from llmsim_magic.views.csv_export import to_csv
 from llmsim_magic.views.explain import Explanation, explain
 from llmsim_magic.views.graphs.dependency import dependency_graph
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.graphs.topological import topological_graph
-from llmsim_magic.views.page import Section, as_html, as_page, as_text
+from llmsim_magic.views.page import as_bundle, as_page, as_text
 from llmsim_magic.views.safe_files import write_file, write_files
-from llmsim_magic.views.tables import modules, operators, summary, sweeps
+from llmsim_magic.views.section import Section
+from llmsim_magic.views.tables import modules, operators, summary
 from llmsim_magic.views.tables.comparison import comparison_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Traces of several workloads of one model; `notes` say what does not exist for it.
-
-    `failures` pairs each workload that could not be traced with its reason; `ask` traces more.
-    `undone` counts those that a cancel or an interrupt left out.
-    """
-
-    traces: tuple[Trace, ...]
-    notes: tuple[str, ...] = ()
-    failures: tuple[tuple[Workload, str], ...] = ()
-    ask: WorkloadTracer | None = field(default=None, repr=False, compare=False)
-    undone: int = 0
-
-    @cached_property
-    def ops(self) -> "pd.DataFrame":
-        """Long: one row per operator and workload."""
-        return sweeps.sweep_ops_table(self.traces)
-
-    @cached_property
-    def shapes(self) -> "pd.DataFrame":
-        """Wide: one row per operator, a column of shapes per workload, and one of formulas."""
-        return sweeps.shapes_table(self.traces, self._formulas())
-
-    def _formulas(self) -> dict[str, tuple[OperatorFormulas, ...]]:
-        """Formulas for the shapes of each phase."""
-        known: dict[str, dict[Point, Trace]] = {}
-        for trace in self.traces:
-            workload = trace.workload
-            known.setdefault(workload.phase, {})[workload.batch, workload.context] = trace
-        if self.ask is None:
-            return {}
-        return {phase: shape_formulas(self.ask, phase, traces) for phase, traces in known.items()}
-
-    @cached_property
-    def totals(self) -> "pd.DataFrame":
-        """One row per workload: work, traffic and cache of the whole pass, or why it failed."""
-        return sweeps.totals_table(self.traces, self.failures)
-
-    def sections(self) -> Iterator[Section]:
-        name = self.traces[0].model.name
-        totals = self.totals if self.failures else self.totals.drop(columns="error")
-        yield Section(f"Workloads of {name}", totals)
-        yield Section(
-            f"Shapes of {name} by workload (batch × context)",
-            self.shapes,
-            "Input shapes → output shapes, the sizes that change in bold; "
-            "call counts the repetitions of an operator at its path.",
-        )
-
-    def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
-        return _bundle(list(self.sections()), self.notes)
-
-    def __repr__(self) -> str:
-        return as_text(self.sections(), self.notes)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What one forward pass does, and any other workloads asked for beside it.
 
-    `views` are those that it shows of itself; every table is there whatever it shows.
+    `views` are shown when the report displays itself; every table is there, shown or not.
+    `tracer` and `planner` trace further workloads: `memory`, `latency`, `sizing`, `shapes` and
+    `symbolic` may use them at the first access, and say so. Displaying never does: `prepare`
+    computes what the views show, and the front doors call it before they display.
     """
 
     trace: Trace
-    views: tuple[str, ...] = ("summary",)
+    views: tuple[View["Report"], ...] = ()
     sweep: Sweep | None = None
     explained: str | None = None
-    drawn: Selection = field(default_factory=Selection)
-    ask: WorkloadTracer | None = field(default=None, repr=False, compare=False)
-    deployed: Deployment = field(default_factory=Deployment)
-    sizer: CapacityPlanner | None = field(default=None, repr=False, compare=False)
-    beside: "Report | None" = None
+    selection: Selection = field(default_factory=Selection)
+    deployment: Deployment = field(default_factory=Deployment)
+    compared: "Report | None" = None
+    tracer: WorkloadTracer | None = field(default=None, repr=False, compare=False)
+    planner: CapacityPlanner | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def ops(self) -> "pd.DataFrame":
@@ -143,15 +88,15 @@ class Report:
         """Times and bytes on the devices asked for, of this pass and of the other phase."""
         if self.sweep is not None:
             others = [trace for trace in self.sweep.traces if trace is not self.trace]
-            return DeviceCosts((self.trace, *others), self.deployed, self.sizer)
-        return DeviceCosts((self.trace, *self._other_phase()), self.deployed, self.sizer)
+            return DeviceCosts((self.trace, *others), self.deployment, self.planner)
+        return DeviceCosts((self.trace, *self._other_phase()), self.deployment, self.planner)
 
     def _other_phase(self) -> Iterator[Trace]:
         workload = self.trace.workload
         for phase in PHASES:
-            if self.ask is not None and self.deployed.hardware and phase != workload.phase:
+            if self.tracer is not None and self.deployment.hardware and phase != workload.phase:
                 with suppress(LlmsimError):
-                    yield self.ask.trace(replace(workload, phase=phase))
+                    yield self.tracer.trace(replace(workload, phase=phase))
 
     @property
     def costs(self) -> "pd.DataFrame":
@@ -184,11 +129,9 @@ class Report:
 
         Raises `InvalidValue` for a module that was given its inputs.
         """
-        if self.sizer is None:
-            raise InvalidValue.must_be(
-                "size", "inputs of your own", "for a HuggingFace model by workload"
-            )
-        return sizing_of(self.sizer, self.costing.setup, self.deployed)
+        if self.planner is None:
+            raise InvalidValue("sizing: a module that was traced on given inputs has no workload")
+        return sizing_of(self.planner, self.costing.setup, self.deployment)
 
     @cached_property
     def topological(self) -> "pd.DataFrame":
@@ -197,8 +140,13 @@ class Report:
 
     @cached_property
     def shapes(self) -> "pd.DataFrame":
-        """One row per operator, a column of shapes per workload, and one of formulas."""
-        return (self.sweep or Sweep((self.trace,), ask=self.ask)).shapes
+        """One row per operator, a column of shapes per workload, and one of formulas.
+
+        Of a single workload, the first access traces a few more to find the formulas.
+        """
+        if self.sweep is not None:
+            return self.sweep.shapes
+        return Sweep(traces=(self.trace,), tracer=self.tracer).shapes
 
     @cached_property
     def symbolic(self) -> Symbolic:
@@ -206,13 +154,11 @@ class Report:
 
         Raises `InvalidValue` for a module that was given its inputs.
         """
-        if self.ask is None:
-            raise InvalidValue.must_be(
-                "symbolic", "inputs of your own", "for a HuggingFace model traced by workload"
-            )
+        if self.tracer is None:
+            raise InvalidValue("symbolic: a module that was traced on given inputs has no workload")
         workload = self.trace.workload
         known = {(workload.batch, workload.context): self.trace}
-        return derive_formulas(self.ask, workload.phase, known)
+        return derive_formulas(self.tracer, workload.phase, known)
 
     def dependency_graph(
         self, depth: int | None = None, *, layers: Unfolded = (), level: Level | None = None
@@ -270,19 +216,53 @@ class Report:
 
     def page(self) -> str:
         """The report as it is shown, as a page that needs no network."""
-        return as_page(self.title, self.sections(), self.remarks())
+        with no_tracing():
+            return as_page(self.title, self.sections(), self.remarks())
 
     @property
     def title(self) -> str:
         return f"{self.trace.model.name}: {self.trace.workload}"
 
-    def sections(self) -> Iterator[Section]:
-        """The report as it is shown, view by view."""
-        return sections(self)
+    def shows(self, name: str) -> bool:
+        """Whether one of the views shown has this name."""
+        return any(view.name == name for view in self.views)
+
+    def prepare(
+        self, progress: Progress = no_progress, cancelled: IsCancelled = never_cancelled
+    ) -> "Report":
+        """Compute what the views show and may have to trace for; the report itself is returned.
+
+        Raises:
+            Cancelled: it was cancelled before all was computed.
+            LlmsimError: what a view shows cannot be computed.
+        """
+        for view in self.views:
+            if cancelled():
+                raise Cancelled(
+                    f"{self.trace.model.name}: cancelled before {view.title} was computed"
+                )
+            if view.compute is not None:
+                progress(f"computing {view.title.lower()}")
+                view.compute(self)
+        return self
+
+    def sections(self) -> tuple[Section, ...]:
+        """The parts of the page, view by view; nothing is traced for them."""
+        with no_tracing():
+            return tuple(section for view in self.views for section in view.sections(self))
 
     def tables(self) -> "dict[str, pd.DataFrame]":
-        """The tables shown, by the names of their files."""
-        return tables_of(self)
+        """Every table that the views show or sum up, by the name of its file."""
+        found: dict[str, pd.DataFrame] = {}
+        for view in self.views:
+            found |= view.tables(self)
+        return found
+
+    @property
+    def compared_names(self) -> tuple[str, str]:
+        """The names of the two models that `comparison` compares."""
+        second = self.compared.trace.model.name if self.compared else ""
+        return self.trace.model.name, second
 
     @cached_property
     def comparison(self) -> "pd.DataFrame":
@@ -290,9 +270,9 @@ class Report:
 
         Raises `InvalidValue` where there is none.
         """
-        if self.beside is None:
-            raise InvalidValue.must_be("compare", "nothing", "a second model")
-        first, second = self.costing, self.beside.costing
+        if self.compared is None:
+            raise InvalidValue("comparison: the report was not asked to compare with a model")
+        first, second = self.costing, self.compared.costing
         return comparison_table(
             (first.traces[0], second.traces[0]),
             (first.needed, second.needed),
@@ -304,7 +284,7 @@ class Report:
         return tuple(dict.fromkeys((*self.trace.notes, *beside, *self.costing.remarks())))
 
     def _selection(self, depth: int | None, layers: Unfolded, level: Level | None) -> Selection:
-        asked = self.drawn
+        asked = self.selection
         return Selection(
             asked.depth if depth is None else depth,
             asked.layers if layers == () else layers,
@@ -314,22 +294,12 @@ class Report:
     @cached_property
     def drawings(self) -> dict[str, Graph]:
         """The graphs shown: `deps`, `topological`."""
-        wanted = {}
-        if "deps" in self.views:
-            wanted["deps"] = self.dependency_graph()
-        if "topological" in self.views:
-            wanted["topological"] = self.topological_graph()
-        return wanted
+        return {view.name: view.draw(self) for view in self.views if view.draw is not None}
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
-        return _bundle(list(self.sections()), self.remarks())
+        with no_tracing():
+            return as_bundle(self.sections(), self.remarks())
 
     def __repr__(self) -> str:
-        return as_text(self.sections(), self.remarks())
-
-
-def _bundle(sections: list[Section], remarks: tuple[str, ...]) -> dict[str, str]:
-    return {
-        "text/html": as_html(sections, remarks),
-        "text/plain": as_text(sections, remarks, max_rows=60),
-    }
+        with no_tracing():
+            return as_text(self.sections(), self.remarks())

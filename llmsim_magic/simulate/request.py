@@ -1,4 +1,4 @@
-"""One question, from whichever front door. Light to import: nothing is run here."""
+"""One question, as every front door asks it. Light to import: nothing runs here."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,21 +6,31 @@ from typing import Any
 from llmsim_magic.analyses.memory import quantization
 from llmsim_magic.catalog.accelerators import find
 from llmsim_magic.records.errors import safe_str
+from llmsim_magic.records.hardware.dtypes import dtype_name
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import Selection
-from llmsim_magic.records.trace.workload import ATTENTIONS, dtype_name, whole_number
+from llmsim_magic.records.trace.workload import (
+    ATTENTIONS,
+    DEFAULT_CONTEXT,
+    PHASES,
+    Workload,
+    grid,
+    whole_number,
+)
 from llmsim_magic.records.validation import choice, flag
 
-VIEWS = ("summary", "ops", "deps", "topological", "multi-config", "costs", "memory")
 LAUNCHES = ("graph", "eager")
 LOCAL, ALL = "local", "all"
+SWEEP_BATCHES = (1, 16)
+SWEEP_CONTEXTS = (1, DEFAULT_CONTEXT)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """How a model is built: its head, attention and dtype, and which part of it of how many.
+    """How a model is built: its head, attention, dtype, and the part of it that one rank holds.
 
-    Raises `InvalidValue` for an attention or dtype that does not exist, or a flag that is none.
+    Raises:
+        InvalidValue: an attention or dtype that does not exist, or a flag that is not a bool.
     """
 
     base: bool = False
@@ -39,13 +49,17 @@ class Build:
             object.__setattr__(self, "dtype", dtype_name(self.dtype))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """On which devices a model runs, how it is stored there, and how its kernels are started.
+    """The devices a model runs on, the dtypes it is stored in, and how its kernels are launched.
 
-    `hardware` names accelerators of the catalogue, `local` for this machine, or `all`. Weights and
-    cache are as the model has them where no dtype is named. `graph`: captured once, as engines do;
-    `eager`: each kernel started from the host. Raises `InvalidValue` and `UnknownHardware`.
+    `hardware` names accelerators of the catalogue, `local` for this machine, or `all`. A dtype of
+    None keeps the model's own. `launch` is `graph` (kernels captured once, as engines do) or
+    `eager` (each kernel launched by the host).
+
+    Raises:
+        InvalidValue: a dtype or launch that does not exist.
+        UnknownHardware: a device that the catalogue does not list.
     """
 
     hardware: tuple[str, ...] = ()
@@ -64,11 +78,16 @@ class Deployment:
         choice("launch", self.launch, LAUNCHES)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A model, the views of it that are wanted, and the workloads; empty tuples mean the default.
+    """A model, the views to show of it, and the workloads; an empty tuple means the default.
 
-    Raises `InvalidValue` for a size below 1.
+    `explain` is the path of a module, `compare` a second model, `csv` a folder to write to.
+    `overwrite` allows replacing files that llmsim_magic did not write; `sure` allows more than a
+    thousand workloads.
+
+    Raises:
+        InvalidValue: a batch or context below 1, or a flag that is not a bool.
     """
 
     model: Any
@@ -77,12 +96,12 @@ class Request:
     batches: tuple[int, ...] = ()
     contexts: tuple[int, ...] = ()
     build: Build = field(default_factory=Build)
-    explained: str | None = None
-    drawn: Selection = field(default_factory=Selection)
-    deployed: Deployment = field(default_factory=Deployment)
-    beside: Any = None  # a second model to compare with
+    deployment: Deployment = field(default_factory=Deployment)
+    selection: Selection = field(default_factory=Selection)
+    explain: str | None = None
+    compare: Any = None
     csv: str | None = None
-    overwrite: bool = False  # files that somebody else wrote, too
+    overwrite: bool = False
     replay: bool = True
     sure: bool = False
 
@@ -96,6 +115,16 @@ class Request:
 
     @property
     def is_sweep(self) -> bool:
-        """Whether it asks for several workloads."""
+        """Whether the request is answered by several workloads."""
         sizes = map(len, (self.phases, self.batches, self.contexts))
         return "multi-config" in self.views or max(sizes) > 1
+
+    @property
+    def workloads(self) -> tuple[Workload, ...]:
+        """Every workload of the request, phases outermost, with the defaults filled in."""
+        many = "multi-config" in self.views
+        return grid(
+            self.phases or (PHASES if many else PHASES[:1]),
+            self.batches or (SWEEP_BATCHES if many else SWEEP_BATCHES[:1]),
+            self.contexts or (SWEEP_CONTEXTS if many else SWEEP_CONTEXTS[1:]),
+        )

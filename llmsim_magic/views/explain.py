@@ -98,9 +98,9 @@ def _format_costs(trace: Trace, orders: list[int]) -> str:
 def explain_operator(trace: Trace, order: int) -> str:
     """The shapes, parameters, FLOPs, bytes and dependencies of one operator."""
     record, (place, replay) = trace.recorded, trace.steps[order]
-    operator, kernels = record.operators[place], record.kernels_of[place]
+    operator, kernels = record.operators[place], record.kernels_by_operator[place]
     cost, bytes_moved = costs(trace)[order], traffic(record)[place]
-    own_name = replay.own if replay else str
+    own_name = replay.map_path if replay else str
     storage_name = _storage_names(record, replay)
     where = f" at {operator.source}" if operator.source else ""
     lines = [
@@ -141,7 +141,7 @@ def _storage_names(record: Record, replay: Replay | None) -> Callable[[int], str
         if storage in replayed:
             return record.storages[replayed[storage]].name
         named = record.storages[storage].name
-        return replay.own(named) if replay and named else named
+        return replay.map_path(named) if replay and named else named
 
     return name
 
@@ -161,7 +161,7 @@ def _flops_lines(record: Record, kernels: Iterable[Kernel], flops: int | None) -
     for kernel in kernels:
         if kernel.flops:
             yield f"  {kernel.name}: {_flops_arithmetic(record, kernel)} (a multiply-add is two)"
-            if skipped := elementwise_work.causal_skippable(record, kernel):
+            if skipped := elementwise_work.causal_skippable_flops(record, kernel):
                 yield (
                     f"    causal: {units.count(skipped)} of them lie above the diagonal; "
                     "a kernel may skip those"

@@ -2,8 +2,7 @@
 
 import html
 import re
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,9 +10,9 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.views import units
-from llmsim_magic.views.explain import Explanation
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.plots.plot import Plot
+from llmsim_magic.views.section import Section
 
 MAX_ROWS = 1500
 SCROLLED_ROWS = 50  # a longer table gets a scroll bar
@@ -27,15 +26,6 @@ _STYLE = """<style>
 .llmsim.llmsim table :is(th,td).n {text-align:right; font-variant-numeric:tabular-nums}
 .llmsim thead th {position:sticky; top:0; background:var(--jp-layout-color2,#eee)}
 </style>"""
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A part of a report: a title, a remark below it, and a body."""
-
-    title: str
-    body: pd.DataFrame | Graph | Plot | Explanation
-    remark: str = ""
 
 
 @defer_interrupt
@@ -52,6 +42,15 @@ def as_html(sections: Iterable[Section], remarks: Iterable[str], max_rows: int =
             parts.append(section.body._repr_html_())
     parts += [f"<p>{html.escape(remark)}</p>" for remark in remarks]
     return "\n".join([*parts, "</div>"])
+
+
+def as_bundle(sections: Sequence[Section], remarks: Iterable[str]) -> dict[str, str]:
+    """The representations that a notebook displays: HTML and text."""
+    all_remarks = tuple(remarks)
+    return {
+        "text/html": as_html(sections, all_remarks),
+        "text/plain": as_text(sections, all_remarks, max_rows=60),
+    }
 
 
 def as_page(title: str, sections: Iterable[Section], remarks: Iterable[str]) -> str:

@@ -18,8 +18,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from llmsim_magic.__main__ import main
-from llmsim_magic.notebook.arguments import VALUES
 from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.simulate.options import OPTIONS
 from tests.helpers import small_models
 from tests.helpers.bad_values import NUMBERS, ODD, TEXTS
 from tests.helpers.outcomes import check_outcome
@@ -27,7 +27,7 @@ from tests.helpers.outcomes import check_outcome
 VIEWS = ("--summary", "--ops", "--deps", "--topological", "--costs", "--memory", "--multi-config")
 FLAGS = (*VIEWS, "--base", "--no-replay", "--sure", "--trust-remote-code", "--help", "-h")
 LEGAL: dict[str, tuple[str, ...]] = {
-    **VALUES,
+    **{option.flag: option.choices for option in OPTIONS if option.choices},
     "--hardware": ("H100", "A100,MI300X", "all", "RTX4090", "TPUv5e"),
     "--batch": ("1", "1,16", "3", "2147483647"),
     "--context": ("1", "1,128", "7", "1048576"),

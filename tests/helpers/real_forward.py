@@ -12,7 +12,9 @@ import torch
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from llmsim_magic.capture.inputs import forward_inputs
+from llmsim_magic.capture.inputs import decode_inputs, forward_inputs
+from llmsim_magic.capture.inputs.cache_in_output import cache_in_output, saving_encoder_outputs
+from llmsim_magic.capture.inputs.model_inputs import ModelInputs
 from llmsim_magic.capture.models.meta_model import from_config
 from llmsim_magic.capture.models.resolve import ConfigSource
 from llmsim_magic.records.trace.workload import Workload
@@ -134,7 +136,7 @@ def cache_bytes(model: Any, output: Any) -> int:
             for child in list(children):
                 walk(child)
 
-    for part in forward_inputs.state_of(model, output).values():
+    for part in cache_in_output(model, output).values():
         walk(part)
     return sum(sizes.values())
 
@@ -171,9 +173,9 @@ class Real:
     def decode(self, workload: Workload) -> Seen | None:
         """Hooks' view of a decode step after a real pass; None where there is no state."""
 
-        def step(way: forward_inputs.DecodeWay) -> Seen | None:
+        def step(way: decode_inputs.MakeDecodeInputs) -> Seen | None:
             read, state = self._first(
-                forward_inputs.priming_inputs(self.unreal, workload), self._state
+                decode_inputs.priming_inputs(self.unreal, workload), self._state
             )
             if not state:
                 return None
@@ -181,7 +183,7 @@ class Real:
             return really_run(self.model, **with_data(given.keywords))
 
         errors = []
-        for way in forward_inputs.DECODE_WAYS:
+        for way in decode_inputs.DECODE_INPUT_MAKERS:
             try:
                 return step(way)
             except Exception as error:
@@ -189,11 +191,11 @@ class Real:
         raise errors[0]
 
     def _state(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        with torch.no_grad(), forward_inputs.keeping_encoder_outputs(self.model) as kept:
-            state = forward_inputs.state_of(self.model, self.model(**given))
+        with torch.no_grad(), saving_encoder_outputs(self.model) as kept:
+            state = cache_in_output(self.model, self.model(**given))
         return given, state and state | kept
 
-    def _first(self, ways: Iterable[forward_inputs.Inputs], run: Callable[..., Any]) -> Any:
+    def _first(self, ways: Iterable[ModelInputs], run: Callable[..., Any]) -> Any:
         errors = []
         for inputs in ways:
             try:

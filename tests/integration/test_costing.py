@@ -10,7 +10,7 @@ import pytest
 import llmsim_magic as llmsim
 from llmsim_magic import LlmsimError
 from llmsim_magic.notebook.arguments import parse_line
-from llmsim_magic.simulate.api import answer
+from llmsim_magic.simulate.answer import answer
 from tests.helpers import small_models
 
 
@@ -161,4 +161,4 @@ def test_a_model_on_several_devices_says_what_each_holds_and_hands_on() -> None:
     split = shards[shards["style"].notna()]
     assert (split["bytes_per_rank"] <= split["bytes"]).all()
     assert shards["bytes_per_rank"].sum() == tables["ranks"].loc["stage 0", "weights"]
-    assert "What devices hand each other" in repr(report)
+    assert "What the devices exchange" in repr(report)

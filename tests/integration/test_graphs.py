@@ -15,7 +15,11 @@ from transformers import GPT2Config
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.graph.dataflow import edges
 from llmsim_magic.analyses.graph.kernel_level import split_by_kernel
-from llmsim_magic.analyses.graph.layers import apart, folded, repeats
+from llmsim_magic.analyses.graph.layer_folding import (
+    identical_layers,
+    layer_groups,
+    representatives,
+)
 from llmsim_magic.analyses.graph.outline import Outline, outline
 from llmsim_magic.analyses.kernels.operator_kinds import operator_kinds
 from llmsim_magic.records.errors import InvalidValue
@@ -79,7 +83,7 @@ def traced(name: str, phase: str = "prefill") -> Trace:
 def drawn_as(trace: Trace, found: Outline, selection: Selection) -> list[int | None]:
     """The node that holds each operator, found from the outline alone."""
     home = {order: node.order for node in found.nodes for order in node.orders}
-    twins = folded(trace, apart(trace, selection.layers))
+    twins = representatives(trace, layer_groups(trace, selection.layers))
     return [home.get(twin) for twin in twins]
 
 
@@ -89,7 +93,7 @@ def test_no_edge_is_lost_or_invented(name: str, asked: str) -> None:
     trace, selection = traced(name), SELECTIONS[asked]
     found = outline(trace, selection)
     home = drawn_as(trace, found, selection)
-    lines = {(line.source, line.target) for line in found.lines}
+    lines = {(line.source, line.target) for line in found.edges}
     known = {(home[edge.source], home[edge.target]) for edge in edges(trace)}
     assert {(a, b) for a, b in known if a is not None and b is not None and a != b} <= lines
     assert lines <= known
@@ -116,8 +120,8 @@ def test_unfolded_the_edges_are_those_of_the_table(name: str) -> None:
 def test_a_residual_is_an_addition_of_what_others_worked_on(name: str) -> None:
     trace = traced(name)
     found = outline(trace, Selection())
-    residual = [line for line in found.lines if line.flow == "residual"]
-    layers = [len(repeat.indices) for repeat in repeats(trace)]
+    residual = [line for line in found.edges if line.kind == "residual"]
+    layers = [len(repeat.indices) for repeat in identical_layers(trace)]
     assert len(residual) >= 2 * len(layers)  # each layer of these adds twice
     for line in residual:
         assert trace.recorded.operators[trace.steps[line.target][0]].op == "add"
@@ -126,9 +130,9 @@ def test_a_residual_is_an_addition_of_what_others_worked_on(name: str) -> None:
 def test_a_decode_step_shows_the_cache_that_it_reads() -> None:
     found = outline(traced("qwen3", "decode"), Selection())
     # The cache has the name that this transformers' forward gives it.
-    names = {given.name.partition(".layers.")[2] or given.name for given in found.given}
+    names = {given.name.partition(".layers.")[2] or given.name for given in found.inputs}
     assert {"0.keys", "0.values", "input_ids"} <= names
-    assert {line.flow for line in found.lines} == {"tensor", "residual", "cache", "next layer"}
+    assert {line.kind for line in found.edges} == {"tensor", "residual", "cache", "next layer"}
 
 
 def test_kernels_are_operators_of_their_own(report: llmsim.trace) -> None:

@@ -155,7 +155,7 @@ def test_a_trace_comes_back_from_json_as_it_was(name: str, phase: str) -> None:
 
     assert again == found.trace
     for table in TABLES:
-        pd.testing.assert_frame_equal(getattr(Report(again), table), getattr(found, table))
+        pd.testing.assert_frame_equal(getattr(Report(trace=again), table), getattr(found, table))
 
 
 def test_the_record_cannot_be_changed() -> None:

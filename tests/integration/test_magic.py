@@ -150,7 +150,7 @@ def test_config_refuses_what_the_option_would(
 ) -> None:
     with capture_output() as captured:
         shell.run_cell("%config LLMSim.batch = '0'")
-    assert "'0' is not at least 1" in caplog.text
+    assert "must be at least 1, not '0'" in caplog.text
     assert "Traceback" not in captured.stdout + captured.stderr
     assert _run(shell, "f = %llmsim distilgpt2").outputs
 

@@ -1,4 +1,4 @@
-"""The panel without a browser: what its controls request and what it displays."""
+"""The panel without a browser: what its controls ask for, and what they show."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.notebook.panel.panel import Panel, panel
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.models import recipes
-from llmsim_magic.simulate.request import VIEWS
+from llmsim_magic.simulate.views import VIEWS
 from tests.helpers import small_models
 
 
@@ -57,20 +57,20 @@ def test_it_answers_what_the_controls_ask_for(shown: Panel) -> None:
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_view_has_a_tab(shown: Panel, view: str) -> None:
     ask(shown, "view", view)
-    assert shown.report.views[0] == view
+    assert shown.report.shows(view)
     assert shown._tabs.titles[shown._tabs.selected_index]
     assert shown._tabs.children[shown._tabs.selected_index] is shown.panes[view].widget
 
 
 def test_a_tab_is_the_view_that_is_asked_for(shown: Panel) -> None:
     run_and_wait(shown, lambda: setattr(shown._tabs, "selected_index", 3))
-    assert shown.report.views == ("deps",)
+    assert [view.name for view in shown.report.views] == ["deps"]
 
 
 def test_what_is_known_is_not_asked_again(shown: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
     first = shown.report
     ask(shown, "batch", 2)
-    monkeypatch.setattr("llmsim_magic.notebook.panel.panel.answer_of", None)
+    monkeypatch.setattr("llmsim_magic.notebook.panel.panel.answer", None)
     ask(shown, "batch", 1)
     assert shown.report is first
 

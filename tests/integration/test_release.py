@@ -201,7 +201,8 @@ def test_the_wheel_is_the_package_whole_and_nothing_else(built: Built, tracked: 
 def test_the_sdist_is_what_builds_tests_and_tells(built: Built, tracked: list[str]) -> None:
     with tarfile.open(built.sdist) as sdist:
         names = {member.name.partition("/")[2] for member in sdist if member.isfile()}
-    assert names == {name for name in tracked if not name.startswith(".ci/")} | {"PKG-INFO"}
+    released = {name for name in tracked if not name.startswith((".ci/", ".github/"))}
+    assert names == released | {"PKG-INFO"}
 
 
 @pytest.mark.slow
@@ -239,3 +240,30 @@ def test_the_wheel_says_what_it_is(built: Built) -> None:
 def _facts(wheel: Path) -> Message:
     with zipfile.ZipFile(wheel) as opened:
         return email.message_from_bytes(opened.read(f"{DISTRIBUTION}.dist-info/METADATA"))
+
+
+@pytest.mark.slow
+def test_a_release_is_a_commit_and_a_tag_of_the_next_version(
+    tracked: list[str], tmp_path: Path
+) -> None:
+    _check_out(tracked, tmp_path)
+    environment = os.environ | {
+        f"GIT_{who}_{what}": "someone@example.org"
+        for who in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
+
+    def run(*command: str) -> str:
+        return subprocess.check_output(command, cwd=tmp_path, env=environment, text=True).strip()
+
+    run("git", "init", "--quiet")
+    run("git", "add", "--all")
+    run("git", "commit", "--quiet", "--message", "All of it")
+    run(sys.executable, ".ci/release", "minor")
+    now = Version(llmsim_magic.__version__)
+    version = f"{now.major}.{now.minor + 1}.0"
+    assert run("git", "describe", "--exact-match") == f"v{version}"
+    assert run(sys.executable, "-m", "hatchling", "version") == version
+    changes = (tmp_path / "CHANGELOG.md").read_text("utf-8")
+    assert f"## Unreleased\n\n## {version} (" in changes
+    assert run("git", "status", "--porcelain") == ""

@@ -1,4 +1,4 @@
-"""Regressions found by fuzzing: an error of one line, or the correct number."""
+"""Each cause of a wrong end that the fuzzers found: one line instead, or the right number."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ from llmsim_magic.__main__ import main
 from llmsim_magic.capture.meta import small_buffers
 from llmsim_magic.notebook.variables import is_model, model_named
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, shorten
-from llmsim_magic.simulate.api import answer
+from llmsim_magic.simulate.answer import answer
 from llmsim_magic.simulate.request import Request
 from llmsim_magic.views.tables.columns import integers
 from tests.helpers import small_models
@@ -128,7 +128,7 @@ def test_a_line_whose_memory_cannot_be_told_is_refused_before_it_is_shown() -> N
 def test_what_is_no_file_is_not_read(make: Callable[[Path], Any], tmp_path: Path) -> None:
     make(tmp_path / "config.json")
     for name in (tmp_path, tmp_path / "config.json"):
-        assert "config.json is no file" in error_line(lambda name=name: llmsim.trace(str(name)))
+        assert "config.json is not a file" in error_line(lambda name=name: llmsim.trace(str(name)))
 
 
 @pytest.mark.parametrize("name", ["x" * 5_000, "~nosuchuser", "/" + "y" * 300, "a\0b"])
@@ -160,10 +160,10 @@ def test_a_file_that_starts_with_a_byte_order_mark_is_read(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        (GPT2 | {"n_layer": 1_001}, "no more than 1000 can be"),
+        (GPT2 | {"n_layer": 1_001}, "must be at most 1000"),
         ({"model_type": "whisper", "max_source_positions": 10**9}, "1 × 2,000,000,000 values"),
-        (GPT2 | {"dtype": {}}, "none of torch"),
-        (GPT2 | {"num_labels": 10**9}, "no more than 100000 can be"),
+        (GPT2 | {"dtype": {}}, "not a dtype of torch"),
+        (GPT2 | {"num_labels": 10**9}, "must be at most 100000"),
     ],
 )
 def test_a_config_beyond_any_model_is_refused(
@@ -210,7 +210,7 @@ def test_a_context_that_no_device_is_sized_for_is_refused_before_it_is_shown() -
 
 
 def test_a_comparison_that_cannot_be_made_is_refused_before_it_is_shown() -> None:
-    line = error_line(lambda: answer(Request(small_models.qwen3(), beside="distilgpt2")))
+    line = error_line(lambda: answer(Request(model=small_models.qwen3(), compare="distilgpt2")))
     assert "within the 32 tokens" in line
 
 
@@ -238,7 +238,9 @@ def test_no_name_is_no_model() -> None:
 def test_a_type_that_is_unknown_is_told_beside_what_it_is_taken_for(tmp_path: Path) -> None:
     keys = GPT2 | {"model_type": "zzz", "architectures": ["GPT2LMHeadModel"]}
     report = llmsim.trace(written(tmp_path, keys), context=8)
-    assert any("'zzz' is unknown: taken for gpt2" in note for note in report.trace.notes)
+    assert any(
+        "'zzz' is unknown; the model is built as gpt2" in note for note in report.trace.notes
+    )
 
 
 def test_options_without_a_model_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:

@@ -604,19 +604,21 @@ def test_the_model_of_a_pass_that_a_fork_cut_short_answers_as_before() -> None:
         leave.wait(30)
         return really(self, x)
 
-    expected = report.ask.trace(capture.Workload("prefill", 1, 9))
+    expected = report.tracer.trace(capture.Workload("prefill", 1, 9))
     llmsim.forget()
     report = llmsim.trace(small_models.qwen3(), context=5)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(modeling_qwen3.Qwen3MLP, "forward", forward)
-        holder = threading.Thread(target=report.ask.trace, args=(capture.Workload("decode", 1, 9),))
+        holder = threading.Thread(
+            target=report.tracer.trace, args=(capture.Workload("decode", 1, 9),)
+        )
         holder.start()
         entered.wait(30)
         child = os.fork()
         if not child:
             leave.set()
             patched.undo()
-            same = report.ask.trace(capture.Workload("prefill", 1, 9)) == expected
+            same = report.tracer.trace(capture.Workload("prefill", 1, 9)) == expected
             os._exit(0 if same else 1)
         leave.set()
         holder.join()

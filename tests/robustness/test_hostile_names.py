@@ -22,7 +22,8 @@ from llmsim_magic.records.errors import InvalidValue, LlmsimError, UnknownModel
 from llmsim_magic.records.printable import printable
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.report import Report
-from llmsim_magic.simulate.request import VIEWS, Request
+from llmsim_magic.simulate.request import Request
+from llmsim_magic.simulate.views import VIEWS, views_of
 from llmsim_magic.views.csv_export import to_csv
 from llmsim_magic.views.graphs.render import lay_out
 from tests.helpers import hostile_names, small_models
@@ -38,7 +39,10 @@ SVG_TAGS = {"svg", "g", "title", "text", "path", "polygon", "polyline", "ellipse
 @cache
 def report(name: str) -> Report:
     made = llmsim.trace(hostile_names.model(name), context=5, hardware="H100")
-    return dataclasses.replace(made, views=VIEWS, explained="model.layers.0.mlp")
+    request = Request(
+        model=name, views=tuple(VIEWS), deployment=made.deployment, explain="model.layers.0.mlp"
+    )
+    return dataclasses.replace(made, views=views_of(request), explained=request.explain).prepare()
 
 
 @cache
@@ -151,7 +155,7 @@ def test_a_record_from_elsewhere_is_legible() -> None:
     written = plain().trace.to_json().replace(b"plain", b"\\u001b[2J\\n")
     read = Trace.from_json(written)
     assert read.model.name == r"\x1b[2J\n"
-    assert repr(dataclasses.replace(plain(), trace=read)).replace("\n", "").isprintable()
+    assert repr(dataclasses.replace(plain(), trace=read).prepare()).replace("\n", "").isprintable()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -174,7 +178,7 @@ def test_a_folder_may_be_called_anything(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_download_has_a_name_that_any_system_takes(name: str) -> None:
-    stem = export._stem(report(name))
+    stem = export._stem(report(name), VIEWS["ops"])
     assert re.fullmatch(r"[\w.-]+", stem)
     assert len(f"{stem}.html".encode()) <= 255
     assert not stem.startswith((".", "-"))
@@ -207,7 +211,7 @@ def test_progress_is_told_as_text(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("name", [*hostile_names.NAMES.values()])
 def test_code_to_copy_says_the_name_as_data(name: str) -> None:
-    request = Request(name, explained=name, csv=name)
+    request = Request(model=name, explain=name, csv=name)
     assert magic_line(request).startswith("%llmsim ")
     code = python_call(request)
     calls = [line for line in code.splitlines() if line.startswith("report = ")]

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment leaves no state behind, and the next answer is correct."""
+"""Ctrl-C at any moment: nothing is left behind, and the next answer is right."""
 
 import contextlib
 import os
@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -27,6 +28,8 @@ import llmsim_magic as llmsim
 from llmsim_magic.records import deferred_interrupt
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt, defer_interrupt
 from llmsim_magic.simulate.report import Report
+from llmsim_magic.simulate.request import Request
+from llmsim_magic.simulate.views import views_of
 from llmsim_magic.views.safe_files import MANIFEST
 from tests.helpers import small_models
 from tests.helpers.global_state import assert_state_unchanged
@@ -83,7 +86,8 @@ def _exported(folder: Path) -> object:
 def _fresh(**options: Any) -> Report:
     views = options.pop("views", ("summary",))
     report = llmsim.trace(MODEL, context=5, **options)
-    return Report(report.trace, views, ask=report.ask, deployed=report.deployed)
+    shown = views_of(Request(model=MODEL, views=views, deployment=report.deployment))
+    return replace(report, views=shown)
 
 
 QUICK = [_live, _built, _swept, _rendered, _exported]

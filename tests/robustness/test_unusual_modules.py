@@ -1,4 +1,4 @@
-"""Regressions from unusual modules: one small case per cause."""
+"""What odd modules ended in before it was mended: one small case for each cause."""
 
 import threading
 from collections.abc import Callable
@@ -150,16 +150,16 @@ def test_text_that_no_encoding_takes_does_not_reach_the_record() -> None:
 
 @pytest.mark.parametrize("kind", ["sparse weight", "csr weight", "sparse buffer"])
 def test_sparse_tensors_are_not_taken_for_dense_ones(kind: str) -> None:
-    assert "has no like without its values" in error_line(module_kinds.KINDS[kind]())
+    assert "cannot be represented without its values" in error_line(module_kinds.KINDS[kind]())
 
 
 def test_a_sparse_input_is_not_taken_for_a_dense_one() -> None:
-    assert "has no like without its values" in error_line(linear(), INPUTS["sparse"]())
+    assert "cannot be represented without its values" in error_line(linear(), INPUTS["sparse"]())
 
 
 def test_tensors_of_a_class_of_their_own_are_said_to_be_taken_for_plain_ones() -> None:
     report = llmsim.trace(module_kinds.KINDS["marked weight"](), inputs=X)
-    assert any("tensors of Marked" in note for note in report.trace.notes)
+    assert any("tensors of class Marked" in note for note in report.trace.notes)
 
 
 def test_what_torch_jit_compiled_is_refused_wherever_it_stands() -> None:

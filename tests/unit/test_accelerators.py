@@ -8,7 +8,8 @@ import pytest
 
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import LlmsimError
-from llmsim_magic.records.hardware.accelerator import Accelerator, arithmetic
+from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.hardware.dtypes import arithmetic
 
 ALL = accelerators.entries()
 GIB = 2**30

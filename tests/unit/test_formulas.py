@@ -134,10 +134,10 @@ def test_a_second_regime_is_the_lesser_or_the_greater_of_two() -> None:
     points = (*near.points, *far.points, (2, 299), (2, 300), (2, 301))
     lesser = formula({(b, x): b * min(x, 300) for b, x in points}, near, far)
     assert lesser is not None
-    assert lesser.written(B, C) == sympy.Min(B * C, 300 * B)
+    assert lesser.to_sympy(B, C) == sympy.Min(B * C, 300 * B)
     greater = formula({(b, x): b * max(x, 300) for b, x in points}, near, far)
     assert greater is not None
-    assert greater.written(B, C) == sympy.Max(B * C, 300 * B)
+    assert greater.to_sympy(B, C) == sympy.Max(B * C, 300 * B)
 
 
 def test_the_wide_table_of_a_sweep_has_the_formulas() -> None:
@@ -175,8 +175,8 @@ def reformer() -> Any:
 def test_formulas_hold_at_lengths_that_a_model_treats_otherwise(config: Callable[[], Any]) -> None:
     """They once held at 13 tokens and at the longest alone."""
     report = llmsim.trace(config(), batch=2, context=16)
-    assert report.ask is not None
-    of_shapes = shape_formulas(report.ask, "prefill", {(2, 16): report.trace})
+    assert report.tracer is not None
+    of_shapes = shape_formulas(report.tracer, "prefill", {(2, 16): report.trace})
     sums = report.symbolic.totals["formula"].dropna()
     for context in (64, 112, 113, 160, 256):
         trace = llmsim.trace(config(), batch=2, context=context).trace
@@ -201,8 +201,8 @@ def test_a_scan_over_tokens_is_checked_where_it_is_soon_read(phase: str) -> None
     longest = max(context for _, context in report.symbolic.points)
     assert 13 < longest < 1_000
     assert "B" in {str(s) for s in report.symbolic.totals.formula["cache_bytes"].free_symbols}
-    assert report.ask is not None
-    assert report.ask.far(phase).contexts[-1] == longest
+    assert report.tracer is not None
+    assert report.tracer.far(phase).contexts[-1] == longest
 
 
 @pytest.mark.parametrize(

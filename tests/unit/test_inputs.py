@@ -107,31 +107,31 @@ def test_a_mask_tells_which_tokens_an_image_takes(context: int) -> None:
 @pytest.mark.parametrize(
     ("model_type", "shape", "said"),
     [
-        ("resnet", (1, 3, 224, 224), "the config fixes no image size: 224 × 224 is taken"),
+        ("resnet", (1, 3, 224, 224), "the config sets no image size; 224 × 224 pixels are assumed"),
         (
             "depth_pro",
             (1, 3, 1536, 1536),
-            "no image of its config's size can be read: 1536 × 1536 is taken",
+            "the model cannot read an image of its config's size; 1536 × 1536 pixels are assumed",
         ),
         (
             "videomae",
             (1, 16, 3, 224, 224),
-            "the model fixes its image at 224 × 224, a film of 16 frames",
+            "the config sets an image size of 224 × 224 pixels, for a video of 16 frames",
         ),
         (
             "lfm2_vl",
             (1, 196, 768),
-            "the config fixes no image size: 224 × 224 is taken, 14 × 14 patches",
+            "the config sets no image size; 224 × 224 pixels are assumed, cut into 14 × 14 patches",
         ),
         (
             "speech_to_text",
             (1, 1500, 80),
-            "the model fixes its sound at 1500 frames; context is the text's",
+            "the config sets an audio input of 1500 frames; context counts text tokens",
         ),
-        ("encodec", (1, 1, 61440), "a sound of 61440 samples"),
+        ("encodec", (1, 1, 61440), "the audio input has 61440 samples"),
     ],
 )
-def test_the_report_describes_the_image_or_sound_that_ran(
+def test_the_report_describes_the_image_or_audio_that_ran(
     model_type: str, shape: tuple[int, ...], said: str
 ) -> None:
     report = llmsim.trace(next(candidates(model_type)).config)

@@ -15,8 +15,9 @@ import llmsim_magic as llmsim
 from llmsim_magic.analyses.cost.operator_costs import recorded_costs
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, kernel_shapes
 from llmsim_magic.analyses.time.latency import PassTime, latency
+from llmsim_magic.analyses.time.perfetto import chrome_trace
 from llmsim_magic.analyses.time.roofline import estimate, relatives, seconds_of, terms_of
-from llmsim_magic.analyses.time.timeline import chrome_trace, points, roofs
+from llmsim_magic.analyses.time.roofline_points import points, roofs
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.catalog.calibration import calibration
 from llmsim_magic.records.errors import LlmsimError

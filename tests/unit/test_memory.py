@@ -12,12 +12,17 @@ import transformers
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.memory.memory import cache_bytes, memory
-from llmsim_magic.analyses.memory.quantization import WEIGHT_DTYPES, declared
-from llmsim_magic.analyses.memory.tensor_lifetimes import lives, peak_activations, peak_of_all_made
+from llmsim_magic.analyses.memory.quantization import packing_from_config
+from llmsim_magic.analyses.memory.tensor_lifetimes import (
+    lifetimes,
+    peak_activations,
+    peak_with_cache,
+)
 from llmsim_magic.analyses.memory.weights import weights
 from llmsim_magic.capture.kernels.tensors import held_tensors
 from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.hardware.dtypes import WEIGHT_DTYPES
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.hardware.deployments import CapacityPlanner, Setup
@@ -86,14 +91,14 @@ def test_experts_are_quantised_and_routers_are_not() -> None:
     found = weights(traced(small_models.mixtral()), "fp8")
     experts = sum(p.numel() for p in model.parameters() if p.dim() == 3)
     attention = sum(o * i for o, i in linear_shapes(model))
-    assert found.quantised_parameters == experts + attention
+    assert found.packed_parameters == experts + attention
 
 
 def test_transposed_linear_layers_are_linear_layers() -> None:
     model = small_models.build("gpt2")
     inside = [p for n, p in model.named_parameters() if ".h." in n and p.dim() == 2]
     found = weights(traced(small_models.gpt2()), "int8")
-    assert found.quantised_parameters == sum(p.numel() for p in inside)
+    assert found.packed_parameters == sum(p.numel() for p in inside)
     assert found.scales == 2 * sum(p.shape[1] for p in inside)
 
 
@@ -104,7 +109,7 @@ def test_no_parameter_is_lost_or_counted_twice(name: str, dtype: str) -> None:
     found = weights(trace, dtype)
     total = sum(p.numel for p in trace.parameters if p.tied_to is None and not p.is_buffer)
     itemsize = {"bf16": 2, "fp16": 2, "fp32": 4}.get(dtype, 4)
-    assert found.as_they_are == (total - found.quantised_parameters) * itemsize
+    assert found.unpacked == (total - found.packed_parameters) * itemsize
 
 
 def test_deepseek_is_what_its_files_hold() -> None:
@@ -131,7 +136,7 @@ def test_mxfp4_packs_experts_alone_with_a_byte_for_each_32() -> None:
     experts = [p for p in trace.parameters if p.name.endswith(("gate_up_proj", "down_proj"))]
     numel = sum(p.numel for p in experts)
     found = weights(trace)
-    assert found.quantised_parameters == numel
+    assert found.packed_parameters == numel
     assert (found.codes, found.scales) == (numel // 2, numel // 32)
 
 
@@ -165,7 +170,7 @@ CASES: list[tuple[dict[str, Any], float]] = [
 
 @pytest.mark.parametrize(("config", "nbytes"), CASES)
 def test_a_config_is_read_as_its_format_stores_it(config: dict[str, Any], nbytes: float) -> None:
-    assert sum(declared(config, "model").parts((256, 512))) == nbytes
+    assert sum(packing_from_config(config, "model").parts((256, 512))) == nbytes
 
 
 @pytest.mark.parametrize("structure", [[128, 128], "128x128"])
@@ -173,11 +178,11 @@ def test_blocks_are_written_in_two_ways(structure: Any) -> None:
     weights_of = {"num_bits": 8, "strategy": "block", "block_structure": structure}
     groups = {"group_0": {"weights": weights_of}}
     config = {"quant_method": "compressed-tensors", "config_groups": groups}
-    assert sum(declared(config, "model").parts((256, 512))) == 256 * 512 + 2 * 4 * 2
+    assert sum(packing_from_config(config, "model").parts((256, 512))) == 256 * 512 + 2 * 4 * 2
 
 
 def test_blocks_at_the_edges_of_a_matrix_have_scales_too() -> None:
-    packing = declared({"quant_method": "fp8", "weight_block_size": [128, 128]}, "model")
+    packing = packing_from_config({"quant_method": "fp8", "weight_block_size": [128, 128]}, "model")
     assert packing.parts((3, 130, 129)) == (3 * 130 * 129, 3 * 2 * 2 * 4)
 
 
@@ -196,7 +201,7 @@ def test_modules_not_to_convert_are_left_as_they_are(
     pattern: str, module: str, is_named: bool
 ) -> None:
     config = {"quant_method": "fp8", "modules_to_not_convert": [pattern]}
-    assert declared(config, "model").leaves_out(module) == is_named
+    assert packing_from_config(config, "model").excludes(module) == is_named
 
 
 def test_a_checkpoint_of_its_own_config_is_counted_by_it() -> None:
@@ -269,7 +274,7 @@ def test_peak_activations_are_those_that_torch_makes() -> None:
     for name, phase in small_models.WORKLOADS:
         model = small_models.build(name)
         real = peak(model, small_models.inputs(name, phase, model))
-        ours = peak_of_all_made(
+        ours = peak_with_cache(
             traced(model, phase, small_models.BATCH, small_models.CONTEXT)
         ).nbytes
         errors.append(abs(ours / real - 1))
@@ -291,7 +296,7 @@ def test_peak_activations_of_a_long_prompt_are_those_that_torch_makes() -> None:
     model = transformers.LlamaForCausalLM(config).eval()
     ids = torch.arange(512).reshape(1, 512)
     real = peak(model, {"input_ids": ids, "use_cache": True})
-    ours = peak_of_all_made(traced(model, context=512, batch=1)).nbytes
+    ours = peak_with_cache(traced(model, context=512, batch=1)).nbytes
     assert ours == pytest.approx(real, rel=1e-3)
 
 
@@ -308,7 +313,7 @@ def test_the_peak_holds_at_least_what_any_kernel_reads_and_writes(name: str, pha
 
 def test_no_activation_is_freed_before_it_is_read() -> None:
     record = traced(small_models.qwen3()).unrolled
-    alive = {life.storage: life for life in lives(record, ("activation",))}
+    alive = {life.storage: life for life in lifetimes(record, ("activation",))}
     for place, kernel in enumerate(record.kernels):
         for index in kernel.inputs:
             life = alive.get(record.tensors[index].storage)
@@ -354,7 +359,7 @@ def test_what_a_list_holds_lives_as_long_as_it_does(
     drops: bool,
 ) -> None:
     model, x = Steps(kept, drops=drops), torch.ones(100, 10)
-    ours = peak_of_all_made(llmsim.trace(model, inputs=x).trace).nbytes
+    ours = peak_with_cache(llmsim.trace(model, inputs=x).trace).nbytes
     assert ours == peak(model, {"x": x})
 
 

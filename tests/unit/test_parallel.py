@@ -257,13 +257,21 @@ def test_stages_of_ranks() -> None:
 @pytest.mark.parametrize(
     ("name", "sizes", "said"),
     [
-        ("llama", {"tp": 3}, "tp must be one of 2: 4 attention heads"),
-        ("llama", {"tp": 4}, "tp must be one of 2: 2 key-value heads"),
-        ("gpt2", {"tp": 2}, "GPT2LMHeadModel carries no plan that splits its layers"),
-        ("llama", {"ep": 2}, "LlamaForCausalLM carries no plan for experts"),
-        ("mixtral", {"ep": 3}, "ep must be one of 2, 4"),
+        (
+            "llama",
+            {"tp": 3},
+            "tp must be one of 1, 2, not 3, which does not evenly divide the 4 attention heads",
+        ),
+        (
+            "llama",
+            {"tp": 4},
+            "tp must be one of 1, 2, not 4, which does not evenly divide the 2 key-value heads",
+        ),
+        ("gpt2", {"tp": 2}, "GPT2LMHeadModel has no tensor parallel plan"),
+        ("llama", {"ep": 2}, "LlamaForCausalLM has no expert parallel plan"),
+        ("mixtral", {"ep": 3}, "ep must be one of 1, 2, 4"),
         ("llama", {"pp": 3}, "pp must be from 1 to its 2 layers"),
-        ("gpt2", {"pp": 2}, "GPT2LMHeadModel carries no plan for stages"),
+        ("gpt2", {"pp": 2}, "GPT2LMHeadModel has no pipeline parallel plan"),
         ("llama", {"tp": 0}, "tp must be a whole number from 1"),
         ("llama", {"tp": 2, "ep": 4}, "ep must be 1 or the same as tp, 2"),
         ("llama", {"pp": 2, "stage": 2}, "stage must be a stage from 0 to 1"),
@@ -280,7 +288,7 @@ def test_what_cannot_be_spread_says_why_in_one_line(
 
 
 def test_a_module_without_a_plan_is_refused() -> None:
-    with pytest.raises(InvalidValue, match="Linear carries no plan"):
+    with pytest.raises(InvalidValue, match="Linear has no tensor parallel plan"):
         model_recipe(torch.nn.Linear(4, 4), Build(parallel=Parallel(tp=2)))
 
 
@@ -294,7 +302,7 @@ def test_catalogued_models_are_halved_by_their_plans(name: str) -> None:
     whole, rank = (spread(name, Workload("decode", 1, 16), tp=tp) for tp in (1, 2))
     for shard in shards(whole, rank):
         is_cut = shard.style not in (None, "replicated_with_grad_allreduce")
-        assert shard.nbytes == (shard.whole_bytes // 2 if is_cut else shard.whole_bytes)
+        assert shard.nbytes == (shard.full_bytes // 2 if is_cut else shard.full_bytes)
     assert math.isclose(totals(rank).flops / totals(whole).flops, 0.5, abs_tol=5e-3)
 
 

@@ -14,8 +14,8 @@ import pytest
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.time.latency import PassTime, latency
+from llmsim_magic.analyses.time.roofline_points import points
 from llmsim_magic.analyses.time.stored_dtypes import stored_dtypes
-from llmsim_magic.analyses.time.timeline import points
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import CannotPredict, InvalidValue
 from llmsim_magic.records.trace.recorded import Record

@@ -33,7 +33,7 @@ def traced(config: Any, quantisation: dict[str, Any] | None = None) -> Trace:
 
 def multiplied(trace: Trace, stored: StoredDtypes) -> list[tuple[str, Matmul]]:
     """Every product of a step, with the module that multiplies."""
-    each = trace.of_each(kernel_shapes(trace, H100, "graph", stored))
+    each = trace.expand_replays(kernel_shapes(trace, H100, "graph", stored))
     return [
         (path, size)
         for path, found in zip(trace.paths, each, strict=True)

@@ -43,8 +43,8 @@ def spread(name: str, workload: Workload = DECODE, **parallel: int) -> Trace:
 
 def sent(trace: Trace) -> list[tuple[str, str, Collective]]:
     """Every exchange: who asks for it, as what, and its size."""
-    each = trace.of_each(kernel_shapes(trace, H100, "graph"))
-    ops = trace.of_each([operator.op for operator in trace.recorded.operators])
+    each = trace.expand_replays(kernel_shapes(trace, H100, "graph"))
+    ops = trace.expand_replays([operator.op for operator in trace.recorded.operators])
     return [
         (path, op, size)
         for path, op, found in zip(trace.paths, ops, each, strict=True)

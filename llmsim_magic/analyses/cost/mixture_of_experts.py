@@ -1,4 +1,4 @@
-"""Which share of a mixture of experts one token meets."""
+"""Mixtures of experts: how many experts, and how many parameters, one token uses."""
 
 import math
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from llmsim_magic.records.trace.trace import Module, Trace
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Of so many experts, how many a token is routed to."""
+    """The number of experts, and the mean number of experts per token."""
 
-    chosen: float
+    experts_per_token: float
     experts: int
 
 
 @memoize
 def active_parameters(trace: Trace) -> int:
-    """Parameters that one token meets: all but those of experts that it is not routed to.
+    """Parameters that one token uses: all except those of experts it is not routed to.
 
-    Routing is balanced, so an expert counts by the share of the tokens that it sees.
+    Routing is assumed to be balanced, so an expert counts by its share of the tokens.
     """
     shares: dict[str, float] = {}
-    for _, found in _routed(trace):
+    for _, found in _routings(trace):
         shares.update(found)
     return round(
         sum(
@@ -36,20 +36,21 @@ def active_parameters(trace: Trace) -> int:
 
 @memoize
 def expert_routings(trace: Trace) -> tuple[Routing, ...]:
-    """The kinds of routing in the model, each once; none for a dense model."""
-    return tuple(dict.fromkeys(routing for routing, _ in _routed(trace)))
+    """The distinct routings of the model; empty for a dense model."""
+    return tuple(dict.fromkeys(routing for routing, _ in _routings(trace)))
 
 
 @memoize
-def _routed(trace: Trace) -> tuple[tuple[Routing, dict[str, float]], ...]:
-    """Each routing with the share of the tokens that each parameter of its experts meets."""
-    return (*_fused(trace), *_listed(trace))
+def _routings(trace: Trace) -> tuple[tuple[Routing, dict[str, float]], ...]:
+    """Each routing with the share of tokens that uses each parameter of its experts, by name."""
+    return (*_stacked_experts(trace), *_module_experts(trace))
 
 
-def _fused(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
-    """Experts in one parameter `[experts, …]`, met by a grouped matmul of `tokens · chosen` rows.
+def _stacked_experts(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
+    """Experts stacked in one parameter `[experts, …]` that a grouped matmul reads.
 
-    The other parameters of its module with a row for each expert, such as biases, go with it.
+    The matmul has `tokens · experts_per_token` rows. Other parameters of the module with one row
+    per expert, such as biases, belong to the experts too.
     """
     record = trace.recorded
     found = []
@@ -65,15 +66,15 @@ def _fused(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
             continue
         seen.add(owner)
         experts = weights.shape[0]
-        chosen = rows.shape[0] / tokens
-        alike = [p for p in trace.parameters if p.owner == owner and p.shape[:1] == (experts,)]
-        share = min(chosen / experts, 1.0)
-        found.append((Routing(chosen, experts), {p.name: share for p in alike}))
+        experts_per_token = rows.shape[0] / tokens
+        per_expert = [p for p in trace.parameters if p.owner == owner and p.shape[:1] == (experts,)]
+        share = min(experts_per_token / experts, 1.0)
+        found.append((Routing(experts_per_token, experts), {p.name: share for p in per_expert}))
     return found
 
 
-def _listed(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
-    """Experts as modules of one kind side by side, each called with some rows of its parent's."""
+def _module_experts(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
+    """Experts as sibling modules of one class, each called with some rows of the parent's input."""
     modules = {module.path: module for module in trace.modules}
     containers = {module.path.rpartition(".")[0] for module in trace.modules if module.path}
     groups: dict[tuple[str, str], list[Module]] = {}
@@ -94,12 +95,12 @@ def _listed(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
         if 0 < min(filter(None, rows.values()), default=0) < tokens:
             routings.append(Routing(sum(rows.values()) / tokens, len(group)))
             shares |= {path: min(number / tokens, 1.0) for path, number in rows.items()}
-    within = {p.name: share for p in trace.parameters if (share := _within(p.owner, shares)) < 1}
+    within = {p.name: share for p in trace.parameters if (share := _share_of(p.owner, shares)) < 1}
     return [(routing, within) for routing in routings]
 
 
-def _within(owner: str, shares: dict[str, float]) -> float:
-    """The share of the expert that a module belongs to; 1 outside all experts."""
+def _share_of(owner: str, shares: dict[str, float]) -> float:
+    """The share of tokens of the expert that contains a module; 1 outside experts."""
     while owner:
         if owner in shares:
             return shares[owner]
@@ -108,20 +109,24 @@ def _within(owner: str, shares: dict[str, float]) -> float:
 
 
 def _rows(trace: Trace, path: str) -> int:
-    """Rows of the first input of a module's first call; 0 where it has none."""
-    calls = trace.recorded.calls_of.get(path)
+    """Rows of the first input of a module's first call; 0 without such an input."""
+    calls = trace.recorded.calls_by_path.get(path)
     if calls is None or not calls.inputs:
         return 0
     return math.prod(trace.recorded.tensors[calls.inputs[0]].shape[:-1])
 
 
 def _routed_rows(trace: Trace, parent: str, path: str) -> int | None:
-    """Rows that a module reads of those its parent was given; None for what is not routed to it."""
-    calls = trace.recorded.calls_of
+    """Rows of its parent's input that a module reads; None if the module is not an expert."""
+    calls = trace.recorded.calls_by_path
     if path not in calls:
         return 0
     if parent not in calls or not calls[path].inputs or not calls[parent].inputs:
         return None
-    own, given = (trace.recorded.tensors[calls[each].inputs[0]] for each in (path, parent))
-    routed = len(own.shape) == 2 and len(given.shape) > 1 and own.shape[-1] == given.shape[-1]
+    own, parent_input = (trace.recorded.tensors[calls[each].inputs[0]] for each in (path, parent))
+    routed = (
+        len(own.shape) == 2
+        and len(parent_input.shape) > 1
+        and own.shape[-1] == parent_input.shape[-1]
+    )
     return own.shape[0] if routed and "float" in own.dtype else None

@@ -1,4 +1,4 @@
-"""What modules and layers cost: the costs of the operators in them, added up."""
+"""Costs of modules and layers: the sums over their operators."""
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, fields
@@ -12,9 +12,9 @@ from llmsim_magic.records.trace.trace import Trace
 Key = TypeVar("Key", bound=Hashable)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class CostSum:
-    """Sums over operators; FLOPs and elementwise operations are None where none are known."""
+    """Sums over operators; FLOPs and elementwise operations are None if no operator's are known."""
 
     operators: int = 0
     flops: int | None = 0
@@ -28,54 +28,55 @@ class CostSum:
 
     @property
     def arithmetic_intensity(self) -> float | None:
-        """FLOPs for each byte moved."""
+        """FLOPs per byte read or written."""
         return intensity(self.flops, self.bytes_read + self.bytes_written)
 
     @classmethod
     def of(cls, cost: Cost) -> "CostSum":
-        return cls(1, *(getattr(cost, name) for name in _SUMMED[1:]))
+        """The sum over a single operator."""
+        return cls(operators=1, **{name: getattr(cost, name) for name in _SUMMED_FIELDS[1:]})
 
     def add(self, other: "CostSum") -> None:
-        for name in _SUMMED:
-            mine, its = getattr(self, name), getattr(other, name)
-            setattr(self, name, its if mine is None else mine if its is None else mine + its)
+        for name in _SUMMED_FIELDS:
+            a, b = getattr(self, name), getattr(other, name)
+            setattr(self, name, b if a is None else a if b is None else a + b)
 
 
-_SUMMED = tuple(field.name for field in fields(CostSum))
+_SUMMED_FIELDS = tuple(field.name for field in fields(CostSum))
 
 
 @memoize
 def costs_by_module(trace: Trace) -> dict[str, CostSum]:
-    """What the operators of each module that runs any spend, those of its children included."""
-    own = _grouped(zip(trace.paths, costs(trace), strict=True))
-    below: dict[str, CostSum] = {}
-    for path, spent in own.items():
-        above: str | None = path
-        while above is not None:
-            _add(below, above, spent)
-            above = above.rpartition(".")[0] if above else None
-    return below
+    """The cost of each module that runs operators, including its children, by path."""
+    own = _sum_by_key(zip(trace.paths, costs(trace), strict=True))
+    found: dict[str, CostSum] = {}
+    for path, cost_sum in own.items():
+        ancestor: str | None = path
+        while ancestor is not None:
+            _add(found, ancestor, cost_sum)
+            ancestor = ancestor.rpartition(".")[0] if ancestor else None
+    return found
 
 
 @memoize
 def costs_by_layer(trace: Trace) -> dict[Layer | None, CostSum]:
-    """What each layer spends, in the order they run; None is all that lies outside of layers."""
-    return _grouped(zip(layers(trace), costs(trace), strict=True))
+    """The cost of each layer in execution order; the key None holds operators outside layers."""
+    return _sum_by_key(zip(layers(trace), costs(trace), strict=True))
 
 
-def _grouped(each: Iterable[tuple[Key, Cost]]) -> dict[Key, CostSum]:
+def _sum_by_key(costs_by_key: Iterable[tuple[Key, Cost]]) -> dict[Key, CostSum]:
     found: dict[Key, CostSum] = {}
-    of: dict[int, CostSum] = {}  # replayed layers share the costs of those recorded
-    for key, cost in each:
-        spent = of.get(id(cost))
-        if spent is None:
-            spent = of[id(cost)] = CostSum.of(cost)
-        _add(found, key, spent)
+    sums: dict[int, CostSum] = {}  # replayed layers share the recorded layer's costs
+    for key, cost in costs_by_key:
+        cost_sum = sums.get(id(cost))
+        if cost_sum is None:
+            cost_sum = sums[id(cost)] = CostSum.of(cost)
+        _add(found, key, cost_sum)
     return found
 
 
-def _add(found: dict[Key, CostSum], key: Key, spent: CostSum) -> None:
+def _add(found: dict[Key, CostSum], key: Key, cost_sum: CostSum) -> None:
     known = found.get(key)
     if known is None:
         known = found[key] = CostSum(flops=None, elementwise_ops=None)
-    known.add(spent)
+    known.add(cost_sum)

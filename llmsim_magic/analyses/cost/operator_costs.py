@@ -1,4 +1,4 @@
-"""What each operator costs, and what the whole pass does."""
+"""The cost of each operator, and the totals of the pass."""
 
 from dataclasses import dataclass, replace
 
@@ -10,9 +10,13 @@ from llmsim_magic.records.trace.recorded import Replay
 from llmsim_magic.records.trace.trace import Parameter, Trace
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """One operator's work; `flops` and `elementwise_ops` are None where a kernel has no formula."""
+    """The cost of one operator.
+
+    `flops` and `elementwise_ops` are None if one of its kernels has no formula. Weights,
+    activations and cache add up to all bytes read and written.
+    """
 
     flops: int | None
     elementwise_ops: int | None
@@ -30,44 +34,47 @@ class Cost:
 
     @property
     def arithmetic_intensity(self) -> float | None:
-        """FLOPs for each byte moved; None where the FLOPs are not known or nothing is moved."""
+        """FLOPs per byte moved; None if the FLOPs are unknown or no byte is moved."""
         return intensity(self.flops, self.bytes_read + self.bytes_written)
 
 
 def intensity(flops: int | None, nbytes: int) -> float | None:
-    """FLOPs per byte; None where either is missing."""
+    """FLOPs per byte; None if either is unknown or zero bytes are moved."""
     return None if flops is None or not nbytes else flops / nbytes
 
 
 @memoize
 def costs(trace: Trace) -> tuple[Cost, ...]:
-    """The cost of each operator; the parameters of a replayed layer's are the recorded one's."""
+    """The cost of each operator of the pass.
+
+    For a replayed layer `parameters` are those of the recorded layer.
+    """
     recorded = recorded_costs(trace)
-    own = {id(replay): _own_split(trace, replay) for replay in trace.replays}
+    own = {id(replay): _costs_with_own_roles(trace, replay) for replay in trace.replays}
     return tuple(
         recorded[operator] if replay is None else own[id(replay)].get(operator, recorded[operator])
         for operator, replay in trace.steps
     )
 
 
-def _own_split(trace: Trace, replay: Replay) -> dict[int, Cost]:
-    """The costs of a replayed layer's operators whose tensors are not what the recorded one's are.
+def _costs_with_own_roles(trace: Trace, replay: Replay) -> dict[int, Cost]:
+    """The costs of a replayed layer whose tensors have other roles than in the recorded layer.
 
-    What one layer hands on may be kept as state, and what the last hands on may not.
+    One layer's output may be cached as state, while the last layer's output is not.
     """
     record = trace.recorded
     roles = {
-        one.storage: record.storages[other.storage].role
+        recorded.storage: record.storages[replayed.storage].role
         for pair in replay.tensors
-        for one, other in [(record.tensors[pair[0]], record.tensors[pair[1]])]
-        if record.storages[one.storage].role != record.storages[other.storage].role
+        for recorded, replayed in [(record.tensors[pair[0]], record.tensors[pair[1]])]
+        if record.storages[recorded.storage].role != record.storages[replayed.storage].role
     }
     if not roles:
         return {}
     moved, found = traffic(record), recorded_costs(trace)
     own: dict[int, Cost] = {}
     for operator in range(*replay.operators):
-        split = moved[operator].as_if(record, roles)
+        split = moved[operator].with_roles(record, roles)
         own[operator] = replace(
             found[operator],
             bytes_weights=split.bytes_weights,
@@ -81,14 +88,14 @@ def _own_split(trace: Trace, replay: Replay) -> dict[int, Cost]:
 def recorded_costs(trace: Trace) -> tuple[Cost, ...]:
     """The cost of each recorded operator."""
     record = trace.recorded
-    parameters = {p.name: place for place, p in enumerate(trace.parameters)}
+    index_of = {p.name: index for index, p in enumerate(trace.parameters)}
     moved = traffic(record)
     found = []
-    for order, kernels in enumerate(record.kernels_of):
-        counted = [elementwise_work.elementwise_ops(record, kernel) for kernel in kernels]
-        known = None not in counted
-        read = {
-            parameters[storage.name]
+    for order, kernels in enumerate(record.kernels_by_operator):
+        elementwise = [elementwise_work.elementwise_ops(record, kernel) for kernel in kernels]
+        is_known = None not in elementwise
+        parameters_read = {
+            index_of[storage.name]
             for kernel in kernels
             for index in kernel.inputs
             if (storage := record.storages[record.tensors[index].storage]).role == "parameter"
@@ -96,25 +103,28 @@ def recorded_costs(trace: Trace) -> tuple[Cost, ...]:
         }
         found.append(
             Cost(
-                sum(kernel.flops or 0 for kernel in kernels) if known else None,
-                sum(ops or 0 for ops in counted) if known else None,
-                sum(elementwise_work.causal_skippable(record, kernel) for kernel in kernels),
-                moved[order].bytes_read,
-                moved[order].bytes_written,
-                moved[order].bytes_weights,
-                moved[order].bytes_activations,
-                moved[order].bytes_cache,
-                tuple(trace.parameters[place] for place in sorted(read)),
+                flops=sum(kernel.flops or 0 for kernel in kernels) if is_known else None,
+                elementwise_ops=sum(ops or 0 for ops in elementwise) if is_known else None,
+                causal_skippable_flops=sum(
+                    elementwise_work.causal_skippable_flops(record, kernel) for kernel in kernels
+                ),
+                bytes_read=moved[order].bytes_read,
+                bytes_written=moved[order].bytes_written,
+                bytes_weights=moved[order].bytes_weights,
+                bytes_activations=moved[order].bytes_activations,
+                bytes_cache=moved[order].bytes_cache,
+                parameters=tuple(trace.parameters[index] for index in sorted(parameters_read)),
             )
         )
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """Sums over the pass. Parameters are counted once however often they are shared.
+    """Sums over the pass; a shared parameter is counted once.
 
-    `bytes_weights`, `bytes_activations` and `bytes_cache` share out all that is read and written.
+    `active` counts the parameters one token uses. `bytes_weights`, `bytes_activations` and
+    `bytes_cache` add up to all bytes read and written.
     """
 
     operators: int
@@ -136,28 +146,31 @@ class Totals:
 
     @property
     def arithmetic_intensity(self) -> float | None:
-        """FLOPs for each byte moved."""
+        """FLOPs per byte read or written."""
         return intensity(self.flops, self.bytes_read + self.bytes_written)
 
 
 @memoize
 def totals(trace: Trace) -> Totals:
+    """The totals of the pass over all its operators."""
     own = [parameter for parameter in trace.parameters if parameter.tied_to is None]
     weights = [parameter for parameter in own if not parameter.is_buffer]
-    each = [(cost, trace.times[operator]) for operator, cost in enumerate(recorded_costs(trace))]
+    each = [
+        (cost, trace.run_counts[operator]) for operator, cost in enumerate(recorded_costs(trace))
+    ]
     return Totals(
         operators=len(trace.steps),
-        kernels=_kernels(trace),
+        kernels=_kernel_count(trace),
         parameters=sum(parameter.numel for parameter in weights),
         active=active_parameters(trace),
         trainable=sum(parameter.numel for parameter in weights if parameter.trainable),
         parameter_bytes=sum(parameter.nbytes for parameter in weights),
         buffer_bytes=sum(parameter.nbytes for parameter in own if parameter.is_buffer),
         flops=_flops(trace),
-        elementwise_ops=sum((cost.elementwise_ops or 0) * times for cost, times in each),
-        causal_skippable_flops=sum(cost.causal_skippable_flops * times for cost, times in each),
-        bytes_read=sum(cost.bytes_read * times for cost, times in each),
-        bytes_written=sum(cost.bytes_written * times for cost, times in each),
+        elementwise_ops=sum((cost.elementwise_ops or 0) * count for cost, count in each),
+        causal_skippable_flops=sum(cost.causal_skippable_flops * count for cost, count in each),
+        bytes_read=sum(cost.bytes_read * count for cost, count in each),
+        bytes_written=sum(cost.bytes_written * count for cost, count in each),
         bytes_weights=sum(cost.bytes_weights for cost in costs(trace)),
         bytes_activations=sum(cost.bytes_activations for cost in costs(trace)),
         bytes_cache=sum(cost.bytes_cache for cost in costs(trace)),
@@ -165,21 +178,21 @@ def totals(trace: Trace) -> Totals:
     )
 
 
-def _kernels(trace: Trace) -> int:
+def _kernel_count(trace: Trace) -> int:
     replayed = sum(last - first for first, last in (replay.kernels for replay in trace.replays))
     return len(trace.recorded.kernels) + replayed
 
 
 def _flops(trace: Trace) -> int:
     return sum(
-        (kernel.flops or 0) * (1 if kernel.operator is None else trace.times[kernel.operator])
+        (kernel.flops or 0) * (1 if kernel.operator is None else trace.run_counts[kernel.operator])
         for kernel in trace.recorded.kernels
     )
 
 
 def operator_types(trace: Trace) -> dict[str, int]:
-    """How many operators there are of each type, most first."""
+    """The number of operators of each type, most frequent first."""
     counts: dict[str, int] = {}
     for order, operator in enumerate(trace.recorded.operators):
-        counts[operator.op] = counts.get(operator.op, 0) + trace.times[order]
+        counts[operator.op] = counts.get(operator.op, 0) + trace.run_counts[order]
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,25 +1,25 @@
-"""How many tokens a pass reads."""
+"""The number of tokens a pass reads."""
 
 from llmsim_magic.analyses.graph.layers import Layer, layers
 from llmsim_magic.records.trace.trace import Trace, numel
 
 
 def tokens_read(trace: Trace) -> int:
-    """Tokens, frames or patches that a pass reads, of all its sequences together.
+    """Tokens, audio frames or image patches that a pass reads over all sequences of its batch.
 
-    One of each in decode. Else as many as were asked for, or, where a model fixes its own length,
-    as its longest stack of layers works on.
+    Decode reads one per sequence. Other phases read the requested context, or the length of the
+    longest stack of layers if the model fixes its own length.
     """
     workload = trace.workload
     if workload.phase == "decode":
         return workload.batch
-    asked = workload.batch * max(workload.context, 1)
-    read = [_rows(trace, layer) for layer in _firsts(trace)]
-    return asked if asked in read else max(read, default=asked)
+    requested = workload.batch * max(workload.context, 1)
+    read = [_rows(trace, layer) for layer in _first_layers(trace)]
+    return requested if requested in read else max(read, default=requested)
 
 
-def _firsts(trace: Trace) -> list[Layer]:
-    """The first layer of each stack that runs."""
+def _first_layers(trace: Trace) -> list[Layer]:
+    """The first executed layer of each stack."""
     firsts: dict[str, Layer] = {}
     for layer in layers(trace):
         if layer is not None:
@@ -28,7 +28,7 @@ def _firsts(trace: Trace) -> list[Layer]:
 
 
 def _rows(trace: Trace, layer: Layer) -> int:
-    """Vectors that a layer is given."""
+    """The number of vectors in a layer's input."""
     called = trace.calls.get(layer.path)
     shapes = trace.recorded.shapes(called.first.inputs[:1]) if called else []
     return max((numel(shape[:-1]) for shape in shapes), default=0)

@@ -1,4 +1,4 @@
-"""The least bytes that a kernel or an operator must move."""
+"""The minimum bytes that a kernel or an operator reads and writes."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ _SCATTERS = _ACCUMULATES | {"index_copy_", "index_put_", "_index_put_impl_", "sc
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One tensor that crosses an operator's border: read once or written once."""
+    """One tensor that an operator reads from outside, or writes for later operators."""
 
     tensor: int
     nbytes: int
@@ -28,6 +28,8 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
+    """Tensors that an operator reads and writes, each once."""
+
     reads: tuple[Access, ...]
     writes: tuple[Access, ...]
 
@@ -39,37 +41,37 @@ class Traffic:
     def bytes_written(self) -> int:
         return sum(access.nbytes for access in self.writes)
 
-    def as_if(self, record: Record, roles: Mapping[int, Role]) -> "Traffic":
-        """The same were the storages of those numbers something else."""
+    def with_roles(self, record: Record, roles: Mapping[int, Role]) -> "Traffic":
+        """The same accesses with other roles for some storages, by storage index."""
 
-        def seen(access: Access) -> Access:
+        def relabel(access: Access) -> Access:
             role = roles.get(record.tensors[access.tensor].storage, access.role)
             return replace(access, role=role)
 
-        return Traffic(tuple(map(seen, self.reads)), tuple(map(seen, self.writes)))
+        return Traffic(tuple(map(relabel, self.reads)), tuple(map(relabel, self.writes)))
 
     @property
     def bytes_weights(self) -> int:
-        """Of all bytes moved those of parameters and buffers."""
-        return self._of(_WEIGHTS)
+        """Bytes of parameters and buffers, read or written."""
+        return self._bytes_of(_WEIGHTS)
 
     @property
     def bytes_cache(self) -> int:
-        """Of all bytes moved those of the cache or state, read or written."""
-        return self._of(_CACHE)
+        """Bytes of the cache or recurrent state, read or written."""
+        return self._bytes_of(_CACHE)
 
     @property
     def bytes_activations(self) -> int:
-        """All others: what operators hand each other, inputs and constants."""
+        """All other bytes: activations, inputs and constants, read or written."""
         return self.bytes_read + self.bytes_written - self.bytes_weights - self.bytes_cache
 
-    def _of(self, roles: Collection[Role]) -> int:
+    def _bytes_of(self, roles: Collection[Role]) -> int:
         accesses = (*self.reads, *self.writes)
         return sum(access.nbytes for access in accesses if access.role in roles)
 
 
 def kernel_bytes(record: Record, kernel: Kernel) -> tuple[int, int]:
-    """Bytes read and written by one kernel: each argument once, each result once."""
+    """Bytes one kernel reads and writes; each argument and each result counts once."""
     if kernel.is_view:
         return 0, 0
     places = {kernel.inputs[place]: place for place in read_arguments(kernel)}
@@ -80,46 +82,53 @@ def kernel_bytes(record: Record, kernel: Kernel) -> tuple[int, int]:
 
 @memoize
 def traffic(record: Record) -> tuple[Traffic, ...]:
-    """For each operator what it reads from outside and what it leaves behind.
+    """The minimum traffic of each operator.
 
-    Each input and weight is read once, each output written once; what is made and used up inside
-    the operator does not count. A lookup reads only the rows it looks up, a scatter writes only
-    those it is given, and of grouped experts at most one for each row is read.
+    Each input and weight is read once and each output written once. Intermediate tensors of the
+    operator do not count. A lookup reads only the selected rows, a scatter writes only the given
+    rows, and a grouped matmul reads at most one expert per row.
+
+    Returns:
+        One `Traffic` per recorded operator, in execution order.
     """
-    needed = _needed_later(record)
-    older = {n for n, storage in enumerate(record.storages) if storage.role != "activation"}
+    last_read = _last_reads(record)
+    preexisting = {n for n, storage in enumerate(record.storages) if storage.role != "activation"}
     found = []
-    for order, kernels in enumerate(record.kernels_of):
+    for order, kernels in enumerate(record.kernels_by_operator):
         fresh: dict[int, list[Tensor]] = {}
         reads: dict[tuple[int, int, int], Access] = {}
         writes: dict[tuple[int, int, int], Access] = {}
         for kernel in kernels:
             for place in read_arguments(kernel):
                 tensor = record.tensors[kernel.inputs[place]]
-                own = fresh.get(tensor.storage, ())
-                fresh_whole = own and tensor.storage not in older
-                if not fresh_whole and not any(covers(region, tensor) for region in own):
+                own_regions = fresh.get(tensor.storage, ())
+                is_intermediate = own_regions and tensor.storage not in preexisting
+                if not is_intermediate and not any(
+                    covers(region, tensor) for region in own_regions
+                ):
                     nbytes = _bytes_of_input(record, kernel, place)
-                    _keep(reads, record, kernel.inputs[place], nbytes)
+                    _add_access(reads, record, kernel.inputs[place], nbytes)
             for index in kernel.writes:
                 tensor = record.tensors[index]
                 fresh.setdefault(tensor.storage, []).append(tensor)
-                if _outlives(record, tensor.storage, order, needed):
-                    _keep(writes, record, index, _bytes_of_write(record, kernel, index))
-        older |= fresh.keys()
-        found.append(Traffic(_capped(record, reads), _capped(record, writes)))
+                if _outlives(record, tensor.storage, order, last_read):
+                    _add_access(writes, record, index, _bytes_of_write(record, kernel, index))
+        preexisting |= fresh.keys()
+        found.append(
+            Traffic(_cap_at_storage_size(record, reads), _cap_at_storage_size(record, writes))
+        )
     return tuple(found)
 
 
 def _bytes_of_input(record: Record, kernel: Kernel, place: int) -> int:
-    """What a kernel reads of one argument: of a table the rows looked up, of experts those run."""
+    """Bytes a kernel reads of one argument: only selected rows of a table, only active experts."""
     name = short_name(kernel.name)
     tensor = record.tensors[kernel.inputs[place]]
     nbytes = _nbytes(tensor)
     if place == 0 and name in _GATHERS and kernel.outputs:
         return min(nbytes, _nbytes(record.tensors[kernel.outputs[0]]))
     if place == 0 and name in _SCATTERS:
-        return min(nbytes, _scattered(record, kernel)) if name in _ACCUMULATES else 0
+        return min(nbytes, _scatter_source_bytes(record, kernel)) if name in _ACCUMULATES else 0
     if place == 1 and name == "_grouped_mm":
         rows, groups = record.tensors[kernel.inputs[0]].shape[0], tensor.shape[0]
         return nbytes // groups * min(rows, groups)
@@ -127,14 +136,14 @@ def _bytes_of_input(record: Record, kernel: Kernel, place: int) -> int:
 
 
 def _bytes_of_write(record: Record, kernel: Kernel, index: int) -> int:
-    """A scatter writes as much as it is given, not the whole of what it writes into."""
+    """Bytes a kernel writes of one tensor: a scatter writes only its source rows."""
     nbytes = _nbytes(record.tensors[index])
     if short_name(kernel.name) in _SCATTERS:
-        return min(nbytes, _scattered(record, kernel))
+        return min(nbytes, _scatter_source_bytes(record, kernel))
     return nbytes
 
 
-def _scattered(record: Record, kernel: Kernel) -> int:
+def _scatter_source_bytes(record: Record, kernel: Kernel) -> int:
     return _nbytes(record.tensors[kernel.inputs[-1]])
 
 
@@ -142,7 +151,7 @@ def _nbytes(tensor: Tensor) -> int:
     return distinct_elements(tensor) * tensor.itemsize
 
 
-def _keep(
+def _add_access(
     accesses: dict[tuple[int, int, int], Access], record: Record, index: int, nbytes: int
 ) -> None:
     tensor = record.tensors[index]
@@ -151,8 +160,10 @@ def _keep(
     accesses.setdefault(key, Access(index, nbytes, storage.role, storage.name))
 
 
-def _capped(record: Record, accesses: dict[tuple[int, int, int], Access]) -> tuple[Access, ...]:
-    """No storage is moved more than once whole, however many overlapping views are used."""
+def _cap_at_storage_size(
+    record: Record, accesses: dict[tuple[int, int, int], Access]
+) -> tuple[Access, ...]:
+    """Limit the bytes of overlapping views so that no storage is moved more than once."""
     left: dict[int, int] = {}
     moved: dict[tuple[int, int, int], int] = {}
     for key in sorted(accesses, key=lambda key: -key[2]):
@@ -167,8 +178,8 @@ def _capped(record: Record, accesses: dict[tuple[int, int, int], Access]) -> tup
     )
 
 
-def _needed_later(record: Record) -> dict[int, int]:
-    """The last operator that reads each storage; one past the end for the pass's own results."""
+def _last_reads(record: Record) -> dict[int, int]:
+    """The last operator that reads each storage; past the end for results of the pass."""
     last: dict[int, int] = {}
     end = len(record.operators)
     for kernel in record.kernels:
@@ -185,5 +196,5 @@ def _needed_later(record: Record) -> dict[int, int]:
     return last
 
 
-def _outlives(record: Record, storage: int, order: int, needed: dict[int, int]) -> bool:
-    return record.storages[storage].role != "activation" or needed.get(storage, -1) > order
+def _outlives(record: Record, storage: int, order: int, last_read: dict[int, int]) -> bool:
+    return record.storages[storage].role != "activation" or last_read.get(storage, -1) > order

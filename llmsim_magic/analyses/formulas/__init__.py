@@ -1,1 +1,1 @@
-"""Shapes and costs as exact formulas of batch and context."""
+"""Shapes and costs as exact polynomials in batch and context."""

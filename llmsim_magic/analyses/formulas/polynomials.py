@@ -1,8 +1,8 @@
-"""Exact polynomials in batch and context through traced points, and where a second regime begins.
+"""Exact polynomials in batch and context, interpolated through traced workloads.
 
-What a pass does is a polynomial in its batch B and its context X as long as nothing in the model
-compares X with a size of its own. A sliding window does: there the polynomial of long contexts
-takes over, and the whole is the lesser or the greater of the two.
+A quantity of a pass is a polynomial in the batch B and the context X unless the model compares X
+with a fixed size. A sliding window does: beyond it another polynomial holds, and the quantity is
+the minimum or the maximum of the two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ Coefficients = tuple[tuple[Fraction, ...], ...]  # by power of the batch, then o
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Points that determine a polynomial: of degree one less than there are values of each."""
+    """Points that determine a polynomial of degree n − 1 in a variable with n values."""
 
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
@@ -49,7 +49,7 @@ class Polynomial:
             Fraction(0),
         )
 
-    def written(self, batch: sympy.Symbol, context: sympy.Symbol) -> sympy.Expr:
+    def to_sympy(self, batch: sympy.Symbol, context: sympy.Symbol) -> sympy.Expr:
         return sympy.Add(
             *(
                 sympy.Rational(factor.numerator, factor.denominator) * batch**i * context**j
@@ -62,7 +62,7 @@ class Polynomial:
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """A polynomial, or the lesser or greater of two: `choice` is `min`, `max` or empty."""
+    """A polynomial, or the minimum or maximum of two; `choice` is `min`, `max` or empty."""
 
     near: Polynomial
     far: Polynomial | None = None
@@ -75,43 +75,47 @@ class Formula:
         far = self.far.at(point)
         return min(near, far) if self.choice == "min" else max(near, far)
 
-    def holds(self, values: Values) -> bool:
+    def matches(self, values: Values) -> bool:
         return all(self.at(point) == value for point, value in values.items())
 
-    def written(self, batch: sympy.Symbol, context: sympy.Symbol) -> Any:
-        near = self.near.written(batch, context)
+    def to_sympy(self, batch: sympy.Symbol, context: sympy.Symbol) -> Any:
+        near = self.near.to_sympy(batch, context)
         if self.far is None:
             return near
         choose = sympy.Min if self.choice == "min" else sympy.Max
-        return choose(near, self.far.written(batch, context))
+        return choose(near, self.far.to_sympy(batch, context))
 
 
 def formula(values: Values, near: Grid, far: Grid | None = None) -> Formula | None:
-    """The formula through all values, or None where there is none of these kinds.
+    """The formula that reproduces all values exactly; None if no polynomial or pair does.
 
-    The points of `near` determine it, those of `far` its second regime; all others check it.
+    Args:
+        values: The traced quantity by (batch, context).
+        near: Points that determine the polynomial of short contexts.
+        far: Points that determine the polynomial of long contexts. All other points in `values`
+            only verify the formula.
     """
-    one = Formula(_through(near, values))
-    if one.holds(values):
-        return one
+    single = Formula(_through(near, values))
+    if single.matches(values):
+        return single
     if far is not None and set(far.points) <= set(values):
-        two = _through(far, values)
+        second = _through(far, values)
         for choice in ("min", "max"):
-            both = Formula(one.near, two, choice)
-            if both.holds(values):
+            both = Formula(single.near, second, choice)
+            if both.matches(values):
                 return both
     return None
 
 
-def crossing(found: Formula, near: Grid, far: Grid) -> int | None:
-    """The last context of the first regime; None for a formula of one regime."""
+def regime_boundary(found: Formula, near: Grid, far: Grid) -> int | None:
+    """The last context of the short-context regime, by bisection; None if there is one regime."""
     if found.far is None:
         return None
     batch = far.batches[0]
     low, high = near.contexts[-1], far.contexts[0]
 
     def below(context: int) -> bool:
-        assert found.far is not None  # noqa: S101 - told above
+        assert found.far is not None  # noqa: S101 - checked above
         return found.near.at((batch, context)) <= found.far.at((batch, context))
 
     first = below(low)
@@ -127,7 +131,7 @@ def _through(grid: Grid, values: Values) -> Polynomial:
 
 @lru_cache(maxsize=512)
 def _interpolated(grid: Grid, values: Sequence[int]) -> Polynomial:
-    """The polynomial of the grid's degrees: the inverse Vandermonde matrices on either side."""
+    """The interpolating polynomial: values times the inverse Vandermonde matrices on both sides."""
     rows, columns = _inverse(grid.batches), _inverse(grid.contexts)
     width = len(grid.contexts)
     table = [values[start : start + width] for start in range(0, len(values), width)]

@@ -1,21 +1,26 @@
-"""Shapes, work and traffic as formulas of batch and context, from traces of several workloads."""
+"""Formulas in batch and context for shapes, FLOPs and bytes, from traces of many workloads."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from llmsim_magic.analyses.cost.operator_costs import recorded_costs, totals
-from llmsim_magic.analyses.formulas.polynomials import Formula, Grid, Point, crossing, formula
+from llmsim_magic.analyses.formulas.polynomials import (
+    Formula,
+    Grid,
+    Point,
+    formula,
+    regime_boundary,
+)
 from llmsim_magic.analyses.kernels.aliasing import distinct_elements
 from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.trace import Trace
 
 Traces = Mapping[Point, Trace]
-Size = Formula | None  # None where no formula holds
+Size = Formula | None  # None if no formula fits
 Shape = tuple[Size, ...]
-Key = tuple[str, str, int]  # path, operator, and which of its calls
+Key = tuple[str, str, int]  # path, operator name, and index of the call
 QUANTITIES = ("flops", "elementwise_ops", "bytes_read", "bytes_written", "activation_bytes")
-SUMS = (
+TOTALS = (
     "flops",
     "elementwise_ops",
     "causal_skippable_flops",
@@ -27,7 +32,7 @@ SUMS = (
 
 @dataclass(frozen=True, slots=True)
 class Regimes:
-    """Where the formulas come from: `near` determines them, `far` those of long contexts."""
+    """Workloads that determine formulas: `near` for short contexts, `far` for long ones."""
 
     near: Grid
     far: Grid | None = None
@@ -35,7 +40,10 @@ class Regimes:
 
 @dataclass(frozen=True, slots=True)
 class OperatorFormulas:
-    """An operator's shapes, None where their number or rank varies, and its quantities."""
+    """Formulas of an operator's shapes and quantities.
+
+    `inputs` and `outputs` are None if the number of tensors or their rank varies.
+    """
 
     key: Key
     inputs: tuple[Shape, ...] | None
@@ -43,8 +51,8 @@ class OperatorFormulas:
     quantities: Mapping[str, Size]
 
     @property
-    def is_whole(self) -> bool:
-        """Whether there is a formula for everything."""
+    def is_complete(self) -> bool:
+        """Whether every size and quantity has a formula."""
         sizes = (size for shape in (self.inputs or ()) + (self.outputs or ()) for size in shape)
         return None not in (self.inputs, self.outputs, *sizes, *self.quantities.values())
 
@@ -52,7 +60,16 @@ class OperatorFormulas:
 def operator_formulas(
     traces: Traces, regimes: Regimes, *, only_shapes: bool = False
 ) -> tuple[OperatorFormulas, ...]:
-    """Formulas for every operator of the first trace; one that others do not run has none."""
+    """Formulas for every operator of the first trace.
+
+    Args:
+        traces: Traces of one model and phase by (batch, context).
+        regimes: The workloads that determine the formulas; other traces verify them.
+        only_shapes: Whether to skip FLOPs, bytes and elementwise operations.
+
+    Returns:
+        Formulas in execution order. An operator that some trace does not run has none.
+    """
     if not set(regimes.near.points) <= set(traces):
         return tuple(
             OperatorFormulas(key, None, None, {}) for key in _orders(next(iter(traces.values())))
@@ -64,38 +81,38 @@ def operator_formulas(
     known: dict[tuple[int | None, ...], OperatorFormulas] = {}
     found = []
     for key in orders[0]:
-        places = tuple(each.get(key) for each in orders)
-        alike = known.get(places)
-        if alike is None:
+        indices = tuple(each.get(key) for each in orders)
+        formulas = known.get(indices)
+        if formulas is None:
             reads = [
-                r[place] for r, place in zip(readings, places, strict=True) if place is not None
+                r[index] for r, index in zip(readings, indices, strict=True) if index is not None
             ]
-            alike = known[places] = _of_operator(key, points, reads, regimes, quantities)
-        found.append(OperatorFormulas(key, alike.inputs, alike.outputs, alike.quantities))
+            formulas = known[indices] = _of_operator(key, points, reads, regimes, quantities)
+        found.append(OperatorFormulas(key, formulas.inputs, formulas.outputs, formulas.quantities))
     return tuple(found)
 
 
 def total_formulas(traces: Traces, regimes: Regimes) -> dict[str, Size]:
-    """Formulas for the sums over the pass, and the bytes of the cache after it."""
+    """Formulas for the totals of the pass and the bytes of its cache, by name."""
     if not set(regimes.near.points) <= set(traces):
-        return dict.fromkeys(SUMS)
+        return dict.fromkeys(TOTALS)
     return {
         name: formula(
             {point: getattr(totals(trace), name) for point, trace in traces.items()},
             regimes.near,
             regimes.far,
         )
-        for name in SUMS
+        for name in TOTALS
     }
 
 
-def borders(
-    found: Sequence[OperatorFormulas], sums: Mapping[str, Size], near: Grid, far: Grid
+def regime_boundaries(
+    found: Sequence[OperatorFormulas], totals: Mapping[str, Size], near: Grid, far: Grid
 ) -> set[int]:
-    """The last context before each second regime, of operators and of sums."""
+    """The last context before each long-context regime, over all operators and totals."""
     formulas = {each for operator in found for each in _formulas(operator)}
-    formulas |= {size for size in sums.values() if size is not None}
-    ends = {crossing(each, near, far) for each in formulas}
+    formulas |= {size for size in totals.values() if size is not None}
+    ends = {regime_boundary(each, near, far) for each in formulas}
     return {end for end in ends if end is not None}
 
 
@@ -107,7 +124,7 @@ def _formulas(operator: OperatorFormulas) -> Iterator[Formula]:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What one trace says of one operator."""
+    """Shapes and quantities of one operator in one trace."""
 
     inputs: list[tuple[int, ...]]
     outputs: list[tuple[int, ...]]
@@ -115,7 +132,7 @@ class _Reading:
 
 
 def _orders(trace: Trace) -> dict[Key, int]:
-    """The recorded operator of each operator of the pass."""
+    """The recorded operator that each operator of the pass corresponds to."""
     seen: dict[tuple[str, str], int] = {}
     found = {}
     names = [operator.op for operator in trace.recorded.operators]
@@ -165,13 +182,10 @@ def _of_operator(
     )
 
 
-Result = TypeVar("Result")
-
-
 def _shapes(
     each: list[list[tuple[int, ...]]], fitted: Callable[[Sequence[int]], Size]
 ) -> tuple[Shape, ...] | None:
-    """A formula for every size; None where the number of tensors or a rank is not always one."""
+    """A formula for every size; None if the number of tensors or a rank varies."""
     if len({tuple(map(len, shapes)) for shapes in each}) > 1:
         return None
     return tuple(

@@ -1,1 +1,1 @@
-"""The graph of a pass: dataflow, layers, and the outline that is drawn."""
+"""The graph of a pass: dataflow, layers, and the outline that graphs draw."""

@@ -1,4 +1,4 @@
-"""What each operator waits for: it reads a tensor that another wrote."""
+"""Dataflow: which operator reads a tensor that another operator wrote."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,15 @@ from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Kernel, Record, Replay, Tensor
 from llmsim_magic.records.trace.trace import Trace
 
-Writers = list[tuple[int, Tensor]]  # who wrote which region of a storage, the latest last
+Writers = list[tuple[int, Tensor]]  # the operator and the region it wrote, latest last
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """`target` reads a tensor that `source` wrote; `through` names the cache slot it lies in.
+    """The operator `target` reads a tensor that the operator `source` wrote.
 
-    `tensor` indexes the recorded tensors: of a replayed layer it is the like in the one recorded.
+    `tensor` indexes the recorded tensors; for a replayed layer it is the tensor of the recorded
+    layer. `through` names the cache slot that holds the tensor; None for any other tensor.
     """
 
     source: int
@@ -27,35 +28,35 @@ class Edge:
 
 @memoize
 def edges(trace: Trace) -> tuple[Edge, ...]:
-    """Every dependency between operators, by target and then source.
+    """Every dependency between operators, sorted by target and then source.
 
-    Views are followed by their storage, in-place writes by the region they touch. A call that
-    runs no kernel (dropout in inference) waits for whoever wrote what it was handed.
+    A view is tracked by its storage, an in-place write by the region it touches. An operator that
+    runs no kernel, such as dropout in inference, depends on the writers of its arguments.
     """
     record = trace.recorded
-    flow = _Flow(record)
+    builder = _DataflowBuilder(record)
     layers = {
-        replay.operators: _Stretch(record, *replay.operators, _made_in(trace, replay))
+        replay.operators: _Segment(record, *replay.operators, _layer_local_storages(trace, replay))
         for replay in {replay.operators: replay for replay in trace.replays}.values()
     }
     done = 0
     for replay in trace.replays:
-        flow.run(_recorded(record, layers, done, replay.before_operator))
-        flow.replay(layers[replay.operators], replay)
+        builder.run(_segments(record, layers, done, replay.before_operator))
+        builder.replay(layers[replay.operators], replay)
         done = replay.before_operator
-    flow.run(_recorded(record, layers, done, len(record.operators)))
+    builder.run(_segments(record, layers, done, len(record.operators)))
     tensors = record.tensors
 
-    def place(edge: Edge) -> tuple[object, ...]:
+    def sort_key(edge: Edge) -> tuple[object, ...]:
         tensor = tensors[edge.tensor]
         return (edge.target, edge.source, tensor.shape, tensor.dtype, edge.through or "")
 
-    return tuple(sorted(flow.edges, key=place))
+    return tuple(sorted(builder.edges, key=sort_key))
 
 
 @memoize
 def depends_on(trace: Trace) -> tuple[tuple[int, ...], ...]:
-    """For each operator the orders of those that it waits for, ascending."""
+    """For each operator the orders of the operators it depends on, ascending."""
     sources: list[dict[int, None]] = [{} for _ in trace.steps]
     for edge in edges(trace):
         sources[edge.target][edge.source] = None
@@ -63,7 +64,7 @@ def depends_on(trace: Trace) -> tuple[tuple[int, ...], ...]:
 
 
 def ranks(trace: Trace) -> tuple[int, ...]:
-    """The length of the longest chain that each operator waits for: equal ranks may run at once."""
+    """The longest dependency chain before each operator; equal ranks can run concurrently."""
     found: list[int] = []
     for sources in depends_on(trace):
         found.append(1 + max((found[source] for source in sources), default=-1))
@@ -72,11 +73,11 @@ def ranks(trace: Trace) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """An operator, counted from the first of its stretch, reads `tensor`, handed it as `handed`."""
+    """The segment's n-th operator reads `tensor`, which it received as `argument`."""
 
     operator: int
     tensor: int
-    handed: int
+    argument: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,135 +86,139 @@ class _Write:
     tensor: int
 
 
-class _Stretch:
-    """Operators in a row: the edges on storages of their own, and what they do to all others."""
+class _Segment:
+    """Consecutive operators: edges on their local storages, and accesses to all others."""
 
     def __init__(
-        self, record: Record, first: int, last: int, mine: frozenset[int] = frozenset()
+        self, record: Record, first: int, last: int, local: frozenset[int] = frozenset()
     ) -> None:
-        """The operators from `first` to before `last`, which made the storages `mine`."""
+        """The operators from `first` to before `last`, which allocated the storages `local`."""
         self.size = last - first
-        self.inner: dict[tuple[int, int, int], None] = {}
-        self.outer: list[_Read | _Write] = []
+        self.internal_edges: dict[tuple[int, int, int], None] = {}
+        self.external: list[_Read | _Write] = []
         self.writers: dict[int, Writers] = {}
         self._tensors = record.tensors
-        self._mine = mine
-        for place, order in enumerate(range(first, last)):
-            inputs, kernels = record.operators[order].inputs, record.kernels_of[order]
+        self._local = local
+        for position, order in enumerate(range(first, last)):
+            inputs, kernels = record.operators[order].inputs, record.kernels_by_operator[order]
             if not kernels:
                 for index in inputs:
-                    self._read(place, index, index)
-            handed = _handed(record, inputs)
+                    self._read(position, index, index)
+            arguments = _arguments_by_storage(record, inputs)
             for kernel in kernels:
                 for index in _values_read(record, kernel):
-                    self._read(place, index, _as_handed(record, handed, index))
+                    self._read(position, index, _argument_for(record, arguments, index))
                 for index in kernel.writes:
-                    self._write(place, index)
+                    self._write(position, index)
 
-    def _read(self, place: int, index: int, handed: int) -> None:
+    def _read(self, position: int, index: int, argument: int) -> None:
         tensor = self._tensors[index]
-        if tensor.storage not in self._mine:
-            self.outer.append(_Read(place, index, handed))
+        if tensor.storage not in self._local:
+            self.external.append(_Read(position, index, argument))
             return
         for writer in _writers_of(self.writers.get(tensor.storage, ()), tensor):
-            if writer != place:
-                self.inner[place, writer, handed] = None
+            if writer != position:
+                self.internal_edges[position, writer, argument] = None
 
-    def _write(self, place: int, index: int) -> None:
+    def _write(self, position: int, index: int) -> None:
         tensor = self._tensors[index]
-        if tensor.storage in self._mine:
-            _write(self.writers, tensor.storage, place, tensor)
+        if tensor.storage in self._local:
+            _write(self.writers, tensor.storage, position, tensor)
         else:
-            self.outer.append(_Write(place, index))
+            self.external.append(_Write(position, index))
 
 
 def _values_read(record: Record, kernel: Kernel) -> Iterator[int]:
-    """The tensors whose values a kernel reads, weights aside: nobody in the pass writes those."""
-    for place in read_arguments(kernel):
-        index = kernel.inputs[place]
+    """The tensors whose values a kernel reads, without weights: the pass never writes those."""
+    for position in read_arguments(kernel):
+        index = kernel.inputs[position]
         if record.storages[record.tensors[index].storage].role != "parameter":
             yield index
 
 
-def _made_in(trace: Trace, replay: Replay) -> frozenset[int]:
-    """The storages that the layer recorded made for itself."""
+def _layer_local_storages(trace: Trace, replay: Replay) -> frozenset[int]:
+    """The storages that the recorded layer allocates and that no other layer uses."""
     record = trace.recorded
-    handed_on = {record.tensors[own].storage for each in trace.replays for _, own in each.tensors}
+    exported = {record.tensors[own].storage for each in trace.replays for _, own in each.tensors}
     return frozenset(
         number
-        for number in record.new_storages(*replay.kernels) - handed_on
+        for number in record.new_storages(*replay.kernels) - exported
         if record.storages[number].role in ("activation", "constant", "cache")
     )
 
 
-def _recorded(
-    record: Record, layers: dict[tuple[int, int], _Stretch], first: int, last: int
-) -> Iterable[_Stretch]:
-    """The operators that were run from one to before another, the layers among them whole."""
+def _segments(
+    record: Record, layers: dict[tuple[int, int], _Segment], first: int, last: int
+) -> Iterable[_Segment]:
+    """The recorded operators from `first` to before `last`; each layer is one segment."""
     ends = {bounds: layer for bounds, layer in layers.items() if bounds[0] < bounds[1]}
     while first < last:
         layer = next((bounds for bounds in ends if bounds[0] == first), None)
-        following = min((b[0] for b in ends if b[0] > first), default=last)
-        until = min(following, last) if layer is None else layer[1]
-        yield layers[layer] if layer else _Stretch(record, first, until)
-        first = until
+        next_start = min((b[0] for b in ends if b[0] > first), default=last)
+        end = min(next_start, last) if layer is None else layer[1]
+        yield layers[layer] if layer else _Segment(record, first, end)
+        first = end
 
 
-class _Flow:
-    """Who wrote what so far, and the edges found."""
+class _DataflowBuilder:
+    """Collects edges while it tracks the writers of each storage."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
         self._writers: dict[int, Writers] = {}
-        self._done = 0
-        self._found: dict[tuple[int, int, int], str | None] = {}
+        self._operator_count = 0
+        self._edges: dict[tuple[int, int, int], str | None] = {}
 
     @property
     def edges(self) -> list[Edge]:
         return [
             Edge(source, target, tensor, through)
-            for (target, source, tensor), through in self._found.items()
+            for (target, source, tensor), through in self._edges.items()
         ]
 
-    def run(self, stretches: Iterable[_Stretch]) -> None:
-        for stretch in stretches:
-            self._do(stretch, {})
+    def run(self, segments: Iterable[_Segment]) -> None:
+        for segment in segments:
+            self._add_segment(segment, {})
 
-    def replay(self, stretch: _Stretch, replay: Replay) -> None:
-        self._do(stretch, dict(replay.tensors), replayed=True)
+    def replay(self, segment: _Segment, replay: Replay) -> None:
+        self._add_segment(segment, dict(replay.tensors), replayed=True)
 
-    def _do(self, stretch: _Stretch, crossing: dict[int, int], *, replayed: bool = False) -> None:
-        start, tensors = self._done, self._record.tensors
-        homes = {tensors[one].storage: tensors[other].storage for one, other in crossing.items()}
-        for target, source, index in stretch.inner:
-            home = homes.get(tensors[index].storage, tensors[index].storage)
-            self._edge(start + target, start + source, index, home)
-        for access in stretch.outer:
+    def _add_segment(
+        self, segment: _Segment, tensor_map: dict[int, int], *, replayed: bool = False
+    ) -> None:
+        start, tensors = self._operator_count, self._record.tensors
+        storage_map = {
+            tensors[one].storage: tensors[other].storage for one, other in tensor_map.items()
+        }
+        for target, source, index in segment.internal_edges:
+            storage = storage_map.get(tensors[index].storage, tensors[index].storage)
+            self._add_edge(start + target, start + source, index, storage)
+        for access in segment.external:
             tensor = tensors[access.tensor]
-            home = homes.get(tensor.storage, tensor.storage)
-            region = tensors[crossing.get(access.tensor, access.tensor)]
+            storage = storage_map.get(tensor.storage, tensor.storage)
+            region = tensors[tensor_map.get(access.tensor, access.tensor)]
             order = start + access.operator
             if isinstance(access, _Write):
-                _write(self._writers, home, order, region)
+                _write(self._writers, storage, order, region)
                 continue
-            for writer in _writers_of(self._writers.get(home, ()), region):
+            for writer in _writers_of(self._writers.get(storage, ()), region):
                 if writer != order:
-                    self._edge(order, writer, access.handed, home)
-        for storage, writers in stretch.writers.items():
-            if storage in homes or not replayed:
-                self._writers[homes.get(storage, storage)] = [
-                    (start + place, region) for place, region in writers
+                    self._add_edge(order, writer, access.argument, storage)
+        for storage, writers in segment.writers.items():
+            if storage in storage_map or not replayed:
+                self._writers[storage_map.get(storage, storage)] = [
+                    (start + position, region) for position, region in writers
                 ]
-        self._done += stretch.size
+        self._operator_count += segment.size
 
-    def _edge(self, target: int, source: int, tensor: int, home: int) -> None:
-        storage = self._record.storages[home]
-        through = storage.name if storage.role == "cache" else None
-        self._found[target, source, tensor] = through
+    def _add_edge(self, target: int, source: int, tensor: int, storage: int) -> None:
+        found = self._record.storages[storage]
+        through = found.name if found.role == "cache" else None
+        self._edges[target, source, tensor] = through
 
 
 def _writers_of(writers: Sequence[tuple[int, Tensor]], tensor: Tensor) -> list[int]:
-    """Whose writes a reader sees: from the latest back to one that covers all that is read."""
+    """The operators whose writes a read sees, latest first, up to one that covers it."""
     seen: list[int] = []
     for order, region in reversed(writers):
         if region is tensor and 0 not in tensor.shape:
@@ -226,25 +231,25 @@ def _writers_of(writers: Sequence[tuple[int, Tensor]], tensor: Tensor) -> list[i
 
 
 def _write(writers: dict[int, Writers], storage: int, order: int, tensor: Tensor) -> None:
-    """Remember a write; one of all that was written before hides it."""
-    known = writers.setdefault(storage, [])
-    if known and covers(tensor, known[0][1]) and all(covers(tensor, r) for _, r in known):
-        known.clear()
-    known.append((order, tensor))
+    """Add a write; it replaces earlier writes if it covers all of them."""
+    earlier = writers.setdefault(storage, [])
+    if earlier and covers(tensor, earlier[0][1]) and all(covers(tensor, r) for _, r in earlier):
+        earlier.clear()
+    earlier.append((order, tensor))
 
 
-def _handed(record: Record, inputs: Iterable[int]) -> dict[int, list[int]]:
-    """The tensors that an operator was handed in each storage, as its author sees them."""
+def _arguments_by_storage(record: Record, inputs: Iterable[int]) -> dict[int, list[int]]:
+    """The arguments of an operator, grouped by storage."""
     by_storage: dict[int, list[int]] = {}
     for index in inputs:
         by_storage.setdefault(record.tensors[index].storage, []).append(index)
     return by_storage
 
 
-def _as_handed(record: Record, handed: dict[int, list[int]], index: int) -> int:
-    """The tensor that a kernel reads, as the operator was handed it where it was."""
+def _argument_for(record: Record, arguments: dict[int, list[int]], index: int) -> int:
+    """The operator's argument that covers the tensor a kernel reads; the tensor itself if none."""
     tensor = record.tensors[index]
-    candidates = handed.get(tensor.storage, [])
+    candidates = arguments.get(tensor.storage, [])
     if index in candidates:
         return index
     return next((c for c in candidates if covers(record.tensors[c], tensor)), index)

@@ -1,4 +1,4 @@
-"""A pass seen in kernels: each one that moves data as an operator of its own."""
+"""A trace at kernel level: every kernel that moves data is one operator."""
 
 from dataclasses import replace
 
@@ -12,9 +12,10 @@ from llmsim_magic.records.trace.trace import Trace
 
 @memoize
 def split_by_kernel(trace: Trace) -> Trace:
-    """The same trace with every kernel but views as an operator, named after the kernel.
+    """The trace with one operator per kernel, named after the kernel; views are left out.
 
-    All analyses hold for it; an operator's order is then the kernel's place among those.
+    Every analysis accepts the result. An operator's order is the kernel's index among the kernels
+    that are not views.
     """
     record = trace.recorded
     operators: list[Operator] = []
@@ -24,9 +25,9 @@ def split_by_kernel(trace: Trace) -> Trace:
         order = None
         if not kernel.is_view and kernel.operator is not None:
             order, owner = len(operators), record.operators[kernel.operator]
-            name, given = short_name(kernel.name), kernel.inputs
+            name, inputs = short_name(kernel.name), kernel.inputs
             path, source, held = owner.path, owner.source, owner.held
-            operators.append(Operator(path, name, "function", given, kernel.outputs, source, held))
+            operators.append(Operator(path, name, "function", inputs, kernel.outputs, source, held))
         kernels.append(structs.replace(kernel, operator=order))
         before.append(len(operators))
     return replace(
@@ -39,11 +40,11 @@ def split_by_kernel(trace: Trace) -> Trace:
             record.calls,
             record.results,
         ),
-        replays=tuple(_moved(replay, before) for replay in trace.replays),
+        replays=tuple(_renumber(replay, before) for replay in trace.replays),
     )
 
 
-def _moved(replay: Replay, before: list[int]) -> Replay:
+def _renumber(replay: Replay, before: list[int]) -> Replay:
     first, last = replay.kernels
     return replace(
         replay,

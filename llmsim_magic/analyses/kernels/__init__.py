@@ -1,1 +1,1 @@
-"""Facts about single kernels: what they read, where tensors overlap, elementwise work."""
+"""Facts about single kernels: arguments read, overlapping tensors, elementwise work."""

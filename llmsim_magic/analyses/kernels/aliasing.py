@@ -1,10 +1,10 @@
-"""Where a tensor lies in its storage, and whether two tensors touch the same bytes."""
+"""Aliasing: where a tensor lies in its storage, and whether two tensors share bytes."""
 
 from llmsim_magic.records.trace.recorded import Tensor
 
 
 def distinct_elements(tensor: Tensor) -> int:
-    """How many different elements a tensor addresses: an expanded dimension counts once."""
+    """The number of distinct elements a tensor addresses; an expanded dimension counts once."""
     count = 1
     for size, stride in zip(tensor.shape, tensor.strides, strict=True):
         if stride != 0 or size == 0:
@@ -13,9 +13,9 @@ def distinct_elements(tensor: Tensor) -> int:
 
 
 def overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two views of a storage share a byte; True where it cannot be told cheaply.
+    """Whether two views of one storage share a byte; True if that is too expensive to decide.
 
-    Views with the same strides are slices of one array: compared dimension by dimension.
+    Views with equal strides are compared dimension by dimension, as slices of one array.
     """
     if not distinct_elements(one) or not distinct_elements(other):
         return False
@@ -26,9 +26,9 @@ def overlap(one: Tensor, other: Tensor) -> bool:
 
 
 def covers(outer: Tensor, inner: Tensor) -> bool:
-    """Whether every byte of `inner`, in the same storage, is one of `outer`'s.
+    """Whether `outer` contains every byte of `inner`, which lies in the same storage.
 
-    False where it cannot be told cheaply.
+    False if that is too expensive to decide.
     """
     start, end = _start(outer), _end(outer)
     if distinct_elements(outer) * outer.itemsize == end - start:
@@ -51,11 +51,9 @@ Range = tuple[int, int]
 
 
 def _slices(one: Tensor, other: Tensor) -> list[tuple[Range, Range]] | None:
-    """Per dimension of the array that both are slices of, the ranges they take; None if of none.
-
-    An offset is taken apart by the strides, largest first; a slice that runs over the end of its
-    row is no slice.
-    """
+    """The index ranges of both views per dimension; None if they are not slices of one array."""
+    # Offsets are decomposed by stride, largest first. A view that crosses the end of a row of the
+    # array is not a slice of it.
     if one.strides != other.strides or one.itemsize != other.itemsize:
         return None
     dimensions = sorted(

@@ -1,7 +1,7 @@
-"""How much arithmetic a kernel does, beside the FLOPs that torch counts.
+"""Elementwise operations of a kernel, which torch's FLOP counter does not count.
 
-One small function per kind of kernel. `elementwise_ops` counts an operation per element
-processed; moving data is none. What no function here knows is None, and is reported.
+One small function per kind of kernel. Data movement counts zero operations. A kernel without a
+formula counts as None and is reported.
 """
 
 from collections.abc import Callable
@@ -13,36 +13,36 @@ Formula = Callable[[int, int], int]
 
 
 def _per_output(read: int, written: int) -> int:
-    """One operation for each element written."""
+    """One operation per element written."""
     return written
 
 
 def _per_input(read: int, written: int) -> int:
-    """One operation for each element read: sums, means, maxima, scans, sorts."""
+    """One operation per element read: sums, means, maxima, scans, sorts."""
     return read
 
 
 def _interpolation(read: int, written: int) -> int:
-    """Bilinear: four neighbours, each weighted and summed, for each element written."""
+    """Bilinear: four neighbours, each multiplied and added, per element written."""
     return 8 * written
 
 
 def _cubic_interpolation(read: int, written: int) -> int:
-    """Bicubic: sixteen neighbours, each weighted and summed, for each element written."""
+    """Bicubic: sixteen neighbours, each multiplied and added, per element written."""
     return 32 * written
 
 
 def _softmax(read: int, written: int) -> int:
-    """Maximum, subtraction, exponential, sum, division: five for each element."""
+    """Maximum, subtraction, exponential, sum, division: five per element."""
     return 5 * written
 
 
 def _normalisation(read: int, written: int) -> int:
-    """Mean, difference, square, mean of squares, scale, weight, bias: seven for each element."""
+    """Mean, difference, square, mean of squares, scale, weight, bias: seven per element."""
     return 7 * written
 
 
-_MOVES = frozenset(
+_DATA_MOVEMENT = frozenset(
     """
     _to_copy clone copy copy_ cat stack embedding index index_select gather scatter scatter_
     slice_scatter select_scatter index_put index_put_ index_copy index_copy_ _unsafe_index
@@ -56,7 +56,7 @@ _MOVES = frozenset(
     _unique2 unique_dim unique_consecutive multinomial randperm pixel_unshuffle channel_shuffle
     col2im triu_indices tril_indices upsample_nearest3d
     allreduce_ allgather_ send recv_
-    """.split()  # noqa: SIM905 - a vocabulary reads best as words
+    """.split()  # noqa: SIM905 - a list of names reads best as words
 )
 _REDUCTIONS = frozenset(
     """
@@ -65,7 +65,7 @@ _REDUCTIONS = frozenset(
     _adaptive_avg_pool2d max_pool2d_with_indices avg_pool1d count_nonzero kthvalue median
     index_add_ index_add scatter_add_ scatter_add scatter_reduce nll_loss_forward
     _is_all_true equal avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d cummin aminmax
-    """.split()  # noqa: SIM905 - a vocabulary reads best as words
+    """.split()  # noqa: SIM905 - a list of names reads best as words
 )
 _SOFTMAXES = ("_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax")
 _NORMALISATIONS = (
@@ -89,20 +89,20 @@ _FORMULAS: dict[str, Formula] = {
 
 
 def short_name(kernel: str) -> str:
-    """`mm` of `aten.mm.default`."""
+    """The op name of a kernel: `mm` for `aten.mm.default`."""
     parts = kernel.split(".")
     return parts[1] if len(parts) > 1 else kernel
 
 
-def moves_only(kernel: Kernel) -> bool:
-    """Whether a kernel computes nothing: it copies, gathers or fills."""
-    return short_name(kernel.name) in _MOVES
+def is_data_movement(kernel: Kernel) -> bool:
+    """Whether a kernel only copies, gathers or fills."""
+    return short_name(kernel.name) in _DATA_MOVEMENT
 
 
 def elementwise_ops(record: Record, kernel: Kernel) -> int | None:
-    """Operations on elements, or None where neither torch nor this file knows the kernel."""
+    """Elementwise operations of a kernel; None if there is no formula for it."""
     name = short_name(kernel.name)
-    if kernel.is_view or kernel.flops is not None or name in _MOVES:
+    if kernel.is_view or kernel.flops is not None or name in _DATA_MOVEMENT:
         return 0
     formula = _per_output if kernel.pointwise else _FORMULAS.get(name)
     if formula is None:
@@ -116,25 +116,25 @@ def _largest(record: Record, tensors: tuple[int, ...]) -> int:
     return max((numel(shape) for shape in record.shapes(tensors)), default=0)
 
 
-def causal_skippable(record: Record, kernel: Kernel) -> int:
-    """Of causal attention's FLOPs, those spent on keys after their query.
+def causal_skippable_flops(record: Record, kernel: Kernel) -> int:
+    """The FLOPs of causal attention that a kernel may skip: those on keys after each query.
 
-    Query i sees keys 1 to i. Of tokens² pairs tokens · (tokens − 1) / 2 lie above the diagonal.
+    Query i attends to keys 1 to i, so tokens · (tokens − 1) / 2 of tokens² pairs are masked.
     """
     if not kernel.causal or not kernel.flops:
         return 0
     query, key = record.shapes(kernel.inputs)[:2]
     tokens, keys = query[-2], key[-2]
-    seen = min(tokens, keys)
-    hidden = tokens * keys - seen * (seen + 1) // 2 - (tokens - seen) * keys
-    return kernel.flops * hidden // (tokens * keys)
+    visible = min(tokens, keys)
+    masked = tokens * keys - visible * (visible + 1) // 2 - (tokens - visible) * keys
+    return kernel.flops * masked // (tokens * keys)
 
 
-def uncounted(trace: Trace) -> dict[str, int]:
-    """Kernels whose arithmetic nobody here has a formula for, and how often each ran."""
+def kernels_without_formula(trace: Trace) -> dict[str, int]:
+    """Kernels without a formula for their elementwise operations, with their number of calls."""
     counts: dict[str, int] = {}
     for kernel in trace.recorded.kernels:
         if elementwise_ops(trace.recorded, kernel) is None:
-            times = 1 if kernel.operator is None else trace.times[kernel.operator]
-            counts[kernel.name] = counts.get(kernel.name, 0) + times
+            calls = 1 if kernel.operator is None else trace.run_counts[kernel.operator]
+            counts[kernel.name] = counts.get(kernel.name, 0) + calls
     return counts

@@ -1,4 +1,4 @@
-"""Compute an analysis once for each record, and keep it as long as the record."""
+"""Memoize an analysis on the record or trace it was computed from."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -12,18 +12,18 @@ Result = TypeVar("Result")
 
 
 def memoize(analysis: Callable[[Source], Result]) -> Callable[[Source], Result]:
-    """Remember the analysis beside its source, as `cached_property` would were it the source's own.
+    """Cache the result of an analysis in its argument's `__dict__`, as `cached_property` does.
 
-    A trace and a record are frozen, so what follows from them never changes.
+    Traces and records are frozen, so a cached result never becomes stale.
     """
     key = f"_{analysis.__module__}.{analysis.__qualname__}"
 
     @wraps(analysis)
-    def remembered(source: Source) -> Result:
-        kept = vars(source)
-        if key not in kept:
-            kept[key] = analysis(source)
-        result: Result = kept[key]
+    def memoized(source: Source) -> Result:
+        cache = vars(source)
+        if key not in cache:
+            cache[key] = analysis(source)
+        result: Result = cache[key]
         return result
 
-    return remembered
+    return memoized

@@ -1,6 +1,6 @@
-"""What kind of work an operator is, told by its kernels, never by its name."""
+"""The kind of work an operator does, derived from its kernels and never from its name."""
 
-from llmsim_magic.analyses.kernels.elementwise_work import moves_only, short_name
+from llmsim_magic.analyses.kernels.elementwise_work import is_data_movement, short_name
 from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Kernel
 from llmsim_magic.records.trace.trace import Trace
@@ -10,17 +10,19 @@ _STATISTICS = frozenset({"mean", "var", "var_mean", "native_layer_norm", "native
 
 @memoize
 def operator_kinds(trace: Trace) -> tuple[str, ...]:
-    """For each operator: matmul, attention, normalisation, elementwise, embedding or movement.
+    """The kind of each operator of the pass.
 
-    `nothing` runs no kernel, as dropout in inference.
+    Returns:
+        One of matmul, attention, normalisation, elementwise, embedding, movement, or `nothing` for
+        an operator that runs no kernel, such as dropout in inference.
     """
-    return tuple(trace.of_each(recorded_operator_kinds(trace)))
+    return tuple(trace.expand_replays(recorded_operator_kinds(trace)))
 
 
 @memoize
 def recorded_operator_kinds(trace: Trace) -> tuple[str, ...]:
     """The kind of each recorded operator."""
-    return tuple(map(_kind, trace.recorded.kernels_of))
+    return tuple(map(_kind, trace.recorded.kernels_by_operator))
 
 
 def _kind(kernels: tuple[Kernel, ...]) -> str:
@@ -35,6 +37,6 @@ def _kind(kernels: tuple[Kernel, ...]) -> str:
         return "normalisation"
     if "embedding" in names:
         return "embedding"
-    if any(kernel.pointwise and not moves_only(kernel) for kernel in kernels):
+    if any(kernel.pointwise and not is_data_movement(kernel) for kernel in kernels):
         return "elementwise"
     return "movement"

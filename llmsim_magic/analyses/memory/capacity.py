@@ -1,4 +1,4 @@
-"""Whether a model fits a device, what binds if not, and what would make it fit."""
+"""Whether a model fits on a device, which part does not, and which changes make it fit."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -9,14 +9,14 @@ from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.runtime import Runtime
 from llmsim_magic.records.trace.parallel import Parallel
 
-TPS = (2, 4, 8, 16, 32, 64)
-LIGHTER_WEIGHTS = ("fp8", "int4")
-MOST_BATCH = 1 << 20
+TP_SIZES = (2, 4, 8, 16, 32, 64)
+SMALLER_WEIGHT_DTYPES = ("fp8", "int4")
+MAX_BATCH = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What is asked to fit: a workload, how the model is stored, and how many devices share it."""
+    """A deployment: the workload, storage dtypes, and parallelism."""
 
     batch: int
     context: int
@@ -25,14 +25,14 @@ class Setup:
     kv_dtype: str | None = None
 
 
-Needed = Callable[[Setup], Memory]  # raises LlmsimError for a setup that cannot be
+MemoryOf = Callable[[Setup], Memory]  # raises LlmsimError for an impossible setup
 
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """A change that makes it fit, or two where none does alone, and the bytes then needed.
+    """A change that makes a setup fit, or two if no single one does, and the bytes then needed.
 
-    The first of each kind that does: the fewest devices, the most bits, the most work at once.
+    The smallest change of its kind: fewest devices, most bits, largest batch or context.
     """
 
     changes: tuple[tuple[str, int | str], ...]
@@ -44,10 +44,10 @@ class Remedy:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A setup on a device: bytes needed on each rank, and usable.
+    """A setup on a device: the bytes each rank needs, and the usable bytes.
 
-    `binds` names the first part, in the order weights, runtime, activations, cache, by which it
-    is too much; None where it fits. `remedies` are changes that make it fit, one at a time.
+    `binds` is the first part that exceeds the memory, adding weights, buffers, runtime, activations
+    and cache in this order; None if the setup fits. Each of `remedies` alone makes it fit.
     """
 
     setup: Setup
@@ -62,10 +62,17 @@ class Fit:
         return self.binds is None
 
 
-def fit(setup: Setup, device: Accelerator, runtime: Runtime, needed: Needed) -> Fit | None:
-    """Whether a setup fits; None for a device whose memory is not known.
+def fit(setup: Setup, device: Accelerator, runtime: Runtime, needed: MemoryOf) -> Fit | None:
+    """Whether a setup fits; None if the memory of the device is unknown.
 
-    Raises `LlmsimError` for a setup that cannot be.
+    Args:
+        setup: The deployment.
+        device: The accelerator of each rank.
+        runtime: The runtime, which limits the usable memory.
+        needed: Computes the memory of a setup.
+
+    Raises:
+        LlmsimError: If the setup is impossible.
     """
     if device.memory_bytes is None:
         return None
@@ -74,19 +81,21 @@ def fit(setup: Setup, device: Accelerator, runtime: Runtime, needed: Needed) -> 
     return Fit(setup, device.name, memory, usable, _binds(memory, usable))
 
 
-def remedied(found: Fit, needed: Needed, longest: int | None) -> Fit:
-    """The same with what would make it fit: more devices, fewer bits, less to hold at once."""
+def with_remedies(found: Fit, needed: MemoryOf, longest: int | None) -> Fit:
+    """The fit with remedies: more devices, fewer bits, a smaller batch or context."""
     if found.fits:
         return found
     setup, usable = found.setup, found.usable
     ways = (
-        _first([(change,) for change in _devices(setup)], setup, usable, needed),
-        _first([(change,) for change in _lighter(setup)], setup, usable, needed),
-        *_less(found, needed, longest),
+        _first([(change,) for change in _device_changes(setup)], setup, usable, needed),
+        _first([(change,) for change in _dtype_changes(setup)], setup, usable, needed),
+        *_smaller_workloads(found, needed, longest),
     )
     remedies = [way for way in ways if way is not None]
     if not remedies:
-        pairs = [(more, fewer) for more in _devices(setup) for fewer in _lighter(setup)]
+        pairs = [
+            (more, fewer) for more in _device_changes(setup) for fewer in _dtype_changes(setup)
+        ]
         both = _first(pairs, setup, usable, needed)
         remedies = [] if both is None else [both]
     return replace(found, remedies=tuple(remedies))
@@ -95,19 +104,19 @@ def remedied(found: Fit, needed: Needed, longest: int | None) -> Fit:
 Change = tuple[str, int | str]
 
 
-def _devices(setup: Setup) -> list[Change]:
-    return [("tp", tp) for tp in TPS if tp > setup.parallel.width]
+def _device_changes(setup: Setup) -> list[Change]:
+    return [("tp", tp) for tp in TP_SIZES if tp > setup.parallel.width]
 
 
-def _lighter(setup: Setup) -> list[Change]:
-    dtypes = [dtype for dtype in LIGHTER_WEIGHTS if dtype != setup.weight_dtype]
+def _dtype_changes(setup: Setup) -> list[Change]:
+    dtypes = [dtype for dtype in SMALLER_WEIGHT_DTYPES if dtype != setup.weight_dtype]
     return [("weight_dtype", dtype) for dtype in dtypes]
 
 
 def _first(
-    tries: Iterable[tuple[Change, ...]], setup: Setup, usable: int, needed: Needed
+    tries: Iterable[tuple[Change, ...]], setup: Setup, usable: int, needed: MemoryOf
 ) -> Remedy | None:
-    """The first changes that make it fit."""
+    """The first of several changes that makes the setup fit."""
     for changes in tries:
         total = _total(_changed(setup, changes), needed)
         if total is not None and total <= usable:
@@ -115,8 +124,10 @@ def _first(
     return None
 
 
-def _less(found: Fit, needed: Needed, longest: int | None) -> Iterator[Remedy | None]:
-    """The largest batch and the longest context that fit, where any does."""
+def _smaller_workloads(
+    found: Fit, needed: MemoryOf, longest: int | None
+) -> Iterator[Remedy | None]:
+    """The largest batch and the longest context that fit, if any does."""
     setup, usable = found.setup, found.usable
     sizes = {
         "batch": largest_batch(setup, usable, needed, setup.batch),
@@ -134,38 +145,38 @@ def _changed(setup: Setup, changes: tuple[Change, ...]) -> Setup:
     return replace(setup, **values)  # type: ignore[arg-type]
 
 
-def _total(setup: Setup, needed: Needed) -> int | None:
-    """The bytes of each rank; None for a setup that cannot be."""
+def _total(setup: Setup, needed: MemoryOf) -> int | None:
+    """The bytes of each rank; None for an impossible setup."""
     try:
         return needed(setup).total
     except LlmsimError:
         return None
 
 
-def largest_batch(setup: Setup, usable: int, needed: Needed, most: int = MOST_BATCH) -> int:
-    """The largest batch that fits at that context, up to `most`; 0 where not even one does."""
+def largest_batch(setup: Setup, usable: int, needed: MemoryOf, most: int = MAX_BATCH) -> int:
+    """The largest batch up to `most` that fits at the setup's context; 0 if none does."""
     return _largest(most, lambda batch: _fits(replace(setup, batch=batch), usable, needed))
 
 
-def longest_context(setup: Setup, usable: int, needed: Needed, most: int) -> int:
-    """The longest context that fits at that batch, up to `most`; 0 where not even 1 does."""
+def longest_context(setup: Setup, usable: int, needed: MemoryOf, most: int) -> int:
+    """The longest context up to `most` that fits at the setup's batch; 0 if none does."""
     return _largest(most, lambda context: _fits(replace(setup, context=context), usable, needed))
 
 
-def _fits(setup: Setup, usable: int, needed: Needed) -> bool:
+def _fits(setup: Setup, usable: int, needed: MemoryOf) -> bool:
     total = _total(setup, needed)
     return total is not None and total <= usable
 
 
-def _largest(most: int, holds: Callable[[int], bool]) -> int:
-    """The largest number up to `most` of which something holds, as it does of all lesser ones."""
+def _largest(most: int, is_ok: Callable[[int], bool]) -> int:
+    """The largest number up to `most` that satisfies a monotonic condition, by bisection."""
     low, high = 0, 1
-    while high <= most and holds(high):
+    while high <= most and is_ok(high):
         low, high = high, 2 * high
     high = min(high, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
+        low, high = (middle, high) if is_ok(middle) else (low, middle)
     return low
 
 

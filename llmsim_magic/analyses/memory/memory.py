@@ -1,10 +1,11 @@
-"""What one device must hold: weights, cache, activations at their most, and the runtime."""
+"""Memory of one device: weights, cache, peak activations and the runtime's overhead."""
 
 from dataclasses import dataclass
 
-from llmsim_magic.analyses.memory.quantization import ITEM_BITS, kv_dtype
+from llmsim_magic.analyses.memory.quantization import kv_dtype
 from llmsim_magic.analyses.memory.tensor_lifetimes import Peak, peak_activations
 from llmsim_magic.analyses.memory.weights import Weights, weights
+from llmsim_magic.records.hardware.dtypes import BITS
 from llmsim_magic.records.hardware.runtime import Runtime
 from llmsim_magic.records.trace.trace import CacheSlot, Trace
 
@@ -15,9 +16,8 @@ _KEYS_AND_VALUES = ("keys", "values")
 class Memory:
     """Bytes on one rank.
 
-    `cache` is all that is kept from one token to the next, after the pass: keys and values, and
-    states. `activations` is the most that the pass makes and holds at once. `runtime` is an
-    allowance for drivers and libraries; `assumed` says what was taken to be, in words.
+    `cache` holds keys, values and recurrent states after the pass. `activations` is their peak.
+    `runtime` is the overhead of drivers and libraries. `assumptions` are sentences for the user.
     """
 
     weights: int
@@ -25,7 +25,7 @@ class Memory:
     cache: int
     activations: int
     runtime: int
-    assumed: tuple[str, ...]
+    assumptions: tuple[str, ...]
 
     @property
     def total(self) -> int:
@@ -40,10 +40,17 @@ def memory(
     runtime: Runtime | None = None,
     chunk: Trace | None = None,
 ) -> Memory:
-    """The memory of one pass; of a rank's trace, that of the rank.
+    """The memory of one pass on the rank that was traced.
 
-    `chunk` is the pass over as much of a prompt as the runtime reads at once, where that is less.
-    Raises `InvalidValue` for a dtype that does not exist.
+    Args:
+        trace: The pass.
+        weight_dtype: Storage dtype of weights; as the checkpoint stores them if None.
+        kv_dtype: Storage dtype of keys and values; as traced if None.
+        runtime: The serving runtime whose overhead to add.
+        chunk: The pass over one prefill chunk, if the runtime splits the prompt.
+
+    Raises:
+        InvalidValue: If a dtype does not exist.
     """
     stored = weights(trace, weight_dtype)
     ranks = trace.model.parallel.ranks
@@ -54,25 +61,29 @@ def memory(
         cache=cache_bytes(trace, kv_dtype),
         activations=activations,
         runtime=runtime.context(ranks) if runtime else 0,
-        assumed=(*_assumed(stored, kv_dtype), why, *_of_runtime(trace, runtime)),
+        assumptions=(
+            *_storage_assumptions(stored, kv_dtype),
+            why,
+            *_runtime_assumptions(trace, runtime),
+        ),
     )
 
 
 def buffer_bytes(trace: Trace) -> int:
-    """Buffers that the model holds beside its parameters."""
+    """Bytes of the model's buffers."""
     return sum(p.nbytes for p in trace.parameters if p.is_buffer and p.tied_to is None)
 
 
 def cache_bytes(trace: Trace, dtype: str | None = None) -> int:
-    """The cache after the pass; keys and values in another dtype if one is given.
+    """Bytes of the cache after the pass, with keys and values in a dtype if one is given.
 
-    A recurrent state keeps its own. Raises `InvalidValue` for a dtype that does not exist.
+    Recurrent states keep their dtype. Raises `InvalidValue` if the dtype does not exist.
     """
-    bits = None if dtype is None else ITEM_BITS[kv_dtype(dtype)]
-    return sum(_slot(slot, bits) for slot in trace.cache)
+    bits = None if dtype is None else BITS[kv_dtype(dtype)]
+    return sum(_slot_bytes(slot, bits) for slot in trace.cache)
 
 
-def _slot(slot: CacheSlot, bits: int | None) -> int:
+def _slot_bytes(slot: CacheSlot, bits: int | None) -> int:
     is_kept = slot.name.rpartition(".")[2] in _KEYS_AND_VALUES and "float" in slot.dtype
     if bits is None or not is_kept:
         return slot.nbytes
@@ -84,7 +95,7 @@ def _slot(slot: CacheSlot, bits: int | None) -> int:
 
 def _activations(trace: Trace, runtime: Runtime | None) -> tuple[int, str]:
     peak: Peak = peak_activations(trace)
-    where = f"activations at their most in {_place(trace, peak)}, {trace.workload}"
+    where = f"activations at their most in {_location(trace, peak)}, {trace.workload}"
     if runtime is None or not runtime.sampled_sequences:
         return peak.nbytes, where
     sampling = runtime.sampling_bytes(_vocabulary(trace))
@@ -94,7 +105,7 @@ def _activations(trace: Trace, runtime: Runtime | None) -> tuple[int, str]:
     return sampling, f"activations at their most in sampling: {logits} sequences"
 
 
-def _place(trace: Trace, peak: Peak) -> str:
+def _location(trace: Trace, peak: Peak) -> str:
     if peak.operator is None:
         return "what the pass returns"
     operator = trace.operators[peak.operator]
@@ -103,18 +114,18 @@ def _place(trace: Trace, peak: Peak) -> str:
 
 
 def _vocabulary(trace: Trace) -> int:
-    """The width of what the pass returns: its logits."""
+    """The last dimension of the first result: the vocabulary of the logits."""
     record = trace.recorded
     shapes = [shape for shape in record.shapes(record.results) if shape]
     return shapes[0][-1] if shapes else 0
 
 
-def _assumed(stored: Weights, dtype: str | None) -> tuple[str, ...]:
+def _storage_assumptions(stored: Weights, dtype: str | None) -> tuple[str, ...]:
     cache = f"keys and values in {dtype}, recurrent states as they are" if dtype else None
-    return (f"weights {stored.assumed}", *filter(None, (cache,)))
+    return (f"weights {stored.assumption}", *filter(None, (cache,)))
 
 
-def _of_runtime(trace: Trace, runtime: Runtime | None) -> tuple[str, ...]:
+def _runtime_assumptions(trace: Trace, runtime: Runtime | None) -> tuple[str, ...]:
     if runtime is None:
         return ()
     said = f"{runtime.name}: {runtime.note}"

@@ -1,6 +1,6 @@
-"""How quantised matrices are stored: codes, scales and zero points, from a config or a dtype.
+"""Storage layouts of quantised weights: codes, scales and zero points.
 
-The layouts are those that the formats' own libraries write; every size is exact in bits.
+Layouts follow the reference library of each format, and sizes are exact to the bit.
 """
 
 import re
@@ -9,23 +9,20 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
-from llmsim_magic.records.errors import InvalidValue, one_of, safe_str
+from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.hardware.dtypes import KV_DTYPES, WEIGHT_DTYPES, short_dtype
 
-WEIGHT_DTYPES = ("int4", "int8", "fp8", "bf16", "fp16", "fp32")
-KV_DTYPES = ("int8", "fp8", "bf16", "fp16", "fp32")
-ITEM_BITS = {"int4": 4, "int8": 8, "fp8": 8, "bf16": 16, "fp16": 16, "fp32": 32}
-_SPELLINGS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
-_ALL = 0  # a block as long as the matrix
+_ALL = 0  # the block spans the matrix
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
-    """Codes of `code_bits` in blocks of `rows` × `columns` that share a scale and a zero point.
+    """A layout: codes in blocks of `rows` × `columns` that share a scale and a zero point.
 
-    A row holds one output, its columns are inputs; 0 is as many as there are. `column_bits` is
-    stored for each input, `matrix_bits` for each matrix. `left_out` are patterns of modules that
-    keep the dtype of the model; `described` says the assumption in words. `arithmetic` is what the
-    codes are multiplied in where a device can; None where they are always widened.
+    A row is one output feature and a column one input feature; 0 spans the matrix. `column_bits`
+    are stored per input and `matrix_bits` per matrix. `excluded` are patterns of modules that keep
+    the model's dtype. `arithmetic` is the dtype a device multiplies the codes in; None if they are
+    always converted to the model's dtype first.
     """
 
     name: str
@@ -36,16 +33,16 @@ class Packing:
     zero_bits: float = 0
     column_bits: int = 0
     matrix_bits: int = 0
-    left_out: tuple[str, ...] = ()
-    targets_only_stacks: bool = False
+    excluded: tuple[str, ...] = ()
+    experts_only: bool = False
     arithmetic: str | None = None
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         block = f"{self.rows or 'all'} × {self.columns or 'all'}"
         zero = f" and a {self.zero_bits:g}-bit zero point" if self.zero_bits else ""
-        what = "experts" if self.targets_only_stacks else "linear layers and experts"
-        kept = f", and {len(self.left_out)} parts that its config names" if self.left_out else ""
+        what = "experts" if self.experts_only else "linear layers and experts"
+        kept = f", and {len(self.excluded)} parts that its config names" if self.excluded else ""
         return (
             f"{self.name}: matrices of {what} inside the repeated layers in {self.code_bits} bits, "
             f"a {self.scale_bits:g}-bit scale{zero} for each block of {block} (outputs × inputs); "
@@ -53,80 +50,82 @@ class Packing:
         )
 
     def parts(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Bytes of codes, and of scales and all beside them, of matrices `[…, outputs, inputs]`.
+        """Bytes of the codes, and of all metadata, of matrices `[…, outputs, inputs]`.
 
-        Each matrix has blocks of its own, those at its edges not full.
+        Blocks do not span matrices; blocks at the edge of a matrix may be partial.
         """
         *lead, outputs, inputs = shape
         number = prod(lead)
         codes = ceil(number * outputs * inputs * self.code_bits / 8)
         blocks = ceil(outputs / (self.rows or outputs)) * ceil(inputs / (self.columns or inputs))
-        beside = blocks * (self.scale_bits + self.zero_bits) + inputs * self.column_bits
-        return codes, ceil(number * (beside + self.matrix_bits) / 8)
+        metadata = blocks * (self.scale_bits + self.zero_bits) + inputs * self.column_bits
+        return codes, ceil(number * (metadata + self.matrix_bits) / 8)
 
-    def leaves_out(self, module: str) -> bool:
-        """Whether a module is named by a pattern: its path, a part above it, or its last name."""
-        return any(_names(pattern, module) for pattern in self.left_out)
+    def excludes(self, module: str) -> bool:
+        """Whether a pattern matches a module: its path, a parent's path, or its last name."""
+        return any(_matches(pattern, module) for pattern in self.excluded)
 
 
 def weight_dtype(given: object) -> str:
-    """The short name of a dtype that weights may be stored in; `InvalidValue` for another."""
-    return _known("weight_dtype", given, WEIGHT_DTYPES)
+    """The short name of a weight dtype; raises `InvalidValue` for any other dtype."""
+    return short_dtype("weight_dtype", given, WEIGHT_DTYPES)
 
 
 def kv_dtype(given: object) -> str:
-    """The short name of a dtype that keys and values may be stored in; `InvalidValue`."""
-    return _known("kv_dtype", given, KV_DTYPES)
+    """The short name of a KV cache dtype; raises `InvalidValue` for any other dtype."""
+    return short_dtype("kv_dtype", given, KV_DTYPES)
 
 
-def _known(name: str, given: object, legal: tuple[str, ...]) -> str:
-    word = safe_str(given).removeprefix("torch.").lower()
-    word = _SPELLINGS.get(word, word)
-    if word not in legal:
-        raise InvalidValue.must_be(name, given, one_of(legal))
-    return word
+def packing_for_dtype(dtype: str) -> Packing | None:
+    """The default layout of a weight dtype; None if weights are only cast.
 
-
-def chosen(dtype: str) -> Packing | None:
-    """The usual layout of a chosen dtype; None where every weight is merely cast.
-
-    int4: groups of 128 inputs with a 16-bit scale and a 4-bit zero point, as AWQ packs them;
-    int8 and fp8: a scale for each output, as compressed-tensors stores channels.
+    int4 has groups of 128 inputs with a 16-bit scale and a 4-bit zero point, as in AWQ; int8 and
+    fp8 have one scale per output, as in compressed-tensors.
     """
     if dtype == "int4":
-        return Packing("int4", 4, 1, 128, 16, 4)
+        return Packing(name="int4", code_bits=4, rows=1, columns=128, scale_bits=16, zero_bits=4)
     if dtype == "int8":
-        return Packing("int8", 8, 1, _ALL, 16)
-    return Packing("fp8", 8, 1, _ALL, 16, arithmetic="fp8") if dtype == "fp8" else None
+        return Packing(name="int8", code_bits=8, rows=1, columns=_ALL, scale_bits=16)
+    return (
+        Packing(name="fp8", code_bits=8, rows=1, columns=_ALL, scale_bits=16, arithmetic="fp8")
+        if dtype == "fp8"
+        else None
+    )
 
 
-def declared(config: Mapping[str, Any], name: str) -> Packing:
+def packing_from_config(config: Mapping[str, Any], name: str) -> Packing:
     """The layout that a checkpoint's `quantization_config` declares.
 
-    Raises `InvalidValue` for a method whose layout is not known here.
+    Args:
+        config: The `quantization_config`.
+        name: The model's name, for the error.
+
+    Raises:
+        InvalidValue: If the layout of its method is not supported.
     """
     method = str(config.get("quant_method", "")).lower()
     if method == "bitsandbytes" or config.get("load_in_4bit") or config.get("load_in_8bit"):
         method = "bitsandbytes"
-    read = _METHODS.get(method)
+    read = _PARSERS.get(method)
     if read is None:
-        raise InvalidValue.must_be(
-            f"{name}: quantization_config", method, f"{one_of(_METHODS)}; choose a weight_dtype"
+        raise InvalidValue(
+            f"{name}: quantisation method {method!r} has no known layout, only "
+            f"{', '.join(_PARSERS)} have one; choose a weight_dtype"
         )
     return read(config)
 
 
-def _left_out(config: Mapping[str, Any], *names: str) -> tuple[str, ...]:
+def _excluded(config: Mapping[str, Any], *names: str) -> tuple[str, ...]:
     return tuple(pattern for name in names for pattern in config.get(name) or ())
 
 
 def _group(size: object) -> int:
-    """A group size; -1 is a whole row."""
+    """A group size; -1 means the whole row."""
     return size if isinstance(size, int) and size > 0 else _ALL
 
 
 def _block(structure: object) -> tuple[int, int]:
-    """`[128, 128]` or `128x128`: outputs and inputs that share a scale."""
+    """Outputs and inputs that share a scale, from `[128, 128]` or `128x128`."""
     sizes = structure.split("x") if isinstance(structure, str) else structure
     if not isinstance(sizes, Sequence) or len(sizes) != 2:
         raise InvalidValue.must_be("block_structure", structure, "two sizes, such as [128, 128]")
@@ -134,60 +133,129 @@ def _block(structure: object) -> tuple[int, int]:
 
 
 def _gptq(config: Mapping[str, Any]) -> Packing:
-    """`qweight` and `qzeros` packed, `scales` in float16, and the group of each input in int32."""
+    """Packed `qweight` and `qzeros`, float16 `scales`, and an int32 group index per input."""
     bits, group = int(config.get("bits", 4)), _group(config.get("group_size", 128))
-    left_out = _left_out(config, "modules_to_not_convert")
-    return Packing("gptq", bits, 1, group, 16, bits, 32, left_out=left_out)
+    excluded = _excluded(config, "modules_to_not_convert")
+    return Packing(
+        name="gptq",
+        code_bits=bits,
+        rows=1,
+        columns=group,
+        scale_bits=16,
+        zero_bits=bits,
+        column_bits=32,
+        excluded=excluded,
+    )
 
 
 def _awq(config: Mapping[str, Any]) -> Packing:
-    """The same without the inputs' groups, which follow each other; no zeros where symmetric."""
+    """As GPTQ without group indices; no zero points if quantisation is symmetric."""
     bits, group = int(config.get("bits", 4)), _group(config.get("group_size", 128))
     zeros = bits if config.get("zero_point", True) else 0
-    left_out = _left_out(config, "modules_to_not_convert")
-    return Packing("awq", bits, 1, group, 16, zeros, left_out=left_out)
+    excluded = _excluded(config, "modules_to_not_convert")
+    return Packing(
+        name="awq",
+        code_bits=bits,
+        rows=1,
+        columns=group,
+        scale_bits=16,
+        zero_bits=zeros,
+        excluded=excluded,
+    )
 
 
 def _bitsandbytes(config: Mapping[str, Any]) -> Packing:
-    """int8 with a float32 for each output, or 4 bits with one for each 64.
+    """int8 with a float32 scale per output, or 4 bits with a float32 scale per 64 inputs.
 
-    Nested, that is 8 bits and a float32 for each 256; the tables of codes stand by each matrix.
+    Double quantisation stores 8-bit scales with a float32 per 256 of them. Each matrix also has
+    its code tables.
     """
-    left_out = _left_out(config, "llm_int8_skip_modules")
+    excluded = _excluded(config, "llm_int8_skip_modules")
     if not config.get("load_in_4bit"):
-        return Packing("bitsandbytes int8", 8, 1, _ALL, 32, left_out=left_out)
+        return Packing(
+            name="bitsandbytes int8",
+            code_bits=8,
+            rows=1,
+            columns=_ALL,
+            scale_bits=32,
+            excluded=excluded,
+        )
     kind = config.get("bnb_4bit_quant_type", "fp4")
     if config.get("bnb_4bit_use_double_quant"):
         nested, tables = 8 + 32 / 256, 32 * (16 + 256 + 1)
-        return Packing(f"bitsandbytes {kind}", 4, 1, 64, nested, 0, 0, tables, left_out)
-    return Packing(f"bitsandbytes {kind}", 4, 1, 64, 32, 0, 0, 32 * 16, left_out)
+        return Packing(
+            name=f"bitsandbytes {kind}",
+            code_bits=4,
+            rows=1,
+            columns=64,
+            scale_bits=nested,
+            zero_bits=0,
+            column_bits=0,
+            matrix_bits=tables,
+            excluded=excluded,
+        )
+    return Packing(
+        name=f"bitsandbytes {kind}",
+        code_bits=4,
+        rows=1,
+        columns=64,
+        scale_bits=32,
+        zero_bits=0,
+        column_bits=0,
+        matrix_bits=32 * 16,
+        excluded=excluded,
+    )
 
 
 def _fp8(config: Mapping[str, Any]) -> Packing:
-    """A float32 scale, or a power of two in 8 bits, for each block; without one for each matrix."""
+    """A float32 or 8-bit power-of-two scale per block; one per matrix without a block size."""
     rows, columns = config.get("weight_block_size") or (_ALL, _ALL)
     scale = 8 if config.get("scale_fmt") == "ue8m0" else 32
-    left_out = _left_out(config, "modules_to_not_convert")
-    return Packing("fp8", 8, rows, columns, scale, left_out=left_out, arithmetic="fp8")
+    excluded = _excluded(config, "modules_to_not_convert")
+    return Packing(
+        name="fp8",
+        code_bits=8,
+        rows=rows,
+        columns=columns,
+        scale_bits=scale,
+        excluded=excluded,
+        arithmetic="fp8",
+    )
 
 
 def _fbgemm_fp8(config: Mapping[str, Any]) -> Packing:
-    """A float32 scale for each output."""
-    left_out = _left_out(config, "modules_to_not_convert")
-    return Packing("fbgemm_fp8", 8, 1, _ALL, 32, left_out=left_out, arithmetic="fp8")
+    """A float32 scale per output."""
+    excluded = _excluded(config, "modules_to_not_convert")
+    return Packing(
+        name="fbgemm_fp8",
+        code_bits=8,
+        rows=1,
+        columns=_ALL,
+        scale_bits=32,
+        excluded=excluded,
+        arithmetic="fp8",
+    )
 
 
 def _mxfp4(config: Mapping[str, Any]) -> Packing:
-    """The experts alone: 4 bits, and a power of two in 8 bits for each 32 inputs."""
-    left_out = _left_out(config, "modules_to_not_convert")
-    return Packing("mxfp4", 4, 1, 32, 8, left_out=left_out, targets_only_stacks=True)
+    """Experts only: 4-bit codes with an 8-bit power-of-two scale per 32 inputs."""
+    excluded = _excluded(config, "modules_to_not_convert")
+    return Packing(
+        name="mxfp4",
+        code_bits=4,
+        rows=1,
+        columns=32,
+        scale_bits=8,
+        excluded=excluded,
+        experts_only=True,
+    )
 
 
 def _compressed_tensors(config: Mapping[str, Any]) -> Packing:
-    """By the weights of the first group of its config: bits, strategy, group and symmetry.
+    """The layout of the first config group: bits, strategy, group size and symmetry.
 
-    Scales are in 16 bits as the model, but one of 8 bits for each 16 of `nvfp4`. Floating codes
-    are multiplied as such if activations are quantised too.
+    Scales have 16 bits, except for the 8-bit scales of `nvfp4`. Floating-point codes are
+    multiplied directly if activations are quantised too.
     """
     groups: Mapping[str, Mapping[str, Any]] = config.get("config_groups") or {}
     first = next(iter(groups.values()), {})
@@ -204,19 +272,19 @@ def _compressed_tensors(config: Mapping[str, Any]) -> Packing:
     is_nvfp4 = strategy == "tensor_group"
     multiplied = weights.get("type") == "float" and first.get("input_activations")
     return Packing(
-        f"compressed-tensors {weights.get('type', 'int')}{bits}",
-        bits,
-        rows,
-        columns,
-        8 if is_nvfp4 else 16,
-        0 if weights.get("symmetric", True) else bits,
+        name=f"compressed-tensors {weights.get('type', 'int')}{bits}",
+        code_bits=bits,
+        rows=rows,
+        columns=columns,
+        scale_bits=8 if is_nvfp4 else 16,
+        zero_bits=0 if weights.get("symmetric", True) else bits,
         matrix_bits=32 if is_nvfp4 else 0,
-        left_out=_left_out(config, "ignore"),
+        excluded=_excluded(config, "ignore"),
         arithmetic=f"fp{bits}" if multiplied else None,
     )
 
 
-_METHODS: dict[str, Callable[[Mapping[str, Any]], Packing]] = {
+_PARSERS: dict[str, Callable[[Mapping[str, Any]], Packing]] = {
     "gptq": _gptq,
     "awq": _awq,
     "bitsandbytes": _bitsandbytes,
@@ -227,12 +295,12 @@ _METHODS: dict[str, Callable[[Mapping[str, Any]], Packing]] = {
 }
 
 
-def _names(pattern: str, module: str) -> bool:
+def _matches(pattern: str, module: str) -> bool:
     if pattern.startswith("re:"):
         return re.match(pattern.removeprefix("re:"), module) is not None
     if module == pattern or module.startswith(f"{pattern}.") or module.endswith(f".{pattern}"):
         return True
     if "*" not in pattern:
         return False
-    written = re.escape(pattern).replace(r"\*", ".*")
-    return re.match(rf"{written}(\.|$)", module) is not None
+    regex = re.escape(pattern).replace(r"\*", ".*")
+    return re.match(rf"{regex}(\.|$)", module) is not None

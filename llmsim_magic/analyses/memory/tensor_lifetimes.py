@@ -1,4 +1,4 @@
-"""How long each tensor of a pass lives, and how much is alive at once."""
+"""Tensor lifetimes, and the peak of bytes alive at once."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Record, Role
 from llmsim_magic.records.trace.trace import Trace
 
-_MADE: tuple[Role, ...] = ("activation",)
+_ACTIVATION: tuple[Role, ...] = ("activation",)
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
-    """A storage, and the kernels from whose start to whose end it is alive."""
+class Lifetime:
+    """A storage, and the first and last kernel during which it is alive."""
 
     storage: int
     nbytes: int
@@ -23,7 +23,7 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """The most bytes alive at once, and the operator during which they are."""
+    """The most bytes alive at once, and the operator that runs then; None after the last one."""
 
     nbytes: int
     operator: int | None
@@ -31,44 +31,44 @@ class Peak:
 
 @memoize
 def peak_activations(trace: Trace) -> Peak:
-    """The most that activations take at once: what the pass makes and does not keep as a cache."""
-    return _peak(trace.unrolled, lives(trace.unrolled, _MADE))
+    """Peak bytes of activations: what the pass allocates, without the cache."""
+    return _peak(trace.unrolled, lifetimes(trace.unrolled, _ACTIVATION))
 
 
 @memoize
-def peak_of_all_made(trace: Trace) -> Peak:
-    """The same with what the pass writes into its cache or state, as an allocator sees it."""
-    return _peak(trace.unrolled, lives(trace.unrolled, (*_MADE, "cache")))
+def peak_with_cache(trace: Trace) -> Peak:
+    """Peak bytes of activations and cache, as an allocator counts them."""
+    return _peak(trace.unrolled, lifetimes(trace.unrolled, (*_ACTIVATION, "cache")))
 
 
-def lives(record: Record, roles: Collection[Role]) -> tuple[Life, ...]:
-    """The lives of all storages of these roles that the pass makes.
+def lifetimes(record: Record, roles: Collection[Role]) -> tuple[Lifetime, ...]:
+    """The lifetimes of all storages of these roles that the pass allocates.
 
-    A storage is made when a kernel first writes it, and freed after the last kernel that touches
-    it, or during which it is held: a call holds its arguments, and its caller what it has names
-    for. What the pass returns, and its cache, outlive it.
+    A storage is allocated when a kernel first writes it. It is freed after the last kernel that
+    uses it or runs while Python references it: a call references its arguments, its caller its
+    local variables. Results and the cache outlive the pass.
     """
     first: dict[int, int] = {}
     last: dict[int, int] = {}
-    found_before: set[int] = set()  # read before it was written: somebody else's
+    preexisting: set[int] = set()  # read before the pass wrote it, so not allocated by it
     for place, kernel in enumerate(record.kernels):
         written = {record.tensors[index].storage for index in (*kernel.writes, *kernel.outputs)}
         for index in kernel.inputs:
             storage = record.tensors[index].storage
             if storage not in first and storage not in written:
-                found_before.add(storage)
+                preexisting.add(storage)
             last[storage] = place
         for storage in written:
-            if storage not in found_before:
+            if storage not in preexisting:
                 first.setdefault(storage, place)
             last[storage] = place
-    for storage, place in _held(record):
+    for storage, place in _referenced(record):
         last[storage] = max(last.get(storage, place), place)
     end = len(record.kernels)
     for index in record.results:
         last[record.tensors[index].storage] = end
     return tuple(
-        Life(
+        Lifetime(
             number,
             storage.nbytes,
             first[number],
@@ -79,8 +79,8 @@ def lives(record: Record, roles: Collection[Role]) -> tuple[Life, ...]:
     )
 
 
-def _held(record: Record) -> Iterator[tuple[int, int]]:
-    """Storages that an operator or module was handed, or its caller holds, with its last kernel."""
+def _referenced(record: Record) -> Iterator[tuple[int, int]]:
+    """Storages that calls reference, each with the last kernel of the call."""
     ends: dict[int, int] = {}  # the last kernel of each operator
     for place, kernel in enumerate(record.kernels):
         if kernel.operator is not None:
@@ -102,11 +102,11 @@ def _held(record: Record) -> Iterator[tuple[int, int]]:
                 yield record.tensors[index].storage, ends_below[calls.path]
 
 
-def _peak(record: Record, found: tuple[Life, ...]) -> Peak:
+def _peak(record: Record, found: tuple[Lifetime, ...]) -> Peak:
     changes = [0] * (len(record.kernels) + 2)
-    for life in found:
-        changes[life.first] += life.nbytes
-        changes[life.last + 1] -= life.nbytes
+    for lifetime in found:
+        changes[lifetime.first] += lifetime.nbytes
+        changes[lifetime.last + 1] -= lifetime.nbytes
     alive = list(accumulate(changes))
     place = max(range(len(alive)), key=alive.__getitem__)
     if place >= len(record.kernels):

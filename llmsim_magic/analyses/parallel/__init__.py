@@ -1,1 +1,1 @@
-"""What each rank holds, and what ranks exchange."""
+"""Parameters that each rank holds, and the collectives between ranks."""

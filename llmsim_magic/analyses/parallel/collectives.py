@@ -1,4 +1,4 @@
-"""What ranks hand each other in a pass, and the bytes of it."""
+"""Collectives of a pass and the bytes they transfer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from llmsim_magic.records.trace.recorded import Kernel, Record
 from llmsim_magic.records.trace.trace import Trace
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Collective:
-    """An exchange of `ranks` devices, in the operator of this order.
+    """A collective, or point-to-point transfer, between `ranks` devices.
 
-    `nbytes` is the whole: what is summed, what all have after gathering, or what is handed on.
-    `wire_bytes` leave each rank, by the ring algorithms.
+    `order` is that of its operator. `nbytes` is the size of the tensor that is reduced, gathered
+    (as it is afterwards) or sent. `wire_bytes` is what each rank sends under ring algorithms.
     """
 
     order: int
@@ -27,31 +27,31 @@ class Collective:
     wire_bytes: int
 
 
-def _reduced(nbytes: int, ranks: int) -> int:
-    """A ring passes each of `ranks` parts on twice but for one: 2 · (n − 1) / n of the whole."""
+def _ring_all_reduce(nbytes: int, ranks: int) -> int:
+    """A ring all-reduce sends 2 · (n − 1) / n of the tensor from each rank."""
     return 2 * (ranks - 1) * nbytes // ranks
 
 
-def _gathered(nbytes: int, ranks: int) -> int:
-    """Each rank passes on all parts but one: (n − 1) / n of the whole."""
+def _ring_all_gather(nbytes: int, ranks: int) -> int:
+    """A ring all-gather sends (n − 1) / n of the tensor from each rank."""
     return (ranks - 1) * nbytes // ranks
 
 
-def _handed(nbytes: int, ranks: int) -> int:
-    """From one to the next: all of it."""
+def _point_to_point(nbytes: int, ranks: int) -> int:
+    """A transfer to the next rank sends the whole tensor."""
     return nbytes
 
 
 _KINDS: dict[str, tuple[str, Callable[[int, int], int]]] = {
-    "allreduce_": ("all_reduce", _reduced),
-    "allgather_": ("all_gather", _gathered),
-    "send": ("send", _handed),
-    "recv_": ("recv", _handed),
+    "allreduce_": ("all_reduce", _ring_all_reduce),
+    "allgather_": ("all_gather", _ring_all_gather),
+    "send": ("send", _point_to_point),
+    "recv_": ("recv", _point_to_point),
 }
 
 
 def collective_kind(kernel: Kernel) -> str | None:
-    """`all_reduce`, `all_gather`, `send` or `recv`; None for a kernel of one device's own."""
+    """`all_reduce`, `all_gather`, `send` or `recv`; None for a kernel that does not communicate."""
     if not kernel.name.startswith("c10d."):
         return None
     return _KINDS[short_name(kernel.name)][0]
@@ -59,7 +59,7 @@ def collective_kind(kernel: Kernel) -> str | None:
 
 @memoize
 def collectives(trace: Trace) -> tuple[Collective, ...]:
-    """Every exchange of the pass, in order; none on one device."""
+    """Every collective of the pass, in execution order; empty on one device."""
     record = trace.unrolled
     return tuple(
         _collective(record, kernel, trace.model.parallel.width)
@@ -69,17 +69,17 @@ def collectives(trace: Trace) -> tuple[Collective, ...]:
 
 
 def _collective(record: Record, kernel: Kernel, width: int) -> Collective:
-    kind, on_wire = _KINDS[short_name(kernel.name)]
+    kind, wire_bytes = _KINDS[short_name(kernel.name)]
     tensor = record.tensors[(kernel.outputs or kernel.inputs)[0]]
     nbytes = distinct_elements(tensor) * tensor.itemsize
     ranks = width if kind.startswith("all_") else 2
-    assert kernel.operator is not None  # noqa: S101 - each is an operator's own kernel
+    assert kernel.operator is not None  # noqa: S101 - an operator issues every collective
     return Collective(
-        kernel.operator,
-        kind,
-        tensor.shape,
-        tensor.dtype,
-        ranks,
-        nbytes,
-        on_wire(nbytes, ranks),
+        order=kernel.operator,
+        kind=kind,
+        shape=tensor.shape,
+        dtype=tensor.dtype,
+        ranks=ranks,
+        nbytes=nbytes,
+        wire_bytes=wire_bytes(nbytes, ranks),
     )

@@ -13,10 +13,10 @@ from llmsim_magic.analyses.kernels.elementwise_work import short_name
 from llmsim_magic.analyses.kernels.operator_kinds import recorded_operator_kinds
 from llmsim_magic.analyses.parallel.collectives import collective_kind
 from llmsim_magic.records.errors import InvalidValue
-from llmsim_magic.records.hardware.accelerator import Accelerator, arithmetic
+from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Regime
+from llmsim_magic.records.hardware.dtypes import BITS, arithmetic
 from llmsim_magic.records.hardware.kernel_shapes import (
-    BITS,
     Attention,
     Collective,
     KernelShape,
@@ -27,7 +27,6 @@ from llmsim_magic.records.hardware.kernel_shapes import (
 from llmsim_magic.records.trace.recorded import Kernel, Record, Tensor
 from llmsim_magic.records.trace.trace import Trace, numel
 
-WEIGHT_BITS = {**BITS, "int4": 4}
 _KINDS: dict[str, StreamKind] = {"normalisation": "normalisation", "embedding": "embedding"}
 
 
@@ -50,7 +49,7 @@ class StoredDtypes:
 
     def __post_init__(self) -> None:
         for name in (self.weights, self.cache, self.activations):
-            if name is not None and name not in WEIGHT_BITS:
+            if name is not None and name not in BITS:
                 arithmetic(name)
 
     @property
@@ -58,7 +57,7 @@ class StoredDtypes:
         """Bits of one weight, its share of scales and zero points included."""
         if self.weights is None:
             return None
-        return WEIGHT_BITS[self.weights] + (32 / self.group if self.group else 0)
+        return BITS[self.weights] + (32 / self.group if self.group else 0)
 
     @property
     def multiplied(self) -> str | None:
@@ -80,7 +79,7 @@ def kernel_shapes(
     kinds = recorded_operator_kinds(trace)
     width = trace.model.parallel.width
     found = []
-    for order, kernels in enumerate(record.kernels_of):
+    for order, kernels in enumerate(record.kernels_by_operator):
         worked = [_worked(record, kernel, accelerator, stored) for kernel in kernels]
         sent = [_sent(record, kernel, width) for kernel in kernels]
         if regime == "eager":

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 
+from llmsim_magic.analyses.time.band import pass_band
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, kernel_shapes
 from llmsim_magic.analyses.time.roofline import Binds, Estimate, estimate, relatives
 from llmsim_magic.catalog.calibration import calibration as shipped
@@ -132,10 +133,14 @@ def latency(
         ]
     else:
         recorded = _captured(trace, work, accelerator, price)
-    operators = tuple(trace.of_each(recorded))
+    operators = tuple(trace.expand_replays(recorded))
     seen = any(accelerator.name in devices for devices in known.fits.values())
     return PassTime(
-        accelerator, regime, operators, _band(operators, known, trace.workload.phase), seen
+        accelerator,
+        regime,
+        operators,
+        pass_band(operators, known.passes, trace.workload.phase),
+        seen,
     )
 
 
@@ -253,12 +258,3 @@ def _views(trace: Trace) -> list[int]:
         if kernel.is_view and kernel.operator is not None:
             views[kernel.operator] += 1
     return views
-
-
-def _band(operators: Sequence[OperatorTime], known: Calibration, phase: str) -> Band:
-    """The wider of what whole passes earned end to end and what these operators say of theirs."""
-    seconds = math.fsum(operator.seconds for operator in operators) or 1.0
-    low = math.fsum(operator.low for operator in operators) / seconds
-    high = math.fsum(operator.high for operator in operators) / seconds
-    earned = known.passes.get(phase, Band(1.0, 1.0))
-    return Band(min(low, earned.low), max(high, earned.high))

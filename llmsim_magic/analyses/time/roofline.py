@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from llmsim_magic.analyses.time.band import DEFAULT_BAND, interpolate_band
 from llmsim_magic.catalog.accelerators import entries
 from llmsim_magic.records.errors import CannotPredict
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import (
-    Band,
     Calibration,
     Constants,
     Fitted,
@@ -32,7 +32,6 @@ from llmsim_magic.records.hardware.kernel_shapes import (
 )
 
 Binds = Literal["compute", "memory", "launch", "interconnect"]
-UNEARNED = Band(1 / 3, 3.0)  # what is left to say where nothing near was ever measured
 
 # Rows × columns of a result that libraries' kernels compute at a time, per compute unit.
 _TILES = ((256, 128), (128, 256), (128, 128), (64, 256), (128, 64), (64, 128), (64, 64), (16, 64))
@@ -99,9 +98,9 @@ def estimate(
     seconds = math.exp(sum(logs) / len(logs))
     band = calibration.unseen[kind].band
     if not (known or _one_vendor(accelerator, devices)):
-        band = UNEARNED
+        band = DEFAULT_BAND
     elif known and kind == size.kind:
-        band = _between(fitted.near, fitted.far, reach)
+        band = interpolate_band(fitted.near, fitted.far, reach)
     binds = _binds(fitted.constants, terms, regime, isinstance(size, Collective))
     return Estimate(seconds, seconds * band.low, seconds * band.high, binds)
 
@@ -272,15 +271,6 @@ def _one_vendor(accelerator: Accelerator, devices: Iterable[str]) -> bool:
     others = [entries().get(name) for name in devices]
     alike = [(accelerator.vendor, accelerator.kind)]
     return all(other and (other.vendor, other.kind) in alike for other in others)
-
-
-def _between(near: Band, far: Band, reach: float) -> Band:
-    """The band at a place so near to what was measured."""
-
-    def mixed(here: float, there: float) -> float:
-        return math.exp(reach * math.log(here) + (1 - reach) * math.log(there))
-
-    return Band(mixed(near.low, far.low), mixed(near.high, far.high))
 
 
 def _known(accelerator: Accelerator, name: str, value: float | None) -> float:

@@ -1,11 +1,11 @@
-"""Sound, as spectrograms or as samples."""
+"""Audio inputs, as spectrograms or as waveforms."""
 
 from collections.abc import Iterator
 
 import torch
 
 from llmsim_magic.capture.inputs.modality import Layout
-from llmsim_magic.capture.inputs.signature import InputSpec, held
+from llmsim_magic.capture.inputs.signature import InputSpec, check_input_size
 
 AUDIO = ("audio", "speech", "sound", "encoder")
 _KEYWORDS = (
@@ -17,81 +17,83 @@ _KEYWORDS = (
     "spectrogram",
     "mel_spectrogram",
 )
-USUAL_FRAMES = 1000  # ten seconds of spectrogram
-USUAL_SAMPLES = 61_440  # some seconds; whole frames of any usual length
-USUAL_MELS = (80, 128, 160, 320)
+DEFAULT_FRAMES = 1000  # ten seconds of spectrogram
+DEFAULT_SAMPLES = 61_440  # a few seconds, divisible by all usual frame lengths
+DEFAULT_MEL_BINS = (80, 128, 160, 320)
 
 
-def keyword(ask: InputSpec) -> str | None:
-    """The keyword that takes sound, or None for a model that hears nothing."""
-    return ask.keyword(_KEYWORDS)
+def keyword(spec: InputSpec) -> str | None:
+    """The forward's keyword for audio; None for a model without audio input."""
+    return spec.first_accepted(_KEYWORDS)
 
 
-def frames(ask: InputSpec) -> int:
-    """Frames of a spectrogram: the config's own length, or a usual one."""
-    positions = ask.fact("max_source_positions", near=AUDIO)
+def frame_count(spec: InputSpec) -> int:
+    """The number of frames in a spectrogram, from the config or by default."""
+    positions = spec.config_value("max_source_positions", prefer=AUDIO)
     if isinstance(positions, int):
         return 2 * positions
-    length = ask.fact("max_length", near=AUDIO)
-    return length if isinstance(length, int) and length > 20 else USUAL_FRAMES
+    length = spec.config_value("max_length", prefer=AUDIO)
+    return length if isinstance(length, int) and length > 20 else DEFAULT_FRAMES
 
 
-def samples(ask: InputSpec) -> int:
-    """Samples of a waveform: as many as make `context` positions, or a usual number."""
-    kernels, strides = ask.fact("conv_kernel", near=AUDIO), ask.fact("conv_stride", near=AUDIO)
+def sample_count(spec: InputSpec) -> int:
+    """The number of samples that make `context` positions, or by default where unknown."""
+    kernels = spec.config_value("conv_kernel", prefer=AUDIO)
+    strides = spec.config_value("conv_stride", prefer=AUDIO)
     if isinstance(kernels, (list, tuple)) and isinstance(strides, (list, tuple)):
-        count = max(ask.context, 2)
+        count = max(spec.context, 2)
         for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
             count = (count - 1) * stride + kernel
         return count
-    return USUAL_SAMPLES
+    return DEFAULT_SAMPLES
 
 
-def layouts(ask: InputSpec) -> Iterator[Layout]:
-    """Ways to hand over one sound of each sample, the likeliest first."""
-    main = keyword(ask)
+def layouts(spec: InputSpec) -> Iterator[Layout]:
+    """Yield layouts of one audio input per sample, the most likely first."""
+    main = keyword(spec)
     if main is None:
         return
     families = (_spectrograms, _waveforms)
-    if main == "input_values" and ask.fact("num_mel_bins", near=AUDIO) is None:
+    if main == "input_values" and spec.config_value("num_mel_bins", prefer=AUDIO) is None:
         families = (_waveforms, _spectrograms)
     for family in families:
-        yield from family(ask, main)
+        yield from family(spec, main)
 
 
-def _spectrograms(ask: InputSpec, main: str) -> Iterator[Layout]:
-    """`[batch, mels, frames]` or `[batch, frames, mels]`, with or without one channel."""
-    batch, length = ask.batch, frames(ask)
-    held(batch, length)
-    whole = torch.ones(batch, length, dtype=torch.long)
+def _spectrograms(spec: InputSpec, main: str) -> Iterator[Layout]:
+    """`[batch, mel bins, frames]` or `[batch, frames, mel bins]`, with or without one channel."""
+    batch, frames = spec.batch, frame_count(spec)
+    check_input_size(batch, frames)
+    all_valid = torch.ones(batch, frames, dtype=torch.long)
     companions = {
-        "input_features_mask": whole,
-        "feature_attention_mask": whole,
-        "audio_mel_mask": torch.zeros(batch, length, dtype=torch.bool),
-        "audio_feature_lengths": torch.full((batch,), length),
-        "feature_lens": torch.full((batch,), length),
+        "input_features_mask": all_valid,
+        "feature_attention_mask": all_valid,
+        "audio_mel_mask": torch.zeros(batch, frames, dtype=torch.bool),
+        "audio_feature_lengths": torch.full((batch,), frames),
+        "feature_lens": torch.full((batch,), frames),
         "is_longer": torch.zeros(batch, 1, dtype=torch.bool),
     }
-    said = f"a sound of {length} frames"
-    if isinstance(ask.fact("max_source_positions", near=AUDIO), int):
-        said = f"the model fixes its sound at {length} frames; context is the text's"
-    for mels in _mels(ask):
-        for shape in ((mels, length), (length, mels), (1, length, mels)):
-            yield Layout({main: ask.unknown(batch, *shape), **companions}, said)
+    note = f"the audio input has {frames} frames"
+    if isinstance(spec.config_value("max_source_positions", prefer=AUDIO), int):
+        note = f"the config sets an audio input of {frames} frames; context counts text tokens"
+    for mel_bins in _mel_bins(spec):
+        for shape in ((mel_bins, frames), (frames, mel_bins), (1, frames, mel_bins)):
+            yield Layout({main: spec.meta_tensor(batch, *shape), **companions}, note)
 
 
-def _waveforms(ask: InputSpec, main: str) -> Iterator[Layout]:
-    """`[batch, samples]`, or with a dimension for one channel or two."""
-    count = samples(ask)
-    held(ask.batch, count)
-    audible = torch.ones(ask.batch, count, dtype=torch.long)
+def _waveforms(spec: InputSpec, main: str) -> Iterator[Layout]:
+    """`[batch, samples]` or `[batch, channels, samples]` with one or two channels."""
+    samples = sample_count(spec)
+    check_input_size(spec.batch, samples)
+    all_valid = torch.ones(spec.batch, samples, dtype=torch.long)
     for channels in ((), (1,), (2,)):
-        sound = ask.unknown(ask.batch, *channels, count)
-        yield Layout({main: sound, "padding_mask": audible}, f"a sound of {count} samples")
+        waveform = spec.meta_tensor(spec.batch, *channels, samples)
+        note = f"the audio input has {samples} samples"
+        yield Layout({main: waveform, "padding_mask": all_valid}, note)
 
 
-def _mels(ask: InputSpec) -> tuple[int, ...]:
-    """Values in a frame: what the config says, or the usual numbers where it does not."""
+def _mel_bins(spec: InputSpec) -> tuple[int, ...]:
+    """The number of mel bins in the config, or the usual numbers to try."""
     names = (
         "num_mel_bins",
         "n_mels",
@@ -103,5 +105,5 @@ def _mels(ask: InputSpec) -> tuple[int, ...]:
         "input_dim",
         "input_size",
     )
-    said = ask.number(*names, near=AUDIO, default=0)
-    return (said,) if said else USUAL_MELS
+    mel_bins = spec.config_int(*names, prefer=AUDIO, default=0)
+    return (mel_bins,) if mel_bins else DEFAULT_MEL_BINS

@@ -1,4 +1,4 @@
-"""How long a context a model can read, and what to say where that is not as asked."""
+"""The longest context that a model can read, and the note where a workload exceeds it."""
 
 from typing import Any
 
@@ -10,19 +10,25 @@ from llmsim_magic.records.trace.workload import Workload
 
 
 def is_huggingface(model: torch.nn.Module) -> bool:
-    """Whether a module carries a config that says what it reads."""
+    """Whether a module has a config of transformers, from which inputs can be made."""
     return hasattr(getattr(model, "config", None), "get_text_config")
 
 
 def longest_context(model: HuggingFaceModel) -> int | None:
-    """The tokens that a learned position table has rows for; None where nothing sets a limit.
+    """The number of tokens that a learned position table has rows for.
 
-    A table is an embedding, not of the vocabulary, of as many rows as the config declares
-    positions; rows up to a padding index or an offset hold no position.
+    A position table is an embedding, other than the vocabulary's, with as many rows as the config
+    declares positions. Rows up to the padding index or the offset hold no position.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The limit in tokens; None without such a table.
     """
     if not is_huggingface(model) or not reads_tokens(model):
         return None
-    declared = set(_declared(model.config))
+    declared = set(_declared_positions(model.config))
     vocabulary = {getattr(text, "vocab_size", None) for text in text_configs(model.config)}
     limits = []
     for module in model.modules():
@@ -36,44 +42,55 @@ def longest_context(model: HuggingFaceModel) -> int | None:
 
 
 def declared_context(model: HuggingFaceModel) -> int | None:
-    """The longest context that the config says the model is meant for."""
-    return min(_declared(model.config), default=None)
+    """The longest context in tokens that the config declares, or None."""
+    return min(_declared_positions(model.config), default=None)
 
 
-def _declared(config: Any) -> list[int]:
+def _declared_positions(config: Any) -> list[int]:
     names = ("max_position_embeddings", "max_target_positions")
     texts = text_configs(config)
-    found = [getattr(text, name, None) for text in texts for name in names]
-    return [number for number in found if isinstance(number, int)]
+    values = [getattr(text, name, None) for text in texts for name in names]
+    return [value for value in values if isinstance(value, int)]
 
 
 def fit_context(longest: int | None, workload: Workload, name: str, *, shorten: bool) -> Workload:
-    """The workload, held to the `longest` context that the model has positions for.
+    """Check a workload against the longest context of the model.
 
-    A context beyond it is cut with `shorten`; otherwise it raises `InvalidValue`.
+    Args:
+        longest: The limit in tokens; None for no limit. A decode step needs one token of it.
+        workload: The workload to check.
+        name: The model's name, for the error message.
+        shorten: Reduce a context that is too long, instead of raising.
+
+    Returns:
+        The workload, with a shorter context where necessary.
+
+    Raises:
+        InvalidValue: If the context is too long and `shorten` is False.
     """
     if longest is None:
         return workload
-    most = longest - (workload.phase == "decode")
-    if workload.context <= most:
+    limit = longest - (workload.phase == "decode")
+    if workload.context <= limit:
         return workload
     if shorten:
-        return Workload(workload.phase, workload.batch, most)
+        return Workload(workload.phase, workload.batch, limit)
     raise InvalidValue.must_be(
         f"{name}: context",
         workload.context,
-        f"within its learned position table (at most {most} in {workload.phase})",
+        f"within its learned position table (at most {limit} in {workload.phase})",
     )
 
 
 def context_note(model: HuggingFaceModel, workload: Workload) -> list[str]:
-    """A remark where the context is longer than the config declares and positions still compute."""
+    """A note if the context is longer than the config declares, which the model still computes."""
     declared = declared_context(model)
     tokens = workload.context + (workload.phase == "decode")
     if declared is None or not reads_tokens(model) or tokens <= declared:
         return []
-    return [f"{tokens} tokens are more than the {declared} positions that the config declares"]
+    return [f"{tokens} tokens exceed the {declared} positions that the config declares"]
 
 
 def reads_tokens(model: HuggingFaceModel) -> bool:
+    """Whether the model's forward takes token ids."""
     return bool({"input_ids", "decoder_input_ids"} & set(parameters(model.forward)))

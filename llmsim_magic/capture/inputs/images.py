@@ -1,4 +1,4 @@
-"""Images and films, in the layouts that vision models read them in."""
+"""Image and video inputs, in the layouts that vision models use."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 
 from llmsim_magic.capture.inputs.modality import Layout
-from llmsim_magic.capture.inputs.signature import InputSpec, held
+from llmsim_magic.capture.inputs.signature import InputSpec, check_input_size
 
 VISION = ("vision", "visual", "image", "backbone", "encoder")
 _KEYWORDS = (
@@ -18,64 +18,63 @@ _KEYWORDS = (
     "image",
     "image_pixel_values",
 )
-USUAL_SIZE = 224  # pixels, where the config fixes no size
+_SIZE_KEYS = ("image_size", "img_size", "input_size")
+_FRAME_KEYS = ("num_frames", "frames_per_clip")
+DEFAULT_SIZE = 224  # pixels, where the config sets no size
 LARGE_SIZE = 1536
-USUAL_FRAMES = 8
+DEFAULT_FRAMES = 8
 
 
-def keyword(ask: InputSpec) -> str | None:
-    """The keyword that takes pixels, or None for a model that sees nothing."""
-    is_tower = {"grid_thw", "image_grid_thw"} & set(ask.taken) or set(_KEYWORDS) & set(ask.main)
-    if is_tower and "input_ids" not in ask.taken:
-        return ask.keyword(_KEYWORDS) or next(iter(ask.taken))
-    return ask.keyword(_KEYWORDS)
+def keyword(spec: InputSpec) -> str | None:
+    """The forward's keyword for pixels; None for a model without image input."""
+    has_grid = {"grid_thw", "image_grid_thw"} & set(spec.accepted)
+    is_tower = has_grid or set(_KEYWORDS) & set(spec.main_inputs)
+    if is_tower and "input_ids" not in spec.accepted:
+        return spec.first_accepted(_KEYWORDS) or next(iter(spec.accepted))
+    return spec.first_accepted(_KEYWORDS)
 
 
-def size(ask: InputSpec) -> tuple[int, int]:
-    """Height and width of an image in pixels: the config's, or a usual one."""
-    value = ask.fact("image_size", "img_size", "input_size", near=VISION)
+def image_size(spec: InputSpec) -> tuple[int, int]:
+    """The height and width of an image in pixels, from the config or by default."""
+    value = spec.config_value(*_SIZE_KEYS, prefer=VISION)
     if isinstance(value, dict):
-        value = [value.get("height", USUAL_SIZE), value.get("width", USUAL_SIZE)]
+        value = [value.get("height", DEFAULT_SIZE), value.get("width", DEFAULT_SIZE)]
     if isinstance(value, (list, tuple)) and len(value) >= 2:
         return int(value[-2]), int(value[-1])
     if isinstance(value, (list, tuple)) and value:
         value = value[0]
-    side = value if isinstance(value, int) and value > 0 else USUAL_SIZE
+    side = value if isinstance(value, int) and value > 0 else DEFAULT_SIZE
     return side, side
-
-
-def size_is_free(ask: InputSpec) -> bool:
-    """Whether the config leaves the size of an image open."""
-    return ask.fact("image_size", "img_size", "input_size", near=VISION) is None
 
 
 @dataclass(frozen=True)
 class Image:
-    """The image of each sample: the keyword that takes it, its size, the patches it is cut into."""
+    """The image of each sample: the keyword that takes it, its size in pixels and its patches."""
 
-    ask: InputSpec
+    spec: InputSpec
     main: str
     height: int
     width: int
 
     @cached_property
-    def said(self) -> str:
-        if size_is_free(self.ask):
-            return f"the config fixes no image size: {self.height} × {self.width} is taken"
-        return f"the model fixes its image at {self.height} × {self.width}"
+    def note(self) -> str:
+        size = f"{self.height} × {self.width}"
+        if self.spec.config_value(*_SIZE_KEYS, prefer=VISION) is None:
+            return f"the config sets no image size; {size} pixels are assumed"
+        return f"the config sets an image size of {size} pixels"
 
     @cached_property
     def channels(self) -> int:
         names = ("num_channels", "in_channels", "in_chans", "image_channels")
-        return self.ask.number(*names, near=VISION, default=3)
+        return self.spec.config_int(*names, prefer=VISION, default=3)
 
     @cached_property
-    def patch(self) -> int:
-        return self.ask.number("patch_size", near=VISION, default=16)
+    def patch_size(self) -> int:
+        return self.spec.config_int("patch_size", prefer=VISION, default=16)
 
     @cached_property
-    def merge(self) -> int:
-        """Patches a side that become one: the grid holds whole ones of them."""
+    def merge_size(self) -> int:
+        """Patches per side that the model merges into one; rows and columns are multiples of it."""
         names = (
             "spatial_merge_size",
             "pooling_kernel_size",
@@ -83,149 +82,157 @@ class Image:
             "merge_kernel_size",
             "scale_factor",
         )
-        return math.lcm(*(self.ask.number(name, near=VISION, default=1) for name in names))
+        return math.lcm(*(self.spec.config_int(name, prefer=VISION, default=1) for name in names))
 
     @cached_property
     def rows(self) -> int:
-        return max(self.height // (self.patch * self.merge), 1) * self.merge
+        return max(self.height // (self.patch_size * self.merge_size), 1) * self.merge_size
 
     @cached_property
     def columns(self) -> int:
-        return max(self.width // (self.patch * self.merge), 1) * self.merge
+        return max(self.width // (self.patch_size * self.merge_size), 1) * self.merge_size
 
     @cached_property
     def patches(self) -> int:
         return self.rows * self.columns
 
     @cached_property
-    def values(self) -> int:
-        """Values in a patch."""
-        return self.channels * self.patch * self.patch
+    def patch_values(self) -> int:
+        """The number of values in a patch."""
+        return self.channels * self.patch_size * self.patch_size
 
     @cached_property
     def grid(self) -> torch.Tensor:
-        """Films' frames, rows and columns of every sample."""
-        return torch.tensor([1, self.rows, self.columns]).repeat(self.ask.batch, 1)
+        """Frames, rows and columns of each sample, `[batch, 3]`."""
+        return torch.tensor([1, self.rows, self.columns]).repeat(self.spec.batch, 1)
 
-    def pixels(self, *many: int) -> torch.Tensor:
-        """`[batch, *many, channels, height, width]`."""
-        return self.ask.unknown(self.ask.batch, *many, self.channels, self.height, self.width)
+    def pixels(self, *dimensions: int) -> torch.Tensor:
+        """Pixels `[batch, *dimensions, channels, height, width]`."""
+        shape = (self.spec.batch, *dimensions, self.channels, self.height, self.width)
+        return self.spec.meta_tensor(*shape)
 
-    def cut(self, **keywords: torch.Tensor) -> Layout:
-        return Layout(keywords, f"{self.said}, {self.rows} × {self.columns} patches")
+    def patch_layout(self, **keywords: torch.Tensor) -> Layout:
+        """A layout whose note states the grid of patches."""
+        return Layout(keywords, f"{self.note}, cut into {self.rows} × {self.columns} patches")
 
 
-Family = Callable[[Image], Iterator[Layout]]
+LayoutFamily = Callable[[Image], Iterator[Layout]]
 
 
-def layouts(ask: InputSpec) -> Iterator[Layout]:
-    """Ways to hand over one image, or one film, of each sample, the likeliest first."""
-    main = keyword(ask)
+def layouts(spec: InputSpec) -> Iterator[Layout]:
+    """Yield layouts of one image or video per sample, the most likely first."""
+    main = keyword(spec)
     if main is None:
         return
-    picture = Image(ask, main, *size(ask))
-    held(ask.batch, picture.rows, picture.columns)
-    is_film = main == "pixel_values_videos" or ask.fact("num_frames", "frames_per_clip") is not None
-    wholes = (_films, _wholes, _pieces) if is_film else (_wholes, _pieces, _films)
-    families: tuple[Family, ...] = (
-        _with_grids,
-        _with_places,
-        _in_a_row,
+    image = Image(spec, main, *image_size(spec))
+    check_input_size(spec.batch, image.rows, image.columns)
+    is_video = main == "pixel_values_videos" or spec.config_value(*_FRAME_KEYS) is not None
+    wholes = (_videos, _whole_images, _tiles) if is_video else (_whole_images, _tiles, _videos)
+    families: tuple[LayoutFamily, ...] = (
+        _patches_with_grid,
+        _patches_with_positions,
+        _flattened_patches,
         *wholes,
-        _bare_patches,
-        _large,
+        _patches_alone,
+        _large_images,
     )
     for family in families:
-        yield from family(picture)
+        yield from family(image)
 
 
-def _with_grids(picture: Image) -> Iterator[Layout]:
-    """Patches of all samples in a row `[batch · patches, values]`, and the grid of each sample."""
+def _patches_with_grid(image: Image) -> Iterator[Layout]:
+    """Patches of all samples `[batch · patches, values]`, and the grid of each sample."""
     grids = ("image_grid_thw", "grid_thw", "image_grid_hw", "video_grid_thw")
-    if not set(grids) & set(picture.ask.taken):
+    if not set(grids) & set(image.spec.accepted):
         return
-    count = picture.ask.batch * picture.patches
-    temporal = picture.ask.number("temporal_patch_size", near=VISION, default=1)
-    merges = torch.full((picture.ask.batch,), picture.merge)
-    told = dict.fromkeys(grids, picture.grid) | {
-        "image_grid_hw": picture.grid[:, 1:],
-        "merge_sizes": merges,
-        "image_merge_sizes": merges,
+    count = image.spec.batch * image.patches
+    temporal = image.spec.config_int("temporal_patch_size", prefer=VISION, default=1)
+    merge_sizes = torch.full((image.spec.batch,), image.merge_size)
+    companions = dict.fromkeys(grids, image.grid) | {
+        "image_grid_hw": image.grid[:, 1:],
+        "merge_sizes": merge_sizes,
+        "image_merge_sizes": merge_sizes,
     }
-    for shape in ((picture.values * temporal,), (picture.channels, picture.patch, picture.patch)):
-        yield picture.cut(**{picture.main: picture.ask.unknown(count, *shape)}, **told)
+    flat = (image.patch_values * temporal,)
+    for shape in (flat, (image.channels, image.patch_size, image.patch_size)):
+        yield image.patch_layout(
+            **{image.main: image.spec.meta_tensor(count, *shape)}, **companions
+        )
 
 
-def _with_places(picture: Image) -> Iterator[Layout]:
-    """Patches `[batch, patches, values]`, and the shape of their grid or the place of each."""
-    batch, patches, columns = picture.ask.batch, picture.patches, picture.columns
-    pixels = {picture.main: picture.ask.unknown(batch, patches, picture.values)}
-    if "spatial_shapes" in picture.ask.taken:
-        whole = torch.ones(batch, patches, dtype=torch.long)
-        yield picture.cut(**pixels, pixel_attention_mask=whole, spatial_shapes=picture.grid[:, 1:])
-    if names := {"image_position_ids", "pixel_position_ids"} & set(picture.ask.taken):
-        numbers = torch.arange(patches)
-        places = torch.stack((numbers % columns, numbers // columns), -1)
-        yield picture.cut(**pixels, **dict.fromkeys(names, places.expand(batch, patches, 2)))
+def _patches_with_positions(image: Image) -> Iterator[Layout]:
+    """Patches `[batch, patches, values]`, and the shape of their grid or each patch's position."""
+    batch, patches, columns = image.spec.batch, image.patches, image.columns
+    pixels = {image.main: image.spec.meta_tensor(batch, patches, image.patch_values)}
+    if "spatial_shapes" in image.spec.accepted:
+        mask = torch.ones(batch, patches, dtype=torch.long)
+        shapes = image.grid[:, 1:]
+        yield image.patch_layout(**pixels, pixel_attention_mask=mask, spatial_shapes=shapes)
+    if names := {"image_position_ids", "pixel_position_ids"} & set(image.spec.accepted):
+        index = torch.arange(patches)
+        positions = torch.stack((index % columns, index // columns), -1)
+        positions = positions.expand(batch, patches, 2)
+        yield image.patch_layout(**pixels, **dict.fromkeys(names, positions))
 
 
-def _in_a_row(picture: Image) -> Iterator[Layout]:
-    """Patches that hold their own place, or those of all samples beside each other as one strip."""
-    ask, batch, patches = picture.ask, picture.ask.batch, picture.patches
-    if picture.main == "flattened_patches":
-        yield picture.cut(flattened_patches=ask.unknown(batch, patches, picture.values + 2))
-    if "target_sizes" in ask.taken:
-        side = picture.patch
-        strip = ask.unknown(1, picture.channels, side, batch * patches * side)
-        yield picture.cut(**{picture.main: strip}, target_sizes=picture.grid[:, 1:])
+def _flattened_patches(image: Image) -> Iterator[Layout]:
+    """Patches that include their row and column, or all patches of a batch in one strip."""
+    spec, batch, patches = image.spec, image.spec.batch, image.patches
+    if image.main == "flattened_patches":
+        flattened = spec.meta_tensor(batch, patches, image.patch_values + 2)
+        yield image.patch_layout(flattened_patches=flattened)
+    if "target_sizes" in spec.accepted:
+        side = image.patch_size
+        strip = spec.meta_tensor(1, image.channels, side, batch * patches * side)
+        yield image.patch_layout(**{image.main: strip}, target_sizes=image.grid[:, 1:])
 
 
-def _wholes(picture: Image) -> Iterator[Layout]:
+def _whole_images(image: Image) -> Iterator[Layout]:
     """Whole images `[batch, channels, height, width]`."""
-    pixels = {picture.main: picture.pixels()}
-    yield Layout(pixels | _sizes(picture), picture.said)
-    yield Layout(pixels, picture.said)
+    pixels = {image.main: image.pixels()}
+    yield Layout(pixels | _size_keywords(image), image.note)
+    yield Layout(pixels, image.note)
 
 
-def _pieces(picture: Image) -> Iterator[Layout]:
-    """Pieces of an image in a dimension of their own."""
-    batch = picture.ask.batch
-    tiles = picture.ask.number("max_num_tiles", near=VISION, default=1)
+def _tiles(image: Image) -> Iterator[Layout]:
+    """Images with a dimension of tiles, `[batch, tiles, channels, height, width]` or one more."""
+    batch = image.spec.batch
+    tiles = image.spec.config_int("max_num_tiles", prefer=VISION, default=1)
     tiled = {
-        picture.main: picture.pixels(1, tiles),
+        image.main: image.pixels(1, tiles),
         "aspect_ratio_ids": torch.ones(batch, 1, dtype=torch.long),
         "aspect_ratio_mask": torch.ones(batch, 1, tiles, dtype=torch.long),
     }
-    yield Layout(tiled, f"{picture.said}, in {tiles} tiles")
+    yield Layout(tiled, f"{image.note}, in {tiles} tiles")
     for count in (1, 2, 3, 4, 5):
-        pixels = picture.pixels(count)
-        held(batch, count, picture.height, picture.width)
-        mask = torch.ones(batch, count, picture.height, picture.width, dtype=torch.bool)
-        pieces = {picture.main: pixels, "pixel_attention_mask": mask} | _sizes(picture)
-        yield Layout(pieces, f"{picture.said}, in {count} pieces" if count > 1 else picture.said)
+        pixels = image.pixels(count)
+        check_input_size(batch, count, image.height, image.width)
+        mask = torch.ones(batch, count, image.height, image.width, dtype=torch.bool)
+        keywords = {image.main: pixels, "pixel_attention_mask": mask} | _size_keywords(image)
+        yield Layout(keywords, f"{image.note}, in {count} tiles" if count > 1 else image.note)
 
 
-def _sizes(picture: Image) -> dict[str, torch.Tensor]:
-    size = torch.tensor([picture.height, picture.width])
-    return {"image_sizes": size.repeat(picture.ask.batch, 1)}
+def _size_keywords(image: Image) -> dict[str, torch.Tensor]:
+    size = torch.tensor([image.height, image.width])
+    return {"image_sizes": size.repeat(image.spec.batch, 1)}
 
 
-def _films(picture: Image) -> Iterator[Layout]:
-    """Films `[batch, frames, channels, height, width]`."""
-    names = ("num_frames", "frames_per_clip")
-    frames = picture.ask.number(*names, near=VISION, default=USUAL_FRAMES)
-    said = f"{picture.said}, a film of {frames} frames"
-    yield Layout({picture.main: picture.pixels(frames)}, said)
+def _videos(image: Image) -> Iterator[Layout]:
+    """Videos `[batch, frames, channels, height, width]`."""
+    frames = image.spec.config_int(*_FRAME_KEYS, prefer=VISION, default=DEFAULT_FRAMES)
+    note = f"{image.note}, for a video of {frames} frames"
+    yield Layout({image.main: image.pixels(frames)}, note)
 
 
-def _bare_patches(picture: Image) -> Iterator[Layout]:
-    """Patches `[batch, patches, values]` and nothing that tells their grid."""
-    batch, patches = picture.ask.batch, picture.patches
-    yield picture.cut(**{picture.main: picture.ask.unknown(batch, patches, picture.values)})
+def _patches_alone(image: Image) -> Iterator[Layout]:
+    """Patches `[batch, patches, values]` without their grid."""
+    patches = image.spec.meta_tensor(image.spec.batch, image.patches, image.patch_values)
+    yield image.patch_layout(**{image.main: patches})
 
 
-def _large(picture: Image) -> Iterator[Layout]:
-    """Whole images, large ones: what cuts them into pieces of several sizes reads no small one."""
-    large = replace(picture, height=LARGE_SIZE, width=LARGE_SIZE)
-    said = f"no image of its config's size can be read: {LARGE_SIZE} × {LARGE_SIZE} is taken"
-    yield Layout({large.main: large.pixels()}, said)
+def _large_images(image: Image) -> Iterator[Layout]:
+    """Large whole images, for models that cut an image into tiles of several scales."""
+    large = replace(image, height=LARGE_SIZE, width=LARGE_SIZE)
+    size = f"{LARGE_SIZE} × {LARGE_SIZE}"
+    note = f"the model cannot read an image of its config's size; {size} pixels are assumed"
+    yield Layout({large.main: large.pixels()}, note)

@@ -1,4 +1,4 @@
-"""What a model sees or hears with, and the ways to hand that over."""
+"""The interface of the input modalities, and one layout of an image or audio input."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from llmsim_magic.capture.inputs.signature import InputSpec, Keywords
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One way to hand over an image or a sound of each sample, and what the report says of it."""
+    """Keywords that pass one image, video or audio per sample, and the note of the report."""
 
     keywords: Keywords
-    said: str
+    note: str
 
 
 class Modality(Protocol):
-    """A module of this package: `pictures` or `sound`."""
+    """What the modules `images` and `audio` implement."""
 
-    def keyword(self, ask: InputSpec, /) -> str | None:
-        """The forward's keyword for it, or None for a model without this sense."""
+    def keyword(self, spec: InputSpec, /) -> str | None:
+        """The forward's keyword for this modality; None for a model without it."""
 
-    def layouts(self, ask: InputSpec, /) -> Iterator[Layout]:
-        """Ways to hand it over, the likeliest first. Which one a model reads only its code says."""
+    def layouts(self, spec: InputSpec, /) -> Iterator[Layout]:
+        """Yield the layouts that models use, the most likely first; each has to be tried."""

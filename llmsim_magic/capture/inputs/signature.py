@@ -1,4 +1,4 @@
-"""What a pass is asked for, and where the sizes of its inputs are looked up."""
+"""What a forward takes, and the sizes of its inputs, read from its signature and the config."""
 
 import inspect
 import math
@@ -12,83 +12,93 @@ import torch
 META = torch.device("meta")
 HuggingFaceModel: TypeAlias = Any  # an nn.Module with a config, as transformers builds it
 Keywords: TypeAlias = dict[str, Any]
-MOST = 2**26  # values of an input that are known, and so take up memory
+MAX_INPUT_VALUES = 2**26  # inputs with known values take up host memory
 
 
-class TooLarge(Exception):
-    """An input that cannot be made here."""
+class InputTooLarge(Exception):
+    """An input with more values than fit in host memory."""
 
 
-def held(*sizes: int) -> None:
-    """Raises `TooLarge` for the shape of an input that memory should not hold."""
-    if math.prod(sizes) > MOST:
-        shape = " × ".join(f"{size:,}" for size in sizes)
-        raise TooLarge(f"an input of {shape} values, where {MOST:,} can be held")
+def check_input_size(*shape: int) -> None:
+    """Raise `InputTooLarge` for a shape of more than `MAX_INPUT_VALUES` values."""
+    if math.prod(shape) > MAX_INPUT_VALUES:
+        text = " × ".join(f"{size:,}" for size in shape)
+        raise InputTooLarge(
+            f"an input of {text} values is too large; at most {MAX_INPUT_VALUES:,} are supported"
+        )
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A batch and a context for one model, whose config names the sizes."""
+    """The batch size and context length of a model's inputs; its config supplies other sizes."""
 
     model: HuggingFaceModel
     batch: int
     context: int
 
     def __post_init__(self) -> None:
-        held(self.batch, self.context)
+        check_input_size(self.batch, self.context)
 
     @cached_property
-    def taken(self) -> Mapping[str, inspect.Parameter]:
-        """The keywords that the model's forward takes."""
+    def accepted(self) -> Mapping[str, inspect.Parameter]:
+        """The keywords that the model's forward accepts."""
         return parameters(self.model.forward)
 
     @cached_property
     def required(self) -> tuple[str, ...]:
-        """Those that it cannot do without."""
+        """The keywords of the forward that have no default."""
         return tuple(
-            name for name, parameter in self.taken.items() if parameter.default is parameter.empty
+            name
+            for name, parameter in self.accepted.items()
+            if parameter.default is parameter.empty
         )
 
     @cached_property
-    def main(self) -> tuple[str, ...]:
-        """What the model itself calls its main input; several for some."""
+    def main_inputs(self) -> tuple[str, ...]:
+        """The model's `main_input_name`; some models have several."""
         name = getattr(self.model, "main_input_name", "input_ids")
         return (name,) if isinstance(name, str) else tuple(name)
 
-    def keyword(self, names: tuple[str, ...]) -> str | None:
-        """Which of these keywords the forward takes, the model's own main input first."""
-        taken = [name for name in (*self.main, *names) if name in names and name in self.taken]
-        return taken[0] if taken else None
+    def first_accepted(self, names: tuple[str, ...]) -> str | None:
+        """The first of these keywords that the forward accepts, its main inputs first."""
+        candidates = (*self.main_inputs, *names)
+        return next((each for each in candidates if each in names and each in self.accepted), None)
 
-    def fact(self, *names: str, near: tuple[str, ...] = ()) -> Any:
-        """The first of these keys that a config holds, or None.
+    def config_value(self, *names: str, prefer: tuple[str, ...] = ()) -> Any:
+        """Look up a value in the config and its nested configs.
 
-        Parts of the config whose name holds one of the words `near` are asked first, then the
-        whole config and its text part, then every other part.
+        Args:
+            names: Alternative keys of the value.
+            prefer: Words such as `vision`: nested configs whose path contains one are searched
+                first, then the text config and the whole config, then all others.
+
+        Returns:
+            The first value that is not None, or None.
         """
-        parts = list(config_parts(self.model.config))
-        closest = [part for path, part in parts if any(word in path for word in near)]
-        for config in (*closest, *text_configs(self.model.config), *(part for _, part in parts)):
+        nested = list(nested_configs(self.model.config))
+        preferred = [config for path, config in nested if any(word in path for word in prefer)]
+        others = (config for _, config in nested)
+        for config in (*preferred, *text_configs(self.model.config), *others):
             for name in names:
                 value = getattr(config, name, None)
                 if value is not None:
                     return value
         return None
 
-    def number(self, *names: str, near: tuple[str, ...] = (), default: int) -> int:
-        """A fact that is one number; the last of several, where there are several."""
-        value = self.fact(*names, near=near)
+    def config_int(self, *names: str, prefer: tuple[str, ...] = (), default: int) -> int:
+        """A positive integer of the config, the last one of a list, or the default."""
+        value = self.config_value(*names, prefer=prefer)
         if isinstance(value, (list, tuple)) and value:
             value = value[-1]
         return value if isinstance(value, int) and value > 0 else default
 
-    def unknown(self, *shape: int) -> torch.Tensor:
-        """A tensor of data: its values are not known, its dtype is the model's."""
+    def meta_tensor(self, *shape: int) -> torch.Tensor:
+        """A tensor without values, of the model's dtype."""
         return torch.empty(shape, dtype=self.model.dtype, device=META)
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The named parameters of a function, those after `*args` and `**kwargs` left out."""
+    """The named parameters of a function, without `*args` and `**kwargs`."""
     return {
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()
@@ -96,19 +106,24 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     }
 
 
-def config_parts(config: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """A config and all configs inside it, each with its path."""
+def is_encoder_decoder(model: HuggingFaceModel) -> bool:
+    """Whether the forward takes tokens for a decoder beside an encoder's input."""
+    return "decoder_input_ids" in parameters(model.forward)
+
+
+def nested_configs(config: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield a config and all configs inside it, each with its path."""
     yield path, config
     if depth < 4:
         for name, value in vars(config).items():
             if hasattr(value, "model_type") and hasattr(value, "to_dict"):
-                yield from config_parts(value, f"{path}.{name}", depth + 1)
+                yield from nested_configs(value, f"{path}.{name}", depth + 1)
 
 
 def text_configs(config: Any) -> list[Any]:
-    """The parts of a config that describe a text model, then the whole."""
+    """The nested configs that describe a text model, followed by the config itself."""
     try:
         text = config.get_text_config()
-    except ValueError:  # one for an encoder, one for a decoder
+    except ValueError:  # an encoder and a decoder have one each
         return [config.get_text_config(decoder=True), config.get_text_config(encoder=True), config]
     return [text] if text is config else [text, config]

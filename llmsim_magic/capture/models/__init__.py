@@ -1,1 +1,1 @@
-"""From a model's name, config or live module to the same model without weights."""
+"""Build the models to trace: from a config or a live module, always without weights."""

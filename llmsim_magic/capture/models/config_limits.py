@@ -1,4 +1,4 @@
-"""Refuse a config whose sizes no model has, before a class of transformers works on them."""
+"""Reject a config with impossible sizes before transformers allocates anything for it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -6,36 +6,44 @@ from typing import Any
 
 from llmsim_magic.records.errors import CannotTrace, shorten
 
-# Keys that count parts which Python makes one by one, and more of them than any model has.
-_COUNTS = {
+# Keys that count objects which Python builds one by one, with a maximum that no model reaches.
+_MAX_COUNTS = {
     re.compile(r"(^|_)(layers?|blocks?|depths?)$"): 1_000,
     re.compile(r"(^|_)(heads?|experts|codebooks|quantizers)$"): 20_000,
     re.compile(r"(^|_)labels$"): 100_000,
 }
-# Keys that no model can have at zero.
-_SIZES = re.compile(
+# Keys whose value must be positive.
+_POSITIVE_KEYS = re.compile(
     r"^(hidden_size|vocab_size|d_model|n_embd|n_layers?|n_heads?|num_heads"
     r"|num_(hidden_layers|attention_heads|key_value_heads|channels)|image_size|patch_size)$"
 )
 
 
 def check_sizes(name: str, keys: Mapping[str, Any]) -> None:
-    """Raises `CannotTrace` for a size below one, or for more layers or heads than could be made."""
-    for key, value in _numbers(keys):
-        if value < 1 and _SIZES.search(key):
-            raise CannotTrace(f"{name}: its config says {key} {value}: it must be 1 or more")
-        for counted, most in _COUNTS.items():
-            if value > most and counted.search(key):
+    """Reject a config with a size below one or an absurd number of layers, heads or labels.
+
+    Args:
+        name: The model's name, for the error message.
+        keys: The content of the `config.json`, with nested configs.
+
+    Raises:
+        CannotTrace: If a size is out of range; the message names the key and the limit.
+    """
+    for key, value in _integers(keys):
+        if value < 1 and _POSITIVE_KEYS.search(key):
+            raise CannotTrace(f"{name}: {key} {value} in its config must be at least 1")
+        for pattern, maximum in _MAX_COUNTS.items():
+            if value > maximum and pattern.search(key):
                 raise CannotTrace(
-                    f"{name}: its config says {key} {shorten(value)}: no more than {most} can be"
+                    f"{name}: {key} {shorten(value)} in its config must be at most {maximum}"
                 )
 
 
-def _numbers(keys: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, int]]:
-    """Every whole number in a config, with its key; those of nested configs too."""
+def _integers(keys: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, int]]:
+    """Yield every integer of a config and its nested configs, with its key."""
     for key, value in keys.items():
         if isinstance(value, Mapping) and depth < 5:
-            yield from _numbers(value, depth + 1)
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and not isinstance(number, bool):
-                yield str(key), number
+            yield from _integers(value, depth + 1)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, int) and not isinstance(item, bool):
+                yield str(key), item

@@ -1,4 +1,4 @@
-"""Make a model without weights from a config: the model's own class, built on `meta`."""
+"""Build a model without weights from a config: the model's own class on the meta device."""
 
 import copy
 import importlib
@@ -27,7 +27,7 @@ from llmsim_magic.records.errors import CannotTrace, describe, is_instance, shor
 from llmsim_magic.records.trace.trace import ModelInfo
 
 META = torch.device("meta")
-# Which auto class is asked first: a decoder with its encoder before the decoder alone.
+# In order of preference: an encoder-decoder class before a decoder alone.
 _AUTO_CLASSES = (
     "AutoModelForSeq2SeqLM",
     "AutoModelForSpeechSeq2Seq",
@@ -40,30 +40,31 @@ _AUTO_CLASSES = (
 
 @dataclass(frozen=True, eq=False)
 class MetaModel:
-    """A model on `meta`, ready to be run, and what to say of it.
+    """A model on the meta device, with the facts and notes that a report shows about it.
 
-    `spread` hangs on it the collectives of a rank, after all that listens to a pass.
+    `register_collectives` registers the hooks that call a rank's collectives; it must run after
+    the recorder's hooks are registered.
     """
 
     module: torch.nn.Module
     info: ModelInfo
     notes: tuple[str, ...] = ()
-    spread: Callable[[torch.nn.Module], None] | None = None
+    register_collectives: Callable[[torch.nn.Module], None] | None = None
 
     @cached_property
     def harness(self) -> ModelHooks:
-        """What every pass of the model shares."""
-        return ModelHooks(self.module, self.spread)
+        """The hooks that every pass of the model shares."""
+        return ModelHooks(self.module, self.register_collectives)
 
     @cached_property
     @isolated()
     def longest_context(self) -> int | None:
-        """The tokens that its learned position table has rows for, if anything sets a limit."""
+        """The number of tokens in its learned position table; None without such a table."""
         return longest_context(self.module)
 
     @property
     def declared_context(self) -> int | None:
-        """The longest context that its config says it is meant for."""
+        """The longest context that its config declares."""
         return declared_context(self.module) if is_huggingface(self.module) else None
 
 
@@ -76,49 +77,40 @@ def from_config(
     dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> MetaModel:
-    """Build the model that a config describes, on `meta`.
+    """Build the model that a config describes, on the meta device.
 
-    The class is the one the checkpoint declares, or `AutoModel`'s with `base`.
-    Raises `CannotTrace` where transformers cannot build it.
+    Args:
+        source: The config, which is copied, and its name.
+        base: Build `AutoModel`'s class, without a head, instead of the class that the
+            checkpoint declares.
+        attention: The attention implementation, such as `sdpa`; None for the config's.
+        dtype: The dtype of the weights, such as `bfloat16`; None for the config's.
+        trust_remote_code: Run code of the model's repository, where its config needs it.
+
+    Returns:
+        The model in evaluation mode, without weights.
+
+    Raises:
+        CannotTrace: If transformers cannot build the model.
     """
-    config = copy.deepcopy(source.config)
-    notes = [*source.notes, *sanitized(config, source.name, trust_remote_code=trust_remote_code)]
-    default = torch.float32
-    if (quantisation := getattr(config, "quantization_config", None)) is not None:
-        del config.quantization_config
-        default = torch.bfloat16
-        quantisation = _as_json(quantisation)
-        notes.append(_quantised(quantisation))
+    name, config = source.name, copy.deepcopy(source.config)
+    notes = [*source.notes, *sanitized(config, name, trust_remote_code=trust_remote_code)]
+    quantisation = _remove_quantisation(config)
+    if quantisation is not None:
+        notes.append(_quantisation_note(quantisation))
     options: dict[str, Any] = {
-        "dtype": getattr(torch, dtype) if dtype else getattr(config, "dtype", None)
+        "dtype": _torch_dtype(config, dtype, name, is_quantised=quantisation is not None)
     }
-    if options["dtype"] is None:
-        options["dtype"] = default
-    if not isinstance(options["dtype"], torch.dtype):
-        raise CannotTrace(f"{source.name}: dtype {shorten(options['dtype'])} is none of torch's")
     if attention:
         options["attn_implementation"] = attention
-    try:
-        builder = _builder(config, base, source.name)
-        with seeded_rng(), tracking_buffers() as buffers, META:
-            module = builder(config, **options)
-    except CannotTrace:
-        raise
-    except TooManyWeights as error:
-        raise CannotTrace(f"{source.name}: {error}") from error
-    except Exception as error:
-        raise CannotTrace(
-            f"{source.name}: transformers cannot build it: {describe(error)}"
-        ) from error
-    buffers.keep_only(module)
-    module.eval()
+    module = _built(config, options, name, base=base)
     class_name = type(module).__name__
     info = ModelInfo(
-        name=source.name,
+        name=name,
         class_name=class_name,
-        model_type=text_of(getattr(config, "model_type", None)),
+        model_type=optional_text(getattr(config, "model_type", None)),
         head=_head(config, class_name, base),
-        attention=text_of(getattr(module.config, "_attn_implementation", None)),
+        attention=optional_text(getattr(module.config, "_attn_implementation", None)),
         dtype=dtype_name(module.dtype),
         origin=source.origin,
         quantisation=quantisation,
@@ -126,52 +118,84 @@ def from_config(
     return MetaModel(module, info, tuple(notes))
 
 
-def _as_json(quantisation: Any) -> dict[str, Any]:
-    """A `quantization_config` as JSON has it, whether it is keys or an object of transformers."""
+def _built(config: Any, options: dict[str, Any], name: str, *, base: bool) -> Any:
+    """Call the model's constructor on the meta device; keep the values of small buffers."""
+    try:
+        constructor = _constructor(config, base, name)
+        with seeded_rng(), tracking_buffers() as buffers, META:
+            module = constructor(config, **options)
+    except CannotTrace:
+        raise
+    except TooManyWeights as error:
+        raise CannotTrace(f"{name}: {error}") from error
+    except Exception as error:
+        raise CannotTrace(f"{name}: transformers cannot build it: {describe(error)}") from error
+    buffers.keep_only(module)
+    module.eval()
+    return module
+
+
+def _torch_dtype(config: Any, dtype: str | None, name: str, *, is_quantised: bool) -> torch.dtype:
+    """The requested dtype, else the config's, else torch's default for such a checkpoint."""
+    value = getattr(torch, dtype) if dtype else getattr(config, "dtype", None)
+    if value is None:
+        return torch.bfloat16 if is_quantised else torch.float32
+    if not isinstance(value, torch.dtype):
+        raise CannotTrace(f"{name}: dtype {shorten(value)} in its config is not a dtype of torch")
+    return value
+
+
+def _remove_quantisation(config: Any) -> dict[str, Any] | None:
+    """Delete a config's `quantization_config` and return it as JSON data; None without one."""
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation is None:
+        return None
+    del config.quantization_config
     keys = quantisation if isinstance(quantisation, dict) else quantisation.to_dict()
     text = json.dumps(keys, default=str)
-    read: dict[str, Any] = json.loads(text, parse_constant=str)  # JSON has no NaN
-    return read
+    data: dict[str, Any] = json.loads(text, parse_constant=str)  # JSON has no NaN
+    return data
 
 
-def _quantised(keys: dict[str, Any]) -> str:
+def _quantisation_note(keys: dict[str, Any]) -> str:
     method = keys.get("quant_method", "quantised")
     return f"the checkpoint stores {method} weights; this is its unquantised equivalent"
 
 
-def _builder(config: Any, base: bool, name: str) -> Any:
-    """What builds a model from a config: the declared class, else the nearest that takes it."""
+def _constructor(config: Any, base: bool, name: str) -> Any:
+    """The function that builds a model from a config: the declared class's, or an auto class's."""
     transformers = importlib.import_module("transformers")
-    own = getattr(config, "auto_map", {})  # its repository's code, where that is trusted
-    trusted = {"trust_remote_code": True} if own else {}
+    remote_classes = getattr(config, "auto_map", {})  # present only if its code is trusted
+    options = {"trust_remote_code": True} if remote_classes else {}
     if base:
-        return partial(transformers.AutoModel.from_config, **trusted)
+        return partial(transformers.AutoModel.from_config, **options)
     declared = declared_classes(getattr(config, "architectures", None))
     for class_name in declared:
-        found = getattr(transformers, class_name, None)
-        if found is not None and hasattr(found, "_from_config"):
-            return found._from_config
+        model_class = getattr(transformers, class_name, None)
+        if model_class is not None and hasattr(model_class, "_from_config"):
+            return model_class._from_config
     for auto in map(partial(getattr, transformers), _AUTO_CLASSES):
-        if auto.__name__ in own or (not declared and type(config) in auto._model_mapping):
-            return partial(auto.from_config, **trusted)
-    for model_class in () if declared else _classes_beside(type(config)):
+        is_listed = not declared and type(config) in auto._model_mapping
+        if auto.__name__ in remote_classes or is_listed:
+            return partial(auto.from_config, **options)
+    for model_class in () if declared else _unlisted_classes(type(config)):
         return model_class._from_config
     version = f"transformers {transformers.__version__}"
     if declared:
         raise CannotTrace(
-            f"{name}: {version} has no {shorten(', '.join(declared))}, which its config declares; "
-            "--base takes the model without that head"
+            f"{name}: its config declares {shorten(', '.join(declared))}, which {version} does not "
+            "have; --base builds the model without that head"
         )
     raise CannotTrace(
-        f"{name}: {version} has no model class for {shorten(type(config).__name__)}: "
-        "it describes a part of a larger model"
+        f"{name}: {version} has no model class for {shorten(type(config).__name__)}, "
+        "which describes a part of a larger model; trace the larger model instead"
     )
 
 
-def _classes_beside(config_class: type[Any]) -> list[Any]:
-    """Model classes that no auto class lists, from the modelling files beside the config's.
+def _unlisted_classes(config_class: type[Any]) -> list[Any]:
+    """Model classes of a config that no auto class lists, such as a tower of a larger model.
 
-    Such is a tower or a decoder that only ever runs as a part of a larger model.
+    They are found in the `modeling_*.py` files of the config's package.
     """
     package = importlib.import_module(config_class.__module__.rpartition(".")[0])
     found = []
@@ -188,7 +212,7 @@ def _classes_beside(config_class: type[Any]) -> list[Any]:
             and getattr(value, "config_class", None) is config_class
             and value.forward is not torch.nn.Module.forward
         ]
-    return sorted(found, key=lambda each: not each.__name__.endswith("Model"))
+    return sorted(found, key=lambda model_class: not model_class.__name__.endswith("Model"))
 
 
 def _head(config: Any, class_name: str, base: bool) -> str:
@@ -199,14 +223,16 @@ def _head(config: Any, class_name: str, base: bool) -> str:
 
 
 def is_module(value: Any) -> bool:
+    """Whether a value is a torch module."""
     return is_instance(value, torch.nn.Module)
 
 
 def is_config(value: Any) -> bool:
+    """Whether a value is a config of transformers."""
     transformers = importlib.import_module("transformers")
     return is_instance(value, transformers.PreTrainedConfig)
 
 
-def text_of(value: Any) -> str | None:
-    """A value of a user's config as the record can hold it."""
+def optional_text(value: Any) -> str | None:
+    """A config value as text for the record, where it may have any type; None stays None."""
     return None if value is None else str(value)

@@ -1,1 +1,1 @@
-"""Splitting a model over devices by the plans it carries."""
+"""Tensor, pipeline and expert parallelism, by the plans that a model has in transformers."""

@@ -1,4 +1,4 @@
-"""Experts spread over ranks that share a batch: each runs its own on the tokens routed to them."""
+"""Expert parallelism: each rank runs its experts on the tokens routed to them."""
 
 from typing import Any
 
@@ -10,36 +10,40 @@ from llmsim_magic.records.errors import CannotTrace
 
 
 class BalancedRouting:
-    """Hands a rank's experts their even share of tokens, and sums the results of all ranks.
+    """Hooks that route an equal share of the tokens to each rank and all-reduce the results.
 
-    Of `tokens · chosen` pairs of token and expert a rank has `1 / ranks`. The results of the
-    others are zeros in the sum, so that it is as large as all tokens.
+    A rank computes `tokens · top_k / ranks` pairs of token and expert; its output is zero for all
+    other tokens.
     """
 
     def __init__(self, ranks: int, experts: int) -> None:
-        """A rank has so many `experts`."""
+        """`experts` is the number of experts on each rank."""
         self._ranks = ranks
         self._experts = experts
         self._tokens = 0
 
     def hook(self, experts: torch.nn.Module) -> None:
-        experts.register_forward_pre_hook(self._given, prepend=True, with_kwargs=True)
-        experts.register_forward_hook(self._made)
+        """Register the hooks on the module that holds a rank's experts."""
+        experts.register_forward_pre_hook(self._route, prepend=True, with_kwargs=True)
+        experts.register_forward_hook(self._reduce)
 
-    def _given(self, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
-        """`hidden [tokens, width], indices [tokens, chosen], weights [tokens, chosen]`, cut."""
+    def _route(self, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        """Cut `hidden [tokens, width]`, `indices` and `weights`, both `[tokens, top_k]`."""
         names, values = tuple(kwargs), (*args, *kwargs.values())
         if [getattr(value, "ndim", 0) for value in values] != [2, 2, 2]:
-            raise CannotTrace(f"ep: {type(module).__name__} is not given tokens and their experts")
+            raise CannotTrace(
+                f"ep does not support {type(module).__name__}: its forward must take "
+                "hidden states, expert indices and expert weights"
+            )
         hidden, *routing = values
-        self._tokens, chosen = routing[0].shape
-        pairs = -(-self._tokens * chosen // self._ranks)
+        self._tokens, top_k = routing[0].shape
+        pairs = -(-self._tokens * top_k // self._ranks)
         tokens = min(pairs, self._tokens)
-        each = -(-pairs // tokens)
-        indices, weights = (value[:tokens, :each] for value in routing)
+        experts_per_token = -(-pairs // tokens)
+        indices, weights = (value[:tokens, :experts_per_token] for value in routing)
         cut = (hidden[:tokens], indices % self._experts, weights)
         return cut[: len(args)], dict(zip(names, cut[len(args) :], strict=True))
 
-    def _made(self, module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+    def _reduce(self, module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
         missing = self._tokens - output.shape[0]
         return all_reduce(pad(output, (0, 0, 0, missing)) if missing else output)

@@ -1,4 +1,4 @@
-"""Pipeline stages: which layers a stage holds, and what stands in for the rest of the model."""
+"""Pipeline parallelism: keep one stage of a model and replace everything else."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from llmsim_magic.records.trace.parallel import Parallel
 
 
 class Receive(torch.nn.Module):
-    """Stands for the embedding: what the stage before hands over, a vector for each token."""
+    """Replaces the embedding: receives the hidden states of the previous stage."""
 
     def __init__(self, embedding: torch.nn.Module) -> None:
         super().__init__()
@@ -23,81 +23,93 @@ class Receive(torch.nn.Module):
 
 
 class Send(torch.nn.Module):
-    """Stands for what follows the layers: hands their result to the next stage."""
+    """Replaces the modules after the layers: sends the hidden states to the next stage."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return send(hidden_states)
 
 
-class Elsewhere(torch.nn.Module):
-    """A part that another stage holds: hands on what it is given."""
+class OtherStage(torch.nn.Module):
+    """Replaces a module of another stage: returns its input unchanged."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return hidden_states
 
 
 def keep_stage(model: Any, parallel: Parallel, name: str) -> None:
-    """Leave of a model what its stage holds, by its own pipeline plan; the rest stands elsewhere.
+    """Replace everything in a model but one pipeline stage, in place.
 
-    Layers are shared out evenly and the last stage takes the rest, as transformers does. Raises
-    `InvalidValue` for a model without a plan, or more stages than layers.
+    Each stage has the same number of layers and the last stage also takes the remainder, as in
+    transformers.
+
+    Args:
+        model: The whole model, with a `_pp_plan`.
+        parallel: The number of stages and the stage to keep.
+        name: The model's name, for error messages.
+
+    Raises:
+        InvalidValue: If the model has no pipeline plan, or fewer layers than stages.
     """
     if parallel.pp == 1:
         return
-    parts = {path: _part(model, path) for path in getattr(model, "_pp_plan", None) or {}}
-    stack = next((p for p, part in parts.items() if isinstance(part, torch.nn.ModuleList)), None)
-    if stack is None:
-        no_plan = f"possible: {type(model).__name__} carries no plan for stages"
-        raise InvalidValue.must_be(f"{name}: pp", parallel.pp, no_plan)
-    layers: Any = parts.pop(stack)
+    modules = {path: _submodule(model, path) for path in getattr(model, "_pp_plan", None) or {}}
+    lists = (path for path, each in modules.items() if isinstance(each, torch.nn.ModuleList))
+    layers_path = next(lists, None)
+    if layers_path is None:
+        raise InvalidValue(
+            f"{name}: pp {parallel.pp} is not possible, because {type(model).__name__} has no "
+            "pipeline parallel plan in transformers; pp must be 1"
+        )
+    layers: Any = modules.pop(layers_path)
     if parallel.pp > len(layers):
         raise InvalidValue.must_be(
             f"{name}: pp", parallel.pp, f"from 1 to its {len(layers)} layers"
         )
-    each = len(layers) // parallel.pp
-    is_last = parallel.stage == parallel.pp - 1
-    mine = range(parallel.stage * each, len(layers) if is_last else (parallel.stage + 1) * each)
-    for place in range(len(layers)):
-        if place not in mine:
-            layers[place] = Elsewhere()
-    _stand_in(model, parts, stack.rpartition(".")[0], is_first=not parallel.stage, is_last=is_last)
+    per_stage = len(layers) // parallel.pp
+    first, is_last = parallel.stage * per_stage, parallel.stage == parallel.pp - 1
+    kept = range(first, len(layers) if is_last else first + per_stage)
+    for index in range(len(layers)):
+        if index not in kept:
+            layers[index] = OtherStage()
+    owner = layers_path.rpartition(".")[0]
+    _replace_rest(model, modules, owner, is_first=not parallel.stage, is_last=is_last)
 
 
-def _stand_in(
+def _replace_rest(
     model: Any,
-    parts: Mapping[str, torch.nn.Module | None],
-    home: str,
+    modules: Mapping[str, torch.nn.Module | None],
+    owner: str,
     *,
     is_first: bool,
     is_last: bool,
 ) -> None:
-    """What comes before the layers stays on the first stage, what follows them on the last."""
+    """Keep the embedding on the first stage only, and the modules after the layers on the last."""
     embedding = _embedding(model)
-    for path, part in parts.items():
-        if part is None:
+    for path, module in modules.items():
+        if module is None:
             continue
-        if part is embedding:
+        if module is embedding:
             if not is_first:
-                _put(model, path, Receive(part))
+                _replace(model, path, Receive(module))
         elif not is_last:
-            _put(model, path, Send() if path.rpartition(".")[0] == home else Elsewhere())
+            _replace(model, path, Send() if path.rpartition(".")[0] == owner else OtherStage())
 
 
 def _embedding(model: Any) -> torch.nn.Module | None:
     try:
         found: torch.nn.Module | None = model.get_input_embeddings()
-    except NotImplementedError:  # a tower that reads no tokens
+    except NotImplementedError:  # a model without token embeddings
         return None
     return found
 
 
-def _part(model: torch.nn.Module, path: str) -> torch.nn.Module | None:
+def _submodule(model: torch.nn.Module, path: str) -> torch.nn.Module | None:
     try:
         return model.get_submodule(path)
     except AttributeError:
         return None
 
 
-def _put(model: torch.nn.Module, path: str, part: torch.nn.Module) -> None:
+def _replace(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
     owner, _, name = path.rpartition(".")
-    setattr(model.get_submodule(owner), name, part)
+    setattr(model.get_submodule(owner), name, module)

@@ -1,6 +1,6 @@
-"""How a model says that it can be spread: its plans, their styles, and what they divide.
+"""The tensor and expert parallel plan of a model, and the sizes that it divides.
 
-The styles are those of transformers' tensor and expert parallelism.
+A plan maps modules and parameters to styles, which are those of transformers.
 """
 
 import re
@@ -14,42 +14,47 @@ from llmsim_magic.capture.inputs.signature import text_configs
 from llmsim_magic.records.errors import InvalidValue, one_of, shorten
 from llmsim_magic.records.trace.parallel import Parallel
 
-_MOST = 64  # ranks, of which the legal numbers are named
-Plan = dict[str, str]  # the style of each module and parameter, by its own name
+_MAX_RANKS = 64  # the error message lists legal numbers up to this one
+Plan = dict[str, str]  # the style of each module and parameter, by its path
 
 
 @dataclass(frozen=True, slots=True)
 class PlanStyle:
-    """The dimension in which a parameter of one dimension is cut, or of more; None leaves it whole.
+    """How a style cuts a parameter, and what it does with a module's input and output.
 
-    `packed` parameters are two in one, each cut by itself. `given` and `made` are what happens to
-    a module's input and output. Only what is whole again at once may be cut unevenly.
+    Attributes:
+        matrix: The dimension in which a parameter of two or more dimensions is cut; None if whole.
+        vector: The dimension in which a parameter of one dimension is cut; None if whole.
+        packed: The parameter holds two matrices, each of which is cut by itself.
+        on_input: `split` or `route`, what happens to the module's input.
+        on_output: `reduce`, `gather` or `route`, what happens to the module's output.
+        uneven: Shards may differ in size, because the module's output is whole again.
     """
 
     matrix: int | None = None
     vector: int | None = None
     packed: bool = False
-    given: str = ""
-    made: str = ""
+    on_input: str = ""
+    on_output: str = ""
     uneven: bool = False
 
 
 _WHOLE = PlanStyle()
 STYLES: dict[str, PlanStyle] = {
     "colwise": PlanStyle(-2, -1),
-    "colwise_gather_output": PlanStyle(-2, -1, made="gather", uneven=True),
-    "colwise_rep": PlanStyle(-2, -1, made="gather", uneven=True),
-    "rowwise": PlanStyle(-1, made="reduce"),
-    "rowwise_split_input": PlanStyle(-1, given="split", made="reduce", uneven=True),
-    "rowwise_rep": PlanStyle(-1, given="split", made="reduce", uneven=True),
+    "colwise_gather_output": PlanStyle(-2, -1, on_output="gather", uneven=True),
+    "colwise_rep": PlanStyle(-2, -1, on_output="gather", uneven=True),
+    "rowwise": PlanStyle(-1, on_output="reduce"),
+    "rowwise_split_input": PlanStyle(-1, on_input="split", on_output="reduce", uneven=True),
+    "rowwise_rep": PlanStyle(-1, on_input="split", on_output="reduce", uneven=True),
     "packed_colwise": PlanStyle(-2, -1, packed=True),
     "packed_rowwise": PlanStyle(-1, packed=True),
-    "embedding_rowwise": PlanStyle(0, made="reduce", uneven=True),
-    "embedding_colwise": PlanStyle(1, made="gather", uneven=True),
-    "moe_tp_experts": PlanStyle(made="reduce"),
-    "all_reduce": PlanStyle(made="reduce"),
+    "embedding_rowwise": PlanStyle(0, on_output="reduce", uneven=True),
+    "embedding_colwise": PlanStyle(1, on_output="gather", uneven=True),
+    "moe_tp_experts": PlanStyle(on_output="reduce"),
+    "all_reduce": PlanStyle(on_output="reduce"),
     "grouped_gemm": PlanStyle(0, 0),
-    "ep_dispatch_experts": PlanStyle(given="route", made="route"),
+    "ep_dispatch_experts": PlanStyle(on_input="route", on_output="route"),
     "ep_router": _WHOLE,
     "local_params": _WHOLE,
     "mla_kv_a_proj": _WHOLE,
@@ -59,44 +64,54 @@ STYLES: dict[str, PlanStyle] = {
 }
 
 
-def plan_of(module: Any, parallel: Parallel, name: str) -> Plan:
-    """The style of every module and parameter that is spread: experts by their own plan."""
+def parallel_plan(module: Any, parallel: Parallel, name: str) -> Plan:
+    """The styles of all modules and parameters that are sharded.
+
+    Args:
+        module: The model, with a `_tp_plan` or `_ep_plan`.
+        parallel: The sizes of tensor and expert parallelism.
+        name: The model's name, for error messages.
+
+    Returns:
+        The style by path. The expert parallel plan overrides the tensor parallel plan.
+
+    Raises:
+        InvalidValue: If the model has no such plan.
+    """
     plan: Plan = {}
     if parallel.tp > 1:
         plan = _expanded(module, getattr(module, "_tp_plan", None) or {})
         splits = any(STYLES[style] != _WHOLE and _in_a_layer(path) for path, style in plan.items())
         if not splits and parallel.ep == 1:
-            raise InvalidValue.must_be(
-                f"{name}: tp",
-                parallel.tp,
-                f"possible: {type(module).__name__} carries no plan that splits its layers",
+            raise InvalidValue(
+                f"{name}: tp {parallel.tp} is not possible, because {type(module).__name__} has no "
+                "tensor parallel plan for its layers in transformers; tp must be 1"
             )
     if parallel.ep > 1:
         experts = _expanded(module, getattr(module, "_ep_plan", None) or {})
         if "grouped_gemm" not in experts.values():
-            raise InvalidValue.must_be(
-                f"{name}: ep",
-                parallel.ep,
-                f"possible: {type(module).__name__} carries no plan for experts",
+            raise InvalidValue(
+                f"{name}: ep {parallel.ep} is not possible, because {type(module).__name__} has no "
+                "expert parallel plan in transformers; ep must be 1"
             )
-        plan = {path: style for path, style in plan.items() if not _lies_in(path, experts)}
-        # The experts' sum over ranks, by whichever name a version of transformers has for it.
+        plan = {path: style for path, style in plan.items() if not _is_inside(path, experts)}
+        # versions of transformers differ in the name of the style that sums over ranks
         routed = {"moe_tp_experts": "ep_dispatch_experts"}
         plan |= {path: routed.get(style, style) for path, style in experts.items()}
     return plan
 
 
 def _expanded(module: torch.nn.Module, rules: Mapping[str, str]) -> Plan:
-    """The rules, which write * for a layer's number, for each module and its parameters."""
+    """Match the rules, which have * for a layer's index, to each module and parameter."""
     found: Plan = {}
     for path, part in module.named_modules():
         if (style := rules.get(_pattern(path))) is not None:
-            found[path] = _known(style)
+            found[path] = _checked_style(style)
         for name, _ in part.named_parameters(recurse=False):
             full = f"{path}.{name}" if path else name
             style = rules.get(_pattern(full)) or rules.get(_pattern(path))
             if style is not None:
-                found[full] = _known(style)
+                found[full] = _checked_style(style)
     return found
 
 
@@ -104,9 +119,12 @@ def _pattern(path: str) -> str:
     return re.sub(r"\.\d+(?=\.|$)", ".*", path)
 
 
-def _known(style: str) -> str:
+def _checked_style(style: str) -> str:
     if style not in STYLES:
-        raise InvalidValue.must_be("plan", style, f"a style known here: {one_of(STYLES)}")
+        raise InvalidValue(
+            f"the model's parallel plan has the style {shorten(style)}, which is not supported; "
+            f"it must be {one_of(STYLES)}"
+        )
     return style
 
 
@@ -114,12 +132,12 @@ def _in_a_layer(path: str) -> bool:
     return any(part.isdigit() for part in path.split("."))
 
 
-def _lies_in(path: str, plan: Plan) -> bool:
+def _is_inside(path: str, plan: Plan) -> bool:
     return any(path == other or path.startswith(f"{other}.") for other in plan)
 
 
-def has(module: torch.nn.Module, path: str) -> bool:
-    """Whether a module or parameter is still there: a stage holds some of the layers."""
+def has_path(module: torch.nn.Module, path: str) -> bool:
+    """Whether a module or parameter exists; other pipeline stages hold the rest."""
     owner, _, name = path.rpartition(".")
     try:
         return hasattr(module.get_submodule(owner), name)
@@ -127,44 +145,51 @@ def has(module: torch.nn.Module, path: str) -> bool:
         return False
 
 
-def check(module: Any, plan: Plan, parallel: Parallel, name: str) -> None:
-    """Raises `InvalidValue`, with the legal numbers, where so many ranks do not divide a model."""
+def check_divisible(module: Any, plan: Plan, parallel: Parallel, name: str) -> None:
+    """Check that the number of ranks divides all sizes that the plan cuts.
+
+    Raises:
+        InvalidValue: If it does not; the message lists the legal numbers.
+    """
     misfit = _misfit(module, plan, parallel.width)
     if misfit is None:
         return
-    legal = [n for n in range(2, _MOST + 1) if _misfit(module, plan, n) is None]
+    legal = [n for n in range(2, _MAX_RANKS + 1) if _misfit(module, plan, n) is None]
     what = "tp" if parallel.tp > 1 else "ep"
-    others = f"one of {', '.join(map(str, legal))}" if legal else "possible"
-    raise InvalidValue.must_be(f"{name}: {what}", parallel.width, f"{others}: {misfit}")
+    allowed = one_of(map(str, [1, *legal])) if legal else "1"
+    raise InvalidValue(
+        f"{name}: {what} must be {allowed}, not {parallel.width}, "
+        f"which does not evenly divide {misfit}"
+    )
 
 
 def _misfit(module: Any, plan: Plan, ranks: int) -> str | None:
-    """What so many ranks do not divide, in words."""
+    """The first size that the number of ranks does not divide, in words; None if all fit."""
     heads = _heads(module.config) if hasattr(module, "config") else {}
     if any(_is_attention(module, path, style) for path, style in plan.items()):
         for what, number in heads.items():
             if number % ranks:
-                return f"{number} {what} cannot be shared out evenly"
+                return f"the {number} {what}"
     for path, style in plan.items():
-        how, parameter = STYLES[style], parameter_at(module, path)
-        if parameter is None or (dim := dimension_of(how, parameter)) is None:
+        plan_style, parameter = STYLES[style], parameter_at(module, path)
+        if parameter is None or (dim := cut_dimension(plan_style, parameter)) is None:
             continue
-        size = parameter.shape[dim] // (2 if how.packed else 1)
-        if size < ranks or (size % ranks and not how.uneven):
-            return f"the {size} of {shorten(path)} cannot be shared out evenly"
+        size = parameter.shape[dim] // (2 if plan_style.packed else 1)
+        if size < ranks or (size % ranks and not plan_style.uneven):
+            return f"the size {size} of {shorten(path)}"
     return None
 
 
 def _heads(config: Any) -> dict[str, int]:
-    """The heads that the config's text model has, where all layers have as many."""
+    """The numbers of heads in the text config, if all layers have the same."""
     names = {"attention heads": "num_attention_heads", "key-value heads": "num_key_value_heads"}
-    said = text_configs(config)[0].to_dict()
-    found = {what: said.get(name) for what, name in names.items()}
+    values = text_configs(config)[0].to_dict()
+    found = {what: values.get(name) for what, name in names.items()}
     return {what: number for what, number in found.items() if isinstance(number, int)}
 
 
 def _is_attention(module: torch.nn.Module, path: str, style: str) -> bool:
-    """Whether a projection whose output stays cut belongs to a module that attends."""
+    """Whether a path is a projection of an attention module whose output stays sharded."""
     if style != "colwise" or parameter_at(module, path) is not None:
         return False
     owner = module.get_submodule(path.rpartition(".")[0])
@@ -172,11 +197,11 @@ def _is_attention(module: torch.nn.Module, path: str, style: str) -> bool:
 
 
 def parameter_at(module: torch.nn.Module, path: str) -> torch.Tensor | None:
-    """The parameter of that name; None where the path is a module's."""
+    """The parameter at a path; None if it is the path of a module."""
     owner, _, name = path.rpartition(".")
     return module.get_submodule(owner)._parameters.get(name)
 
 
-def dimension_of(style: PlanStyle, parameter: torch.Tensor) -> int | None:
-    """The dimension in which a style cuts a parameter; None where every rank holds it whole."""
+def cut_dimension(style: PlanStyle, parameter: torch.Tensor) -> int | None:
+    """The dimension in which a style cuts a parameter; None if every rank holds all of it."""
     return style.vector if parameter.dim() == 1 else style.matrix

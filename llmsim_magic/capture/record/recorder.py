@@ -18,8 +18,9 @@ from llmsim_magic.capture.kernels import collectives, kernel_facts
 from llmsim_magic.capture.kernels.tensors import TensorTable, tensors_in, unrecorded
 from llmsim_magic.capture.meta import call_stack
 from llmsim_magic.capture.record.list_lifetimes import ListLifetimes
+from llmsim_magic.capture.replay.layer_equality import Run
 from llmsim_magic.capture.replay.layer_matching import Layer
-from llmsim_magic.capture.replay.replay import Replayed, Replayer, Run
+from llmsim_magic.capture.replay.replay import Replayed, Replayer
 from llmsim_magic.records.trace.recorded import Kernel, Role
 
 

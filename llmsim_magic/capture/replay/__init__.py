@@ -1,1 +1,1 @@
-"""Replaying a layer that provably repeats an earlier one, instead of running it."""
+"""Replay a layer that provably repeats an earlier one, instead of running it."""

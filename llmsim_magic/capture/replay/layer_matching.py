@@ -1,4 +1,4 @@
-"""Which layers of a model are built alike: the first condition for one to stand for another."""
+"""Find the layers of a model that are built equally, the first condition for a replay."""
 
 import re
 from collections import Counter
@@ -12,18 +12,18 @@ import torch
 
 from llmsim_magic.capture.kernels.tensors import values_in
 
-_NOT_FORWARDS = (torch.nn.ModuleList, torch.nn.ModuleDict)
+_WITHOUT_FORWARD = (torch.nn.ModuleList, torch.nn.ModuleDict)
 _INDEX = re.compile(r"(idx|index|id|number)$")
-_TORCHS_OWN = frozenset(vars(torch.nn.Module())) | {"forward"}
+_MODULE_ATTRIBUTES = frozenset(vars(torch.nn.Module())) | {"forward"}
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
-_DEEPEST = 4
+_MAX_DEPTH = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """An element of a `ModuleList` that has its like there: all of one `kind` are built alike.
+    """An element of a `ModuleList` with at least one equal element; equal ones share a `kind`.
 
-    `number` is its place in the list, or what its own index attribute says.
+    `number` is the value of its index attribute, or its index in the list.
     """
 
     path: str
@@ -33,33 +33,38 @@ class Layer:
 
 
 def matched_layers(model: torch.nn.Module) -> dict[str, Layer]:
-    """The outermost layers that have their like, by path.
+    """Find the outermost layers that have an equal layer in the same `ModuleList`.
 
-    Built alike are layers with the same classes, shapes, dtypes and attributes throughout. In the
-    classes of transformers an attribute that counts the layers is left out: there it numbers the
-    caches, and the survey of all model types holds replays against full traces. A layer that is
-    unlike all others is looked into.
+    Equal layers have the same classes, shapes, dtypes and attributes in all submodules. The layer
+    index is ignored in classes of transformers, where it only selects the layer's cache. A layer
+    without an equal is searched for nested layers.
+
+    Args:
+        model: The model on the meta device.
+
+    Returns:
+        The layers by path.
     """
     names = _names(model)
     found: dict[str, Layer] = {}
     kinds: dict[Any, int] = {}
 
-    def look(path: str, module: torch.nn.Module) -> None:
+    def search(path: str, module: torch.nn.Module) -> None:
         elements = list(module) if type(module) is torch.nn.ModuleList else []
-        described = _described(elements, path, names)
-        alike = Counter(map(_key, described))
+        descriptions = _descriptions(elements, path, names)
+        counts = Counter(map(_key, descriptions))
         for name, child in module.named_children():
             below = f"{path}.{name}" if path else name
-            if elements and not isinstance(child, _NOT_FORWARDS):
+            if elements and not isinstance(child, _WITHOUT_FORWARD):
                 place = int(name)
-                key = _key(described[place])
-                if alike[key] > 1:
+                key = _key(descriptions[place])
+                if counts[key] > 1:
                     kind = kinds.setdefault((path, key), len(kinds))
                     found[below] = Layer(below, child, _number(child, place), kind)
                     continue
-            look(below, child)
+            search(below, child)
 
-    look("", model)
+    search("", model)
     return found
 
 
@@ -67,7 +72,7 @@ Facts = dict[str, Any]
 
 
 class _Index(int):
-    """A number that may be a layer's own."""
+    """An integer attribute that may be the index of its layer."""
 
 
 def _key(facts: Facts) -> Any:
@@ -75,7 +80,7 @@ def _key(facts: Facts) -> Any:
 
 
 def _names(model: torch.nn.Module) -> dict[int, str]:
-    """The first name of every module, parameter and buffer, under which the record has it."""
+    """The first name of every module, parameter and buffer, which the record uses, by id."""
     found: dict[int, str] = {}
     for path, module in model.named_modules():
         found[id(module)] = path
@@ -84,12 +89,14 @@ def _names(model: torch.nn.Module) -> dict[int, str]:
     return found
 
 
-def _described(elements: list[torch.nn.Module], path: str, names: Mapping[int, str]) -> list[Facts]:
-    """What each element of a list is made of, its own index left out."""
+def _descriptions(
+    elements: list[torch.nn.Module], path: str, names: Mapping[int, str]
+) -> list[Facts]:
+    """The facts about each element of a list, without its index."""
     found = []
     for place, element in enumerate(elements):
         facts = dict(_facts(element, f"{path}.{place}" if path else str(place), names))
-        found.append(facts | _told_by_config(element, place, len(elements)))
+        found.append(facts | _config_facts(element, place, len(elements)))
     for name in dict.fromkeys(name for facts in found for name in facts):
         offsets = {
             facts[name] - place if isinstance(facts[name], _Index) else None
@@ -106,7 +113,7 @@ def _described(elements: list[torch.nn.Module], path: str, names: Mapping[int, s
 def _facts(
     element: torch.nn.Module, home: str, names: Mapping[int, str]
 ) -> Iterator[tuple[str, Any]]:
-    """All that tells an element from another, by path and name inside it."""
+    """Yield everything that can distinguish two elements, by path and name inside them."""
     parts = dict(element.named_modules())
     homes = {id(part): path for path, part in parts.items()}
     for path, part in parts.items():
@@ -118,14 +125,14 @@ def _facts(
             yield f"{path}.{name}", (_tensor(tensor), shared)
         counts = type(part).__module__.startswith("transformers.")
         for name, value in vars(part).items():
-            if name not in _TORCHS_OWN:
+            if name not in _MODULE_ATTRIBUTES:
                 may_count = counts and type(value) is int and _INDEX.search(name)
                 fact = _fact(value, homes)
                 yield f"{path}.{name}", _Index(value) if may_count else fact
 
 
 def _shared(value: Any, here: str, names: Mapping[int, str]) -> str | None:
-    """The name of a part that is found first elsewhere; None for one of this place's own."""
+    """The first name of a shared module or tensor; None if it is not shared."""
     name = None if value is None else names[id(value)]
     return None if name == here else name
 
@@ -138,7 +145,7 @@ def _tensor(tensor: torch.Tensor | None) -> Any:
 
 
 def _fact(value: Any, homes: Mapping[int, str], depth: int = 0) -> Any:
-    """Something that equals the like of the value in a layer built alike, and nothing else."""
+    """A key that is equal for the corresponding value of an equal layer, and for no other."""
     if type(value) in (int, str, bool):
         return value
     if isinstance(value, _PLAIN):
@@ -146,7 +153,7 @@ def _fact(value: Any, homes: Mapping[int, str], depth: int = 0) -> Any:
     if id(value) in homes:
         return ("module", homes[id(value)])
     again = partial(_fact, homes=homes, depth=depth + 1)
-    if depth > _DEEPEST or isinstance(value, (torch.Tensor, FunctionType, type)):
+    if depth > _MAX_DEPTH or isinstance(value, (torch.Tensor, FunctionType, type)):
         return id(value)
     if isinstance(value, (tuple, list)):
         return (type(value), tuple(map(again, value)))
@@ -159,8 +166,8 @@ def _fact(value: Any, homes: Mapping[int, str], depth: int = 0) -> Any:
     return id(value)
 
 
-def _told_by_config(element: torch.nn.Module, place: int, number: int) -> Facts:
-    """What its configs say of each layer in a list as long as there are layers."""
+def _config_facts(element: torch.nn.Module, place: int, number: int) -> Facts:
+    """The layer's items in those lists of its configs that have one item per layer."""
     configs = {
         id(config): config
         for part in element.modules()
@@ -175,7 +182,7 @@ def _told_by_config(element: torch.nn.Module, place: int, number: int) -> Facts:
 
 
 def _number(element: torch.nn.Module, place: int) -> int:
-    """The number under which a layer keeps its cache."""
+    """The index under which a layer keeps its cache."""
     for part in element.modules():
         number = vars(part).get("layer_idx", vars(part).get("layer_id"))
         if type(number) is int:

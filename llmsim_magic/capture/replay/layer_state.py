@@ -1,4 +1,4 @@
-"""What a pass carries from layer to layer, taken apart by the layer that each part belongs to."""
+"""Split the state that a pass carries from layer to layer into one part per layer."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -11,58 +11,58 @@ from llmsim_magic.capture.kernels.tensors import values_in
 
 PLAIN = (int, float, bool, str, bytes, type(None), range, Enum, torch.dtype, torch.device)
 OPAQUE = (torch.nn.Module, type, FunctionType, BuiltinFunctionType, MethodType)
-AS_IT_IS = (*PLAIN, *OPAQUE)  # what layers may share
-PLAIN_TYPES = frozenset(PLAIN)  # most plain values are of these very types: quicker to ask
+SHARED_TYPES = (*PLAIN, *OPAQUE)  # layers share such values, they are never copied
+PLAIN_TYPES = frozenset(PLAIN)  # for exact types, which is a faster check
 _COMPARED = (*PLAIN, type)
 
 _LEAF, _END = object(), object()
 
 
 @dataclass(slots=True)
-class Part:
-    """What a state holds for one layer, or for none: how that is built, and its leaves in order."""
+class StatePart:
+    """The part of a state that belongs to one layer or to all: its structure and its leaves."""
 
     build: list[Any] = field(default_factory=list)
     leaves: list[Any] = field(default_factory=list)
 
     def key(self) -> Any:
-        """Equal for the like of it in another layer."""
-        return self.build, list(map(_spec, self.leaves))
+        """A key that is equal for the equal part of another layer."""
+        return self.build, list(map(_leaf_key, self.leaves))
 
-    def stamped(self) -> list[Any]:
-        """A flat list that another one `is_same` as while nothing in it changes."""
+    def contents(self) -> list[Any]:
+        """A flat list to compare with `is_same`, which includes the versions of tensors."""
         versions = [leaf._version for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
         return [*self.build, *self.leaves, *versions]
 
 
-class Parts:
-    """A state's parts by the number of their layer: the first whole number on the way to a leaf.
+class StateParts:
+    """The parts of a state by layer number, which is the first integer on the path to a leaf.
 
-    With `only` those of other layers are passed over. `homes` are the collections that hold a
-    numbered part.
+    With `only` the parts of other layers are skipped. `containers` are the collections that hold
+    a part under a layer's number.
     """
 
     def __init__(self, state: Any, only: int | None = None) -> None:
-        self.shared = Part()
-        self.of_layers: dict[int, Part] = {}
-        self.homes: list[Any] = []
+        self.shared = StatePart()
+        self.of_layers: dict[int, StatePart] = {}
+        self.containers: list[Any] = []
         self._only = only
-        self._within: list[int] = []
+        self._open_objects: list[int] = []
         self._take(state, self.shared, None)
 
-    def own(self) -> tuple[Part, Part]:
-        """What lies beside all layers, and what belongs to the one layer asked for."""
-        return self.shared, next(iter(self.of_layers.values()), Part())
+    def own(self) -> tuple[StatePart, StatePart]:
+        """The part shared by all layers, and the part of the layer given as `only`."""
+        return self.shared, next(iter(self.of_layers.values()), StatePart())
 
-    def stamped(self, but: int) -> dict[int | None, list[Any]]:
-        """What each part holds now, but for one layer's."""
-        stamped: dict[int | None, list[Any]] = {None: self.shared.stamped()}
+    def contents(self, but: int) -> dict[int | None, list[Any]]:
+        """The contents of each part, without that of the layer `but`."""
+        contents: dict[int | None, list[Any]] = {None: self.shared.contents()}
         for number, part in self.of_layers.items():
             if number != but:
-                stamped[number] = part.stamped()
-        return stamped
+                contents[number] = part.contents()
+        return contents
 
-    def _take(self, value: Any, part: Part, number: int | None) -> None:
+    def _take(self, value: Any, part: StatePart, number: int | None) -> None:
         kind = type(value)
         if kind is torch.Tensor or kind in PLAIN_TYPES:
             part.build.append(_LEAF)
@@ -72,20 +72,20 @@ class Parts:
         elif (
             is_state(value)
             and not isinstance(value, torch.Tensor)
-            and id(value) not in self._within
+            and id(value) not in self._open_objects
         ):
             part.build.append(kind)
-            self._within.append(id(value))
+            self._open_objects.append(id(value))
             for name, item in vars(value).items():
                 part.build.append(name)
                 self._take(item, part, number)
-            self._within.pop()
+            self._open_objects.pop()
             part.build.append(_END)
         else:
             part.build.append(_LEAF)
             part.leaves.append(value)
 
-    def _take_items(self, value: Any, part: Part, number: int | None) -> None:
+    def _take_items(self, value: Any, part: StatePart, number: int | None) -> None:
         part.build.append(type(value))
         if isinstance(value, dict):
             for key, item in list(value.items()):
@@ -104,43 +104,44 @@ class Parts:
             self._take_numbered(value, self._only, value[self._only])
         part.build.append(_END)
 
-    def _take_numbered(self, home: Any, number: int, item: Any) -> None:
+    def _take_numbered(self, container: Any, number: int, item: Any) -> None:
         if self._only is not None:
             if number != self._only:
                 return
-            self.homes.append(home)
-        part = self.of_layers.setdefault(number, Part())
-        part.build.append(len(self.shared.build))  # which home it is
+            self.containers.append(container)
+        part = self.of_layers.setdefault(number, StatePart())
+        part.build.append(len(self.shared.build))  # identifies the container
         self._take(item, part, number)
 
 
-def held(value: Any) -> list[Any]:
-    """All that a value holds, as a flat list that another one `is_same` as while it keeps that."""
-    parts = Parts(value).stamped(but=-1)
+def state_contents(value: Any) -> list[Any]:
+    """The contents of an object, as a flat list to compare with `is_same`."""
+    parts = StateParts(value).contents(but=-1)
     return [each for number, stamps in parts.items() for each in (number, *stamps)]
 
 
 def is_same(now: list[Any], then: list[Any]) -> bool:
-    """Whether two lists hold the very same objects, or equal ones where they are plain."""
-    return len(now) == len(then) and all(map(_is, now, then))
+    """Whether two lists hold identical objects, or equal values of plain types."""
+    return len(now) == len(then) and all(map(_is_same_value, now, then))
 
 
 def is_state(value: Any) -> bool:
-    """Whether a value is an object that may keep something from one layer to the next."""
+    """Whether a value is an object that may keep state between layers, such as a cache."""
     has_attributes = hasattr(value, "__dict__") and not hasattr(value, "to_dict")
     return has_attributes and not isinstance(value, OPAQUE)
 
 
 def layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Shape, strides, storage offset and dtype."""
     return (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
 
 
-def _is(one: Any, other: Any) -> bool:
+def _is_same_value(one: Any, other: Any) -> bool:
     return one is other or (isinstance(one, PLAIN) and type(one) is type(other) and one == other)
 
 
-def _spec(leaf: Any) -> Any:
-    """What a leaf has in common with its like in another layer's part."""
+def _leaf_key(leaf: Any) -> Any:
+    """A key that is equal for the corresponding leaf of an equal layer."""
     if type(leaf) in PLAIN_TYPES:
         return leaf
     if isinstance(leaf, torch.Tensor):

@@ -1,39 +1,29 @@
 """What is asked for, as dropdowns and sliders: read as a request, set from one."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import ipywidgets as widgets
 
-from llmsim_magic.analyses.memory.quantization import KV_DTYPES, WEIGHT_DTYPES
-from llmsim_magic.catalog.accelerators import entries
-from llmsim_magic.records.trace.selection import LEVELS, Selection
-from llmsim_magic.records.trace.workload import ATTENTIONS, DEFAULT_CONTEXT, DTYPES, PHASES
-from llmsim_magic.simulate.request import LOCAL, Build, Deployment, Request
+from llmsim_magic.records.hardware.dtypes import DTYPES
+from llmsim_magic.records.trace.workload import DEFAULT_CONTEXT, PHASES
+from llmsim_magic.simulate.options import BY_NAME, OPTIONS, request_of
+from llmsim_magic.simulate.request import ALL, Request
+from llmsim_magic.simulate.views import VIEWS
 
-TITLES = {
-    "summary": "Summary",
-    "ops": "Operators",
-    "multi-config": "Shapes",
-    "deps": "Dependencies",
-    "topological": "Topological",
-    "costs": "Costs",
-    "memory": "Memory",
-}
 # No option's value is None: a dropdown takes that for no option.
 _BATCHES = tuple(2**power for power in range(11))
 _CONTEXTS = (1, 16, DEFAULT_CONTEXT, *(2**power for power in range(9, 21)))
 _TPS = (1, 2, 4, 8, 16)
-_DEPTHS = [("as fits a screen", 0), *((str(depth), depth) for depth in range(1, 9))]
-_LAYERS = [("like ones once", frozenset()), ("each", "all")]
+_DEPTHS = [(BY_NAME["depth"].unset, 0), *((str(depth), depth) for depth in range(1, 9))]
+_LAYERS = [("repeated layers once", frozenset()), ("every layer", "all")]
 
 
 class Controls:
     """One widget for each thing that can be chosen."""
 
     def __init__(self, request: Request, models: Iterable[str]) -> None:
-        build, drawn = request.build, request.drawn
+        build, drawn = request.build, request.selection
         self._given = request
         self.model = widgets.Combobox(
             value=str(request.model or ""),
@@ -42,25 +32,29 @@ class Controls:
             placeholder="a hub id, a folder, a variable",
             continuous_update=False,
         )
-        self.view = _dropdown("View", [(title, view) for view, title in TITLES.items()])
-        self.phase = _dropdown("Phase", PHASES)
-        self.batch = Size("Batch", _BATCHES, _first(request.batches, 1))
-        self.context = Size("Context", _CONTEXTS, _first(request.contexts, DEFAULT_CONTEXT))
-        self.dtype = _dropdown("Dtype", [("the config's", ""), *_same(DTYPES)])
-        self.attn = _dropdown("Attention", [("the model's", ""), *_same(ATTENTIONS)])
-        self.base = _dropdown("Head", [("as declared", False), ("none (base model)", True)])
-        self.hardware = _dropdown("Hardware", [("none", ""), *_same((LOCAL, *entries()))])
-        self.weights = _dropdown("Weights", [("as they are", ""), *_same(WEIGHT_DTYPES)])
-        self.cache = _dropdown("Cache", [("as it is", ""), *_same(KV_DTYPES)])
-        self.tp = _dropdown("Devices", [*_same(map(str, _TPS))])
-        self.depth = _dropdown("Open to", _DEPTHS)
-        self.level = _dropdown("A node is", [*_same(LEVELS)])
-        self.layers = _dropdown("Layers", _LAYERS)
+        self.view = widgets.Dropdown(
+            description="View", options=[(view.title, name) for name, view in VIEWS.items()]
+        )
+        self.phase = _dropdown("phase", PHASES)
+        self.batch = Size("batch", _BATCHES, _first(request.batches, 1))
+        self.context = Size("context", _CONTEXTS, _first(request.contexts, DEFAULT_CONTEXT))
+        self.dtype = _dropdown("dtype", DTYPES)
+        self.attn = _dropdown("attn")
+        self.base = _dropdown("base", [("as declared", False), ("none (base model)", True)])
+        self.hardware = _dropdown(
+            "hardware", [name for name in BY_NAME["hardware"].choices if name != ALL]
+        )
+        self.weights = _dropdown("weight_dtype")
+        self.cache = _dropdown("kv_dtype")
+        self.tp = _dropdown("tp", list(map(str, _TPS)))
+        self.depth = _dropdown("depth", _DEPTHS)
+        self.level = _dropdown("level")
+        self.layers = _dropdown("layers", _LAYERS)
         self.view.value = _first(request.views, "summary")
         self.phase.value = _first(request.phases, PHASES[0])
         self.dtype.value, self.attn.value = build.dtype or "", build.attn or ""
         self.base.value = build.base
-        deployed, tp = request.deployed, request.build.parallel.tp
+        deployed, tp = request.deployment, request.build.parallel.tp
         _choose(self.hardware, _first(deployed.hardware, ""))
         self.weights.value = deployed.weight_dtype or ""
         self.cache.value = deployed.kv_dtype or ""
@@ -99,29 +93,27 @@ class Controls:
             yield sizes.get(control, control)
 
     def request(self) -> Request:
-        """What the controls ask for; the model by what is written there."""
-        build = self._given.build
-        return Request(
-            self.model.value.strip(),
-            (self.view.value,),
-            *self._workload(),
-            Build(
-                self.base.value,
-                self.attn.value or None,
-                self.dtype.value or None,
-                build.trust_remote_code,
-                build.refresh,
-                replace(build.parallel, tp=int(self.tp.value), ep=1),
-            ),
-            drawn=Selection(self.depth.value or None, self.layers.value, self.level.value),
-            deployed=Deployment(
-                (self.hardware.value,) if self.hardware.value else (),
-                self.weights.value or None,
-                self.cache.value or None,
-                self._given.deployed.launch,
-            ),
-            replay=self._given.replay,
-        )
+        """The request that the controls make; the model is the text written there."""
+        kept = {option.name: option.value(self._given) for option in OPTIONS}
+        phases, batches, contexts = self._workload()
+        chosen = {
+            "phase": phases,
+            "batch": batches,
+            "context": contexts,
+            "dtype": self.dtype.value or None,
+            "attn": self.attn.value or None,
+            "base": self.base.value,
+            "hardware": (self.hardware.value,) if self.hardware.value else (),
+            "weight_dtype": self.weights.value or None,
+            "kv_dtype": self.cache.value or None,
+            "tp": int(self.tp.value),
+            "ep": 1,
+            "depth": self.depth.value or None,
+            "layers": self.layers.value,
+            "level": self.level.value,
+        }
+        unused = {"explain": None, "compare": None, "csv": None, "overwrite": False, "sure": False}
+        return request_of(self.model.value.strip(), (self.view.value,), kept | unused | chosen)
 
     def _workload(self) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
         """One workload; for the view of many the eight usual ones."""
@@ -130,14 +122,22 @@ class Controls:
         return (self.phase.value,), (self.batch.number.value,), (self.context.number.value,)
 
 
-def _dropdown(label: str, options: Sequence[Any]) -> widgets.Dropdown:
-    return widgets.Dropdown(options=options, description=label)
+def _dropdown(name: str, values: Sequence[Any] = ()) -> widgets.Dropdown:
+    """The dropdown of an option: its own choices, or those given, after "not set" if it may be."""
+    option = BY_NAME[name]
+    options = [
+        each if isinstance(each, tuple) else (each, each) for each in values or option.choices
+    ]
+    if option.unset and option.unset not in dict(options):
+        options.insert(0, (option.unset, ""))
+    return widgets.Dropdown(options=options, description=option.label)
 
 
 class Size:
     """A number, and a slider over the usual ones; the number is what counts."""
 
-    def __init__(self, label: str, usual: Sequence[int], value: int) -> None:
+    def __init__(self, name: str, usual: Sequence[int], value: int) -> None:
+        label = BY_NAME[name].label
         self._usual = usual
         self.number = widgets.BoundedIntText(value, 1, 2**31 - 1, description=label)
         self.slider = widgets.SelectionSlider(
@@ -170,10 +170,6 @@ def _choose(dropdown: widgets.Dropdown, value: Any) -> None:
         words = str(value) if isinstance(value, int) else ", ".join(map(str, sorted(value)))
         dropdown.options = (*dropdown.options, (words, value))
     dropdown.value = value
-
-
-def _same(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    return ((name, name) for name in names)
 
 
 def _first(values: Sequence[Any], otherwise: Any) -> Any:

@@ -13,13 +13,14 @@ from llmsim_magic.notebook.widgets import Code, Download
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import Request
+from llmsim_magic.simulate.view import View
+from llmsim_magic.simulate.views import VIEWS
 from llmsim_magic.views.csv_export import to_csv
 from llmsim_magic.views.safe_files import write_files
 
-_TABLES = {"multi-config": "shapes", "deps": "edges"}  # the others have the view's own name
 _LONGEST = 150  # bytes of a model's name, of the 255 of a file's
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # of Windows
-Content = Callable[[Report], tuple[str, str]]  # a file's name and text
+Content = Callable[[Report, View[Report]], tuple[str, str]]  # the name and text of a file
 
 
 class Export:
@@ -31,6 +32,7 @@ class Export:
         self._say = say
         self._overwrite = overwrite
         self._report: Report | None = None
+        self._view = VIEWS["summary"]
         self._files = {
             "CSV": (Download(label="CSV"), _csv),
             "SVG": (Download(label="SVG"), _svg),
@@ -54,7 +56,7 @@ class Export:
         self.widget.layout.display = "none"  # until there is something to take
 
     def show(self, report: Report, request: Request, *, is_variable: bool) -> None:
-        self._report = report
+        self._report, self._view = report, VIEWS[request.views[0]]
         self._save.disabled = False
         self.widget.layout.display = ""
         for name, (button, _) in self._files.items():
@@ -66,7 +68,7 @@ class Export:
         if self._report is None:
             return
         try:
-            name, text = content(self._report)
+            name, text = content(self._report, self._view)
         except LlmsimError as error:
             self._say("", error)
             return
@@ -76,7 +78,9 @@ class Export:
     def _write(self, _: Any) -> None:
         if self._report is None:
             return
-        folder = Path(self._folder.value.strip() or ".").expanduser() / _stem(self._report)
+        folder = Path(self._folder.value.strip() or ".").expanduser() / _stem(
+            self._report, self._view
+        )
         try:
             files = self._report.files()
             drawings = self._report.drawings.items()
@@ -90,26 +94,24 @@ class Export:
         self._say(f"wrote {names} into {folder}", None)
 
 
-def _csv(report: Report) -> tuple[str, str]:
-    view = report.views[0]
-    table = report.tables()[_TABLES.get(view, view)]
-    name = f"{_stem(report)}.csv"
-    return name, to_csv(table).decode()
+def _csv(report: Report, view: View[Report]) -> tuple[str, str]:
+    table = report.tables()[view.main_table]
+    return f"{_stem(report, view)}.csv", to_csv(table).decode()
 
 
-def _svg(report: Report) -> tuple[str, str]:
-    return f"{_stem(report)}.svg", report.drawings[report.views[0]].svg
+def _svg(report: Report, view: View[Report]) -> tuple[str, str]:
+    return f"{_stem(report, view)}.svg", report.drawings[view.name].svg
 
 
-def _dot(report: Report) -> tuple[str, str]:
-    return f"{_stem(report)}.dot", report.drawings[report.views[0]].dot
+def _dot(report: Report, view: View[Report]) -> tuple[str, str]:
+    return f"{_stem(report, view)}.dot", report.drawings[view.name].dot
 
 
-def _html(report: Report) -> tuple[str, str]:
-    return f"{_stem(report)}.html", report.page()
+def _html(report: Report, view: View[Report]) -> tuple[str, str]:
+    return f"{_stem(report, view)}.html", report.page()
 
 
-def _stem(report: Report) -> str:
+def _stem(report: Report, view: View[Report]) -> str:
     """`Qwen3-0.6B-decode-1x128-ops`: the name of a file anywhere."""
     work = report.trace.workload
     last = report.trace.model.name.rpartition("/")[2]
@@ -117,7 +119,6 @@ def _stem(report: Report) -> str:
     name = name.encode()[:_LONGEST].decode(errors="ignore").strip(".-")
     if not name or _DEVICE.match(name):
         name = f"model-{name}".strip("-")
-    view = report.views[0]
     if report.sweep is not None:
-        return f"{name}-{view}"
-    return f"{name}-{work.phase}-{work.batch}x{work.context}-{view}"
+        return f"{name}-{view.name}"
+    return f"{name}-{work.phase}-{work.batch}x{work.context}-{view.name}"

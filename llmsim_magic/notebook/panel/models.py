@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmsim_magic.capture.models.resolve import cached_models
+from llmsim_magic.capture.models.hub import cached_models
 from llmsim_magic.catalog import models
 from llmsim_magic.notebook.variables import holding_models, model_named
 from llmsim_magic.records.errors import type_name

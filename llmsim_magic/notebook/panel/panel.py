@@ -18,19 +18,20 @@ from IPython.display import display
 from llmsim_magic.notebook.background_worker import Job, Worker
 from llmsim_magic.notebook.code_export import magic_line
 from llmsim_magic.notebook.kernel_interrupts import interrupts
-from llmsim_magic.notebook.panel.controls import TITLES, Controls
+from llmsim_magic.notebook.panel.controls import Controls
 from llmsim_magic.notebook.panel.export import Export
 from llmsim_magic.notebook.panel.models import PanelModels, PanelQuestion
-from llmsim_magic.notebook.panel.operators import OperatorsPane
-from llmsim_magic.notebook.panel.panes import GraphPane, PagePane, Pane, TablePane
+from llmsim_magic.notebook.panel.panes import Pane, pane_of
 from llmsim_magic.notebook.panel.static_copy import StaticCopy
 from llmsim_magic.notebook.variables import is_model
 from llmsim_magic.notebook.widgets import Status
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, one_of, type_name
 from llmsim_magic.records.trace.workload import DEFAULT_CONTEXT, Workload
-from llmsim_magic.simulate.api import answer_of
+from llmsim_magic.simulate.answer import answer
+from llmsim_magic.simulate.options import request_of
 from llmsim_magic.simulate.report import Report
-from llmsim_magic.simulate.request import VIEWS, Build, Deployment, Request
+from llmsim_magic.simulate.request import Request
+from llmsim_magic.simulate.views import VIEWS
 
 _KNOWN = 64  # answers that are shown again at once
 _QUICK_S = 0.4  # so long a cell waits for its panel's first answer
@@ -60,24 +61,19 @@ class Panel:
         self.status = Status(message=_EMPTY, twin=name)
         self._kept = StaticCopy(name)
         self._order: int | None = None
+        self._view = "summary"  # of the report that is shown
         self._known: OrderedDict[Any, Report] = OrderedDict()  # by what was asked
         self._showing = RLock()  # one answer at a time, whichever thread has it
         self._worker: Worker[Report] = Worker(self._done)
         self._is_shown = False
         drawing = self.controls.drawing
         self.panes: dict[str, Pane] = {
-            "summary": PagePane(),
-            "ops": OperatorsPane(self.choose),
-            "multi-config": TablePane(lambda report: report.shapes),
-            "deps": GraphPane("deps", drawing, self.choose),
-            "topological": GraphPane("topological", drawing, self.choose),
-            "costs": PagePane(),
-            "memory": PagePane(),
+            name: pane_of(view, drawing, self.choose) for name, view in VIEWS.items()
         }
         self._trace = widgets.Button(description="Trace", button_style="primary")
         self._cancel = widgets.Button(description="Cancel", disabled=True)
-        self._tabs = widgets.Tab([self.panes[view].widget for view in TITLES])
-        self._tabs.titles = tuple(TITLES.values())
+        self._tabs = widgets.Tab([pane.widget for pane in self.panes.values()])
+        self._tabs.titles = tuple(view.title for view in VIEWS.values())
         self._export = Export(self._say, overwrite=request.overwrite)
         self.widget = self._laid_out()
         self._tab_of_view()
@@ -111,11 +107,11 @@ class Panel:
         self._cancel.on_click(self.cancel)
 
     def _tab_of_view(self, _: Any = None) -> None:
-        self._tabs.selected_index = list(TITLES).index(self.controls.view.value)
+        self._tabs.selected_index = list(VIEWS).index(self.controls.view.value)
 
     def _view_of_tab(self, _: Any) -> None:
         if self._tabs.selected_index is not None:
-            self.controls.view.value = list(TITLES)[self._tabs.selected_index]
+            self.controls.view.value = list(VIEWS)[self._tabs.selected_index]
 
     def show(self) -> None:
         """Display it, and below it what a notebook shows of it where no widget lives.
@@ -180,7 +176,7 @@ class Panel:
         self._order = order
         with self._showing:
             if self.report is not None:
-                self.panes[self.report.views[0]].show(self.report, order)
+                self.panes[self._view].show(self.report, order)
 
     def _anew(self, _: Any) -> None:
         """Ask about a model that may have changed: a variable, a folder."""
@@ -204,9 +200,9 @@ class Panel:
             progress = partial(self._tell, job)
             recipe = self._models.recipe(asked, progress)
             request = replace(asked.request, model=asked.model)
-            report = answer_of(recipe, request, progress, job.cancelled)
+            report = answer(request, progress, job.cancelled, recipe=recipe)
             progress("preparing the view")
-            self.panes[report.views[0]].prepare(report, job.cancelled)
+            self.panes[request.views[0]].prepare(report, job.cancelled)
             return report
         finally:
             interrupts.remove(self.cancel)
@@ -238,7 +234,8 @@ class Panel:
         with self._showing:
             self._order = self._same_operator(report)
             self.report = report
-            self.panes[report.views[0]].show(report, self._order)
+            self._view = asked.request.views[0]
+            self.panes[self._view].show(report, self._order)
             self._export.show(report, asked.request, is_variable=asked.is_variable)
             self._say(f"{report.trace.model.class_name}: {_workload(report)}")
             self._tabs.remove_class("llmsim-stale")
@@ -285,22 +282,22 @@ def panel(
     """
     if view not in VIEWS:
         raise InvalidValue.must_be("view", view, one_of(VIEWS))
-    workload = Workload(phase, batch, DEFAULT_CONTEXT if context is None else context)
     if model is not None and not isinstance(model, str) and not is_model(model):
         raise InvalidValue.must_be(
             "model", type_name(model), "a name, a PretrainedConfig or a module"
         )
-    return Panel(
-        Request(
-            model,
-            (view,),
-            (workload.phase,),
-            (workload.batch,),
-            (workload.context,),
-            Build(base, attn, dtype, trust_remote_code),
-            deployed=Deployment() if hardware is None else Deployment((hardware,)),
-        )
-    )
+    workload = Workload(phase, batch, DEFAULT_CONTEXT if context is None else context)
+    values = {
+        "phase": (workload.phase,),
+        "batch": (workload.batch,),
+        "context": (workload.context,),
+        "dtype": dtype,
+        "attn": attn,
+        "base": base,
+        "hardware": () if hardware is None else (hardware,),
+        "trust_remote_code": trust_remote_code,
+    }
+    return Panel(request_of(model, (view,), values))
 
 
 def _workload(report: Report) -> str:

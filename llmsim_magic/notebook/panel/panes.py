@@ -1,14 +1,14 @@
 """What the panel shows of a report: a pane for each view, prepared in a thread, then shown."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import ipywidgets as widgets
 
-from llmsim_magic.notebook.panel.operators import Detail, GraphPicture, OnChosen
+from llmsim_magic.notebook.panel.operators import Detail, GraphPicture, OnChosen, OperatorsPane
 from llmsim_magic.notebook.panel.table import Table
 from llmsim_magic.records.trace.workload import IsCancelled
 from llmsim_magic.simulate.report import Report
+from llmsim_magic.simulate.view import View
 from llmsim_magic.views.page import as_html
 
 if TYPE_CHECKING:
@@ -35,10 +35,8 @@ class PagePane:
         self.widget = widgets.HTML()
 
     def prepare(self, report: Report, cancelled: IsCancelled) -> None:
-        """The tables and pictures, as the report keeps them."""
-        for _ in report.sections():
-            if cancelled():
-                break
+        """Make the tables and pictures, which the report keeps."""
+        report.sections()
 
     def show(self, report: Report, order: int | None) -> None:
         self.widget.value = as_html(report.sections(), report.remarks())
@@ -47,8 +45,8 @@ class PagePane:
 class TablePane:
     """A view that is one table."""
 
-    def __init__(self, table_of: "Callable[[Report], pd.DataFrame]") -> None:
-        self._table_of = table_of
+    def __init__(self, view: View[Report]) -> None:
+        self._view = view
         self._report: Report | None = None
         self._table = Table()
         self._notes = widgets.HTML()
@@ -56,6 +54,9 @@ class TablePane:
 
     def prepare(self, report: Report, cancelled: IsCancelled) -> None:
         self._table_of(report)
+
+    def _table_of(self, report: Report) -> "pd.DataFrame":
+        return self._view.tables(report)[self._view.main_table]
 
     def show(self, report: Report, order: int | None) -> None:
         if report is not self._report:
@@ -67,8 +68,10 @@ class TablePane:
 class GraphPane:
     """A view that is a graph; of the node chosen the row and its arithmetic."""
 
-    def __init__(self, view: str, controls: tuple[widgets.Widget, ...], chosen: OnChosen) -> None:
-        self._view = view
+    def __init__(
+        self, view: View[Report], controls: tuple[widgets.Widget, ...], chosen: OnChosen
+    ) -> None:
+        self._view = view.name
         self._picture = GraphPicture(chosen)
         self._detail = Detail("Click a node, or find it by name, to see its row and arithmetic.")
         bar = widgets.HBox(controls)
@@ -83,3 +86,14 @@ class GraphPane:
     def show(self, report: Report, order: int | None) -> None:
         self._picture.show(report.drawings[self._view], order)
         self._detail.show(report, order)
+
+
+def pane_of(view: View[Report], controls: tuple[widgets.Widget, ...], chosen: OnChosen) -> Pane:
+    """The pane that a view asks for; `controls` are those of graphs."""
+    if view.pane == "operators":
+        return OperatorsPane(chosen)
+    if view.pane == "table":
+        return TablePane(view)
+    if view.pane == "graph":
+        return GraphPane(view, controls, chosen)
+    return PagePane()

@@ -4,23 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmsim_magic.records.errors import InvalidValue, one_of
-
-ARITHMETICS = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp4")
-_SPELLINGS = {
-    "float32": "fp32",
-    "f32": "fp32",
-    "f16": "fp16",
-    "float": "fp32",
-    "float16": "fp16",
-    "half": "fp16",
-    "bfloat16": "bf16",
-    "float8": "fp8",
-    "float8_e4m3fn": "fp8",
-    "float8_e5m2": "fp8",
-    "fp8_block": "fp8",
-    "nvfp4": "fp4",
-    "mxfp4": "fp4",
-}
+from llmsim_magic.records.hardware.dtypes import arithmetic
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +41,3 @@ class Accelerator:
             legal = one_of(self.peak_flops) if self.peak_flops else "no peak of it is known"
             raise InvalidValue.must_be("dtype", dtype, f"one that {self.name} computes in: {legal}")
         return known
-
-
-def arithmetic(dtype: object) -> str:
-    """The short name of a dtype: `bf16` of `torch.bfloat16`; `InvalidValue` for what is none."""
-    word = str(dtype).strip().lower().removeprefix("torch.")
-    name = _SPELLINGS.get(word, word)
-    if name not in ARITHMETICS:
-        raise InvalidValue.must_be("dtype", dtype, one_of(ARITHMETICS))
-    return name

@@ -8,9 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from llmsim_magic.records.hardware.accelerator import arithmetic
+from llmsim_magic.records.hardware.dtypes import BITS, arithmetic
 
-BITS = {"fp32": 32, "tf32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "fp4": 4}
 Coordinates = tuple[float, ...]
 StreamKind = Literal["elementwise", "gated", "normalisation", "softmax", "rotary", "embedding"]
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]

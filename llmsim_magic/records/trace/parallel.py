@@ -1,4 +1,4 @@
-"""How a model is spread over devices."""
+"""How a model is distributed over devices."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,13 @@ from llmsim_magic.records.trace.workload import whole_number
 
 @dataclass(frozen=True, slots=True)
 class Parallel:
-    """`tp` ranks share each layer, `ep` its experts, and `pp` stages the layers; `stage` is one.
+    """Tensor (`tp`), pipeline (`pp`) and expert (`ep`) parallel sizes, and the traced `stage`.
 
-    `tp` and `ep` span the same ranks: a rank holds its share of both. What a trace shows is the
-    first of those ranks, which holds the most where sizes do not divide.
-    Raises `InvalidValue` for a size below 1, or stages and experts that do not go together.
+    `tp` and `ep` use the same ranks. A trace shows the first rank of a stage, which holds the
+    largest shard if sizes do not divide.
+
+    Raises:
+        InvalidValue: If a size is below 1, the stage does not exist, or `ep` conflicts with `tp`.
     """
 
     tp: int = 1
@@ -30,12 +32,12 @@ class Parallel:
 
     @property
     def width(self) -> int:
-        """Ranks that share a stage."""
+        """The number of ranks per pipeline stage."""
         return max(self.tp, self.ep)
 
     @property
     def ranks(self) -> int:
-        """Devices in all."""
+        """The total number of devices."""
         return self.width * self.pp
 
     @property

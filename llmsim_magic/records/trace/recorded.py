@@ -1,6 +1,6 @@
-"""What ran: tensors, kernels and operators in the order of the pass.
+"""Tensors, kernels and operators in execution order.
 
-There are many of each, so they are structs: quick to make, and nothing for the garbage collector.
+They are msgspec structs because there are many: quick to create and invisible to the collector.
 """
 
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ Role = Literal["parameter", "buffer", "input", "cache", "constant", "activation"
 
 
 class Storage(Struct, frozen=True, gc=False):
-    """A block of memory that tensors look into.
+    """A block of memory that one or more tensors view.
 
-    `name` says whose it is: a parameter, a buffer, an input or a slot of the cache.
-    A cache that the pass itself wrote has the role `cache` and was empty before.
+    `name` is that of the parameter, buffer, input or cache slot it belongs to. A cache that the
+    pass itself allocates has the role `cache`.
     """
 
     nbytes: int
@@ -37,11 +37,10 @@ class Tensor(Struct, frozen=True, gc=False):
 
 
 class Kernel(Struct, frozen=True, gc=False):
-    """One ATen op. `inputs`, `outputs` and `writes` index the tensors of its record.
+    """One ATen op; `inputs`, `outputs` and `writes` index the tensors of its record.
 
-    `writes` holds what it wrote: fresh outputs and arguments changed in place.
-    `flops` is None where torch knows no formula for the kernel. `causal` marks attention that
-    may skip the keys after each query.
+    `writes` are new outputs and arguments changed in place. `flops` is None if torch has no formula
+    for the kernel. `causal` marks attention that may skip the keys after each query.
     """
 
     name: str
@@ -56,9 +55,9 @@ class Kernel(Struct, frozen=True, gc=False):
 
 
 class Operator(Struct, frozen=True, gc=False):
-    """One step of the forward pass as its author wrote it; its place in the record is its order.
+    """One step of the forward pass as its author wrote it; its index in the record is its order.
 
-    `held` are tensors that its callers have names for while it runs.
+    `held` are tensors that variables of its callers reference while it runs.
     """
 
     path: str
@@ -71,9 +70,9 @@ class Operator(Struct, frozen=True, gc=False):
 
 
 class Calls(Struct, frozen=True, gc=False):
-    """How often a module was called, and the tensors of its first call.
+    """The number of calls of a module, and the tensors of its first call.
 
-    `held` are tensors that its caller has names for meanwhile, or itself beside its layers.
+    `held` are tensors that variables of its caller, or its own, reference during the call.
     """
 
     path: str
@@ -85,7 +84,7 @@ class Calls(Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True)
 class Record:
-    """Operators in execution order with their kernels; `results` are what the pass returned."""
+    """Operators in execution order with their kernels; `results` are the returned tensors."""
 
     storages: tuple[Storage, ...]
     tensors: tuple[Tensor, ...]
@@ -95,8 +94,8 @@ class Record:
     results: tuple[int, ...]
 
     @cached_property
-    def kernels_of(self) -> tuple[tuple[Kernel, ...], ...]:
-        """The kernels of each operator, views left out."""
+    def kernels_by_operator(self) -> tuple[tuple[Kernel, ...], ...]:
+        """The kernels of each operator, without views."""
         grouped: list[list[Kernel]] = [[] for _ in self.operators]
         for kernel in self.kernels:
             if kernel.operator is not None and not kernel.is_view:
@@ -104,12 +103,12 @@ class Record:
         return tuple(map(tuple, grouped))
 
     @cached_property
-    def calls_of(self) -> dict[str, Calls]:
-        """The calls of each module that ran, by its path."""
+    def calls_by_path(self) -> dict[str, Calls]:
+        """The calls of each executed module, by path."""
         return {calls.path: calls for calls in self.calls}
 
     def new_storages(self, first: int, last: int) -> frozenset[int]:
-        """What the kernels from one to before another touch, and no earlier one does."""
+        """Storages that kernels `first` to before `last` use and no earlier kernel does."""
 
         def touched(kernels: Iterable[Kernel]) -> set[int]:
             return {
@@ -126,13 +125,13 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A layer that did what an earlier one had done, and so was not run again.
+    """A layer that repeats a recorded layer and was therefore not run.
 
-    `path` did what the record says of `of`: its operators from `operators[0]` to before
-    `operators[1]`, and its kernels likewise. It stands before operator `before_operator` and
-    kernel `before_kernel` of the record. `tensors` pairs those that cross the border of the layer
-    recorded with its own: what it is given, hands on and keeps. `calls` are those made
-    in it, as recorded; `is_first` says that the layer had not been called before.
+    The layer `path` repeats the layer `of`: its operators from `operators[0]` to before
+    `operators[1]`, and its kernels likewise. In the pass it precedes operator `before_operator` and
+    kernel `before_kernel` of the record. `tensors` maps inputs, outputs and state of the recorded
+    layer to those of this one. `calls` are the recorded calls inside the layer; `is_first` is True
+    for the first call of this layer.
     """
 
     path: str
@@ -145,8 +144,8 @@ class Replay:
     calls: tuple[Calls, ...]
     is_first: bool
 
-    def own(self, path: str) -> str:
-        """The path in this layer of what has `path` in the one recorded, or lies outside it."""
+    def map_path(self, path: str) -> str:
+        """A path of the recorded layer as a path of this layer; other paths are unchanged."""
         if path == self.of or path.startswith(f"{self.of}."):
             return self.path + path[len(self.of) :]
         return path

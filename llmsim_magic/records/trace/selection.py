@@ -1,4 +1,4 @@
-"""What of a pass a picture shows."""
+"""Which part of a pass a graph shows."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ Unfolded = Collection[int] | Literal["all"]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """How deep modules are opened, which layers are drawn by themselves, and what a node is.
+    """The depth of opened modules, the unfolded layers, and what a node is.
 
-    `depth` None leaves it to the picture. `layers` are indices or "all"; those not named are
-    drawn as the first of their like. At level `module` the innermost containers stay closed.
+    With `depth` None the graph chooses a depth. `layers` are indices of layers drawn separately, or
+    "all"; other identical layers are drawn once. Level `module` collapses innermost containers.
 
-    Raises `InvalidValue` for a depth below 1 or a level that does not exist.
+    Raises:
+        InvalidValue: If the depth is below 1 or the level does not exist.
     """
 
     depth: int | None = None

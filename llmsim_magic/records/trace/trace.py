@@ -1,4 +1,4 @@
-"""The record of one forward pass. Every view is drawn from it alone."""
+"""The record of one forward pass, the only input of analyses and views."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from llmsim_magic.records.errors import LlmsimError, describe
 from llmsim_magic.records.printable import printable_record
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.recorded import Kernel, Operator, Record, Replay, Storage, Tensor
-from llmsim_magic.records.trace.unroll import Called, calls_of, unroll
+from llmsim_magic.records.trace.unroll import ModuleCalls, module_calls, unroll
 from llmsim_magic.records.trace.workload import Workload
 
 Scalar = int | float | bool | str
@@ -32,7 +32,7 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter or buffer under one of its names; `tied_to` is the first name of a shared one."""
+    """A parameter or buffer; `tied_to` is the first name of a shared one, else None."""
 
     name: str
     owner: str
@@ -54,7 +54,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class CacheSlot:
-    """One tensor of the cache or state that the model itself built, as the pass left it."""
+    """One tensor of the cache or recurrent state after the pass."""
 
     name: str
     shape: tuple[int, ...]
@@ -64,10 +64,10 @@ class CacheSlot:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What ran: `name` as asked for, and where its config came from.
+    """The traced model: `name` as requested, and `origin` of its config.
 
-    `quantisation` is the checkpoint's own `quantization_config`, whose equivalent in full this is.
-    Spread over several devices, it is the part of one of them; `plan` is what was split and how.
+    `quantisation` is the checkpoint's `quantization_config`; the traced model is unquantised. A
+    parallel model is traced as one rank, and `plan` has the parallel style of each split parameter.
     """
 
     name: str
@@ -82,7 +82,7 @@ class ModelInfo:
     plan: dict[str, str] = field(default_factory=dict)
 
 
-# An operator of the pass: the recorded one that it equals, and in which replay, if any.
+# An operator of the pass: the index of the recorded operator, and the replay it is in, if any.
 Step = tuple[int, Replay | None]
 
 
@@ -90,9 +90,8 @@ Step = tuple[int, Replay | None]
 class Trace:
     """One forward pass of one model under one workload.
 
-    `recorded` is what was run. A layer that does the same as an earlier one is in `replays`
-    instead; `unrolled` has them all, and so have the properties of its parts. Every name is
-    legible, whoever chose it.
+    `recorded` has the operators that were run. A layer that repeats an earlier one is in `replays`
+    instead; `unrolled` has all layers. Every string is printable.
     """
 
     model: ModelInfo
@@ -107,7 +106,7 @@ class Trace:
 
     @cached_property
     def unrolled(self) -> Record:
-        """The whole pass, written out; tensors are numbered as its kernels first touch them."""
+        """The record with replayed layers written out; tensors are numbered by first use."""
         return unroll(self.recorded, self.replays)
 
     @property
@@ -128,7 +127,7 @@ class Trace:
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        """Every operator of the pass in order, as the recorded one and the layer that ran it."""
+        """Every operator of the pass in execution order, as a recorded operator and its replay."""
         found: list[Step] = []
         done = 0
         for replay in self.replays:
@@ -143,36 +142,36 @@ class Trace:
         """The path of every operator of the pass, in order."""
         paths = [operator.path for operator in self.recorded.operators]
         return tuple(
-            paths[operator] if replay is None else replay.own(paths[operator])
+            paths[operator] if replay is None else replay.map_path(paths[operator])
             for operator, replay in self.steps
         )
 
-    def of_each(self, found: Sequence[Value]) -> list[Value]:
-        """What was found for the recorded operators, for every operator of the pass."""
-        return [found[operator] for operator, _ in self.steps]
+    def expand_replays(self, values: Sequence[Value]) -> list[Value]:
+        """Values per recorded operator, repeated for every operator of the pass."""
+        return [values[operator] for operator, _ in self.steps]
 
     @cached_property
-    def calls(self) -> dict[str, Called]:
-        """The calls of every module that the pass calls, by path."""
-        return calls_of(self.recorded, self.replays)
+    def calls(self) -> dict[str, ModuleCalls]:
+        """The calls of every executed module, by path, including replayed layers."""
+        return module_calls(self.recorded, self.replays)
 
     @cached_property
-    def times(self) -> Counter[int]:
-        """How often the pass does what each recorded operator did."""
+    def run_counts(self) -> Counter[int]:
+        """The number of times the pass runs each recorded operator, including replays."""
         return Counter(operator for operator, _ in self.steps)
 
     def recorded_path(self, path: str) -> str:
-        """The path of what was recorded in the stead of a module or parameter: mostly its own."""
+        """The path of the recorded counterpart of a module or parameter in a replayed layer."""
         end = len(path)
-        while self._stands_for and end > 0:
-            of = self._stands_for.get(path[:end])
+        while self._recorded_layer_of and end > 0:
+            of = self._recorded_layer_of.get(path[:end])
             if of is not None:
                 return of + path[end:]
             end = path.rfind(".", 0, end)
         return path
 
     @cached_property
-    def _stands_for(self) -> dict[str, str]:
+    def _recorded_layer_of(self) -> dict[str, str]:
         return {replay.path: replay.of for replay in self.replays}
 
     def to_json(self) -> bytes:
@@ -180,14 +179,17 @@ class Trace:
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "Trace":
-        """What `to_json` wrote; its names are legible, whoever wrote it.
+        """The trace that `to_json` encoded, with every string printable.
 
-        Raises `LlmsimError` for anything else.
+        Raises:
+            LlmsimError: If the data is not an encoded trace.
         """
         try:
             return printable_record(msgspec.json.decode(data, type=cls))
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise LlmsimError(f"trace: this is no record of a pass: {describe(error)}") from error
+            raise LlmsimError(
+                f"trace: the data is not an encoded trace: {describe(error)}"
+            ) from error
 
 
 def numel(shape: tuple[int, ...]) -> int:

@@ -1,4 +1,4 @@
-"""Write out what replayed layers did, as if each had been run and recorded."""
+"""Write out replayed layers as if they had been run and recorded."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,18 +16,20 @@ from llmsim_magic.records.trace.recorded import (
     Tensor,
 )
 
-Key = int | str | tuple[int, int]  # a storage: recorded, a replayed layer's parameter, or its own
+Key = (
+    int | str | tuple[int, int]
+)  # a recorded storage, a replayed layer's parameter, or its local storage
 
 
 def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
-    """The whole pass; tensors are numbered as its kernels first touch them."""
-    written = _Unrolled(record)
-    here = _Place(written)
+    """The whole pass; tensors are numbered by their first use."""
+    written = _UnrolledRecord(record)
+    here = _LayerInstance(written)
     places = [
-        (replay, _Place(written, replay, place, own))
-        for place, (replay, own) in enumerate(_owned(record, replays))
+        (replay, _LayerInstance(written, replay, place, own))
+        for place, (replay, own) in enumerate(_with_local_storages(record, replays))
     ]
-    operators: list[tuple[_Place, Operator]] = []
+    operators: list[tuple[_LayerInstance, Operator]] = []
     for place, order in _steps(record.operators, here, places, "operator"):
         place.orders[order] = len(operators)
         operators.append((place, record.operators[order]))
@@ -41,7 +43,7 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
         operators=tuple(place.operator(operator) for place, operator in operators),
         calls=tuple(
             place_of[id(called.replay)].calls(path, called)
-            for path, called in sorted(calls_of(record, replays).items(), key=itemgetter(0))
+            for path, called in sorted(module_calls(record, replays).items(), key=itemgetter(0))
         ),
         results=here.numbers(record.results),
         tensors=tuple(written.tensors),
@@ -49,13 +51,13 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
     )
 
 
-Places = list[tuple[Replay, "_Place"]]
+Instances = list[tuple[Replay, "_LayerInstance"]]
 
 
 def _steps(
-    recorded: tuple[object, ...], here: "_Place", places: Places, what: str
-) -> Iterator[tuple["_Place", int]]:
-    """Every operator, or kernel, of the pass: where it ran and the recorded one it equals."""
+    recorded: tuple[object, ...], here: "_LayerInstance", places: Instances, what: str
+) -> Iterator[tuple["_LayerInstance", int]]:
+    """Every operator, or kernel, of the pass as its layer instance and recorded index."""
     done = 0
     for replay, place in places:
         before: int = getattr(replay, f"before_{what}")
@@ -67,23 +69,23 @@ def _steps(
 
 
 @dataclass(slots=True)
-class Called:
-    """How often a module was called in the whole pass, and its first call as recorded."""
+class ModuleCalls:
+    """The number of calls of a module in the whole pass, and its first recorded call."""
 
     number: int
     first: Calls
     replay: Replay | None
 
 
-def calls_of(record: Record, replays: tuple[Replay, ...]) -> dict[str, Called]:
-    """Every module that the pass calls, whether it was run or replayed, by path."""
-    found = {calls.path: Called(calls.number, calls, None) for calls in record.calls}
+def module_calls(record: Record, replays: tuple[Replay, ...]) -> dict[str, ModuleCalls]:
+    """The calls of every module, run or replayed, by path."""
+    found = {calls.path: ModuleCalls(calls.number, calls, None) for calls in record.calls}
     for replay in replays:
         for calls in replay.calls:
-            path = replay.own(calls.path)
+            path = replay.map_path(calls.path)
             called = found.get(path)
             if called is None:
-                found[path] = Called(calls.number, calls, replay)
+                found[path] = ModuleCalls(calls.number, calls, replay)
                 continue
             called.number += calls.number
             if replay.is_first and path != calls.path:
@@ -91,18 +93,20 @@ def calls_of(record: Record, replays: tuple[Replay, ...]) -> dict[str, Called]:
     return found
 
 
-def _owned(record: Record, replays: tuple[Replay, ...]) -> Iterator[tuple[Replay, frozenset[int]]]:
-    """Each replay with the storages that the layer recorded made for itself."""
+def _with_local_storages(
+    record: Record, replays: tuple[Replay, ...]
+) -> Iterator[tuple[Replay, frozenset[int]]]:
+    """Each replay with the storages that are local to the recorded layer."""
     known: dict[tuple[int, int], frozenset[int]] = {}
     for replay in replays:
         own = known.get(replay.kernels)
         if own is None:
-            own = known[replay.kernels] = _made_between(record, *replay.kernels)
+            own = known[replay.kernels] = _local_storages(record, *replay.kernels)
         yield replay, own
 
 
-def _made_between(record: Record, first: int, last: int) -> frozenset[int]:
-    """Activations and constants that no kernel before these touched."""
+def _local_storages(record: Record, first: int, last: int) -> frozenset[int]:
+    """Activations and constants that no earlier kernel uses."""
     return frozenset(
         number
         for number in record.new_storages(first, last)
@@ -110,8 +114,8 @@ def _made_between(record: Record, first: int, last: int) -> frozenset[int]:
     )
 
 
-class _Unrolled:
-    """The tensors and storages of the whole pass so far."""
+class _UnrolledRecord:
+    """Tensors and storages of the pass written out so far."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -126,7 +130,7 @@ class _Unrolled:
         self._storage_numbers: dict[Key, int] = {}
 
     def number(self, tensor: Tensor, key: Key, storage: Storage) -> int:
-        """The number of a tensor on a storage that others may look into as well."""
+        """The number of a tensor on a storage that other tensors may view."""
         place = (key, tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
         number = self._numbers.get(place)
         if number is None:
@@ -143,12 +147,12 @@ class _Unrolled:
         return len(self.tensors) - 1
 
 
-class _Place:
-    """Where recorded steps happen: in the layer recorded, or in one that replays it."""
+class _LayerInstance:
+    """Maps recorded tensors, kernels and operators to the recorded layer or to a replay of it."""
 
     def __init__(
         self,
-        written: _Unrolled,
+        written: _UnrolledRecord,
         replay: Replay | None = None,
         place: int = 0,
         own: frozenset[int] = frozenset(),
@@ -159,10 +163,11 @@ class _Place:
         self._place = place
         self._own = own
         self._known: dict[int, int] = {}
-        self._crossing = dict(replay.tensors) if replay else {}
+        self._boundary_tensors = dict(replay.tensors) if replay else {}
         tensors = written.record.tensors
         self._storages = {
-            tensors[one].storage: tensors[other].storage for one, other in self._crossing.items()
+            tensors[one].storage: tensors[other].storage
+            for one, other in self._boundary_tensors.items()
         }
 
     def numbers(self, tensors: Iterable[int]) -> tuple[int, ...]:
@@ -192,25 +197,25 @@ class _Place:
             held=self.numbers(operator.held),
         )
 
-    def calls(self, path: str, called: Called) -> Calls:
+    def calls(self, path: str, called: ModuleCalls) -> Calls:
         first = called.first
         inputs, outputs = self.numbers(first.inputs), self.numbers(first.outputs)
         return Calls(path, called.number, inputs, outputs, self.numbers(first.held))
 
     def _path(self, path: str) -> str:
-        return self._replay.own(path) if self._replay else path
+        return self._replay.map_path(path) if self._replay else path
 
     def _number(self, index: int) -> int:
-        tensor = self._written.record.tensors[self._crossing.get(index, index)]
-        key, storage = self._storage(tensor.storage, index in self._crossing)
+        tensor = self._written.record.tensors[self._boundary_tensors.get(index, index)]
+        key, storage = self._storage(tensor.storage, index in self._boundary_tensors)
         add = self._written.add if isinstance(key, tuple) else self._written.number
         number = self._known[index] = add(tensor, key, storage)
         return number
 
-    def _storage(self, number: int, crossing: bool) -> tuple[Key, Storage]:
+    def _storage(self, number: int, is_boundary: bool) -> tuple[Key, Storage]:
         record = self._written.record
         storage = record.storages[number]
-        if self._replay is None or crossing:
+        if self._replay is None or is_boundary:
             return number, storage
         if number in self._storages:
             other = self._storages[number]
@@ -218,7 +223,7 @@ class _Place:
         if number in self._own:
             return (self._place, number), storage
         if storage.name is not None and storage.role in ("parameter", "buffer"):
-            name = self._replay.own(storage.name)
+            name = self._replay.map_path(storage.name)
             known = self._written.named.get(name)
             if known is None:
                 return name, replace(storage, name=name)

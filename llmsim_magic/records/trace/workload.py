@@ -1,23 +1,21 @@
-"""A workload: what one forward pass is given."""
+"""A workload: phase, batch size and context length of one forward pass."""
 
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
-from llmsim_magic.records.errors import InvalidValue, is_instance, one_of, safe_str
+from llmsim_magic.records.errors import InvalidValue, is_instance
 from llmsim_magic.records.validation import choice
 
 PHASES = ("prefill", "decode")
-DTYPES = ("float32", "float16", "bfloat16")
-DTYPE_ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 ATTENTIONS = ("sdpa", "eager")
 DEFAULT_CONTEXT = 128
 IsCancelled = Callable[[], bool]
 
 
 def never_cancelled() -> bool:
-    """Work that nobody cancels."""
+    """The default of `is_cancelled`: never."""
     return False
 
 
@@ -25,11 +23,11 @@ def never_cancelled() -> bool:
 class Workload:
     """Phase, batch size and context length of one forward pass.
 
-    In `prefill` the model reads `context` tokens at once, its cache empty; in `decode` `context`
-    tokens stand in the cache and it reads one more. `forward` is a module given its inputs as
-    they are: it has no context.
+    `prefill` reads `context` tokens at once with an empty cache. `decode` reads one token with
+    `context` tokens in the cache. `forward` calls a module with given inputs and has no context.
 
-    Raises `InvalidValue` for a phase that does not exist or a size below 1.
+    Raises:
+        InvalidValue: If the phase does not exist or a size is below 1.
     """
 
     phase: str = "prefill"
@@ -50,7 +48,7 @@ class Workload:
 
 
 def whole_number(name: str, value: object) -> int:
-    """`value` as an int of at least 1 that a tensor's dimension can hold; NumPy's are taken too."""
+    """The value as an int from 1 to 2³¹ − 1; NumPy integers are accepted."""
     try:
         number = 0 if is_instance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except Exception:
@@ -60,17 +58,8 @@ def whole_number(name: str, value: object) -> int:
     return number
 
 
-def dtype_name(given: object) -> str:
-    """The full name of a dtype: `bf16` is `bfloat16`, and so is `torch.bfloat16`."""
-    text = safe_str(given).removeprefix("torch.")
-    name = DTYPE_ALIASES.get(text, text)
-    if name not in DTYPES:
-        raise InvalidValue.must_be("dtype", given, one_of(DTYPES))
-    return name
-
-
 def grid(
     phases: tuple[str, ...], batches: tuple[int, ...], contexts: tuple[int, ...]
 ) -> tuple[Workload, ...]:
-    """Every combination, phases outermost, none twice."""
+    """Every distinct combination, with phases as the outermost loop."""
     return tuple(dict.fromkeys(Workload(p, b, c) for p, b, c in product(phases, batches, contexts)))

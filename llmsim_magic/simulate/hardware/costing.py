@@ -11,8 +11,8 @@ from llmsim_magic.analyses.memory.capacity import Setup
 from llmsim_magic.analyses.memory.memory import Memory
 from llmsim_magic.analyses.parallel.shards import shards
 from llmsim_magic.analyses.time.latency import NOT_MODELLED, PassTime, latency
+from llmsim_magic.analyses.time.perfetto import chrome_trace
 from llmsim_magic.analyses.time.stored_dtypes import stored_dtypes
-from llmsim_magic.analyses.time.timeline import chrome_trace
 from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.accelerator import Accelerator
@@ -45,14 +45,19 @@ class DeviceCosts:
     """Times and bytes of passes; the first of `traces` is the one that single tables show."""
 
     traces: tuple[Trace, ...]
-    deployed: Deployment
-    sizer: CapacityPlanner | None = None
+    deployment: Deployment
+    planner: CapacityPlanner | None = None
     _times: dict[tuple[int, str], PassTime] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def devices(self) -> tuple[tuple[Accelerator, Calibration | None], ...]:
         """Each device asked for, with what this machine's own measurement found of it."""
-        return tuple(device_of(name) for name in self.deployed.hardware if name != ALL)
+        return tuple(device_of(name) for name in self.deployment.hardware if name != ALL)
+
+    @property
+    def can_fit(self) -> bool:
+        """Whether `fits` can be asked: on devices, of a model that has workloads."""
+        return bool(self.devices) and self.planner is not None
 
     @property
     def first(self) -> str:
@@ -75,16 +80,18 @@ class DeviceCosts:
         return self._times[key]
 
     def _time(self, trace: Trace, device: Accelerator, calibration: Calibration | None) -> PassTime:
-        stored = stored_dtypes(trace, device, self.deployed.weight_dtype, self.deployed.kv_dtype)
-        is_eager = self.deployed.launch == "eager" or device.kind == "cpu"  # it is its own host
+        stored = stored_dtypes(
+            trace, device, self.deployment.weight_dtype, self.deployment.kv_dtype
+        )
+        is_eager = self.deployment.launch == "eager" or device.kind == "cpu"  # it is its own host
         regime: Regime = "eager" if is_eager else "graph"
         return latency(trace, device, calibration, regime=regime, stored=stored)
 
     def _stages(self, trace: Trace) -> Sequence[Trace]:
         parallel = trace.model.parallel
-        if parallel.pp == 1 or self.sizer is None:
+        if parallel.pp == 1 or self.planner is None:
             return (trace,)
-        return self.sizer.stages(parallel, trace.workload)
+        return self.planner.stages(parallel, trace.workload)
 
     @cached_property
     def passes(self) -> tuple[tuple[Trace, PassTime], ...]:
@@ -150,10 +157,10 @@ class DeviceCosts:
     @cached_property
     def ranks(self) -> "pd.DataFrame":
         """One row for each stage: the memory of each of its ranks; one row for a model in one."""
-        if self.sizer is None:
+        if self.planner is None:
             memories = [self.needed]
         else:
-            memories = self.sizer.by_stage(self.setup, self._runtime)
+            memories = self.planner.by_stage(self.setup, self._runtime)
         return memory_tables.ranks_table({f"stage {n}": each for n, each in enumerate(memories)})
 
     @cached_property
@@ -165,23 +172,23 @@ class DeviceCosts:
     def shards(self) -> "pd.DataFrame":
         """One row for each parameter: how it is split, and what the first pass's rank holds."""
         trace = self.traces[0]
-        whole = trace if self.sizer is None else self.sizer.tracer(Parallel())(trace.workload)
+        whole = trace if self.planner is None else self.planner.tracer(Parallel())(trace.workload)
         return memory_tables.shards_table(shards(whole, trace))
 
     @cached_property
     def needed(self) -> Memory:
         """What each device holds, with the allowance that a runtime takes on the first."""
         runtime = self._runtime
-        if self.sizer is None:
+        if self.planner is None:
             from llmsim_magic.analyses.memory.memory import memory
 
             return memory(
                 self.traces[0],
-                weight_dtype=self.deployed.weight_dtype,
-                kv_dtype=self.deployed.kv_dtype,
+                weight_dtype=self.deployment.weight_dtype,
+                kv_dtype=self.deployment.kv_dtype,
                 runtime=runtime,
             )
-        return self.sizer.needed(self.setup, runtime)
+        return self.planner.needed(self.setup, runtime)
 
     @property
     def setup(self) -> Setup:
@@ -191,21 +198,21 @@ class DeviceCosts:
             trace.workload.batch,
             trace.workload.context,
             trace.model.parallel,
-            self.deployed.weight_dtype,
-            self.deployed.kv_dtype,
+            self.deployment.weight_dtype,
+            self.deployment.kv_dtype,
         )
 
     @cached_property
     def fits(self) -> "pd.DataFrame":
         """One row for each device: whether it fits, what would make it, and how far it goes."""
-        if self.sizer is None:
+        if self.planner is None:
             raise LlmsimError("fits: a module with inputs of its own has no batch and context")
-        found = [self.sizer.fit(self.setup, device) for device, _ in self.devices]
+        found = [self.planner.fit(self.setup, device) for device, _ in self.devices]
         table = memory_tables.capacity_table(found)
         known = [device for device, _ in self.devices if device.memory_bytes is not None]
-        sizer, setup = self.sizer, self.setup
-        table["largest_batch"] = [sizer.largest_batch(setup, device) for device in known]
-        table["longest_context"] = [sizer.longest_context(setup, device) for device in known]
+        planner, setup = self.planner, self.setup
+        table["largest_batch"] = [planner.largest_batch(setup, device) for device in known]
+        table["longest_context"] = [planner.longest_context(setup, device) for device in known]
         return table
 
     def remarks(self) -> tuple[str, ...]:

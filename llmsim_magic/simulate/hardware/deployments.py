@@ -13,7 +13,7 @@ from llmsim_magic.analyses.memory.capacity import (
     fit,
     largest_batch,
     longest_context,
-    remedied,
+    with_remedies,
 )
 from llmsim_magic.analyses.memory.memory import Memory, cache_bytes, memory
 from llmsim_magic.catalog import runtimes
@@ -84,7 +84,7 @@ class CapacityPlanner:
         found = fit(setup, device, runtime, needed)
         if found is None or not remedies:
             return found
-        return remedied(found, needed, self.longest)
+        return with_remedies(found, needed, self.longest)
 
     def largest_batch(self, setup: Setup, device: Accelerator) -> int | None:
         """The most sequences of that context that fit at once; None for an unknown memory."""

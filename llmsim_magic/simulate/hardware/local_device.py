@@ -2,8 +2,8 @@
 
 from functools import cache
 
+from llmsim_magic.analyses.time.band import DEFAULT_BAND
 from llmsim_magic.analyses.time.calibration_fit import fit
-from llmsim_magic.analyses.time.roofline import UNEARNED
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.exclusive import ExclusiveLock
 from llmsim_magic.records.hardware.accelerator import Accelerator
@@ -34,5 +34,5 @@ def _measured() -> tuple[Accelerator, Calibration]:
     fits = {
         kind: {accelerator.name: fit(some, accelerator, source)} for kind, some in kinds.items()
     }
-    unseen = dict.fromkeys(fits, Transfer(0.0, UNEARNED))
+    unseen = dict.fromkeys(fits, Transfer(0.0, DEFAULT_BAND))
     return accelerator, Calibration(fits, unseen, {accelerator.name: found.host})

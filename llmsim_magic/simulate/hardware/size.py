@@ -22,8 +22,9 @@ from llmsim_magic.simulate.hardware.costing import DeviceCosts, device_of
 from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
 from llmsim_magic.simulate.models.recipes import Progress, no_progress
 from llmsim_magic.simulate.request import ALL, Build, Deployment
-from llmsim_magic.views.page import Section, as_html, as_text
-from llmsim_magic.views.tables.memory import capacity_table
+from llmsim_magic.views.page import as_html, as_text
+from llmsim_magic.views.section import Section
+from llmsim_magic.views.tables import memory as memory_tables
 from llmsim_magic.views.tables.times import phase_columns
 
 if TYPE_CHECKING:
@@ -90,24 +91,36 @@ def size(
     require_callable("cancelled", cancelled, "that says whether to stop")
     require_callable("progress", progress, "that takes a text")
     parallel = Parallel(tp, pp, ep)
-    build = Build(base, attn, dtype, trust_remote_code, refresh, parallel)
-    deployed = Deployment(as_nonempty_tuple("hardware", hardware), weight_dtype, kv_dtype, launch)
-    sizer = CapacityPlanner(model, build)
-    setup = Setup(batch, context, parallel, deployed.weight_dtype, deployed.kv_dtype)
-    return sizing_of(sizer, setup, deployed, cancelled, progress)
+    build = Build(
+        base=base,
+        attn=attn,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        refresh=refresh,
+        parallel=parallel,
+    )
+    deployment = Deployment(
+        hardware=as_nonempty_tuple("hardware", hardware),
+        weight_dtype=weight_dtype,
+        kv_dtype=kv_dtype,
+        launch=launch,
+    )
+    planner = CapacityPlanner(model, build)
+    setup = Setup(batch, context, parallel, deployment.weight_dtype, deployment.kv_dtype)
+    return sizing_of(planner, setup, deployment, cancelled, progress)
 
 
 def sizing_of(
-    sizer: CapacityPlanner,
+    planner: CapacityPlanner,
     setup: Setup,
-    deployed: Deployment,
+    deployment: Deployment,
     cancelled: IsCancelled = never_cancelled,
     progress: Progress = no_progress,
 ) -> Sizing:
     """The same of a model that is known already."""
-    passes, notes = _passes(sizer, setup)
-    costing = DeviceCosts(passes, deployed, sizer)
-    names = [*accelerators.entries()] if ALL in deployed.hardware else [*deployed.hardware]
+    passes, notes = _passes(planner, setup)
+    costing = DeviceCosts(passes, deployment, planner)
+    names = [*accelerators.entries()] if ALL in deployment.hardware else [*deployment.hardware]
     fits: list[Fit] = []
     times: list[tuple[PassTime | None, ...]] = []
     unknown: dict[str, str] = {}
@@ -116,7 +129,7 @@ def sizing_of(
             raise Cancelled(f"size: cancelled after {place - 1} devices")
         progress(f"device {place} of {len(names)}: {name}")
         device, calibration = device_of(name)
-        fit = sizer.fit(setup, device)
+        fit = planner.fit(setup, device)
         if fit is None:
             unknown[name] = "how much memory it has is not known"
             continue
@@ -129,7 +142,7 @@ def sizing_of(
                 unknown[name] = str(error)
         times.append(tuple(each))
     notes += [f"{name}: {why}" for name, why in unknown.items()]
-    table = capacity_table(fits)
+    table = memory_tables.capacity_table(fits)
     for place, trace in enumerate(passes):
         columns = phase_columns(trace, [found[place] for found in times])
         table = table.assign(**columns)
@@ -137,13 +150,13 @@ def sizing_of(
     return Sizing(f"{title}{setup.parallel}", table, (*notes, NOT_MODELLED))
 
 
-def _passes(sizer: CapacityPlanner, setup: Setup) -> tuple[tuple[Trace, ...], list[str]]:
+def _passes(planner: CapacityPlanner, setup: Setup) -> tuple[tuple[Trace, ...], list[str]]:
     """The prefill and the decode step of a setup, and why there is none."""
     passes, notes = [], []
     for phase in PHASES:
         try:
             workload = Workload(phase, setup.batch, setup.context)
-            passes.append(sizer.tracer(setup.parallel)(workload))
+            passes.append(planner.tracer(setup.parallel)(workload))
         except NoDecode as error:
             notes.append(str(error))
     return tuple(passes), notes

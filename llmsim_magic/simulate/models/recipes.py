@@ -4,7 +4,9 @@ import copy
 import importlib
 import json
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from llmsim_magic.capture.models.meta_model import MetaModel
 
 Progress = Callable[[str], None]
+_tracing_allowed: ContextVar[bool] = ContextVar("tracing_allowed", default=True)
 
 
 def no_progress(message: str) -> None:
@@ -85,7 +88,7 @@ def model_recipe(model: Any, build: Build, progress: Progress = no_progress) -> 
 
 
 def _of_facts(facts: FoundConfig, build: Build) -> ModelRecipe:
-    key = (json.dumps(facts.keys), facts.name, facts.origin, facts.where, build)
+    key = (json.dumps(facts.keys), facts.name, facts.origin, facts.location, build)
     return ModelRecipe(facts.name, key, build, facts=facts)
 
 
@@ -93,6 +96,16 @@ def parallel_recipe(recipe: ModelRecipe, model: Any, parallel: Parallel) -> Mode
     """The recipe of the same model spread otherwise; where its config came from is not asked."""
     build = replace(recipe.build, parallel=parallel)
     return model_recipe(model, build) if recipe.facts is None else _of_facts(recipe.facts, build)
+
+
+@contextmanager
+def no_tracing() -> Iterator[None]:
+    """While this is open a trace in this context is a bug: displaying only shows what is there."""
+    token = _tracing_allowed.set(False)
+    try:
+        yield
+    finally:
+        _tracing_allowed.reset(token)
 
 
 def build_model(
@@ -134,24 +147,38 @@ def trace_workload(
     from llmsim_magic.capture.meta.isolation import default_dtype
     from llmsim_magic.capture.run import run
 
-    weightless = build_model(recipe)
-    require_config(weightless)
+    if not _tracing_allowed.get():
+        raise RuntimeError(
+            f"{recipe.name}: {workload} is not traced yet: call prepare() before displaying"
+        )
+    weightless = build_workload_model(recipe)
     question = (workload, replay, default_dtype())
     return session_cache.trace(
         weightless, question, lambda: run(weightless, workload, replay=replay, cancelled=cancelled)
     )
 
 
-def require_config(weightless: "MetaModel") -> None:
-    """Raises `InvalidValue` for a module that does not say what it reads."""
+def build_workload_model(
+    recipe: ModelRecipe,
+    progress: Progress = no_progress,
+    cancelled: IsCancelled = never_cancelled,
+) -> "MetaModel":
+    """The model of a recipe, which must say what it reads: workloads are made from its config.
+
+    Raises:
+        InvalidValue: a module that is no HuggingFace model.
+        CannotTrace: it cannot be built.
+        Cancelled: it was cancelled while it was built.
+    """
     from llmsim_magic.capture.inputs.context_length import is_huggingface
 
+    weightless = build_model(recipe, progress, cancelled)
     if not is_huggingface(weightless.module):
-        raise InvalidValue.must_be(
-            "model",
-            weightless.info.class_name,
-            "a HuggingFace model: in Python, llmsim.trace(module, inputs=(x,)) traces any module",
+        raise InvalidValue(
+            f"{weightless.info.class_name} is not a HuggingFace model, so it needs inputs: "
+            "in Python, llmsim.trace(module, inputs=(x,)) traces any module"
         )
+    return weightless
 
 
 def _build(recipe: ModelRecipe) -> "MetaModel":

@@ -12,8 +12,8 @@ from llmsim_magic.analyses.formulas.symbolic import (
     Regimes,
     Size,
     Traces,
-    borders,
     operator_formulas,
+    regime_boundaries,
     total_formulas,
 )
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
@@ -160,9 +160,20 @@ def derive_formulas(asker: WorkloadTracer, phase: str, known: Traces) -> Symboli
     asker.add(phase, traces, (*NEAR.points, *CHECKS, *asker.long_checks(phase)))
     regimes = Regimes(NEAR)
     found, sums = operator_formulas(traces, regimes), total_formulas(traces, regimes)
-    if not all(each.is_whole for each in found):
+    if not all(each.is_complete for each in found):
         found, sums = _in_two_regimes(asker, phase, traces)
     return Symbolic(phase, found, sums, tuple(traces))
+
+
+def sweep_formulas(
+    tracer: WorkloadTracer, traces: Iterable[Trace]
+) -> dict[str, tuple[OperatorFormulas, ...]]:
+    """Formulas for the shapes of each phase of a sweep; a few further workloads are traced."""
+    known: dict[str, dict[Point, Trace]] = {}
+    for trace in traces:
+        workload = trace.workload
+        known.setdefault(workload.phase, {})[workload.batch, workload.context] = trace
+    return {phase: shape_formulas(tracer, phase, found) for phase, found in known.items()}
 
 
 def shape_formulas(
@@ -180,7 +191,7 @@ def shape_formulas(
     traces = dict(known)
     asker.add(phase, traces, (*grid.points, (1, 1), *asker.long_checks(phase)))
     found = operator_formulas(traces, Regimes(grid), only_shapes=True)
-    if all(each.is_whole for each in found):
+    if all(each.is_complete for each in found):
         return found
     return _in_two_regimes(asker, phase, traces, only_shapes=True)[0]
 
@@ -200,6 +211,6 @@ def _in_two_regimes(
         return operator_formulas(traces, regimes, only_shapes=only_shapes), sums
 
     asker.add(phase, traces, (*NEAR.points, *far.points))
-    ends = borders(*found(), NEAR, far)
+    ends = regime_boundaries(*found(), NEAR, far)
     asker.add(phase, traces, ((far.batches[0], end + step) for end in ends for step in (0, 1, 2)))
     return found()

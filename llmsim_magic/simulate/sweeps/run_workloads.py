@@ -82,7 +82,8 @@ def run_all(
         for number, workload in enumerate(queue, 1):
             if cancelled():
                 break
-            progress(f"workload {number} of {len(workloads)}: {workload}")
+            place = f"workload {number} of {len(workloads)}: " if len(workloads) > 1 else "tracing "
+            progress(f"{place}{workload}")
             each = next(running, None)
             if each is None:
                 break

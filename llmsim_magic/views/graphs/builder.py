@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 import graphviz
 
 from llmsim_magic.analyses.graph.kernel_level import split_by_kernel
-from llmsim_magic.analyses.graph.outline import Flow, Given, Line, Node, Outline
+from llmsim_magic.analyses.graph.outline import (
+    EdgeKind,
+    ExternalTensor,
+    Node,
+    Outline,
+    OutlineEdge,
+)
 from llmsim_magic.records.trace.selection import Level
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
@@ -56,7 +62,7 @@ class GraphBuilder:
         self._record = trace.recorded
         self._max_flops = max(map(self.labels.flops, outlined.nodes), default=0)
         self._tooltips: dict[str, str] = {}
-        self._stubs = _stubs_by_node(outlined.lines)
+        self._stubs = _stubs_by_node(outlined.edges)
 
     def build(
         self,
@@ -88,19 +94,19 @@ class GraphBuilder:
             dot.attr("graph", style="")
             dot.attr("node", style="filled")
         self._add_legend(dot)
-        for number, given in enumerate(self._outline.given):
+        for number, given in enumerate(self._outline.inputs):
             self._add_input(dot, f"given{number}", given)
         self._add_cluster(dot, self._clusters(boxes_of), label)
         is_detailed = ranks is not None and not self.labels.is_large
         is_cut = {id(edge) for edges in self._stubs.values() for edge in edges}
-        for edge in self._outline.lines:
+        for edge in self._outline.edges:
             if id(edge) not in is_cut:
                 self._add_edge(dot, edge, with_shapes=is_detailed)
         if ranks is not None and is_detailed:
             self._align_ranks(dot, ranks)
         name = f"{self._trace.model.name}: {title.lower()}, {self._trace.workload}"
         # A node of a kernel graph is a kernel, so no node belongs to an operator.
-        node_orders = () if self._level == "kernel" else self._outline.drawn_as
+        node_orders = () if self._level == "kernel" else self._outline.node_of
         return Graph(dot.source, name, self._tooltips, node_orders)
 
     def _clusters(self, boxes_of: Callable[[str], list[str]]) -> _Cluster:
@@ -138,35 +144,35 @@ class GraphBuilder:
         )
         self._tooltips[f"n{node.order}"] = self.labels.tooltip(node)
 
-    def _add_input(self, dot: graphviz.Digraph, name: str, given: Given) -> None:
+    def _add_input(self, dot: graphviz.Digraph, name: str, given: ExternalTensor) -> None:
         """Add an input or cache tensor, with an edge to each operator that reads it first."""
         tensor = self._record.tensors[given.tensor]
         is_cache = self._record.storages[tensor.storage].role == "cache"
-        flow: Flow = "cache" if is_cache else "tensor"
+        kind: EdgeKind = "cache" if is_cache else "tensor"
         label = f"{'.'.join(given.name.split('.')[-3:])}\n{units.shape(tensor.shape)}"
         dot.node(name, escape(label), **TEXT_NODE)
         self._tooltips[name] = f"{given.name} {units.shape(tensor.shape)} {tensor.dtype}"
         for reader in given.readers:
-            dot.edge(name, f"n{reader}", **EDGE_STYLES[flow])
+            dot.edge(name, f"n{reader}", **EDGE_STYLES[kind])
             self._tooltips[f"{name}->n{reader}"] = self._tooltips[name]
 
-    def _add_edge(self, dot: graphviz.Digraph, edge: Line, *, with_shapes: bool) -> None:
+    def _add_edge(self, dot: graphviz.Digraph, edge: OutlineEdge, *, with_shapes: bool) -> None:
         source, target = f"n{edge.source}", f"n{edge.target}"
-        attributes = dict(EDGE_STYLES[edge.flow])
-        if with_shapes and edge.flow != "next layer":
+        attributes = dict(EDGE_STYLES[edge.kind])
+        if with_shapes and edge.kind != "next layer":
             shapes = self.labels.edge_shapes(edge)
             attributes["label"] = "\n".join(f" {shape} " for shape in shapes[:2])
         dot.edge(source, target, **attributes)
         self._tooltips[f"{source}->{target}"] = self.labels.edge_tooltip(edge)
 
-    def _add_stub(self, dot: graphviz.Digraph, edge: Line, order: int) -> None:
+    def _add_stub(self, dot: graphviz.Digraph, edge: OutlineEdge, order: int) -> None:
         """Add one end of an edge; the name of the node at the other end stands beside it."""
         other_order = edge.source if order == edge.target else edge.target
         other = next(node for node in self._outline.nodes if node.order == other_order)
         stub, node = f"n{edge.source}_to_n{edge.target}", f"n{order}"
         source, target = (stub, node) if order == edge.target else (node, stub)
         dot.node(stub, escape(f"#{other_order} {self.labels.name(other)}"), **TEXT_NODE)
-        dot.edge(source, target, **EDGE_STYLES[edge.flow])
+        dot.edge(source, target, **EDGE_STYLES[edge.kind])
         tooltip = self.labels.edge_tooltip(edge)
         self._tooltips[stub] = self._tooltips[f"{source}->{target}"] = tooltip
 
@@ -186,11 +192,11 @@ class GraphBuilder:
         """Add the used fill colours and edge styles, above the first nodes."""
         used_kinds = {self.labels.kind(node) for node in self._outline.nodes}
         kinds = [kind for kind in FILL_COLOURS if kind in used_kinds]
-        used_flows = {edge.flow for edge in self._outline.lines}
+        used_flows = {edge.kind for edge in self._outline.edges}
         kind_nodes = [f"legend_{kind}" for kind in kinds]
         edge_nodes: list[str] = []
         with dot.subgraph(name="cluster_legend") as legend:
-            is_collapsed = any(node.closed is not None for node in self._outline.nodes)
+            is_collapsed = any(node.collapsed is not None for node in self._outline.nodes)
             label = _LEGEND_TITLE + (_LEGEND_COLLAPSED if is_collapsed else "")
             legend.attr(label=label, **cluster_style(is_repeated=False))
             with legend.subgraph() as row:
@@ -214,21 +220,21 @@ class GraphBuilder:
                 dot.edge(last_row[len(last_row) // 2], first, style="invis")
 
     def _nodes_without_predecessor(self) -> list[str]:
-        inputs = self._outline.given
+        inputs = self._outline.inputs
         targets = {reader for given in inputs for reader in given.readers}
-        targets |= {edge.target for edge in self._outline.lines if edge.flow != "next layer"}
+        targets |= {edge.target for edge in self._outline.edges if edge.kind != "next layer"}
         orders = (node.order for node in self._outline.nodes if node.order not in targets)
         return [*(f"given{n}" for n in range(len(inputs))), *(f"n{order}" for order in orders)]
 
 
-def _stubs_by_node(edges: Sequence[Line]) -> dict[int, list[Line]]:
+def _stubs_by_node(edges: Sequence[OutlineEdge]) -> dict[int, list[OutlineEdge]]:
     """The edges to cut, by the node at which a stub is drawn.
 
     A node with very many incoming or outgoing edges would distort the whole layout.
     """
     out_degree = Counter(edge.source for edge in edges)
     in_degree = Counter(edge.target for edge in edges)
-    stubs: dict[int, list[Line]] = {}
+    stubs: dict[int, list[OutlineEdge]] = {}
     for edge in edges:
         if out_degree[edge.source] > _MAX_EDGES:
             stubs.setdefault(edge.target, []).append(edge)

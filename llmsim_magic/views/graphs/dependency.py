@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from llmsim_magic.analyses.graph.outline import boxes, outline, screenful
+from llmsim_magic.analyses.graph.outline import boxes, default_depth, outline
 from llmsim_magic.records.trace.selection import Selection
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views.graphs.builder import GraphBuilder, at_level
@@ -24,6 +24,6 @@ def dependency_graph(trace: Trace, selection: Selection) -> Graph:
     """
     trace = at_level(trace, selection.level)
     if selection.depth is None and selection.level == "operator":
-        selection = replace(selection, depth=screenful(trace, selection.layers))
+        selection = replace(selection, depth=default_depth(trace, selection.layers))
     builder = GraphBuilder(trace, outline(trace, selection), selection.level)
     return builder.build("Dependencies", boxes_of=boxes, label=builder.labels.label)

@@ -2,7 +2,7 @@
 
 import graphviz
 
-from llmsim_magic.analyses.graph.outline import Flow
+from llmsim_magic.analyses.graph.outline import EdgeKind
 from llmsim_magic.views.plots.plot import display_name
 
 # Graphviz knows Helvetica's widths; it would lay out a list of fonts as Times.
@@ -17,7 +17,7 @@ FILL_COLOURS = {
     "movement": "#d9d9d9",
     "module": "#ffffff",
 }
-EDGE_STYLES: dict[Flow, dict[str, str]] = {
+EDGE_STYLES: dict[EdgeKind, dict[str, str]] = {
     "tensor": {"color": "#454545"},
     "residual": {"color": "#0072b2", "style": "bold"},
     "cache": {"color": "#c14b00", "style": "dashed"},

@@ -2,7 +2,7 @@
 
 from llmsim_magic.analyses.cost.operator_costs import costs, totals
 from llmsim_magic.analyses.graph.layers import index_spans
-from llmsim_magic.analyses.graph.outline import Line, Node, Outline
+from llmsim_magic.analyses.graph.outline import Node, Outline, OutlineEdge
 from llmsim_magic.analyses.kernels.operator_kinds import operator_kinds
 from llmsim_magic.records.trace.recorded import Operator
 from llmsim_magic.records.trace.trace import Trace
@@ -26,9 +26,9 @@ class Labels:
 
     def label(self, node: Node) -> str:
         """`up_proj · Linear`, the shape of the first output, and the number of parameters."""
-        if node.closed is not None:
-            call = self._trace.calls.get(node.closed)
-            head, outputs = f"▸ {self.title(node.closed)}", call.first.outputs if call else ()
+        if node.collapsed is not None:
+            call = self._trace.calls.get(node.collapsed)
+            head, outputs = f"▸ {self.title(node.collapsed)}", call.first.outputs if call else ()
         else:
             operator, name = self._operator(node), self.name(node)
             head = f"{name} · {operator.op}" if operator.kind == "module" else name
@@ -41,9 +41,9 @@ class Labels:
     def name(self, node: Node) -> str:
         """The last part of a module's path, or a function's name."""
         operator = self._operator(node)
-        if node.closed is None and operator.kind == "function":
+        if node.collapsed is None and operator.kind == "function":
             return operator.op
-        return _last_part(node.closed or self._trace.paths[node.order])
+        return _last_part(node.collapsed or self._trace.paths[node.order])
 
     def title(self, path: str) -> str:
         """`layers.0-2 ×3 · DeepseekV3DecoderLayer · mlp: DeepseekV3MLP`."""
@@ -52,11 +52,11 @@ class Labels:
         if group is not None and count > 1:
             prefix = name.removesuffix(str(group.first.index))
             name = f"{prefix}{index_spans(group.indices)} ×{count}"
-        difference = self._outline.differences.get(path)
+        difference = self._outline.distinguishing.get(path)
         return f"{name} · {module.type}" + (f"\n {difference} " if difference else "")
 
     def _is_repeated_layer(self, node: Node) -> bool:
-        group = self._outline.groups.get(node.closed or "")
+        group = self._outline.groups.get(node.collapsed or "")
         return group is not None and len(group.indices) > 1
 
     def _operator(self, node: Node) -> Operator:
@@ -64,7 +64,7 @@ class Labels:
 
     def flops(self, node: Node) -> int:
         """The FLOPs of a node, summed over the repeated layers it is drawn for."""
-        group = self._outline.groups.get(self._outline.group_of(node.closed or node.box) or "")
+        group = self._outline.groups.get(self._outline.group_of(node.collapsed or node.box) or "")
         count = 1 if group is None else len(group.indices)
         return count * sum(self._costs[order].flops or 0 for order in node.orders)
 
@@ -78,11 +78,11 @@ class Labels:
     def tooltip(self, node: Node) -> str:
         """The explanation of a node; in a large graph, its orders and path."""
         if self.is_large:
-            orders = f"#{node.orders[0]}" + (f" to #{node.orders[-1]}" if node.closed else "")
-            return f"{orders} {node.closed or self._trace.paths[node.order]}"
-        if node.closed is not None:
+            orders = f"#{node.orders[0]}" + (f" to #{node.orders[-1]}" if node.collapsed else "")
+            return f"{orders} {node.collapsed or self._trace.paths[node.order]}"
+        if node.collapsed is not None:
             prefix = "each of them: " if self._is_repeated_layer(node) else ""
-            return prefix + explain_container(self._trace, node.closed, node.orders)
+            return prefix + explain_container(self._trace, node.collapsed, node.orders)
         return explain_operator(self._trace, node.order)
 
     def caption(self, title: str) -> str:
@@ -96,17 +96,17 @@ class Labels:
             f"{sums.operators} operators{note}"
         )
 
-    def edge_shapes(self, edge: Line) -> list[str]:
+    def edge_shapes(self, edge: OutlineEdge) -> list[str]:
         """The distinct shapes of an edge's tensors."""
         tensors = [self._record.tensors[index] for index in edge.tensors]
         return list(dict.fromkeys(units.shape(tensor.shape) for tensor in tensors))
 
-    def edge_tooltip(self, edge: Line) -> str:
+    def edge_tooltip(self, edge: OutlineEdge) -> str:
         """`#3 → #5: [1, 128, 1024] bfloat16 · residual`."""
         dtypes = dict.fromkeys(self._record.tensors[index].dtype for index in edge.tensors)
         text = f"{', '.join(self.edge_shapes(edge))} {', '.join(dtypes)}"
-        if edge.flow != "tensor":
-            text += f" · {edge.flow}"
+        if edge.kind != "tensor":
+            text += f" · {edge.kind}"
         return text if self.is_large else f"#{edge.source} → #{edge.target}: {text}"
 
 

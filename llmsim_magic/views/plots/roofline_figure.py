@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmsim_magic.analyses.time.timeline import Point, Roof
+from llmsim_magic.analyses.time.roofline_points import Point, Roof
 from llmsim_magic.views.units import scaled
 
 if TYPE_CHECKING:

@@ -4,10 +4,11 @@ import math
 from collections import Counter
 from functools import partial
 
-from llmsim_magic.analyses.graph.layers import folded, layers, repeats
+from llmsim_magic.analyses.graph.layer_folding import identical_layers, representatives
+from llmsim_magic.analyses.graph.layers import layers
 from llmsim_magic.analyses.time.kernel_sizes import compute_dtype
 from llmsim_magic.analyses.time.latency import PassTime
-from llmsim_magic.analyses.time.timeline import points, roofs
+from llmsim_magic.analyses.time.roofline_points import points, roofs
 from llmsim_magic.records.errors import CannotPredict
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views.plots.plot import Plot, annotate_svg, display_name, render_figure
@@ -62,11 +63,11 @@ def _roofline_data(trace: Trace, time: PassTime) -> RooflineData:
 
 def operator_dots(trace: Trace, time: PassTime) -> tuple[Dot, ...]:
     """One dot per distinct operator, largest share of the time first; repeated layers share one."""
-    twins = folded(trace, repeats(trace))
-    counts = Counter(twins)
+    representative_of = representatives(trace, identical_layers(trace))
+    counts = Counter(representative_of)
     seconds = dict.fromkeys(counts, 0.0)
-    for twin, operator in zip(twins, time.operators, strict=True):
-        seconds[twin] += operator.seconds
+    for representative, operator in zip(representative_of, time.operators, strict=True):
+        seconds[representative] += operator.seconds
     dots = [
         Dot(
             _dot_name(trace, point.order),
@@ -76,7 +77,7 @@ def operator_dots(trace: Trace, time: PassTime) -> tuple[Dot, ...]:
             point,
         )
         for point in points(time)
-        if twins[point.order] == point.order
+        if representative_of[point.order] == point.order
     ]
     return tuple(sorted(dots, key=lambda dot: -dot.share))
 

@@ -31,7 +31,7 @@ def costs_table(trace: Trace, time: PassTime | None = None) -> pd.DataFrame:
         flops, elementwise_ops = cost.flops or 0, cost.elementwise_ops or 0
         values = (1, flops, elementwise_ops, cost.bytes_read, cost.bytes_written)
         for name, value in zip(_SUMS, values, strict=True):
-            of_type[name] += value * trace.times[order]
+            of_type[name] += value * trace.run_counts[order]
     table = pd.DataFrame.from_dict(sums, orient="index", columns=list(_SUMS))
     table.index.name = "op"
     bytes_moved = table["bytes_read"] + table["bytes_written"]

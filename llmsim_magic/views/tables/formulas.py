@@ -10,8 +10,8 @@ import sympy
 from llmsim_magic.analyses.formulas.polynomials import Formula, Point
 from llmsim_magic.analyses.formulas.symbolic import QUANTITIES, Key, OperatorFormulas, Shape, Size
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
-from llmsim_magic.views.page import Section
 from llmsim_magic.views.page import as_html as page_as_html
+from llmsim_magic.views.section import Section
 
 ToCell = Callable[[Size], Any]
 CONTEXTS = {"prefill": "S", "decode": "C"}  # the symbol of the context in each phase
@@ -140,4 +140,4 @@ def _symbolic(context: str) -> ToCell:
 @lru_cache(maxsize=512)
 def _expression(size: Formula, context: str) -> Any:
     batch, variable = sympy.symbols(f"B {context}", positive=True, integer=True)
-    return size.written(batch, variable)
+    return size.to_sympy(batch, variable)

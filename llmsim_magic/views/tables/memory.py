@@ -36,7 +36,7 @@ def memory_table(memory: Memory) -> pd.DataFrame:
     total = memory.total
     shares = [size / total if total and size is not None else None for size in sizes]
     meanings = [f"{units.nbytes(getattr(memory, name))}: {_PARTS[name]}" for name in names]
-    for place, assumption in enumerate(memory.assumed):
+    for place, assumption in enumerate(memory.assumptions):
         names.append(f"assumed.{place}")
         sizes.append(None)
         shares.append(None)
@@ -86,9 +86,9 @@ def shards_table(shards: Iterable[Shard]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "style": texts([shard.style for shard in rows]),
-            "shape": [shard.whole for shard in rows],
+            "shape": [shard.full_shape for shard in rows],
             "shape_per_rank": [pd.NA if s.shape is None else s.shape for s in rows],
-            "bytes": integers([shard.whole_bytes for shard in rows]),
+            "bytes": integers([shard.full_bytes for shard in rows]),
             "bytes_per_rank": integers([shard.nbytes for shard in rows]),
         },
         index=pd.Index([shard.name for shard in rows], name="name", dtype=object),

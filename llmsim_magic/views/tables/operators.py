@@ -32,7 +32,7 @@ def ops_table(trace: Trace) -> pd.DataFrame:
         `bytes_written` are the least traffic; `depends_on` lists the `order` of the operators
         whose outputs this one reads.
     """
-    record, each = trace.recorded, trace.of_each
+    record, each = trace.recorded, trace.expand_replays
     operator_costs = recorded_costs(trace)
     columns: dict[str, object] = {
         "path": list(trace.paths),
@@ -75,7 +75,7 @@ def _feature_columns(trace: Trace) -> dict[str, object]:
             integer_attribute(attributes[o.path], feature) if o.kind == "module" else None
             for o in trace.recorded.operators
         ]
-        columns[feature] = integers(trace.of_each(values))
+        columns[feature] = integers(trace.expand_replays(values))
     return columns
 
 
@@ -145,7 +145,7 @@ def topological_table(trace: Trace) -> pd.DataFrame:
         A table with index `order`. `rank` is the length of the longest dependency chain that
         ends at the operator: operators of equal rank could run in parallel.
     """
-    operators = trace.of_each(trace.recorded.operators)
+    operators = trace.expand_replays(trace.recorded.operators)
     names = _operator_names(trace)
     dependencies = depends_on(trace)
     return pd.DataFrame(
@@ -165,7 +165,7 @@ def topological_table(trace: Trace) -> pd.DataFrame:
 
 def _operator_names(trace: Trace) -> list[str]:
     """`model.norm` for a module's operator, `model.layers.0:add` for a function."""
-    operators = trace.of_each(trace.recorded.operators)
+    operators = trace.expand_replays(trace.recorded.operators)
     return [
         path if operator.kind == "module" else f"{path}:{operator.op}"
         for path, operator in zip(trace.paths, operators, strict=True)

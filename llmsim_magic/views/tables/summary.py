@@ -98,7 +98,7 @@ def _cost_rows(sums: Totals) -> list[Row]:
 
 def _kernel_coverage_rows(trace: Trace) -> list[Row]:
     """The number of kernels whose arithmetic has no formula, and their names."""
-    uncounted = elementwise_work.uncounted(trace)
+    uncounted = elementwise_work.kernels_without_formula(trace)
     if uncounted:
         names = ", ".join(f"{name} ×{number}" for name, number in uncounted.items())
         meaning = f"no formula: {names}"
@@ -118,7 +118,8 @@ def _operator_type_rows(trace: Trace) -> list[Row]:
 def _active_parameters_meaning(trace: Trace) -> str:
     """How many experts a token uses, and the routing that is assumed."""
     routings = [
-        f"{routing.chosen:g} of {routing.experts} experts" for routing in expert_routings(trace)
+        f"{routing.experts_per_token:g} of {routing.experts} experts"
+        for routing in expert_routings(trace)
     ]
     if not routings:
         return "used by each token: all of them"

@@ -96,13 +96,13 @@ def shapes_table(
 def _shapes_by_call(trace: Trace) -> dict[tuple[str, str, int], str]:
     """`input shapes → output shapes` by path, operator type and number of the call."""
     record = trace.recorded
-    shapes = trace.of_each(
+    shapes = trace.expand_replays(
         [
             " → ".join(units.shapes(record.shapes(each)) for each in (o.inputs, o.outputs))
             for o in record.operators
         ]
     )
-    operators = trace.of_each(record.operators)
+    operators = trace.expand_replays(record.operators)
     calls: dict[tuple[str, str], int] = {}
     by_call: dict[tuple[str, str, int], str] = {}
     for path, operator, text in zip(trace.paths, operators, shapes, strict=True):

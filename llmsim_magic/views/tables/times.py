@@ -73,7 +73,7 @@ def times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
     estimates = [Estimate(each.seconds, each.low, each.high, each.binds) for each in operators]
     columns: dict[str, object] = {
         "path": list(trace.paths),
-        "op": trace.of_each([operator.op for operator in trace.recorded.operators]),
+        "op": trace.expand_replays([operator.op for operator in trace.recorded.operators]),
         "class": _strings([operator.kind for operator in operators]),
         **_estimate_columns(estimates, time, "share"),
     }
@@ -107,7 +107,7 @@ def layer_times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
 def type_times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
     """One row per operator type, index `op`: its total time, share of the pass and bottleneck."""
     orders: dict[str, list[int]] = {}
-    ops = trace.of_each([operator.op for operator in trace.recorded.operators])
+    ops = trace.expand_replays([operator.op for operator in trace.recorded.operators])
     for order, op in enumerate(ops):
         orders.setdefault(op, []).append(order)
     estimates = [time.of(of_type) for of_type in orders.values()]

@@ -1,0 +1,65 @@
+"""Make the pictures of README and docs anew: `python docs/make_images.py`.
+
+Needs the extra `browser` and chromium. `panel.png` is a screenshot of JupyterLab, made by hand.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+import llmsim_magic as llmsim
+from llmsim_magic.notebook.arguments import parse_line
+from llmsim_magic.simulate.api import answer
+
+IMAGES = Path(__file__).parent / "images"
+# Options of a line, and the size of its picture in pixels.
+PAGES = {
+    "summary": ("Qwen/Qwen3-0.6B --summary", (900, 560)),
+    "ops": ("Qwen/Qwen3-0.6B --ops", (1100, 520)),
+    "multi-config": ("Qwen/Qwen3-0.6B --multi-config", (1100, 520)),
+    "memory": ("Qwen/Qwen3-8B --memory --hardware H100,L40S --context 32768", (1100, 520)),
+    "explain": (
+        "Qwen/Qwen3-0.6B --explain model.layers.0.mlp.up_proj --phase decode --batch 16",
+        (900, 380),
+    ),
+}
+
+
+def main() -> None:
+    """Every picture that the code makes."""
+    qwen = llmsim.trace("Qwen/Qwen3-0.6B")
+    qwen.dependency_graph().save(IMAGES / "qwen3.svg", overwrite=True)
+    qwen.topological_graph(level="module").save(IMAGES / "topological.svg", overwrite=True)
+    for name, model in (
+        ("deepseek-v3", "deepseek-ai/DeepSeek-V3"),
+        ("mamba", "state-spaces/mamba-130m-hf"),
+        ("llava", "llava-hf/llava-1.5-7b-hf"),
+    ):
+        graph = llmsim.trace(model).dependency_graph()
+        graph.save(IMAGES / f"{name}.svg", overwrite=True)
+    sized = llmsim.trace("Qwen/Qwen3-8B", phase="decode", context=4096, hardware="H100")
+    sized.costing.roofline.save(IMAGES / "roofline.svg", overwrite=True)
+    with sync_playwright() as running:
+        browser = running.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        for name, (line, size) in PAGES.items():
+            photograph(browser, line, size, IMAGES / f"{name}.png")
+        browser.close()
+    (IMAGES / ".llmsim-written").unlink(missing_ok=True)
+
+
+def photograph(browser: Browser, line: str, size: tuple[int, int], path: Path) -> None:
+    """The upper end of the page that a line's report makes."""
+    report = answer(parse_line(line).request)
+    with tempfile.TemporaryDirectory() as folder:
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+        page.goto(report.to_html(Path(folder) / "report.html").as_uri())
+        page.screenshot(path=path)
+        page.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Placeholder tokens, which a model replaces by the embeddings of an image, video or audio."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llmsim_magic.capture.inputs import audio, images
+from llmsim_magic.capture.inputs.modality import Layout, Modality
+from llmsim_magic.capture.inputs.model_inputs import ModelInputs
+from llmsim_magic.capture.inputs.signature import (
+    HuggingFaceModel,
+    InputSpec,
+    Keywords,
+    check_input_size,
+    parameters,
+)
+from llmsim_magic.capture.inputs.text import plain_token_id, token_ids
+from llmsim_magic.capture.kernels.tensors import tensors_in
+from llmsim_magic.capture.meta.partial_evaluation import evaluating_partially
+from llmsim_magic.capture.meta.snapshot import restored
+
+# The type of a token (its number in `mm_token_type_ids`), the config's keys of the placeholder's
+# id, and the method by which a model computes the embeddings that replace the placeholders.
+_EMBEDDED: tuple[tuple[int, tuple[str, ...], str, Modality], ...] = (
+    (1, ("image_token_id", "image_token_index"), "get_image_features", images),
+    (2, ("video_token_id", "video_token_index"), "get_video_features", images),
+    (3, ("audio_token_id", "audio_token_index"), "get_audio_features", audio),
+)
+# Keywords that state the type of each token, computed from the token types; 0 is text.
+TOKEN_TYPE_KEYWORDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mm_token_type_ids": torch.Tensor.clone,
+    "moe_mm_token_type_ids": torch.Tensor.clone,
+    "image_embeds_position_mask": lambda types: (types == 1).long(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceholderSpan:
+    """A run of `count` placeholder tokens in each sample."""
+
+    token_type: int
+    token_id: int
+    count: int
+
+
+def placeholder_spans(
+    spec: InputSpec,
+) -> tuple[ModelInputs, list[PlaceholderSpan], list[Modality]]:
+    """The inputs that the model embeds among its tokens.
+
+    Returns:
+        The keywords of the embedded inputs, their placeholders, and the modalities that the
+        model takes without placeholders.
+    """
+    embedded, spans, separate = ModelInputs({}), list[PlaceholderSpan](), list[Modality]()
+    for token_type, names, method, modality in _EMBEDDED:
+        keyword = modality.keyword(spec)
+        if keyword is None or keyword in embedded.keywords:
+            continue
+        token_id = spec.config_value(*names)
+        found = None
+        if isinstance(token_id, int) and "input_ids" in spec.accepted:
+            found = _first_embeddable(spec, method, modality.layouts(spec))
+        if found is None:
+            separate.append(modality)
+            continue
+        separate = [other for other in separate if other is not modality]
+        layout, count = found
+        embedded.keywords |= layout.keywords
+        embedded.notes.append(layout.note)
+        spans.append(PlaceholderSpan(token_type, token_id, count))
+    if images in separate and "image_embeds_position_mask" in spec.accepted:
+        # the mask marks the placeholders, which have no token id
+        count = spec.config_int("latent_query_num", default=1)
+        spans.append(PlaceholderSpan(1, plain_token_id(spec.model), count))
+    return embedded, spans, list(dict.fromkeys(separate))
+
+
+def tokens_with_placeholders(
+    spec: InputSpec, spans: Sequence[PlaceholderSpan]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and token types, both `[batch, tokens]`, with the spans after a first text token.
+
+    There are `context` tokens, or more if the spans need them.
+    """
+    if not spans:
+        ids = token_ids(spec.model, spec.batch, spec.context)
+        return ids, torch.zeros_like(ids)
+    check_input_size(spec.batch, sum(span.count for span in spans))
+    plain = plain_token_id(spec.model)
+    row, types = [plain], [0]
+    for span in spans:
+        row += [span.token_id] * span.count + [plain]
+        types += [span.token_type] * span.count + [0]
+    padding = max(spec.context - len(row), 0)
+    row, types = row + [plain] * padding, types + [0] * padding
+    ids, token_types = (torch.tensor(values).repeat(spec.batch, 1) for values in (row, types))
+    return ids, token_types
+
+
+def placeholder_note(count: int, length: int, context: int) -> str:
+    """The note on how many of the tokens are placeholders."""
+    note = f"{count} of the {length} tokens are placeholders for an image or audio"
+    return note if length == context else f"{note}; they do not fit in a context of {context}"
+
+
+def has_placeholders(model: HuggingFaceModel) -> bool:
+    """Whether the model replaces placeholder tokens by the embeddings of images or audio."""
+    return any(hasattr(module, "get_placeholder_mask") for module in _unrepeated_modules(model))
+
+
+def _unrepeated_modules(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Yield a module and its descendants, without those in a `ModuleList`."""
+    yield module
+    for child in module.children():
+        if not isinstance(child, torch.nn.ModuleList):
+            yield from _unrepeated_modules(child)
+
+
+def _first_embeddable(
+    spec: InputSpec, method: str, layouts: Iterable[Layout]
+) -> tuple[Layout, int] | None:
+    """The first layout that the model can embed, and the number of embeddings per sample."""
+    embed: Callable[..., Any] | None = getattr(spec.model, method, None)
+    if embed is None:
+        return None
+    inner = getattr(getattr(spec.model, "model", None), method, embed)
+    named = set(parameters(inner)) | set(parameters(embed))
+    for layout in layouts:
+        keywords = {name: value for name, value in layout.keywords.items() if name in spec.accepted}
+        count = _embedding_count(
+            spec.model, embed, {name: keywords[name] for name in keywords if name in named}
+        )
+        if count:
+            return Layout(keywords, layout.note), count // spec.batch
+    return None
+
+
+def _embedding_count(model: HuggingFaceModel, embed: Callable[..., Any], keywords: Keywords) -> int:
+    """The number of embeddings that the model computes; 0 if it cannot read the layout."""
+    try:
+        with restored(model), evaluating_partially():
+            features = embed(**keywords)
+    except Exception:  # a wrong layout may raise anything
+        return 0
+    features = getattr(features, "pooler_output", features)
+    return sum(tensor.numel() // tensor.shape[-1] for tensor in tensors_in(features))

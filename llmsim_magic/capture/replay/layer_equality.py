@@ -1,0 +1,218 @@
+"""Prove that a layer would do the same as an earlier, equal layer that ran.
+
+The proof has three conditions: the two calls have equal arguments, the layer finds its part of the
+state as the earlier one found its own, and the earlier one changed nothing but its output and its
+part of the state. `layer_matching.py` finds the layers that are built equally. Effects that no
+attribute shows, such as a global variable that a forward changes, are assumed not to exist.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Any
+
+import torch
+
+from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
+from llmsim_magic.capture.replay.layer_matching import Layer
+from llmsim_magic.capture.replay.layer_state import (
+    OPAQUE,
+    PLAIN,
+    PLAIN_TYPES,
+    StateParts,
+    is_same,
+    is_state,
+    layout,
+    state_contents,
+)
+
+
+class CannotReplay(Exception):
+    """A value that cannot be compared or copied, so that the layer has to run."""
+
+
+@dataclass(slots=True)
+class LayerCall:
+    """The arguments of a layer, and the layer's part of the state before it runs.
+
+    Attributes:
+        key: Equal for calls with equal arguments.
+        arguments: The positional and keyword arguments, as one tuple.
+        tensors: The tensors in the arguments.
+        states: The objects in the arguments that keep state between layers, such as a cache.
+        state_keys: Keys of the layer's part of the state and of the shared part.
+        all_tensors: The tensors of the arguments and of those parts, in corresponding order.
+    """
+
+    key: Any
+    arguments: Any
+    tensors: list[torch.Tensor]
+    states: list[Any]
+    state_keys: list[Any]
+    all_tensors: list[torch.Tensor]
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A layer that ran, with its arguments, its output and its effects.
+
+    `containers` hold its part of the state, `written` are the indices of argument tensors that it
+    wrote in place, and `assumed` counts the values that the partial evaluation assumed.
+    """
+
+    layer: Layer
+    call: LayerCall
+    containers: list[Any]
+    output: Any
+    written: frozenset[int]
+    assumed: Counter[str]
+    places: dict[int, int] = field(init=False)
+    storages: dict[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        tensors = self.call.all_tensors
+        self.places = {id(tensor): place for place, tensor in enumerate(tensors)}
+        self.storages = {
+            tensor.untyped_storage()._cdata: place for place, tensor in enumerate(tensors)
+        }
+
+
+def describe_call(evaluation: PartialEvaluation, layer: Layer, arguments: Any) -> LayerCall | None:
+    """Describe a call of a layer.
+
+    Args:
+        evaluation: The partial evaluation of the pass, which knows the values of tensors.
+        layer: The layer that is called.
+        arguments: Its positional and keyword arguments, as one tuple.
+
+    Returns:
+        The description; None if the arguments cannot be compared, such as iterators.
+    """
+    described = _ArgumentKey(evaluation)
+    try:
+        key = described.key(arguments)
+    except CannotReplay:
+        return None
+    tensors = described.tensors
+    if any(tensor.is_inference() for tensor in tensors):
+        return None  # inference tensors have no version counter
+    parts = [part for state in described.states for part in StateParts(state, layer.number).own()]
+    state_tensors = [
+        leaf for part in parts for leaf in part.leaves if isinstance(leaf, torch.Tensor)
+    ]
+    keys = [part.key() for part in parts]
+    return LayerCall(key, arguments, tensors, described.states, keys, tensors + state_tensors)
+
+
+def is_same_call(run: Run, call: LayerCall) -> bool:
+    """Whether a call equals that of an earlier run of an equal layer.
+
+    Args:
+        run: A layer that ran and changed nothing but its output and its part of the state.
+        call: The call of a layer of the same kind.
+
+    Returns:
+        True if the layer can be replayed from the run.
+    """
+    if run.call.key != call.key or run.call.state_keys != call.state_keys:
+        return False
+    # an in-place write to a tensor that both layers share changes what the second one reads
+    return not any(run.call.tensors[index] is call.tensors[index] for index in run.written)
+
+
+class StateBeforeLayer:
+    """A snapshot taken before a layer runs, to find out what the layer changes."""
+
+    def __init__(self, layer: Layer, call: LayerCall) -> None:
+        self._call = call
+        self._layer = layer
+        self._states = [StateParts(state).contents(but=layer.number) for state in call.states]
+        self._versions = [tensor._version for tensor in call.tensors]
+        self._module_contents = _module_contents(layer.module)
+
+    def is_unchanged(self, call: LayerCall | None) -> bool:
+        """Whether the layer changed only its part of the state; `call` is described then."""
+        return (
+            call is not None
+            and _same_arguments(call, self._call, self.written())
+            and is_same(_module_contents(self._layer.module), self._module_contents)
+            and all(
+                _same_other_parts(StateParts(state).contents(but=self._layer.number), then)
+                for state, then in zip(self._call.states, self._states, strict=True)
+            )
+        )
+
+    def written(self) -> frozenset[int]:
+        """The indices of the argument tensors that were written in place."""
+        return frozenset(
+            index
+            for index, tensor in enumerate(self._call.tensors)
+            if tensor._version != self._versions[index]
+        )
+
+
+class _ArgumentKey:
+    """Computes a key of arguments that is equal for equal arguments of two layers."""
+
+    def __init__(self, evaluation: PartialEvaluation) -> None:
+        self._evaluation = evaluation
+        self.tensors: list[torch.Tensor] = []
+        self.states: list[Any] = []
+        self._storages: dict[int, int] = {}
+
+    def key(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in PLAIN_TYPES:
+            return (kind, value)
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if kind is tuple or kind is list:
+            return (kind, [self.key(item) for item in value])
+        if isinstance(value, PLAIN):
+            return (kind, value)
+        if isinstance(value, (tuple, list)):
+            return (kind, [self.key(item) for item in value])
+        if isinstance(value, (dict, Mapping)):
+            return (kind, [(name, self.key(item)) for name, item in value.items()])
+        if is_state(value):
+            self.states.append(value)
+        elif not isinstance(value, OPAQUE) and not hasattr(value, "to_dict"):
+            raise CannotReplay  # an iterator or a set may change unnoticed
+        return id(value)
+
+    def _tensor(self, tensor: torch.Tensor) -> Any:
+        self.tensors.append(tensor)
+        storage = tensor.untyped_storage()._cdata
+        alias = self._storages.setdefault(storage, len(self._storages))
+        evaluation = self._evaluation
+        values = None if tensor.is_meta else (storage, tensor._version, evaluation.knows(tensor))
+        return (alias, values, evaluation.expects(tensor), *layout(tensor))
+
+
+def _module_contents(module: torch.nn.Module) -> list[Any]:
+    """All attributes of a layer and its submodules, as a flat list to compare item by item."""
+    found: list[Any] = []
+    for submodule in module.modules():
+        for name, value in vars(submodule).items():
+            found += (name, value)
+            if isinstance(value, dict):
+                found += (*value, *value.values())
+            elif isinstance(value, (list, set)):
+                found += value
+            elif is_state(value) and not isinstance(value, torch.Tensor):
+                found += state_contents(value)
+        tensors = (*submodule._parameters.values(), *submodule._buffers.values())
+        found += (tensor._version for tensor in tensors if tensor is not None)
+    return found
+
+
+def _same_other_parts(now: Mapping[Any, list[Any]], then: Mapping[Any, list[Any]]) -> bool:
+    """Whether the parts of a state that belong to other layers are unchanged."""
+    return now.keys() == then.keys() and all(is_same(now[part], then[part]) for part in then)
+
+
+def _same_arguments(now: LayerCall, then: LayerCall, written: frozenset[int]) -> bool:
+    """Whether a layer left its arguments unchanged, apart from tensors written in place."""
+    same = len(now.tensors) == len(then.tensors) and all(map(is_, now.tensors, then.tensors))
+    return same and (bool(written) or now.key == then.key)

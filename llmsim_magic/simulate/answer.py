@@ -1,0 +1,206 @@
+"""Answer a request: the one path from a model to a report, whichever front door asked."""
+
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from llmsim_magic.records.errors import (
+    InvalidValue,
+    TooManyWorkloads,
+    describe,
+    type_name,
+)
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
+from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
+from llmsim_magic.simulate.hardware.local_device import local
+from llmsim_magic.simulate.models.recipes import (
+    ModelRecipe,
+    Progress,
+    build_model,
+    build_workload_model,
+    model_recipe,
+    no_progress,
+    trace_workload,
+)
+from llmsim_magic.simulate.report import Report
+from llmsim_magic.simulate.request import LOCAL, Request
+from llmsim_magic.simulate.sweeps.formulas import WorkloadTracer
+from llmsim_magic.simulate.sweeps.run_workloads import Outcomes, run_all
+from llmsim_magic.simulate.sweeps.sweep import Sweep
+from llmsim_magic.simulate.views import views_of
+from llmsim_magic.views.safe_files import check_writable
+
+if TYPE_CHECKING:
+    from llmsim_magic.capture.models.meta_model import MetaModel
+
+MAX_WORKLOADS = 1_000  # of a sweep that was not confirmed with `sure`
+
+
+def answer(
+    request: Request,
+    progress: Progress = no_progress,
+    cancelled: IsCancelled = never_cancelled,
+    *,
+    recipe: ModelRecipe | None = None,
+) -> Report:
+    """Everything a request asks for, from one trace per workload.
+
+    Args:
+        request: the model, its workloads and the views to show.
+        progress: called with a sentence before each longer step.
+        cancelled: asked between steps and inside a pass.
+        recipe: how to build the model, where that is known already.
+
+    Raises:
+        LlmsimError: the model, a workload or a view is impossible; one line says why.
+        Cancelled: it was cancelled before any workload was traced.
+    """
+    if request.csv is not None:
+        check_writable(request.csv)
+    known = recipe or model_recipe(request.model, request.build, progress)
+    compared = None
+    if request.compare is not None:
+        second = replace(request, model=request.compare, csv=None, compare=None)
+        compared = answer(second, progress, cancelled)
+    if LOCAL in request.deployment.hardware:
+        progress("measuring this machine, which takes half a minute the first time")
+        local()
+    sweep = trace_workloads(known, request, progress, cancelled)
+    main = _main_trace(sweep)
+    report = Report(
+        trace=main,
+        views=views_of(request),
+        sweep=sweep if request.is_sweep else None,
+        explained=request.explain,
+        selection=request.selection,
+        deployment=request.deployment,
+        compared=compared,
+        tracer=sweep.tracer,
+        planner=CapacityPlanner(request.model, known.build, {known.build.parallel: known}),
+    )
+    if request.explain is not None:
+        report.explain(request.explain)
+    report.prepare(progress, cancelled)
+    if request.csv is not None:
+        progress(f"writing {request.csv}")
+        report.to_csv(request.csv, overwrite=request.overwrite)
+    return report
+
+
+def answer_with_inputs(request: Request, inputs: Any, progress: Progress = no_progress) -> Report:
+    """The report of any module on inputs of the caller's: a tensor, a tuple or a dict of keywords.
+
+    Raises:
+        InvalidValue: inputs that cannot be read.
+        CannotTrace: the module cannot run on them without weights.
+    """
+    from llmsim_magic.capture.run import run_with_inputs
+
+    recipe = model_recipe(request.model, request.build, progress)
+    model = build_model(recipe, progress)
+    args: tuple[Any, ...] = ()
+    keywords: dict[str, Any] = {}
+    try:
+        if isinstance(inputs, Mapping):
+            keywords = dict(inputs)
+        else:
+            args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    except Exception as error:  # a collection of the user's may raise anything
+        raise InvalidValue(
+            f"inputs of type {type_name(inputs)} cannot be read: {describe(error)}"
+        ) from error
+    trace = run_with_inputs(model, args, keywords, replay=_replays(request.replay))
+    report = Report(trace=trace, views=views_of(request), deployment=request.deployment)
+    return report.prepare(progress)
+
+
+def trace_workloads(
+    recipe: ModelRecipe,
+    request: Request,
+    progress: Progress = no_progress,
+    cancelled: IsCancelled = never_cancelled,
+    executor: Executor | None = None,
+) -> Sweep:
+    """Trace every workload of a request, here or on an executor.
+
+    Raises:
+        LlmsimError: no workload can be traced, or there are too many.
+        Cancelled: it was cancelled before any workload was traced.
+    """
+    model = build_workload_model(recipe, progress, cancelled)
+    replay = _replays(request.replay)
+    asked = request.workloads
+    if len(asked) > MAX_WORKLOADS and not request.sure:
+        seconds = len(asked) * _seconds(model, asked[-1], replay, cancelled)
+        raise TooManyWorkloads(len(asked), MAX_WORKLOADS, seconds)
+    workloads = dict.fromkeys(
+        _fit_context(model, workload, shorten=not request.contexts) for workload in asked
+    )
+    outcomes = run_all(
+        recipe,
+        tuple(workloads),
+        replay=replay,
+        executor=executor,
+        cancelled=cancelled,
+        progress=progress,
+    )
+    notes = dict.fromkeys(note for trace in outcomes.traces for note in trace.notes)
+    return Sweep(
+        traces=outcomes.traces,
+        notes=(*outcomes.missing, *notes, *_undone_note(outcomes)),
+        failures=tuple((each.workload, each.reason) for each in outcomes.failed),
+        undone=outcomes.undone,
+        tracer=_tracer(recipe, request.replay),
+    )
+
+
+def _undone_note(outcomes: Outcomes) -> tuple[str, ...]:
+    if not outcomes.undone:
+        return ()
+    return (f"stopped early: {outcomes.undone} of the workloads not traced",)
+
+
+def _seconds(model: "MetaModel", workload: Workload, replay: bool, cancelled: IsCancelled) -> float:
+    """How long one workload takes once the model is warm."""
+    from llmsim_magic.capture.run import run
+
+    run(model, workload, replay=replay, cancelled=cancelled)
+    started = time.perf_counter()
+    run(model, workload, replay=replay, cancelled=cancelled)
+    return time.perf_counter() - started
+
+
+def _tracer(recipe: ModelRecipe, replay: bool) -> WorkloadTracer:
+    model = build_model(recipe)
+    return WorkloadTracer(
+        partial(trace_workload, recipe, replay=_replays(replay)),
+        model.longest_context,
+        model.declared_context,
+    )
+
+
+def _replays(wanted: bool) -> bool:
+    """Whether layers are replayed; LLMSIM_NO_REPLAY turns it off for a whole process."""
+    return wanted and not os.environ.get("LLMSIM_NO_REPLAY")
+
+
+def _main_trace(sweep: Sweep) -> Trace:
+    """The workload that single views show: the first phase and batch, the longest context."""
+    first = sweep.traces[0].workload
+    same = [
+        trace
+        for trace in sweep.traces
+        if (trace.workload.phase, trace.workload.batch) == (first.phase, first.batch)
+    ]
+    return max(same, key=lambda trace: trace.workload.context)
+
+
+def _fit_context(model: "MetaModel", workload: Workload, *, shorten: bool) -> Workload:
+    from llmsim_magic.capture.inputs.context_length import fit_context
+
+    return fit_context(model.longest_context, workload, model.info.name, shorten=shorten)

@@ -1,0 +1,230 @@
+"""Every option of a request, declared once: the magic, Python, the panel and completion read it."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from llmsim_magic.catalog import accelerators
+from llmsim_magic.records.errors import InvalidValue, one_of
+from llmsim_magic.records.hardware.dtypes import DTYPE_ALIASES, DTYPES, KV_DTYPES, WEIGHT_DTYPES
+from llmsim_magic.records.trace.parallel import Parallel
+from llmsim_magic.records.trace.selection import LEVELS, Selection, Unfolded
+from llmsim_magic.records.trace.workload import ATTENTIONS, PHASES
+from llmsim_magic.simulate.request import ALL, LAUNCHES, LOCAL, Build, Deployment, Request
+
+TRACE, SWEEP, SIZE, PANEL, GRAPH = "trace", "sweep", "size", "panel", "graph"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option: `--weight-dtype` of the magic, `weight_dtype=` in Python.
+
+    `field` is the attribute of `Request` that holds it, with dots for nested records. `parse`
+    reads the text of the command line; an option without it is a flag. `calls` names the public
+    functions that take it as a keyword. `choices` are legal values, for completion and dropdowns;
+    `label` and `unset` are what the panel writes beside a dropdown and for "not set".
+    """
+
+    name: str
+    field: str
+    group: str
+    help: str
+    default: Any = None
+    metavar: str | None = None
+    parse: Callable[[str], Any] | None = None
+    choices: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
+    label: str = ""
+    unset: str = ""
+
+    @property
+    def is_flag(self) -> bool:
+        return self.parse is None
+
+    @property
+    def flag(self) -> str:
+        """`--weight-dtype`; a flag that is on by default is written `--no-replay`."""
+        prefix = "--no-" if self.default is True else "--"
+        return prefix + self.name.replace("_", "-")
+
+    def value(self, request: Request) -> Any:
+        """What a request says of this option."""
+        return attrgetter(self.field)(request)
+
+
+def _number(name: str) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.lstrip("-").isdecimal():
+            raise InvalidValue.must_be(f"--{name}", text, "a whole number of at least 1")
+        if int(text) < 1:
+            raise InvalidValue.must_be(f"--{name}", text, "at least 1")
+        return int(text)
+
+    return parse
+
+
+def _numbers(name: str) -> Callable[[str], tuple[int, ...]]:
+    parse = _number(name)
+    return lambda text: tuple(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
+
+
+def _layers(text: str) -> Unfolded:
+    if text == "all":
+        return "all"
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise InvalidValue.must_be("--layers", text, "all, or indices of layers such as 0,27")
+    return frozenset(map(int, parts))
+
+
+def _phases(text: str) -> tuple[str, ...]:
+    if text == "both":
+        return PHASES
+    if text not in PHASES:
+        raise InvalidValue.must_be("--phase", text, one_of((*PHASES, "both")))
+    return (text,)
+
+
+OPTIONS = (
+    Option(
+        name="depth", field="selection.depth", group="graphs", metavar="N",
+        parse=_number("depth"), calls=(GRAPH,), label="Open to", unset="as fits a screen",
+        help="how deep modules are opened (as fits a screen)",
+    ),
+    Option(
+        name="layers", field="selection.layers", group="graphs", metavar="N[,N]|all",
+        parse=_layers, default=frozenset(), calls=(GRAPH,), label="Layers",
+        help="layers to draw one by one instead of folded",
+    ),
+    Option(
+        name="level", field="selection.level", group="graphs", metavar="LEVEL", parse=str,
+        default="operator", choices=LEVELS, calls=(GRAPH,), label="A node is",
+        help="what a node is: module, operator or kernel",
+    ),
+    Option(
+        name="phase", field="phases", group="workload", metavar="PHASE", parse=_phases,
+        default=(), choices=(*PHASES, "both"), calls=(TRACE, SWEEP, PANEL), label="Phase",
+        help="prefill, decode or both",
+    ),
+    Option(
+        name="batch", field="batches", group="workload", metavar="N[,N]",
+        parse=_numbers("batch"), default=(), calls=(TRACE, SWEEP, SIZE, PANEL), label="Batch",
+        help="batch sizes (1)",
+    ),
+    Option(
+        name="context", field="contexts", group="workload", metavar="N[,N]",
+        parse=_numbers("context"), default=(), calls=(TRACE, SWEEP, SIZE, PANEL), label="Context",
+        help="tokens to read in prefill, or in the cache before decode (128)",
+    ),
+    Option(
+        name="sure", field="sure", group="workload", default=False, calls=(SWEEP,),
+        help="trace more than 1,000 workloads",
+    ),
+    Option(
+        name="replay", field="replay", group="workload", default=True, calls=(TRACE, SWEEP),
+        help="run every layer, also those that repeat an earlier one",
+    ),
+    Option(
+        name="dtype", field="build.dtype", group="model", metavar="DTYPE", parse=str,
+        choices=(*DTYPES, *DTYPE_ALIASES), calls=(TRACE, SWEEP, SIZE, PANEL), label="Dtype",
+        unset="the config's",
+        help="bfloat16, float16, float32, or bf16, fp16, fp32 (the config's)",
+    ),
+    Option(
+        name="base", field="build.base", group="model", default=False,
+        calls=(TRACE, SWEEP, SIZE, PANEL), label="Head",
+        help="leave out the head, as AutoModel does",
+    ),
+    Option(
+        name="attn", field="build.attn", group="model", metavar="KIND", parse=str,
+        choices=ATTENTIONS, calls=(TRACE, SWEEP, SIZE, PANEL), label="Attention",
+        unset="the model's", help="sdpa (one fused kernel) or eager (the scores are written out)",
+    ),
+    Option(
+        name="trust_remote_code", field="build.trust_remote_code", group="model", default=False,
+        calls=(TRACE, SWEEP, SIZE, PANEL), help="run code from the model's repository",
+    ),
+    Option(
+        name="refresh", field="build.refresh", group="model", default=False,
+        calls=(TRACE, SWEEP, SIZE), help="ask the hub before the catalogue",
+    ),
+    Option(
+        name="hardware", field="deployment.hardware", group="devices", metavar="NAME[,NAME]",
+        parse=_names, default=(), choices=(*accelerators.entries(), LOCAL, ALL),
+        calls=(TRACE, SIZE, PANEL), label="Hardware", unset="none",
+        help="predict time and memory on H100, …, local (this machine) or all",
+    ),
+    Option(
+        name="weight_dtype", field="deployment.weight_dtype", group="devices", metavar="DTYPE",
+        parse=str, choices=WEIGHT_DTYPES, calls=(TRACE, SIZE), label="Weights",
+        unset="as they are", help="what weights are stored in: int4, int8, fp8, bf16, …",
+    ),
+    Option(
+        name="kv_dtype", field="deployment.kv_dtype", group="devices", metavar="DTYPE",
+        parse=str, choices=KV_DTYPES, calls=(TRACE, SIZE), label="Cache", unset="as it is",
+        help="what keys and values are stored in: int8, fp8, bf16, …",
+    ),
+    Option(
+        name="launch", field="deployment.launch", group="devices", metavar="KIND", parse=str,
+        default="graph", choices=LAUNCHES, calls=(TRACE, SIZE),
+        help="graph (kernels captured once, as engines do) or eager",
+    ),
+    Option(
+        name="tp", field="build.parallel.tp", group="devices", metavar="N", parse=_number("tp"),
+        default=1, calls=(TRACE, SIZE), label="Devices",
+        help="tensor parallel: devices that share each layer, by the model's own plan",
+    ),
+    Option(
+        name="pp", field="build.parallel.pp", group="devices", metavar="N", parse=_number("pp"),
+        default=1, calls=(TRACE, SIZE), help="pipeline parallel: stages that share the layers",
+    ),
+    Option(
+        name="ep", field="build.parallel.ep", group="devices", metavar="N", parse=_number("ep"),
+        default=1, calls=(TRACE, SIZE), help="expert parallel: devices that share the experts",
+    ),
+    Option(
+        name="compare", field="compare", group="devices", metavar="MODEL", parse=str,
+        help="a second model, side by side",
+    ),
+    Option(
+        name="csv", field="csv", group="result", metavar="DIR", parse=str,
+        help="write the tables and graphs shown into a folder",
+    ),
+    Option(
+        name="overwrite", field="overwrite", group="result", default=False,
+        help="replace files in that folder even if something else wrote them",
+    ),
+    Option(
+        name="explain", field="explain", group="views", metavar="PATH", parse=str,
+        help="the arithmetic behind one module",
+    ),
+)  # fmt: skip
+BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def request_of(model: Any, views: tuple[str, ...], values: Mapping[str, Any]) -> Request:
+    """A request from the values of options by name; an option left out has its default.
+
+    Raises:
+        InvalidValue: a value that an option does not take.
+        UnknownHardware: a device that the catalogue does not list.
+    """
+    parts: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    for option in OPTIONS:
+        record, _, attribute = option.field.rpartition(".")
+        parts[record][attribute] = values.get(option.name, option.default)
+    parallel = Parallel(**parts["build.parallel"])
+    return Request(
+        model=model,
+        views=views,
+        build=Build(parallel=parallel, **parts["build"]),
+        deployment=Deployment(**parts["deployment"]),
+        selection=Selection(**parts["selection"]),
+        **parts[""],
+    )

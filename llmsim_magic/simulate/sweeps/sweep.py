@@ -1,0 +1,72 @@
+"""What `sweep()` returns: the traces of several workloads of one model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.workload import Workload
+from llmsim_magic.simulate.sweeps.formulas import WorkloadTracer, sweep_formulas
+from llmsim_magic.views.page import as_bundle, as_text
+from llmsim_magic.views.section import Section
+from llmsim_magic.views.tables import sweeps
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Traces of several workloads of one model.
+
+    `notes` say which phases do not exist for it. `failures` pairs each workload that could not be
+    traced with the reason. `undone` counts those that a cancel or an interrupt left out.
+    `tracer` traces the further workloads that `formulas` are found from; displaying never does.
+    """
+
+    traces: tuple[Trace, ...]
+    notes: tuple[str, ...] = ()
+    failures: tuple[tuple[Workload, str], ...] = ()
+    undone: int = 0
+    tracer: WorkloadTracer | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def ops(self) -> "pd.DataFrame":
+        """Long: one row per operator and workload."""
+        return sweeps.sweep_ops_table(self.traces)
+
+    @cached_property
+    def formulas(self) -> dict[str, tuple[OperatorFormulas, ...]]:
+        """Formulas of the shapes of each phase; the first access traces a few more workloads."""
+        return {} if self.tracer is None else sweep_formulas(self.tracer, self.traces)
+
+    @cached_property
+    def shapes(self) -> "pd.DataFrame":
+        """Wide: one row per operator, a column of shapes per workload, and `formulas` as text."""
+        return sweeps.shapes_table(self.traces, self.formulas)
+
+    @cached_property
+    def totals(self) -> "pd.DataFrame":
+        """One row per workload: work, traffic and cache of the whole pass, or why it failed."""
+        return sweeps.totals_table(self.traces, self.failures)
+
+    def sections(self) -> Iterator[Section]:
+        name = self.traces[0].model.name
+        totals = self.totals if self.failures else self.totals.drop(columns="error")
+        yield Section(f"Workloads of {name}", totals)
+        found = "shapes" in vars(self)
+        yield Section(
+            f"Shapes of {name} by workload (batch × context)",
+            self.shapes if found else sweeps.shapes_table(self.traces, {}),
+            "Input shapes → output shapes; sizes that change are bold. "
+            "call counts the repetitions of an operator at its path."
+            + ("" if found else " The formulas in `symbolic` are found when `.shapes` is read."),
+        )
+
+    def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
+        return as_bundle(tuple(self.sections()), self.notes)
+
+    def __repr__(self) -> str:
+        return as_text(self.sections(), self.notes)

@@ -1,0 +1,260 @@
+"""The views of a report. To add one, add a `View` to `VIEWS`: every front door reads this table."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from llmsim_magic.simulate.request import ALL, Request
+from llmsim_magic.simulate.view import View
+from llmsim_magic.views.section import Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from llmsim_magic.simulate.report import Report
+
+Sections = Iterator[Section]
+Tables = dict[str, "pd.DataFrame"]
+_BAND = "Nine of ten measurements would lie between low and high."
+
+
+def _summary(report: "Report") -> Sections:
+    yield Section(f"Summary of {report.title}", report.summary)
+
+
+def _ops(report: "Report") -> Sections:
+    yield Section(f"Modules of {report.title}", report.modules)
+    yield Section(f"Operators of {report.title}", report.ops)
+    if report.costing.devices:
+        yield Section(f"Time of the operators on {report.costing.first}", report.times, _BAND)
+
+
+def _ops_tables(report: "Report") -> Tables:
+    found = {"modules": report.modules, "ops": report.ops, "kernels": report.kernels}
+    return found | ({"times": report.times} if report.costing.devices else {})
+
+
+def _deps(report: "Report") -> Sections:
+    if not report.shows("ops"):
+        yield Section(f"Modules of {report.title}", report.modules)
+    yield Section(
+        f"Dataflow of {report.title}",
+        report.edges,
+        "Each row is a tensor that flows from one operator to another.",
+    )
+    yield Section(f"Dependencies of {report.title}", report.drawings["deps"])
+
+
+def _topological(report: "Report") -> Sections:
+    yield Section(
+        f"Execution order of {report.title}",
+        report.topological,
+        "rank: the longest chain of operators before this one; equal ranks could run in parallel.",
+    )
+    yield Section(f"Topology of {report.title}", report.drawings["topological"])
+
+
+def _multi_config(report: "Report") -> Sections:
+    return report.sweep.sections() if report.sweep else iter(())
+
+
+def _multi_config_tables(report: "Report") -> Tables:
+    sweep = report.sweep
+    if sweep is None:
+        return {}
+    return {"shapes": sweep.shapes, "workloads": sweep.totals, "sweep_ops": sweep.ops}
+
+
+def _costs(report: "Report") -> Sections:
+    yield Section(f"Costs of {report.title} by type of operator", report.costs)
+    remark = _BAND if report.costing.devices else ""
+    if report.costing.devices:
+        device = report.costing.first
+        yield Section(f"Roofline of {report.title} on {device}", report.costing.roofline)
+    yield Section(f"Costs of {report.title} by layer", report.layers, remark)
+
+
+def _costs_tables(report: "Report") -> Tables:
+    found = {"costs": report.costs, "layers": report.layers}
+    return found | ({"times": report.times} if report.costing.devices else {})
+
+
+def _memory(report: "Report") -> Sections:
+    parallel, costing = report.trace.model.parallel, report.costing
+    yield Section(f"Memory of {report.title}", report.memory)
+    if not parallel.is_one:
+        yield Section(f"Each device of {parallel}", costing.ranks)
+        yield Section("What the devices exchange in one pass", costing.collectives)
+        yield Section("The share of each parameter that a device holds", costing.shards)
+    if costing.can_fit:
+        yield Section("What fits", costing.fits)
+
+
+def _memory_tables(report: "Report") -> Tables:
+    costing, found = report.costing, {"memory": report.memory}
+    if not report.trace.model.parallel.is_one:
+        found |= {
+            "ranks": costing.ranks,
+            "collectives": costing.collectives,
+            "shards": costing.shards,
+        }
+    return found | ({"fits": costing.fits} if costing.can_fit else {})
+
+
+VIEWS: dict[str, View["Report"]] = {
+    view.name: view
+    for view in (
+        View(
+            name="summary",
+            title="Summary",
+            help="operators, parameters, FLOPs, bytes and cache in one table",
+            sections=_summary,
+            tables=lambda report: {"summary": report.summary},
+            main_table="summary",
+            python="report.summary",
+        ),
+        View(
+            name="ops",
+            title="Operators",
+            help="every module and operator with shapes, parameters, FLOPs, bytes, source line",
+            sections=_ops,
+            tables=_ops_tables,
+            main_table="ops",
+            python="report.ops",
+            pane="operators",
+        ),
+        View(
+            name="multi-config",
+            title="Shapes",
+            help="shapes for batch 1, 16 × context 1, 128 × prefill, decode",
+            sections=_multi_config,
+            tables=_multi_config_tables,
+            main_table="shapes",
+            compute=lambda report: report.shapes,
+            python="sweep.totals\nsweep.shapes",
+            pane="table",
+        ),
+        View(
+            name="deps",
+            title="Dependencies",
+            help="module hierarchy and dataflow, as a table and a graph",
+            sections=_deps,
+            tables=lambda report: {"modules": report.modules, "edges": report.edges},
+            main_table="edges",
+            python="report.dependency_graph({})",
+            pane="graph",
+            draw=lambda report: report.dependency_graph(),
+        ),
+        View(
+            name="topological",
+            title="Topological",
+            help="execution order and what each operator waits for, as a table and a graph",
+            sections=_topological,
+            tables=lambda report: {"topological": report.topological},
+            main_table="topological",
+            python="report.topological_graph({})",
+            pane="graph",
+            draw=lambda report: report.topological_graph(),
+        ),
+        View(
+            name="costs",
+            title="Costs",
+            help="FLOPs, bytes and arithmetic intensity by type of operator; time on --hardware",
+            sections=_costs,
+            tables=_costs_tables,
+            main_table="costs",
+            python="report.costs",
+        ),
+        View(
+            name="memory",
+            title="Memory",
+            help="weights, cache, activations and runtime; what fits on --hardware",
+            sections=_memory,
+            tables=_memory_tables,
+            main_table="memory",
+            python="report.memory",
+            compute=_memory_tables,
+        ),
+    )
+}
+
+
+def _latency(report: "Report") -> Sections:
+    yield Section(f"Time of {report.trace.model.name}", report.latency, _BAND)
+
+
+def _sizing(report: "Report") -> Sections:
+    yield report.sizing.section()
+
+
+def _comparison(report: "Report") -> Sections:
+    yield Section(" beside ".join(report.compared_names), report.comparison)
+
+
+def _explanation(report: "Report") -> Sections:
+    path = report.explained or ""
+    yield Section(f"{path or 'The model'} explained", report.explain(path))
+
+
+def _no_tables(report: "Report") -> Tables:
+    return {}
+
+
+# Parts that an option asks for rather than the name of a view.
+LATENCY, SIZING, COMPARISON, EXPLANATION = (
+    View(
+        name="hardware",
+        title="Time",
+        help="time on each device",
+        sections=_latency,
+        tables=lambda report: {"latency": report.latency},
+        main_table="latency",
+        compute=lambda report: report.latency,
+        python="report.latency",
+    ),
+    View(
+        name="hardware all",
+        title="Sizing",
+        help="the devices that hold the model, and how fast each is",
+        sections=_sizing,
+        tables=lambda report: {"sizing": report.sizing.table},
+        main_table="sizing",
+        compute=lambda report: report.sizing,
+        python="report.sizing",
+    ),
+    View(
+        name="compare",
+        title="Comparison",
+        help="two models side by side",
+        sections=_comparison,
+        tables=lambda report: {"comparison": report.comparison},
+        main_table="comparison",
+        compute=lambda report: report.comparison,
+        python="report.comparison",
+    ),
+    View(
+        name="explain",
+        title="Explanation",
+        help="the arithmetic behind one module",
+        sections=_explanation,
+        tables=_no_tables,
+        main_table="",
+        python="report.explain()",
+    ),
+)
+
+
+def views_of(request: Request) -> tuple[View["Report"], ...]:
+    """The views of a request in the order of its page: devices, named views, comparison, prose."""
+    hardware = request.deployment.hardware
+    names = (*request.views, *(("multi-config",) if request.is_sweep else ()))
+    shown: list[View[Report]] = []
+    if any(name != ALL for name in hardware):
+        shown.append(LATENCY)
+    if ALL in hardware:
+        shown.append(SIZING)
+    shown += [view for name, view in VIEWS.items() if name in names]
+    if request.compare is not None:
+        shown.append(COMPARISON)
+    if request.explain is not None:
+        shown.append(EXPLANATION)
+    return tuple(shown)

@@ -1,0 +1,213 @@
+"""What each column of each table means, with its unit: the source of the column reference."""
+
+from collections.abc import Iterable
+from types import MappingProxyType
+
+_WORK = {
+    "flops": "FLOPs of matmul, convolution and attention; a multiply-add is two",
+    "elementwise_ops": "elementwise and reduction operations, which `flops` does not include",
+    "causal_skippable_flops": "part of `flops` above the causal diagonal, which a kernel may skip",
+    "bytes_read": "least traffic in bytes: each input and each weight read once",
+    "bytes_written": "least traffic in bytes: each output written once",
+    "bytes_weights": "bytes moved that are parameters or buffers",
+    "bytes_activations": "bytes moved between operators",
+    "bytes_cache": "bytes moved of the KV cache or the recurrent state",
+    "arithmetic_intensity": "FLOPs per byte moved",
+}
+_BAND = {
+    "time_s": "predicted seconds",
+    "time_low_s": "lower end of the 90 % band of `time_s`, in seconds",
+    "time_high_s": "upper end of the 90 % band of `time_s`, in seconds",
+    "binds": "what limits the time: compute, memory, launch or interconnect",
+}
+_SHAPES = {
+    "input_shapes": "shapes of the tensors read, positional before keyword",
+    "output_shapes": "shapes of the tensors returned",
+    "weight_shapes": "shapes of the module's own parameters",
+    "dtype": "torch dtype of the first output, or of the first input if there is none",
+}
+_FEATURES = {
+    "in_features": "attribute `in_features` of the module",
+    "out_features": "attribute `out_features` of the module",
+    "num_embeddings": "attribute `num_embeddings` of the module",
+    "embedding_dim": "attribute `embedding_dim` of the module",
+}
+_WORKLOAD = {
+    "phase": "prefill, decode, or forward for inputs of your own",
+    "batch": "sequences in the batch",
+    "context": "tokens read by a prefill, or already cached by a decode step",
+}
+_ORDER = {"order": "position in execution order, from 0"}
+_QUANTITY = {"quantity": "name of the quantity", "means": "explanation of the row"}
+
+_OPS = {
+    **_ORDER,
+    "path": "path of the module; of a function, the module that calls it",
+    "op": "class of the module, or name of the function",
+    "kind": "module or function",
+    "layer": "index of the decoder or encoder layer; NA outside layers",
+    **_SHAPES,
+    "params": "parameters that this operator owns; a shared one is counted at its first owner",
+    "depends_on": "`order` of each operator whose output this one reads",
+    "source": "file and line of the call in the modelling code",
+    **_WORK,
+    **_FEATURES,
+}
+_PHASE_TIMES = {
+    f"{phase}_{name}": f"{phase}: {meaning}"
+    for phase in ("prefill", "decode")
+    for name, meaning in {
+        "s": "predicted seconds; NA where the model does not fit",
+        "low_s": "lower end of the 90 % band, in seconds",
+        "high_s": "upper end of the 90 % band, in seconds",
+        "tokens_per_s": "tokens per second",
+        "tokens_per_s_low": "tokens per second at the slow end of the band",
+        "tokens_per_s_high": "tokens per second at the fast end of the band",
+        "binds": "what limits most of the time, and its share",
+    }.items()
+}
+
+MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
+    {
+        "ops": _OPS,
+        "modules": {
+            "path": "path of the module; empty for the model itself",
+            "type": "class of the module",
+            "parent": "path of the parent; NA for the model itself",
+            "depth": "levels below the model",
+            "children": "number of direct children",
+            "calls": "calls in this pass",
+            "params": "parameters of its own; a shared one is counted at its first owner",
+            "params_total": "parameters of the module and everything below it",
+            "trainable": "parameters of its own with `requires_grad`",
+            "tied_to": "name of the parameter that this module shares",
+            **_SHAPES,
+            "order_first": "`order` of its first operator; NA if it does not run",
+            **_FEATURES,
+            **_WORK,
+        },
+        "edges": {
+            "source": "`order` of the operator that wrote the tensor",
+            "target": "`order` of the operator that reads it",
+            "shape": "shape of the tensor",
+            "dtype": "torch dtype of the tensor",
+            "through": "name of the cache tensor that carries it; NA for a direct read",
+            "source_operator": "path and function of the source",
+            "target_operator": "path and function of the target",
+        },
+        "kernels": {
+            "order": "position among the ATen ops of the pass, from 0",
+            "op_order": "`order` of the operator that the kernel is part of",
+            "kernel": "name of the ATen op",
+            **_SHAPES,
+            **_WORK,
+            "is_view": "whether it only makes a view, which moves no data",
+        },
+        "summary": {**_QUANTITY, "value": "the quantity itself", "unit": "its unit"},
+        "topological": {
+            **_ORDER,
+            "path": _OPS["path"],
+            "op": _OPS["op"],
+            "rank": "length of the longest chain of operators before it",
+            "waits_for": "`order` of each operator whose output this one reads",
+            "waits_for_operators": "the same as paths and function names",
+            **_SHAPES,
+        },
+        "costs": {
+            "op": "type of operator",
+            "calls": "operators of this type",
+            **_WORK,
+            "flops_share": "fraction of the FLOPs of the pass",
+            "bytes_share": "fraction of the bytes that the pass moves",
+            **_BAND,
+            "time_share": "fraction of the time of the pass",
+        },
+        "layers": {
+            "path": "path of the layer; NA in the last row, which sums everything outside layers",
+            "layer": "index of the layer",
+            "operators": "operators in the layer",
+            "params": "parameters in the layer; a shared one is counted once",
+            **_WORK,
+            **_BAND,
+            "share": "fraction of the time of the pass",
+        },
+        "memory": {
+            **_QUANTITY,
+            "bytes": "bytes on each device",
+            "share": "fraction of the total",
+        },
+        "latency": {
+            "device": "name of the device",
+            **_WORKLOAD,
+            "launch": "graph (kernels captured once) or eager (started one by one)",
+            **_BAND,
+            "tokens_per_s": "tokens read per second; in decode one for each sequence",
+            "tokens_per_s_low": "tokens per second at the slow end of the band",
+            "tokens_per_s_high": "tokens per second at the fast end of the band",
+            "binds": "what limits most of the time, and its share",
+            "measured": "whether this device was measured, or only related ones",
+        },
+        "times": {
+            **_ORDER,
+            "path": _OPS["path"],
+            "op": _OPS["op"],
+            "class": "class of kernel whose calibration gives the time",
+            **_BAND,
+            "share": "fraction of the time of the pass",
+            "flops": "FLOPs of its kernels",
+            "bytes": "bytes moved by its kernels",
+            "arithmetic_intensity": "FLOPs per byte moved",
+            "of_peak": "fraction of the device's peak FLOP/s that is reached",
+            "of_bandwidth": "fraction of the device's memory bandwidth that is reached",
+        },
+        "sizing": {
+            "device": "name of the device",
+            "devices": "how many of them share the model",
+            "fits": "whether each device holds its part",
+            "usable_bytes": "memory of a device that a runtime can use, in bytes",
+            "total_bytes": "bytes needed on each device",
+            "weights_bytes": "bytes of the weights",
+            "cache_bytes": "bytes of the cache",
+            "activations_bytes": "bytes of the activations at their peak",
+            "runtime_bytes": "bytes allowed for drivers and libraries",
+            "binds": "the part that exceeds the memory, where the model does not fit",
+            "makes_it_fit": "changes that would make it fit, in words",
+            "fits_with_tp": "smallest tensor parallelism that fits",
+            "fits_with_batch": "largest batch that fits",
+            "fits_with_context": "largest context that fits",
+            "fits_with_weight_dtype": "widest weight dtype that fits",
+            **_PHASE_TIMES,
+        },
+        "workloads": {
+            **_WORKLOAD,
+            "operators": "operators of the pass",
+            **_WORK,
+            "cache_bytes": "bytes of the cache after the pass",
+            "error": "why the workload could not be traced; NA for the others",
+        },
+        "sweep_ops": {**_WORKLOAD, **_OPS},
+        "shapes": {
+            "path": _OPS["path"],
+            "op": _OPS["op"],
+            "call": "repetition of this operator at its path, from 0",
+            "prefill 1×128": "input shapes → output shapes; one column for each workload",
+            "symbolic": "the shapes as formulas of B (batch), S (tokens read) and C (cached)",
+            "changes": "whether the shapes differ between workloads",
+        },
+    }
+)
+
+
+def meaning(table: str, column: str) -> str | None:
+    """The meaning of a column, or None where nobody wrote it down.
+
+    Args:
+        table: Name of the table, which is also the name of its CSV file.
+        column: Name of the column or of the index.
+    """
+    return MEANINGS.get(table, {}).get(column)
+
+
+def missing(table: str, columns: Iterable[str]) -> list[str]:
+    """The columns of a table that have no meaning here."""
+    return [column for column in columns if meaning(table, column) is None]

@@ -1,0 +1,53 @@
+"""Each option is declared once: the magic, the Python functions, the panel and completion agree."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import llmsim_magic as llmsim
+from llmsim_magic.notebook.arguments import parse, parser
+from llmsim_magic.simulate.options import BY_NAME, GRAPH, OPTIONS, Option, request_of
+from llmsim_magic.simulate.report import Report
+from llmsim_magic.simulate.request import Request
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "trace": llmsim.trace,
+    "sweep": llmsim.sweep,
+    "size": llmsim.size,
+    "panel": llmsim.panel,
+    GRAPH: Report.dependency_graph,
+}
+OWN = {"model", "inputs", "progress", "cancelled", "executor", "view", "self"}
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_an_option_that_is_left_out_has_its_default(option: Option) -> None:
+    assert option.value(request_of("gpt2", ("summary",), {})) == option.default
+    assert option.value(parse(["gpt2"]).request) == option.default
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_function_takes_the_options_that_name_it_and_no_other(call: str) -> None:
+    taken = set(inspect.signature(CALLS[call]).parameters) - OWN
+    assert taken == {option.name for option in OPTIONS if call in option.calls}
+
+
+def test_every_option_is_a_flag_of_the_magic_with_its_help() -> None:
+    text = " ".join(parser().format_help().split())
+    for option in OPTIONS:
+        assert option.flag in text
+        assert option.help in text
+
+
+def test_a_request_of_defaults_is_the_plain_request() -> None:
+    assert request_of("gpt2", ("summary",), {}) == Request(model="gpt2")
+
+
+def test_every_choice_is_taken() -> None:
+    for name in ("phase", "dtype", "attn", "level", "weight_dtype", "kv_dtype", "launch"):
+        option = BY_NAME[name]
+        for choice in option.choices:
+            words = ["gpt2", option.flag, choice]
+            assert parse(words).request.model == "gpt2"
