@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llmsim_magic.analyses.time.calibration_fit import NOMINAL, fit, folds
-from llmsim_magic.analyses.time.roofline import estimate, seconds_of, terms_of
+from llmsim_magic.analyses.time.roofline import estimate, roofline_seconds, roofline_terms
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.hardware.calibration import Band, Calibration, Constants, Sample, Transfer
 from llmsim_magic.records.hardware.kernel_shapes import Matmul
@@ -27,7 +27,7 @@ def planted(number: int, noise: float, seed: int) -> list[Sample]:
     for _ in range(number):
         m, n, k = (2 ** int(power) for power in draw.integers((0, 9, 9), (13, 15, 14)))
         size = Matmul(m, n, k)
-        seconds = seconds_of(PLANTED, terms_of(size, DEVICE, 0.0, 1.0))
+        seconds = roofline_seconds(PLANTED, roofline_terms(size, DEVICE, 0.0, 1.0))
         found.append(Sample(size, seconds * float(np.exp(noise * draw.normal()))))
     return found
 

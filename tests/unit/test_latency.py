@@ -16,7 +16,12 @@ from llmsim_magic.analyses.cost.operator_costs import recorded_costs
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, kernel_shapes
 from llmsim_magic.analyses.time.latency import PassTime, latency
 from llmsim_magic.analyses.time.perfetto import chrome_trace
-from llmsim_magic.analyses.time.roofline import estimate, relatives, seconds_of, terms_of
+from llmsim_magic.analyses.time.roofline import (
+    estimate,
+    nearest_devices,
+    roofline_seconds,
+    roofline_terms,
+)
 from llmsim_magic.analyses.time.roofline_points import points, roofs
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.catalog.calibration import calibration
@@ -91,7 +96,7 @@ def test_no_device_outdoes_its_datasheet(size: KernelShape) -> None:
         device = accelerators.find(name)
         if fitted.near.high / fitted.near.low > 2:
             continue  # too few samples to hold it to anything
-        terms = terms_of(size, device, 0.0, 0.0, cold=True)
+        terms = roofline_terms(size, device, 0.0, 0.0, cold=True)
         best = max(terms.compute_s, terms.fresh_s)
         assert estimate(size, device, calibration(), cold=True).seconds > 0.9 * best
 
@@ -100,9 +105,9 @@ def test_no_device_outdoes_its_datasheet(size: KernelShape) -> None:
 def test_more_work_never_takes_less_time(field: str) -> None:
     for size in SIZES:
         constants = calibration().fits[size.kind][H100.name].constants
-        terms = terms_of(size, H100, constants.tile, constants.cached)
+        terms = roofline_terms(size, H100, constants.tile, constants.cached)
         more = replace(terms, **{field: getattr(terms, field) * 2 + 1e-6})
-        assert seconds_of(constants, more) >= seconds_of(constants, terms)
+        assert roofline_seconds(constants, more) >= roofline_seconds(constants, terms)
 
 
 def test_kernels_started_by_the_host_take_longer_than_in_a_graph() -> None:
@@ -134,9 +139,9 @@ def test_a_device_never_measured_has_a_wider_band(size: KernelShape) -> None:
 def test_relatives_are_told_by_the_catalogue_s_fields_not_by_names() -> None:
     stranger = replace(H100, name="Unheard-of 9000")
     measured = list(calibration().fits["matmul 16-bit"])
-    assert relatives(stranger, measured) == ["H100-SXM5-80GB", "H200-SXM-141GB"]
-    assert set(relatives(accelerators.find("L4"), measured)) == {"L40S"}
-    amd = relatives(accelerators.find("MI300X"), measured)
+    assert nearest_devices(stranger, measured) == ["H100-SXM5-80GB", "H200-SXM-141GB"]
+    assert set(nearest_devices(accelerators.find("L4"), measured)) == {"L40S"}
+    amd = nearest_devices(accelerators.find("MI300X"), measured)
     assert set(amd) == set(measured)  # another vendor's GPUs are all as near
 
 

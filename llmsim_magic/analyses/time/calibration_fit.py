@@ -1,7 +1,7 @@
-"""From measured kernels of one class on one device to constants, a surface and their bands.
+"""Fits constants, a residual surface and bands to measured kernels of one class on one device.
 
-Robust least squares on log(seconds), then kriging of what is left over; every choice is made, and
-every band earned, by cross-validation.
+Robust least squares on log(seconds), then kriging of the residuals. Cross-validation selects
+hyper-parameters and yields the bands.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmsim_magic.analyses.time.roofline import REGIMES, Terms, place_of, seconds_of, terms_of
+from llmsim_magic.analyses.time.roofline import (
+    REGIMES,
+    Terms,
+    coordinates_of,
+    roofline_seconds,
+    roofline_terms,
+)
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Band, Constants, Fitted, Sample, Surface
 
@@ -24,9 +30,9 @@ START = Constants(5e-6, 1.3, 1.2, 2.0, 1e-6, 0.5, 1.0, 0.0)
 TILES = (0.0, 20.0)
 CACHED = (1.0, 1 / 2, 1 / 6)
 FOLDS = 5
-MOST_CENTRES = 300
+MAX_CENTRES = 300
 _TOLERANCE = 0.02  # residuals below it count as squares, above it as magnitudes
-_PULL = 0.05  # how hard a constant that the samples leave open is held at its start
+_PRIOR_WEIGHT = 0.05  # prior weight that holds undetermined constants at their start
 # Over how many powers of two each coordinate of a place varies as much as the others do, by the
 # family of a class; the last two are the waves' and the regime's. Cross-validation stretches or
 # shrinks all of them.
@@ -47,12 +53,16 @@ def fit(
     sources: Sequence[str] = (),
     start: Constants = START,
 ) -> Fitted:
-    """Constants, surface and bands of one class of kernels on one device.
+    """Fit one class of kernels on one device.
 
-    `start` is where the search begins, and where a constant stays that the samples leave open.
+    Args:
+        samples: Measured kernels of the class.
+        accelerator: The device.
+        sources: Where the samples come from.
+        start: Initial constants, kept where the samples do not determine them.
     """
     constants, surface = _best(samples, accelerator, start)
-    far, near = (np.concatenate(logs) for logs in _left_out(samples, accelerator, start))
+    far, near = (np.concatenate(logs) for logs in _cross_validate(samples, accelerator, start))
     if np.abs(near).mean() > np.abs(far).mean():
         near, surface = far, Surface(surface.scales, (), ())
     return Fitted(
@@ -65,21 +75,21 @@ def fit(
     )
 
 
-def _left_out(
+def _cross_validate(
     samples: Sequence[Sample], accelerator: Accelerator, start: Constants
 ) -> tuple[list[Array], list[Array]]:
-    """log(measured ÷ predicted) of each fold by the others: constants alone, and with surface."""
+    """Cross-validated log(measured ÷ predicted) per fold, without and with the surface."""
     far, near = [], []
     for train, test in folds(len(samples)):
         constants, surface = _best([samples[place] for place in train], accelerator, start)
         held = [samples[place] for place in test]
-        far.append(_left_over(held, accelerator, constants))
+        far.append(_log_residuals(held, accelerator, constants))
         near.append(far[-1] - _predicted(surface, _places(held, accelerator, constants)))
     return far, near
 
 
 def folds(number: int) -> list[tuple[list[int], list[int]]]:
-    """Train and test places of each fold; shuffled the same way each time."""
+    """Train and test indices of each fold, shuffled with a fixed seed."""
     order = np.random.default_rng(0).permutation(number)
     parts = [part.tolist() for part in np.array_split(order, min(FOLDS, number)) if len(part)]
     return [
@@ -88,7 +98,7 @@ def folds(number: int) -> list[tuple[list[int], list[int]]]:
 
 
 def band_of(logs: Array) -> Band:
-    """The factors between which the nominal share of measured ÷ predicted lies."""
+    """The factors that contain the nominal share of measured ÷ predicted."""
     edge = (1 - NOMINAL) / 2
     low, high = np.quantile(logs, [edge, 1 - edge])
     return Band(round(float(np.exp(min(low, 0.0))), 4), round(float(np.exp(max(high, 0.0))), 4))
@@ -97,13 +107,13 @@ def band_of(logs: Array) -> Band:
 def _best(
     samples: Sequence[Sample], accelerator: Accelerator, start: Constants
 ) -> tuple[Constants, Surface]:
-    """The constants whose tile leaves the least over, and the surface of what they leave."""
+    """The constants with the smallest residuals over all tiles, and their residual surface."""
     tiles = TILES if samples[0].size.kind.startswith("matmul") else (0.0,)
     found = [
         _constants(samples, accelerator, replace(start, tile=tile, cached=round(cached, 3)))
         for tile, cached in product(tiles, CACHED)
     ]
-    left = [_left_over(samples, accelerator, each) for each in found]
+    left = [_log_residuals(samples, accelerator, each) for each in found]
     best = min(range(len(found)), key=lambda n: float(np.abs(left[n]).mean()))
     places = _places(samples, accelerator, found[best])
     family = samples[0].size.kind.split()[0]
@@ -111,9 +121,9 @@ def _best(
 
 
 def _terms(samples: Sequence[Sample], accelerator: Accelerator, constants: Constants) -> Any:
-    """The terms of all samples as one, of arrays."""
+    """The terms of all samples, as one `Terms` of arrays."""
     tile, cached = constants.tile, constants.cached
-    each = [terms_of(sample.size, accelerator, tile, cached) for sample in samples]
+    each = [roofline_terms(sample.size, accelerator, tile, cached) for sample in samples]
     return Terms(
         *(
             np.array([getattr(one, name) for one in each])  # type: ignore[arg-type]
@@ -125,23 +135,24 @@ def _terms(samples: Sequence[Sample], accelerator: Accelerator, constants: Const
 def _places(samples: Sequence[Sample], accelerator: Accelerator, constants: Constants) -> Array:
     waves = _terms(samples, accelerator, constants).wave
     return np.array(
-        [place_of(s.size, wave, s.regime) for s, wave in zip(samples, waves, strict=True)]
+        [coordinates_of(s.size, wave, s.regime) for s, wave in zip(samples, waves, strict=True)]
     )
 
 
-def _left_over(samples: Sequence[Sample], accelerator: Accelerator, constants: Constants) -> Array:
+def _log_residuals(
+    samples: Sequence[Sample], accelerator: Accelerator, constants: Constants
+) -> Array:
     """log(measured ÷ predicted by the constants alone)."""
     terms = _terms(samples, accelerator, constants)
     added = np.array([constants.regimes_s.get(sample.regime, 0.0) for sample in samples])
     measured = np.array([sample.seconds for sample in samples])
-    return np.asarray(np.log(measured / (seconds_of(constants, terms) + added)))
+    return np.asarray(np.log(measured / (roofline_seconds(constants, terms) + added)))
 
 
 def _constants(samples: Sequence[Sample], accelerator: Accelerator, start: Constants) -> Constants:
-    """The constants that leave least over: Levenberg–Marquardt on their logarithms.
+    """The constants with the smallest residuals, by Levenberg–Marquardt on their logarithms.
 
-    Weighted so that it comes near the least sum of magnitudes: a few odd kernels shall not bend
-    the rest.
+    Iterative weights approximate least absolute deviations, so that outliers have little effect.
     """
     terms = _terms(samples, accelerator, start)
     measured = np.log([sample.seconds for sample in samples])
@@ -160,29 +171,31 @@ def _constants(samples: Sequence[Sample], accelerator: Accelerator, start: Const
     def predicted(theta: Array) -> Array:
         found = constants(theta)
         added = sum((found.regimes_s[name] * started[name] for name in regimes), np.zeros(1))
-        return np.asarray(np.log(seconds_of(found, terms) + added))
+        return np.asarray(np.log(roofline_seconds(found, terms) + added))
 
     hot = start.hot / (1 - start.hot)
     given = (start.launch_s, start.compute, start.memory, start.sharpness - 1, start.item_s, hot)
     added = [start.regimes_s.get(name, 5e-6) for name in regimes]
-    found = constants(_least(predicted, measured, np.log([*given, *added])))
+    found = constants(_levenberg_marquardt(predicted, measured, np.log([*given, *added])))
     return replace(
         found,
-        regimes_s={name: _short(seconds) for name, seconds in found.regimes_s.items()},
-        **{name: _short(getattr(found, name)) for name in Constants.__slots__[:7]},
+        regimes_s={name: _round_significant(seconds) for name, seconds in found.regimes_s.items()},
+        **{name: _round_significant(getattr(found, name)) for name in Constants.__slots__[:7]},
     )
 
 
-def _short(number: float) -> float:
+def _round_significant(number: float) -> float:
     return float(f"{number:.4g}")
 
 
-def _least(predicted: Callable[[Array], Array], measured: Array, start: Array) -> Array:
+def _levenberg_marquardt(
+    predicted: Callable[[Array], Array], measured: Array, start: Array
+) -> Array:
     theta, damping, step = start, 1e-2, 1e-4
 
     def loss(theta: Array) -> float:
         left = np.abs(measured - predicted(theta))
-        return float(left.sum() + _PULL * ((theta - start) ** 2).sum())
+        return float(left.sum() + _PRIOR_WEIGHT * ((theta - start) ** 2).sum())
 
     best = loss(theta)
     for _ in range(40):
@@ -192,8 +205,8 @@ def _least(predicted: Callable[[Array], Array], measured: Array, start: Array) -
             [(predicted(theta + step * unit) - here) / step for unit in np.eye(len(theta))], 1
         )
         weighted = slopes / np.maximum(np.abs(left), _TOLERANCE)[:, None]
-        curvature = weighted.T @ slopes + 2 * _PULL * np.eye(len(theta))
-        downhill = weighted.T @ left - 2 * _PULL * (theta - start)
+        curvature = weighted.T @ slopes + 2 * _PRIOR_WEIGHT * np.eye(len(theta))
+        downhill = weighted.T @ left - 2 * _PRIOR_WEIGHT * (theta - start)
         curvature += damping * np.diag(np.diag(curvature))
         trial = theta + np.clip(np.linalg.solve(curvature, downhill), -1, 1)
         if (tried := loss(trial)) < best:
@@ -206,28 +219,29 @@ def _least(predicted: Callable[[Array], Array], measured: Array, start: Array) -
 
 
 def _surface(places: Array, left: Array, scales: Array) -> Surface:
-    """Kriging with the stretch and the noise whose leave-one-out errors are the least."""
+    """Kriging with the length scale and noise that minimise the leave-one-out error."""
     best = (np.inf, _STRETCHES[0], _NOISES[0])
-    some = np.random.default_rng(0).permutation(len(places))[:MOST_CENTRES]
+    centres = np.random.default_rng(0).permutation(len(places))[:MAX_CENTRES]
     for stretch in _STRETCHES:
-        alike = _matern(places[some], places[some], scales * stretch)
+        covariance = _matern(places[centres], places[centres], scales * stretch)
         for noise in _NOISES:
-            inverse = np.linalg.inv(alike + noise * np.eye(len(some)))
-            error = inverse @ left[some] / np.diag(inverse)
+            inverse = np.linalg.inv(covariance + noise * np.eye(len(centres)))
+            error = inverse @ left[centres] / np.diag(inverse)
             score = float(np.abs(error).mean())
             best = min(best, (score, stretch, noise))
     _, stretch, noise = best
     scales = scales * stretch
-    across = _matern(places, places[some], scales)
-    alike = _matern(places[some], places[some], scales)
+    cross_covariance = _matern(places, places[centres], scales)
+    covariance = _matern(places[centres], places[centres], scales)
     weights = np.linalg.solve(
-        across.T @ across + noise * alike + 1e-8 * np.eye(len(some)), across.T @ left
+        cross_covariance.T @ cross_covariance + noise * covariance + 1e-8 * np.eye(len(centres)),
+        cross_covariance.T @ left,
     )
-    return Surface(tuple(scales.tolist()), tuple(map(tuple, places[some])), tuple(weights))
+    return Surface(tuple(scales.tolist()), tuple(map(tuple, places[centres])), tuple(weights))
 
 
 def _rounded(surface: Surface) -> Surface:
-    """Three decimals of a power of two are a thousandth: less than any clock's jitter."""
+    """Round log2 coordinates to three decimals, which is below timing jitter."""
     return Surface(
         tuple(round(scale, 3) for scale in surface.scales),
         tuple(tuple(round(float(x), 3) for x in place) for place in surface.places),
@@ -238,11 +252,11 @@ def _rounded(surface: Surface) -> Surface:
 def _predicted(surface: Surface, places: Array) -> Array:
     if not surface.places:
         return np.zeros(len(places))
-    alike = _matern(places, np.array(surface.places), np.array(surface.scales))
-    return np.asarray(alike @ np.array(surface.weights))
+    covariance = _matern(places, np.array(surface.places), np.array(surface.scales))
+    return np.asarray(covariance @ np.array(surface.weights))
 
 
 def _matern(one: Array, other: Array, scales: Array) -> Array:
-    apart = (one[:, None] - other[None]) / scales
-    distance = np.sqrt(3 * (apart**2).sum(-1))
+    differences = (one[:, None] - other[None]) / scales
+    distance = np.sqrt(3 * (differences**2).sum(-1))
     return np.asarray((1 + distance) * np.exp(-distance))

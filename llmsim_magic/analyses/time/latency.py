@@ -1,4 +1,4 @@
-"""How long one forward pass takes on a device, per operator and in all, each with its band."""
+"""Predicted latency of one forward pass on a device, per operator and in total."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -7,8 +7,8 @@ from functools import cache, cached_property, partial
 
 from llmsim_magic.analyses.time.band import pass_band
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, kernel_shapes
-from llmsim_magic.analyses.time.roofline import Binds, Estimate, estimate, relatives
-from llmsim_magic.catalog.calibration import calibration as shipped
+from llmsim_magic.analyses.time.roofline import Binds, Estimate, estimate, nearest_devices
+from llmsim_magic.catalog.calibration import calibration as default_calibration
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Band, Calibration, Host, Regime
 from llmsim_magic.records.hardware.kernel_shapes import (
@@ -24,17 +24,17 @@ NOT_MODELLED = (
     "not modelled: queueing under load, an engine's scheduler, sampling and detokenising, "
     "clocks that heat or power hold down"
 )
-NOTHING = Estimate(0.0, 0.0, 0.0, "launch")
-Price = Callable[..., Estimate]  # of a size, `launched` or not
+NO_TIME = Estimate(0.0, 0.0, 0.0, "launch")
+Estimator = Callable[..., Estimate]  # from a kernel shape, with or without launch overhead
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorTime:
-    """One operator's seconds with the band its class earned, and what binds it.
+    """The predicted time of one operator in seconds, its band, and the resource that bounds it.
 
-    `kind` is the class of the kernel that takes longest, None where no kernel runs. `flops` and
-    `bytes` are those kernels'; `of_peak` and `of_bandwidth` the shares of the device's that they
-    would reach; an exchange's bytes are those on the link, and so is its bandwidth.
+    `kind` is the class of the slowest kernel; None if no kernel runs. `of_peak` and `of_bandwidth`
+    are shares of the device's peak FLOP/s and bandwidth. For a collective, bytes and bandwidth are
+    those of the interconnect.
     """
 
     kind: str | None
@@ -50,15 +50,16 @@ class OperatorTime:
 
     @property
     def intensity(self) -> float | None:
-        """FLOPs for each byte moved."""
+        """FLOPs per byte moved; None if no byte is moved."""
         return self.flops / self.bytes if self.bytes else None
 
 
 @dataclass(frozen=True)
 class PassTime:
-    """A pass on a device: `operators` in execution order; `low` and `high` hold nine of ten.
+    """The predicted time of a pass; nine of ten measurements lie between `low` and `high`.
 
-    `seen` says whether the device was measured, or its relatives speak for it.
+    `operators` are in execution order. `seen` is True if the device itself was measured, False if
+    the prediction uses related devices.
     """
 
     accelerator: Accelerator
@@ -81,15 +82,15 @@ class PassTime:
 
     @cached_property
     def bound(self) -> dict[str, float]:
-        """The share of the seconds that each resource binds, most first."""
+        """The share of the time that each resource bounds, largest first."""
         bound = _bound(self.operators)
         return {name: each / self.seconds for name, each in bound.items() if self.seconds}
 
     def of(self, orders: Iterable[int]) -> Estimate:
-        """The time of some operators together, as of a module or a layer, and what binds most."""
+        """The total time of several operators, such as a layer, and what bounds most of it."""
         chosen = [self.operators[order] for order in orders]
         if not chosen:
-            return NOTHING
+            return NO_TIME
         return Estimate(
             math.fsum(operator.seconds for operator in chosen),
             math.fsum(operator.low for operator in chosen),
@@ -99,7 +100,7 @@ class PassTime:
 
 
 def _bound(operators: Iterable[OperatorTime]) -> dict[Binds, float]:
-    """The seconds that each resource binds, most first."""
+    """The seconds that each resource bounds, largest first."""
     seconds: dict[Binds, float] = {}
     for operator in operators:
         seconds[operator.binds] = seconds.get(operator.binds, 0.0) + operator.seconds
@@ -114,25 +115,34 @@ def latency(
     regime: Regime = "graph",
     stored: StoredDtypes | None = None,
 ) -> PassTime:
-    """Seconds of each operator of a pass, and of the pass.
+    """The predicted time of each operator of a pass and of the whole pass.
 
-    In a `graph` the device never waits for the host, layers that read the same tensor are one
-    product, and what streams between two products is one kernel. `eager` starts every ATen kernel
-    from the host: an operator takes as long as the slower of the two needs for it.
+    In a `graph` the device never waits for the host, linear layers that read the same tensor are
+    one matmul, and memory-bound operators between two matmuls are one kernel. In `eager` the host
+    launches every ATen kernel, and an operator takes as long as the slower of host and device.
 
-    Raises `LlmsimError` for a dtype or a figure that the device lacks.
+    Args:
+        trace: The pass.
+        accelerator: The device.
+        calibration: Fitted constants; those shipped with the package if None.
+        regime: How kernels are launched.
+        stored: Dtypes that weights and cache are stored in; as traced if None.
+
+    Raises:
+        LlmsimError: If the device lacks a dtype or a required figure.
     """
-    known = calibration or shipped()
+    known = calibration or default_calibration()
     work = kernel_shapes(trace, accelerator, regime, stored)
-    price = cache(partial(_quickest, accelerator=accelerator, known=known))
+    estimate_kernel = cache(partial(_fastest, accelerator=accelerator, known=known))
     if regime == "eager":
-        host = host_of(accelerator, known)
-        views = _views(trace)
+        host = host_overhead(accelerator, known)
+        views = _view_counts(trace)
         recorded = [
-            _eager(each, views[order], accelerator, host, price) for order, each in enumerate(work)
+            _eager_time(each, views[order], accelerator, host, estimate_kernel)
+            for order, each in enumerate(work)
         ]
     else:
-        recorded = _captured(trace, work, accelerator, price)
+        recorded = _graph_times(trace, work, accelerator, estimate_kernel)
     operators = tuple(trace.expand_replays(recorded))
     seen = any(accelerator.name in devices for devices in known.fits.values())
     return PassTime(
@@ -144,50 +154,57 @@ def latency(
     )
 
 
-def host_of(accelerator: Accelerator, calibration: Calibration) -> Host:
-    """What starting kernels costs the host, here or with the nearest relatives."""
+def host_overhead(accelerator: Accelerator, calibration: Calibration) -> Host:
+    """Host time per kernel launch, measured on this device or averaged over related ones."""
     hosts = calibration.hosts
     if accelerator.name in hosts:
         return hosts[accelerator.name]
     if not hosts:
         return Host(0.0, 0.0, 0.0)
-    near = [hosts[name] for name in relatives(accelerator, hosts)]
+    near = [hosts[name] for name in nearest_devices(accelerator, hosts)]
     return Host(*(sum(getattr(h, n) for h in near) / len(near) for n in Host.__slots__))
 
 
-def _eager(
-    work: Sequence[KernelShape], views: int, accelerator: Accelerator, host: Host, price: Price
+def _eager_time(
+    work: Sequence[KernelShape],
+    views: int,
+    accelerator: Accelerator,
+    host: Host,
+    estimate_kernel: Estimator,
 ) -> OperatorTime:
-    """An operator whose kernels the host starts one by one; a CPU is its own host."""
-    each = [price(size, launched=True) for size in work]
-    waits = host.operator_s + views * host.view_s
+    """The time of an operator whose kernels the host launches one by one; a CPU runs both."""
+    each = [estimate_kernel(size, launched=True) for size in work]
+    host_s = host.operator_s + views * host.view_s
     if accelerator.kind == "cpu":
-        return _operator(work, each, accelerator, waits)
-    return _operator(work, each, accelerator, 0.0, waits + len(work) * host.kernel_s)
+        return _operator(work, each, accelerator, host_s)
+    return _operator(work, each, accelerator, 0.0, host_s + len(work) * host.kernel_s)
 
 
-def _captured(
-    trace: Trace, work: Sequence[Sequence[KernelShape]], accelerator: Accelerator, price: Price
+def _graph_times(
+    trace: Trace,
+    work: Sequence[Sequence[KernelShape]],
+    accelerator: Accelerator,
+    estimate_kernel: Estimator,
 ) -> list[OperatorTime]:
-    shares = _merged(trace, work)
+    shares = _merged_linears(trace, work)
     found = []
-    streaming = False
+    previous_streams = False
     for order, each in enumerate(work):
         times = []
         for place, size in enumerate(each):
             merged, share = shares.get((order, place), (size, 1.0))
-            goes_on = streaming and isinstance(size, Stream)
-            time = price(merged, launched=not goes_on)
-            times.append(_part(time, share))
-            streaming = isinstance(size, Stream)
+            is_fused = previous_streams and isinstance(size, Stream)
+            time = estimate_kernel(merged, launched=not is_fused)
+            times.append(_scaled(time, share))
+            previous_streams = isinstance(size, Stream)
         found.append(_operator(each, times, accelerator))
     return found
 
 
-def _quickest(
+def _fastest(
     size: KernelShape, *, accelerator: Accelerator, known: Calibration, launched: bool
 ) -> Estimate:
-    """An engine sums small messages by a kernel of its own, large ones as the library does."""
+    """The faster of NCCL and the engine's all-reduce, which engines use for small messages."""
     ways: list[KernelShape] = [size]
     if isinstance(size, Collective) and size.of == "all_reduce":
         ways.append(replace(size, library="engine"))
@@ -195,24 +212,24 @@ def _quickest(
     return min(times, key=lambda time: time.seconds)
 
 
-def _merged(
+def _merged_linears(
     trace: Trace, work: Sequence[Sequence[KernelShape]]
 ) -> dict[tuple[int, int], tuple[Matmul, float]]:
-    """Linear layers that read the same tensor, as one product and each one's share of it."""
+    """Linear layers that read the same tensor, as one matmul and the share of each layer."""
     readers: dict[tuple[object, ...], list[tuple[int, int, Matmul]]] = {}
     for order, each in enumerate(work):
         inputs = trace.recorded.operators[order].inputs
         for place, size in enumerate(each):
             if isinstance(size, Matmul) and size.groups == 1 and inputs:
-                # Where a scale's last block is not full makes no two matrices unlike.
+                # Partial blocks of scales change the mean bits slightly; ignore that.
                 bits = None if size.weight_bits is None else round(size.weight_bits, 1)
                 key = (inputs[0], size.m, size.k, size.dtype, bits)
                 readers.setdefault(key, []).append((order, place, size))
     found = {}
-    for alike in readers.values():
-        columns = sum(size.n for _, _, size in alike)
-        whole = replace(alike[0][2], n=columns)
-        for order, place, size in alike:
+    for linears in readers.values():
+        columns = sum(size.n for _, _, size in linears)
+        whole = replace(linears[0][2], n=columns)
+        for order, place, size in linears:
             found[order, place] = (whole, size.n / columns)
     return found
 
@@ -221,14 +238,14 @@ def _operator(
     work: Sequence[KernelShape],
     each: Sequence[Estimate],
     accelerator: Accelerator,
-    waits: float = 0.0,
-    least: float = 0.0,
+    host_s: float = 0.0,
+    minimum_s: float = 0.0,
 ) -> OperatorTime:
-    """Kernels one after the other; the host adds `waits`, and needs `least` in all."""
+    """Kernels in sequence; the host adds `host_s`, and the operator takes at least `minimum_s`."""
     busy = math.fsum(time.seconds for time in each)
-    seconds = max(busy + waits, least)
-    low = max(math.fsum(time.low for time in each) + waits, least)
-    high = max(math.fsum(time.high for time in each) + waits, least)
+    seconds = max(busy + host_s, minimum_s)
+    low = max(math.fsum(time.low for time in each) + host_s, minimum_s)
+    high = max(math.fsum(time.high for time in each) + host_s, minimum_s)
     longest = max(zip(each, work, strict=True), key=lambda pair: pair[0].seconds, default=None)
     binds: Binds = "launch"
     if longest is not None and busy > seconds / 2:
@@ -248,11 +265,11 @@ def _operator(
     )
 
 
-def _part(time: Estimate, share: float) -> Estimate:
+def _scaled(time: Estimate, share: float) -> Estimate:
     return Estimate(time.seconds * share, time.low * share, time.high * share, time.binds)
 
 
-def _views(trace: Trace) -> list[int]:
+def _view_counts(trace: Trace) -> list[int]:
     views = [0] * len(trace.recorded.operators)
     for kernel in trace.recorded.kernels:
         if kernel.is_view and kernel.operator is not None:

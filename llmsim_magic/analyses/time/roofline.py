@@ -1,10 +1,10 @@
-"""How long a kernel takes on a device: a roofline with the shares that measurements left of it.
+"""Predicted time of a kernel on a device: a roofline fitted to measurements.
 
     seconds = launch + item · items + ((compute · C)^s + (memory · M)^s)^(1/s),  corrected by exp(r)
 
-C is the work at the datasheet's dense peak, whole waves of whole tiles counted; M the least bytes
-at full bandwidth; s how well the two overlap; r what measurements near by left over, fading to
-nothing far from them. The constants are `benchmarks/calibrate.py`'s, fitted to measurements.
+C is the time of the FLOPs at the datasheet's dense peak, in whole waves of tiles. M is the time of
+the minimum bytes at full bandwidth. s is how well the two overlap. r is the residual of nearby
+measurements, which fades to zero far from them. `benchmarks/calibrate.py` fits the constants.
 """
 
 import math
@@ -33,16 +33,18 @@ from llmsim_magic.records.hardware.kernel_shapes import (
 
 Binds = Literal["compute", "memory", "launch", "interconnect"]
 
-# Rows × columns of a result that libraries' kernels compute at a time, per compute unit.
+# Tile sizes (rows × columns of the result) of library kernels, one tile per compute unit.
 _TILES = ((256, 128), (128, 256), (128, 128), (64, 256), (128, 64), (64, 128), (64, 64), (16, 64))
 REGIMES: tuple[Regime, ...] = ("graph", "events", "eager")
-_MOST_WAVE = 3.0  # in powers of two: fewer tiles than an eighth of the units are split otherwise
-_CACHE_EDGE = 16  # how sharply a working set falls out of a cache as it outgrows it
+_MAX_WAVE = (
+    3.0  # log2; with fewer tiles than an eighth of the units, kernels split the sum (split-k)
+)
+_CACHE_STEEPNESS = 16  # how steeply cache hits fall once the working set exceeds the cache
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds, the band in which nine of ten measurements would lie, and what binds."""
+    """Predicted seconds, the band of nine in ten measurements, and the bounding resource."""
 
     seconds: float
     low: float
@@ -52,11 +54,11 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """A kernel's work in seconds at a device's full figures.
+    """A kernel's work in seconds at a device's datasheet figures.
 
-    `items` are the sequences of attention that fall to one compute unit, or the other ranks.
-    `fresh_s` and `resident_s` are memory's: what comes from it, and what a cache may still hold.
-    `wave` says by how many powers of two whole waves of tiles exceed the tiles.
+    `fresh_s` is the time of bytes read from memory, `resident_s` of bytes the cache may still hold.
+    `items` are attention sequences per compute unit, or the other ranks of a collective. `wave` is
+    log2 of the tiles in whole waves over the tiles needed.
     """
 
     compute_s: float
@@ -75,29 +77,44 @@ def estimate(
     cold: bool = False,
     launched: bool = True,
 ) -> Estimate:
-    """Seconds of one kernel with the band that its class earned on measurements.
+    """The predicted time of one kernel with its band.
 
-    `cold`: its weights, or keys and values, come from memory however small they are, as in a
-    model; a benchmark that repeats one kernel finds them in the cache. Not `launched`: it goes on
-    within the kernel before it. A device that was never measured takes as long as its nearest
-    relatives would with its figures.
+    A device without measurements is predicted from the nearest measured devices, scaled by its
+    datasheet figures.
 
-    Raises `CannotPredict` for a figure that the catalogue lacks, `InvalidValue` for a dtype that
-    the device does.
+    Args:
+        size: The kernel's shape.
+        accelerator: The device.
+        calibration: Fitted constants by kernel class and device.
+        regime: How the kernel is launched.
+        cold: Whether weights, or keys and values, are read from memory as in a model, not from
+            the cache as in a benchmark that repeats the kernel.
+        launched: Whether the kernel has a launch of its own; False if it is fused with the one
+            before it.
+
+    Raises:
+        CannotPredict: If the catalogue lacks a required figure.
+        InvalidValue: If the device cannot compute in the kernel's dtype.
     """
-    devices, kind = _measured(size.kind, accelerator, calibration)
+    devices, kind = _reference_fits(size.kind, accelerator, calibration)
     known = devices == [accelerator.name]
     logs = []
     for name in devices:
-        fitted = _started(calibration.fits[kind], name, regime)
-        here = accelerator if known else _as(accelerator, name, calibration.unseen[kind].by_units)
-        terms = terms_of(size, here, fitted.constants.tile, fitted.constants.cached, cold=cold)
-        rest, reach = residual(fitted.surface, place_of(size, terms.wave, regime))
+        fitted = _with_regime_overhead(calibration.fits[kind], name, regime)
+        here = (
+            accelerator
+            if known
+            else _scaled_to_relative(accelerator, name, calibration.unseen[kind].by_units)
+        )
+        terms = roofline_terms(
+            size, here, fitted.constants.tile, fitted.constants.cached, cold=cold
+        )
+        rest, reach = residual(fitted.surface, coordinates_of(size, terms.wave, regime))
         started = fitted.constants.launch_s if not launched else 0.0
-        logs.append(math.log(seconds_of(fitted.constants, terms, regime) - started) + rest)
+        logs.append(math.log(roofline_seconds(fitted.constants, terms, regime) - started) + rest)
     seconds = math.exp(sum(logs) / len(logs))
     band = calibration.unseen[kind].band
-    if not (known or _one_vendor(accelerator, devices)):
+    if not (known or _is_same_vendor(accelerator, devices)):
         band = DEFAULT_BAND
     elif known and kind == size.kind:
         band = interpolate_band(fitted.near, fitted.far, reach)
@@ -105,8 +122,8 @@ def estimate(
     return Estimate(seconds, seconds * band.low, seconds * band.high, binds)
 
 
-def seconds_of(constants: Constants, terms: Terms, regime: Regime = "graph") -> float:
-    """The roofline alone; works on arrays of numpy as on numbers."""
+def roofline_seconds(constants: Constants, terms: Terms, regime: Regime = "graph") -> float:
+    """The roofline time in seconds without residual; accepts numbers or NumPy arrays."""
     started = constants.launch_s + constants.regimes_s.get(regime, 0.0)
     compute, memory = _bounds(constants, terms)
     sharpness = constants.sharpness
@@ -119,15 +136,15 @@ def _bounds(constants: Constants, terms: Terms) -> tuple[float, float]:
     return constants.compute * terms.compute_s, constants.memory * moved
 
 
-def place_of(size: KernelShape, wave: float, regime: Regime) -> Coordinates:
-    """Where a kernel stands among others of its class, tiles and start included."""
+def coordinates_of(size: KernelShape, wave: float, regime: Regime) -> Coordinates:
+    """The coordinates of a kernel within its class, including wave and regime."""
     return (*size.place, wave, float(REGIMES.index(regime)))
 
 
 def residual(surface: Surface, place: Coordinates) -> tuple[float, float]:
-    """What measurements near `place` left over, and how near the nearest is: 1 here, 0 far off.
+    """The log residual at `place`, and the proximity of the nearest measurement (1 near, 0 far).
 
-    A sum of Matérn-3/2 functions of the distance, as in kriging.
+    A sum of Matérn-3/2 kernels of the distance, as in kriging.
     """
     rest = reach = 0.0
     for known, weight in zip(surface.places, surface.weights, strict=True):
@@ -141,19 +158,22 @@ def residual(surface: Surface, place: Coordinates) -> tuple[float, float]:
 
 
 def matern(distance: float) -> float:
+    """The Matérn-3/2 covariance at a scaled distance."""
     return (1 + math.sqrt(3) * distance) * math.exp(-math.sqrt(3) * distance)
 
 
-def terms_of(
+def roofline_terms(
     size: KernelShape, accelerator: Accelerator, tile: float, cached: float, *, cold: bool = False
 ) -> Terms:
-    """A kernel's work at a device's full figures."""
+    """A kernel's work in seconds at a device's datasheet figures."""
     if isinstance(size, Collective):
-        link = _known(accelerator, "interconnect_bytes_per_s", accelerator.interconnect_bytes_per_s)
+        link = _require(
+            accelerator, "interconnect_bytes_per_s", accelerator.interconnect_bytes_per_s
+        )
         return Terms(0.0, size.bytes / link, 0.0, size.ranks - 1, 0.0)
-    bandwidth = _known(accelerator, "bandwidth_bytes_per_s", accelerator.bandwidth_bytes_per_s)
+    bandwidth = _require(accelerator, "bandwidth_bytes_per_s", accelerator.bandwidth_bytes_per_s)
     reused = size.bytes - size.weight_bytes if cold else size.bytes
-    held = reused * _hit(reused, cached * (accelerator.llc_bytes or 0))
+    held = reused * _cache_hit_share(reused, cached * (accelerator.llc_bytes or 0))
     memory = (size.bytes - held) / bandwidth, held / bandwidth
     if isinstance(size, Matmul):
         compute, wave = _matmul(size, accelerator, tile)
@@ -167,7 +187,7 @@ def terms_of(
 
 
 def _matmul(size: Matmul, accelerator: Accelerator, tile: float) -> tuple[float, float]:
-    """Seconds at peak, of whole waves of the tiles that suit best, and what the waves waste."""
+    """Seconds at peak with the best tile size in whole waves, and the wave overhead."""
     peak = accelerator.peak(size.dtype)
     units = accelerator.compute_units
     if units is None or accelerator.kind != "gpu":
@@ -186,17 +206,17 @@ def _matmul(size: Matmul, accelerator: Accelerator, tile: float) -> tuple[float,
 def _wave(tiles: int, units: int | None) -> float:
     if not units:
         return 0.0
-    return min(math.log2(math.ceil(tiles / units) * units / tiles), _MOST_WAVE)
+    return min(math.log2(math.ceil(tiles / units) * units / tiles), _MAX_WAVE)
 
 
-def _hit(nbytes: float, cache: float) -> float:
-    """The share of a working set that a cache still holds when it comes round again."""
-    return 1 / (1 + (nbytes / cache) ** _CACHE_EDGE) if cache else 0.0
+def _cache_hit_share(nbytes: float, cache: float) -> float:
+    """The share of a working set that is still cached when it is read again."""
+    return 1 / (1 + (nbytes / cache) ** _CACHE_STEEPNESS) if cache else 0.0
 
 
 def _binds(constants: Constants, terms: Terms, regime: Regime, sends: bool) -> Binds:
     compute, memory = _bounds(constants, terms)
-    launch = seconds_of(constants, terms, regime) - max(compute, memory)
+    launch = roofline_seconds(constants, terms, regime) - max(compute, memory)
     if launch > max(compute, memory):
         return "launch"
     if sends:
@@ -204,29 +224,29 @@ def _binds(constants: Constants, terms: Terms, regime: Regime, sends: bool) -> B
     return "compute" if compute > memory else "memory"
 
 
-def _measured(
+def _reference_fits(
     kind: str, accelerator: Accelerator, calibration: Calibration
 ) -> tuple[list[str], str]:
-    """The devices whose fits of which kind tell: its own, or those of its nearest relatives.
+    """The devices and kernel class whose fits to use: the device's own, or related devices'.
 
-    A kind that nobody measured is taken as the first of its family: 32-bit matmuls as 16-bit.
+    A class without measurements uses the first class of its family: 32-bit matmuls use 16-bit.
     """
     family = [each for each in calibration.fits if _family(each) == _family(kind)]
     if not family:
-        raise CannotPredict(kind, accelerator.name, "nothing of its kind was measured")
+        raise CannotPredict(kind, accelerator.name, "no kernel of its class was measured")
     own = [each for each in (kind, *family) if accelerator.name in calibration.fits.get(each, ())]
     if own and (own[0] == kind or kind not in calibration.fits):
         return [accelerator.name], own[0]
     chosen = kind if kind in calibration.fits else family[0]
-    return relatives(accelerator, calibration.fits[chosen]), chosen
+    return nearest_devices(accelerator, calibration.fits[chosen]), chosen
 
 
 def _family(kind: str) -> str:
     return kind.partition(" ")[0]
 
 
-def _started(fits: Mapping[str, Fitted], name: str, regime: Regime) -> Fitted:
-    """A device's fit; where its kernels were never started so, others say what that adds."""
+def _with_regime_overhead(fits: Mapping[str, Fitted], name: str, regime: Regime) -> Fitted:
+    """A device's fit; a regime it was not measured in gets the mean overhead of other devices."""
     fitted = fits[name]
     others = [
         f.constants.regimes_s[regime] for f in fits.values() if regime in f.constants.regimes_s
@@ -237,8 +257,8 @@ def _started(fits: Mapping[str, Fitted], name: str, regime: Regime) -> Fitted:
     return replace(fitted, constants=replace(fitted.constants, regimes_s=added))
 
 
-def _as(accelerator: Accelerator, relative: str, by_units: float) -> Accelerator:
-    """The device with its memory as fast as its relative's would be in its place."""
+def _scaled_to_relative(accelerator: Accelerator, relative: str, by_units: float) -> Accelerator:
+    """The device with the bandwidth of a related device, scaled by the datasheet figures."""
     other = entries().get(relative)
     units, bandwidth = accelerator.compute_units, accelerator.bandwidth_bytes_per_s
     if other is None or not (units and other.compute_units):
@@ -250,8 +270,8 @@ def _as(accelerator: Accelerator, relative: str, by_units: float) -> Accelerator
     return replace(accelerator, bandwidth_bytes_per_s=other.bandwidth_bytes_per_s * faster * wider)
 
 
-def relatives(accelerator: Accelerator, measured: Iterable[str]) -> list[str]:
-    """The nearest of the devices measured: of one architecture, else one vendor, else one kind."""
+def nearest_devices(accelerator: Accelerator, measured: Iterable[str]) -> list[str]:
+    """The nearest measured devices: same architecture, else same vendor, else same kind."""
 
     def distance(name: str) -> int:
         other = entries().get(name)
@@ -266,14 +286,14 @@ def relatives(accelerator: Accelerator, measured: Iterable[str]) -> list[str]:
     return [name for name, each in distances.items() if each == nearest]
 
 
-def _one_vendor(accelerator: Accelerator, devices: Iterable[str]) -> bool:
-    """Whether relatives are near enough for the band that devices of one vendor earned."""
+def _is_same_vendor(accelerator: Accelerator, devices: Iterable[str]) -> bool:
+    """Whether all devices have the accelerator's vendor and kind, as the transfer band requires."""
     others = [entries().get(name) for name in devices]
     alike = [(accelerator.vendor, accelerator.kind)]
     return all(other and (other.vendor, other.kind) in alike for other in others)
 
 
-def _known(accelerator: Accelerator, name: str, value: float | None) -> float:
+def _require(accelerator: Accelerator, name: str, value: float | None) -> float:
     if value is None:
         raise CannotPredict("time", accelerator.name, f"the catalogue has no {name} for it")
     return value
