@@ -223,7 +223,7 @@ def test_an_unknown_packing_names_those_that_are_known() -> None:
     config = small_models.llama()
     config.quantization_config = {"quant_method": "aqlm"}
     trace = traced(config)
-    with pytest.raises(InvalidValue, match=r"must be one of gptq, awq.*weight_dtype") as said:
+    with pytest.raises(InvalidValue, match=r"only gptq, awq.*weight_dtype") as said:
         weights(trace)
     assert "\n" not in str(said.value)
     assert weights(trace, "int8").nbytes > 0
@@ -477,7 +477,7 @@ def test_a_window_and_a_state_reach_further_than_keys_and_values() -> None:
     ("setup", "said"),
     [
         (Setup(1, 10**6), "context must be within the 40960 tokens"),
-        (Setup(1, 128, Parallel(3)), "tp must be one of 2, 4, 8"),
+        (Setup(1, 128, Parallel(3)), "tp must be one of 1, 2, 4, 8"),
         (Setup(1, 128, weight_dtype="int3"), "weight_dtype must be one of int4"),
         (Setup(1, 128, kv_dtype="x"), "kv_dtype must be one of int8"),
     ],
