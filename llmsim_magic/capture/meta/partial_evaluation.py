@@ -11,13 +11,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from llmsim_magic.capture.kernels.fused_kernels import RECURRENT, recurrent_outputs
 from llmsim_magic.capture.kernels.kernel_cache import KernelCache
-from llmsim_magic.capture.kernels.kernel_facts import (
-    RECURRENT,
-    facts,
-    recurrent_outputs,
-    written_to,
-)
+from llmsim_magic.capture.kernels.kernel_facts import facts, mutated_tensors
 from llmsim_magic.capture.kernels.rng import PrivateRng
 from llmsim_magic.capture.kernels.tensors import dtype_name, tensors_in, unrecorded
 from llmsim_magic.capture.meta import call_stack
@@ -76,7 +72,7 @@ class PartialEvaluation(TorchDispatchMode):
         tensors = tensors_in((args, keywords))
         if all(map(self.knows, tensors)):
             return self._for_real(func, args, keywords)
-        if facts(func).aliases and not any(tensor.is_meta for tensor in tensors):
+        if facts(func).may_alias and not any(tensor.is_meta for tensor in tensors):
             # A view of what was written over, or a write into it.
             return self._dice.run(func, args, keywords)
         answer = _ANSWERS.get(func)
@@ -85,7 +81,7 @@ class PartialEvaluation(TorchDispatchMode):
             if answered is not NotImplemented:
                 return answered
         if not all(tensor.is_meta for tensor in tensors):
-            changed = written_to(func, args, keywords)
+            changed = mutated_tensors(func, args, keywords)
             if changed and not any(tensor.is_meta for tensor in changed):
                 for tensor in changed:
                     self.overwrite(tensor)
@@ -121,7 +117,7 @@ class PartialEvaluation(TorchDispatchMode):
         """
         if func is aten._local_scalar_dense.default:
             self._ask(MOST_READ, "what it knows, as a loop does that never ends, or one too long")
-        if facts(func).aliases:
+        if facts(func).may_alias:
             return self._dice.run(func, args, keywords)
         unreal_args, unreal = tree_map(_on_meta, (args, keywords))
         try:
@@ -132,11 +128,11 @@ class PartialEvaluation(TorchDispatchMode):
             pass  # its size depends on its values, which are known
         else:
             if sum(tensor.numel() for tensor in tensors_in(like)) > MAX_KNOWN_ELEMENTS:
-                moved = facts(func).copies and args[0].dtype == like.dtype
+                moved = facts(func).is_to_copy and args[0].dtype == like.dtype
                 return args[0] if moved else like
         if keywords.get("device") == META:
             keywords["device"] = torch.device("cpu")
-        if facts(func).allocates:
+        if facts(func).is_allocation:
             return func(*args, **keywords).zero_()
         try:
             return self._dice.run(func, args, keywords)

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from llmsim_magic.capture.kernels.kernel_facts import facts, written_to
+from llmsim_magic.capture.kernels.kernel_facts import facts, mutated_tensors
 from llmsim_magic.capture.kernels.rng import PrivateRng
 from llmsim_magic.capture.kernels.tensors import tensors_in
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
@@ -63,7 +63,7 @@ class Buffers(TorchDispatchMode):
         self._made += not tensors
         if self._made > MOST:
             raise TooManyWeights(f"it would be made of more than {MOST:,} weights and tables")
-        if keywords.get("device") == META and not facts(func).allocates:
+        if keywords.get("device") == META and not facts(func).is_allocation:
             made = func(*args, **keywords) if not tensors else None
             if made is None or made.numel() <= LARGEST:
                 return self._dice.run(func, args, {**keywords, "device": CPU})
@@ -71,13 +71,13 @@ class Buffers(TorchDispatchMode):
         return self._dice.run(func, args, keywords)
 
     def _on_meta(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
-        changed = written_to(func, args, keywords)
+        changed = mutated_tensors(func, args, keywords)
         if changed and not any(tensor.is_meta for tensor in changed):
             for tensor in changed:
                 storage = tensor.untyped_storage()
                 self._unknown[storage._cdata] = storage
             return changed[0] if len(func._schema.returns) == 1 else None
-        if changed and facts(func).draws:
+        if changed and facts(func).is_random:
             return changed[0]  # random numbers for a tensor without values: the bulk of a build
         if keywords.get("device") is not None:
             keywords["device"] = META

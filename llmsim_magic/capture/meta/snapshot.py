@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.kernels.rng import seeded_rng
+from llmsim_magic.capture.kernels.rng import preserved_rng
 from llmsim_magic.capture.kernels.tensors import tensors_in
 
 
@@ -65,7 +65,7 @@ def restored(model: torch.nn.Module) -> Iterator[None]:
     """Put back all that a model holds, and the random generators."""
     snapshot = Snapshot(model.modules())
     try:
-        with seeded_rng():
+        with preserved_rng():
             yield
     finally:
         snapshot.restore(model.modules())

@@ -16,7 +16,7 @@ from llmsim_magic.capture.inputs.context_length import (
     is_huggingface,
     longest_context,
 )
-from llmsim_magic.capture.kernels.rng import seeded_rng
+from llmsim_magic.capture.kernels.rng import preserved_rng
 from llmsim_magic.capture.kernels.tensors import dtype_name
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.meta.small_buffers import TooManyWeights, tracking_buffers
@@ -122,7 +122,7 @@ def _built(config: Any, options: dict[str, Any], name: str, *, base: bool) -> An
     """Call the model's constructor on the meta device; keep the values of small buffers."""
     try:
         constructor = _constructor(config, base, name)
-        with seeded_rng(), tracking_buffers() as buffers, META:
+        with preserved_rng(), tracking_buffers() as buffers, META:
             module = constructor(config, **options)
     except CannotTrace:
         raise

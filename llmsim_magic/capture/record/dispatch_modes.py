@@ -42,7 +42,7 @@ class _Kernels(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if kernel_facts.facts(func).composite:
+        if kernel_facts.facts(func).is_composite:
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from llmsim_magic.capture.kernels.rng import seeded_rng
+from llmsim_magic.capture.kernels.rng import preserved_rng
 from llmsim_magic.capture.kernels.tensors import dtype_name, unrecorded
 from llmsim_magic.capture.meta.snapshot import Snapshot
 from llmsim_magic.capture.replay.layer_matching import Layer, matched_layers
@@ -88,7 +88,7 @@ class ModelHooks:
         """
         keep = False
         try:
-            with seeded_rng():
+            with preserved_rng():
                 yield
             keep = only_after_errors
         finally:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from llmsim_magic.capture.kernels import collectives, kernel_facts
+from llmsim_magic.capture.kernels import collectives, flops, fused_kernels, kernel_facts
 from llmsim_magic.capture.kernels.tensors import TensorTable, tensors_in, unrecorded
 from llmsim_magic.capture.meta import call_stack
 from llmsim_magic.capture.record.list_lifetimes import ListLifetimes
@@ -207,7 +207,7 @@ class Recorder:
                 continue
             storage = table.tensors[number].storage
             if likes.setdefault(storage, other) is not other:
-                table.join(other, likes[storage])
+                table.alias(other, likes[storage])
             own = table.add(other)
             if storage in table.written:
                 table.written.add(table.tensors[own].storage)
@@ -274,7 +274,7 @@ class Recorder:
         try:
             if func is scaled_dot_product_attention:
                 out = self.attention(args, kwargs)
-            elif func in kernel_facts.RECURRENT:
+            elif func in fused_kernels.RECURRENT:
                 out = self.recurrent(func, args)
             elif func in collectives.KERNELS:
                 out = self.collective(func, args)
@@ -331,20 +331,22 @@ class Recorder:
         inputs = tuple(map(table.add, tensors_in((args, kwargs))))
         if not inputs and not tensors_in(out):
             return  # a mark for torch's own profiler
-        if known.copies and kernel_facts.only_changes_device(args[0], out, kwargs.get("device")):
-            table.join(out, args[0])
+        if known.is_to_copy and kernel_facts.only_changes_device(
+            args[0], out, kwargs.get("device")
+        ):
+            table.alias(out, args[0])
         outputs = tuple(map(table.add, tensors_in(out)))
-        if known.mutable:
+        if known.mutated:
             places = [
                 kwargs.get(place) if isinstance(place, str) else args[place]
-                for place in known.mutable
+                for place in known.mutated
                 if isinstance(place, str) or place < len(args)
             ]
             writes, is_view = table.add_all(places), False
         else:
             read = {table.tensors[index].storage for index in inputs}
             moved = [index for index in outputs if table.tensors[index].storage not in read]
-            is_view = known.allocates or (bool(outputs) and not moved)
+            is_view = known.is_allocation or (bool(outputs) and not moved)
             writes = () if is_view else outputs
         self.note(
             self.owner(func._schema.name.removeprefix("aten::")),
@@ -355,25 +357,25 @@ class Recorder:
                 outputs,
                 writes,
                 is_view,
-                known.pointwise,
+                known.is_pointwise,
                 causal=False,
-                flops=kernel_facts.flops(func, args, kwargs, out),
+                flops=flops.kernel_flops(func, args, kwargs, out),
             ),
         )
 
     def attention(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
         """Answer `scaled_dot_product_attention` with one kernel, as a GPU does."""
-        given = kernel_facts.Attention(*args, **kwargs)
+        given = fused_kernels.AttentionArguments(*args, **kwargs)
         self._quiet = True
         try:
-            output = kernel_facts.fused_attention(given)
+            output = fused_kernels.fused_attention(given)
         finally:
             self._quiet = False
         written = (self.table.add(output),)
         self.note(
             self.owner("scaled_dot_product_attention"),
             Kernel(
-                kernel_facts.ATTENTION,
+                fused_kernels.ATTENTION,
                 None,
                 self.table.add_all((given.query, given.key, given.value, given.attn_mask)),
                 written,
@@ -381,7 +383,7 @@ class Recorder:
                 is_view=False,
                 pointwise=False,
                 causal=given.is_causal,
-                flops=kernel_facts.attention_flops(given),
+                flops=flops.attention_flops(given),
             ),
         )
         return output
@@ -397,7 +399,7 @@ class Recorder:
         self.note(
             self.owner(func.__name__),
             Kernel(
-                kernel_facts.RECURRENT[func],
+                fused_kernels.RECURRENT[func],
                 None,
                 self.table.add_all(args),
                 written,
@@ -405,7 +407,7 @@ class Recorder:
                 is_view=False,
                 pointwise=False,
                 causal=False,
-                flops=kernel_facts.recurrent_flops(*args),
+                flops=flops.recurrent_flops(*args),
             ),
         )
         return outputs
