@@ -17,12 +17,9 @@ from llmsim_magic.capture.inputs.model_inputs import ModelInputs
 from llmsim_magic.capture.inputs.signature import parameters
 from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.meta.call_stack import call_model
+from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.isolation import isolated, model_lock
-from llmsim_magic.capture.meta.partial_evaluation import (
-    EndlessLoop,
-    PartialEvaluation,
-    evaluating_partially,
-)
+from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEvaluation
 from llmsim_magic.capture.models.live_model_copy import inputs_on_meta
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.record.assemble_operators import assemble_operators

@@ -130,7 +130,7 @@ def _built(config: Any, options: dict[str, Any], name: str, *, base: bool) -> An
         raise CannotTrace(f"{name}: {error}") from error
     except Exception as error:
         raise CannotTrace(f"{name}: transformers cannot build it: {describe(error)}") from error
-    buffers.keep_only(module)
+    buffers.move_to_meta(module)
     module.eval()
     return module
 

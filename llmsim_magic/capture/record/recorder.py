@@ -226,7 +226,7 @@ class Recorder:
         helpers = self._helpers(parent, frames)
         for helper in helpers:
             helper.is_whole = False
-        return call_stack.source(frames, forward), bool(helpers), frames
+        return call_stack.source_line(frames, forward), bool(helpers), frames
 
     def _held(
         self, frames: list[FrameType], step: ModuleCall | HelperCall | FunctionCall | None = None
@@ -291,15 +291,15 @@ class Recorder:
     def _helpers(self, parent: ModuleCall, frames: list[FrameType]) -> tuple[HelperCall, ...]:
         forward = self._forward_code(parent.module)
         found = []
-        for frame in call_stack.helpers(frames, forward):
+        for frame in call_stack.helper_frames(frames, forward):
             helper = parent.helpers.get(id(frame))
             if helper is None:
                 outer = frames[frames.index(frame) + 1 :]
                 helper = parent.helpers[id(frame)] = HelperCall(
                     call_stack.function_name(frame),
                     parent.path,
-                    call_stack.source(outer, forward),
-                    self.table.add_all(call_stack.arguments(frame)),
+                    call_stack.source_line(outer, forward),
+                    self.table.add_all(call_stack.frame_arguments(frame)),
                     frame,
                     is_whole=call_stack.is_helper(frame.f_code),
                 )
@@ -318,7 +318,7 @@ class Recorder:
         if call.source is None:
             frames = call_stack.frames_of_call(3)
             if parent is not None:
-                call.source = call_stack.source(frames, self._forward_code(parent.module))
+                call.source = call_stack.source_line(frames, self._forward_code(parent.module))
                 call.helpers = self._helpers(parent, frames)
                 call.held += self._held(frames, call)
         return call
