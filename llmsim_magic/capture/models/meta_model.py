@@ -52,7 +52,7 @@ class MetaModel:
     register_collectives: Callable[[torch.nn.Module], None] | None = None
 
     @cached_property
-    def harness(self) -> ModelHooks:
+    def hooks(self) -> ModelHooks:
         """The hooks that every pass of the model shares."""
         return ModelHooks(self.module, self.register_collectives)
 
