@@ -273,7 +273,7 @@ def table() -> None:
                 "operators": row.get("operators"),
                 "seconds": row.get("seconds"),
                 "peak_mib": row.get("peak_mib"),
-                "assumed": "; ".join(note for note in notes if "only data decides" in note),
+                "assumed": "; ".join(note for note in notes if "on the data" in note),
                 "reduced_prefill": small.get("prefill", ""),
                 "reduced_decode": small.get("decode", ""),
                 "reduced_flops": small.get("prefill_flops", ""),

@@ -1,261 +1,192 @@
-"""Run one workload of a weightless model and return its record."""
+"""Run one workload of a model on `meta` and return its record."""
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from llmsim_magic.capture.inputs import decode_inputs, forward_inputs
-from llmsim_magic.capture.inputs.cache_in_output import cache_in_output, saving_encoder_outputs
+from llmsim_magic.capture.inputs import forward_inputs
+from llmsim_magic.capture.inputs.cache_in_output import cache_in_output
 from llmsim_magic.capture.inputs.context_length import context_note, is_huggingface
+from llmsim_magic.capture.inputs.decode_inputs import DECODE_INPUT_MAKERS, MakeDecodeInputs
 from llmsim_magic.capture.inputs.model_inputs import ModelInputs
 from llmsim_magic.capture.inputs.signature import parameters
 from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.meta.call_stack import call_model
+from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.isolation import isolated, model_lock
-from llmsim_magic.capture.meta.partial_evaluation import (
-    EndlessLoop,
-    PartialEvaluation,
-    evaluating_partially,
-)
+from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
 from llmsim_magic.capture.models.live_model_copy import inputs_on_meta
 from llmsim_magic.capture.models.meta_model import MetaModel
+from llmsim_magic.capture.prime_decode_cache import (
+    PrefillCache,
+    first_that_runs,
+    is_state_complete,
+    prime_decode_cache,
+    primed_cache,
+)
 from llmsim_magic.capture.record.assemble_operators import assemble_operators
 from llmsim_magic.capture.record.dispatch_modes import dispatch_modes
 from llmsim_magic.capture.record.recorder import Recorder
-from llmsim_magic.capture.replay.replay import Replayer, UnrecordedPass
+from llmsim_magic.capture.replay.replay import Replayer
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
-from llmsim_magic.records.errors import CannotTrace, LlmsimError, NoDecode, describe
+from llmsim_magic.records.errors import CannotTrace, LlmsimError, describe
 from llmsim_magic.records.printable import printable_record
 from llmsim_magic.records.trace.trace import CacheSlot, Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 
-Way = TypeVar("Way")
-Result = TypeVar("Result")
-
 
 @isolated()
 def run(
-    weightless: MetaModel,
+    meta_model: MetaModel,
     workload: Workload,
     *,
     replay: bool = True,
     cancelled: IsCancelled = never_cancelled,
 ) -> Trace:
-    """Trace one workload; a decode step runs on the cache that a prefill of `context` built.
+    """Trace one workload; a decode step uses the cache that a prefill of `context` tokens built.
 
-    With `replay` one layer of each kind is run, and stands for those that do the same.
-    Raises `NoDecode` for decode on a model without cache or state, and `CannotTrace` with the
-    cause where its forward needs a value that only weights or data decide. Once `cancelled` says
-    so it stops at the next kernel, with a `KeyboardInterrupt`.
+    Args:
+        meta_model: The model.
+        workload: Phase, batch size and context in tokens.
+        replay: Run one layer of each kind and replay it for layers that do the same.
+        cancelled: Polled at each kernel; the pass stops once it returns True.
+
+    Returns:
+        The record of the pass.
+
+    Raises:
+        NoDecode: The workload is a decode step and the model keeps no cache or state.
+        CannotTrace: The forward failed, for example because it needs the values of weights.
+        KeyboardInterrupt: The pass was cancelled.
     """
-    with DeferredInterrupt(cancelled), model_lock, _told(weightless, workload):
-        harness, notes = weightless.harness, context_note(weightless.module, workload)
-        harness.put_back()  # what a pass changed that went on in another thread before a fork
-        left, harness.left = harness.left, None
-        one = _Pass(weightless, workload, replay, notes, left)
+    with DeferredInterrupt(cancelled), model_lock, _error_context(meta_model, workload):
+        hooks, notes = meta_model.hooks, context_note(meta_model.module, workload)
+        hooks.restore()  # a fork may have copied the model in the middle of another thread's pass
+        cache, hooks.prefill_cache = hooks.prefill_cache, None
+        one = _Pass(meta_model, workload, replay, notes, cache)
         if workload.phase == "prefill":
-            ways = forward_inputs.prefill_inputs(weightless.module, workload)
-            return _first_that_runs(ways, one.recorded)
-        return _first_that_runs(decode_inputs.DECODE_INPUT_MAKERS, one.decoded)
-
-
-def _first_that_runs(ways: Iterable[Way], run: Callable[[Way], Result]) -> Result:
-    """The result of the first way to hand over the inputs that the forward can read.
-
-    Raises the error of the likeliest way, which is the first.
-    """
-    errors: list[Exception] = []
-    for way in ways:
-        try:
-            return run(way)
-        except (NoDecode, EndlessLoop):
-            raise
-        except Exception as error:
-            errors.append(error)
-    raise errors[0]
+            candidates = forward_inputs.prefill_inputs(meta_model.module, workload)
+            return first_that_runs(candidates, one.trace)
+        return first_that_runs(DECODE_INPUT_MAKERS, one.trace_decode)
 
 
 @isolated()
 def run_with_inputs(
-    weightless: MetaModel,
+    meta_model: MetaModel,
     args: tuple[Any, ...],
     keywords: Mapping[str, Any],
     *,
     replay: bool = True,
 ) -> Trace:
-    """Trace a module on inputs of the caller's own.
+    """Trace a module on given inputs.
 
-    Of what is data (floating point) only shapes and dtypes are used; whole numbers and flags,
-    such as token ids and sizes, are known.
+    Only shapes and dtypes of floating-point inputs are used; integers and booleans, such as token
+    ids and sizes, keep their values.
+
+    Args:
+        meta_model: The module.
+        args: Its positional arguments.
+        keywords: Its keyword arguments.
+        replay: Run one layer of each kind and replay it for layers that do the same.
+
+    Returns:
+        The record of the pass.
+
+    Raises:
+        CannotTrace: The forward failed.
     """
     on_device, named = inputs_on_meta((args, dict(keywords)))
     first = next((tensor for _, tensor in named_tensors("", (on_device, named))), None)
     batch = first.shape[0] if first is not None and first.dim() else 1
     workload = Workload("forward", max(batch, 1), 0)
-    with model_lock, _told(weightless, workload):
-        return _Pass(weightless, workload, replay).recorded(ModelInputs(named), on_device)
-
-
-@dataclass(frozen=True, slots=True)
-class _Primed:
-    """What a priming pass was given, what it left, and what is to be said of it."""
-
-    keywords: dict[str, Any]
-    state: dict[str, Any]
-    notes: list[str]
-    answers: PartialEvaluation
-
-
-@dataclass(frozen=True, slots=True)
-class _Left:
-    """What a recorded prefill left, which a decode step with as many tokens can go on from."""
-
-    batch: int
-    context: int
-    replay: bool
-    primed: _Primed
-
-    def serves(self, asked: "_Pass") -> bool:
-        """Whether a priming pass would have been given the same."""
-        workload, model = asked.workload, asked.weightless.module
-        if (self.batch, self.context, self.replay) != (
-            workload.batch,
-            workload.context,
-            asked.replay,
-        ):
-            return False
-        wanted = next(decode_inputs.priming_inputs(model, workload)).keywords
-        mine = self.primed.keywords
-        return wanted.keys() == mine.keys() and all(
-            map(_same, wanted.values(), (mine[name] for name in wanted))
-        )
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        alike = one.shape == other.shape and one.dtype == other.dtype
-        return alike and ((one.is_meta and other.is_meta) or torch.equal(one, other))
-    return type(one) is type(other) and bool(one == other)
+    with model_lock, _error_context(meta_model, workload):
+        return _Pass(meta_model, workload, replay).trace(ModelInputs(named), on_device)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """A model and what is asked of it."""
+    """A model, the workload to trace, notes for the report, and the cache of the last prefill."""
 
-    weightless: MetaModel
+    meta_model: MetaModel
     workload: Workload
     replay: bool
     notes: Sequence[str] = ()
-    left: _Left | None = None
+    cache: PrefillCache | None = None
 
-    def decoded(self, way: decode_inputs.MakeDecodeInputs) -> Trace:
-        """A decode step after a priming pass; what that leaves in the model is state as well."""
-        with self.weightless.harness.as_it_was():
-            is_first = way is decode_inputs.DECODE_INPUT_MAKERS[0]
-            primed = self._primed(self.left if is_first else None)
-            inputs = way(self.weightless.module, self.workload, primed.state, primed.keywords)
-            return self.recorded(
-                ModelInputs(inputs.keywords, primed.notes + inputs.notes), before=primed.answers
+    def trace_decode(self, make_inputs: MakeDecodeInputs) -> Trace:
+        """Traces a decode step; changes that priming makes in the model are part of its state."""
+        with self.meta_model.hooks.restored():
+            is_first = make_inputs is DECODE_INPUT_MAKERS[0]
+            cache = self.cache if is_first else None
+            primed = prime_decode_cache(self.meta_model, self.workload, cache, replay=self.replay)
+            inputs = make_inputs(
+                self.meta_model.module, self.workload, primed.state, primed.keywords
+            )
+            return self.trace(
+                ModelInputs(inputs.keywords, primed.notes + inputs.notes), before=primed.evaluation
             )
 
-    def _primed(self, left: _Left | None) -> _Primed:
-        """The state after `context` tokens."""
-        model, info = self.weightless.module, self.weightless.info
-        if left is not None and left.serves(self):
-            return left.primed
-        primed = _first_that_runs(decode_inputs.priming_inputs(model, self.workload), self._prime)
-        if not primed.state:
-            raise NoDecode(
-                f"{info.name}: decode does not exist for it: "
-                f"{info.class_name} keeps no cache from one token to the next"
-            )
-        return primed
-
-    def _prime(self, inputs: ModelInputs) -> _Primed:
-        model, harness = self.weightless.module, self.weightless.harness
-        with (
-            harness.as_it_was(only_after_errors=True),
-            evaluating_partially() as answers,
-            saving_encoder_outputs(model) as kept,
-            harness.told(UnrecordedPass(self._replayer(answers))),
-        ):
-            state = cache_in_output(model, call_model(model, (), inputs.keywords))
-        return self._as_primed(inputs, state and state | kept, answers)
-
-    def _as_primed(
-        self, inputs: ModelInputs, state: dict[str, Any], answers: PartialEvaluation
-    ) -> _Primed:
-        notes = [*inputs.notes, *(f"before the step: {note}" for note in answers.notes())]
-        return _Primed(inputs.keywords, state, notes, answers)
-
-    def _can_go_on(self, state: dict[str, Any]) -> bool:
-        """Whether all that a prefill leaves is in the state that it returned."""
-        harness, forward = self.weightless.harness, self.weightless.module.forward
-        if self.workload.phase != "prefill" or not state or harness.has_changed:
-            return False
-        return "encoder_outputs" not in parameters(forward)
-
-    def recorded(
+    def trace(
         self,
         inputs: ModelInputs,
         args: tuple[Any, ...] = (),
         before: PartialEvaluation | None = None,
     ) -> Trace:
-        model, harness = self.weightless.module, self.weightless.harness
+        """Traces one call of the model; `before` is the evaluation of the priming pass."""
+        model, hooks = self.meta_model.module, self.meta_model.hooks
         keywords = inputs.keywords
-        with harness.as_it_was(), evaluating_partially(before) as answers:
-            recorder = Recorder(harness.roles, self._replayer(answers))
+        with hooks.restored(), evaluating_partially(before) as evaluation:
+            recorder = Recorder(hooks.roles, Replayer(evaluation) if self.replay else None)
             _name_storages(recorder, _by_name(model.forward, args) | keywords)
-            with harness.told(recorder), dispatch_modes(recorder):
+            with hooks.reporting_to(recorder), dispatch_modes(recorder):
                 output = call_model(model, args, keywords)
         state = cache_in_output(model, output) if is_huggingface(model) else {}
-        if self._can_go_on(state):
-            primed = self._as_primed(inputs, state, answers)
-            harness.left = _Left(self.workload.batch, self.workload.context, self.replay, primed)
+        if is_state_complete(self.meta_model, self.workload, state):
+            primed = primed_cache(inputs, state, evaluation)
+            size = self.workload.batch, self.workload.context
+            hooks.prefill_cache = PrefillCache(*size, self.replay, primed)
         slots = _name_cache(recorder, state)
         results = recorder.table.add_all(_without(output, state))
         record, replays = assemble_operators(recorder, results)
-        said = (*self.weightless.notes, *self.notes, *inputs.notes, *answers.notes(), *_unusual())
+        notes = (*self.meta_model.notes, *self.notes, *inputs.notes)
+        notes = (*notes, *evaluation.notes(), *_process_notes())
         return printable_record(
             Trace(
-                model=self.weightless.info,
+                model=self.meta_model.info,
                 workload=self.workload,
-                modules=harness.modules,
-                parameters=harness.parameters,
+                modules=hooks.modules,
+                parameters=hooks.parameters,
                 recorded=record,
                 replays=replays,
                 cache=slots,
-                notes=tuple(dict.fromkeys(said)),
+                notes=tuple(dict.fromkeys(notes)),
                 versions=dict(_versions()),
             )
         )
 
-    def _replayer(self, answers: PartialEvaluation) -> Replayer | None:
-        return Replayer(answers) if self.replay else None
-
 
 @contextmanager
-def _told(weightless: MetaModel, workload: Workload) -> Iterator[None]:
-    """Add the model and the workload to whatever its forward raises."""
+def _error_context(meta_model: MetaModel, workload: Workload) -> Iterator[None]:
+    """Adds the model and the workload to any error that its forward raises."""
     try:
         yield
     except LlmsimError:
         raise
     except Exception as error:
         raise CannotTrace(
-            f"{weightless.info.name}: {weightless.info.class_name} cannot run {workload} "
+            f"{meta_model.info.name}: {meta_model.info.class_name} cannot run {workload} "
             f"without weights: {describe(error)}"
         ) from error
 
 
 def _by_name(forward: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
-    """What is given by position, under the names that the forward has for it."""
+    """Positional arguments by their names in the forward."""
     names = [*parameters(forward)]
     return {
         names[place] if place < len(names) else f"input {place}": value
@@ -272,7 +203,7 @@ def _name_storages(recorder: Recorder, keywords: dict[str, Any]) -> None:
 
 
 def _name_cache(recorder: Recorder, state: dict[str, Any]) -> tuple[CacheSlot, ...]:
-    """The cache as the pass left it: each tensor it holds once, counters and empty ones aside."""
+    """The tensors of the cache after the pass, each once; no scalars or empty tensors."""
     slots: dict[int, CacheSlot] = {}
     for key, value in state.items():
         if key == "encoder_outputs":
@@ -287,10 +218,10 @@ def _name_cache(recorder: Recorder, state: dict[str, Any]) -> tuple[CacheSlot, .
     return tuple(slots.values())
 
 
-def _unusual() -> Iterator[str]:
-    """What the user set for the whole process, and a run of the model would meet as well."""
+def _process_notes() -> Iterator[str]:
+    """Notes on settings of the process that also affect a real run of the model."""
     if (dtype := dtype_name(torch.get_default_dtype())) != "float32":
-        yield f"torch's default dtype is {dtype} here: tensors made without one have it"
+        yield f"torch's default dtype is {dtype}: tensors created without a dtype have it"
 
 
 def _without(output: Any, state: dict[str, Any]) -> Any:

@@ -93,9 +93,9 @@ def test_a_small_mixture_keeps_a_layer_with_experts(model_type: str) -> None:
 @pytest.mark.parametrize(
     ("model_type", "said"),
     [
-        ("switch_transformers", "taken as balanced"),
-        ("fastspeech2_conformer", "a whole number that only data decides is taken as 1"),
-        ("vits", "a whole number that only data decides is taken as 1"),
+        ("switch_transformers", "assumed balanced"),
+        ("fastspeech2_conformer", "an integer that depends on the data is assumed to be 1"),
+        ("vits", "an integer that depends on the data is assumed to be 1"),
     ],
 )
 def test_what_only_data_decides_is_assumed_and_said(model_type: str, said: str) -> None:

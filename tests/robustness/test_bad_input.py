@@ -175,7 +175,7 @@ def test_a_config_beyond_any_model_is_refused(
 def test_a_model_of_more_parts_than_can_be_built_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(small_buffers, "MOST", 1_000)
+    monkeypatch.setattr(small_buffers, "MAX_TENSORS", 1_000)
     keys = {"model_type": "switch_transformers", "num_experts": 20_000}
     assert "more than 1,000 weights" in error_line(lambda: llmsim.trace(written(tmp_path, keys)))
 

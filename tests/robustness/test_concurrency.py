@@ -506,7 +506,7 @@ def test_a_forward_that_asks_for_a_trace_is_refused_in_one_line(ask: Callable[..
     module = Asks(ask)
     with (
         assert_state_unchanged(module),
-        pytest.raises(RecursiveTrace, match="cannot ask for a trace meanwhile"),
+        pytest.raises(RecursiveTrace, match="cannot start a trace"),
     ):
         llmsim.trace(module, inputs=X)
     assert len(llmsim.trace(PLAIN, inputs=X).ops)
@@ -520,7 +520,7 @@ def test_a_class_that_asks_as_it_is_built_is_refused(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(modeling_llama.LlamaMLP, "__init__", build)
     llmsim.forget()
-    with pytest.raises(LlmsimError, match="cannot ask for a trace meanwhile"):
+    with pytest.raises(LlmsimError, match="cannot start a trace"):
         llmsim.trace(small_models.llama(), context=5)
 
 

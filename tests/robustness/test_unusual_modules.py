@@ -43,14 +43,14 @@ def error_line(module: nn.Module, inputs: Any = X) -> str:
 def test_a_loop_that_only_data_ends_is_refused_with_its_line(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partial_evaluation, "MOST_ASKED", 50)
+    monkeypatch.setattr(partial_evaluation, "MAX_ASSUMPTIONS", 50)
     line = error_line(with_forward(BODIES[name])())
     assert "forwards.py:" in line
-    assert "asked 50 times" in line
+    assert "depends on the data more than 50 times" in line
 
 
 def test_a_loop_that_never_ends_is_refused_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial_evaluation, "MOST_READ", 50)
+    monkeypatch.setattr(partial_evaluation, "MAX_READS", 50)
 
     class Waits(nn.Module):
         def __init__(self) -> None:
@@ -64,11 +64,11 @@ def test_a_loop_that_never_ends_is_refused_with_its_line(monkeypatch: pytest.Mon
 
     line = error_line(Waits())
     assert "test_unusual_modules.py:" in line
-    assert "asked 50 times for what it knows" in line
+    assert "read a known value more than 50 times" in line
 
 
 def test_many_parts_may_each_ask_for_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial_evaluation, "MOST_ASKED", 50)
+    monkeypatch.setattr(partial_evaluation, "MAX_ASSUMPTIONS", 50)
 
     class Asks(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import llmsim_magic as llmsim
 from llmsim_magic.capture.kernels.tensors import tensors_in
-from llmsim_magic.capture.meta.partial_evaluation import evaluating_partially
+from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 
 CALLS: dict[str, Callable[[Tensor], Any]] = {
     "topk": lambda x: x.topk(2),
@@ -52,7 +52,7 @@ def test_choices_are_balanced_and_known() -> None:
     scores = torch.empty(16, 8, device="meta")
     with evaluating_partially() as answers:
         chosen = scores.topk(2).indices
-        assert answers.knows(chosen)
+        assert answers.is_known(chosen)
     assert chosen.flatten().bincount().tolist() == [4] * 8
     assert (chosen[:, 0] != chosen[:, 1]).all()
 
@@ -62,12 +62,12 @@ def test_what_was_overwritten_with_data_gives_nothing_known() -> None:
     with evaluating_partially() as answers:
         state = torch.zeros(4)
         state.copy_(data)
-        assert not answers.knows(state[:2])
-        assert not answers.knows(state.sort().values)
+        assert not answers.is_known(state[:2])
+        assert not answers.is_known(state.sort().values)
         torch.add(data, 1, out=(out := torch.zeros(4)))
-        assert not answers.knows(out)
+        assert not answers.is_known(out)
     with evaluating_partially(answers) as later:
-        assert not later.knows(state)
+        assert not later.is_known(state)
 
 
 def test_a_recurrent_layer_is_one_kernel_with_its_matmuls_counted() -> None:

@@ -8,7 +8,7 @@ from llmsim_magic.capture.inputs import images
 from llmsim_magic.capture.inputs.model_inputs import ModelInputs
 from llmsim_magic.capture.inputs.signature import HuggingFaceModel, InputSpec, Keywords
 from llmsim_magic.capture.inputs.text import plain_token_id
-from llmsim_magic.capture.meta.partial_evaluation import evaluating_partially
+from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.snapshot import restored
 
 CODEBOOKS_NOTE = "each position holds one token of every codebook"

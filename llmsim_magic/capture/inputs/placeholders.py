@@ -18,7 +18,7 @@ from llmsim_magic.capture.inputs.signature import (
 )
 from llmsim_magic.capture.inputs.text import plain_token_id, token_ids
 from llmsim_magic.capture.kernels.tensors import tensors_in
-from llmsim_magic.capture.meta.partial_evaluation import evaluating_partially
+from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.snapshot import restored
 
 # The type of a token (its number in `mm_token_type_ids`), the config's keys of the placeholder's

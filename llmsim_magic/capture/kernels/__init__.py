@@ -1,1 +1,1 @@
-"""ATen kernels and the tensors they touch: facts, FLOPs, a cache, random numbers, collectives."""
+"""ATen kernels and their tensors: schemas, FLOPs, cached results, random numbers, collectives."""

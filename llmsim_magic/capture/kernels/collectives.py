@@ -1,6 +1,7 @@
-"""What ranks hand each other, as functions that a pass is seen to call; nothing is sent.
+"""Collective operations of parallel ranks, recorded but never executed.
 
-Each is a torch function of its own, so that the tracer notes it whole, as one kernel.
+Each is an overridable torch function, so that the recorder sees it as a single kernel. It returns
+a tensor with the shape and dtype of the real result and sends nothing.
 """
 
 from collections.abc import Callable
@@ -11,53 +12,93 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
 Collective = Callable[..., torch.Tensor]
-KERNELS: dict[Any, str] = {}  # each function, and the kernel of torch's that it stands for
+KERNELS: dict[Any, str] = {}  # each function below, and the name of the real kernel
 
 
 def _collective(kernel: str) -> Callable[[Collective], Collective]:
-    def heard(function: Collective) -> Collective:
+    """Makes a function visible to torch function modes and registers its kernel name."""
+
+    def decorate(function: Collective) -> Collective:
         @wraps(function)
-        def called(tensor: torch.Tensor, *args: Any) -> torch.Tensor:
+        def overridable(tensor: torch.Tensor, *args: Any) -> torch.Tensor:
             if has_torch_function((tensor,)):
-                answer: torch.Tensor = handle_torch_function(called, (tensor,), tensor, *args)
-                return answer
+                result: torch.Tensor = handle_torch_function(overridable, (tensor,), tensor, *args)
+                return result
             return function(tensor, *args)
 
-        KERNELS[called] = kernel
-        return called
+        KERNELS[overridable] = kernel
+        return overridable
 
-    return heard
+    return decorate
 
 
 @_collective("c10d.allreduce_.default")
 def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over all ranks, in place."""
+    """Sum a tensor over all ranks, in place.
+
+    Args:
+        tensor: This rank's summand, of any shape.
+
+    Returns:
+        The same tensor.
+    """
     return tensor
 
 
 @_collective("c10d.allgather_.default")
 def all_gather(tensor: torch.Tensor, ranks: int, size: int) -> torch.Tensor:
-    """Each rank's part of the last dimension, which is of `size` in all, one after another.
+    """Gather the shards of a tensor that is split along its last dimension.
 
-    The parts arrive as `[ranks, …]`; who needs them side by side copies them.
+    Args:
+        tensor: This rank's shard.
+        ranks: Number of ranks.
+        size: Size of the last dimension of the whole tensor, in elements.
+
+    Returns:
+        The shards stacked along a new first dimension, `[ranks, ..., ceil(size / ranks)]`;
+        `concatenate_shards` makes one last dimension of them.
     """
-    part = -(-size // ranks)
-    return tensor.new_empty((ranks, *tensor.shape[:-1], part))
+    shard = -(-size // ranks)
+    return tensor.new_empty((ranks, *tensor.shape[:-1], shard))
 
 
 @_collective("c10d.send.default")
 def send(tensor: torch.Tensor) -> torch.Tensor:
-    """To the next stage."""
+    """Send a tensor to the next pipeline stage.
+
+    Args:
+        tensor: Hidden states `[batch, tokens, width]`.
+
+    Returns:
+        The same tensor.
+    """
     return tensor
 
 
 @_collective("c10d.recv_.default")
 def receive(ids: torch.Tensor, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """From the stage before: a vector of `width` for each of the ids."""
+    """Receive hidden states from the previous pipeline stage.
+
+    Args:
+        ids: Token ids `[batch, tokens]`; only their shape is used.
+        width: Hidden size, in elements.
+        dtype: Dtype of the hidden states.
+
+    Returns:
+        Hidden states `[batch, tokens, width]` on `meta`.
+    """
     return ids.new_empty((*ids.shape, width), dtype=dtype, device=torch.device("meta"))
 
 
-def side_by_side(parts: torch.Tensor, size: int) -> torch.Tensor:
-    """What was gathered as one last dimension, copied; a rank's filling is cut off."""
-    together = parts.movedim(0, -2).flatten(-2)
-    return together[..., :size]
+def concatenate_shards(shards: torch.Tensor, size: int) -> torch.Tensor:
+    """Concatenate gathered shards along the last dimension; this copies.
+
+    Args:
+        shards: Result of `all_gather`, `[ranks, ..., shard]`.
+        size: Size of the last dimension of the whole tensor; padding beyond it is cut off.
+
+    Returns:
+        The whole tensor, `[..., size]`.
+    """
+    merged = shards.movedim(0, -2).flatten(-2)
+    return merged[..., :size]

@@ -1,4 +1,4 @@
-"""Random numbers for a pass, drawn from a generator of its own: nobody else's is moved."""
+"""Random numbers of a traced pass, drawn without advancing the generators of the process."""
 
 import random
 from collections.abc import Iterator
@@ -12,30 +12,39 @@ from llmsim_magic.capture.kernels.kernel_facts import facts
 
 
 class PrivateRng:
-    """Throws for the kernels that draw; the same numbers each time."""
+    """Runs random kernels with a private generator, seeded the same each time."""
 
     def __init__(self) -> None:
         self._generator: torch.Generator | None = None
 
-    def run(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
-        """What a kernel makes on the host, its random numbers our own."""
-        known = facts(func)
-        if not known.draws:
-            return func(*args, **keywords)
-        if known.with_generator is None:
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run a kernel on the host; if it is random, with the private generator.
+
+        Args:
+            func: The `OpOverload` to call.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            The kernel's result.
+        """
+        kernel = facts(func)
+        if not kernel.is_random:
+            return func(*args, **kwargs)
+        if kernel.generator_overload is None:
             with torch.random.fork_rng(devices=[]):
-                return func(*args, **keywords)
+                return func(*args, **kwargs)
         if self._generator is None:
             self._generator = torch.Generator()
-        return known.with_generator(*args, **{**keywords, "generator": self._generator})
+        return kernel.generator_overload(*args, **{**kwargs, "generator": self._generator})
 
 
 @contextmanager
-def seeded_rng() -> Iterator[None]:
-    """Leave the random generators of the process as they were.
+def preserved_rng() -> Iterator[None]:
+    """Restore the random generators of Python, numpy and torch on exit.
 
-    Those of Python and numpy are put back where they moved. Torch's is only where it was seeded:
-    no pass draws from it, so that another thread may, and must not be given its numbers again.
+    Torch's generator is restored only if it was reseeded. A traced pass never draws from it, so
+    if it has advanced, another thread drew, and must not get the same numbers again.
     """
     python, numpys, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
@@ -43,19 +52,19 @@ def seeded_rng() -> Iterator[None]:
     finally:
         if random.getstate() != python:
             random.setstate(python)
-        if not _same(np.random.get_state(), numpys):
+        if not _is_same_numpy_state(np.random.get_state(), numpys):
             np.random.set_state(numpys)
-        if _is_fresh(torch.get_rng_state(), torchs):
+        if _was_reseeded(torch.get_rng_state(), torchs):
             torch.set_rng_state(torchs)
 
 
-def _same(now: Any, then: Any) -> bool:
-    """Whether two states of numpy's generator are one, without comparing all its words if not."""
-    return bool(now[2:] == then[2:] and np.array_equal(now[1], then[1]))
+def _is_same_numpy_state(now: Any, before: Any) -> bool:
+    """Whether two states of numpy's generator are equal; the cheap fields are compared first."""
+    return bool(now[2:] == before[2:] and np.array_equal(now[1], before[1]))
 
 
-def _is_fresh(now: torch.Tensor, then: torch.Tensor) -> bool:
-    """Whether a generator was seeded meanwhile."""
-    if torch.equal(now, then):
+def _was_reseeded(now: torch.Tensor, before: torch.Tensor) -> bool:
+    """Whether torch's generator was seeded since the earlier state."""
+    if torch.equal(now, before):
         return False
     return torch.equal(now, torch.Generator().manual_seed(torch.initial_seed()).get_state())

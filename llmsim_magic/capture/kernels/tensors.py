@@ -1,4 +1,4 @@
-"""Give every tensor of a forward pass a number, by what it is: storage, offset, shape, strides."""
+"""Find tensors in nested values, and number them by storage, offset, shape, strides and dtype."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,13 +8,14 @@ import torch
 
 from llmsim_magic.records.trace.recorded import Role, Storage, Tensor
 
-# While open, torch's function modes do not hear what is asked of a tensor.
+# A context manager that disables torch function modes, so that our own calls are not recorded.
 unrecorded = torch._C.DisableTorchFunction
 
 _DTYPE_NAMES: dict[torch.dtype, str] = {}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype without its prefix, such as `bfloat16`."""
     name = _DTYPE_NAMES.get(dtype)
     if name is None:
         name = _DTYPE_NAMES[dtype] = str(dtype).removeprefix("torch.")
@@ -22,18 +23,18 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 _PLAIN = frozenset({str, bytes, int, float, bool, type, type(None), torch.dtype, torch.device})
-_DEEPEST = 8
+_MAX_DEPTH = 8
 
 
 def values_in(tensor: torch.Tensor) -> bytes:
-    """The values of a tensor on the host, as bytes; nobody hears of it."""
+    """Return the values of a tensor on the host as bytes, unseen by dispatch modes."""
     with torch._C._DisableTorchDispatch():
         flat = tensor.detach().contiguous().reshape(-1)
         return bytes(flat.view(torch.uint8).numpy().tobytes())
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Every tensor in nested tuples, lists, mappings and dataclasses, in order."""
+    """Return every tensor in nested tuples, lists, mappings and dataclasses, in order."""
     found: list[torch.Tensor] = []
     _collect(value, found, 0)
     return found
@@ -42,22 +43,28 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 def _collect(value: Any, found: list[torch.Tensor], depth: int) -> None:
     if isinstance(value, torch.Tensor):
         found.append(value)
-    elif type(value) not in _PLAIN and depth <= _DEEPEST:
+    elif type(value) not in _PLAIN and depth <= _MAX_DEPTH:
         for _, item in _items(value):
             _collect(item, found, depth + 1)
 
 
 def named_tensors(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same with each tensor's path; objects that merely hold tensors are not entered."""
+    """Yield the tensors of `tensors_in`, each with its path.
+
+    Args:
+        name: Path of `value`, which starts the path of each tensor.
+        value: A tensor or nested collections of tensors; other objects are not searched.
+        depth: Nesting depth so far.
+    """
     if isinstance(value, torch.Tensor):
         yield name, value
-    elif type(value) not in _PLAIN and depth <= _DEEPEST:
+    elif type(value) not in _PLAIN and depth <= _MAX_DEPTH:
         for key, item in _items(value):
             yield from named_tensors(f"{name}.{key}", item, depth + 1)
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    """What a collection or a dataclass holds; nothing of anything else."""
+    """The items of a collection or a dataclass; none for any other object."""
     if isinstance(value, (tuple, list)):
         return enumerate(value)
     if isinstance(value, Mapping):
@@ -70,7 +77,13 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
 def held_tensors(
     name: str, value: Any, seen: set[int] | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor that a cache or state object holds, in whatever attributes it keeps them."""
+    """Yield every tensor in a cache or state object, each with its path.
+
+    Args:
+        name: Path of `value`, which starts the path of each tensor.
+        value: A tensor, a collection, or any object; all its attributes are searched.
+        seen: Ids of objects that were searched already.
+    """
     seen = set() if seen is None else seen
     if isinstance(value, torch.Tensor):
         yield name, value
@@ -89,24 +102,30 @@ def held_tensors(
 
 
 class TensorTable:
-    """Numbers for tensors and the storages they look into.
+    """Numbers the tensors of a pass and their storages, in the order in which they are added.
 
-    Storages are kept alive as long as the table, so that no two are ever taken for one;
-    on `meta` they hold no memory.
+    The table keeps storages alive, so that no address is reused; on `meta` they hold no memory.
+
+    Args:
+        owners: Role and name of storages that are known before the pass, by storage address.
     """
 
     def __init__(self, owners: Mapping[int, tuple[Role, str]] | None = None) -> None:
-        """`owners` says whose some storages are, by address, before any is met."""
         self.tensors: list[Tensor] = []
         self._owners = owners or {}
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._storages: list[torch.UntypedStorage] = []
-        self._kept: list[torch.UntypedStorage] = []
+        self._aliases: list[torch.UntypedStorage] = []
         self._storage_numbers: dict[int, int] = {}
         self._roles: dict[int, tuple[Role, str | None]] = {}
         self.written: set[int] = set()
 
     def add(self, tensor: torch.Tensor) -> int:
+        """Return the number of a tensor; equal views of one storage share a number.
+
+        Raises:
+            TypeError: The tensor has symbolic sizes.
+        """
         storage = self.storage(tensor)
         shape = tuple(tensor.shape)
         strides = tensor.stride()
@@ -115,7 +134,9 @@ class TensorTable:
         number = self._numbers.get(key)
         if number is None:
             if not all(type(size) is int for size in shape):
-                raise TypeError("sizes that are traced: torch.jit.trace or export runs within it")
+                raise TypeError(
+                    "tensor sizes are symbolic: torch.jit.trace or torch.export runs inside"
+                )
             number = self._numbers[key] = len(self.tensors)
             name = dtype_name(tensor.dtype)
             self.tensors.append(
@@ -124,11 +145,12 @@ class TensorTable:
         return number
 
     def add_all(self, value: Any) -> tuple[int, ...]:
-        """Numbers of all tensors in a value; what `torch.vmap` wraps has no storage of its own."""
+        """Return the numbers of all tensors in a value; wrappers of `torch.vmap` are left out."""
         is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
         return tuple([self.add(tensor) for tensor in tensors_in(value) if not is_wrapped(tensor)])
 
     def storage(self, tensor: torch.Tensor) -> int:
+        """Return the number of a tensor's storage."""
         storage = tensor.untyped_storage()
         number = self._storage_numbers.get(storage._cdata)
         if number is None:
@@ -138,18 +160,18 @@ class TensorTable:
                 self._roles[number] = self._owners[storage._cdata]
         return number
 
-    def join(self, tensor: torch.Tensor, other: torch.Tensor) -> None:
-        """Take a tensor's storage for another's: they hold the same."""
+    def alias(self, tensor: torch.Tensor, other: torch.Tensor) -> None:
+        """Give the storage of `tensor` the number of the storage of `other`."""
         storage = tensor.untyped_storage()
-        self._kept.append(storage)
+        self._aliases.append(storage)
         self._storage_numbers[storage._cdata] = self.storage(other)
 
     def name(self, tensor: torch.Tensor, role: Role, name: str) -> None:
-        """Say whose storage this is; the first to say so is believed."""
+        """Set role and name of a tensor's storage, unless they are already set."""
         self._roles.setdefault(self.storage(tensor), (role, name))
 
     def storages(self) -> tuple[Storage, ...]:
-        """What each storage turned out to be: unnamed ones are constants until written."""
+        """Return all storages; one without a role is a constant, or an activation if written."""
         found = []
         for number, storage in enumerate(self._storages):
             unnamed: tuple[Role, str | None] = (

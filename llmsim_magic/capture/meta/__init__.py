@@ -1,1 +1,1 @@
-"""Running modelling code on `meta`: partial evaluation, isolation, and undoing side effects."""
+"""Running model code on `meta`: partial evaluation, isolation from the caller, restored state."""

@@ -1,4 +1,4 @@
-"""Read the Python stack: which line of the modelling code called, through which helpers."""
+"""Read the Python stack: which line of the model's code made a call, through which helpers."""
 
 import inspect
 import os
@@ -11,14 +11,23 @@ from typing import Any
 
 import torch
 
-_TORCH = os.path.dirname(torch.__file__) + os.sep
-_HERE = str(Path(__file__).parents[2]) + os.sep
-_MODULE_CALL = torch.nn.Module.__call__.__code__.co_filename
+_TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
+_PACKAGE_ROOT = str(Path(__file__).parents[2]) + os.sep
+_MODULE_FILE = torch.nn.Module.__call__.__code__.co_filename
 _VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 
 def call_model(model: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
-    """Call a model; the frames of whoever started the pass are not read beyond this one."""
+    """Call a model; searches of the stack stop at the frame of this function.
+
+    Args:
+        model: The module to call.
+        args: Its positional arguments.
+        keywords: Its keyword arguments.
+
+    Returns:
+        What its forward returns.
+    """
     return model(*args, **keywords)
 
 
@@ -26,84 +35,105 @@ def _starts_pass(frame: FrameType) -> bool:
     return frame.f_code is call_model.__code__
 
 
-def _is_call(frame: FrameType) -> bool:
-    """Whether a frame calls a module, or starts the pass."""
-    return frame.f_code.co_filename == _MODULE_CALL or _starts_pass(frame)
+def _is_boundary(frame: FrameType) -> bool:
+    """Whether a frame calls a module or starts the pass."""
+    return frame.f_code.co_filename == _MODULE_FILE or _starts_pass(frame)
 
 
 @lru_cache(maxsize=4096)
-def is_machinery(filename: str) -> bool:
-    """Whether a file is torch's or ours, rather than modelling code."""
-    return filename.startswith((_TORCH, _HERE, "<frozen"))
+def is_library_file(filename: str) -> bool:
+    """Whether a file belongs to torch or to this package, and so is not the model's code."""
+    return filename.startswith((_TORCH_ROOT, _PACKAGE_ROOT, "<frozen"))
 
 
 def forward_code(module: Any) -> CodeType | None:
-    """The code of a module's forward, below any decorators."""
-    patched = vars(module).get("forward")
-    return _undecorated(type(module).forward if patched is None else patched)
+    """Return the code of a module's forward without its decorators; None if it is not Python."""
+    replacement = vars(module).get("forward")
+    return _undecorated(type(module).forward if replacement is None else replacement)
 
 
 def _undecorated(function: Any) -> CodeType | None:
     return getattr(inspect.unwrap(function), "__code__", None)
 
 
-def only_forwards(code: CodeType) -> bool:
-    """Whether a frame is a wrapper `(*args, **kwargs)`, a lambda or a comprehension."""
+def is_wrapper(code: CodeType) -> bool:
+    """Whether code is a wrapper `(*args, **kwargs)`, a lambda or a comprehension."""
     variadic = code.co_flags & _VARIADIC == _VARIADIC
     return code.co_name.startswith("<") or (variadic and code.co_argcount == 0)
 
 
 def is_helper(code: CodeType) -> bool:
-    """Whether a function is one step of its caller.
+    """Whether a function can be shown as one operator of its caller.
 
-    A generator is not, for others run between its steps; nor is a forward that was inherited.
+    A generator or coroutine cannot, because other code runs between its steps; nor can an
+    inherited forward.
     """
-    in_steps = code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE)
-    return not in_steps and code.co_name != "forward"
+    is_suspendable = code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE)
+    return not is_suspendable and code.co_name != "forward"
 
 
 def frames_of_call(depth: int) -> list[FrameType]:
-    """The modelling code's frames, innermost first, up to the running module's call."""
+    """Return the model code's frames, innermost first, up to the call of the running module.
+
+    Args:
+        depth: Number of innermost frames to skip.
+    """
     frames: list[FrameType] = []
     frame: FrameType | None = sys._getframe(depth)
-    while frame is not None and not _is_call(frame):
-        if not is_machinery(frame.f_code.co_filename):
+    while frame is not None and not _is_boundary(frame):
+        if not is_library_file(frame.f_code.co_filename):
             frames.append(frame)
         frame = frame.f_back
     return frames
 
 
 def frames_of_caller(depth: int) -> list[FrameType]:
-    """The same for the code that called the module which is just about to run."""
+    """Return the model code's frames, innermost first, that called the module about to run.
+
+    Args:
+        depth: Number of innermost frames to skip.
+    """
     frame: FrameType | None = sys._getframe(depth)
-    while frame is not None and frame.f_code.co_filename != _MODULE_CALL:
+    while frame is not None and frame.f_code.co_filename != _MODULE_FILE:
         frame = frame.f_back
     frames: list[FrameType] = []
     while frame is not None and not _starts_pass(frame):
         filename = frame.f_code.co_filename
-        if filename == _MODULE_CALL:
+        if filename == _MODULE_FILE:
             if frames:
                 break
-        elif not is_machinery(filename):
+        elif not is_library_file(filename):
             frames.append(frame)
         frame = frame.f_back
     return frames
 
 
-def place_of_call(depth: int) -> tuple[int, CodeType | None, int]:
-    """Which module runs, and the modelling code and its line that called."""
+def call_site(depth: int) -> tuple[int, CodeType | None, int]:
+    """Return where in the model's code a call was made, as a hashable key.
+
+    Args:
+        depth: Number of innermost frames to skip.
+
+    Returns:
+        The id of the running module, the calling code (None if unknown) and its line number.
+    """
     caller = None
     frame: FrameType | None = sys._getframe(depth)
-    while frame is not None and not _is_call(frame):
-        if caller is None and not is_machinery(frame.f_code.co_filename):
+    while frame is not None and not _is_boundary(frame):
+        if caller is None and not is_library_file(frame.f_code.co_filename):
             caller = frame
         frame = frame.f_back
     module = None if frame is None else frame.f_locals.get("self")
     return (id(module), caller and caller.f_code, 0 if caller is None else caller.f_lineno)
 
 
-def helpers(frames: list[FrameType], forward: CodeType | None) -> Iterator[FrameType]:
-    """Of the frames of a call, those of functions that the forward called, outermost first."""
+def helper_frames(frames: list[FrameType], forward: CodeType | None) -> Iterator[FrameType]:
+    """Yield the frames of functions called by a forward, outermost first.
+
+    Args:
+        frames: Frames of one call, innermost first.
+        forward: Code of the forward, or None if it is not known.
+    """
     inner: list[FrameType] = []
     for frame in frames:
         if frame.f_code is forward:
@@ -112,19 +142,19 @@ def helpers(frames: list[FrameType], forward: CodeType | None) -> Iterator[Frame
     else:
         inner = inner[:-1]
     for frame in reversed(inner):
-        if not only_forwards(frame.f_code):
+        if not is_wrapper(frame.f_code):
             yield frame
 
 
 def function_name(frame: FrameType) -> str:
-    """`apply_rotary_pos_emb`, or `DynamicCache.update` for a method."""
+    """Return `apply_rotary_pos_emb`, or `DynamicCache.update` for a method."""
     owner = frame.f_locals.get("self")
     name = frame.f_code.co_name
     return name if owner is None else f"{type(owner).__name__}.{name}"
 
 
-def arguments(frame: FrameType) -> list[object]:
-    """What the function was given, in the order of its signature."""
+def frame_arguments(frame: FrameType) -> list[object]:
+    """Return the arguments of a frame's function, in the order of its signature."""
     code = frame.f_code
     variadic = bool(code.co_flags & inspect.CO_VARARGS) + bool(
         code.co_flags & inspect.CO_VARKEYWORDS
@@ -134,15 +164,23 @@ def arguments(frame: FrameType) -> list[object]:
     return [values[name] for name in code.co_varnames[:count] if name in values]
 
 
-def source(frames: list[FrameType], forward: CodeType | None) -> str | None:
-    """`file.py:line` of the innermost frame in the file where the module is written."""
+def source_line(frames: list[FrameType], forward: CodeType | None) -> str | None:
+    """Return `file.py:line` of the innermost frame in the file that defines the forward.
+
+    Args:
+        frames: Frames of one call, innermost first.
+        forward: Code of the forward, or None if it is not known.
+
+    Returns:
+        That line, else the line of the innermost frame; None without frames.
+    """
     home = forward.co_filename if forward is not None else None
     for frame in frames:
         if frame.f_code.co_filename == home:
-            return line(frame.f_code, frame.f_lineno)
-    return line(frames[0].f_code, frames[0].f_lineno) if frames else None
+            return format_line(frame.f_code, frame.f_lineno)
+    return format_line(frames[0].f_code, frames[0].f_lineno) if frames else None
 
 
-def line(code: CodeType | None, number: int) -> str:
-    """`file.py:line`."""
+def format_line(code: CodeType | None, number: int) -> str:
+    """Return `file.py:line`; `the code` if the code is not known."""
     return f"{os.path.basename(code.co_filename)}:{number}" if code else "the code"

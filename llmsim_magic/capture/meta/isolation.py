@@ -1,4 +1,4 @@
-"""One model at a time, and without what its caller has switched on in torch."""
+"""Isolate a pass from the caller's torch modes, hooks and autocast; run one model at a time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -23,14 +23,14 @@ _GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
     torch_module._global_buffer_registration_hooks,
 )
 
-# Building a model sets torch's default dtype, which every thread has in common.
+# Building a model sets torch's default dtype, which all threads share.
 model_lock = ExclusiveLock(
-    "a model is being built or run: its own code cannot ask for a trace meanwhile"
+    "the code of a model cannot start a trace while a model is being built or run"
 )
 
 
 def default_dtype() -> str:
-    """What tensors have where nothing is said, in the whole process, but while a model is built."""
+    """Return the name of torch's default dtype, waiting for a model that is being built."""
     if torch.get_default_dtype() == torch.float32:
         return "float32"
     with DeferredInterrupt(), model_lock:
@@ -51,44 +51,45 @@ def _no_function_modes() -> Iterator[None]:
 
 @contextmanager
 def _no_default_device() -> Iterator[None]:
-    ours = torch._GLOBAL_DEVICE_CONTEXT
-    device, ours.device_context = ours.device_context, None
+    context = torch._GLOBAL_DEVICE_CONTEXT
+    device, context.device_context = context.device_context, None
     try:
         yield
     finally:
-        ours.device_context = device
+        context.device_context = device
 
 
 @contextmanager
 def _no_global_hooks() -> Iterator[None]:
-    """Hooks on all modules of the process: they hear of other threads alone."""
-    kept = [(hooks, dict(hooks)) for hooks in _GLOBAL_HOOKS]
+    """Disables global module hooks in this thread; other threads keep them."""
+    saved = [(hooks, dict(hooks)) for hooks in _GLOBAL_HOOKS]
     for hooks in _GLOBAL_HOOKS:
         for key, hook in hooks.items():
-            hooks[key] = _elsewhere(hook, get_ident())
+            hooks[key] = _in_other_threads(hook, get_ident())
     try:
         yield
     finally:
-        for hooks, before in kept:
+        for hooks, before in saved:
             hooks.update((key, before[key]) for key in before.keys() & hooks.keys())
 
 
-def _elsewhere(hook: Callable[..., Any], here: int) -> Callable[..., Any]:
-    return lambda *args, **kwargs: None if get_ident() == here else hook(*args, **kwargs)
+def _in_other_threads(hook: Callable[..., Any], this: int) -> Callable[..., Any]:
+    return lambda *args, **kwargs: None if get_ident() == this else hook(*args, **kwargs)
 
 
 @contextmanager
-def _not_compiled() -> Iterator[None]:
-    compiler = _dynamo.set_eval_frame(None)
+def _no_compiler() -> Iterator[None]:
+    callback = _dynamo.set_eval_frame(None)
     try:
         yield
     finally:
-        _dynamo.set_eval_frame(compiler)
+        _dynamo.set_eval_frame(callback)
 
 
-# What a thread may have switched on, and what switches it off: in the order to do so.
+# For each setting of a thread: whether it is on, and a context manager that turns it off.
+# The order matters.
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[], AbstractContextManager[Any]]], ...] = (
-    (lambda: _dynamo.get_eval_frame_callback() is not None, _not_compiled),
+    (lambda: _dynamo.get_eval_frame_callback() is not None, _no_compiler),
     (
         lambda: torch._C._functorch.peek_interpreter_stack() is not None,
         temporarily_clear_interpreter_stack,
@@ -109,13 +110,13 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[], AbstractContextManager[An
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """While open, torch is in this thread as it is in a new one.
+    """Disable the caller's torch modes, hooks, autocast, inference mode, vmap and compiler.
 
-    No mode of the caller's hears of what is done here or has a part in it, nor do `autocast`,
-    `inference_mode`, `vmap` or a compiler; afterwards each is as it was.
+    They apply to neither this thread's code nor its tensors while the context is open, and are
+    restored on exit. Interrupts are deferred meanwhile.
     """
-    with DeferredInterrupt(), ExitStack() as aside:
-        for is_on, off in _SETTINGS:
+    with DeferredInterrupt(), ExitStack() as disabled:
+        for is_on, turned_off in _SETTINGS:
             if is_on():
-                aside.enter_context(off())
+                disabled.enter_context(turned_off())
         yield

@@ -1,7 +1,7 @@
-"""Keep the values of small buffers: code may ask for them, and they follow from the config alone.
+"""Compute small buffers for real while a model is built on `meta`.
 
-On `meta` a buffer that `__init__` fills (a stride, an index table, rotary frequencies) would lose
-its values, and with them every size that the forward computes from it.
+Their values (strides, index tables, rotary frequencies) follow from the config alone, and a
+forward may compute sizes from them; on `meta` they would be lost.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from llmsim_magic.capture.kernels.kernel_facts import facts, written_to
+from llmsim_magic.capture.kernels.kernel_facts import facts, mutated_tensors
 from llmsim_magic.capture.kernels.rng import PrivateRng
 from llmsim_magic.capture.kernels.tensors import tensors_in
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
@@ -21,16 +21,16 @@ from llmsim_magic.records.trace.workload import IsCancelled
 
 META = torch.device("meta")
 CPU = torch.device("cpu")
-LARGEST = 65_536  # elements; larger tables stay on meta
-MOST = 150_000  # weights and tables of a model: Switch-C has 123,000, and takes a minute to build
+MAX_BUFFER_ELEMENTS = 65_536  # larger buffers stay on meta
+MAX_TENSORS = 150_000  # parameters and buffers; Switch-C has 123,000 and takes a minute to build
 
 
 class TooManyWeights(Exception):
-    """A model of more parts than can be built one by one."""
+    """The model has too many parameters and buffers to be built."""
 
 
-class _Values(TorchFunctionMode):
-    """Tensors made of plain Python values, which no dispatch mode sees."""
+class _FunctionMode(TorchFunctionMode):
+    """Creates tensors from Python values on the host; no dispatch mode sees `torch.tensor`."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -41,15 +41,19 @@ class _Values(TorchFunctionMode):
         return func(*args, **keywords)
 
 
-class Buffers(TorchDispatchMode):
-    """Every other tensor: real where it is small and made of known ones; empty ones are weights."""
+class BufferMode(TorchDispatchMode):
+    """Computes small tensors on the host if their inputs are known; weights stay on `meta`.
+
+    Args:
+        stopped: Polled at each kernel; the build is interrupted once it returns True.
+    """
 
     def __init__(self, stopped: IsCancelled) -> None:
         super().__init__()
         self._stopped = stopped
         self._unknown: dict[int, torch.UntypedStorage] = {}
-        self._dice = PrivateRng()
-        self._made = 0
+        self._rng = PrivateRng()
+        self._created = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -60,45 +64,48 @@ class Buffers(TorchDispatchMode):
         tensors = list(tensors_in((args, keywords)))
         if any(tensor.is_meta for tensor in tensors):
             return self._on_meta(func, args, keywords)
-        self._made += not tensors
-        if self._made > MOST:
-            raise TooManyWeights(f"it would be made of more than {MOST:,} weights and tables")
-        if keywords.get("device") == META and not facts(func).allocates:
-            made = func(*args, **keywords) if not tensors else None
-            if made is None or made.numel() <= LARGEST:
-                return self._dice.run(func, args, {**keywords, "device": CPU})
-            return made
-        return self._dice.run(func, args, keywords)
+        self._created += not tensors
+        if self._created > MAX_TENSORS:
+            raise TooManyWeights(f"the model has more than {MAX_TENSORS:,} weights and buffers")
+        if keywords.get("device") == META and not facts(func).is_allocation:
+            created = func(*args, **keywords) if not tensors else None
+            if created is None or created.numel() <= MAX_BUFFER_ELEMENTS:
+                return self._rng.run(func, args, {**keywords, "device": CPU})
+            return created
+        return self._rng.run(func, args, keywords)
 
     def _on_meta(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
-        changed = written_to(func, args, keywords)
-        if changed and not any(tensor.is_meta for tensor in changed):
-            for tensor in changed:
+        mutated = mutated_tensors(func, args, keywords)
+        if mutated and not any(tensor.is_meta for tensor in mutated):
+            for tensor in mutated:
                 storage = tensor.untyped_storage()
                 self._unknown[storage._cdata] = storage
-            return changed[0] if len(func._schema.returns) == 1 else None
-        if changed and facts(func).draws:
-            return changed[0]  # random numbers for a tensor without values: the bulk of a build
+            return mutated[0] if len(func._schema.returns) == 1 else None
+        if mutated and facts(func).is_random:
+            return mutated[0]  # skips the random initialisation of weights: most of the build time
         if keywords.get("device") is not None:
             keywords["device"] = META
         args, keywords = tree_map(_to_meta, (args, keywords))
         return func(*args, **keywords)
 
-    def keep_only(self, model: torch.nn.Module) -> None:
-        """Put every parameter on `meta`, and every buffer that is large or not known."""
-        weights: dict[int, torch.nn.Parameter] = {}
-        tables: dict[int, torch.Tensor] = {}
+    def move_to_meta(self, model: torch.nn.Module) -> None:
+        """Move a model's parameters to `meta`, and its buffers that are large or not known."""
+        parameters: dict[int, torch.nn.Parameter] = {}
+        buffers: dict[int, torch.Tensor] = {}
         for module in model.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None and not parameter.is_meta:
-                    like = torch.nn.Parameter(_to_meta(parameter.detach()), parameter.requires_grad)
-                    module._parameters[name] = weights.setdefault(id(parameter), like)
+                    moved = torch.nn.Parameter(
+                        _to_meta(parameter.detach()), parameter.requires_grad
+                    )
+                    module._parameters[name] = parameters.setdefault(id(parameter), moved)
             for name, buffer in module._buffers.items():
-                if buffer is not None and not self._is_kept(buffer):
-                    module._buffers[name] = tables.setdefault(id(buffer), _to_meta(buffer))
+                if buffer is not None and not self._has_values(buffer):
+                    module._buffers[name] = buffers.setdefault(id(buffer), _to_meta(buffer))
 
-    def _is_kept(self, buffer: torch.Tensor) -> bool:
-        return buffer.numel() <= LARGEST and buffer.untyped_storage()._cdata not in self._unknown
+    def _has_values(self, buffer: torch.Tensor) -> bool:
+        is_small = buffer.numel() <= MAX_BUFFER_ELEMENTS
+        return is_small and buffer.untyped_storage()._cdata not in self._unknown
 
 
 def _to_meta(value: Any) -> Any:
@@ -106,17 +113,23 @@ def _to_meta(value: Any) -> Any:
 
 
 @contextmanager
-def tracking_buffers() -> Iterator[Buffers]:
-    """While open, what a model computes for its buffers is computed for real.
+def tracking_buffers() -> Iterator[BufferMode]:
+    """Compute the small buffers of a model that is built in this context for real.
 
-    Once it is to be stopped, the building ends as where the user interrupts it.
+    Yields:
+        The dispatch mode; call its `move_to_meta` with the model once it is built.
+
+    Raises:
+        KeyboardInterrupt: The build was cancelled.
+        TooManyWeights: The model has more than `MAX_TENSORS` parameters and buffers.
     """
-    with DeferredInterrupt() as stopped, Buffers(stopped) as buffers, _Values():
-        yield buffers
+    with DeferredInterrupt() as stopped, BufferMode(stopped) as mode, _FunctionMode():
+        yield mode
 
 
-def known_buffers(buffer: torch.Tensor) -> torch.Tensor | None:
-    """A copy of a live module's buffer, if it is small enough to keep."""
-    if buffer.is_meta or buffer.layout is not torch.strided or buffer.numel() > LARGEST:
+def small_buffer_copy(buffer: torch.Tensor) -> torch.Tensor | None:
+    """Return a copy of a live module's buffer on the host; None if it is too large to keep."""
+    is_small = buffer.numel() <= MAX_BUFFER_ELEMENTS
+    if buffer.is_meta or buffer.layout is not torch.strided or not is_small:
         return None
     return buffer.detach().to(CPU, copy=True)

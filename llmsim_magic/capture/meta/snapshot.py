@@ -1,4 +1,4 @@
-"""Undo what a forward pass changes beside its result."""
+"""Restore what a forward pass changes besides its result: attributes and small tensors."""
 
 import operator
 from collections.abc import Iterable, Iterator
@@ -7,103 +7,111 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.kernels.rng import seeded_rng
+from llmsim_magic.capture.kernels.rng import preserved_rng
 from llmsim_magic.capture.kernels.tensors import tensors_in
 
 
 class Snapshot:
-    """What modules hold beside their weights: attributes, collections, and tensors with values."""
+    """The attributes, collections and tensor values of modules, to be restored after a pass.
+
+    Args:
+        modules: All modules whose state may change. Tensors on `meta` are not saved.
+    """
 
     def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
-        self._held = {module: _Held(module) for module in modules}
+        self._states = {module: _ModuleState(module) for module in modules}
 
     def restore(self, modules: Iterable[torch.nn.Module]) -> bool:
-        """Put back what these held, so that they answer the next question as they did the last.
+        """Restore modules, so that the next pass starts from the same state.
 
-        Whether anything was otherwise.
+        If one of them has changed, all modules of the snapshot are restored, since a module may
+        also change others: some models register hooks on their layers.
 
-        Where any of them had changed, so may those have that were only reached into: a model
-        that hangs hooks on its layers notes that it did.
+        Args:
+            modules: The modules that ran.
+
+        Returns:
+            Whether any of them had changed.
         """
-        ran = [module for module in modules if module in self._held]
-        changed = any(self._held[module].restore() for module in ran)
+        ran = [module for module in modules if module in self._states]
+        changed = any(self._states[module].restore() for module in ran)
         if changed:
-            for held in self._held.values():
-                held.restore()
+            for state in self._states.values():
+                state.restore()
         return changed
 
 
-class _Held:
-    """What one module held."""
+class _ModuleState:
+    """The saved state of one module."""
 
     def __init__(self, module: torch.nn.Module) -> None:
-        self._now = vars(module)
-        self._then = dict(self._now)
+        self._attributes = vars(module)
+        self._saved = dict(self._attributes)
         self._collections = [
-            (value, _content(value))
-            for value in self._then.values()
+            (value, _copy(value))
+            for value in self._saved.values()
             if isinstance(value, (dict, list, set))
         ]
         self._tensors = [
-            (tensor, tensor.clone()) for tensor in tensors_in(self._then) if _is_real(tensor)
+            (tensor, tensor.clone()) for tensor in tensors_in(self._saved) if _has_values(tensor)
         ]
 
     def restore(self) -> bool:
-        """Put all back; whether anything was otherwise."""
-        changed = _put_back(self._now, self._then)
-        for value, content in self._collections:
-            changed |= _put_back(value, content)
-        for tensor, content in self._tensors:
-            if not torch.equal(tensor, content):
-                tensor.data.copy_(content)
+        """Restore everything; returns whether anything had changed."""
+        changed = _restore(self._attributes, self._saved)
+        for collection, saved in self._collections:
+            changed |= _restore(collection, saved)
+        for tensor, values in self._tensors:
+            if not torch.equal(tensor, values):
+                tensor.data.copy_(values)
                 changed = True
         return changed
 
 
 @contextmanager
 def restored(model: torch.nn.Module) -> Iterator[None]:
-    """Put back all that a model holds, and the random generators."""
+    """Restore the state of a model and the random generators on exit."""
     snapshot = Snapshot(model.modules())
     try:
-        with seeded_rng():
+        with preserved_rng():
             yield
     finally:
         snapshot.restore(model.modules())
 
 
 @contextmanager
-def unchanged(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Put back the attributes of modules that code of their own changes, as an LSTM's copying."""
-    held = [(vars(module), dict(vars(module))) for module in modules]
+def restored_attributes(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Restore the attributes of modules on exit; copying an `nn.LSTM`, for one, changes them."""
+    saved = [(vars(module), dict(vars(module))) for module in modules]
     try:
         yield
     finally:
-        for now, then in held:
-            _put_back(now, then)
+        for attributes, before in saved:
+            _restore(attributes, before)
 
 
-def _is_real(tensor: torch.Tensor) -> bool:
+def _has_values(tensor: torch.Tensor) -> bool:
     return not tensor.is_meta and tensor.layout is torch.strided
 
 
-def _content(value: Any) -> Any:
+def _copy(value: Any) -> Any:
     return dict(value) if isinstance(value, dict) else list(value)
 
 
-def _put_back(now: Any, then: Any) -> bool:
-    """The collection itself stays; what it holds is what it held. Whether it was otherwise."""
-    if _alike(now, then):
+def _restore(collection: Any, saved: Any) -> bool:
+    """Restores a collection in place; returns whether it had changed."""
+    if _is_identical(collection, saved):
         return False
-    now.clear()
-    if isinstance(now, list):
-        now.extend(then)
+    collection.clear()
+    if isinstance(collection, list):
+        collection.extend(saved)
     else:
-        now.update(then)
+        collection.update(saved)
     return True
 
 
-def _alike(now: Any, then: Any) -> bool:
-    """Whether two collections hold the very same."""
+def _is_identical(now: Any, saved: Any) -> bool:
+    """Whether two collections hold the same objects."""
     if isinstance(now, dict):
-        return now.keys() == then.keys() and all(now[key] is then[key] for key in then)
-    return len(now) == len(then) and all(map(operator.is_, now, then))
+        return now.keys() == saved.keys() and all(now[key] is saved[key] for key in saved)
+    return len(now) == len(saved) and all(map(operator.is_, now, saved))

@@ -14,8 +14,8 @@ import torch
 from llmsim_magic.capture.kernels.tensors import dtype_name
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.meta.partial_evaluation import MAX_KNOWN_ELEMENTS
-from llmsim_magic.capture.meta.small_buffers import known_buffers
-from llmsim_magic.capture.meta.snapshot import unchanged
+from llmsim_magic.capture.meta.small_buffers import small_buffer_copy
+from llmsim_magic.capture.meta.snapshot import restored_attributes
 from llmsim_magic.capture.models.meta_model import MetaModel, optional_text
 from llmsim_magic.records.errors import CannotTrace, describe
 from llmsim_magic.records.printable import printable
@@ -61,7 +61,7 @@ def copy_without_weights(module: torch.nn.Module, name: str) -> MetaModel:
 def _copied(module: torch.nn.Module, name: str) -> MetaModel:
     memo: dict[int, Any] = {}
     notes = [*_drop_hooks(module, memo), *_replace_weights(module, memo)]
-    with unchanged(module.modules()), _DeepCopyToMeta():
+    with restored_attributes(module.modules()), _DeepCopyToMeta():
         copied = copy.deepcopy(module, memo)
     _check_independent(copied, module)
     for submodule in copied.modules():
@@ -118,7 +118,7 @@ def _replace_weights(module: torch.nn.Module, memo: dict[int, Any]) -> Iterator[
         memo[id(parameter)] = torch.nn.Parameter(_meta(parameter), parameter.requires_grad)
         classes.add(type(parameter))
     for buffer in module.buffers():
-        values = known_buffers(buffer)
+        values = small_buffer_copy(buffer)
         memo[id(buffer)] = _meta(buffer) if values is None else values
         classes.add(type(buffer))
     subclasses = sorted(printable(each.__name__) for each in classes - _PLAIN_TENSORS)

@@ -16,7 +16,7 @@ from llmsim_magic.capture.inputs.context_length import (
     is_huggingface,
     longest_context,
 )
-from llmsim_magic.capture.kernels.rng import seeded_rng
+from llmsim_magic.capture.kernels.rng import preserved_rng
 from llmsim_magic.capture.kernels.tensors import dtype_name
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.meta.small_buffers import TooManyWeights, tracking_buffers
@@ -52,7 +52,7 @@ class MetaModel:
     register_collectives: Callable[[torch.nn.Module], None] | None = None
 
     @cached_property
-    def harness(self) -> ModelHooks:
+    def hooks(self) -> ModelHooks:
         """The hooks that every pass of the model shares."""
         return ModelHooks(self.module, self.register_collectives)
 
@@ -122,7 +122,7 @@ def _built(config: Any, options: dict[str, Any], name: str, *, base: bool) -> An
     """Call the model's constructor on the meta device; keep the values of small buffers."""
     try:
         constructor = _constructor(config, base, name)
-        with seeded_rng(), tracking_buffers() as buffers, META:
+        with preserved_rng(), tracking_buffers() as buffers, META:
             module = constructor(config, **options)
     except CannotTrace:
         raise
@@ -130,7 +130,7 @@ def _built(config: Any, options: dict[str, Any], name: str, *, base: bool) -> An
         raise CannotTrace(f"{name}: {error}") from error
     except Exception as error:
         raise CannotTrace(f"{name}: transformers cannot build it: {describe(error)}") from error
-    buffers.keep_only(module)
+    buffers.move_to_meta(module)
     module.eval()
     return module
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.kernels.collectives import all_gather, all_reduce, side_by_side
+from llmsim_magic.capture.kernels.collectives import all_gather, all_reduce, concatenate_shards
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.parallel.expert_parallel import BalancedRouting
@@ -153,7 +153,7 @@ def _all_reduce_hook(ranks: int, size: int) -> Hook:
 
 def _all_gather_hook(ranks: int, size: int) -> Hook:
     def gather(module: torch.nn.Module, args: Any, output: Any) -> Any:
-        return side_by_side(all_gather(output, ranks, size), size)
+        return concatenate_shards(all_gather(output, ranks, size), size)
 
     return gather
 

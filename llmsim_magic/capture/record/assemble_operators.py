@@ -1,29 +1,37 @@
-"""Put what the tracer noted into operators: leaf modules, whole helpers, single functions."""
+"""Assemble recorded events into operators: leaf modules, whole helpers and single functions."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
-from llmsim_magic.capture.record.recorder import (
+from llmsim_magic.capture.record.events import (
     FunctionCall,
     HelperCall,
     KernelCall,
     ModuleCall,
-    Recorder,
     ReplayCall,
+    Step,
 )
+from llmsim_magic.capture.record.recorder import Recorder
 from llmsim_magic.records.trace.recorded import Calls, Operator, Record, Replay
-
-Step = ModuleCall | HelperCall | FunctionCall
 
 
 def assemble_operators(
     recorder: Recorder, results: tuple[int, ...]
 ) -> tuple[Record, tuple[Replay, ...]]:
-    """Operators in execution order, every kernel with the operator it belongs to, and replays."""
+    """Assemble the record of a pass.
+
+    Args:
+        recorder: The recorder of the pass.
+        results: Numbers of the tensors that the pass returned.
+
+    Returns:
+        The record, with operators in execution order and each kernel assigned to its operator,
+        and the replays of layers.
+    """
     orders: dict[Step, int] = {}
-    reached = [0]  # how many operators there are before each event
+    operators_before = [0]  # number of operators before each event
     for event in recorder.events:
         if isinstance(event, ModuleCall):
             orders[event] = len(orders)
@@ -33,9 +41,9 @@ def assemble_operators(
             and not isinstance(event.owner, ModuleCall)
         ):
             orders.setdefault(_step(event), len(orders))
-        reached.append(len(orders))
+        operators_before.append(len(orders))
     steps = [_step(call) for call in recorder.kernels]
-    recorder.lists.tell({step for step in steps if step in orders})
+    recorder.lists.assign({step for step in steps if step in orders})
     owners = [orders.get(step) for step in steps]
     outputs = _outputs_of_helpers(recorder, owners, results)
     record = Record(
@@ -49,10 +57,10 @@ def assemble_operators(
         calls=_calls(recorder.calls),
         results=results,
     )
-    return record, tuple(_replays(recorder, reached))
+    return record, tuple(_replays(recorder, operators_before))
 
 
-def _replays(recorder: Recorder, reached: list[int]) -> Iterator[Replay]:
+def _replays(recorder: Recorder, operators_before: list[int]) -> Iterator[Replay]:
     spans = {event.span for event in recorder.events if isinstance(event, ReplayCall)}
     calls = {span: _calls(recorder.calls[slice(*span.calls)]) for span in spans}
     for place, event in enumerate(recorder.events):
@@ -62,9 +70,9 @@ def _replays(recorder: Recorder, reached: list[int]) -> Iterator[Replay]:
         yield Replay(
             event.path,
             event.of,
-            (reached[first], reached[last]),
+            (operators_before[first], operators_before[last]),
             event.span.kernels,
-            reached[place],
+            operators_before[place],
             event.before_kernel,
             event.tensors,
             calls[event.span],
@@ -73,19 +81,19 @@ def _replays(recorder: Recorder, reached: list[int]) -> Iterator[Replay]:
 
 
 def _calls(calls: Sequence[ModuleCall]) -> tuple[Calls, ...]:
-    """Each module called, by path."""
-    number = Counter(call.path for call in calls)
+    """The calls of each module, sorted by path."""
+    counts = Counter(call.path for call in calls)
     first: dict[str, ModuleCall] = {}
     for call in calls:
         first.setdefault(call.path, call)
     return tuple(
-        Calls(path, number[path], call.inputs, call.outputs, call.held)
+        Calls(path, counts[path], call.inputs, call.outputs, call.held)
         for path, call in sorted(first.items())
     )
 
 
 def _step(call: KernelCall) -> Step:
-    """The leaf module, the outermost helper that is whole, or the function itself."""
+    """What a kernel is shown as: its leaf module, its outermost whole helper, or its function."""
     owner = call.owner
     if isinstance(owner, FunctionCall):
         for helper in owner.helpers:
@@ -105,16 +113,16 @@ def _operator(step: Step, helper_outputs: tuple[int, ...]) -> Operator:
 def _outputs_of_helpers(
     recorder: Recorder, owners: list[int | None], results: tuple[int, ...]
 ) -> dict[int, tuple[int, ...]]:
-    """What leaves each operator: tensors made inside it that something outside it reads."""
+    """The outputs of each operator: tensors made inside it and read outside it."""
     storage = [tensor.storage for tensor in recorder.table.tensors]
-    written_by: dict[int, int] = {}
-    made_by: dict[int, int] = {}
-    leaving: dict[int, dict[int, None]] = {}
+    writer_of: dict[int, int] = {}
+    maker_of: dict[int, int] = {}
+    outputs: dict[int, dict[int, None]] = {}
 
     def read(tensor: int, reader: int | None) -> None:
-        maker = made_by.get(tensor)
+        maker = maker_of.get(tensor)
         if maker is not None and maker != reader:
-            leaving.setdefault(maker, {})[tensor] = None
+            outputs.setdefault(maker, {})[tensor] = None
 
     for call, owner in zip(recorder.kernels, owners, strict=True):
         for tensor in call.kernel.inputs:
@@ -122,28 +130,28 @@ def _outputs_of_helpers(
         if owner is None:
             continue
         for tensor in call.kernel.writes:
-            written_by[storage[tensor]] = owner
+            writer_of[storage[tensor]] = owner
         for tensor in call.kernel.outputs:
-            if written_by.get(storage[tensor]) == owner:
-                made_by.setdefault(tensor, owner)
+            if writer_of.get(storage[tensor]) == owner:
+                maker_of.setdefault(tensor, owner)
     for tensor in (*results, *_read_by_replays(recorder)):
         read(tensor, None)
-    return {maker: tuple(sorted(tensors)) for maker, tensors in leaving.items()}
+    return {maker: tuple(sorted(tensors)) for maker, tensors in outputs.items()}
 
 
 def _read_by_replays(recorder: Recorder) -> Iterator[int]:
-    """What replayed layers read of what was made before, and what others read of their like."""
+    """Tensors that replayed layers read, and tensors of the layers they repeat that others read."""
     replays = [event for event in recorder.events if isinstance(event, ReplayCall)]
     inside = {
         span: _inputs(recorder.kernels[slice(*span)]) for span in {r.span.kernels for r in replays}
     }
     readers: Counter[int] = Counter(_inputs(recorder.kernels))
-    given = []
+    reads = []
     for event in replays:
         read = inside[event.span.kernels]
-        given.append({own for one, own in event.tensors if one in read})
-        readers.update(given[-1])
-    for event, own_reads in zip(replays, given, strict=True):
+        reads.append({own for one, own in event.tensors if one in read})
+        readers.update(reads[-1])
+    for event, own_reads in zip(replays, reads, strict=True):
         yield from own_reads
         yield from (one for one, own in event.tensors if readers[own] > (own in own_reads))
 

@@ -1,4 +1,4 @@
-"""Two modes of torch's, open for a pass alone, that tell a recorder of functions and kernels."""
+"""The torch modes that report functions and kernels of a pass to a recorder."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ from llmsim_magic.capture.kernels.tensors import unrecorded
 from llmsim_magic.capture.record.recorder import Recorder
 
 
-class _Functions(TorchFunctionMode):
-    """Sees whole torch functions, and keeps attention whole."""
+class _FunctionMode(TorchFunctionMode):
+    """Reports calls of torch functions; the recorder runs attention as one kernel."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -27,8 +27,8 @@ class _Functions(TorchFunctionMode):
         return self._recorder.call(func, args, kwargs or {})
 
 
-class _Kernels(TorchDispatchMode):
-    """Sees every ATen op; composite ones are taken apart first, as under autograd."""
+class _KernelMode(TorchDispatchMode):
+    """Reports every ATen op; composite ones are decomposed first, as under autograd."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -36,13 +36,13 @@ class _Kernels(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and guarding against it costs time at every kernel
+        return False  # nothing is compiled here, and the guard against it slows every kernel
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if kernel_facts.facts(func).composite:
+        if kernel_facts.facts(func).is_composite:
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -55,6 +55,6 @@ class _Kernels(TorchDispatchMode):
 
 @contextmanager
 def dispatch_modes(recorder: Recorder) -> Iterator[None]:
-    """While open, the recorder notes every function and kernel."""
-    with _Functions(recorder), _Kernels(recorder):
+    """Report every function and kernel that runs in this context to the recorder."""
+    with _FunctionMode(recorder), _KernelMode(recorder):
         yield

@@ -1,4 +1,4 @@
-"""What is made ready once for a model and serves every pass: hooks, names, kinds of layers."""
+"""Hooks, names and storages of a model, prepared once and used by every pass."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from llmsim_magic.capture.kernels.rng import seeded_rng
+from llmsim_magic.capture.kernels.rng import preserved_rng
 from llmsim_magic.capture.kernels.tensors import dtype_name, unrecorded
 from llmsim_magic.capture.meta.snapshot import Snapshot
 from llmsim_magic.capture.replay.layer_matching import Layer, matched_layers
@@ -18,7 +18,7 @@ from llmsim_magic.records.trace.trace import Module, Parameter, Scalar
 
 
 class HookListener(Protocol):
-    """Who is told of module calls, and answers those of repeated layers."""
+    """Receives module calls; runs or replays repeated layers."""
 
     def enter(self, path: str, module: torch.nn.Module, inputs: Any) -> None: ...
 
@@ -28,107 +28,125 @@ class HookListener(Protocol):
 
 
 class ModelHooks:
-    """A weightless model of our own, with hooks that tell whoever listens to a pass.
+    """Hooks on all modules of a model, which report to the listener of the current pass.
 
-    The model is nobody else's, so its hooks stay on it, and what it is made of is read once.
+    The model is our own copy, so its hooks stay registered.
+
+    Args:
+        model: A model on `meta`.
+        add_collectives: Registers the collectives of a rank on the model, after our hooks.
+
+    Attributes:
+        modules: All modules of the model.
+        parameters: All parameters and buffers of the model, under each of their names.
+        roles: Role and name of each storage of the model, by storage address.
+        has_changed: Whether the last pass changed the state of the model.
+        prefill_cache: The cache that the last prefill left for a decode step, if any.
     """
 
     def __init__(
-        self, model: torch.nn.Module, spread: Callable[[torch.nn.Module], None] | None = None
+        self,
+        model: torch.nn.Module,
+        add_collectives: Callable[[torch.nn.Module], None] | None = None,
     ) -> None:
         self.modules = tuple(_modules(model))
         self.parameters = tuple(_parameters(model))
         self.roles = _roles(model)
-        self.has_changed = False  # whether the last pass left something in the model
-        self.left: Any = None  # what the last pass left for the next one
+        self.has_changed = False
+        self.prefill_cache: Any = None
         self._listener: HookListener | None = None
-        self._thread = 0  # the one that is listened to
-        self._strayed: str | None = None  # a module that ran in another
+        self._thread = 0  # the thread of the current pass
+        self._other_thread: str | None = None  # path of a module that ran in another thread
         self._ran: set[torch.nn.Module] = set()
         layers = matched_layers(model)
         for path, module in model.named_modules():
             if path in layers:
-                self._answer(layers[path])
+                self._replace_forward(layers[path])
             else:
                 self._hook(path, module)
-        if spread is not None:
-            spread(model)
+        if add_collectives is not None:
+            add_collectives(model)
         self._snapshot = Snapshot(model.modules())
 
     @contextmanager
-    def told(self, listener: HookListener) -> Iterator[None]:
-        """While open, the listener is told of every module call.
+    def reporting_to(self, listener: HookListener) -> Iterator[None]:
+        """Report every module call in this context to a listener.
 
-        Raises `CannotTrace` at the end where modules ran in another thread, unheard.
+        Args:
+            listener: Receives the calls made in the current thread.
+
+        Raises:
+            CannotTrace: Modules ran in another thread.
         """
-        self._listener, self._thread, self._strayed = listener, get_ident(), None
+        self._listener, self._thread, self._other_thread = listener, get_ident(), None
         try:
             with torch.no_grad():
                 yield
         finally:
             self._listener = None
-        if self._strayed is not None:
+        if self._other_thread is not None:
             raise CannotTrace(
-                f"{self._strayed or 'the module'} runs in a thread that its model starts: "
-                "what it does there cannot be heard"
+                f"{self._other_thread or 'the module'} runs in a thread that its model starts; "
+                "only modules that run in the calling thread can be traced"
             )
 
-    def _told(self, path: str) -> HookListener | None:
-        """Who listens to a module that is called now."""
+    def _listener_for(self, path: str) -> HookListener | None:
+        """The listener for a module that is called now; None outside its thread."""
         if self._listener is None or self._thread == get_ident():
             return self._listener
-        self._strayed = path
+        self._other_thread = path
         return None
 
     @contextmanager
-    def as_it_was(self, *, only_after_errors: bool = False) -> Iterator[None]:
-        """Put back what the modules that run change, and the random generators.
+    def restored(self, *, only_after_errors: bool = False) -> Iterator[None]:
+        """Restore the state of modules that ran, and the random generators, on exit.
 
-        With `only_after_errors` a pass that succeeds keeps what it left in the model.
+        Args:
+            only_after_errors: Keep the changed state if the pass succeeds.
         """
         keep = False
         try:
-            with seeded_rng():
+            with preserved_rng():
                 yield
             keep = only_after_errors
         finally:
             if not keep:
-                self.put_back()
+                self.restore()
 
-    def put_back(self) -> None:
-        """Put back what the modules that ran have changed."""
+    def restore(self) -> None:
+        """Restore the state of the modules that ran since the last call."""
         self.has_changed = self._snapshot.restore(self._ran)
         self._ran.clear()
 
     def _hook(self, path: str, module: torch.nn.Module) -> None:
         def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
             self._ran.add(module)
-            if (listener := self._told(path)) is not None:
+            if (listener := self._listener_for(path)) is not None:
                 with unrecorded():
                     listener.enter(path, module, (args, kwargs))
 
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-            if (listener := self._told(path)) is not None:
+            if (listener := self._listener_for(path)) is not None:
                 with unrecorded():
                     listener.leave(module, output)
 
         module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
         module.register_forward_hook(leave, always_call=True)
 
-    def _answer(self, layer: Layer) -> None:
+    def _replace_forward(self, layer: Layer) -> None:
         forward = layer.module.forward
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self._ran.add(layer.module)
             return forward(*args, **kwargs)
 
-        def answered(*args: Any, **kwargs: Any) -> Any:
-            if (listener := self._told(layer.path)) is None:
+        def run_or_replay(*args: Any, **kwargs: Any) -> Any:
+            if (listener := self._listener_for(layer.path)) is None:
                 return run(*args, **kwargs)
             return listener.layer(layer, run, args, kwargs)
 
-        answered.__wrapped__ = forward  # type: ignore[attr-defined]
-        layer.module.forward = answered
+        run_or_replay.__wrapped__ = forward  # type: ignore[attr-defined]
+        layer.module.forward = run_or_replay
 
 
 def _modules(model: torch.nn.Module) -> Iterator[Module]:
@@ -138,7 +156,7 @@ def _modules(model: torch.nn.Module) -> Iterator[Module]:
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, Scalar]:
-    """The module's own numbers, flags and words: `in_features`, `eps`, `layer_idx`."""
+    """The numbers, flags and strings among a module's attributes, such as `in_features`."""
     return {
         key: _scalar(value)
         for key, value in vars(module).items()
@@ -147,7 +165,7 @@ def _attributes(module: torch.nn.Module) -> dict[str, Scalar]:
 
 
 def _scalar(value: float | str) -> Scalar:
-    """The value as a plain type that JSON has; an infinite one in words."""
+    """The value as a plain type of JSON; infinity and NaN as strings."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -158,14 +176,14 @@ def _scalar(value: float | str) -> Scalar:
 
 
 def _parameters(model: torch.nn.Module) -> Iterator[Parameter]:
-    """Every name of every parameter and buffer, shared ones under each of theirs."""
+    """All parameters and buffers; a shared one under each of its names."""
     first: dict[int, str] = {}
     for is_buffer, named in (
         (False, model.named_parameters(remove_duplicate=False)),
         (True, model.named_buffers(remove_duplicate=False)),
     ):
         for name, tensor in named:
-            known = first.setdefault(id(tensor), name)
+            first_name = first.setdefault(id(tensor), name)
             yield Parameter(
                 name,
                 name.rpartition(".")[0],
@@ -174,12 +192,12 @@ def _parameters(model: torch.nn.Module) -> Iterator[Parameter]:
                 tensor.element_size(),
                 tensor.requires_grad,
                 is_buffer,
-                None if known == name else known,
+                None if first_name == name else first_name,
             )
 
 
 def _roles(model: torch.nn.Module) -> dict[int, tuple[Role, str]]:
-    """Whose each storage of the model is, by the storage's address."""
+    """Role and name of each storage of the model, by storage address."""
     found: dict[int, tuple[Role, str]] = {}
     for name, parameter in model.named_parameters():
         found.setdefault(parameter.untyped_storage()._cdata, ("parameter", name))

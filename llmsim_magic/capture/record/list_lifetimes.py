@@ -1,4 +1,4 @@
-"""Lists that a loop makes longer step by step: what they hold is told once, not at every step."""
+"""Lifetimes of tensors in lists that grow step by step, such as a list of hidden states."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -9,61 +9,75 @@ import torch
 
 
 class Step(Protocol):
-    """What runs while somebody has a name for a list, and may turn out to be an operator."""
+    """A call during which a local variable holds the list; it may become an operator."""
 
     held: tuple[int, ...]
 
 
 @dataclass(slots=True, eq=False)
-class _Kept:
-    """A list of tensors for as long as it only gains some, and how many each step found in it."""
+class _GrowingList:
+    """A list to which tensors are only appended, and its length at each step."""
 
     value: list[Any]
     items: list[torch.Tensor] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)  # how many numbers there were at each step
+    ends: list[int] = field(default_factory=list)  # length of `numbers` at each step
     steps: list[Step] = field(default_factory=list)
 
-    def goes_on(self) -> bool:
+    def still_grows(self) -> bool:
         return len(self.value) >= len(self.items) and all(map(is_, self.items, self.value))
 
 
 class ListLifetimes:
-    """Which operator was the last to run while a list held its tensors.
+    """Finds the last operator that runs while a list holds its tensors.
 
-    Steps follow one another, so that the last speaks for those before it.
+    Noting only the last one suffices, because operators run one after another.
+
+    Args:
+        numbers: Returns the numbers of all tensors in a value.
     """
 
     def __init__(self, numbers: Callable[[Any], tuple[int, ...]]) -> None:
-        """`numbers` gives those of all tensors in a value."""
         self._numbers = numbers
-        self._open: dict[int, _Kept] = {}
-        self._all: list[_Kept] = []
+        self._open: dict[int, _GrowingList] = {}
+        self._all: list[_GrowingList] = []
 
     def note(self, step: Step, value: list[Any]) -> bool:
-        """The list is held during the step; False, and not noted, where not all are tensors."""
-        kept = self._open.get(id(value))
-        if kept is None or not kept.goes_on():
-            kept = self._open[id(value)] = _Kept(value)
-            self._all.append(kept)
-        gained = value[len(kept.items) :]
-        if not all(isinstance(item, torch.Tensor) for item in gained):
+        """Note that a local variable holds a list during a step.
+
+        Args:
+            step: The call that runs.
+            value: The list.
+
+        Returns:
+            False if not all its items are tensors; then it is not noted.
+        """
+        growing = self._open.get(id(value))
+        if growing is None or not growing.still_grows():
+            growing = self._open[id(value)] = _GrowingList(value)
+            self._all.append(growing)
+        added = value[len(growing.items) :]
+        if not all(isinstance(item, torch.Tensor) for item in added):
             del self._open[id(value)]
             return False
-        kept.items += gained
-        kept.numbers += self._numbers(gained)
-        kept.ends.append(len(kept.numbers))
-        kept.steps.append(step)
+        growing.items += added
+        growing.numbers += self._numbers(added)
+        growing.ends.append(len(growing.numbers))
+        growing.steps.append(step)
         return True
 
-    def part(self) -> None:
-        """What runs from here on does not speak for what ran before: a layer begins or ends."""
+    def start_section(self) -> None:
+        """Track all lists anew, because a layer begins or ends."""
         self._open.clear()
 
-    def tell(self, operators: Collection[Step]) -> None:
-        """At the end of the pass, when it is known which steps are operators."""
-        for kept in self._all:
-            for step, end in zip(reversed(kept.steps), reversed(kept.ends), strict=True):
+    def assign(self, operators: Collection[Step]) -> None:
+        """Add each list's tensors to `held` of the last operator that ran while it held them.
+
+        Args:
+            operators: The steps that became operators.
+        """
+        for growing in self._all:
+            for step, end in zip(reversed(growing.steps), reversed(growing.ends), strict=True):
                 if step in operators:
-                    step.held += tuple(kept.numbers[:end])
+                    step.held += tuple(growing.numbers[:end])
                     break

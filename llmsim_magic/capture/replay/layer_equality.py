@@ -186,8 +186,8 @@ class _ArgumentKey:
         storage = tensor.untyped_storage()._cdata
         alias = self._storages.setdefault(storage, len(self._storages))
         evaluation = self._evaluation
-        values = None if tensor.is_meta else (storage, tensor._version, evaluation.knows(tensor))
-        return (alias, values, evaluation.expects(tensor), *layout(tensor))
+        values = None if tensor.is_meta else (storage, tensor._version, evaluation.is_known(tensor))
+        return (alias, values, evaluation.is_check(tensor), *layout(tensor))
 
 
 def _module_contents(module: torch.nn.Module) -> list[Any]:

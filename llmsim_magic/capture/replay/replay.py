@@ -217,10 +217,10 @@ class _OutputCopier:
         else:
             made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
             made.set_(mine, tensor.storage_offset(), tensor.size(), tensor.stride())
-        if self._evaluation.expects(tensor):
-            self._evaluation.expect(made)
-        if not tensor.is_meta and not self._evaluation.knows(tensor):
-            self._evaluation.overwrite(made)
+        if self._evaluation.is_check(tensor):
+            self._evaluation.mark_check(made)
+        if not tensor.is_meta and not self._evaluation.is_known(tensor):
+            self._evaluation.mark_overwritten(made)
         return made
 
     def _storage(self, storage: torch.UntypedStorage) -> torch.UntypedStorage | None:

@@ -1,0 +1,89 @@
+"""FLOPs of kernels; a multiply-add counts as two.
+
+The formulas are those of `torch.utils.flop_counter`; this module adds the ones torch lacks.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from llmsim_magic.capture.kernels.fused_kernels import AttentionArguments, RecurrentArguments
+
+
+def kernel_flops(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
+    """Return the FLOPs of a kernel call.
+
+    Args:
+        func: The `OpOverload` that was called.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        out: Its result.
+
+    Returns:
+        The FLOPs, or None for a kernel without a formula.
+    """
+    packet = func._overloadpacket
+    if packet in _ADDED_FORMULAS:
+        return _ADDED_FORMULAS[packet](*args[:2])
+    formula = flop_registry.get(packet)
+    return None if formula is None else int(formula(*args, **kwargs, out_val=out))
+
+
+def _grouped_matmul(rows: torch.Tensor, weights: torch.Tensor) -> int:
+    """2 · rows · k · n, for rows `[rows, k]` and weights `[groups, k, n]`.
+
+    Each row is multiplied by the matrix of one group, so the split into groups does not matter.
+    """
+    return 2 * rows.shape[-2] * rows.shape[-1] * weights.shape[-1]
+
+
+def _matrix_vector(matrix: torch.Tensor, vector: torch.Tensor) -> int:
+    """2 · m · k, for `[m, k] × [k]`."""
+    return 2 * matrix.shape[0] * matrix.shape[1]
+
+
+def _dot(one: torch.Tensor, other: torch.Tensor) -> int:
+    """2 · k, for `[k] · [k]`."""
+    return 2 * one.shape[0]
+
+
+_ADDED_FORMULAS: dict[Any, Callable[[torch.Tensor, torch.Tensor], int]] = {
+    torch.ops.aten._grouped_mm: _grouped_matmul,
+    torch.ops.aten.mv: _matrix_vector,
+    torch.ops.aten.dot: _dot,
+    torch.ops.aten.vdot: _dot,
+}
+
+
+def attention_flops(arguments: AttentionArguments) -> int:
+    """Return the FLOPs of both matmuls of attention; a causal mask does not lower them.
+
+    Leading dimensions beyond batch and heads are folded into batch. With grouped-query attention
+    every query head counts; older versions of torch's formula accept only equal head counts.
+
+    Args:
+        arguments: What `scaled_dot_product_attention` was called with.
+    """
+
+    def as_4d(tensor: torch.Tensor) -> tuple[int, ...]:
+        padded = (1,) * (4 - tensor.dim()) + tuple(tensor.shape)
+        return (math.prod(padded[:-3]), *padded[-3:])
+
+    q, k, v = as_4d(arguments.query), as_4d(arguments.key), as_4d(arguments.value)
+    return int(sdpa_flop_count(q, (*q[:2], *k[2:]), (*q[:2], *v[2:])))
+
+
+def recurrent_flops(*args: Any) -> int:
+    """Return the FLOPs of a recurrent layer: 2 · time · batch · elements of all weight matrices.
+
+    Shapes: `weight_ih` `[gates · hidden, width]`, `weight_hh` `[gates · hidden, hidden]`.
+
+    Args:
+        *args: The fields of `RecurrentArguments`.
+    """
+    arguments = RecurrentArguments(*args)
+    rows = math.prod(arguments.input.shape[:-1])
+    return sum(2 * rows * weight.numel() for weight in arguments.weights if weight.dim() == 2)

@@ -1,0 +1,126 @@
+"""Handlers for kernels that `meta` cannot run, because their result depends on unknown values.
+
+`HANDLERS` maps each kernel to a function that takes the evaluation and the kernel's arguments. It
+returns a result, or `NotImplemented` where the kernel can run on `meta` after all.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from llmsim_magic.capture.kernels.tensors import dtype_name, tensors_in
+from llmsim_magic.capture.meta import data_dependent_choices as choices
+from llmsim_magic.capture.meta import data_dependent_shapes as shapes
+from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
+
+aten = torch.ops.aten
+META = torch.device("meta")
+
+
+def assumed_scalar(evaluation: PartialEvaluation, tensor: torch.Tensor) -> bool | int | float:
+    """Return the assumed value of an unknown tensor that Python code reads, as by `item`.
+
+    Args:
+        evaluation: The evaluation that records the assumption.
+        tensor: A tensor whose values are not known.
+
+    Returns:
+        True for a validity check, False for any other condition, 1 for a number.
+    """
+    value: bool | float = 1.0 if tensor.is_floating_point() else 1
+    if tensor.dtype is torch.bool:
+        value = evaluation.is_check(tensor)
+    evaluation.assume(
+        f"a value that the model's code reads and that depends on the data is assumed to be {value}"
+    )
+    return value
+
+
+def _to_copy(
+    evaluation: PartialEvaluation,
+    data: torch.Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Any:
+    """A conversion of floating-point data to integers, such as predicted durations: all 1."""
+    is_integer = dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
+    if (
+        not data.is_floating_point()
+        or not is_integer
+        or dtype is torch.bool
+        or not evaluation.is_holdable(data.numel())
+    ):
+        return NotImplemented
+    evaluation.assume("an integer that depends on the data is assumed to be 1")
+    return torch.ones(data.shape, dtype=dtype)
+
+
+def _grouped_matmul(
+    evaluation: PartialEvaluation,
+    rows: torch.Tensor,
+    weights: torch.Tensor,
+    *rest: Any,
+    **options: Any,
+) -> torch.Tensor:
+    """The experts' grouped matmul; its meta kernel accepts bfloat16 only, unlike real devices."""
+    return rows.new_empty((*rows.shape[:-1], weights.shape[-1]), device=META)
+
+
+def _matmul(evaluation: PartialEvaluation, *operands: torch.Tensor, **options: Any) -> Any:
+    """A matmul; its meta kernel accepts float64 mixed with other dtypes, unlike real devices."""
+    dtypes = {tensor.dtype for tensor in tensors_in(operands)}
+    if len(dtypes) > 1 and torch.float64 in dtypes:
+        raise RuntimeError(f"a matmul of {' and '.join(sorted(map(dtype_name, dtypes)))}")
+    return NotImplemented
+
+
+def _all(
+    evaluation: PartialEvaluation, values: torch.Tensor, *rest: Any, **options: Any
+) -> torch.Tensor:
+    """`all` of unknown values: a validity check, as of a padding mask, which is assumed to pass."""
+    data = torch.empty(values.shape, dtype=values.dtype, device=META)
+    return evaluation.mark_check(aten.any.default(data))
+
+
+def _equal(
+    evaluation: PartialEvaluation, one: torch.Tensor, other: torch.Tensor, *rest: Any
+) -> bool:
+    """`torch.equal` or `allclose` of unknown values."""
+    evaluation.assume(
+        "a value that the model's code reads and that depends on the data is assumed to be False"
+    )
+    return False
+
+
+HANDLERS: dict[Any, Callable[..., Any]] = {
+    aten._local_scalar_dense.default: assumed_scalar,
+    aten._to_copy.default: _to_copy,
+    aten._grouped_mm.default: _grouped_matmul,
+    aten.mm.default: _matmul,
+    aten.addmm.default: _matmul,
+    aten.topk.default: choices.topk,
+    aten.argmax.default: choices.argmax,
+    aten.argmin.default: choices.argmax,
+    aten.max.dim: choices.max_along,
+    aten.min.dim: choices.max_along,
+    aten.sort.default: choices.sort,
+    aten.sort.stable: choices.sort_stable,
+    aten.multinomial.default: choices.multinomial,
+    aten.nonzero.default: shapes.nonzero,
+    aten.masked_select.default: shapes.masked_select,
+    aten.index.Tensor: shapes.index,
+    aten.index_put.default: shapes.index_put,
+    aten.index_put_.default: shapes.index_put_in_place,
+    aten._unique2.default: shapes.unique,
+    aten.unique_consecutive.default: shapes.unique,
+    aten.unique_dim.default: shapes.unique_along,
+    aten.bincount.default: shapes.bincount,
+    aten.histc.default: shapes.histogram,
+    aten.repeat_interleave.Tensor: shapes.repeat_interleave,
+    aten.equal.default: _equal,
+    aten.allclose.default: _equal,
+    aten.all.default: _all,
+    aten._is_all_true.default: _all,
+}

@@ -1,0 +1,159 @@
+"""Prime the cache of a decode step: run a prefill, or reuse the cache of the last one."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from llmsim_magic.capture.inputs.cache_in_output import cache_in_output, saving_encoder_outputs
+from llmsim_magic.capture.inputs.decode_inputs import priming_inputs
+from llmsim_magic.capture.inputs.model_inputs import ModelInputs
+from llmsim_magic.capture.inputs.signature import parameters
+from llmsim_magic.capture.meta.call_stack import call_model
+from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
+from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEvaluation
+from llmsim_magic.capture.models.meta_model import MetaModel
+from llmsim_magic.capture.replay.replay import Replayer, UnrecordedPass
+from llmsim_magic.records.errors import NoDecode
+from llmsim_magic.records.trace.workload import Workload
+
+Candidate = TypeVar("Candidate")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class PrimedCache:
+    """The inputs of a prefill, the state it returned, its notes and its evaluation."""
+
+    keywords: dict[str, Any]
+    state: dict[str, Any]
+    notes: list[str]
+    evaluation: PartialEvaluation
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillCache:
+    """The cache of a recorded prefill, which a decode step of equal size can reuse."""
+
+    batch: int
+    context: int
+    replay: bool
+    primed: PrimedCache
+
+    def fits(self, meta_model: MetaModel, workload: Workload, *, replay: bool) -> bool:
+        """Whether a priming pass of a workload would have the inputs of this prefill.
+
+        Args:
+            meta_model: The model that was prefilled.
+            workload: The decode step.
+            replay: Whether repeated layers are replayed.
+        """
+        if (self.batch, self.context, self.replay) != (workload.batch, workload.context, replay):
+            return False
+        wanted = next(priming_inputs(meta_model.module, workload)).keywords
+        mine = self.primed.keywords
+        return wanted.keys() == mine.keys() and all(
+            map(_is_equal, wanted.values(), (mine[name] for name in wanted))
+        )
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        same_spec = one.shape == other.shape and one.dtype == other.dtype
+        return same_spec and ((one.is_meta and other.is_meta) or torch.equal(one, other))
+    return type(one) is type(other) and bool(one == other)
+
+
+def first_that_runs(candidates: Iterable[Candidate], run: Callable[[Candidate], Result]) -> Result:
+    """Return the result of the first candidate that runs.
+
+    Args:
+        candidates: Ways to pass inputs to a forward, the likeliest first.
+        run: Runs the forward with one of them.
+
+    Raises:
+        NoDecode: The model has no decode step.
+        EndlessLoop: One line of the model reads values again and again.
+        Exception: No candidate runs; the error is that of the first one.
+    """
+    errors: list[Exception] = []
+    for candidate in candidates:
+        try:
+            return run(candidate)
+        except (NoDecode, EndlessLoop):
+            raise
+        except Exception as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def prime_decode_cache(
+    meta_model: MetaModel, workload: Workload, cache: PrefillCache | None, *, replay: bool
+) -> PrimedCache:
+    """Return the model's state after `context` tokens.
+
+    Args:
+        meta_model: The model.
+        workload: The decode step that will use the state.
+        cache: The cache of the last prefill, which is reused if it fits.
+        replay: Whether repeated layers are replayed.
+
+    Raises:
+        NoDecode: The model keeps no cache or state.
+    """
+    if cache is not None and cache.fits(meta_model, workload, replay=replay):
+        return cache.primed
+
+    def prime(inputs: ModelInputs) -> PrimedCache:
+        return _run_prefill(meta_model, inputs, replay=replay)
+
+    inputs = priming_inputs(meta_model.module, workload)
+    primed = first_that_runs(inputs, prime)
+    if not primed.state:
+        info = meta_model.info
+        raise NoDecode(
+            f"{info.name}: decode does not exist for it: "
+            f"{info.class_name} keeps no cache from one token to the next"
+        )
+    return primed
+
+
+def _run_prefill(meta_model: MetaModel, inputs: ModelInputs, *, replay: bool) -> PrimedCache:
+    """Runs a prefill without recording it; what it changes in the model is kept."""
+    model, hooks = meta_model.module, meta_model.hooks
+    with (
+        hooks.restored(only_after_errors=True),
+        evaluating_partially() as evaluation,
+        saving_encoder_outputs(model) as saved,
+        hooks.reporting_to(UnrecordedPass(Replayer(evaluation) if replay else None)),
+    ):
+        state = cache_in_output(model, call_model(model, (), inputs.keywords))
+    return primed_cache(inputs, state and state | saved, evaluation)
+
+
+def primed_cache(
+    inputs: ModelInputs, state: dict[str, Any], evaluation: PartialEvaluation
+) -> PrimedCache:
+    """Return the cache that a prefill leaves, with notes that say they come from the prefill.
+
+    Args:
+        inputs: What the prefill was given.
+        state: What it returned for the next step.
+        evaluation: What is known and assumed about its values.
+    """
+    notes = [*inputs.notes, *(f"before the step: {note}" for note in evaluation.notes())]
+    return PrimedCache(inputs.keywords, state, notes, evaluation)
+
+
+def is_state_complete(meta_model: MetaModel, workload: Workload, state: dict[str, Any]) -> bool:
+    """Whether a decode step can continue from the state that a recorded pass returned.
+
+    Args:
+        meta_model: The model, after the pass.
+        workload: The workload of the pass.
+        state: What the pass returned for the next step.
+    """
+    if workload.phase != "prefill" or not state or meta_model.hooks.has_changed:
+        return False
+    return "encoder_outputs" not in parameters(meta_model.module.forward)

@@ -1,0 +1,95 @@
+"""The events of a recorded pass: calls of modules, helpers, functions and kernels, and replays."""
+
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from llmsim_magic.records.trace.recorded import Kernel
+
+
+@dataclass(slots=True, eq=False)
+class ModuleCall:
+    """A call of a module.
+
+    The call of a leaf module is an operator; that of a container groups the operators inside it.
+    """
+
+    path: str
+    module: Any
+    is_leaf: bool
+    source: str | None
+    in_helper: bool
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...] = ()
+    helpers: dict[int, "HelperCall"] = field(default_factory=dict)
+    held: tuple[int, ...] = ()
+    has_layers: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class HelperCall:
+    """A call of a Python function by a container's forward, such as `apply_rotary_pos_emb`.
+
+    It is shown as one operator while `is_whole` is True. A matmul, an attention or a module call
+    inside it makes that False; then the functions inside it are the operators. The frame is kept,
+    so that no other frame gets its id.
+    """
+
+    name: str
+    path: str
+    source: str | None
+    inputs: tuple[int, ...]
+    frame: FrameType
+    held: tuple[int, ...] = ()
+    is_whole: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class FunctionCall:
+    """A call of a torch function outside any leaf module."""
+
+    name: str
+    path: str
+    source: str | None = None
+    helpers: tuple[HelperCall, ...] = ()
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    held: tuple[int, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class KernelCall:
+    """A kernel and its owner; the kernel's operator is set once the pass has ended."""
+
+    owner: ModuleCall | FunctionCall
+    kernel: Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpan:
+    """The events, kernels and module calls of a layer that ran, as ranges `[first, last)`."""
+
+    events: tuple[int, int]
+    kernels: tuple[int, int]
+    calls: tuple[int, int]
+    in_helper: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplayCall:
+    """A layer that was replayed instead of run.
+
+    `of` and `span` are the path and span of the layer it repeats. `tensors` pairs the tensors
+    that cross the border of that layer with those of this one.
+    """
+
+    path: str
+    of: str
+    span: LayerSpan
+    before_kernel: int
+    tensors: tuple[tuple[int, int], ...]
+    is_first: bool
+
+
+Step = ModuleCall | HelperCall | FunctionCall
+Event = ModuleCall | KernelCall | ReplayCall
