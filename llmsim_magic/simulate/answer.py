@@ -16,7 +16,7 @@ from llmsim_magic.records.errors import (
 )
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
-from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
+from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.local_device import local
 from llmsim_magic.simulate.models.recipes import (
     ModelRecipe,
@@ -29,9 +29,9 @@ from llmsim_magic.simulate.models.recipes import (
 )
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import LOCAL, Request
-from llmsim_magic.simulate.sweeps.formulas import WorkloadTracer
 from llmsim_magic.simulate.sweeps.run_workloads import Outcomes, run_all
 from llmsim_magic.simulate.sweeps.sweep import Sweep
+from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
 from llmsim_magic.simulate.views import views_of
 from llmsim_magic.views.safe_files import check_writable
 

@@ -11,17 +11,14 @@ from llmsim_magic.records.errors import Cancelled, InvalidValue, LlmsimError
 from llmsim_magic.records.trace.selection import Level, Selection, Unfolded
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import PHASES, IsCancelled, never_cancelled
-from llmsim_magic.simulate.hardware.costing import DeviceCosts
-from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
+from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
+from llmsim_magic.simulate.hardware.device_costs import DeviceCosts
 from llmsim_magic.simulate.hardware.size import Sizing, sizing_of
 from llmsim_magic.simulate.models.recipes import Progress, no_progress, no_tracing
 from llmsim_magic.simulate.request import Deployment
-from llmsim_magic.simulate.sweeps.formulas import (
-    Symbolic,
-    WorkloadTracer,
-    derive_formulas,
-)
+from llmsim_magic.simulate.sweeps.formulas import Symbolic, derive_formulas
 from llmsim_magic.simulate.sweeps.sweep import Sweep
+from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
 from llmsim_magic.simulate.view import View
 from llmsim_magic.views.csv_export import to_csv
 from llmsim_magic.views.explain import Explanation, explain

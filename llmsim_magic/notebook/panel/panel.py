@@ -20,7 +20,7 @@ from llmsim_magic.notebook.code_export import magic_line
 from llmsim_magic.notebook.kernel_interrupts import interrupts
 from llmsim_magic.notebook.panel.controls import Controls
 from llmsim_magic.notebook.panel.export import Export
-from llmsim_magic.notebook.panel.models import PanelModels, PanelQuestion
+from llmsim_magic.notebook.panel.model_choices import PanelModels, PanelQuestion
 from llmsim_magic.notebook.panel.panes import Pane, pane_of
 from llmsim_magic.notebook.panel.static_copy import StaticCopy
 from llmsim_magic.notebook.variables import is_model

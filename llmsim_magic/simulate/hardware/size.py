@@ -18,8 +18,8 @@ from llmsim_magic.records.trace.workload import (
     never_cancelled,
 )
 from llmsim_magic.records.validation import as_nonempty_tuple, require_callable
-from llmsim_magic.simulate.hardware.costing import DeviceCosts, device_of
-from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
+from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
+from llmsim_magic.simulate.hardware.device_costs import DeviceCosts, device_of
 from llmsim_magic.simulate.models.recipes import Progress, no_progress
 from llmsim_magic.simulate.request import ALL, Build, Deployment
 from llmsim_magic.views.page import as_html, as_text

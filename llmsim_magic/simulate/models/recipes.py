@@ -1,4 +1,4 @@
-"""From whatever the user names to a weightless model, built once and kept for the next question."""
+"""From whatever the user names to a meta_model model, built once and kept for the next question."""
 
 import copy
 import importlib
@@ -49,7 +49,7 @@ class ModelRecipe:
     build: Build
     facts: FoundConfig | None = None
     config: Any = None
-    weightless: "MetaModel | None" = None
+    meta_model: "MetaModel | None" = None
 
 
 def model_recipe(model: Any, build: Build, progress: Progress = no_progress) -> ModelRecipe:
@@ -77,7 +77,7 @@ def model_recipe(model: Any, build: Build, progress: Progress = no_progress) -> 
         progress(f"copying {name} without its weights")
         with DeferredInterrupt(), model_lock:
             copied = sharded(copy_without_weights(model, name), build.parallel)
-        return ModelRecipe(name, None, build, weightless=copied)
+        return ModelRecipe(name, None, build, meta_model=copied)
     try:
         keys, config = model.to_dict(), copy.deepcopy(model)
         content = json.dumps(config, default=_content)
@@ -115,8 +115,8 @@ def build_model(
 
     Raises `CannotTrace` where it cannot be built, `Cancelled` where that was cancelled.
     """
-    if recipe.weightless is not None:
-        return recipe.weightless
+    if recipe.meta_model is not None:
+        return recipe.meta_model
     from llmsim_magic.capture.meta.isolation import model_lock
 
     progress(f"building {recipe.name} without weights")
@@ -151,10 +151,10 @@ def trace_workload(
         raise RuntimeError(
             f"{recipe.name}: {workload} is not traced yet: call prepare() before displaying"
         )
-    weightless = build_workload_model(recipe)
+    meta_model = build_workload_model(recipe)
     question = (workload, replay, default_dtype())
     return session_cache.trace(
-        weightless, question, lambda: run(weightless, workload, replay=replay, cancelled=cancelled)
+        meta_model, question, lambda: run(meta_model, workload, replay=replay, cancelled=cancelled)
     )
 
 
@@ -172,13 +172,13 @@ def build_workload_model(
     """
     from llmsim_magic.capture.inputs.context_length import is_huggingface
 
-    weightless = build_model(recipe, progress, cancelled)
-    if not is_huggingface(weightless.module):
+    meta_model = build_model(recipe, progress, cancelled)
+    if not is_huggingface(meta_model.module):
         raise InvalidValue(
-            f"{weightless.info.class_name} is not a HuggingFace model, so it needs inputs: "
+            f"{meta_model.info.class_name} is not a HuggingFace model, so it needs inputs: "
             "in Python, llmsim.trace(module, inputs=(x,)) traces any module"
         )
-    return weightless
+    return meta_model
 
 
 def _build(recipe: ModelRecipe) -> "MetaModel":

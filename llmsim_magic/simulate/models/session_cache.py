@@ -29,10 +29,10 @@ def model(key: Hashable, build: "Callable[[], MetaModel]") -> "MetaModel":
     return _remembered(_models, key, build, MODELS)
 
 
-def trace(weightless: "MetaModel", question: Question, run: Callable[[], Trace]) -> Trace:
+def trace(meta_model: "MetaModel", question: Question, run: Callable[[], Trace]) -> Trace:
     """The answer of a model to a question, run the first time."""
     with _lock:
-        traces = _traces.setdefault(weightless, OrderedDict())
+        traces = _traces.setdefault(meta_model, OrderedDict())
     return _remembered(traces, question, run, TRACES)
 
 

@@ -1,7 +1,6 @@
 """What a pass does as formulas of batch and context: which workloads to trace, and the tables."""
 
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,82 +15,15 @@ from llmsim_magic.analyses.formulas.symbolic import (
     regime_boundaries,
     total_formulas,
 )
-from llmsim_magic.records.errors import InvalidValue, LlmsimError
+from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import Workload, whole_number
+from llmsim_magic.records.trace.workload import whole_number
+from llmsim_magic.simulate.sweeps.workload_tracer import CHECK_POINTS, NEAR_GRID, WorkloadTracer
 from llmsim_magic.views.tables import formulas
 from llmsim_magic.views.tables.formulas import CONTEXTS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-NEAR = Grid((2, 3), (6, 9, 13))
-CHECKS: tuple[Point, ...] = ((1, 1), (5, 17), (1024, 10))
-# Beyond most windows that models have, and with more tokens than their vocabularies.
-FAR_BATCHES = (16, 24)
-FAR_CONTEXTS = (40_000, 48_001, 56_003)
-# Contexts over which a scan written in Python goes on to have more kernels: by tokens, by chunks.
-SCANS = ((9, 13, 17), (13, 1_013, 2_013))
-# What a long context may add to a pass of such a scan.
-MOST_KERNELS_MORE = 2_000
-
-
-@dataclass(frozen=True)
-class WorkloadTracer:
-    """Traces further workloads of the model that a report is of."""
-
-    trace: Callable[[Workload], Trace]
-    longest: int | None  # tokens that its position table has rows for
-    declared: int | None  # tokens that its config says it is meant for
-
-    def add(self, phase: str, traces: dict[Point, Trace], points: Iterable[Point]) -> None:
-        """Trace these points too, but for those that the model cannot run."""
-        for batch, context in points:
-            if (batch, context) not in traces:
-                with suppress(LlmsimError):
-                    traces[batch, context] = self.trace(Workload(phase, batch, context))
-
-    def long_checks(self, phase: str) -> list[Point]:
-        """Where formulas are checked at length: a long context, and all that the model is for.
-
-        And a little less, for the whole may be a multiple of what the model pads to.
-        """
-        farthest = self.far(phase).contexts[-1]
-        declared = min(self.declared or 1, self._longest_soon or 2**20, 2**20)
-        most = max(declared - (phase == "decode"), 1)
-        return [(4, farthest), (1, most), (1, max(most - 3, 1))]
-
-    def far(self, phase: str) -> Grid:
-        """Long contexts that the model can read, and soon does."""
-        contexts, longest = FAR_CONTEXTS, self._longest_soon
-        if longest is not None and longest <= contexts[-1]:
-            most = longest - (phase == "decode")
-            contexts = (most - 10, most - 5, most)
-        return Grid(FAR_BATCHES, contexts)
-
-    @cached_property
-    def _longest_soon(self) -> int | None:
-        """The longest context that is soon read, by a decode step's prefill as well.
-
-        It is `longest`, but where each token, or each chunk of them, has kernels of its own.
-        """
-        for contexts in SCANS:
-            more = self._kernels_more(contexts)
-            if more:
-                soon = contexts[-1] + int(MOST_KERNELS_MORE / more)
-                return min(soon, self.longest or soon)
-        return self.longest
-
-    def _kernels_more(self, contexts: tuple[int, ...]) -> float:
-        """With each token, in prefills of a batch that reaches all experts; 0 but in a scan."""
-        kernels = [0]
-        for context in contexts:
-            read: dict[Point, Trace] = {}
-            self.add("prefill", read, [(FAR_BATCHES[-1], context)])
-            kernels.append(sum(len(trace.recorded.kernels) for trace in read.values()))
-            if kernels[-1] <= kernels[-2]:
-                return 0
-        return (kernels[-1] - kernels[-2]) / (contexts[-1] - contexts[-2])
 
 
 @dataclass(frozen=True)
@@ -149,7 +81,7 @@ class Symbolic:
         return f"{self.totals.to_string()}\n\n{self.ops.to_string(max_rows=60)}"
 
 
-def derive_formulas(asker: WorkloadTracer, phase: str, known: Traces) -> Symbolic:
+def derive_formulas(tracer: WorkloadTracer, phase: str, known: Traces) -> Symbolic:
     """The formulas of a phase; the traces that are `known` check them, as others do.
 
     Raises `InvalidValue` for a module that was given its inputs: it has no batch and context.
@@ -157,11 +89,11 @@ def derive_formulas(asker: WorkloadTracer, phase: str, known: Traces) -> Symboli
     if phase not in CONTEXTS:
         raise InvalidValue.must_be("symbolic", phase, "prefill or decode of a HuggingFace model")
     traces = dict(known)
-    asker.add(phase, traces, (*NEAR.points, *CHECKS, *asker.long_checks(phase)))
-    regimes = Regimes(NEAR)
+    tracer.add(phase, traces, (*NEAR_GRID.points, *CHECK_POINTS, *tracer.long_checks(phase)))
+    regimes = Regimes(NEAR_GRID)
     found, sums = operator_formulas(traces, regimes), total_formulas(traces, regimes)
     if not all(each.is_complete for each in found):
-        found, sums = _in_two_regimes(asker, phase, traces)
+        found, sums = _in_two_regimes(tracer, phase, traces)
     return Symbolic(phase, found, sums, tuple(traces))
 
 
@@ -177,7 +109,7 @@ def sweep_formulas(
 
 
 def shape_formulas(
-    asker: WorkloadTracer, phase: str, known: Traces
+    tracer: WorkloadTracer, phase: str, known: Traces
 ) -> tuple[OperatorFormulas, ...]:
     """Formulas for the shapes of a sweep.
 
@@ -187,30 +119,30 @@ def shape_formulas(
     batches, contexts = (sorted({point[axis] for point in known}) for axis in (0, 1))
     grid = Grid((batches[0], batches[-1]), (contexts[0], contexts[-1]))
     if len(set(grid.points)) < 4 or not set(grid.points) <= set(known):
-        grid = Grid(NEAR.batches, NEAR.contexts[:2])
+        grid = Grid(NEAR_GRID.batches, NEAR_GRID.contexts[:2])
     traces = dict(known)
-    asker.add(phase, traces, (*grid.points, (1, 1), *asker.long_checks(phase)))
+    tracer.add(phase, traces, (*grid.points, (1, 1), *tracer.long_checks(phase)))
     found = operator_formulas(traces, Regimes(grid), only_shapes=True)
     if all(each.is_complete for each in found):
         return found
-    return _in_two_regimes(asker, phase, traces, only_shapes=True)[0]
+    return _in_two_regimes(tracer, phase, traces, only_shapes=True)[0]
 
 
 def _in_two_regimes(
-    asker: WorkloadTracer, phase: str, traces: dict[Point, Trace], *, only_shapes: bool = False
+    tracer: WorkloadTracer, phase: str, traces: dict[Point, Trace], *, only_shapes: bool = False
 ) -> tuple[tuple[OperatorFormulas, ...], dict[str, Size]]:
     """The formulas of short and of long contexts, checked beside where one gives way to the other.
 
     Of operators and, but for shapes, of sums. Adds to the traces what it needs.
     """
-    far = asker.far(phase)
-    regimes = Regimes(NEAR, far)
+    far = tracer.far(phase)
+    regimes = Regimes(NEAR_GRID, far)
 
     def found() -> tuple[tuple[OperatorFormulas, ...], dict[str, Size]]:
         sums = {} if only_shapes else total_formulas(traces, regimes)
         return operator_formulas(traces, regimes, only_shapes=only_shapes), sums
 
-    asker.add(phase, traces, (*NEAR.points, *far.points))
-    ends = regime_boundaries(*found(), NEAR, far)
-    asker.add(phase, traces, ((far.batches[0], end + step) for end in ends for step in (0, 1, 2)))
+    tracer.add(phase, traces, (*NEAR_GRID.points, *far.points))
+    ends = regime_boundaries(*found(), NEAR_GRID, far)
+    tracer.add(phase, traces, ((far.batches[0], end + step) for end in ends for step in (0, 1, 2)))
     return found()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
-from llmsim_magic.simulate.sweeps.formulas import WorkloadTracer, sweep_formulas
+from llmsim_magic.simulate.sweeps.formulas import sweep_formulas
+from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
 from llmsim_magic.views.page import as_bundle, as_text
 from llmsim_magic.views.section import Section
 from llmsim_magic.views.tables import record_tables

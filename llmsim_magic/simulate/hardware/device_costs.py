@@ -20,7 +20,7 @@ from llmsim_magic.records.hardware.calibration import Calibration, Regime
 from llmsim_magic.records.hardware.runtime import Runtime
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
+from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.local_device import local
 from llmsim_magic.simulate.request import ALL, LOCAL, Deployment
 from llmsim_magic.views.plots.plot import Plot
