@@ -1,4 +1,4 @@
-"""size(): does a model fit a device, what would make it fit, and how far it goes."""
+"""Memory of a model in any setup: whether it fits a device, and the largest setup that fits."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -39,16 +39,22 @@ from llmsim_magic.simulate.sweeps.workload_tracer import (
 )
 
 Tracer = Callable[[Workload], Trace]
-_MAX_CACHE_TRACES = 4
+_MAX_LOOKUPS = 4  # of cache sizes by trace, before a formula is derived
 _MAX_TRACED_TOKENS = 2**22
 
 
 @dataclass
 class CapacityPlanner:
-    """What a model needs in any setup: traced where it must be, by formula where one holds.
+    """Plans the memory of a model for any batch, context, dtypes and parallel layout.
 
-    `recipes` are those of the model that are known already; `runtime` names one of the catalogue.
-    What was once found is remembered.
+    Traces and memory figures are cached. Cache sizes come from a formula if one holds at every
+    traced point, and from a trace if none does.
+
+    Attributes:
+        model: a hub id, a path, a config or a live module.
+        build: how the model is built.
+        recipes: known recipes of the model, by parallel layout.
+        runtime: name of the serving runtime in the catalogue.
     """
 
     model: Any
@@ -58,16 +64,14 @@ class CapacityPlanner:
     _errors: dict[Parallel, LlmsimError] = field(default_factory=dict, init=False)
     _traces: dict[tuple[Parallel, Workload], Trace] = field(default_factory=dict, init=False)
     _memories: dict[tuple[Setup, Runtime], Memory] = field(default_factory=dict, init=False)
-    _cache_lookups: Counter[tuple[Parallel, str | None]] = field(
-        default_factory=Counter, init=False
-    )
+    _lookups: Counter[tuple[Parallel, str | None]] = field(default_factory=Counter, init=False)
     _caches: dict[tuple[Parallel, str | None], Formula | None] = field(
         default_factory=dict, init=False
     )
 
     @cached_property
     def whole_model_tracer(self) -> WorkloadTracer:
-        """Traces workloads of the unsharded model, and knows its longest context."""
+        """Traces workloads of the unsharded model."""
         whole = build_model(self._recipe(Parallel()))
         return WorkloadTracer(
             self.tracer(Parallel()), whole.longest_context, whole.declared_context
@@ -75,16 +79,25 @@ class CapacityPlanner:
 
     @property
     def longest(self) -> int | None:
-        """The longest context that the model is made for."""
+        """The longest context in tokens that the model supports; None if it has no limit."""
         tracer = self.whole_model_tracer
         known = [n for n in (tracer.longest, tracer.declared) if n is not None]
         return min(known, default=None)
 
     def fit(self, setup: Setup, device: Accelerator, *, remedies: bool = True) -> Fit | None:
-        """Whether a setup fits a device and, if not, what would make it; None if nobody knows.
+        """Check whether a setup fits a device.
 
-        Raises `InvalidValue` for a context beyond the model, a dtype that does not exist or a
-        number of devices that the model's plan does not allow.
+        Args:
+            setup: batch, context, parallel layout and stored dtypes.
+            device: the accelerator.
+            remedies: also look for changes that would make a setup fit that does not.
+
+        Returns:
+            The fit, or None if the memory of the device is unknown.
+
+        Raises:
+            InvalidValue: a context longer than the model supports, an unknown dtype, or a number
+                of devices that the model's parallel plan does not allow.
         """
         runtime = runtimes.find(self.runtime, device.memory_bytes)
         needed = partial(self.needed, runtime=runtime)
@@ -94,11 +107,11 @@ class CapacityPlanner:
         return with_remedies(found, needed, self.longest)
 
     def largest_batch(self, setup: Setup, device: Accelerator) -> int | None:
-        """The most sequences of that context that fit at once; None for an unknown memory."""
+        """The largest batch that fits at the setup's context; None if the memory is unknown."""
         return self._limit(setup, device, largest_batch)
 
     def longest_context(self, setup: Setup, device: Accelerator) -> int | None:
-        """The longest context that fits at that batch, up to the longest of the model."""
+        """The longest context in tokens that fits at the setup's batch, up to the model's limit."""
         most = self.longest or 2**20
         return self._limit(setup, device, partial(longest_context, most=most))
 
@@ -110,9 +123,12 @@ class CapacityPlanner:
         return search(setup, usable, partial(self.needed, runtime=runtime))
 
     def needed(self, setup: Setup, runtime: Runtime) -> Memory:
-        """The memory of each rank, of the stage that needs the most.
+        """The memory of one rank of the pipeline stage that needs the most.
 
-        The cache holds `context` tokens of each sequence. Raises `InvalidValue` as `fit` does.
+        The cache holds `context` tokens of each sequence.
+
+        Raises:
+            InvalidValue: as in `fit`.
         """
         key = (setup, runtime)
         if key not in self._memories:
@@ -121,17 +137,17 @@ class CapacityPlanner:
 
     def _largest_stage(self, setup: Setup, runtime: Runtime) -> Memory:
         if self.longest is not None and setup.context > self.longest:
-            legal = f"within the {self.longest} tokens that the model is made for"
+            legal = f"within the {self.longest} tokens that the model supports"
             raise InvalidValue.must_be("context", setup.context, legal)
         return max(self.by_stage(setup, runtime), key=lambda memory: memory.total)
 
     def by_stage(self, setup: Setup, runtime: Runtime) -> list[Memory]:
-        """The memory of each rank of each stage."""
+        """The memory of one rank of each pipeline stage."""
         stages = (replace(setup.parallel, stage=stage) for stage in range(setup.parallel.pp))
         return [self._stage_memory(replace(setup, parallel=stage), runtime) for stage in stages]
 
     def _stage_memory(self, setup: Setup, runtime: Runtime) -> Memory:
-        """Activations of as much as the runtime reads at once, and the cache of all."""
+        """Activations of one chunk of prefill, and the cache of the whole batch."""
         trace = self.tracer(setup.parallel)
         whole = Workload("prefill", setup.batch, setup.context)
         most = runtime.chunk_tokens
@@ -143,20 +159,20 @@ class CapacityPlanner:
         )
         if not is_chunked:
             return found
-        if not read.cache:  # an encoder: each sequence by itself, as long as they are
+        if not read.cache:  # an encoder
             return found
         return replace(found, cache=self._cache_bytes(setup, trace))
 
     def _cache_bytes(self, setup: Setup, trace: Tracer) -> int:
-        """Bytes of the cache of all sequences.
+        """Bytes of the cache of the whole batch.
 
-        A formula pays when asked more than a few times, or for more tokens than can be handed over.
+        A formula costs a few traces, so it is derived only after several look-ups, or for more
+        tokens than a trace can take.
         """
         key = (setup.parallel, setup.kv_dtype)
-        self._cache_lookups[key] += 1
+        self._lookups[key] += 1
         use_formula = (
-            self._cache_lookups[key] > _MAX_CACHE_TRACES
-            or setup.batch * setup.context > _MAX_TRACED_TOKENS
+            self._lookups[key] > _MAX_LOOKUPS or setup.batch * setup.context > _MAX_TRACED_TOKENS
         )
         if use_formula and key not in self._caches:
             self._caches[key] = self._cache_formula(trace, setup.kv_dtype)
@@ -167,27 +183,28 @@ class CapacityPlanner:
         return cache_bytes(trace(whole), setup.kv_dtype)
 
     def _cache_formula(self, trace: Tracer, kv_dtype: str | None) -> Formula | None:
-        """The cache by batch and context; None where no formula holds at every point traced."""
+        """Cache bytes as a formula of batch and context; None if no formula fits every trace."""
         whole = self.whole_model_tracer
         tracer = WorkloadTracer(trace, whole.longest, whole.declared)
         far = tracer.far("prefill")
         traces: dict[Point, Trace] = {}
-        # A scan is checked at length once, for its cache may have a window.
+        # One long context, because the cache of a sequential scan may have a window.
         at_length = (1, min(self.longest or 1, FAR_CONTEXTS[-1]))
         tracer.add("prefill", traces, (*NEAR_GRID.points, *CHECK_POINTS, *far.points, at_length))
         values = {point: cache_bytes(found, kv_dtype) for point, found in traces.items()}
         return formula(values, NEAR_GRID, far) if set(NEAR_GRID.points) <= set(values) else None
 
     def stages(self, parallel: Parallel, workload: Workload) -> list[Trace]:
-        """What the first rank of each stage does; the others of it do the same.
+        """The trace of the first rank of each pipeline stage.
 
-        Raises `InvalidValue` for a model without a plan, or sizes that do not divide it.
+        Raises:
+            InvalidValue: the model has no parallel plan, or the layout does not divide it.
         """
         each = (replace(parallel, stage=stage) for stage in range(parallel.pp))
         return [self.tracer(stage)(workload) for stage in each]
 
     def tracer(self, parallel: Parallel) -> Tracer:
-        """Traces passes of the model as it is spread so: each once, and none of a refused way."""
+        """A function that traces a workload of the model in a parallel layout, with a cache."""
 
         def trace(workload: Workload) -> Trace:
             key = parallel, workload
