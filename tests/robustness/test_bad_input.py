@@ -104,7 +104,7 @@ def test_variables_that_will_not_be_looked_at_are_no_models() -> None:
     assert not is_model(Nasty())
     assert not is_model(OfNastyType())
     for name in ("nasty", "nasty.attribute", "of.attribute"):
-        with pytest.raises(InvalidValue, match="it holds an object of type"):
+        with pytest.raises(InvalidValue, match="holds an object of type"):
             model_named(name, {"nasty": Nasty(), "of": OfNastyType()})
 
 

@@ -1,4 +1,4 @@
-"""What a pass does as formulas of batch and context: which workloads to trace, and the tables."""
+"""Derive shapes, FLOPs and bytes as formulas of batch and context."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,49 +28,68 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Symbolic:
-    """Formulas of one phase, in `B`, the batch, and `S` (prefill) or `C` (decode), the context.
+    """Formulas of one phase in the batch `B` and the context `S` (prefill) or `C` (decode).
 
-    `ops` has a row for each operator, `totals` for each sum; a cell is a sympy expression, or NA
-    where none holds at every workload that was traced for it: some determine the formulas, the
-    others check them.
+    A cell of `ops` and `totals` is a sympy expression, or NA if no formula fits every traced
+    workload. Some workloads determine the formulas, the others check them.
+
+    Attributes:
+        phase: `prefill` or `decode`.
+        operators: the formulas of each operator.
+        sums: the formulas of the whole pass, by quantity.
+        points: (batch, context) of every traced workload.
     """
 
     phase: str
     operators: tuple[OperatorFormulas, ...]
     sums: dict[str, Size]
-    points: tuple[Point, ...]  # the workloads traced: batch, context
+    points: tuple[Point, ...]
 
     @cached_property
     def ops(self) -> "pd.DataFrame":
-        """`path, op, input_shapes, output_shapes`, work and bytes, index `order`."""
+        """One row per operator: path, op, shapes, FLOPs and bytes as formulas; index `order`."""
         return formulas.ops_table(self.operators, CONTEXTS[self.phase])
 
     @cached_property
     def totals(self) -> "pd.DataFrame":
-        """`formula` of each sum over the pass, index `quantity`."""
+        """One row per quantity of the whole pass, with its `formula`; index `quantity`."""
         return formulas.totals_table(self.sums, CONTEXTS[self.phase])
 
     @property
     def most(self) -> Point:
-        """The largest batch and context that the formulas were checked at."""
+        """The largest batch and the longest context that the formulas were checked at."""
         return max(batch for batch, _ in self.points), max(context for _, context in self.points)
 
     def evaluate(self, **sizes: int) -> "pd.DataFrame":
-        """The same table as `ops` in numbers: `evaluate(B=64, C=32768)`.
+        """Evaluate the formulas of `ops` for one batch and context.
 
-        Raises `InvalidValue` for other names, a size below 1, or one beyond `most`.
+        Args:
+            **sizes: the batch `B`, and the context `S` (prefill) or `C` (decode) in tokens.
+
+        Returns:
+            The table `ops` with numbers instead of formulas; bytes and FLOPs as integers.
+
+        Raises:
+            InvalidValue: another name, a size below 1, or a size larger than `most`.
+
+        >>> import llmsim_magic as llmsim
+        >>> symbolic = llmsim.trace("Qwen/Qwen3-0.6B").symbolic
+        >>> symbolic.evaluate(B=2, S=64).loc[18, "input_shapes"]
+        [(2, 64, 1024)]
         """
         names = ("B", CONTEXTS[self.phase])
         if set(sizes) != set(names):
             given = ", ".join(sizes) or "nothing"
-            raise InvalidValue.must_be(
-                "evaluate", given, f"a size for each of {names[0]} and {names[1]}"
+            raise InvalidValue(
+                f"evaluate() takes exactly {names[0]} and {names[1]} for {self.phase}, as in "
+                f"evaluate({names[0]}=2, {names[1]}=64), but was given {given}"
             )
         batch, context = (whole_number(name, sizes[name]) for name in names)
         for name, size, most in zip(names, (batch, context), self.most, strict=True):
             if size > most:
-                raise InvalidValue.must_be(
-                    f"evaluate: {name}", size, f"within what was checked, up to {most}: trace it"
+                raise InvalidValue(
+                    f"evaluate: {name}={size} is beyond {most}, the largest value that the "
+                    "formulas were checked at; trace this workload instead"
                 )
         return formulas.ops_table(self.operators, names[1], (batch, context))
 
@@ -82,12 +101,20 @@ class Symbolic:
 
 
 def derive_formulas(tracer: WorkloadTracer, phase: str, known: Traces) -> Symbolic:
-    """The formulas of a phase; the traces that are `known` check them, as others do.
+    """Derive the formulas of a phase.
 
-    Raises `InvalidValue` for a module that was given its inputs: it has no batch and context.
+    Args:
+        tracer: traces the workloads that determine and check the formulas.
+        phase: `prefill` or `decode`.
+        known: existing traces by (batch, context); they check the formulas too.
+
+    Raises:
+        InvalidValue: a phase without batch and context.
     """
     if phase not in CONTEXTS:
-        raise InvalidValue.must_be("symbolic", phase, "prefill or decode of a HuggingFace model")
+        raise InvalidValue(
+            f"symbolic is available for prefill and decode of a HuggingFace model, not for {phase}"
+        )
     traces = dict(known)
     tracer.add(phase, traces, (*NEAR_GRID.points, *CHECK_POINTS, *tracer.long_checks(phase)))
     regimes = Regimes(NEAR_GRID)
@@ -100,7 +127,7 @@ def derive_formulas(tracer: WorkloadTracer, phase: str, known: Traces) -> Symbol
 def sweep_formulas(
     tracer: WorkloadTracer, traces: Iterable[Trace]
 ) -> dict[str, tuple[OperatorFormulas, ...]]:
-    """Formulas for the shapes of each phase of a sweep; a few further workloads are traced."""
+    """Formulas of the shapes of each phase of a sweep; traces a few more workloads."""
     known: dict[str, dict[Point, Trace]] = {}
     for trace in traces:
         workload = trace.workload
@@ -111,10 +138,10 @@ def sweep_formulas(
 def shape_formulas(
     tracer: WorkloadTracer, phase: str, known: Traces
 ) -> tuple[OperatorFormulas, ...]:
-    """Formulas for the shapes of a sweep.
+    """Formulas of the shapes of one phase of a sweep.
 
-    Sizes are mostly linear in either, so that two batches and two contexts determine them, and a
-    sweep over these needs but a few workloads more to check them with.
+    Sizes are mostly linear in batch and in context, so two batches and two contexts determine
+    them; a sweep that has these needs only a few more workloads as a check.
     """
     batches, contexts = (sorted({point[axis] for point in known}) for axis in (0, 1))
     grid = Grid((batches[0], batches[-1]), (contexts[0], contexts[-1]))
@@ -131,9 +158,9 @@ def shape_formulas(
 def _in_two_regimes(
     tracer: WorkloadTracer, phase: str, traces: dict[Point, Trace], *, only_shapes: bool = False
 ) -> tuple[tuple[OperatorFormulas, ...], dict[str, Size]]:
-    """The formulas of short and of long contexts, checked beside where one gives way to the other.
+    """Formulas for short and for long contexts, checked around the boundary of the two regimes.
 
-    Of operators and, but for shapes, of sums. Adds to the traces what it needs.
+    Adds the workloads it traces to `traces`. With `only_shapes` there are no sums.
     """
     far = tracer.far(phase)
     regimes = Regimes(NEAR_GRID, far)

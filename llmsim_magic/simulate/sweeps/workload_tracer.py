@@ -12,34 +12,40 @@ from llmsim_magic.records.trace.workload import Workload
 
 NEAR_GRID = Grid((2, 3), (6, 9, 13))
 CHECK_POINTS: tuple[Point, ...] = ((1, 1), (5, 17), (1024, 10))
-# Beyond most windows that models have, and with more tokens than their vocabularies.
+# Longer than most attention windows, and more tokens than most vocabularies.
 FAR_BATCHES = (16, 24)
 FAR_CONTEXTS = (40_000, 48_001, 56_003)
-# Contexts over which a scan written in Python goes on to have more kernels: by tokens, by chunks.
+# Contexts that detect a scan written in Python: its kernel count grows with tokens or with chunks.
 SCAN_CONTEXTS = ((9, 13, 17), (13, 1_013, 2_013))
-# What a long context may add to a pass of such a scan.
+# Kernels that a longer context may add to a pass of such a scan, to limit the time of a trace.
 MAX_EXTRA_KERNELS = 2_000
 
 
 @dataclass(frozen=True)
 class WorkloadTracer:
-    """Traces further workloads of the model that a report is of."""
+    """Traces further workloads of one model.
+
+    Attributes:
+        trace: traces one workload.
+        longest: rows of the position table, the longest context in tokens; None if unlimited.
+        declared: longest context in tokens that the config declares; None if it declares none.
+    """
 
     trace: Callable[[Workload], Trace]
-    longest: int | None  # tokens that its position table has rows for
-    declared: int | None  # tokens that its config says it is meant for
+    longest: int | None
+    declared: int | None
 
     def add(self, phase: str, traces: dict[Point, Trace], points: Iterable[Point]) -> None:
-        """Trace these points too, but for those that the model cannot run."""
+        """Add the traces of (batch, context) points; skip points that the model cannot run."""
         for batch, context in points:
             if (batch, context) not in traces:
                 with suppress(LlmsimError):
                     traces[batch, context] = self.trace(Workload(phase, batch, context))
 
     def long_checks(self, phase: str) -> list[Point]:
-        """Where formulas are checked at length: a long context, and all that the model is for.
+        """Points that check formulas at long contexts, up to the longest the model supports.
 
-        And a little less, for the whole may be a multiple of what the model pads to.
+        One point is slightly shorter, because the longest may be a multiple of a padding size.
         """
         farthest = self.far(phase).contexts[-1]
         declared = min(self.declared or 1, self._longest_affordable or 2**20, 2**20)
@@ -47,7 +53,7 @@ class WorkloadTracer:
         return [(4, farthest), (1, most), (1, max(most - 3, 1))]
 
     def far(self, phase: str) -> Grid:
-        """Long contexts that the model can read, and soon does."""
+        """A grid of long contexts that the model supports and that are fast to trace."""
         contexts, longest = FAR_CONTEXTS, self._longest_affordable
         if longest is not None and longest <= contexts[-1]:
             most = longest - (phase == "decode")
@@ -56,9 +62,9 @@ class WorkloadTracer:
 
     @cached_property
     def _longest_affordable(self) -> int | None:
-        """The longest context that is soon read, by a decode step's prefill as well.
+        """The longest context that is fast to trace.
 
-        It is `longest`, but where each token, or each chunk of them, has kernels of its own.
+        It is `longest`, unless the number of kernels grows with the context, as in a scan.
         """
         for contexts in SCAN_CONTEXTS:
             more = self._kernels_per_token(contexts)
@@ -68,7 +74,10 @@ class WorkloadTracer:
         return self.longest
 
     def _kernels_per_token(self, contexts: tuple[int, ...]) -> float:
-        """With each token, in prefills of a batch that reaches all experts; 0 but in a scan."""
+        """Kernels that each further token adds to a prefill; 0 if the model has no scan.
+
+        The batch is large enough to reach every expert.
+        """
         kernels = [0]
         for context in contexts:
             read: dict[Point, Trace] = {}
