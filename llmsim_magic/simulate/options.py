@@ -160,7 +160,7 @@ OPTIONS = (
     ),
     Option(
         name="refresh", field="build.refresh", group="model", default=False,
-        calls=(TRACE, SWEEP, SIZE), help="read the config from the hub before the built-in catalogue",
+        calls=(TRACE, SWEEP, SIZE), help="read the config from the hub, not the catalogue",
     ),
     Option(
         name="hardware", field="deployment.hardware", group="devices", metavar="NAME[,NAME]",
