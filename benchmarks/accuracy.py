@@ -30,7 +30,7 @@ from llmsim_magic.catalog.calibration import calibration
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.calibration import Band, Calibration
 from llmsim_magic.records.trace.parallel import Parallel
-from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
+from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 
 CLASSES = (
     *("matmul_bf16", "matmul_fp8", "decode_attention", "prefill_attention", "memory_bound"),

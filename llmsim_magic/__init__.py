@@ -1,4 +1,4 @@
-"""What a HuggingFace model really does when it runs, and what it costs, without its weights."""
+"""Trace HuggingFace models without weights: operators, shapes, FLOPs, memory and time."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["LlmsimError", "forget", "panel", "size", "sweep", "trace"]
 
-_HOMES = {
+_PUBLIC_MODULES = {
     "LlmsimError": "llmsim_magic.records.errors",
     "forget": "llmsim_magic.simulate.models.session_cache",
     "panel": "llmsim_magic.notebook.panel.panel",
@@ -27,9 +27,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported at first use so that the package itself loads at once."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    """Import a public name at its first use, so that importing the package is fast."""
+    if name in _PUBLIC_MODULES:
+        return getattr(importlib.import_module(_PUBLIC_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -38,7 +38,7 @@ def __dir__() -> list[str]:
 
 
 def load_ipython_extension(shell: "InteractiveShell") -> None:
-    """`%load_ext llmsim_magic`: the magic `%llmsim`."""
+    """Register the magic `%llmsim`; called by `%load_ext llmsim_magic`."""
     from llmsim_magic.notebook.magic import register
 
     register(shell)

@@ -1,4 +1,4 @@
-"""`python -m llmsim_magic MODEL --ops`: the same request in a terminal, as text."""
+"""The command line, `python -m llmsim_magic MODEL --ops`: prints a report as text."""
 
 import sys
 
@@ -10,27 +10,35 @@ PROGRAM = "python -m llmsim_magic"
 
 
 def main(words: list[str] | None = None) -> int:
-    """Answer one request; 2 after a mistake, which is told in one line, 130 after an interrupt."""
+    """Print the report of one request.
+
+    Args:
+        words: the arguments; by default those of the process.
+
+    Returns:
+        The exit status: 0, 2 after an error, 130 after an interrupt.
+    """
     given = sys.argv[1:] if words is None else words
     try:
         request = parse(given, PROGRAM).request
         if request.model is None:
             if given:
-                raise InvalidValue.must_be(
-                    "MODEL", "nothing", "a hub id, a folder or a config.json"
+                raise InvalidValue(
+                    "no model is given; name a hub id, a folder or a config.json, as in "
+                    f"{PROGRAM} gpt2 --ops"
                 )
             print(parser(PROGRAM).format_help())
             return 0
         from llmsim_magic.simulate.answer import answer
 
-        report = answer(request, _say)
-        _say("")
+        report = answer(request, _show_progress)
+        _show_progress("")
         print(report)
         if request.csv is not None:
-            print(f"\nThe tables and graphs shown are in {printable(request.csv)}.")
+            print(f"\nWrote the displayed tables and graphs to {printable(request.csv)}.")
         if report.sweep is not None and report.sweep.undone:
-            left_out = f"{report.sweep.undone} of the workloads were not traced"
-            print(f"llmsim: interrupted: {left_out}", file=sys.stderr)
+            undone = f"{report.sweep.undone} workloads were not traced"
+            print(f"llmsim: interrupted: {undone}", file=sys.stderr)
             return 130
     except Help as help_text:
         print(help_text)
@@ -45,8 +53,8 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
-def _say(message: str) -> None:
-    """Progress on one line of the terminal; the empty message clears it."""
+def _show_progress(message: str) -> None:
+    """Show progress on one line of the terminal; an empty message clears the line."""
     if sys.stderr.isatty():
         line = f"{printable(message)} …" if message else ""
         print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)

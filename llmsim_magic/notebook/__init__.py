@@ -1,1 +1,1 @@
-"""The front doors in a notebook. IPython and ipywidgets live here alone."""
+"""The magic and the panel. Only this package imports IPython and ipywidgets."""

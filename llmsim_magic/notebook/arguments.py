@@ -1,4 +1,4 @@
-"""The grammar of `%llmsim` and of `python -m llmsim_magic`: a line in, a request out."""
+"""Parse the arguments of `%llmsim` and `python -m llmsim_magic` into a request."""
 
 import argparse
 import keyword
@@ -29,16 +29,23 @@ PROGRAM = "%llmsim"
 
 
 class UsageMistake(LlmsimError):
-    """An option that does not exist, or lacks its value."""
+    """An unknown option, or an option without its value."""
 
 
 class Help(Exception):
-    """The user asked for help; the message is the help."""
+    """Raised for `--help`; the message is the help text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A parsed line: the request, the variable that keeps the report, and how to show it."""
+    """A parsed line.
+
+    Attributes:
+        request: what to compute and which views to show.
+        output: the variable that stores the report, if any.
+        panel: open the panel.
+        quiet: do not display the report.
+    """
 
     request: Request
     output: str | None
@@ -47,7 +54,7 @@ class Line:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that raises instead of leaving the process."""
+    """An argparse parser that raises instead of exiting the process."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageMistake(f"{message}; see {self.prog} --help")
@@ -59,10 +66,10 @@ class _HelpAction(argparse.Action):
 
 
 def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
-    """The parser of a line, made from the tables of views and options."""
+    """The argument parser, built from `VIEWS` and `OPTIONS`."""
     made = _Parser(
         program,
-        description="What a HuggingFace model does when it runs: no weights are needed.",
+        description="Show the operators, costs and memory of a HuggingFace model, without weights.",
         epilog=_examples(program),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -72,9 +79,11 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="hub id, folder, config.json, or a variable that holds a model or config",
+        help="hub id, folder, config.json, or variable that holds a model or config",
     )
-    made.add_argument("--model", dest="model_option", metavar="MODEL", help="the same as an option")
+    made.add_argument(
+        "--model", dest="model_option", metavar="MODEL", help="the same, as an option"
+    )
     groups = {"views": made.add_argument_group("views (--summary by default)")}
     for view in VIEWS.values():
         groups["views"].add_argument(
@@ -86,9 +95,9 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
         _add(groups[option.group], option)
     if program == PROGRAM:
         result = groups["result"]
-        result.add_argument("--panel", action="store_true", help="open the panel: dropdowns, tabs")
-        result.add_argument("-o", dest="output", metavar="NAME", help="keep the report as NAME")
-    made.add_argument("--help", "-h", nargs=0, action=_HelpAction, help="show this text")
+        result.add_argument("--panel", action="store_true", help="open the interactive panel")
+        result.add_argument("-o", dest="output", metavar="NAME", help="store the report in NAME")
+    made.add_argument("--help", "-h", nargs=0, action=_HelpAction, help="show this help")
     return made
 
 
@@ -108,7 +117,7 @@ def _add(group: Any, option: Option) -> None:
 
 
 def _examples(program: str) -> str:
-    """The examples that this program can run: variables and the panel are for a notebook."""
+    """The examples that work in this program: variables and the panel need a notebook."""
     lines = EXAMPLES.splitlines()
     usable = [line for line in lines if program == PROGRAM or not _needs_notebook(line)]
     return "\n".join(usable).replace(PROGRAM, program)
@@ -119,15 +128,15 @@ def _needs_notebook(line: str) -> bool:
 
 
 def parse_line(line: str, defaults: Mapping[str, Any] | None = None) -> Line:
-    """Parse the line of the magic. A comment is dropped; a trailing `;` suppresses the display.
+    """Parse the line of the magic. Comments are ignored; a trailing `;` suppresses the display.
 
     Args:
-        line: what stands behind `%llmsim`.
-        defaults: texts of options that the line may leave out, by name.
+        line: the text after `%llmsim`.
+        defaults: default text of options, by name.
 
     Raises:
-        LlmsimError: an option or value that does not exist.
-        Help: the line asks for help.
+        LlmsimError: an unknown option or an illegal value.
+        Help: the line contains `--help`.
     """
     try:
         words = shlex.split(line, comments=True)
@@ -143,15 +152,23 @@ def parse_line(line: str, defaults: Mapping[str, Any] | None = None) -> Line:
 def parse(
     words: Sequence[str], program: str = PROGRAM, defaults: Mapping[str, Any] | None = None
 ) -> Line:
-    """Parse the words of a line, by the same rules in a notebook and in a terminal."""
+    """Parse the words of a line of the magic or the terminal.
+
+    Raises:
+        LlmsimError: an unknown option or an illegal value.
+        Help: the words contain `--help`.
+    """
     made = parser(program)
     made.set_defaults(**(defaults or {}))
     found = made.parse_args(words)
     if found.model and found.model_option:
-        raise UsageMistake(f"two models: {shorten(found.model)} and {shorten(found.model_option)}")
+        raise UsageMistake(
+            f"two models given, {shorten(found.model)} and {shorten(found.model_option)}; "
+            "to show two models side by side, use --compare"
+        )
     output = getattr(found, "output", None)
     if output is not None and (not output.isidentifier() or keyword.iskeyword(output)):
-        raise InvalidValue.must_be("-o", output, "the name of a variable")
+        raise InvalidValue.must_be("-o", output, "a variable name")
     views = tuple(dict.fromkeys(found.views or ()))
     if not views and found.explain is None:
         views = ("summary",)

@@ -1,4 +1,4 @@
-"""One piece of work at a time, in a thread: it tells how far it is, and can be cancelled."""
+"""Run one cancellable job at a time in a thread."""
 
 import threading
 from collections.abc import Callable, Hashable
@@ -10,38 +10,49 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class Job(Generic[Result]):
-    """Work that was asked for: `key` is equal for equal work."""
+    """A cancellable job.
+
+    Attributes:
+        key: equal for jobs with the same result.
+        work: computes the result; polls `cancelled` of the job it is given.
+    """
 
     key: Hashable
     work: "Callable[[Job[Result]], Result]"
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def cancelled(self) -> bool:
+        """Whether the job was cancelled."""
         return self._stop.is_set()
 
     def cancel(self) -> None:
+        """Ask the job to stop."""
         self._stop.set()
 
 
 class Worker(Generic[Result]):
-    """Runs the newest job. An older one that is still running is cancelled, its result dropped.
+    """Runs the newest job; an older running job is cancelled and its result is dropped.
 
-    `done` gets a job and its result, or the error that it ended with, in the job's own thread;
-    not for a job that was cancelled.
+    `on_end` is called with a job and its result or exception, in the thread of the job. It is
+    not called for a cancelled job.
     """
 
-    def __init__(self, done: Callable[[Job[Result], Result | Exception], None]) -> None:
-        self._done = done
+    def __init__(self, on_end: Callable[[Job[Result], Result | Exception], None]) -> None:
+        self._on_end = on_end
         self._lock = threading.Lock()
         self._job: Job[Result] | None = None
 
     @property
     def job(self) -> Job[Result] | None:
-        """The job that is running."""
+        """The running job; None if the worker is idle."""
         return self._job
 
     def take(self, job: Job[Result]) -> threading.Thread | None:
-        """A thread that runs a job, to be started; None where the same is running already."""
+        """Replace the running job.
+
+        Returns:
+            A thread for the caller to start; None if a job with the same key is running.
+        """
         with self._lock:
             if self._job is not None and self._job.key == job.key:
                 return None
@@ -49,7 +60,7 @@ class Worker(Generic[Result]):
         return threading.Thread(target=self._run, args=(job,), name="llmsim", daemon=True)
 
     def cancel(self) -> bool:
-        """Cancel what is running; whether there was something."""
+        """Cancel the running job; returns whether there was one."""
         with self._lock:
             was_running = self._job is not None
             self._replace(None)
@@ -66,7 +77,7 @@ class Worker(Generic[Result]):
             result = job.work(job)
         except Exception as error:
             result = error
-        except KeyboardInterrupt:  # how a pass ends that is cancelled
+        except KeyboardInterrupt:  # a cancelled pass raises it
             with self._lock:
                 if self._job is job:
                     self._job = None
@@ -75,4 +86,4 @@ class Worker(Generic[Result]):
             if self._job is not job:
                 return
             self._job = None
-        self._done(job, result)
+        self._on_end(job, result)

@@ -1,4 +1,4 @@
-"""A request as code: the line of the magic and the call in Python that give the same."""
+"""Write a request as code: the line of the magic, and the call in Python."""
 
 import shlex
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from llmsim_magic.simulate.views import VIEWS, views_of
 
 
 def magic_line(request: Request) -> str:
-    """The line `%llmsim gpt2 --ops --phase decode`, which parses to the same request."""
+    """The line of the magic, such as `%llmsim gpt2 --ops`, that parses to this request."""
     words = [str(request.model), *(f"--{view}" for view in request.views)]
     for option in OPTIONS:
         value = option.value(request)
@@ -22,10 +22,10 @@ def magic_line(request: Request) -> str:
 
 
 def python_call(request: Request, *, is_variable: bool = False) -> str:
-    """The Python code that gives the same tables and graphs, for one workload or a sweep.
+    """Python code that computes the same tables and graphs.
 
     Args:
-        request: what was asked for.
+        request: the request; several workloads become a `sweep`.
         is_variable: whether the model is the name of a variable, which is not quoted.
     """
     model = str(request.model) if is_variable else repr(request.model)
@@ -48,7 +48,7 @@ def _result(code: str, name: str, request: Request) -> str:
 
 
 def _keywords(request: Request, call: str) -> Iterator[tuple[str, Any]]:
-    """The options of a public function that a request sets."""
+    """The keyword arguments that a request sets for a public function."""
     for option in OPTIONS:
         value = option.value(request)
         if call not in option.calls or value == option.default:
@@ -62,7 +62,7 @@ def _keywords(request: Request, call: str) -> Iterator[tuple[str, Any]]:
 
 
 def _text(option: Option, value: Any) -> str:
-    """A value as the command line writes it."""
+    """A value as text of the command line."""
     if option.name == "phase" and value == PHASES:
         return "both"
     if isinstance(value, (tuple, frozenset)):

@@ -1,4 +1,4 @@
-"""Tab completion of `%llmsim`: options, their values, known models, variables."""
+"""Tab completion of `%llmsim`: options, values, models and variables."""
 
 from IPython.core.completer import (
     CompletionContext,
@@ -10,7 +10,7 @@ from IPython.core.getipython import get_ipython
 
 from llmsim_magic.catalog import models
 from llmsim_magic.notebook.arguments import parser
-from llmsim_magic.notebook.variables import holding_models
+from llmsim_magic.notebook.variables import model_variables
 from llmsim_magic.simulate.options import OPTIONS
 
 _VALUES = {option.flag: option.choices for option in OPTIONS if option.choices}
@@ -18,7 +18,7 @@ _VALUES = {option.flag: option.choices for option in OPTIONS if option.choices}
 
 @context_matcher()
 def complete(context: CompletionContext) -> SimpleMatcherResult:
-    """What may follow in a line that calls the magic."""
+    """The completions at the cursor of a line that calls the magic."""
     line = context.line_with_cursor[: context.cursor_position]
     words = line.split("%llmsim", 1)
     if len(words) < 2 or (words[0].strip() and not words[0].rstrip().endswith("=")):
@@ -52,7 +52,7 @@ def _candidates(token: str, previous: str) -> list[str]:
 
 
 def _options() -> dict[str, bool]:
-    """Every option, and whether a value follows it."""
+    """Every option, and whether it takes a value."""
     return {
         name: action.nargs != 0 and name != "--model"
         for action in parser()._actions
@@ -62,4 +62,4 @@ def _options() -> dict[str, bool]:
 
 def _variables() -> list[str]:
     shell = get_ipython()
-    return [] if shell is None else holding_models(shell.user_ns)
+    return [] if shell is None else model_variables(shell.user_ns)

@@ -1,4 +1,4 @@
-"""The kernel's interrupt, for work that goes on in threads while no cell runs."""
+"""Deliver the kernel's interrupt to jobs that run in threads while no cell runs."""
 
 import signal
 from collections.abc import Callable
@@ -6,55 +6,57 @@ from typing import Any
 
 from IPython.core.getipython import get_ipython
 
-_AGAIN_S = 0.1
+_RETRY_S = 0.1
 
 
 class Interrupts:
-    """While there is something to do, an interrupt of the idle kernel does it.
+    """Runs callbacks when an idle kernel is interrupted.
 
-    An idle kernel ignores SIGINT, and one that runs a cell gives it to the cell: that is left as
-    it is. Signals are the main thread's, so all is set in its event loop. Outside a kernel
-    nothing is: an interrupt there reaches whoever waits.
+    An idle kernel ignores SIGINT; a kernel that runs a cell delivers it to the cell, which this
+    class leaves alone. A signal handler must be set in the main thread, so it is set from the
+    kernel's event loop. Outside a kernel nothing is set.
     """
 
     def __init__(self) -> None:
-        self._acts: list[Callable[[], object]] = []
+        self._callbacks: list[Callable[[], object]] = []
         self._is_set = False
 
-    def add(self, act: Callable[[], object]) -> None:
-        self._acts.append(act)
-        self._soon(0)
+    def add(self, callback: Callable[[], object]) -> None:
+        """Run the callback at the next interrupts of the idle kernel."""
+        self._callbacks.append(callback)
+        self._schedule_update(0)
 
-    def remove(self, act: Callable[[], object]) -> None:
-        self._acts.remove(act)
-        self._soon(0)
+    def remove(self, callback: Callable[[], object]) -> None:
+        """Stop running the callback."""
+        self._callbacks.remove(callback)
+        self._schedule_update(0)
 
-    def _soon(self, seconds: float) -> None:
-        loop = _loop()
+    def _schedule_update(self, seconds: float) -> None:
+        loop = _event_loop()
         if loop is not None:
-            loop.add_callback(loop.call_later, seconds, self._settle)
+            loop.add_callback(loop.call_later, seconds, self._update_handler)
 
-    def _settle(self) -> None:
-        """Take the signal, or give it back; later, where a cell has it now."""
-        is_wanted = bool(self._acts)
+    def _update_handler(self) -> None:
+        """Set or reset the signal handler; retry later while a cell has set another one."""
+        is_wanted = bool(self._callbacks)
         if is_wanted == self._is_set:
             return
-        ends = (signal.SIG_IGN, self._interrupted)
-        before, after = ends if is_wanted else ends[::-1]
+        handlers = (signal.SIG_IGN, self._on_signal)
+        before, after = handlers if is_wanted else handlers[::-1]
         if signal.getsignal(signal.SIGINT) == before:
             signal.signal(signal.SIGINT, after)
             self._is_set = is_wanted
         else:
-            self._soon(_AGAIN_S)
+            self._schedule_update(_RETRY_S)
 
-    def _interrupted(self, *_: Any) -> None:
-        """In a signal's handler: the loop sleeps, and must be woken to act."""
-        for act in tuple(self._acts):
-            _loop().asyncio_loop.call_soon_threadsafe(act)
+    def _on_signal(self, *_: Any) -> None:
+        """Run the callbacks in the event loop, which a signal alone does not wake."""
+        for callback in tuple(self._callbacks):
+            _event_loop().asyncio_loop.call_soon_threadsafe(callback)
 
 
-def _loop() -> Any:
-    """The event loop of the kernel, if there is one."""
+def _event_loop() -> Any:
+    """The event loop of the kernel; None outside a kernel."""
     return getattr(getattr(get_ipython(), "kernel", None), "io_loop", None)
 
 

@@ -1,4 +1,4 @@
-"""The line magic `%llmsim`: parse, ask, display."""
+"""The line magic `%llmsim`: parse the line, compute the report, display it."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ from traitlets import Bool, TraitError, Unicode, validate
 from llmsim_magic.notebook.arguments import Help, Line, parse_line, parser
 from llmsim_magic.notebook.completion import complete
 from llmsim_magic.notebook.progress import ProgressLine
-from llmsim_magic.notebook.variables import model_named
-from llmsim_magic.records.errors import InvalidValue, LlmsimError
+from llmsim_magic.notebook.variables import find_model
+from llmsim_magic.records.errors import InvalidValue, LlmsimError, shorten
 from llmsim_magic.records.printable import printable
 
 if TYPE_CHECKING:
@@ -25,29 +25,29 @@ _DEFAULTS = ("phase", "batch", "context", "dtype", "attn", "depth", "level")
 
 @magics_class
 class LLMSim(Magics):
-    """What a HuggingFace model really does when it runs.
+    """Shows the operators, costs and memory of a HuggingFace model.
 
-    `%config LLMSim.batch = "1,16"` sets what `--batch` is where a line does not say it.
+    `%config LLMSim.batch = "1,16"` sets the default of `--batch`.
     """
 
     shell: InteractiveShell
 
     phase = Unicode("", help="prefill, decode or both").tag(config=True)
     batch = Unicode("", help="batch sizes, such as 1,16").tag(config=True)
-    context = Unicode("", help="tokens read, or already in the cache").tag(config=True)
-    dtype = Unicode("", help="bfloat16, float16 or float32 (the config's)").tag(config=True)
+    context = Unicode("", help="context lengths in tokens, such as 1,128").tag(config=True)
+    dtype = Unicode("", help="bfloat16, float16 or float32").tag(config=True)
     attn = Unicode("", help="sdpa or eager").tag(config=True)
-    depth = Unicode("", help="modules opened so deep in a graph").tag(config=True)
-    level = Unicode("", help="what a node is: module, operator or kernel").tag(config=True)
-    base = Bool(False, help="models without their heads").tag(config=True)
+    depth = Unicode("", help="levels of modules to open in a graph").tag(config=True)
+    level = Unicode("", help="nodes of a graph: module, operator or kernel").tag(config=True)
+    base = Bool(False, help="leave out the head of models").tag(config=True)
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self._shown: tuple[int, int] | None = None
 
     @validate(*_DEFAULTS)
-    def _legal(self, proposal: Any) -> str:
-        """What the option itself would take."""
+    def _validate_default(self, proposal: Any) -> str:
+        """Check a default by the rules of its option."""
         value = str(proposal["value"])
         try:
             parse_line("model", {proposal["trait"].name: value} if value else {})
@@ -56,12 +56,12 @@ class LLMSim(Magics):
         return value
 
     def defaults(self) -> dict[str, Any]:
-        """Options that are set for all lines, by their names."""
+        """The defaults that `%config` set, by name of the option."""
         names = (*_DEFAULTS, "base")
         return {name: value for name in names if (value := getattr(self, name))}
 
     @line_magic
-    def llmsim(self, line: str) -> "Report | Panel | None":
+    def llmsim(self, line: str) -> "Report | Panel | None":  # `register` sets its docstring
         try:
             parsed = parse_line(line, self.defaults())
             answer = self._panel(parsed) if self._wants_panel(parsed) else self._report(parsed)
@@ -75,12 +75,12 @@ class LLMSim(Magics):
         if parsed.output is not None:
             self.shell.user_ns[parsed.output] = answer
         if parsed.request.csv is not None and not parsed.panel:
-            print(f"The tables and graphs shown are in {printable(parsed.request.csv)}.")
+            print(f"Wrote the displayed tables and graphs to {printable(parsed.request.csv)}.")
         self._shown = (id(answer), self.shell.execution_count)
         return answer
 
     def show(self, answer: "Report | Panel") -> None:
-        """Display an answer, but not once more as the value of the cell that has just shown it."""
+        """Display a report or panel, unless this cell has displayed it already."""
         if self._shown != (id(answer), self.shell.execution_count):
             if hasattr(answer, "_repr_mimebundle_"):
                 display(answer._repr_mimebundle_(), raw=True)
@@ -89,7 +89,7 @@ class LLMSim(Magics):
         self._shown = None
 
     def _wants_panel(self, parsed: Line) -> bool:
-        """A panel needs a kernel, whose front end has widgets: a terminal's shell has none."""
+        """Whether to open a panel: on `--panel`, or without a model in a notebook kernel."""
         return parsed.panel or (parsed.request.model is None and hasattr(self.shell, "kernel"))
 
     def _report(self, parsed: Line) -> "Report":
@@ -97,32 +97,36 @@ class LLMSim(Magics):
             raise Help(parser().format_help())
         from llmsim_magic.simulate.answer import answer
 
-        model = model_named(parsed.request.model, self.shell.user_ns)
+        model = find_model(parsed.request.model, self.shell.user_ns)
         request = replace(parsed.request, model=model)
-        with ProgressLine() as notice:
-            return answer(request, notice.say)
+        with ProgressLine() as progress:
+            return answer(request, progress.update)
 
     def _panel(self, parsed: Line) -> "Panel":
         from llmsim_magic.notebook.panel.panel import Panel
 
         if parsed.request.csv is not None:
-            raise InvalidValue.must_be(
-                "--csv", parsed.request.csv, "for a panel, which saves for itself"
+            raise InvalidValue(
+                f"--csv {shorten(parsed.request.csv)} cannot be combined with the panel; "
+                "use the Save button of the panel"
             )
-        asked = parsed.request
+        request = parsed.request
         for name, values in (
-            ("phase", asked.phases), ("batch", asked.batches), ("context", asked.contexts),
-        ):  # fmt: skip
+            ("phase", request.phases),
+            ("batch", request.batches),
+            ("context", request.contexts),
+        ):
             if len(values) > 1:
                 given = ",".join(map(str, values))
-                raise InvalidValue.must_be(
-                    f"--{name}", given, "one value, as a panel shows one workload"
+                raise InvalidValue(
+                    f"--{name} {given} cannot be combined with the panel, which shows one workload "
+                    f"at a time; give one {name}, or use --multi-config without --panel"
                 )
         return Panel(parsed.request)
 
 
 def register(shell: InteractiveShell) -> None:
-    """Make the magic, its help, its options and its completion known to a shell."""
+    """Register the magic, its help, its `%config` options and its completion with a shell."""
     magics = LLMSim(shell)
     LLMSim.llmsim.__doc__ = parser().format_help()
     shell.register_magics(magics)
@@ -133,13 +137,13 @@ def register(shell: InteractiveShell) -> None:
         formatter = shell.display_formatter.ipython_display_formatter
         formatter.for_type_by_name("llmsim_magic.simulate.report", "Report", magics.show)
         formatter.for_type_by_name("llmsim_magic.notebook.panel.panel", "Panel", magics.show)
-    shell.events.register("pre_run_cell", _begin)
+    shell.events.register("pre_run_cell", _wait_for_panels)
     if complete not in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.append(complete)
 
 
-def _begin(info: object) -> None:
-    """A cell begins when no panel's thread builds or runs a model."""
+def _wait_for_panels(info: object) -> None:
+    """Delay a cell until no panel builds or runs a model in its thread."""
     from llmsim_magic.simulate.models.recipes import wait_until_idle
 
     wait_until_idle()

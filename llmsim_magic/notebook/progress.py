@@ -1,4 +1,4 @@
-"""A line that says what is being done while it takes long, and goes when it is done."""
+"""A progress line below a cell, which disappears when the work is done."""
 
 import html
 import sys
@@ -9,11 +9,11 @@ from IPython.display import DisplayHandle, display
 
 from llmsim_magic.records.printable import printable
 
-PATIENCE_S = 1.0
+DELAY_S = 1.0
 
 
 class ProgressLine:
-    """Shows messages once a second has passed, or at once while torch is still to be imported."""
+    """Shows messages after one second, or immediately if torch is not imported yet."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -22,9 +22,10 @@ class ProgressLine:
     def __enter__(self) -> "ProgressLine":
         return self
 
-    def say(self, message: str) -> None:
+    def update(self, message: str) -> None:
+        """Show a message in place of the one before."""
         waited = time.monotonic() - self._started
-        if waited < PATIENCE_S and "torch" in sys.modules:
+        if waited < DELAY_S and "torch" in sys.modules:
             return
         self._show(f"⏳ {printable(message)} …")
 

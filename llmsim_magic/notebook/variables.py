@@ -1,16 +1,21 @@
-"""The user's variables: those that hold a model, a config or a name."""
+"""Find models and configs in the user's variables."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from llmsim_magic.catalog import models
-from llmsim_magic.records.errors import InvalidValue, is_instance, type_name
+from llmsim_magic.records.errors import InvalidValue, is_instance, shorten, type_name
 
 
-def model_named(name: str, variables: Mapping[str, Any]) -> Any:
-    """What a variable of that name holds, or the name itself where there is none.
+def find_model(name: str, variables: Mapping[str, Any]) -> Any:
+    """The model, config or model name in a variable; the name itself if there is no variable.
 
-    Raises `InvalidValue` for a variable that holds something else.
+    Args:
+        name: a variable such as `model` or `trainer.model`, or a hub id or path.
+        variables: the user's variables.
+
+    Raises:
+        InvalidValue: the variable holds something else.
     """
     first, *attributes = name.split(".")
     if first not in variables:
@@ -22,33 +27,32 @@ def model_named(name: str, variables: Mapping[str, Any]) -> Any:
         return value
     if models.find(name) is not None:
         return name
-    raise InvalidValue.must_be(
-        "model",
-        name,
-        f"a model, a config or a name: it holds an object of type {type_name(value)}",
+    raise InvalidValue(
+        f"the variable {shorten(name)} holds an object of type {type_name(value)}; name a "
+        "variable that holds a model, a config or a model name"
     )
 
 
 def _attribute(value: object, name: str) -> Any:
-    """The attribute, or None where it cannot be had: a property may raise anything."""
+    """The attribute, or None if reading it fails: a property may raise anything."""
     try:
         return getattr(value, name)
     except Exception:
         return None
 
 
-def holding_models(variables: Mapping[str, Any]) -> list[str]:
-    """The names of variables that hold a model or a config."""
+def model_variables(variables: Mapping[str, Any]) -> list[str]:
+    """The names of public variables that hold a model or a config."""
     return [
         name for name, value in variables.items() if not name.startswith("_") and is_model(value)
     ]
 
 
 def is_model(value: object) -> bool:
-    """Whether a value is a module or a config, told without importing torch."""
+    """Whether a value is an `nn.Module` or a `PretrainedConfig`, without importing torch."""
     try:
         names = {f"{base.__module__}.{base.__qualname__}" for base in type(value).__mro__}
-    except Exception:  # a metaclass may answer anything
+    except Exception:  # a metaclass may raise anything
         return False
     config = "transformers.configuration_utils.PreTrainedConfig"
     return bool(names & {"torch.nn.modules.module.Module", config})

@@ -1,1 +1,1 @@
-"""The one entry that every front door calls: a request in, a report out."""
+"""The library behind the magic, the panel, the terminal and Python: a request in, a report out."""

@@ -1,4 +1,4 @@
-"""Answer a request: the one path from a model to a report, whichever front door asked."""
+"""Answer a request: the path from a model to a report that every interface uses."""
 
 import os
 import time
@@ -16,7 +16,7 @@ from llmsim_magic.records.errors import (
 )
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
-from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
+from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.local_device import local
 from llmsim_magic.simulate.models.recipes import (
     ModelRecipe,
@@ -29,16 +29,16 @@ from llmsim_magic.simulate.models.recipes import (
 )
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import LOCAL, Request
-from llmsim_magic.simulate.sweeps.formulas import WorkloadTracer
 from llmsim_magic.simulate.sweeps.run_workloads import Outcomes, run_all
 from llmsim_magic.simulate.sweeps.sweep import Sweep
+from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
 from llmsim_magic.simulate.views import views_of
 from llmsim_magic.views.safe_files import check_writable
 
 if TYPE_CHECKING:
     from llmsim_magic.capture.models.meta_model import MetaModel
 
-MAX_WORKLOADS = 1_000  # of a sweep that was not confirmed with `sure`
+MAX_WORKLOADS = 1_000  # of a sweep without `sure`
 
 
 def answer(
@@ -48,17 +48,20 @@ def answer(
     *,
     recipe: ModelRecipe | None = None,
 ) -> Report:
-    """Everything a request asks for, from one trace per workload.
+    """Trace every workload of a request once, and compute its views.
 
     Args:
         request: the model, its workloads and the views to show.
-        progress: called with a sentence before each longer step.
-        cancelled: asked between steps and inside a pass.
-        recipe: how to build the model, where that is known already.
+        progress: called with a message before each step.
+        cancelled: polled between steps and inside a pass.
+        recipe: how to build the model, if it is known already.
+
+    Returns:
+        The report, ready to display.
 
     Raises:
         LlmsimError: the model, a workload or a view is impossible; one line says why.
-        Cancelled: it was cancelled before any workload was traced.
+        Cancelled: cancelled before any workload was traced.
     """
     if request.csv is not None:
         check_writable(request.csv)
@@ -68,7 +71,7 @@ def answer(
         second = replace(request, model=request.compare, csv=None, compare=None)
         compared = answer(second, progress, cancelled)
     if LOCAL in request.deployment.hardware:
-        progress("measuring this machine, which takes half a minute the first time")
+        progress("benchmarking this machine (about 30 seconds, once per session)")
         local()
     sweep = trace_workloads(known, request, progress, cancelled)
     main = _main_trace(sweep)
@@ -93,11 +96,16 @@ def answer(
 
 
 def answer_with_inputs(request: Request, inputs: Any, progress: Progress = no_progress) -> Report:
-    """The report of any module on inputs of the caller's: a tensor, a tuple or a dict of keywords.
+    """Trace any module on given inputs.
+
+    Args:
+        request: the module and the views to show.
+        inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        progress: called with a message before each step.
 
     Raises:
-        InvalidValue: inputs that cannot be read.
-        CannotTrace: the module cannot run on them without weights.
+        InvalidValue: the inputs cannot be read.
+        CannotTrace: the module cannot run on the inputs without weights.
     """
     from llmsim_magic.capture.run import run_with_inputs
 
@@ -110,7 +118,7 @@ def answer_with_inputs(request: Request, inputs: Any, progress: Progress = no_pr
             keywords = dict(inputs)
         else:
             args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    except Exception as error:  # a collection of the user's may raise anything
+    except Exception as error:  # a user's collection may raise anything
         raise InvalidValue(
             f"inputs of type {type_name(inputs)} cannot be read: {describe(error)}"
         ) from error
@@ -126,11 +134,11 @@ def trace_workloads(
     cancelled: IsCancelled = never_cancelled,
     executor: Executor | None = None,
 ) -> Sweep:
-    """Trace every workload of a request, here or on an executor.
+    """Trace every workload of a request, in this process or on an executor.
 
     Raises:
         LlmsimError: no workload can be traced, or there are too many.
-        Cancelled: it was cancelled before any workload was traced.
+        Cancelled: cancelled before any workload was traced.
     """
     model = build_workload_model(recipe, progress, cancelled)
     replay = _replays(request.replay)
@@ -162,11 +170,11 @@ def trace_workloads(
 def _undone_note(outcomes: Outcomes) -> tuple[str, ...]:
     if not outcomes.undone:
         return ()
-    return (f"stopped early: {outcomes.undone} of the workloads not traced",)
+    return (f"stopped early: {outcomes.undone} workloads were not traced",)
 
 
 def _seconds(model: "MetaModel", workload: Workload, replay: bool, cancelled: IsCancelled) -> float:
-    """How long one workload takes once the model is warm."""
+    """Seconds that one workload takes after a first pass filled the caches."""
     from llmsim_magic.capture.run import run
 
     run(model, workload, replay=replay, cancelled=cancelled)
@@ -190,7 +198,7 @@ def _replays(wanted: bool) -> bool:
 
 
 def _main_trace(sweep: Sweep) -> Trace:
-    """The workload that single views show: the first phase and batch, the longest context."""
+    """The trace that views of one workload show: first phase and batch, longest context."""
     first = sweep.traces[0].workload
     same = [
         trace

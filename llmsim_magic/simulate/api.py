@@ -1,4 +1,4 @@
-"""The functions of the package: trace(), sweep() and what they take."""
+"""The public functions trace() and sweep()."""
 
 from collections.abc import Iterable
 from concurrent.futures import Executor
@@ -43,33 +43,35 @@ def trace(
     Args:
         model: a hub id, a local folder or `config.json`, a `PretrainedConfig`, or a live
             `nn.Module`, which is left as it was.
-        phase: `prefill` reads `context` tokens at once; `decode` reads one token more while
-            `context` tokens stand in the cache.
-        batch: sequences in the batch.
-        context: tokens; by default 128, or fewer where a learned position table is shorter.
+        phase: `prefill` reads `context` tokens in one pass; `decode` reads one token with
+            `context` tokens in the cache.
+        batch: number of sequences.
+        context: tokens per sequence; by default 128, or the length of a learned position table
+            that is shorter.
         dtype: `bfloat16`, `float16` or `float32`; by default the config's.
-        attn: `sdpa` (one fused kernel) or `eager` (the scores are written out).
+        attn: `sdpa` (one fused kernel) or `eager` (separate matmuls and softmax).
         base: leave out the head, as `AutoModel` does.
         inputs: for a module that is not a HuggingFace model: a tensor, a tuple of positional
             arguments or a dict of keywords. It replaces phase, batch and context.
         trust_remote_code: run code from the model's repository.
-        refresh: ask the hub before the built-in catalogue.
-        replay: run layers that repeat an earlier one only once; the result is the same.
-        hardware: devices to predict times and memory for, `local` for this machine, or `all`.
-        weight_dtype: what weights are stored in on the device, such as `int4` or `fp8`.
-        kv_dtype: what keys and values are stored in.
-        launch: `graph` (kernels captured once) or `eager` (each launched by the host).
-        tp: devices that share each layer (tensor parallel), by the model's own plan; the part of
-            one device is traced.
+        refresh: read the config from the hub before the built-in catalogue.
+        replay: run identical layers only once; the result is the same.
+        hardware: devices to predict time and memory for, `local` for this machine, or `all`.
+        weight_dtype: dtype of the stored weights, such as `int4` or `fp8`; by default the model's.
+        kv_dtype: dtype of the stored keys and values; by default the model's.
+        launch: `graph` (kernels captured once as a CUDA graph) or `eager` (launched one by one).
+        tp: devices that share each layer (tensor parallel), by the model's own plan; one rank is
+            traced.
         pp: stages that share the layers (pipeline parallel).
         ep: devices that share the experts (expert parallel).
-        progress: called with a sentence before each longer step.
+        progress: called with a message before each step.
 
     Returns:
-        The report: its tables are DataFrames, its graphs show themselves.
+        The report. Its tables are DataFrames; the report and its graphs display themselves.
 
     Raises:
-        LlmsimError: one line that says what is wrong, what is legal and what to do.
+        LlmsimError: an unknown model, an illegal value, or a model that cannot be traced; the
+            message is one line that says what to do.
 
     >>> import llmsim_magic as llmsim
     >>> report = llmsim.trace("Qwen/Qwen3-0.6B", phase="decode", context=128)
@@ -90,7 +92,7 @@ def trace(
         kv_dtype=kv_dtype,
         launch=launch,
     )
-    require_callable("progress", progress, "that takes a text")
+    require_callable("progress", progress, "that takes a message")
     request = Request(
         model=model, build=build, deployment=deployment, replay=flag("replay", replay)
     )
@@ -127,25 +129,26 @@ def sweep(
 
     Args:
         model: a hub id, a folder or `config.json`, a config or a live module, as in `trace`.
-        batch: batch sizes.
-        context: context lengths in tokens; by default 1 and 128, or fewer where a learned
-            position table is shorter.
+        batch: batch sizes, in sequences.
+        context: context lengths in tokens; by default 1 and 128, or the length of a learned
+            position table that is shorter.
         phase: `prefill`, `decode` or `both`.
-        dtype: as in `trace`, and so are `attn`, `base`, `trust_remote_code`, `refresh`, `replay`.
+        dtype: as in `trace`.
         attn: as in `trace`.
         base: as in `trace`.
         trust_remote_code: as in `trace`.
         refresh: as in `trace`.
         replay: as in `trace`.
-        sure: trace more than 1,000 workloads.
-        executor: where workloads are traced: any executor of `concurrent.futures`, or of
-            `dask.distributed`. What a lost worker leaves is traced here.
-        cancelled: asked between workloads; what is done by then is kept, as after an interrupt.
-        progress: called with a sentence before each longer step.
+        sure: confirm a sweep of more than 1,000 workloads.
+        executor: where to trace the workloads: an executor of `concurrent.futures` or
+            `dask.distributed`. Workloads of a lost worker are traced in this process.
+        cancelled: called between workloads; returns True to stop. Finished workloads are kept,
+            as after an interrupt.
+        progress: called with a message before each step.
 
     Returns:
-        The sweep. A phase that does not exist for the model (decode of an encoder) is a sentence
-        in its `notes`; a workload that fails is a row of `totals` with the reason.
+        The sweep. A phase that the model does not have (decode of an encoder) is reported in its
+        `notes`; a workload that fails is a row of `totals` with the reason.
 
     Raises:
         LlmsimError: no workload can be traced, or there are more than 1,000 and `sure` is False.
@@ -156,9 +159,9 @@ def sweep(
     [['prefill', 14680064], ['decode', 14794752]]
     """
     if executor is not None and not hasattr(type(executor), "submit"):
-        raise InvalidValue.must_be("executor", executor, "an executor of concurrent.futures")
-    require_callable("cancelled", cancelled, "that says whether to stop")
-    require_callable("progress", progress, "that takes a text")
+        raise InvalidValue.must_be("executor", executor, "a concurrent.futures.Executor")
+    require_callable("cancelled", cancelled, "that returns whether to stop")
+    require_callable("progress", progress, "that takes a message")
     both = is_instance(phase, str) and phase == "both"
     request = Request(
         model=model,

@@ -1,4 +1,4 @@
-"""Every option of a request, declared once: the magic, Python, the panel and completion read it."""
+"""Every option of a request, declared once for the magic, Python, the panel and completion."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -21,10 +21,18 @@ TRACE, SWEEP, SIZE, PANEL, GRAPH = "trace", "sweep", "size", "panel", "graph"
 class Option:
     """One option: `--weight-dtype` of the magic, `weight_dtype=` in Python.
 
-    `field` is the attribute of `Request` that holds it, with dots for nested records. `parse`
-    reads the text of the command line; an option without it is a flag. `calls` names the public
-    functions that take it as a keyword. `choices` are legal values, for completion and dropdowns;
-    `label` and `unset` are what the panel writes beside a dropdown and for "not set".
+    Attributes:
+        name: the keyword in Python.
+        field: the attribute of `Request` that stores it, with dots for nested records.
+        group: the heading under which `--help` lists it.
+        help: its line in `--help`.
+        default: the value if the option is not given.
+        metavar: the name of its value in `--help`.
+        parse: converts the text of the command line; None makes the option a flag.
+        choices: values that completion and dropdowns offer.
+        calls: the public functions that take it as a keyword.
+        label: the description of its widget in the panel.
+        unset: the entry of its dropdown for "not set".
     """
 
     name: str
@@ -45,12 +53,12 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """`--weight-dtype`; a flag that is on by default is written `--no-replay`."""
+        """The option as typed: `--weight-dtype`, or `--no-replay` for a flag that is on."""
         prefix = "--no-" if self.default is True else "--"
         return prefix + self.name.replace("_", "-")
 
     def value(self, request: Request) -> Any:
-        """What a request says of this option."""
+        """The value of this option in a request."""
         return attrgetter(self.field)(request)
 
 
@@ -79,7 +87,7 @@ def _layers(text: str) -> Unfolded:
         return "all"
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise InvalidValue.must_be("--layers", text, "all, or indices of layers such as 0,27")
+        raise InvalidValue.must_be("--layers", text, "all or layer indices such as 0,27")
     return frozenset(map(int, parts))
 
 
@@ -94,18 +102,18 @@ def _phases(text: str) -> tuple[str, ...]:
 OPTIONS = (
     Option(
         name="depth", field="selection.depth", group="graphs", metavar="N",
-        parse=_number("depth"), calls=(GRAPH,), label="Open to", unset="as fits a screen",
-        help="how deep modules are opened (as fits a screen)",
+        parse=_number("depth"), calls=(GRAPH,), label="Open to", unset="fit to screen",
+        help="levels of modules to open (as many as fit a screen)",
     ),
     Option(
         name="layers", field="selection.layers", group="graphs", metavar="N[,N]|all",
         parse=_layers, default=frozenset(), calls=(GRAPH,), label="Layers",
-        help="layers to draw one by one instead of folded",
+        help="layers to draw one by one instead of folded together",
     ),
     Option(
         name="level", field="selection.level", group="graphs", metavar="LEVEL", parse=str,
-        default="operator", choices=LEVELS, calls=(GRAPH,), label="A node is",
-        help="what a node is: module, operator or kernel",
+        default="operator", choices=LEVELS, calls=(GRAPH,), label="Node",
+        help="what each node of a graph is: module, operator or kernel",
     ),
     Option(
         name="phase", field="phases", group="workload", metavar="PHASE", parse=_phases,
@@ -120,15 +128,15 @@ OPTIONS = (
     Option(
         name="context", field="contexts", group="workload", metavar="N[,N]",
         parse=_numbers("context"), default=(), calls=(TRACE, SWEEP, SIZE, PANEL), label="Context",
-        help="tokens to read in prefill, or in the cache before decode (128)",
+        help="context lengths: tokens read by prefill, or cached before decode (128)",
     ),
     Option(
         name="sure", field="sure", group="workload", default=False, calls=(SWEEP,),
-        help="trace more than 1,000 workloads",
+        help="confirm a sweep of more than 1,000 workloads",
     ),
     Option(
         name="replay", field="replay", group="workload", default=True, calls=(TRACE, SWEEP),
-        help="run every layer, also those that repeat an earlier one",
+        help="run every layer, even if it is identical to an earlier one",
     ),
     Option(
         name="dtype", field="build.dtype", group="model", metavar="DTYPE", parse=str,
@@ -144,7 +152,7 @@ OPTIONS = (
     Option(
         name="attn", field="build.attn", group="model", metavar="KIND", parse=str,
         choices=ATTENTIONS, calls=(TRACE, SWEEP, SIZE, PANEL), label="Attention",
-        unset="the model's", help="sdpa (one fused kernel) or eager (the scores are written out)",
+        unset="the model's", help="sdpa (one fused kernel) or eager (separate matmuls and softmax)",
     ),
     Option(
         name="trust_remote_code", field="build.trust_remote_code", group="model", default=False,
@@ -152,7 +160,7 @@ OPTIONS = (
     ),
     Option(
         name="refresh", field="build.refresh", group="model", default=False,
-        calls=(TRACE, SWEEP, SIZE), help="ask the hub before the catalogue",
+        calls=(TRACE, SWEEP, SIZE), help="read the config from the hub, not the catalogue",
     ),
     Option(
         name="hardware", field="deployment.hardware", group="devices", metavar="NAME[,NAME]",
@@ -163,17 +171,17 @@ OPTIONS = (
     Option(
         name="weight_dtype", field="deployment.weight_dtype", group="devices", metavar="DTYPE",
         parse=str, choices=WEIGHT_DTYPES, calls=(TRACE, SIZE), label="Weights",
-        unset="as they are", help="what weights are stored in: int4, int8, fp8, bf16, …",
+        unset="the model's", help="dtype of the stored weights: int4, int8, fp8, bf16, …",
     ),
     Option(
         name="kv_dtype", field="deployment.kv_dtype", group="devices", metavar="DTYPE",
-        parse=str, choices=KV_DTYPES, calls=(TRACE, SIZE), label="Cache", unset="as it is",
-        help="what keys and values are stored in: int8, fp8, bf16, …",
+        parse=str, choices=KV_DTYPES, calls=(TRACE, SIZE), label="Cache", unset="the model's",
+        help="dtype of the stored keys and values: int8, fp8, bf16, …",
     ),
     Option(
         name="launch", field="deployment.launch", group="devices", metavar="KIND", parse=str,
         default="graph", choices=LAUNCHES, calls=(TRACE, SIZE),
-        help="graph (kernels captured once, as engines do) or eager",
+        help="graph (kernels captured once as a CUDA graph) or eager (one by one)",
     ),
     Option(
         name="tp", field="build.parallel.tp", group="devices", metavar="N", parse=_number("tp"),
@@ -190,29 +198,34 @@ OPTIONS = (
     ),
     Option(
         name="compare", field="compare", group="devices", metavar="MODEL", parse=str,
-        help="a second model, side by side",
+        help="a second model to show side by side",
     ),
     Option(
         name="csv", field="csv", group="result", metavar="DIR", parse=str,
-        help="write the tables and graphs shown into a folder",
+        help="write the displayed tables and graphs into a folder",
     ),
     Option(
         name="overwrite", field="overwrite", group="result", default=False,
-        help="replace files in that folder even if something else wrote them",
+        help="replace files in the folder even if another program wrote them",
     ),
     Option(
         name="explain", field="explain", group="views", metavar="PATH", parse=str,
-        help="the arithmetic behind one module",
+        help="show the arithmetic behind the FLOPs and bytes of one module",
     ),
 )  # fmt: skip
 BY_NAME = {option.name: option for option in OPTIONS}
 
 
 def request_of(model: Any, views: tuple[str, ...], values: Mapping[str, Any]) -> Request:
-    """A request from the values of options by name; an option left out has its default.
+    """Build a request from option values by name; a missing option has its default.
+
+    Args:
+        model: a hub id, a path, a config or a live module.
+        views: names of views in `VIEWS`.
+        values: option values by `Option.name`.
 
     Raises:
-        InvalidValue: a value that an option does not take.
+        InvalidValue: an illegal value.
         UnknownHardware: a device that the catalogue does not list.
     """
     parts: defaultdict[str, dict[str, Any]] = defaultdict(dict)

@@ -1,4 +1,4 @@
-"""One question, as every front door asks it. Light to import: nothing runs here."""
+"""Request: what the user asked for, as a frozen record. Imports neither torch nor pandas."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,10 +27,18 @@ SWEEP_CONTEXTS = (1, DEFAULT_CONTEXT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """How a model is built: its head, attention, dtype, and the part of it that one rank holds.
+    """How a model is built: its head, attention, dtype and parallel layout.
+
+    Attributes:
+        base: leave out the head.
+        attn: `sdpa` or `eager`; None for the model's own.
+        dtype: a torch dtype name; None for the config's.
+        trust_remote_code: run code from the model's repository.
+        refresh: read the config from the hub before the built-in catalogue.
+        parallel: tensor, pipeline and expert parallel sizes.
 
     Raises:
-        InvalidValue: an attention or dtype that does not exist, or a flag that is not a bool.
+        InvalidValue: an unknown attention or dtype, or a flag that is not a bool.
     """
 
     base: bool = False
@@ -51,14 +59,16 @@ class Build:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """The devices a model runs on, the dtypes it is stored in, and how its kernels are launched.
+    """The devices of a model, its stored dtypes, and how its kernels are launched.
 
-    `hardware` names accelerators of the catalogue, `local` for this machine, or `all`. A dtype of
-    None keeps the model's own. `launch` is `graph` (kernels captured once, as engines do) or
-    `eager` (each kernel launched by the host).
+    Attributes:
+        hardware: accelerators of the catalogue, `local` for this machine, or `all`.
+        weight_dtype: dtype of the stored weights; None for the model's.
+        kv_dtype: dtype of the stored keys and values; None for the model's.
+        launch: `graph` (kernels captured once as a CUDA graph) or `eager` (one by one).
 
     Raises:
-        InvalidValue: a dtype or launch that does not exist.
+        InvalidValue: an unknown dtype or launch.
         UnknownHardware: a device that the catalogue does not list.
     """
 
@@ -80,11 +90,23 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A model, the views to show of it, and the workloads; an empty tuple means the default.
+    """A model, its workloads and the views to show. An empty tuple means the default.
 
-    `explain` is the path of a module, `compare` a second model, `csv` a folder to write to.
-    `overwrite` allows replacing files that llmsim_magic did not write; `sure` allows more than a
-    thousand workloads.
+    Attributes:
+        model: a hub id, a path, a config or a live module.
+        views: names of views in `VIEWS`.
+        phases: `prefill`, `decode`.
+        batches: batch sizes, in sequences.
+        contexts: context lengths, in tokens.
+        build: how the model is built.
+        deployment: devices, stored dtypes and kernel launch.
+        selection: depth, layers and level of the graphs.
+        explain: path of the module to explain.
+        compare: a second model.
+        csv: folder to write tables and graphs into.
+        overwrite: replace files in `csv` that another program wrote.
+        replay: run identical layers only once.
+        sure: confirm a sweep of more than 1,000 workloads.
 
     Raises:
         InvalidValue: a batch or context below 1, or a flag that is not a bool.
@@ -115,7 +137,7 @@ class Request:
 
     @property
     def is_sweep(self) -> bool:
-        """Whether the request is answered by several workloads."""
+        """Whether the request has several workloads."""
         sizes = map(len, (self.phases, self.batches, self.contexts))
         return "multi-config" in self.views or max(sizes) > 1
 

@@ -1,4 +1,4 @@
-"""What a view is: one record that every front door reads. Light to import: no pandas."""
+"""View: one way to display a report, declared as a record. Imports no pandas."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,13 +17,19 @@ Pane = Literal["page", "operators", "table", "graph"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View(Generic[Subject]):
-    """One way to look at a report.
+    """One way to display a report.
 
-    `name` is the magic's flag, `help` its line of help, `title` the panel's tab. `sections` are
-    the parts of the page, `tables` the files by name; `main_table` names the one that a tab shows
-    or downloads. `draw` makes the graph of a view that has one. `pane` is how the panel shows it,
-    and `python` the expression that gives the same from a `report`; `{}` takes the options of a
-    graph. `compute` does what may trace further workloads, before anything is displayed.
+    Attributes:
+        name: the flag of the magic, without `--`.
+        title: the title of its tab in the panel.
+        help: its line in `--help`.
+        sections: returns the parts of its page.
+        tables: returns its tables by file name.
+        main_table: the table that the tab shows or downloads.
+        python: the Python expression for the same result; `{}` takes the options of a graph.
+        pane: how the panel displays it.
+        draw: draws its graph, if it has one.
+        compute: traces further workloads before the view is displayed, if it needs them.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The views of a report. To add one, add a `View` to `VIEWS`: every front door reads this table."""
+"""The views of a report. To add one, add a `View` to `VIEWS`: every interface reads this table."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Sections = Iterator[Section]
 Tables = dict[str, "pd.DataFrame"]
-_BAND = "Nine of ten measurements would lie between low and high."
+_BAND = "The band from low to high holds nine of ten measurements."
 
 
 def _summary(report: "Report") -> Sections:
@@ -39,7 +39,7 @@ def _deps(report: "Report") -> Sections:
     yield Section(
         f"Dataflow of {report.title}",
         report.edges,
-        "Each row is a tensor that flows from one operator to another.",
+        "Each row is a tensor that one operator writes and another one reads.",
     )
     yield Section(f"Dependencies of {report.title}", report.drawings["deps"])
 
@@ -83,10 +83,10 @@ def _memory(report: "Report") -> Sections:
     yield Section(f"Memory of {report.title}", report.memory)
     if not parallel.is_one:
         yield Section(f"Each device of {parallel}", costing.ranks)
-        yield Section("What the devices exchange in one pass", costing.collectives)
-        yield Section("The share of each parameter that a device holds", costing.shards)
+        yield Section("Collectives between the devices in one pass", costing.collectives)
+        yield Section("Shard of each parameter on the traced device", costing.shards)
     if costing.can_fit:
-        yield Section("What fits", costing.fits)
+        yield Section("Devices that the model fits", costing.fits)
 
 
 def _memory_tables(report: "Report") -> Tables:
@@ -147,7 +147,7 @@ VIEWS: dict[str, View["Report"]] = {
         View(
             name="topological",
             title="Topological",
-            help="execution order and what each operator waits for, as a table and a graph",
+            help="execution order and the dependencies of each operator, as a table and a graph",
             sections=_topological,
             tables=lambda report: {"topological": report.topological},
             main_table="topological",
@@ -199,7 +199,7 @@ def _no_tables(report: "Report") -> Tables:
     return {}
 
 
-# Parts that an option asks for rather than the name of a view.
+# Views that an option selects instead of a flag with their name.
 LATENCY, SIZING, COMPARISON, EXPLANATION = (
     View(
         name="hardware",
@@ -244,7 +244,7 @@ LATENCY, SIZING, COMPARISON, EXPLANATION = (
 
 
 def views_of(request: Request) -> tuple[View["Report"], ...]:
-    """The views of a request in the order of its page: devices, named views, comparison, prose."""
+    """The views of a request in display order: devices, named views, comparison, explanation."""
     hardware = request.deployment.hardware
     names = (*request.views, *(("multi-config",) if request.is_sweep else ()))
     shown: list[View[Report]] = []

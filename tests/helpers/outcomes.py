@@ -14,7 +14,8 @@ from typing import Any
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.hardware.size import Sizing
-from llmsim_magic.simulate.report import Report, Sweep
+from llmsim_magic.simulate.report import Report
+from llmsim_magic.simulate.sweeps.sweep import Sweep
 
 LIMIT_S = 10.0  # of work
 WAIT_S = 60.0  # of a machine that others use as well

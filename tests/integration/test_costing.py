@@ -161,4 +161,4 @@ def test_a_model_on_several_devices_says_what_each_holds_and_hands_on() -> None:
     split = shards[shards["style"].notna()]
     assert (split["bytes_per_rank"] <= split["bytes"]).all()
     assert shards["bytes_per_rank"].sum() == tables["ranks"].loc["stage 0", "weights"]
-    assert "What the devices exchange" in repr(report)
+    assert "Collectives between the devices" in repr(report)

@@ -121,10 +121,20 @@ def test_every_column_has_a_meaning() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["llmsim_magic.simulate.api", "llmsim_magic.simulate.hardware.size"]
+    "name",
+    [
+        "simulate.api",
+        "simulate.hardware.size",
+        "simulate.models.session_cache",
+        "simulate.report",
+        "simulate.report_tables",
+        "simulate.sweeps.formulas",
+        "simulate.sweeps.sweep",
+        "notebook.panel.panel",
+    ],
 )
 def test_examples_in_docstrings_run(name: str) -> None:
-    outcome = doctest.testmod(importlib.import_module(name))
+    outcome = doctest.testmod(importlib.import_module(f"llmsim_magic.{name}"))
     assert outcome.attempted > 0
     assert outcome.failed == 0
 

@@ -110,8 +110,8 @@ class Gate:
 def test_two_quick_clicks_are_one_trace(shown: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
     shown.controls.batch.number.value = 4
-    shown._trace.click()
-    shown._trace.click()
+    shown._buttons.trace.click()
+    shown._buttons.trace.click()
     wait_for(lambda: bool(gate.entered))
     gate.open.set()
     wait_for(lambda: not shown.status.is_busy)
@@ -138,15 +138,15 @@ def test_cancel_answers_at_once_leaves_no_thread_and_the_next_try_works(
     gate = Gate(monkeypatch)
     shown.controls.batch.number.value = 4
     wait_for(lambda: bool(gate.entered))
-    assert not shown._cancel.disabled
+    assert not shown._buttons.cancel.disabled
     started = time.monotonic()
-    shown._cancel.click()
+    shown._buttons.cancel.click()
     assert time.monotonic() - started < 0.5
     assert not shown.status.is_busy
     assert shown.status.message == "cancelled"
     wait_for(lambda: not [t for t in threading.enumerate() if t.name == "llmsim"], 0.5)
     gate.open.set()
-    run_and_wait(shown, shown._trace.click)
+    run_and_wait(shown, shown._buttons.trace.click)
     assert shown.report.trace.workload.batch == 4
 
 
@@ -186,7 +186,7 @@ def test_a_node_that_is_clicked_selects_its_row(shown: Panel) -> None:
 
 def test_a_chosen_operator_stays_chosen_under_another_workload(shown: Panel) -> None:
     ask(shown, "view", "ops")
-    shown.choose(5)
+    shown.select_operator(5)
     ask(shown, "batch", 8)
     assert shown.panes["ops"]._table.selected == 5
     ask(shown, "model", "distilgpt2")
@@ -204,9 +204,9 @@ def test_filters_leave_the_rows_that_match_and_give_way_to_the_one_chosen(shown:
         (ops["layer"] == 1) & (ops["kind"] == "module") & ops["path"].str.contains("mlp")
     ]
     assert pane._table._labels == [*wanted]
-    shown.choose(0)
+    shown.select_operator(0)
     assert pane._table._labels == [*ops.index]
-    shown.choose(None)
+    shown.select_operator(None)
     pane._path.value, pane._kind.value, pane._layer.value = "", "", (None,)
     assert set(pane._table._labels) == {*ops.index[ops["layer"].isna()]}
 
@@ -275,7 +275,7 @@ def test_trace_looks_anew_at_a_variable_that_changed() -> None:
     before = len(shown.report.trace.modules)
     config.num_hidden_layers += 1
     config.layer_types = [*config.layer_types, config.layer_types[-1]]
-    run_and_wait(shown, shown._trace.click)
+    run_and_wait(shown, shown._buttons.trace.click)
     assert len(shown.report.trace.modules) > before
 
 

@@ -119,7 +119,7 @@ def test_a_cancelled_sweep_keeps_what_is_done() -> None:
     cancel = AfterThree()
     found = llmsim.sweep(small_models.qwen3(), **ASKED, cancelled=cancel, progress=cancel.says)
     assert len(found.traces) == 3
-    assert "stopped early: 5 of the workloads not traced" in found.notes
+    assert "stopped early: 5 workloads were not traced" in found.notes
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_an_interrupted_sweep_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch
     done = [(trace.workload.batch, trace.workload.context) for trace in found.traces]
     assert done
     assert max(done) < (3, 5)  # a prefill and its decode step run one after the other
-    assert f"stopped early: {8 - len(done)} of the workloads not traced" in found.notes
+    assert f"stopped early: {8 - len(done)} workloads were not traced" in found.notes
 
 
 # what fails

@@ -17,7 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 import llmsim_magic as llmsim
 from llmsim_magic.__main__ import main
 from llmsim_magic.capture.meta import small_buffers
-from llmsim_magic.notebook.variables import is_model, model_named
+from llmsim_magic.notebook.variables import find_model, is_model
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, shorten
 from llmsim_magic.simulate.answer import answer
 from llmsim_magic.simulate.request import Request
@@ -112,8 +112,8 @@ def test_variables_that_will_not_be_looked_at_are_no_models() -> None:
     assert not is_model(RaisesOnEveryAccess())
     assert not is_model(InstanceOfRaisingMetaclass())
     for name in ("nasty", "nasty.attribute", "of.attribute"):
-        with pytest.raises(InvalidValue, match="it holds an object of type"):
-            model_named(name, {"nasty": RaisesOnEveryAccess(), "of": InstanceOfRaisingMetaclass()})
+        with pytest.raises(InvalidValue, match="holds an object of type"):
+            find_model(name, {"nasty": RaisesOnEveryAccess(), "of": InstanceOfRaisingMetaclass()})
 
 
 def test_a_line_whose_memory_cannot_be_told_is_refused_before_it_is_shown() -> None:

@@ -112,7 +112,7 @@ def test_more_tokens_than_experts_never_give_a_wrong_formula(batch: int) -> None
 
 def test_nothing_is_evaluated_beyond_what_was_checked() -> None:
     found = llmsim.trace(small_models.gpt2(), context=5).symbolic
-    with pytest.raises(InvalidValue, match="S must be within what was checked, up to 32"):
+    with pytest.raises(InvalidValue, match="S=33 is beyond 32"):
         found.evaluate(B=1, S=33)
 
 

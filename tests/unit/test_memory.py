@@ -25,7 +25,7 @@ from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.hardware.dtypes import WEIGHT_DTYPES
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.simulate.hardware.deployments import CapacityPlanner, Setup
+from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner, Setup
 from llmsim_magic.views.tables.memory import capacity_table, memory_table
 from tests.helpers import small_models
 from tests.helpers.allocation_peak import peak

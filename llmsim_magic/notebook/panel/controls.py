@@ -1,4 +1,4 @@
-"""What is asked for, as dropdowns and sliders: read as a request, set from one."""
+"""The panel's dropdowns and sliders: set from a request, and read as one."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from llmsim_magic.simulate.options import BY_NAME, OPTIONS, request_of
 from llmsim_magic.simulate.request import ALL, Request
 from llmsim_magic.simulate.views import VIEWS
 
-# No option's value is None: a dropdown takes that for no option.
+# A dropdown treats the value None as "nothing selected", so "not set" is "", 0 or an empty set.
 _BATCHES = tuple(2**power for power in range(11))
 _CONTEXTS = (1, 16, DEFAULT_CONTEXT, *(2**power for power in range(9, 21)))
 _TPS = (1, 2, 4, 8, 16)
@@ -20,10 +20,10 @@ _LAYERS = [("repeated layers once", frozenset()), ("every layer", "all")]
 
 
 class Controls:
-    """One widget for each thing that can be chosen."""
+    """The widgets of the panel that select a model, a view, a workload and a device."""
 
     def __init__(self, request: Request, models: Iterable[str]) -> None:
-        build, drawn = request.build, request.selection
+        build, selection = request.build, request.selection
         self._given = request
         self.model = widgets.Combobox(
             value=str(request.model or ""),
@@ -36,8 +36,8 @@ class Controls:
             description="View", options=[(view.title, name) for name, view in VIEWS.items()]
         )
         self.phase = _dropdown("phase", PHASES)
-        self.batch = Size("batch", _BATCHES, _first(request.batches, 1))
-        self.context = Size("context", _CONTEXTS, _first(request.contexts, DEFAULT_CONTEXT))
+        self.batch = NumberSlider("batch", _BATCHES, _first(request.batches, 1))
+        self.context = NumberSlider("context", _CONTEXTS, _first(request.contexts, DEFAULT_CONTEXT))
         self.dtype = _dropdown("dtype", DTYPES)
         self.attn = _dropdown("attn")
         self.base = _dropdown("base", [("as declared", False), ("none (base model)", True)])
@@ -55,30 +55,30 @@ class Controls:
         self.dtype.value, self.attn.value = build.dtype or "", build.attn or ""
         self.base.value = build.base
         deployed, tp = request.deployment, request.build.parallel.tp
-        _choose(self.hardware, _first(deployed.hardware, ""))
+        _select(self.hardware, _first(deployed.hardware, ""))
         self.weights.value = deployed.weight_dtype or ""
         self.cache.value = deployed.kv_dtype or ""
-        _choose(self.tp, str(tp))
-        self.level.value = drawn.level
-        _choose(self.depth, drawn.depth or 0)
-        _choose(self.layers, drawn.layers)
-        self.view.observe(self._allow, "value")
-        self._allow()
+        _select(self.tp, str(tp))
+        self.level.value = selection.level
+        _select(self.depth, selection.depth or 0)
+        _select(self.layers, selection.layers)
+        self.view.observe(self._disable_workload, "value")
+        self._disable_workload()
 
-    def _allow(self, _: Any = None) -> None:
-        """The view of many workloads takes the usual ones."""
+    def _disable_workload(self, _: Any = None) -> None:
+        """Disable phase, batch and context for the view of many workloads."""
         sizes = (self.batch, self.context)
         for control in (self.phase, *(part for size in sizes for part in size.widget.children)):
             control.disabled = self.view.value == "multi-config"
 
     @property
     def drawing(self) -> tuple[widgets.Widget, ...]:
-        """What only graphs are drawn by."""
+        """The controls that only graphs use."""
         return self.depth, self.level, self.layers
 
     @property
     def of_model(self) -> tuple[widgets.Widget, ...]:
-        """What any view is made by, in the order that they stand in."""
+        """The controls that every view uses, in display order."""
         return (
             *(self.model, self.view, self.phase, self.batch.widget, self.context.widget),
             *(self.dtype, self.attn, self.base),
@@ -86,14 +86,14 @@ class Controls:
         )
 
     @property
-    def asking(self) -> Iterator[widgets.Widget]:
-        """Those whose change is a new question; a slider moves its number."""
+    def observed(self) -> Iterator[widgets.Widget]:
+        """The controls whose change requests a report; a slider changes its number field."""
         sizes = {self.batch.widget: self.batch.number, self.context.widget: self.context.number}
         for control in (*self.of_model, *self.drawing):
             yield sizes.get(control, control)
 
     def request(self) -> Request:
-        """The request that the controls make; the model is the text written there."""
+        """The request of the current values; its model is the text of the model field."""
         kept = {option.name: option.value(self._given) for option in OPTIONS}
         phases, batches, contexts = self._workload()
         chosen = {
@@ -116,14 +116,14 @@ class Controls:
         return request_of(self.model.value.strip(), (self.view.value,), kept | unused | chosen)
 
     def _workload(self) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
-        """One workload; for the view of many the eight usual ones."""
+        """Phases, batches and contexts: one each, or empty (the default) for many workloads."""
         if self.view.value == "multi-config":
             return (), (), ()
         return (self.phase.value,), (self.batch.number.value,), (self.context.number.value,)
 
 
 def _dropdown(name: str, values: Sequence[Any] = ()) -> widgets.Dropdown:
-    """The dropdown of an option: its own choices, or those given, after "not set" if it may be."""
+    """A dropdown of an option, with its choices or the given ones, and an entry for "not set"."""
     option = BY_NAME[name]
     options = [
         each if isinstance(each, tuple) else (each, each) for each in values or option.choices
@@ -133,15 +133,15 @@ def _dropdown(name: str, values: Sequence[Any] = ()) -> widgets.Dropdown:
     return widgets.Dropdown(options=options, description=option.label)
 
 
-class Size:
-    """A number, and a slider over the usual ones; the number is what counts."""
+class NumberSlider:
+    """A number field, and a slider over common values; the number field has the exact value."""
 
-    def __init__(self, name: str, usual: Sequence[int], value: int) -> None:
+    def __init__(self, name: str, common: Sequence[int], value: int) -> None:
         label = BY_NAME[name].label
-        self._usual = usual
+        self._common = common
         self.number = widgets.BoundedIntText(value, 1, 2**31 - 1, description=label)
         self.slider = widgets.SelectionSlider(
-            options=[(f"{size:,}", size) for size in usual],
+            options=[(f"{size:,}", size) for size in common],
             value=self._nearest(value),
             description=f"{label} slider",
             readout=False,
@@ -149,28 +149,28 @@ class Size:
         )
         self.widget = widgets.HBox([self.number, self.slider])
         self.widget.add_class("llmsim-size")
-        self.number.observe(self._typed, "value")
-        self.slider.observe(self._slid, "value")
+        self.number.observe(self._move_slider, "value")
+        self.slider.observe(self._set_number, "value")
 
     def _nearest(self, value: int) -> int:
-        """The largest usual size that is not larger."""
-        return max(size for size in self._usual if size <= value)
+        """The largest common value that is not larger."""
+        return max(size for size in self._common if size <= value)
 
-    def _typed(self, change: Any) -> None:
+    def _move_slider(self, change: Any) -> None:
         self.slider.value = self._nearest(change["new"])
 
-    def _slid(self, change: Any) -> None:
+    def _set_number(self, change: Any) -> None:
         if self._nearest(self.number.value) != change["new"]:
             self.number.value = change["new"]
 
 
-def _choose(dropdown: widgets.Dropdown, value: Any) -> None:
-    """Choose a value, also one that is not among the usual ones."""
+def _select(dropdown: widgets.Dropdown, value: Any) -> None:
+    """Select a value; one that the dropdown does not have yet is added."""
     if value not in [option for _, option in dropdown.options]:
-        words = str(value) if isinstance(value, int) else ", ".join(map(str, sorted(value)))
-        dropdown.options = (*dropdown.options, (words, value))
+        label = str(value) if isinstance(value, int) else ", ".join(map(str, sorted(value)))
+        dropdown.options = (*dropdown.options, (label, value))
     dropdown.value = value
 
 
-def _first(values: Sequence[Any], otherwise: Any) -> Any:
-    return values[0] if values else otherwise
+def _first(values: Sequence[Any], default: Any) -> Any:
+    return values[0] if values else default

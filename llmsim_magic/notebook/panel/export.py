@@ -1,4 +1,4 @@
-"""Take it with you: files by the browser or into a folder, and the code that makes the same."""
+"""The panel's export row: download files, save a folder, and copy the code of the request."""
 
 import re
 from collections.abc import Callable
@@ -18,18 +18,26 @@ from llmsim_magic.simulate.views import VIEWS
 from llmsim_magic.views.csv_export import to_csv
 from llmsim_magic.views.safe_files import write_files
 
-_LONGEST = 150  # bytes of a model's name, of the 255 of a file's
-_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # of Windows
+_MAX_NAME_BYTES = 150  # of a model's name, so that file names stay below 255 bytes
+_WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 Content = Callable[[Report, View[Report]], tuple[str, str]]  # the name and text of a file
 
 
 class Export:
-    """Buttons for what is shown; `say` is told what was written, or why it was not."""
+    """Download and Save buttons, and the code of the displayed report.
+
+    `on_message` is called with what was written, `on_error` with the error if that fails.
+    """
 
     def __init__(
-        self, say: Callable[[str, Exception | None], None], *, overwrite: bool = False
+        self,
+        on_message: Callable[[str], None],
+        on_error: Callable[[Exception], None],
+        *,
+        overwrite: bool = False,
     ) -> None:
-        self._say = say
+        self._on_message = on_message
+        self._on_error = on_error
         self._overwrite = overwrite
         self._report: Report | None = None
         self._view = VIEWS["summary"]
@@ -45,7 +53,7 @@ class Export:
         self._save = widgets.Button(
             description="Save",
             disabled=True,
-            tooltip="tables, graphs and page of this tab, in a folder of their own",
+            tooltip="save the tables, graphs and page of this tab in a new folder",
         )
         self._save.on_click(self._write)
         self._line, self._call = Code(label="magic"), Code(label="Python")
@@ -53,9 +61,10 @@ class Export:
         bar = widgets.HBox([widgets.Label("Download"), *buttons, self._folder, self._save])
         bar.add_class("llmsim-controls")
         self.widget = widgets.VBox([bar, self._line, self._call])
-        self.widget.layout.display = "none"  # until there is something to take
+        self.widget.layout.display = "none"  # until there is a report
 
     def show(self, report: Report, request: Request, *, is_variable: bool) -> None:
+        """Offer the files and the code of a report."""
         self._report, self._view = report, VIEWS[request.views[0]]
         self._save.disabled = False
         self.widget.layout.display = ""
@@ -70,10 +79,10 @@ class Export:
         try:
             name, text = content(self._report, self._view)
         except LlmsimError as error:
-            self._say("", error)
+            self._on_error(error)
             return
         button.send_file(name, text)
-        self._say(f"{name} is downloaded", None)
+        self._on_message(f"downloaded {name}")
 
     def _write(self, _: Any) -> None:
         if self._report is None:
@@ -88,10 +97,10 @@ class Export:
             files["report.html"] = self._report.page().encode()
             written = write_files(folder, files, overwrite=self._overwrite)
         except LlmsimError as error:
-            self._say("", error)
+            self._on_error(error)
             return
         names = ", ".join(file.name for file in written)
-        self._say(f"wrote {names} into {folder}", None)
+        self._on_message(f"wrote {names} into {folder}")
 
 
 def _csv(report: Report, view: View[Report]) -> tuple[str, str]:
@@ -112,12 +121,12 @@ def _html(report: Report, view: View[Report]) -> tuple[str, str]:
 
 
 def _stem(report: Report, view: View[Report]) -> str:
-    """`Qwen3-0.6B-decode-1x128-ops`: the name of a file anywhere."""
+    """A file name that every system accepts, such as `Qwen3-0.6B-decode-1x128-ops`."""
     work = report.trace.workload
     last = report.trace.model.name.rpartition("/")[2]
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in last)
-    name = name.encode()[:_LONGEST].decode(errors="ignore").strip(".-")
-    if not name or _DEVICE.match(name):
+    name = name.encode()[:_MAX_NAME_BYTES].decode(errors="ignore").strip(".-")
+    if not name or _WINDOWS_DEVICE.match(name):
         name = f"model-{name}".strip("-")
     if report.sweep is not None:
         return f"{name}-{view.name}"

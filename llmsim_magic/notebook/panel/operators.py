@@ -1,4 +1,4 @@
-"""The table of operators, filtered, and whatever shows the one that is chosen."""
+"""The Operators tab: a filtered table, with the arithmetic and the graph of the selected row."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,14 @@ from llmsim_magic.views.tables.operators import filter_operators, layer_indices
 if TYPE_CHECKING:
     import pandas as pd
 
-OnChosen = Callable[[int | None], None]  # an operator, by its order, or none
-_AT_FIRST = ["path", "op", "layer", "params", "flops", "bytes_read", "bytes_written",
+OnSelect = Callable[[int | None], None]  # called with the order of an operator, or None
+_DEFAULT_COLUMNS = ["path", "op", "layer", "params", "flops", "bytes_read", "bytes_written",
              "input_shapes", "output_shapes"]  # fmt: skip
-_EVERY, _OUTSIDE = ("all", ""), ("outside of layers", (None,))
-_KINDS = [_EVERY, ("modules", "module"), ("functions", "function")]
+_ALL, _OUTSIDE = ("all", ""), ("outside of layers", (None,))
 
 
 class Detail:
-    """One operator: its row, and the arithmetic behind it; a hint where none is chosen."""
+    """The row and the arithmetic of the selected operator; a hint if none is selected."""
 
     def __init__(self, hint: str) -> None:
         self._hint = f"<p>{hint}</p>"
@@ -36,20 +35,20 @@ class Detail:
         if order is None:
             self.widget.value = self._hint
             return
-        row = Section(f"Operator {order}", report.ops.loc[[order], _AT_FIRST])
+        row = Section(f"Operator {order}", report.ops.loc[[order], _DEFAULT_COLUMNS])
         arithmetic = Section("Its arithmetic", Explanation(explain_operator(report.trace, order)))
         self.widget.value = as_html((row, arithmetic), ())
 
 
 class GraphPicture:
-    """A graph in which an operator is chosen, here or by whoever shows it."""
+    """A graph in which the user or the caller selects an operator."""
 
-    def __init__(self, chosen: OnChosen, window: float = 0.0) -> None:
+    def __init__(self, on_select: OnSelect, window: float = 0.0) -> None:
         self.widget = Drawing(window=window)
-        self._chosen = chosen
+        self._on_select = on_select
         self._graph: Graph | None = None
         self._order: int | None = None
-        self.widget.observe(self._clicked, "chosen")
+        self.widget.observe(self._select_node, "chosen")
 
     def show(self, graph: Graph, order: int | None) -> None:
         self._order = order
@@ -62,30 +61,33 @@ class GraphPicture:
         self._graph = self._order = None
         self.widget.picture = self.widget.chosen = ""
 
-    def _clicked(self, change: Any) -> None:
-        """A layer stands for its like: its node says nothing new of an operator of theirs."""
+    def _select_node(self, change: Any) -> None:
+        """Select the operator of the clicked node, unless it is selected already.
+
+        A node of a folded layer represents the operators of several layers.
+        """
         graph, node = self._graph, change["new"]
         if graph is None or (self._order is not None and graph.node_of(self._order) == node):
             return
         order = graph.operator_of(node)
         if order is not None:
-            self._chosen(order)
+            self._on_select(order)
 
 
 class OperatorsPane:
-    """The table of operators; of the one chosen the arithmetic, and its place in the graph."""
+    """The table of operators, with the arithmetic and the graph of the selected one."""
 
-    def __init__(self, chosen: OnChosen) -> None:
-        self._chosen = chosen
+    def __init__(self, on_select: OnSelect) -> None:
+        self._on_select = on_select
         self._report: Report | None = None
         self._order: int | None = None
         self._graph: Graph | None = None
-        self._table = Table(chosen)
+        self._table = Table(on_select)
         self._detail = Detail("Select a row to see its arithmetic and its place in the graph.")
-        self._place = GraphPicture(chosen, window=0.5)
-        self._layer = widgets.Dropdown(description="Layer", options=[_EVERY])
+        self._place = GraphPicture(on_select, window=0.5)
+        self._layer = widgets.Dropdown(description="Layer", options=[_ALL])
         self._kind = widgets.Dropdown(
-            description="Kind", options=[_EVERY, *((kind, kind) for kind in ("module", "function"))]
+            description="Kind", options=[_ALL, *((kind, kind) for kind in ("module", "function"))]
         )
         self._path = widgets.Text(
             description="Path", placeholder="part of a path", continuous_update=False
@@ -93,10 +95,10 @@ class OperatorsPane:
         self._number = widgets.Text(
             description="Operator", placeholder="its number", continuous_update=False
         )
-        self._number.observe(self._typed, "value")
+        self._number.observe(self._select_number, "value")
         filters = [self._layer, self._kind, self._path]
         for control in filters:
-            control.observe(self._filter, "value")
+            control.observe(self._apply_filters, "value")
         bar = widgets.HBox([*filters, self._number])
         bar.add_class("llmsim-controls")
         beside = widgets.HBox([self._detail.widget, self._place.widget])
@@ -104,31 +106,27 @@ class OperatorsPane:
         self.widget = widgets.VBox([bar, self._table.widget, beside])
 
     def prepare(self, report: Report, cancelled: IsCancelled) -> None:
-        """The table, as the report keeps it."""
+        """Compute the table, which the report caches."""
         _ = report.ops
 
     def show(self, report: Report, order: int | None) -> None:
         is_new = report is not self._report
         if is_new:
-            self._begin(report)
+            self._set_layers(report)
         if is_new or order != self._order:
             self._order = order
             if is_new or order != self._table.selected:
-                self._filter()
-            self._explain(report, order)
+                self._apply_filters()
+            self._show_operator(report, order)
 
-    def _begin(self, report: Report) -> None:
+    def _set_layers(self, report: Report) -> None:
         self._report, self._graph = None, None
-        options = [
-            _EVERY,
-            _OUTSIDE,
-            *((str(layer), (layer,)) for layer in layer_indices(report.ops)),
-        ]
+        options = [_ALL, _OUTSIDE, *((str(layer), (layer,)) for layer in layer_indices(report.ops))]
         if list(self._layer.options) != options:
             self._layer.options = options
         self._report = report
 
-    def _explain(self, report: Report, order: int | None) -> None:
+    def _show_operator(self, report: Report, order: int | None) -> None:
         self._detail.show(report, order)
         self._number.value = "" if order is None else str(order)
         if order is None:
@@ -137,14 +135,14 @@ class OperatorsPane:
         self._graph = self._graph or report.dependency_graph()
         self._place.show(self._graph, order)
 
-    def _filter(self, _: Any = None) -> None:
+    def _apply_filters(self, _: Any = None) -> None:
         if self._report is not None:
             table = self._matching(self._report)
-            hidden = [str(name) for name in table if name not in _AT_FIRST]
-            self._table.show(table[_AT_FIRST + hidden], hidden, self._order)
+            hidden = [str(name) for name in table if name not in _DEFAULT_COLUMNS]
+            self._table.show(table[_DEFAULT_COLUMNS + hidden], hidden, self._order)
 
     def _matching(self, report: Report) -> "pd.DataFrame":
-        """The rows that the filters leave; all of them where they would hide the one chosen."""
+        """The rows that pass the filters; all rows if the filters would hide the selected one."""
         table = filter_operators(
             report.ops,
             path=self._path.value.strip(),
@@ -153,12 +151,12 @@ class OperatorsPane:
         )
         return report.ops if self._order is not None and self._order not in table.index else table
 
-    def _typed(self, change: Any) -> None:
-        """A number that is no operator's goes back to the one chosen."""
+    def _select_number(self, change: Any) -> None:
+        """Select the operator of a typed number; restore the field if there is none."""
         report, text = self._report, change["new"].strip()
         if report is None or text == ("" if self._order is None else str(self._order)):
             return
         if text and not (text.isdecimal() and int(text) < len(report.ops)):
             self._number.value = "" if self._order is None else str(self._order)
         else:
-            self._chosen(int(text) if text else None)
+            self._on_select(int(text) if text else None)

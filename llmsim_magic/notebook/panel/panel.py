@@ -1,14 +1,12 @@
-"""The panel: explore a model with dropdowns and sliders, the answers in tabs."""
+"""The panel: explore a model with dropdowns and sliders; each view is a tab."""
 
-import re
-import traceback
 import uuid
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib import resources
-from threading import RLock
+from threading import RLock, Thread
 from typing import Any
 
 import ipywidgets as widgets
@@ -18,13 +16,13 @@ from IPython.display import display
 from llmsim_magic.notebook.background_worker import Job, Worker
 from llmsim_magic.notebook.code_export import magic_line
 from llmsim_magic.notebook.kernel_interrupts import interrupts
+from llmsim_magic.notebook.panel.buttons import EMPTY_MESSAGE, ButtonBar
 from llmsim_magic.notebook.panel.controls import Controls
 from llmsim_magic.notebook.panel.export import Export
-from llmsim_magic.notebook.panel.models import PanelModels, PanelQuestion
+from llmsim_magic.notebook.panel.model_choices import ModelChoices, PanelQuestion
 from llmsim_magic.notebook.panel.panes import Pane, pane_of
 from llmsim_magic.notebook.panel.static_copy import StaticCopy
 from llmsim_magic.notebook.variables import is_model
-from llmsim_magic.notebook.widgets import Status
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, one_of, type_name
 from llmsim_magic.records.trace.workload import DEFAULT_CONTEXT, Workload
 from llmsim_magic.simulate.answer import answer
@@ -33,173 +31,185 @@ from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import Request
 from llmsim_magic.simulate.views import VIEWS
 
-_KNOWN = 64  # answers that are shown again at once
-_QUICK_S = 0.4  # so long a cell waits for its panel's first answer
-_COUNTED = re.compile(r"workload (\d+) of (\d+)")
-_EMPTY = "choose a model to see what it does and costs"
+_MAX_CACHED_REPORTS = 64
+_FIRST_REPORT_WAIT_S = 0.4  # for which `show` waits, so that a fast report appears at once
 
 
 class NoNotebook(LlmsimError):
-    """There is no front end that has widgets."""
+    """The panel was displayed outside a notebook."""
 
 
 class Panel:
-    """Widgets that ask for a report and show it; `report` is the one shown last.
+    """Dropdowns and sliders that request a report, and tabs that display it.
 
-    Each change of a control asks anew. What was answered before is shown again at once; else a
-    thread works on it, which the Cancel button and the kernel's interrupt stop.
+    Each change of a control requests a report. A cached report is displayed at once; any other
+    is computed in a thread, which the Cancel button and the kernel's interrupt stop.
+
+    Attributes:
+        report: the report that is displayed; None before the first one.
+        controls: the dropdowns and sliders.
+        panes: the tabs, by name of the view.
+        status: the status line.
+        widget: the whole panel.
     """
 
     def __init__(self, request: Request) -> None:
         self.report: Report | None = None
         shell = get_ipython()
-        self._models = PanelModels({} if shell is None else shell.user_ns)
+        self._models = ModelChoices({} if shell is None else shell.user_ns)
         if request.model is not None and not isinstance(request.model, str):
-            request = replace(request, model=self._models.called(request.model))
-        self.controls = Controls(request, self._models.names)
-        name = f"llmsim-static-{uuid.uuid4().hex}"
-        self.status = Status(message=_EMPTY, twin=name)
-        self._kept = StaticCopy(name)
-        self._order: int | None = None
-        self._view = "summary"  # of the report that is shown
-        self._known: OrderedDict[Any, Report] = OrderedDict()  # by what was asked
-        self._showing = RLock()  # one answer at a time, whichever thread has it
-        self._worker: Worker[Report] = Worker(self._done)
+            request = replace(request, model=self._models.name_of(request.model))
+        self._order: int | None = None  # of the selected operator
+        self._view = "summary"  # of the displayed report
+        self._reports: OrderedDict[Any, Report] = OrderedDict()  # by question
+        self._display_lock = RLock()  # one report is displayed at a time
+        self._worker: Worker[Report] = Worker(self._on_job_end)
         self._is_shown = False
-        drawing = self.controls.drawing
+        static_class = f"llmsim-static-{uuid.uuid4().hex}"
+        self._static_copy = StaticCopy(static_class)
+        self.controls = Controls(request, self._models.names)
+        self._buttons = ButtonBar(self._trace_again, self.cancel, static_class)
+        self.status = self._buttons.status
         self.panes: dict[str, Pane] = {
-            name: pane_of(view, drawing, self.choose) for name, view in VIEWS.items()
+            name: pane_of(view, self.controls.drawing, self.select_operator)
+            for name, view in VIEWS.items()
         }
-        self._trace = widgets.Button(description="Trace", button_style="primary")
-        self._cancel = widgets.Button(description="Cancel", disabled=True)
         self._tabs = widgets.Tab([pane.widget for pane in self.panes.values()])
         self._tabs.titles = tuple(view.title for view in VIEWS.values())
-        self._export = Export(self._say, overwrite=request.overwrite)
-        self.widget = self._laid_out()
-        self._tab_of_view()
-        self._listen()
+        self._export = Export(
+            self._buttons.show_message, self._show_error, overwrite=request.overwrite
+        )
+        self.widget = self._layout()
+        self._select_tab()
+        self._observe()
 
-    # looks
-
-    def _laid_out(self) -> widgets.Widget:
+    def _layout(self) -> widgets.Widget:
         style = resources.files(__package__).joinpath("panel.css").read_text("utf-8")
         controls = widgets.HBox(self.controls.of_model)
         controls.add_class("llmsim-controls")
-        bar = widgets.HBox([self._trace, self._cancel, self.status])
-        made = widgets.VBox(
+        box = widgets.VBox(
             [
                 widgets.HTML(f"<style>{style}</style>"),
                 controls,
-                bar,
+                self._buttons.widget,
                 self._tabs,
                 self._export.widget,
             ]
         )
-        made.add_class("llmsim-panel")
-        return made
+        box.add_class("llmsim-panel")
+        return box
 
-    def _listen(self) -> None:
-        for control in self.controls.asking:
+    def _observe(self) -> None:
+        for control in self.controls.observed:
             control.observe(self.refresh, "value")
-        self.controls.view.observe(self._tab_of_view, "value")
-        self._tabs.observe(self._view_of_tab, "selected_index")
-        self._trace.on_click(self._anew)
-        self._cancel.on_click(self.cancel)
+        self.controls.view.observe(self._select_tab, "value")
+        self._tabs.observe(self._select_view, "selected_index")
 
-    def _tab_of_view(self, _: Any = None) -> None:
+    def _select_tab(self, _: Any = None) -> None:
+        """Select the tab of the view in the dropdown."""
         self._tabs.selected_index = list(VIEWS).index(self.controls.view.value)
 
-    def _view_of_tab(self, _: Any) -> None:
+    def _select_view(self, _: Any) -> None:
+        """Select the view of the open tab in the dropdown."""
         if self._tabs.selected_index is not None:
             self.controls.view.value = list(VIEWS)[self._tabs.selected_index]
 
     def show(self) -> None:
-        """Display it, and below it what a notebook shows of it where no widget lives.
+        """Display the panel, and below it a static copy for viewers without widgets.
 
-        Raises `NoNotebook` in a terminal.
+        Raises:
+            NoNotebook: there is no notebook kernel.
         """
         if not hasattr(get_ipython(), "kernel"):
-            raise NoNotebook("panel: it needs a notebook; here, try %llmsim gpt2 --ops")
-        words = {"text/plain": repr(self)}
-        display(self.widget._repr_mimebundle_() | words, raw=True)
-        self._kept.show()
+            raise NoNotebook(
+                "the panel needs a notebook; in a terminal, use for example %llmsim gpt2 --ops"
+            )
+        text = {"text/plain": repr(self)}
+        display(self.widget._repr_mimebundle_() | text, raw=True)
+        self._static_copy.show()
         if self.report is None and self.controls.model.value:
             thread = self.refresh()
             if thread is not None:
-                thread.join(_QUICK_S)
+                thread.join(_FIRST_REPORT_WAIT_S)
         self._is_shown = True
 
     _ipython_display_ = show
 
     def __repr__(self) -> str:
-        return f"Panel({self.controls.model.value!r}): run this cell for its dropdowns"
+        return f"Panel({self.controls.model.value!r}): run this cell to display its widgets"
 
-    # asking
+    def refresh(self, _: Any = None) -> Thread | None:
+        """Display the report that the controls request.
 
-    def refresh(self, _: Any = None) -> Any:
-        """Show what the controls ask for; the thread that works on it, if one has to."""
+        Returns:
+            The thread that computes the report; None if none is needed.
+        """
         try:
-            asked = self._asked()
+            question = self._question()
         except LlmsimError as error:
             self._stop()
-            self._say("", error)
+            self._show_error(error)
             return None
-        if asked is None:
+        if question is None:
             self._stop()
-            self._say(_EMPTY)
-            self._tabs.add_class("llmsim-stale")
+            self._buttons.show_message(EMPTY_MESSAGE)
+            self._mark_stale()
             return None
-        if asked.key in self._known:
+        if question.key in self._reports:
             self._stop()
-            self._show(asked, self._known[asked.key])
+            self._display(question, self._reports[question.key])
             return None
-        thread = self._worker.take(Job(asked.key, partial(self._answer, asked)))
+        thread = self._worker.take(Job(question.key, partial(self._compute, question)))
         if thread is not None:
-            self.status.error = self.status.details = ""
-            self._tabs.add_class("llmsim-stale")
-            self._set_busy()
+            self._buttons.clear_error()
+            self._mark_stale()
+            self._update_busy()
             thread.start()
         return thread
 
     def cancel(self, _: Any = None) -> None:
-        """Stop what is running; what was shown before stays, greyed."""
+        """Stop the running job; the displayed report stays, greyed out."""
         if self._stop():
-            self._say("cancelled")
+            self._buttons.show_message("cancelled")
 
     def _stop(self) -> bool:
         was_running = self._worker.cancel()
-        self._set_busy()
+        self._update_busy()
         return was_running
 
-    def choose(self, order: int | None) -> None:
-        """Show an operator's row, its arithmetic and its place in the graph."""
+    def select_operator(self, order: int | None) -> None:
+        """Select an operator by its `order`, or none: shows its row, arithmetic and node."""
         self._order = order
-        with self._showing:
+        with self._display_lock:
             if self.report is not None:
                 self.panes[self._view].show(self.report, order)
 
-    def _anew(self, _: Any) -> None:
-        """Ask about a model that may have changed: a variable, a folder."""
+    def _trace_again(self, _: Any) -> None:
+        """Drop the cached reports of the model, which may be a variable or folder that changed."""
         with suppress(LlmsimError):
-            asked = self._asked()
-            if asked is not None and self._worker.job is None:
-                self._models.forget(asked)
-                for key in [key for key in self._known if key[0] == asked.which]:
-                    del self._known[key]
+            question = self._question()
+            if question is not None and self._worker.job is None:
+                self._models.forget(question)
+                for key in [key for key in self._reports if key[0] == question.model_key]:
+                    del self._reports[key]
         self.refresh()
 
-    def _asked(self) -> PanelQuestion | None:
+    def _question(self) -> PanelQuestion | None:
+        """What the controls request; None without a model."""
         request = self.controls.request()
-        return self._models.asked(request) if request.model else None
+        return self._models.question(request) if request.model else None
 
-    # working, in a thread
+    def _compute(self, question: PanelQuestion, job: Job[Report]) -> Report:
+        """Compute a report, in the thread of its job."""
 
-    def _answer(self, asked: PanelQuestion, job: Job[Report]) -> Report:
+        def progress(message: str) -> None:
+            if not job.cancelled():
+                self._buttons.show_progress(message)
+
         interrupts.add(self.cancel)
         try:
-            progress = partial(self._tell, job)
-            recipe = self._models.recipe(asked, progress)
-            request = replace(asked.request, model=asked.model)
+            recipe = self._models.recipe(question, progress)
+            request = replace(question.request, model=question.model)
             report = answer(request, progress, job.cancelled, recipe=recipe)
             progress("preparing the view")
             self.panes[request.views[0]].prepare(report, job.cancelled)
@@ -207,58 +217,50 @@ class Panel:
         finally:
             interrupts.remove(self.cancel)
 
-    def _tell(self, job: Job[Report], message: str) -> None:
-        if not job.cancelled():
-            counted = _COUNTED.search(message)
-            self.status.fraction = (int(counted[1]) - 1) / int(counted[2]) if counted else -1.0
-            self.status.message = f"{message} …"
-
-    def _done(self, job: Job[Report], result: Report | Exception) -> None:
+    def _on_job_end(self, job: Job[Report], result: Report | Exception) -> None:
+        """Cache the report and display it if the controls still request it."""
         if isinstance(result, Report):
-            self._known[job.key] = result
-            while len(self._known) > _KNOWN:
-                self._known.popitem(last=False)
+            self._reports[job.key] = result
+            while len(self._reports) > _MAX_CACHED_REPORTS:
+                self._reports.popitem(last=False)
             try:
-                asked = self._asked()
-                if asked is not None and asked.key == job.key:
-                    self._show(asked, result)
-            except Exception as error:  # it would be lost with the thread
-                self._say("", error)
+                question = self._question()
+                if question is not None and question.key == job.key:
+                    self._display(question, result)
+            except Exception as error:  # an exception in a thread would go unnoticed
+                self._show_error(error)
         else:
-            self._say("", result)
-        self._set_busy()
+            self._show_error(result)
+        self._update_busy()
 
-    # answering
-
-    def _show(self, asked: PanelQuestion, report: Report) -> None:
-        with self._showing:
+    def _display(self, question: PanelQuestion, report: Report) -> None:
+        with self._display_lock:
             self._order = self._same_operator(report)
             self.report = report
-            self._view = asked.request.views[0]
+            self._view = question.request.views[0]
             self.panes[self._view].show(report, self._order)
-            self._export.show(report, asked.request, is_variable=asked.is_variable)
-            self._say(f"{report.trace.model.class_name}: {_workload(report)}")
+            self._export.show(report, question.request, is_variable=question.is_variable)
+            self._buttons.show_message(f"{report.trace.model.class_name}: {_workload(report)}")
             self._tabs.remove_class("llmsim-stale")
-            self._kept.keep(report, magic_line(asked.request), at_once=not self._is_shown)
+            self._static_copy.keep(report, magic_line(question.request), at_once=not self._is_shown)
 
     def _same_operator(self, report: Report) -> int | None:
-        """The operator that is chosen, where another workload has it too."""
+        """The selected operator, if the new report has the same one."""
         order, shown = self._order, self.report
         if order is None or shown is None or order >= len(report.trace.paths):
             return None
         return order if report.trace.paths[order] == shown.trace.paths[order] else None
 
-    def _say(self, message: str, error: Exception | None = None) -> None:
-        """Tell how it went; what is shown is greyed where it is not what was asked for."""
-        self.status.message = message
-        self.status.error = "" if error is None else _in_one_line(error)
-        self.status.details = "" if error is None else "".join(traceback.format_exception(error))
-        if error is not None:
-            self._tabs.add_class("llmsim-stale")
+    def _show_error(self, error: Exception) -> None:
+        self._buttons.show_error(error)
+        self._mark_stale()
 
-    def _set_busy(self) -> None:
-        self.status.is_busy = self._worker.job is not None
-        self._cancel.disabled = not self.status.is_busy
+    def _mark_stale(self) -> None:
+        """Grey out the tabs: they do not show what the controls request."""
+        self._tabs.add_class("llmsim-stale")
+
+    def _update_busy(self) -> None:
+        self._buttons.set_busy(self._worker.job is not None)
 
 
 def panel(
@@ -274,11 +276,31 @@ def panel(
     hardware: str | None = None,
     trust_remote_code: bool = False,
 ) -> Panel:
-    """Dropdowns and sliders to explore a model with, in a notebook.
+    """Explore a model with dropdowns and sliders in a notebook.
 
-    `model` is what `llmsim.trace` takes, or nothing to begin without one; `view` is one of
-    summary, ops, multi-config, deps, topological, costs and memory; `hardware` names a device of
-    the catalogue. Raises `InvalidValue` and `UnknownHardware`.
+    Args:
+        model: a hub id, a path, a config or a live module, as in `trace`; None starts without
+            a model.
+        view: the tab to open: summary, ops, multi-config, deps, topological, costs or memory.
+        phase: `prefill` or `decode`.
+        batch: number of sequences.
+        context: tokens per sequence; by default 128.
+        dtype: `bfloat16`, `float16` or `float32`; by default the config's.
+        attn: `sdpa` or `eager`; by default the model's.
+        base: leave out the head, as `AutoModel` does.
+        hardware: a device of the catalogue to predict time and memory for.
+        trust_remote_code: run code from the model's repository.
+
+    Returns:
+        The panel; it displays itself as the last value of a cell.
+
+    Raises:
+        InvalidValue: an unknown view, or an illegal value.
+        UnknownHardware: the catalogue has no such device.
+
+    >>> import llmsim_magic as llmsim
+    >>> llmsim.panel("gpt2", view="ops", hardware="H100")
+    Panel('gpt2'): run this cell to display its widgets
     """
     if view not in VIEWS:
         raise InvalidValue.must_be("view", view, one_of(VIEWS))
@@ -301,11 +323,5 @@ def panel(
 
 
 def _workload(report: Report) -> str:
-    many = report.sweep is not None and len(report.sweep.traces)
-    return f"{many} workloads" if many else str(report.trace.workload)
-
-
-def _in_one_line(error: Exception) -> str:
-    """A mistake of the user's as it is told; of ours what it was."""
-    words = " ".join(str(error).split())
-    return words if isinstance(error, LlmsimError) else f"{type(error).__name__}: {words}"
+    count = report.sweep is not None and len(report.sweep.traces)
+    return f"{count} workloads" if count else str(report.trace.workload)

@@ -1,10 +1,10 @@
-"""What the panel shows of a report: a pane for each view, prepared in a thread, then shown."""
+"""The tabs of the panel: each prepares a view in a thread, then displays it."""
 
 from typing import TYPE_CHECKING, Protocol
 
 import ipywidgets as widgets
 
-from llmsim_magic.notebook.panel.operators import Detail, GraphPicture, OnChosen, OperatorsPane
+from llmsim_magic.notebook.panel.operators import Detail, GraphPicture, OnSelect, OperatorsPane
 from llmsim_magic.notebook.panel.table import Table
 from llmsim_magic.records.trace.workload import IsCancelled
 from llmsim_magic.simulate.report import Report
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Pane(Protocol):
-    """One tab. `prepare` may take long; `show` puts on the screen what was prepared.
+    """One tab. `prepare` may take seconds; `show` displays the prepared result.
 
-    `order` is the operator that is chosen, if any.
+    `order` is the selected operator, if any.
     """
 
     widget: widgets.Widget
@@ -29,13 +29,13 @@ class Pane(Protocol):
 
 
 class PagePane:
-    """A view as the magic shows it."""
+    """A view displayed as the magic displays it."""
 
     def __init__(self) -> None:
         self.widget = widgets.HTML()
 
     def prepare(self, report: Report, cancelled: IsCancelled) -> None:
-        """Make the tables and pictures, which the report keeps."""
+        """Compute the tables and pictures, which the report caches."""
         report.sections()
 
     def show(self, report: Report, order: int | None) -> None:
@@ -43,7 +43,7 @@ class PagePane:
 
 
 class TablePane:
-    """A view that is one table."""
+    """A view displayed as one table."""
 
     def __init__(self, view: View[Report]) -> None:
         self._view = view
@@ -66,13 +66,13 @@ class TablePane:
 
 
 class GraphPane:
-    """A view that is a graph; of the node chosen the row and its arithmetic."""
+    """A view displayed as a graph, with the row and arithmetic of the selected node."""
 
     def __init__(
-        self, view: View[Report], controls: tuple[widgets.Widget, ...], chosen: OnChosen
+        self, view: View[Report], controls: tuple[widgets.Widget, ...], on_select: OnSelect
     ) -> None:
         self._view = view.name
-        self._picture = GraphPicture(chosen)
+        self._picture = GraphPicture(on_select)
         self._detail = Detail("Click a node, or find it by name, to see its row and arithmetic.")
         bar = widgets.HBox(controls)
         bar.add_class("llmsim-controls")
@@ -88,12 +88,12 @@ class GraphPane:
         self._detail.show(report, order)
 
 
-def pane_of(view: View[Report], controls: tuple[widgets.Widget, ...], chosen: OnChosen) -> Pane:
-    """The pane that a view asks for; `controls` are those of graphs."""
+def pane_of(view: View[Report], controls: tuple[widgets.Widget, ...], on_select: OnSelect) -> Pane:
+    """The pane that displays a view; `controls` are the controls of graphs."""
     if view.pane == "operators":
-        return OperatorsPane(chosen)
+        return OperatorsPane(on_select)
     if view.pane == "table":
         return TablePane(view)
     if view.pane == "graph":
-        return GraphPane(view, controls, chosen)
+        return GraphPane(view, controls, on_select)
     return PagePane()

@@ -1,4 +1,4 @@
-"""What a notebook keeps of the panel, for where no widget lives: pictures and heads of tables."""
+"""A static copy of the panel in the saved notebook, for viewers that cannot run widgets."""
 
 import html
 from threading import Timer
@@ -9,12 +9,12 @@ from llmsim_magic.simulate.report import Report
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.page import as_html
 
-_ROWS = 60  # of a table
-_LATER_S = 0.8  # after the last change
+_MAX_ROWS = 60  # of a table
+_UPDATE_DELAY_S = 0.8  # after the last change
 
 
 class StaticCopy:
-    """An output of its own, of the class `name`, which the living panel hides."""
+    """A separate output with the CSS class `name`, which the live panel hides."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -23,16 +23,23 @@ class StaticCopy:
         self._shown: tuple[Report, str] | None = None
 
     def show(self) -> None:
+        """Display the output."""
         self._handle = display(self._page(), raw=True, display_id=True)
 
     def keep(self, report: Report, line: str, *, at_once: bool) -> None:
-        """Keep a report; if not at once, then when its user has stopped going to the next."""
+        """Replace the copy, immediately or once the user stops changing controls.
+
+        Args:
+            report: the displayed report.
+            line: its line of the magic.
+            at_once: do not wait for further changes.
+        """
         self._timer.cancel()
         self._shown = report, line
         if at_once:
             self._update()
         else:
-            self._timer = Timer(_LATER_S, self._update)
+            self._timer = Timer(_UPDATE_DELAY_S, self._update)
             self._timer.daemon = True
             self._timer.start()
 
@@ -41,9 +48,9 @@ class StaticCopy:
             return {"text/html": f'<div class="{self._name}"></div>', "text/plain": ""}
         report, line = self._shown
         sections = sorted(report.sections(), key=lambda part: not isinstance(part.body, Graph))
-        page = as_html(sections, report.remarks(), _ROWS)
-        said = f"<p><code>{html.escape(line)}</code></p>"
-        return {"text/html": f'<div class="{self._name}">{said}{page}</div>', "text/plain": line}
+        page = as_html(sections, report.remarks(), _MAX_ROWS)
+        code = f"<p><code>{html.escape(line)}</code></p>"
+        return {"text/html": f'<div class="{self._name}">{code}{page}</div>', "text/plain": line}
 
     def _update(self) -> None:
         if self._handle is not None:

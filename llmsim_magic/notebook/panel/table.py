@@ -1,4 +1,4 @@
-"""A table to sort, search and choose columns and rows of; long ones are loaded as they are."""
+"""A sortable, searchable table widget with selectable columns and rows."""
 
 import uuid
 from collections.abc import Callable, Collection
@@ -12,7 +12,7 @@ from llmsim_magic.views.page import format_table
 if TYPE_CHECKING:
     import pandas as pd
 
-_ROWS = 12
+_ROWS_PER_PAGE = 12
 _LAYOUT = {
     "topStart": {
         "buttons": [
@@ -28,7 +28,7 @@ _LAYOUT = {
     "bottomStart": "info",
     "bottomEnd": "paging",
 }
-# Once drawn, the page that a row stands on, in whatever order the rows are.
+# After the first draw, opens the page of a row, in the current sort order.
 _SHOW_ROW = """function (settings) {
   if (settings.isShown) return;
   settings.isShown = true;
@@ -42,18 +42,24 @@ _SHOW_ROW = """function (settings) {
 
 
 class Table:
-    """A DataFrame as a widget; `chosen` is told the label of the row that its user selects."""
+    """A DataFrame as a widget; `on_select` is called with the label of the selected row."""
 
-    def __init__(self, chosen: Callable[[Any], None] | None = None) -> None:
-        self._chosen = chosen
+    def __init__(self, on_select: Callable[[Any], None] | None = None) -> None:
+        self._on_select = on_select
         self._labels: list[Any] = []
         self.selected: Any = None
         self._name = f"llmsim-{uuid.uuid4().hex}"
-        self.widget = ITable(text_in_header_can_be_selected=False)  # a click on it sorts
-        self.widget.observe(self._row, "selected_rows")
+        self.widget = ITable(text_in_header_can_be_selected=False)  # a click sorts
+        self.widget.observe(self._select_row, "selected_rows")
 
     def show(self, frame: "pd.DataFrame", hidden: Collection[str] = (), row: Any = None) -> None:
-        """Another table, with one of its rows selected and in sight."""
+        """Show another table.
+
+        Args:
+            frame: the table.
+            hidden: columns that the user can switch on.
+            row: label of the row to select and scroll to.
+        """
         self._labels = list(frame.index)
         cells = format_table(frame.reset_index() if frame.index.name else frame)
         places = [place for place, name in enumerate(cells) if name in hidden]
@@ -61,7 +67,7 @@ class Table:
         self.selected = None if selected is None else row
         options: dict[str, Any] = {
             "layout": _LAYOUT,
-            "pageLength": _ROWS,
+            "pageLength": _ROWS_PER_PAGE,
             "table_id": self._name,
             "style": "table-layout:auto;width:auto;margin:0",
             "stateSave": True,  # order, search and columns stay when other rows are shown
@@ -70,21 +76,21 @@ class Table:
             "text_in_header_can_be_selected": False,
             "showIndex": False,
             "columnDefs": [{"visible": False, "targets": places}] if places else [],
-            "select": "single" if self._chosen else False,
+            "select": "single" if self._on_select else False,
             "selected_rows": [],
             "drawCallback": JavascriptFunction(_SHOW_ROW % (-1 if selected is None else selected)),
         }
-        # Made anew with none selected: else the widget stumbles over the selection it remembers.
+        # Updated without a selection, because the widget fails on rows that no longer exist.
         self.widget.selected_rows = []
         self.widget.update(cells, **options)
         self.widget.selected_rows = [] if selected is None else [selected]
 
-    def _row(self, change: Any) -> None:
-        """Told of by the widget, or set here: then it is the one selected already.
+    def _select_row(self, change: Any) -> None:
+        """Report a row that the user selected.
 
-        None is selected while the widget makes a table anew: that says nothing.
+        `show` changes the selection too: to none, then to the row that is selected already.
         """
         row = self._labels[change["new"][0]] if change["new"] else None
-        if self._chosen and row is not None and row != self.selected:
+        if self._on_select and row is not None and row != self.selected:
             self.selected = row
-            self._chosen(row)
+            self._on_select(row)

@@ -1,4 +1,4 @@
-"""Small widgets that ipywidgets has not: a drawing, a status, a download, a copied text."""
+"""Widgets that ipywidgets does not have: a graph, a status line, a download, text to copy."""
 
 from importlib import resources
 from typing import Any
@@ -14,9 +14,12 @@ def _script(name: str) -> str:
 
 
 class Drawing(anywidget.AnyWidget):
-    """A graph to zoom, search and fold; `chosen` is the name of the node that is marked, `n5`.
+    """A graph to zoom, search and fold.
 
-    `window` is the share of the screen's height that a long one is seen through; 0 for all of it.
+    Attributes:
+        picture: the SVG.
+        chosen: the name of the selected node, such as `n5`.
+        window: maximum height as a fraction of the screen; 0 for no limit.
     """
 
     _esm = viewer() + _script("drawing.js")
@@ -26,10 +29,15 @@ class Drawing(anywidget.AnyWidget):
 
 
 class Status(anywidget.AnyWidget):
-    """What is being done and how far it is, or the error it ended with, told to readers too.
+    """A status line with a progress bar and an error, announced to screen readers.
 
-    `fraction` is of the work, or below 0 where nobody knows. While it is alive it hides `twin`, the
-    class of what a notebook without scripts shows.
+    Attributes:
+        message: what is running or was done.
+        is_busy: show the progress bar.
+        fraction: progress from 0 to 1; negative if unknown.
+        error: the error in one line.
+        details: its traceback.
+        twin: CSS class of the static copy, which the live widget hides.
     """
 
     _esm = _script("status.js")
@@ -42,26 +50,27 @@ class Status(anywidget.AnyWidget):
 
     def __init__(self, **traits: Any) -> None:
         super().__init__(**traits)
-        self.on_msg(self._answer)
+        self.on_msg(self._reply)
 
-    def _answer(self, *_: Any) -> None:
-        """Whoever asks whether the kernel hears."""
+    def _reply(self, *_: Any) -> None:
+        """Reply to the browser, which checks whether the kernel responds."""
         self.send("here")
 
 
 class Download(anywidget.AnyWidget):
-    """A button that asks for a file, which the browser then saves: answer with `send_file`."""
+    """A download button: it sends a message, and `send_file` replies with the file."""
 
     _esm = _script("download.js")
     label = Unicode().tag(sync=True)
     is_disabled = Bool(True).tag(sync=True)
 
     def send_file(self, name: str, content: str) -> None:
+        """Let the browser save a text file."""
         self.send({"name": name}, buffers=[content.encode()])
 
 
 class Code(anywidget.AnyWidget):
-    """A text to copy."""
+    """Text with a copy button."""
 
     _esm = _script("code.js")
     label = Unicode().tag(sync=True)

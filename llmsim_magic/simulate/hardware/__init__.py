@@ -1,1 +1,1 @@
-"""Times, memory and sizing on devices."""
+"""Times, memory and capacity of a model on devices."""

@@ -1,4 +1,4 @@
-"""`--hardware local`: this machine, measured once and fitted as any other device."""
+"""`--hardware local`: benchmark this machine's CPU once per process and calibrate it."""
 
 from functools import cache
 
@@ -9,13 +9,14 @@ from llmsim_magic.records.exclusive import ExclusiveLock
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Calibration, Sample, Transfer
 
-_measuring = ExclusiveLock("this machine is being measured")  # two at once would measure each other
+# Two benchmarks at the same time would slow each other down.
+_measuring = ExclusiveLock("this machine is being measured")
 
 
 def local() -> tuple[Accelerator, Calibration]:
-    """This machine's CPU and what its kernels take: measured at the first call, in half a minute.
+    """This machine's CPU and its calibration; the first call benchmarks it for about 30 s.
 
-    Kernels of a class that was not measured have no band but a factor of three.
+    A kernel class without measurements gets the default band, a factor of three.
     """
     with DeferredInterrupt(), _measuring:
         return _measured()

@@ -1,4 +1,4 @@
-"""size(): which of the devices of the catalogue a model fits, and how fast it is there."""
+"""size(): which devices a model fits, and how fast it runs on each."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from llmsim_magic.records.trace.workload import (
     never_cancelled,
 )
 from llmsim_magic.records.validation import as_nonempty_tuple, require_callable
-from llmsim_magic.simulate.hardware.costing import DeviceCosts, device_of
-from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
+from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
+from llmsim_magic.simulate.hardware.device_costs import DeviceCosts, device_of
 from llmsim_magic.simulate.models.recipes import Progress, no_progress
 from llmsim_magic.simulate.request import ALL, Build, Deployment
 from llmsim_magic.views.page import as_html, as_text
@@ -33,18 +33,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sizing:
-    """One row for each device: fits or not, times and tokens per second, and what binds."""
+    """The result of `size`; it displays itself in a notebook.
+
+    Attributes:
+        title: model, batch, context and parallel layout.
+        table: one row per device: whether the model fits, bytes, seconds of a prefill and of a
+            decode step with their bands, tokens/s and the bound.
+        notes: devices and phases without a prediction, and what the times do not include.
+
+    >>> import llmsim_magic as llmsim
+    >>> sizing = llmsim.size("gpt2", hardware="T4")
+    >>> sizing.title
+    'gpt2: batch 1 × context 128, one device'
+    """
 
     title: str
     table: "pd.DataFrame"
     notes: tuple[str, ...]
 
     def section(self) -> Section:
+        """The table with its title and a remark, as a part of a page."""
         return Section(
             self.title,
             self.table,
-            "Bytes are those of each device; a time stands beside the ends of its band, in which "
-            "nine of ten measurements would lie; NA where the model does not fit.",
+            "Bytes are per device. Each time has a band from low to high that holds nine of ten "
+            "measurements. NA: the model does not fit.",
         )
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
@@ -77,19 +90,43 @@ def size(
     cancelled: IsCancelled = never_cancelled,
     progress: Progress = no_progress,
 ) -> Sizing:
-    """Which devices hold `model` with `batch` sequences of `context` tokens, and how fast.
+    """Check which devices hold a model, and predict how fast it runs on each.
 
-    `hardware` names devices of the catalogue, or is `all`. Weights and cache may be stored in
-    other dtypes than the model's; `tp`, `pp` and `ep` spread it over devices of one kind, by its
-    own plans. Raises `LlmsimError` with one line.
+    Args:
+        model: a hub id, a local folder or `config.json`, a `PretrainedConfig`, or a live
+            `nn.Module`.
+        context: tokens in the cache of each sequence.
+        batch: number of sequences.
+        hardware: names of devices in the catalogue, or `all`.
+        weight_dtype: dtype of the stored weights, such as `int4` or `fp8`; by default the model's.
+        kv_dtype: dtype of the stored keys and values; by default the model's.
+        launch: `graph` (kernels captured once as a CUDA graph) or `eager` (launched one by one).
+        tp: devices that share each layer (tensor parallel), by the model's own plan.
+        pp: stages that share the layers (pipeline parallel).
+        ep: devices that share the experts (expert parallel).
+        dtype: `bfloat16`, `float16` or `float32`; by default the config's.
+        attn: `sdpa` (one fused kernel) or `eager` (separate matmuls and softmax).
+        base: leave out the head, as `AutoModel` does.
+        trust_remote_code: run code from the model's repository.
+        refresh: read the config from the hub before the built-in catalogue.
+        cancelled: called between devices; returns True to stop.
+        progress: called with a message before each step.
+
+    Returns:
+        The sizing: one row per device in `table`.
+
+    Raises:
+        LlmsimError: an unknown model, device or dtype, or an impossible parallel layout; the
+            message is one line.
+        Cancelled: `cancelled` returned True.
 
     >>> import llmsim_magic as llmsim
     >>> sizing = llmsim.size("Qwen/Qwen3-32B", hardware=["L40S", "H100"])
     >>> sizing.table[["device", "fits"]].values.tolist()
     [['L40S', False], ['H100-SXM5-80GB', True]]
     """
-    require_callable("cancelled", cancelled, "that says whether to stop")
-    require_callable("progress", progress, "that takes a text")
+    require_callable("cancelled", cancelled, "that returns whether to stop")
+    require_callable("progress", progress, "that takes a message")
     parallel = Parallel(tp, pp, ep)
     build = Build(
         base=base,
@@ -117,7 +154,7 @@ def sizing_of(
     cancelled: IsCancelled = never_cancelled,
     progress: Progress = no_progress,
 ) -> Sizing:
-    """The same of a model that is known already."""
+    """`size` for a model whose planner exists already."""
     passes, notes = _passes(planner, setup)
     costing = DeviceCosts(passes, deployment, planner)
     names = [*accelerators.entries()] if ALL in deployment.hardware else [*deployment.hardware]
@@ -131,7 +168,7 @@ def sizing_of(
         device, calibration = device_of(name)
         fit = planner.fit(setup, device)
         if fit is None:
-            unknown[name] = "how much memory it has is not known"
+            unknown[name] = "its memory size is unknown"
             continue
         fits.append(fit)
         each: list[PassTime | None] = [None] * len(passes)
@@ -151,7 +188,7 @@ def sizing_of(
 
 
 def _passes(planner: CapacityPlanner, setup: Setup) -> tuple[tuple[Trace, ...], list[str]]:
-    """The prefill and the decode step of a setup, and why there is none."""
+    """Traces of the prefill and the decode step, and a note for a phase that does not exist."""
     passes, notes = [], []
     for phase in PHASES:
         try:

@@ -1,1 +1,1 @@
-"""Finding and building models, and remembering them for the session."""
+"""Find and build models, and cache them for the session."""

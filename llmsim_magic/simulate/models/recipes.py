@@ -1,4 +1,4 @@
-"""From whatever the user names to a weightless model, built once and kept for the next question."""
+"""Resolve a hub id, path, config or live module to a meta model, built once per session."""
 
 import copy
 import importlib
@@ -19,7 +19,6 @@ from llmsim_magic.records.errors import (
     InvalidValue,
     describe,
     is_instance,
-    safe_str,
     type_name,
 )
 from llmsim_magic.records.printable import printable
@@ -37,26 +36,42 @@ _tracing_allowed: ContextVar[bool] = ContextVar("tracing_allowed", default=True)
 
 
 def no_progress(message: str) -> None:
-    """Progress that nobody watches."""
+    """The default `progress`: ignores the message."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ModelRecipe:
-    """How to come by a model, here or in another process: `key` is equal for equal models."""
+    """How to build a model, in this process or another one.
+
+    Attributes:
+        name: the name shown to the user.
+        key: cache key; equal for equal models, None for a live module.
+        build: head, attention, dtype and parallel layout.
+        facts: the config that was found for a hub id or a path.
+        config: the config object that was given.
+        meta_model: the copy of the live module that was given.
+    """
 
     name: str
     key: Hashable
     build: Build
     facts: FoundConfig | None = None
     config: Any = None
-    weightless: "MetaModel | None" = None
+    meta_model: "MetaModel | None" = None
 
 
 def model_recipe(model: Any, build: Build, progress: Progress = no_progress) -> ModelRecipe:
-    """The recipe of a hub id, a path, a config or a live module, which is copied at once.
+    """The recipe of a model. A live module is copied without its weights immediately.
 
-    Raises `UnknownModel` or `CannotTrace`, and `InvalidValue` for what is no model at all or an
-    option that a live module cannot take.
+    Args:
+        model: a hub id, a path, a `PretrainedConfig` or an `nn.Module`.
+        build: how to build the model.
+        progress: called with a message before each step.
+
+    Raises:
+        UnknownModel: no config was found.
+        CannotTrace: torch or transformers is missing, or the module cannot be copied.
+        InvalidValue: not a model, or an option that a live module cannot take.
     """
     facts = find_config(str(model), refresh=build.refresh) if is_instance(model, str) else None
     progress("importing torch and transformers")
@@ -67,40 +82,46 @@ def model_recipe(model: Any, build: Build, progress: Progress = no_progress) -> 
     from llmsim_magic.capture.parallel.sharding import sharded
 
     if facts is not None:
-        return _of_facts(facts, build)
+        return _recipe_of_config_file(facts, build)
     if not is_module(model) and not is_config(model):
         legal = "a hub id, a path, a PretrainedConfig or an nn.Module"
         raise InvalidValue.must_be("model", type_name(model), legal)
-    name = printable(_name(model))
+    name = printable(_model_name(model))
     if is_module(model):
-        _as_it_is(build)
+        _require_default_build(build)
         progress(f"copying {name} without its weights")
         with DeferredInterrupt(), model_lock:
             copied = sharded(copy_without_weights(model, name), build.parallel)
-        return ModelRecipe(name, None, build, weightless=copied)
+        return ModelRecipe(name=name, key=None, build=build, meta_model=copied)
     try:
         keys, config = model.to_dict(), copy.deepcopy(model)
-        content = json.dumps(config, default=_content)
+        content = json.dumps(config, default=_json_content)
     except Exception as error:
-        raise InvalidValue.must_be(f"{name}: config", safe_str(error), "written as JSON") from error
+        raise InvalidValue(
+            f"{name}: the config cannot be copied or written as JSON ({describe(error)}); "
+            "use plain values in it"
+        ) from error
     check_sizes(name, keys)
-    return ModelRecipe(name, (type(model), content, name, build), build, config=config)
+    key = (type(model), content, name, build)
+    return ModelRecipe(name=name, key=key, build=build, config=config)
 
 
-def _of_facts(facts: FoundConfig, build: Build) -> ModelRecipe:
+def _recipe_of_config_file(facts: FoundConfig, build: Build) -> ModelRecipe:
     key = (json.dumps(facts.keys), facts.name, facts.origin, facts.location, build)
-    return ModelRecipe(facts.name, key, build, facts=facts)
+    return ModelRecipe(name=facts.name, key=key, build=build, facts=facts)
 
 
 def parallel_recipe(recipe: ModelRecipe, model: Any, parallel: Parallel) -> ModelRecipe:
-    """The recipe of the same model spread otherwise; where its config came from is not asked."""
+    """The recipe of the same model in another parallel layout, without reading its config again."""
     build = replace(recipe.build, parallel=parallel)
-    return model_recipe(model, build) if recipe.facts is None else _of_facts(recipe.facts, build)
+    if recipe.facts is None:
+        return model_recipe(model, build)
+    return _recipe_of_config_file(recipe.facts, build)
 
 
 @contextmanager
 def no_tracing() -> Iterator[None]:
-    """While this is open a trace in this context is a bug: displaying only shows what is there."""
+    """Forbid tracing in this context: displaying a report must not start a trace."""
     token = _tracing_allowed.set(False)
     try:
         yield
@@ -111,12 +132,14 @@ def no_tracing() -> Iterator[None]:
 def build_model(
     recipe: ModelRecipe, progress: Progress = no_progress, cancelled: IsCancelled = never_cancelled
 ) -> "MetaModel":
-    """The model of a recipe, kept for the next question.
+    """The meta model of a recipe, cached for the session.
 
-    Raises `CannotTrace` where it cannot be built, `Cancelled` where that was cancelled.
+    Raises:
+        CannotTrace: the model cannot be built.
+        Cancelled: the build was cancelled.
     """
-    if recipe.weightless is not None:
-        return recipe.weightless
+    if recipe.meta_model is not None:
+        return recipe.meta_model
     from llmsim_magic.capture.meta.isolation import model_lock
 
     progress(f"building {recipe.name} without weights")
@@ -130,7 +153,7 @@ def build_model(
 
 
 def wait_until_idle() -> None:
-    """Wait while another thread builds or runs a model: a build sets torch's default dtype."""
+    """Wait until no thread builds or runs a model, because that sets torch's default dtype."""
     isolation = sys.modules.get("llmsim_magic.capture.meta.isolation")
     if isolation is not None:
         with DeferredInterrupt(), isolation.model_lock:
@@ -140,9 +163,17 @@ def wait_until_idle() -> None:
 def trace_workload(
     recipe: ModelRecipe, workload: Workload, replay: bool, cancelled: IsCancelled = never_cancelled
 ) -> Trace:
-    """The trace of a workload, remembered; with `replay` layers that are alike run once.
+    """The trace of a workload, cached for the session.
 
-    Raises `KeyboardInterrupt` once it is cancelled.
+    Args:
+        recipe: the model.
+        workload: phase, batch and context.
+        replay: run identical layers only once.
+        cancelled: polled during the pass.
+
+    Raises:
+        KeyboardInterrupt: the pass was cancelled.
+        LlmsimError: the workload cannot be traced.
     """
     from llmsim_magic.capture.meta.isolation import default_dtype
     from llmsim_magic.capture.run import run
@@ -151,10 +182,10 @@ def trace_workload(
         raise RuntimeError(
             f"{recipe.name}: {workload} is not traced yet: call prepare() before displaying"
         )
-    weightless = build_workload_model(recipe)
+    meta_model = build_workload_model(recipe)
     question = (workload, replay, default_dtype())
     return session_cache.trace(
-        weightless, question, lambda: run(weightless, workload, replay=replay, cancelled=cancelled)
+        meta_model, question, lambda: run(meta_model, workload, replay=replay, cancelled=cancelled)
     )
 
 
@@ -163,22 +194,22 @@ def build_workload_model(
     progress: Progress = no_progress,
     cancelled: IsCancelled = never_cancelled,
 ) -> "MetaModel":
-    """The model of a recipe, which must say what it reads: workloads are made from its config.
+    """The meta model of a recipe, which must be a HuggingFace model: its config defines the inputs.
 
     Raises:
-        InvalidValue: a module that is no HuggingFace model.
-        CannotTrace: it cannot be built.
-        Cancelled: it was cancelled while it was built.
+        InvalidValue: not a HuggingFace model.
+        CannotTrace: the model cannot be built.
+        Cancelled: the build was cancelled.
     """
     from llmsim_magic.capture.inputs.context_length import is_huggingface
 
-    weightless = build_model(recipe, progress, cancelled)
-    if not is_huggingface(weightless.module):
+    meta_model = build_model(recipe, progress, cancelled)
+    if not is_huggingface(meta_model.module):
         raise InvalidValue(
-            f"{weightless.info.class_name} is not a HuggingFace model, so it needs inputs: "
+            f"{meta_model.info.class_name} is not a HuggingFace model, so it needs inputs: "
             "in Python, llmsim.trace(module, inputs=(x,)) traces any module"
         )
-    return weightless
+    return meta_model
 
 
 def _build(recipe: ModelRecipe) -> "MetaModel":
@@ -201,40 +232,39 @@ def _build(recipe: ModelRecipe) -> "MetaModel":
     return sharded(whole, build.parallel)
 
 
-def _name(model: Any) -> str:
-    """What a live model or a config calls itself, or its class."""
+def _model_name(model: Any) -> str:
+    """The `name_or_path` of a live model or a config, or the name of its class."""
     try:
         return str(model.name_or_path or type_name(model))
     except Exception:
         return type_name(model)
 
 
-def _content(value: Any) -> Any:
-    """All that a config and those within it say, what they keep to themselves included."""
+def _json_content(value: Any) -> Any:
+    """All attributes of a config, including private ones and nested configs."""
     return vars(value) if hasattr(value, "__dict__") else repr(value)
 
 
-def _as_it_is(build: Build) -> None:
-    """A live module is built already: its head, attention and dtype are its own."""
+def _require_default_build(build: Build) -> None:
+    """Reject options that would rebuild a live module: it has a head, attention and dtype."""
     for option in ("base", "attn", "dtype"):
         if value := getattr(build, option):
-            raise InvalidValue.must_be(
-                option,
-                value,
-                "an option for a live module, which is traced as it is: name a config",
+            raise InvalidValue(
+                f"{option}={value!r} cannot be applied to a live module, which is traced as it is; "
+                f"pass its config or its hub id to choose {option}"
             )
 
 
 def _require_torch() -> None:
-    """Say how to get torch's small CPU build where it is missing."""
+    """Import torch and transformers; if one is missing, say how to install it."""
     for package in ("torch", "transformers"):
         try:
-            with DeferredInterrupt(insists=False):  # torch does not survive half an import
+            with DeferredInterrupt(insists=False):  # an interrupted import leaves torch broken
                 importlib.import_module(package)
         except ImportError as error:
             raise CannotTrace(
                 f"{error.name} is not installed: pip install torch --index-url "
                 "https://download.pytorch.org/whl/cpu && pip install transformers"
             ) from error
-        except Exception as error:  # as where the working folder is gone, which transformers reads
+        except Exception as error:  # transformers reads the working folder, which may not exist
             raise CannotTrace(f"{package} cannot be imported: {describe(error)}") from error

@@ -1,4 +1,4 @@
-"""What a session remembers: the last models it built, and their traces."""
+"""LRU caches of the session: the models built last, and their traces."""
 
 import os
 from collections import OrderedDict
@@ -13,31 +13,35 @@ from llmsim_magic.records.trace.workload import Workload
 if TYPE_CHECKING:
     from llmsim_magic.capture.models.meta_model import MetaModel
 
-MODELS = 4
-TRACES = 128  # of each model
-Question = tuple[Workload, bool, str]  # whether with replay, and under which default dtype
+MAX_MODELS = 4
+MAX_TRACES = 128  # per model
+Question = tuple[Workload, bool, str]  # workload, replay, torch's default dtype
 Value = TypeVar("Value")
 
-# A finaliser may ask for a trace wherever it runs, here too. Only what is quick is done meanwhile.
+# Reentrant, because a finaliser that runs here may request a trace. Never held during a build.
 _lock = RLock()
 _models: "OrderedDict[Hashable, MetaModel]" = OrderedDict()
 _traces: "WeakKeyDictionary[MetaModel, OrderedDict[Question, Trace]]" = WeakKeyDictionary()
 
 
 def model(key: Hashable, build: "Callable[[], MetaModel]") -> "MetaModel":
-    """The model of a key, built the first time."""
-    return _remembered(_models, key, build, MODELS)
+    """The model with this key; built if it is not cached."""
+    return _cached(_models, key, build, MAX_MODELS)
 
 
-def trace(weightless: "MetaModel", question: Question, run: Callable[[], Trace]) -> Trace:
-    """The answer of a model to a question, run the first time."""
+def trace(meta_model: "MetaModel", question: Question, run: Callable[[], Trace]) -> Trace:
+    """The trace of a model for a question; run if it is not cached."""
     with _lock:
-        traces = _traces.setdefault(weightless, OrderedDict())
-    return _remembered(traces, question, run, TRACES)
+        traces = _traces.setdefault(meta_model, OrderedDict())
+    return _cached(traces, question, run, MAX_TRACES)
 
 
 def forget() -> None:
-    """Forget every model and trace: the next question is answered from nothing."""
+    """Clear the session's cache of models and traces, and free their memory.
+
+    >>> import llmsim_magic as llmsim
+    >>> llmsim.forget()
+    """
     with _lock:
         forgotten = list(_models.values())
         _models.clear()
@@ -46,21 +50,21 @@ def forget() -> None:
 
 
 def forget_traces() -> None:
-    """Forget every trace, but not the models that were built."""
+    """Clear the cache of traces, but keep the models."""
     with _lock:
         forgotten = list(_traces.values())
         _traces.clear()
     del forgotten
 
 
-def _remembered(
-    known: "OrderedDict[Hashable, Value] | OrderedDict[Question, Value]",
+def _cached(
+    cache: "OrderedDict[Hashable, Value] | OrderedDict[Question, Value]",
     key: Hashable,
     make: Callable[[], Value],
-    most: int,
+    capacity: int,
 ) -> Value:
-    """The value of a key; of more than `most` the one asked for longest ago is forgotten."""
-    kept: OrderedDict[Hashable, Value] = known  # type: ignore[assignment]
+    """The value of a key; beyond `capacity` the least recently used value is dropped."""
+    kept: OrderedDict[Hashable, Value] = cache  # type: ignore[assignment]
     with _lock:
         if key in kept:
             kept.move_to_end(key)
@@ -68,16 +72,16 @@ def _remembered(
     value = make()
     with _lock:
         kept[key] = value
-        forgotten = [kept.popitem(last=False) for _ in range(len(kept) - most)]
+        forgotten = [kept.popitem(last=False) for _ in range(len(kept) - capacity)]
     del forgotten
     return value
 
 
-def _renew() -> None:
-    """In a forked process another thread may have been at it."""
+def _replace_lock() -> None:
+    """Replace the lock in a forked process: another thread may have held it."""
     global _lock  # noqa: PLW0603
     _lock = RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+    os.register_at_fork(after_in_child=_replace_lock)

@@ -1,1 +1,1 @@
-"""Many workloads of one model, and the formulas found from them."""
+"""Trace many workloads of one model, and derive formulas from them."""

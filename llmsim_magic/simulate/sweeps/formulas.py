@@ -1,7 +1,6 @@
-"""What a pass does as formulas of batch and context: which workloads to trace, and the tables."""
+"""Derive shapes, FLOPs and bytes as formulas of batch and context."""
 
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,129 +15,81 @@ from llmsim_magic.analyses.formulas.symbolic import (
     regime_boundaries,
     total_formulas,
 )
-from llmsim_magic.records.errors import InvalidValue, LlmsimError
+from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import Workload, whole_number
+from llmsim_magic.records.trace.workload import whole_number
+from llmsim_magic.simulate.sweeps.workload_tracer import CHECK_POINTS, NEAR_GRID, WorkloadTracer
 from llmsim_magic.views.tables import formulas
 from llmsim_magic.views.tables.formulas import CONTEXTS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NEAR = Grid((2, 3), (6, 9, 13))
-CHECKS: tuple[Point, ...] = ((1, 1), (5, 17), (1024, 10))
-# Beyond most windows that models have, and with more tokens than their vocabularies.
-FAR_BATCHES = (16, 24)
-FAR_CONTEXTS = (40_000, 48_001, 56_003)
-# Contexts over which a scan written in Python goes on to have more kernels: by tokens, by chunks.
-SCANS = ((9, 13, 17), (13, 1_013, 2_013))
-# What a long context may add to a pass of such a scan.
-MOST_KERNELS_MORE = 2_000
-
-
-@dataclass(frozen=True)
-class WorkloadTracer:
-    """Traces further workloads of the model that a report is of."""
-
-    trace: Callable[[Workload], Trace]
-    longest: int | None  # tokens that its position table has rows for
-    declared: int | None  # tokens that its config says it is meant for
-
-    def add(self, phase: str, traces: dict[Point, Trace], points: Iterable[Point]) -> None:
-        """Trace these points too, but for those that the model cannot run."""
-        for batch, context in points:
-            if (batch, context) not in traces:
-                with suppress(LlmsimError):
-                    traces[batch, context] = self.trace(Workload(phase, batch, context))
-
-    def long_checks(self, phase: str) -> list[Point]:
-        """Where formulas are checked at length: a long context, and all that the model is for.
-
-        And a little less, for the whole may be a multiple of what the model pads to.
-        """
-        farthest = self.far(phase).contexts[-1]
-        declared = min(self.declared or 1, self._longest_soon or 2**20, 2**20)
-        most = max(declared - (phase == "decode"), 1)
-        return [(4, farthest), (1, most), (1, max(most - 3, 1))]
-
-    def far(self, phase: str) -> Grid:
-        """Long contexts that the model can read, and soon does."""
-        contexts, longest = FAR_CONTEXTS, self._longest_soon
-        if longest is not None and longest <= contexts[-1]:
-            most = longest - (phase == "decode")
-            contexts = (most - 10, most - 5, most)
-        return Grid(FAR_BATCHES, contexts)
-
-    @cached_property
-    def _longest_soon(self) -> int | None:
-        """The longest context that is soon read, by a decode step's prefill as well.
-
-        It is `longest`, but where each token, or each chunk of them, has kernels of its own.
-        """
-        for contexts in SCANS:
-            more = self._kernels_more(contexts)
-            if more:
-                soon = contexts[-1] + int(MOST_KERNELS_MORE / more)
-                return min(soon, self.longest or soon)
-        return self.longest
-
-    def _kernels_more(self, contexts: tuple[int, ...]) -> float:
-        """With each token, in prefills of a batch that reaches all experts; 0 but in a scan."""
-        kernels = [0]
-        for context in contexts:
-            read: dict[Point, Trace] = {}
-            self.add("prefill", read, [(FAR_BATCHES[-1], context)])
-            kernels.append(sum(len(trace.recorded.kernels) for trace in read.values()))
-            if kernels[-1] <= kernels[-2]:
-                return 0
-        return (kernels[-1] - kernels[-2]) / (contexts[-1] - contexts[-2])
-
 
 @dataclass(frozen=True)
 class Symbolic:
-    """Formulas of one phase, in `B`, the batch, and `S` (prefill) or `C` (decode), the context.
+    """Formulas of one phase in the batch `B` and the context `S` (prefill) or `C` (decode).
 
-    `ops` has a row for each operator, `totals` for each sum; a cell is a sympy expression, or NA
-    where none holds at every workload that was traced for it: some determine the formulas, the
-    others check them.
+    A cell of `ops` and `totals` is a sympy expression, or NA if no formula fits every traced
+    workload. Some workloads determine the formulas, the others check them.
+
+    Attributes:
+        phase: `prefill` or `decode`.
+        operators: the formulas of each operator.
+        sums: the formulas of the whole pass, by quantity.
+        points: (batch, context) of every traced workload.
     """
 
     phase: str
     operators: tuple[OperatorFormulas, ...]
     sums: dict[str, Size]
-    points: tuple[Point, ...]  # the workloads traced: batch, context
+    points: tuple[Point, ...]
 
     @cached_property
     def ops(self) -> "pd.DataFrame":
-        """`path, op, input_shapes, output_shapes`, work and bytes, index `order`."""
+        """One row per operator: path, op, shapes, FLOPs and bytes as formulas; index `order`."""
         return formulas.ops_table(self.operators, CONTEXTS[self.phase])
 
     @cached_property
     def totals(self) -> "pd.DataFrame":
-        """`formula` of each sum over the pass, index `quantity`."""
+        """One row per quantity of the whole pass, with its `formula`; index `quantity`."""
         return formulas.totals_table(self.sums, CONTEXTS[self.phase])
 
     @property
     def most(self) -> Point:
-        """The largest batch and context that the formulas were checked at."""
+        """The largest batch and the longest context that the formulas were checked at."""
         return max(batch for batch, _ in self.points), max(context for _, context in self.points)
 
     def evaluate(self, **sizes: int) -> "pd.DataFrame":
-        """The same table as `ops` in numbers: `evaluate(B=64, C=32768)`.
+        """Evaluate the formulas of `ops` for one batch and context.
 
-        Raises `InvalidValue` for other names, a size below 1, or one beyond `most`.
+        Args:
+            **sizes: the batch `B`, and the context `S` (prefill) or `C` (decode) in tokens.
+
+        Returns:
+            The table `ops` with numbers instead of formulas; bytes and FLOPs as integers.
+
+        Raises:
+            InvalidValue: another name, a size below 1, or a size larger than `most`.
+
+        >>> import llmsim_magic as llmsim
+        >>> symbolic = llmsim.trace("Qwen/Qwen3-0.6B").symbolic
+        >>> symbolic.evaluate(B=2, S=64).loc[18, "input_shapes"]
+        [(2, 64, 1024)]
         """
         names = ("B", CONTEXTS[self.phase])
         if set(sizes) != set(names):
             given = ", ".join(sizes) or "nothing"
-            raise InvalidValue.must_be(
-                "evaluate", given, f"a size for each of {names[0]} and {names[1]}"
+            raise InvalidValue(
+                f"evaluate() takes exactly {names[0]} and {names[1]} for {self.phase}, as in "
+                f"evaluate({names[0]}=2, {names[1]}=64), but was given {given}"
             )
         batch, context = (whole_number(name, sizes[name]) for name in names)
         for name, size, most in zip(names, (batch, context), self.most, strict=True):
             if size > most:
-                raise InvalidValue.must_be(
-                    f"evaluate: {name}", size, f"within what was checked, up to {most}: trace it"
+                raise InvalidValue(
+                    f"evaluate: {name}={size} is beyond {most}, the largest value that the "
+                    "formulas were checked at; trace this workload instead"
                 )
         return formulas.ops_table(self.operators, names[1], (batch, context))
 
@@ -149,26 +100,34 @@ class Symbolic:
         return f"{self.totals.to_string()}\n\n{self.ops.to_string(max_rows=60)}"
 
 
-def derive_formulas(asker: WorkloadTracer, phase: str, known: Traces) -> Symbolic:
-    """The formulas of a phase; the traces that are `known` check them, as others do.
+def derive_formulas(tracer: WorkloadTracer, phase: str, known: Traces) -> Symbolic:
+    """Derive the formulas of a phase.
 
-    Raises `InvalidValue` for a module that was given its inputs: it has no batch and context.
+    Args:
+        tracer: traces the workloads that determine and check the formulas.
+        phase: `prefill` or `decode`.
+        known: existing traces by (batch, context); they check the formulas too.
+
+    Raises:
+        InvalidValue: a phase without batch and context.
     """
     if phase not in CONTEXTS:
-        raise InvalidValue.must_be("symbolic", phase, "prefill or decode of a HuggingFace model")
+        raise InvalidValue(
+            f"symbolic is available for prefill and decode of a HuggingFace model, not for {phase}"
+        )
     traces = dict(known)
-    asker.add(phase, traces, (*NEAR.points, *CHECKS, *asker.long_checks(phase)))
-    regimes = Regimes(NEAR)
+    tracer.add(phase, traces, (*NEAR_GRID.points, *CHECK_POINTS, *tracer.long_checks(phase)))
+    regimes = Regimes(NEAR_GRID)
     found, sums = operator_formulas(traces, regimes), total_formulas(traces, regimes)
     if not all(each.is_complete for each in found):
-        found, sums = _in_two_regimes(asker, phase, traces)
+        found, sums = _in_two_regimes(tracer, phase, traces)
     return Symbolic(phase, found, sums, tuple(traces))
 
 
 def sweep_formulas(
     tracer: WorkloadTracer, traces: Iterable[Trace]
 ) -> dict[str, tuple[OperatorFormulas, ...]]:
-    """Formulas for the shapes of each phase of a sweep; a few further workloads are traced."""
+    """Formulas of the shapes of each phase of a sweep; traces a few more workloads."""
     known: dict[str, dict[Point, Trace]] = {}
     for trace in traces:
         workload = trace.workload
@@ -177,40 +136,40 @@ def sweep_formulas(
 
 
 def shape_formulas(
-    asker: WorkloadTracer, phase: str, known: Traces
+    tracer: WorkloadTracer, phase: str, known: Traces
 ) -> tuple[OperatorFormulas, ...]:
-    """Formulas for the shapes of a sweep.
+    """Formulas of the shapes of one phase of a sweep.
 
-    Sizes are mostly linear in either, so that two batches and two contexts determine them, and a
-    sweep over these needs but a few workloads more to check them with.
+    Sizes are mostly linear in batch and in context, so two batches and two contexts determine
+    them; a sweep that has these needs only a few more workloads as a check.
     """
     batches, contexts = (sorted({point[axis] for point in known}) for axis in (0, 1))
     grid = Grid((batches[0], batches[-1]), (contexts[0], contexts[-1]))
     if len(set(grid.points)) < 4 or not set(grid.points) <= set(known):
-        grid = Grid(NEAR.batches, NEAR.contexts[:2])
+        grid = Grid(NEAR_GRID.batches, NEAR_GRID.contexts[:2])
     traces = dict(known)
-    asker.add(phase, traces, (*grid.points, (1, 1), *asker.long_checks(phase)))
+    tracer.add(phase, traces, (*grid.points, (1, 1), *tracer.long_checks(phase)))
     found = operator_formulas(traces, Regimes(grid), only_shapes=True)
     if all(each.is_complete for each in found):
         return found
-    return _in_two_regimes(asker, phase, traces, only_shapes=True)[0]
+    return _in_two_regimes(tracer, phase, traces, only_shapes=True)[0]
 
 
 def _in_two_regimes(
-    asker: WorkloadTracer, phase: str, traces: dict[Point, Trace], *, only_shapes: bool = False
+    tracer: WorkloadTracer, phase: str, traces: dict[Point, Trace], *, only_shapes: bool = False
 ) -> tuple[tuple[OperatorFormulas, ...], dict[str, Size]]:
-    """The formulas of short and of long contexts, checked beside where one gives way to the other.
+    """Formulas for short and for long contexts, checked around the boundary of the two regimes.
 
-    Of operators and, but for shapes, of sums. Adds to the traces what it needs.
+    Adds the workloads it traces to `traces`. With `only_shapes` there are no sums.
     """
-    far = asker.far(phase)
-    regimes = Regimes(NEAR, far)
+    far = tracer.far(phase)
+    regimes = Regimes(NEAR_GRID, far)
 
     def found() -> tuple[tuple[OperatorFormulas, ...], dict[str, Size]]:
         sums = {} if only_shapes else total_formulas(traces, regimes)
         return operator_formulas(traces, regimes, only_shapes=only_shapes), sums
 
-    asker.add(phase, traces, (*NEAR.points, *far.points))
-    ends = regime_boundaries(*found(), NEAR, far)
-    asker.add(phase, traces, ((far.batches[0], end + step) for end in ends for step in (0, 1, 2)))
+    tracer.add(phase, traces, (*NEAR_GRID.points, *far.points))
+    ends = regime_boundaries(*found(), NEAR_GRID, far)
+    tracer.add(phase, traces, ((far.batches[0], end + step) for end in ends for step in (0, 1, 2)))
     return found()

@@ -1,4 +1,4 @@
-"""Run many workloads, here or on an executor, and keep all that is done."""
+"""Trace many workloads, in this process or on an executor; keep results when cancelled."""
 
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -10,12 +10,15 @@ from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_can
 from llmsim_magic.simulate.models import recipes
 from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress
 
-PATIENCE_S = 0.2  # between looks at whether a sweep on an executor is cancelled
+POLL_INTERVAL_S = 0.2  # at which a sweep on an executor checks for cancellation
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a workload: its trace, or why there is none."""
+    """The result of one workload: its trace, or the reason why there is none.
+
+    `exists` is False if the model has no such phase.
+    """
 
     workload: Workload
     trace: Trace | None = None
@@ -26,7 +29,7 @@ class Outcome:
 def outcome(
     recipe: ModelRecipe, workload: Workload, replay: bool, cancelled: IsCancelled = never_cancelled
 ) -> Outcome:
-    """Trace one workload in whatever process this is; a mistake is an outcome too."""
+    """Trace one workload in the current process; an `LlmsimError` becomes an outcome."""
     try:
         return Outcome(workload, recipes.trace_workload(recipe, workload, replay, cancelled))
     except NoDecode as error:
@@ -37,22 +40,24 @@ def outcome(
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """In the order asked for; `undone` counts those that a cancel or an interrupt left out."""
+    """Outcomes in the requested order; `undone` counts workloads skipped by cancellation."""
 
     found: tuple[Outcome, ...]
     undone: int
 
     @property
     def traces(self) -> tuple[Trace, ...]:
+        """The traces of the workloads that succeeded."""
         return tuple(each.trace for each in self.found if each.trace is not None)
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
+        """The workloads that the model has but that could not be traced."""
         return tuple(each for each in self.found if each.trace is None and each.exists)
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Why a phase does not exist for the model, once each."""
+        """The distinct reasons why a phase does not exist for the model."""
         return tuple(dict.fromkeys(each.reason for each in self.found if not each.exists))
 
 
@@ -65,17 +70,28 @@ def run_all(
     cancelled: IsCancelled,
     progress: Progress,
 ) -> Outcomes:
-    """Trace every workload, and keep what is done when cancelled or interrupted.
+    """Trace every workload; keep the finished ones when cancelled or interrupted.
 
-    Raises `LlmsimError` where none could be traced or was cancelled before any was, and
-    KeyboardInterrupt likewise.
+    Args:
+        recipe: the model.
+        workloads: the workloads, in the order of the result.
+        replay: run identical layers only once.
+        executor: where to trace; None traces in this process.
+        cancelled: polled between workloads and inside a pass.
+        progress: called with a message before each workload.
+
+    Raises:
+        CannotTrace: every workload failed.
+        NoDecode: the model has none of the phases.
+        Cancelled: cancelled before the first workload finished.
+        KeyboardInterrupt: interrupted before the first workload finished.
     """
-    # A decode step goes on from the prefill of as many tokens, where that was the pass before it.
+    # Sorted so that a decode step follows the prefill of the same context and reuses its cache.
     queue = sorted(workloads, key=lambda workload: (workload.batch, workload.context))
     running = (
-        _here(recipe, queue, replay, cancelled)
+        _run_locally(recipe, queue, replay, cancelled)
         if executor is None
-        else _on(executor, recipe, queue, replay, cancelled)
+        else _run_on_executor(executor, recipe, queue, replay, cancelled)
     )
     found: dict[Workload, Outcome] = {}
     try:
@@ -103,10 +119,10 @@ def run_all(
     return outcomes
 
 
-def _here(
+def _run_locally(
     recipe: ModelRecipe, workloads: Iterable[Workload], replay: bool, cancelled: IsCancelled
 ) -> Generator[Outcome, None, None]:
-    """One after the other; a phase that does not exist is tried once."""
+    """Trace one workload after the other; a phase that does not exist is tried only once."""
     missing: dict[str, str] = {}
     for workload in workloads:
         if workload.phase in missing:
@@ -118,25 +134,25 @@ def _here(
         yield found
 
 
-def _on(
+def _run_on_executor(
     executor: Executor,
     recipe: ModelRecipe,
     workloads: Sequence[Workload],
     replay: bool,
     cancelled: IsCancelled,
 ) -> Generator[Outcome, None, None]:
-    """As they are done; what a lost worker or a broken executor leaves undone is done here."""
+    """Yield outcomes as they finish; workloads lost by a worker are traced in this process."""
     running: dict[Future[Outcome], Workload] = {}
     try:
         for workload in workloads:
             try:
                 running[executor.submit(outcome, recipe, workload, replay)] = workload
-            except Exception:  # whatever an executor raises, it does not take the workload
+            except Exception:  # an executor may raise anything; the rest is traced locally
                 break
-        yield from _here(recipe, workloads[len(running) :], replay, cancelled)
+        yield from _run_locally(recipe, workloads[len(running) :], replay, cancelled)
         pending = set(running)
         while pending:
-            done, pending = wait(pending, PATIENCE_S, FIRST_COMPLETED)
+            done, pending = wait(pending, POLL_INTERVAL_S, FIRST_COMPLETED)
             for future in done:
                 lost = future.cancelled() or future.exception() is not None
                 workload = running[future]

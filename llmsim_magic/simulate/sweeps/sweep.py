@@ -1,4 +1,4 @@
-"""What `sweep()` returns: the traces of several workloads of one model."""
+"""Sweep, the result of `sweep()`: traces of several workloads of one model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
-from llmsim_magic.simulate.sweeps.formulas import WorkloadTracer, sweep_formulas
+from llmsim_magic.simulate.sweeps.formulas import sweep_formulas
+from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
 from llmsim_magic.views.page import as_bundle, as_text
 from llmsim_magic.views.section import Section
 from llmsim_magic.views.tables import sweeps
@@ -19,11 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Traces of several workloads of one model.
+    """Traces of several workloads of one model; it displays itself in a notebook.
 
-    `notes` say which phases do not exist for it. `failures` pairs each workload that could not be
-    traced with the reason. `undone` counts those that a cancel or an interrupt left out.
-    `tracer` traces the further workloads that `formulas` are found from; displaying never does.
+    Attributes:
+        traces: the trace of each workload that succeeded.
+        notes: which phases the model does not have, and remarks on the traces.
+        failures: each workload that failed, with the reason.
+        undone: number of workloads skipped by a cancellation or an interrupt.
+        tracer: traces the further workloads that determine `formulas`; never used for display.
+
+    >>> import llmsim_magic as llmsim
+    >>> sweep = llmsim.sweep("gpt2", batch=[1, 16], context=[128], phase="prefill")
+    >>> sweep.totals["batch"].tolist()
+    [1, 16]
     """
 
     traces: tuple[Trace, ...]
@@ -34,35 +43,36 @@ class Sweep:
 
     @cached_property
     def ops(self) -> "pd.DataFrame":
-        """Long: one row per operator and workload."""
+        """Long format: one row per operator and workload."""
         return sweeps.sweep_ops_table(self.traces)
 
     @cached_property
     def formulas(self) -> dict[str, tuple[OperatorFormulas, ...]]:
-        """Formulas of the shapes of each phase; the first access traces a few more workloads."""
+        """Formulas of the shapes by phase; the first access traces a few more workloads."""
         return {} if self.tracer is None else sweep_formulas(self.tracer, self.traces)
 
     @cached_property
     def shapes(self) -> "pd.DataFrame":
-        """Wide: one row per operator, a column of shapes per workload, and `formulas` as text."""
+        """Wide format: one row per operator, a column of shapes per workload, and formulas."""
         return sweeps.shapes_table(self.traces, self.formulas)
 
     @cached_property
     def totals(self) -> "pd.DataFrame":
-        """One row per workload: work, traffic and cache of the whole pass, or why it failed."""
+        """One row per workload: FLOPs, bytes and cache bytes of the pass, or why it failed."""
         return sweeps.totals_table(self.traces, self.failures)
 
     def sections(self) -> Iterator[Section]:
+        """The tables of the page; traces nothing."""
         name = self.traces[0].model.name
         totals = self.totals if self.failures else self.totals.drop(columns="error")
         yield Section(f"Workloads of {name}", totals)
-        found = "shapes" in vars(self)
+        has_formulas = "shapes" in vars(self)
         yield Section(
             f"Shapes of {name} by workload (batch × context)",
-            self.shapes if found else sweeps.shapes_table(self.traces, {}),
+            self.shapes if has_formulas else sweeps.shapes_table(self.traces, {}),
             "Input shapes → output shapes; sizes that change are bold. "
-            "call counts the repetitions of an operator at its path."
-            + ("" if found else " The formulas in `symbolic` are found when `.shapes` is read."),
+            "call numbers the repeated calls of an operator at one path."
+            + ("" if has_formulas else " Read `.shapes` to derive the formulas of `symbolic`."),
         )
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What passes of a model take and need on the devices that are asked for."""
+"""Time and memory of forward passes on the requested devices."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from llmsim_magic.records.hardware.calibration import Calibration, Regime
 from llmsim_magic.records.hardware.runtime import Runtime
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.simulate.hardware.deployments import CapacityPlanner
+from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.local_device import local
 from llmsim_magic.simulate.request import ALL, LOCAL, Deployment
 from llmsim_magic.views.plots.plot import Plot
@@ -36,13 +36,19 @@ if TYPE_CHECKING:
 
 
 def device_of(name: str) -> tuple[Accelerator, Calibration | None]:
-    """A device of the catalogue, or this machine with what its measurement found."""
+    """A device by name; `local` is this machine, with its measured calibration."""
     return local() if name == LOCAL else (accelerators.find(name), None)
 
 
 @dataclass(frozen=True)
 class DeviceCosts:
-    """Times and bytes of passes; the first of `traces` is the one that single tables show."""
+    """Time and memory of passes on devices. Tables of one pass describe `traces[0]`.
+
+    Attributes:
+        traces: the passes.
+        deployment: devices, stored dtypes and kernel launch.
+        planner: traces further setups; None for a module that was traced on given inputs.
+    """
 
     traces: tuple[Trace, ...]
     deployment: Deployment
@@ -51,27 +57,27 @@ class DeviceCosts:
 
     @cached_property
     def devices(self) -> tuple[tuple[Accelerator, Calibration | None], ...]:
-        """Each device asked for, with what this machine's own measurement found of it."""
+        """Each requested device, with its calibration if it is this machine."""
         return tuple(device_of(name) for name in self.deployment.hardware if name != ALL)
 
     @property
     def can_fit(self) -> bool:
-        """Whether `fits` can be asked: on devices, of a model that has workloads."""
+        """Whether `fits` is available: it needs a device and a model with batch and context."""
         return bool(self.devices) and self.planner is not None
 
     @property
     def first(self) -> str:
-        """The name of the device that single tables tell of."""
+        """The name of the first device, which tables of one device describe."""
         return self.devices[0][0].name
 
     def time(self, trace: Trace, place: int = 0) -> PassTime:
-        """The time of a pass on one of the devices asked for."""
+        """The time of a pass on the device at index `place`."""
         return self.time_on(trace, *self.devices[place])
 
     def time_on(
         self, trace: Trace, device: Accelerator, calibration: Calibration | None = None
     ) -> PassTime:
-        """The time of a pass on a device; of a model in stages, that of all stages."""
+        """The time of a pass on a device, summed over pipeline stages."""
         key = (id(trace), device.name)
         if key not in self._times:
             stages = [self._time(stage, device, calibration) for stage in self._stages(trace)]
@@ -83,7 +89,7 @@ class DeviceCosts:
         stored = stored_dtypes(
             trace, device, self.deployment.weight_dtype, self.deployment.kv_dtype
         )
-        is_eager = self.deployment.launch == "eager" or device.kind == "cpu"  # it is its own host
+        is_eager = self.deployment.launch == "eager" or device.kind == "cpu"  # a CPU has no graphs
         regime: Regime = "eager" if is_eager else "graph"
         return latency(trace, device, calibration, regime=regime, stored=stored)
 
@@ -95,24 +101,24 @@ class DeviceCosts:
 
     @cached_property
     def passes(self) -> tuple[tuple[Trace, PassTime], ...]:
-        """Each pass with its time on each device."""
+        """Every pass on every device, with its time."""
         places = range(len(self.devices))
         return tuple((trace, self.time(trace, place)) for place in places for trace in self.traces)
 
     @cached_property
     def latency(self) -> "pd.DataFrame":
-        """One row for each device and pass: seconds, tokens per second, and what binds."""
+        """One row per device and pass: seconds with their band, tokens/s and the bound."""
         return time_tables.latency_table(self.passes)
 
     @cached_property
     def times(self) -> "pd.DataFrame":
-        """One row for each operator of the first pass on the first device."""
+        """One row per operator of the first pass: its seconds on the first device."""
         trace = self.traces[0]
         return time_tables.times_table(trace, self._first_stage)
 
     @cached_property
     def layers(self) -> "pd.DataFrame":
-        """One row for each layer of the first pass; with its time on the first device, if any."""
+        """One row per layer of the first pass, with its seconds on the first device if any."""
         trace = self.traces[0]
         table = layers_table(trace)
         if not self.devices:
@@ -122,41 +128,53 @@ class DeviceCosts:
 
     @cached_property
     def types(self) -> "pd.DataFrame":
-        """One row for each type of operator, with its time where a device is asked for."""
+        """One row per type of operator, with its seconds on the first device if any."""
         return costs_table(self.traces[0], self._first_stage if self.devices else None)
 
     @cached_property
     def roofline(self) -> Plot:
-        """The operators of the first pass below the roof of the first device."""
+        """Roofline plot: the operators of the first pass on the first device."""
         return roofline_plot(self.traces[0], self._first_stage)
 
     @cached_property
     def _first_stage(self) -> PassTime:
-        """The time of the operators that the first trace has."""
+        """The time of the first pass, without further pipeline stages."""
         return self._time(self.traces[0], *self.devices[0])
 
     @property
     def events(self) -> str:
-        """The first pass on the first device as Chrome's trace events, in JSON."""
+        """The first pass on the first device as Chrome trace events, in JSON."""
         return json.dumps(chrome_trace(self.traces[0], self._first_stage))
 
     def timeline(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write `events` for Perfetto; raises `InvalidValue` and `OverwriteRefused`."""
+        """Write `events` to a file that Perfetto and chrome://tracing open.
+
+        Args:
+            path: the JSON file.
+            overwrite: replace a file that llmsim_magic did not write.
+
+        Returns:
+            The path that was written.
+
+        Raises:
+            InvalidValue: the file cannot be written.
+            OverwriteRefused: another program wrote or changed the file.
+        """
         return write_file(path, self.events.encode(), overwrite=overwrite)
 
     @cached_property
     def memory(self) -> "pd.DataFrame":
-        """One row for each part of what a device holds, of the one that holds the most."""
+        """One row per part of device memory, on the rank that needs the most. Bytes."""
         return memory_tables.memory_table(self.needed)
 
     @property
     def _runtime(self) -> Runtime:
-        """What serves the model on the first device."""
+        """The serving runtime on the first device."""
         return runtimes.find("vllm", self.devices[0][0].memory_bytes if self.devices else None)
 
     @cached_property
     def ranks(self) -> "pd.DataFrame":
-        """One row for each stage: the memory of each of its ranks; one row for a model in one."""
+        """One row per pipeline stage: the memory of one of its ranks. Bytes."""
         if self.planner is None:
             memories = [self.needed]
         else:
@@ -165,19 +183,19 @@ class DeviceCosts:
 
     @cached_property
     def collectives(self) -> "pd.DataFrame":
-        """One row for each exchange between devices in the first pass."""
+        """One row per collective between devices in the first pass."""
         return memory_tables.collectives_table(self.traces[0])
 
     @cached_property
     def shards(self) -> "pd.DataFrame":
-        """One row for each parameter: how it is split, and what the first pass's rank holds."""
+        """One row per parameter: how it is split, and the shard that the traced rank holds."""
         trace = self.traces[0]
         whole = trace if self.planner is None else self.planner.tracer(Parallel())(trace.workload)
         return memory_tables.shards_table(shards(whole, trace))
 
     @cached_property
     def needed(self) -> Memory:
-        """What each device holds, with the allowance that a runtime takes on the first."""
+        """The memory of the rank that needs the most, with the overhead of the runtime."""
         runtime = self._runtime
         if self.planner is None:
             from llmsim_magic.analyses.memory.memory import memory
@@ -192,7 +210,7 @@ class DeviceCosts:
 
     @property
     def setup(self) -> Setup:
-        """The first pass as something to fit."""
+        """Batch, context, parallel layout and stored dtypes of the first pass."""
         trace = self.traces[0]
         return Setup(
             trace.workload.batch,
@@ -204,9 +222,16 @@ class DeviceCosts:
 
     @cached_property
     def fits(self) -> "pd.DataFrame":
-        """One row for each device: whether it fits, what would make it, and how far it goes."""
+        """One row per device: whether the model fits, remedies, largest batch, longest context.
+
+        Raises:
+            LlmsimError: the module was traced on given inputs.
+        """
         if self.planner is None:
-            raise LlmsimError("fits: a module with inputs of its own has no batch and context")
+            raise LlmsimError(
+                "fits is not available: a module that was traced on given inputs has no batch "
+                "and context to vary"
+            )
         found = [self.planner.fit(self.setup, device) for device, _ in self.devices]
         table = memory_tables.capacity_table(found)
         known = [device for device, _ in self.devices if device.memory_bytes is not None]
@@ -216,5 +241,5 @@ class DeviceCosts:
         return table
 
     def remarks(self) -> tuple[str, ...]:
-        """What every prediction leaves out, in a sentence."""
+        """What a predicted time does not include."""
         return (NOT_MODELLED,) if self.devices else ()

@@ -1,4 +1,4 @@
-"""size(): does a model fit a device, what would make it fit, and how far it goes."""
+"""Memory of a model in any setup: whether it fits a device, and the largest setup that fits."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -31,36 +31,47 @@ from llmsim_magic.simulate.models.recipes import (
     trace_workload,
 )
 from llmsim_magic.simulate.request import Build
-from llmsim_magic.simulate.sweeps.formulas import CHECKS, FAR_CONTEXTS, NEAR, WorkloadTracer
+from llmsim_magic.simulate.sweeps.workload_tracer import (
+    CHECK_POINTS,
+    FAR_CONTEXTS,
+    NEAR_GRID,
+    WorkloadTracer,
+)
 
 Tracer = Callable[[Workload], Trace]
-_FEW = 4
-_MOST_TOKENS = 2**22
+_MAX_LOOKUPS = 4  # of cache sizes by trace, before a formula is derived
+_MAX_TRACED_TOKENS = 2**22
 
 
 @dataclass
 class CapacityPlanner:
-    """What a model needs in any setup: traced where it must be, by formula where one holds.
+    """Plans the memory of a model for any batch, context, dtypes and parallel layout.
 
-    `recipes` are those of the model that are known already; `runtime` names one of the catalogue.
-    What was once found is remembered.
+    Traces and memory figures are cached. Cache sizes come from a formula if one holds at every
+    traced point, and from a trace if none does.
+
+    Attributes:
+        model: a hub id, a path, a config or a live module.
+        build: how the model is built.
+        recipes: known recipes of the model, by parallel layout.
+        runtime: name of the serving runtime in the catalogue.
     """
 
     model: Any
     build: Build = field(default_factory=Build)
     recipes: dict[Parallel, ModelRecipe] = field(default_factory=dict)
     runtime: str = "vllm"
-    _refused: dict[Parallel, LlmsimError] = field(default_factory=dict, init=False)
+    _errors: dict[Parallel, LlmsimError] = field(default_factory=dict, init=False)
     _traces: dict[tuple[Parallel, Workload], Trace] = field(default_factory=dict, init=False)
     _memories: dict[tuple[Setup, Runtime], Memory] = field(default_factory=dict, init=False)
-    _asked: Counter[tuple[Parallel, str | None]] = field(default_factory=Counter, init=False)
+    _lookups: Counter[tuple[Parallel, str | None]] = field(default_factory=Counter, init=False)
     _caches: dict[tuple[Parallel, str | None], Formula | None] = field(
         default_factory=dict, init=False
     )
 
     @cached_property
-    def asker(self) -> WorkloadTracer:
-        """For the whole model: how long a context it can read."""
+    def whole_model_tracer(self) -> WorkloadTracer:
+        """Traces workloads of the unsharded model."""
         whole = build_model(self._recipe(Parallel()))
         return WorkloadTracer(
             self.tracer(Parallel()), whole.longest_context, whole.declared_context
@@ -68,16 +79,25 @@ class CapacityPlanner:
 
     @property
     def longest(self) -> int | None:
-        """The longest context that the model is made for."""
-        asker = self.asker
-        known = [n for n in (asker.longest, asker.declared) if n is not None]
+        """The longest context in tokens that the model supports; None if it has no limit."""
+        tracer = self.whole_model_tracer
+        known = [n for n in (tracer.longest, tracer.declared) if n is not None]
         return min(known, default=None)
 
     def fit(self, setup: Setup, device: Accelerator, *, remedies: bool = True) -> Fit | None:
-        """Whether a setup fits a device and, if not, what would make it; None if nobody knows.
+        """Check whether a setup fits a device.
 
-        Raises `InvalidValue` for a context beyond the model, a dtype that does not exist or a
-        number of devices that the model's plan does not allow.
+        Args:
+            setup: batch, context, parallel layout and stored dtypes.
+            device: the accelerator.
+            remedies: also look for changes that would make a setup fit that does not.
+
+        Returns:
+            The fit, or None if the memory of the device is unknown.
+
+        Raises:
+            InvalidValue: a context longer than the model supports, an unknown dtype, or a number
+                of devices that the model's parallel plan does not allow.
         """
         runtime = runtimes.find(self.runtime, device.memory_bytes)
         needed = partial(self.needed, runtime=runtime)
@@ -87,96 +107,104 @@ class CapacityPlanner:
         return with_remedies(found, needed, self.longest)
 
     def largest_batch(self, setup: Setup, device: Accelerator) -> int | None:
-        """The most sequences of that context that fit at once; None for an unknown memory."""
-        return self._most(setup, device, largest_batch)
+        """The largest batch that fits at the setup's context; None if the memory is unknown."""
+        return self._limit(setup, device, largest_batch)
 
     def longest_context(self, setup: Setup, device: Accelerator) -> int | None:
-        """The longest context that fits at that batch, up to the longest of the model."""
+        """The longest context in tokens that fits at the setup's batch, up to the model's limit."""
         most = self.longest or 2**20
-        return self._most(setup, device, partial(longest_context, most=most))
+        return self._limit(setup, device, partial(longest_context, most=most))
 
-    def _most(self, setup: Setup, device: Accelerator, of: Callable[..., int]) -> int | None:
+    def _limit(self, setup: Setup, device: Accelerator, search: Callable[..., int]) -> int | None:
         if device.memory_bytes is None:
             return None
         runtime = runtimes.find(self.runtime, device.memory_bytes)
         usable = runtime.usable_bytes(device.memory_bytes)
-        return of(setup, usable, partial(self.needed, runtime=runtime))
+        return search(setup, usable, partial(self.needed, runtime=runtime))
 
     def needed(self, setup: Setup, runtime: Runtime) -> Memory:
-        """The memory of each rank, of the stage that needs the most.
+        """The memory of one rank of the pipeline stage that needs the most.
 
-        The cache holds `context` tokens of each sequence. Raises `InvalidValue` as `fit` does.
+        The cache holds `context` tokens of each sequence.
+
+        Raises:
+            InvalidValue: as in `fit`.
         """
         key = (setup, runtime)
         if key not in self._memories:
-            self._memories[key] = self._needed(setup, runtime)
+            self._memories[key] = self._largest_stage(setup, runtime)
         return self._memories[key]
 
-    def _needed(self, setup: Setup, runtime: Runtime) -> Memory:
+    def _largest_stage(self, setup: Setup, runtime: Runtime) -> Memory:
         if self.longest is not None and setup.context > self.longest:
-            legal = f"within the {self.longest} tokens that the model is made for"
+            legal = f"within the {self.longest} tokens that the model supports"
             raise InvalidValue.must_be("context", setup.context, legal)
         return max(self.by_stage(setup, runtime), key=lambda memory: memory.total)
 
     def by_stage(self, setup: Setup, runtime: Runtime) -> list[Memory]:
-        """The memory of each rank of each stage."""
+        """The memory of one rank of each pipeline stage."""
         stages = (replace(setup.parallel, stage=stage) for stage in range(setup.parallel.pp))
-        return [self._of_stage(replace(setup, parallel=stage), runtime) for stage in stages]
+        return [self._stage_memory(replace(setup, parallel=stage), runtime) for stage in stages]
 
-    def _of_stage(self, setup: Setup, runtime: Runtime) -> Memory:
-        """Activations of as much as the runtime reads at once, and the cache of all."""
+    def _stage_memory(self, setup: Setup, runtime: Runtime) -> Memory:
+        """Activations of one chunk of prefill, and the cache of the whole batch."""
         trace = self.tracer(setup.parallel)
         whole = Workload("prefill", setup.batch, setup.context)
         most = runtime.chunk_tokens
-        is_cut = bool(most) and setup.batch * setup.context > most
-        at_once = Workload("prefill", 1, min(most, self.longest or most)) if is_cut else whole
-        read = trace(at_once)
+        is_chunked = bool(most) and setup.batch * setup.context > most
+        chunk = Workload("prefill", 1, min(most, self.longest or most)) if is_chunked else whole
+        read = trace(chunk)
         found = memory(
             read, weight_dtype=setup.weight_dtype, kv_dtype=setup.kv_dtype, runtime=runtime
         )
-        if not is_cut:
+        if not is_chunked:
             return found
-        if not read.cache:  # an encoder: each sequence by itself, as long as they are
+        if not read.cache:  # an encoder
             return found
-        return replace(found, cache=self._cache(setup, trace))
+        return replace(found, cache=self._cache_bytes(setup, trace))
 
-    def _cache(self, setup: Setup, trace: Tracer) -> int:
-        """Bytes of the cache of all sequences.
+    def _cache_bytes(self, setup: Setup, trace: Tracer) -> int:
+        """Bytes of the cache of the whole batch.
 
-        A formula pays when asked more than a few times, or for more tokens than can be handed over.
+        A formula costs a few traces, so it is derived only after several look-ups, or for more
+        tokens than a trace can take.
         """
         key = (setup.parallel, setup.kv_dtype)
-        self._asked[key] += 1
-        is_worth_it = self._asked[key] > _FEW or setup.batch * setup.context > _MOST_TOKENS
-        if is_worth_it and key not in self._caches:
-            self._caches[key] = self._formula(trace, setup.kv_dtype)
+        self._lookups[key] += 1
+        use_formula = (
+            self._lookups[key] > _MAX_LOOKUPS or setup.batch * setup.context > _MAX_TRACED_TOKENS
+        )
+        if use_formula and key not in self._caches:
+            self._caches[key] = self._cache_formula(trace, setup.kv_dtype)
         known = self._caches.get(key)
         if known is not None:
             return int(known.at((setup.batch, setup.context)))
         whole = Workload("prefill", setup.batch, setup.context)
         return cache_bytes(trace(whole), setup.kv_dtype)
 
-    def _formula(self, trace: Tracer, kv_dtype: str | None) -> Formula | None:
-        """The cache by batch and context; None where no formula holds at every point traced."""
-        asker = WorkloadTracer(trace, self.asker.longest, self.asker.declared)
-        far = asker.far("prefill")
+    def _cache_formula(self, trace: Tracer, kv_dtype: str | None) -> Formula | None:
+        """Cache bytes as a formula of batch and context; None if no formula fits every trace."""
+        whole = self.whole_model_tracer
+        tracer = WorkloadTracer(trace, whole.longest, whole.declared)
+        far = tracer.far("prefill")
         traces: dict[Point, Trace] = {}
-        # A scan is checked at length once, for its cache may have a window.
+        # One long context, because the cache of a sequential scan may have a window.
         at_length = (1, min(self.longest or 1, FAR_CONTEXTS[-1]))
-        asker.add("prefill", traces, (*NEAR.points, *CHECKS, *far.points, at_length))
+        tracer.add("prefill", traces, (*NEAR_GRID.points, *CHECK_POINTS, *far.points, at_length))
         values = {point: cache_bytes(found, kv_dtype) for point, found in traces.items()}
-        return formula(values, NEAR, far) if set(NEAR.points) <= set(values) else None
+        return formula(values, NEAR_GRID, far) if set(NEAR_GRID.points) <= set(values) else None
 
     def stages(self, parallel: Parallel, workload: Workload) -> list[Trace]:
-        """What the first rank of each stage does; the others of it do the same.
+        """The trace of the first rank of each pipeline stage.
 
-        Raises `InvalidValue` for a model without a plan, or sizes that do not divide it.
+        Raises:
+            InvalidValue: the model has no parallel plan, or the layout does not divide it.
         """
         each = (replace(parallel, stage=stage) for stage in range(parallel.pp))
         return [self.tracer(stage)(workload) for stage in each]
 
     def tracer(self, parallel: Parallel) -> Tracer:
-        """Traces passes of the model as it is spread so: each once, and none of a refused way."""
+        """A function that traces a workload of the model in a parallel layout, with a cache."""
 
         def trace(workload: Workload) -> Trace:
             key = parallel, workload
@@ -186,19 +214,19 @@ class CapacityPlanner:
 
         return trace
 
-    def _found(self, parallel: Parallel) -> ModelRecipe:
+    def _new_recipe(self, parallel: Parallel) -> ModelRecipe:
         if self.recipes:
             return parallel_recipe(next(iter(self.recipes.values())), self.model, parallel)
         return model_recipe(self.model, replace(self.build, parallel=parallel))
 
     def _recipe(self, parallel: Parallel) -> ModelRecipe:
-        if parallel in self._refused:
-            raise self._refused[parallel]
+        if parallel in self._errors:
+            raise self._errors[parallel]
         try:
             if parallel not in self.recipes:
-                self.recipes[parallel] = self._found(parallel)
+                self.recipes[parallel] = self._new_recipe(parallel)
             build_model(self.recipes[parallel])
         except LlmsimError as error:
-            self._refused[parallel] = error
+            self._errors[parallel] = error
             raise
         return self.recipes[parallel]

@@ -1,0 +1,257 @@
+"""The tables and graphs of a report: every one is available, whether a view shows it or not."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from llmsim_magic.records.errors import InvalidValue, LlmsimError
+from llmsim_magic.records.trace.selection import Level, Selection, Unfolded
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.workload import PHASES
+from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
+from llmsim_magic.simulate.hardware.device_costs import DeviceCosts
+from llmsim_magic.simulate.hardware.size import Sizing, sizing_of
+from llmsim_magic.simulate.request import Deployment
+from llmsim_magic.simulate.sweeps.formulas import Symbolic, derive_formulas
+from llmsim_magic.simulate.sweeps.sweep import Sweep
+from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
+from llmsim_magic.views.explain import Explanation, explain
+from llmsim_magic.views.graphs.dependency import dependency_graph
+from llmsim_magic.views.graphs.graph import Graph
+from llmsim_magic.views.graphs.topological import topological_graph
+from llmsim_magic.views.tables import modules, operators, summary
+from llmsim_magic.views.tables.comparison import comparison_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportTables:
+    """The tables and graphs of one traced forward pass, computed at their first access.
+
+    `memory`, `latency`, `sizing`, `shapes` and `symbolic` may trace further workloads.
+
+    Attributes:
+        trace: the frozen record of the pass.
+        sweep: the traces of every requested workload, if there are several.
+        selection: depth, layers and level of the graphs.
+        deployment: devices, stored dtypes and kernel launch.
+        compared: the report of the second model of a comparison.
+        tracer: traces further workloads of the model.
+        planner: traces further parallel layouts and setups of the model.
+    """
+
+    trace: Trace
+    sweep: Sweep | None = None
+    selection: Selection = field(default_factory=Selection)
+    deployment: Deployment = field(default_factory=Deployment)
+    compared: "ReportTables | None" = None
+    tracer: WorkloadTracer | None = field(default=None, repr=False, compare=False)
+    planner: CapacityPlanner | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def ops(self) -> "pd.DataFrame":
+        """One row per operator call, in execution order."""
+        return operators.ops_table(self.trace)
+
+    @cached_property
+    def modules(self) -> "pd.DataFrame":
+        """One row per module, containers included."""
+        return modules.modules_table(self.trace)
+
+    @cached_property
+    def edges(self) -> "pd.DataFrame":
+        """One row per tensor that one operator writes and another one reads."""
+        return operators.edges_table(self.trace)
+
+    @cached_property
+    def kernels(self) -> "pd.DataFrame":
+        """One row per ATen kernel, in execution order."""
+        return operators.kernels_table(self.trace)
+
+    @cached_property
+    def summary(self) -> "pd.DataFrame":
+        """One row per quantity of the pass: parameters, FLOPs, bytes, cache and others."""
+        return summary.summary_table(self.trace)
+
+    @cached_property
+    def costing(self) -> DeviceCosts:
+        """Time and memory on the requested devices, of this pass and of the other phase."""
+        if self.sweep is not None:
+            others = [trace for trace in self.sweep.traces if trace is not self.trace]
+            return DeviceCosts((self.trace, *others), self.deployment, self.planner)
+        return DeviceCosts((self.trace, *self._other_phase()), self.deployment, self.planner)
+
+    def _other_phase(self) -> Iterator[Trace]:
+        workload = self.trace.workload
+        for phase in PHASES:
+            if self.tracer is not None and self.deployment.hardware and phase != workload.phase:
+                with suppress(LlmsimError):
+                    yield self.tracer.trace(replace(workload, phase=phase))
+
+    @property
+    def costs(self) -> "pd.DataFrame":
+        """One row per type of operator: FLOPs, bytes, their shares, and seconds on a device."""
+        return self.costing.types
+
+    @property
+    def layers(self) -> "pd.DataFrame":
+        """One row per layer and one for the rest: parameters, FLOPs, bytes, seconds on a device."""
+        return self.costing.layers
+
+    @property
+    def memory(self) -> "pd.DataFrame":
+        """One row per part of device memory in bytes: weights, cache, activations, runtime."""
+        return self.costing.memory
+
+    @property
+    def latency(self) -> "pd.DataFrame":
+        """One row per device and pass: seconds with their band, tokens/s and the bound."""
+        return self.costing.latency
+
+    @property
+    def times(self) -> "pd.DataFrame":
+        """One row per operator: seconds on the first device, with their band."""
+        return self.costing.times
+
+    @cached_property
+    def sizing(self) -> Sizing:
+        """Which devices hold the model, and how fast it runs on each; as `llmsim.size`.
+
+        Raises:
+            InvalidValue: the module was traced on given inputs.
+        """
+        if self.planner is None:
+            raise InvalidValue(
+                "sizing is not available: a module that was traced on given inputs has no batch "
+                "and context"
+            )
+        return sizing_of(self.planner, self.costing.setup, self.deployment)
+
+    @cached_property
+    def topological(self) -> "pd.DataFrame":
+        """One row per operator in execution order, with the operators it depends on."""
+        return operators.topological_table(self.trace)
+
+    @cached_property
+    def shapes(self) -> "pd.DataFrame":
+        """One row per operator, a column of shapes per workload, and one of formulas.
+
+        The first access may trace a few more workloads to derive the formulas.
+        """
+        if self.sweep is not None:
+            return self.sweep.shapes
+        return Sweep(traces=(self.trace,), tracer=self.tracer).shapes
+
+    @cached_property
+    def symbolic(self) -> Symbolic:
+        """Shapes, FLOPs and bytes as formulas of batch and context.
+
+        The first access traces about a dozen more workloads.
+
+        Raises:
+            InvalidValue: the module was traced on given inputs.
+        """
+        if self.tracer is None:
+            raise InvalidValue(
+                "symbolic is not available: a module that was traced on given inputs has no batch "
+                "and context"
+            )
+        workload = self.trace.workload
+        known = {(workload.batch, workload.context): self.trace}
+        return derive_formulas(self.tracer, workload.phase, known)
+
+    def dependency_graph(
+        self, depth: int | None = None, *, layers: Unfolded = (), level: Level | None = None
+    ) -> Graph:
+        """Draw modules as nested boxes with the dataflow between them.
+
+        Args:
+            depth: levels of modules to open; by default the report's, or what fits a screen.
+            layers: indices of layers to draw one by one instead of folded, or "all".
+            level: what a node is: `module`, `operator` or `kernel`.
+
+        Returns:
+            The graph; it displays itself, and has `svg`, `dot` and `save(path)`.
+
+        Raises:
+            InvalidValue: an unknown level, or a layer that does not exist.
+
+        >>> import llmsim_magic as llmsim
+        >>> graph = llmsim.trace("gpt2", context=8).dependency_graph(level="module")
+        >>> graph.dot.startswith("digraph")
+        True
+        """
+        return dependency_graph(self.trace, self._selection(depth, layers, level))
+
+    def topological_graph(
+        self, depth: int | None = None, *, layers: Unfolded = (), level: Level | None = None
+    ) -> Graph:
+        """Draw operators in execution order, each below the operators it depends on.
+
+        Args:
+            depth: as in `dependency_graph`.
+            layers: as in `dependency_graph`.
+            level: as in `dependency_graph`.
+
+        Returns:
+            The graph; it displays itself, and has `svg`, `dot` and `save(path)`.
+
+        Raises:
+            InvalidValue: as in `dependency_graph`.
+        """
+        return topological_graph(self.trace, self._selection(depth, layers, level))
+
+    def explain(self, path: str) -> Explanation:
+        """Explain the FLOPs and bytes of a module, term by term.
+
+        Args:
+            path: the path of a module, such as `model.layers.0.mlp.up_proj`; "" is the model.
+
+        Returns:
+            The explanation; it displays itself.
+
+        Raises:
+            InvalidValue: no module has this path; the message names the nearest ones.
+
+        >>> import llmsim_magic as llmsim
+        >>> report = llmsim.trace("gpt2", context=8)
+        >>> "transformer.h.0.mlp.c_fc" in str(report.explain("transformer.h.0.mlp.c_fc"))
+        True
+        """
+        return explain(self.trace, path)
+
+    @property
+    def compared_names(self) -> tuple[str, str]:
+        """The names of the two models of `comparison`."""
+        second = self.compared.trace.model.name if self.compared else ""
+        return self.trace.model.name, second
+
+    @cached_property
+    def comparison(self) -> "pd.DataFrame":
+        """Two models side by side: one row per quantity, a column per model, and the ratio.
+
+        Raises:
+            InvalidValue: the report has no second model.
+        """
+        if self.compared is None:
+            raise InvalidValue(
+                "comparison is not available: request a second model with --compare MODEL"
+            )
+        first, second = self.costing, self.compared.costing
+        return comparison_table(
+            (first.traces[0], second.traces[0]),
+            (first.needed, second.needed),
+            (first.passes, second.passes),
+        )
+
+    def _selection(self, depth: int | None, layers: Unfolded, level: Level | None) -> Selection:
+        asked = self.selection
+        return Selection(
+            asked.depth if depth is None else depth,
+            asked.layers if layers == () else layers,
+            level or asked.level,
+        )

@@ -1,0 +1,88 @@
+"""Choose the workloads that determine and check formulas, and trace them."""
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+from llmsim_magic.analyses.formulas.polynomials import Grid, Point
+from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.workload import Workload
+
+NEAR_GRID = Grid((2, 3), (6, 9, 13))
+CHECK_POINTS: tuple[Point, ...] = ((1, 1), (5, 17), (1024, 10))
+# Longer than most attention windows, and more tokens than most vocabularies.
+FAR_BATCHES = (16, 24)
+FAR_CONTEXTS = (40_000, 48_001, 56_003)
+# Contexts that detect a scan written in Python: its kernel count grows with tokens or with chunks.
+SCAN_CONTEXTS = ((9, 13, 17), (13, 1_013, 2_013))
+# Kernels that a longer context may add to a pass of such a scan, to limit the time of a trace.
+MAX_EXTRA_KERNELS = 2_000
+
+
+@dataclass(frozen=True)
+class WorkloadTracer:
+    """Traces further workloads of one model.
+
+    Attributes:
+        trace: traces one workload.
+        longest: rows of the position table, the longest context in tokens; None if unlimited.
+        declared: longest context in tokens that the config declares; None if it declares none.
+    """
+
+    trace: Callable[[Workload], Trace]
+    longest: int | None
+    declared: int | None
+
+    def add(self, phase: str, traces: dict[Point, Trace], points: Iterable[Point]) -> None:
+        """Add the traces of (batch, context) points; skip points that the model cannot run."""
+        for batch, context in points:
+            if (batch, context) not in traces:
+                with suppress(LlmsimError):
+                    traces[batch, context] = self.trace(Workload(phase, batch, context))
+
+    def long_checks(self, phase: str) -> list[Point]:
+        """Points that check formulas at long contexts, up to the longest the model supports.
+
+        One point is slightly shorter, because the longest may be a multiple of a padding size.
+        """
+        farthest = self.far(phase).contexts[-1]
+        declared = min(self.declared or 1, self._longest_affordable or 2**20, 2**20)
+        most = max(declared - (phase == "decode"), 1)
+        return [(4, farthest), (1, most), (1, max(most - 3, 1))]
+
+    def far(self, phase: str) -> Grid:
+        """A grid of long contexts that the model supports and that are fast to trace."""
+        contexts, longest = FAR_CONTEXTS, self._longest_affordable
+        if longest is not None and longest <= contexts[-1]:
+            most = longest - (phase == "decode")
+            contexts = (most - 10, most - 5, most)
+        return Grid(FAR_BATCHES, contexts)
+
+    @cached_property
+    def _longest_affordable(self) -> int | None:
+        """The longest context that is fast to trace.
+
+        It is `longest`, unless the number of kernels grows with the context, as in a scan.
+        """
+        for contexts in SCAN_CONTEXTS:
+            more = self._kernels_per_token(contexts)
+            if more:
+                soon = contexts[-1] + int(MAX_EXTRA_KERNELS / more)
+                return min(soon, self.longest or soon)
+        return self.longest
+
+    def _kernels_per_token(self, contexts: tuple[int, ...]) -> float:
+        """Kernels that each further token adds to a prefill; 0 if the model has no scan.
+
+        The batch is large enough to reach every expert.
+        """
+        kernels = [0]
+        for context in contexts:
+            read: dict[Point, Trace] = {}
+            self.add("prefill", read, [(FAR_BATCHES[-1], context)])
+            kernels.append(sum(len(trace.recorded.kernels) for trace in read.values()))
+            if kernels[-1] <= kernels[-2]:
+                return 0
+        return (kernels[-1] - kernels[-2]) / (contexts[-1] - contexts[-2])
