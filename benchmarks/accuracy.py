@@ -156,7 +156,12 @@ def _fit(row: Mapping[str, str]) -> tuple[Fit, int]:
     tp = int(float(row["n_gpus"] or 1))
     context = int(float(row["input_len"] or row["output_len"] or 2048))
     stored = row["dtype"] if row["dtype"] in ("fp8", "int8", "int4") else None
-    setup = Setup(int(float(row["batch"] or 1)), context, Parallel(tp), stored)
+    setup = Setup(
+        batch=int(float(row["batch"] or 1)),
+        context=context,
+        parallel=Parallel(tp),
+        weight_dtype=stored,
+    )
     sizer = CapacityPlanner(model_named(row["model"]))
     found = sizer.fit(setup, accelerators.find(row["hardware"]), remedies=False)
     if found is None:

@@ -48,9 +48,9 @@ SAME_SIZES = {
 }
 # What a row calls the storage of weights: `wo` only stores them so, in groups of 32.
 STORED = {
-    "int8 wo": StoredDtypes("int8"),
-    "int4 wo g32": StoredDtypes("int4", group=32),
-    "fp8": StoredDtypes("fp8", activations="fp8"),
+    "int8 wo": StoredDtypes(weights="int8"),
+    "int4 wo g32": StoredDtypes(weights="int4", group=32),
+    "fp8": StoredDtypes(weights="fp8", activations="fp8"),
 }
 
 

@@ -153,7 +153,7 @@ def _size(row: Row) -> KernelShape:
     if _has(row, "m", "n", "k"):
         dtype, scaled = _dtype(row["dtype"])
         m, n, k = (int(float(row[name])) for name in ("m", "n", "k"))
-        return Matmul(m, n, k, dtype, scaled="block" if scaled else "tensor")
+        return Matmul(m=m, n=n, k=k, dtype=dtype, scaled="block" if scaled else "tensor")
     if model:
         return _of_model(row, model, op, plain)
     if plain in _STREAMS:
@@ -201,10 +201,15 @@ def _attention(row: Row, model: str) -> Attention:
     if not keys:
         raise UnusableRow("attention without a length")
     return Attention(
-        *(batch, heads, kv_heads, head_dim, queries, keys),
-        causal and queries > 1,
-        arithmetic(dtype.strip()),
-        kv_dtype,
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        queries=queries,
+        keys=keys,
+        causal=causal and queries > 1,
+        dtype=arithmetic(dtype.strip()),
+        kv_dtype=kv_dtype,
     )
 
 
@@ -235,7 +240,8 @@ def _of_model(row: Row, model: str, op: str, plain: str) -> KernelShape:
         "lm_head": (config["vocabulary"] // tp, hidden),
     }
     if op in products:
-        return Matmul(tokens, *products[op], dtype)
+        n, k = products[op]
+        return Matmul(m=tokens, n=n, k=k, dtype=dtype)
     elements = {
         "add": 3 * hidden,
         "attn_rope": 2 * (inner + keys) // tp,

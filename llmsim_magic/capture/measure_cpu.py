@@ -126,19 +126,19 @@ def _accelerator(samples: tuple[Sample, ...], bandwidth: float) -> Accelerator:
             peaks[name] = max(peaks.get(name, 0.0), sample.size.flops / sample.seconds)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Accelerator(
-        "local",
-        platform.processor() or platform.machine(),
-        "cpu",
-        platform.machine(),
-        memory,
-        bandwidth,
-        peaks,
-        None,
-        None,
-        None,
-        torch.get_num_threads(),
-        None,
-        f"measured here with torch {torch.__version__}",
+        name="local",
+        vendor=platform.processor() or platform.machine(),
+        kind="cpu",
+        architecture=platform.machine(),
+        memory_bytes=memory,
+        bandwidth_bytes_per_s=bandwidth,
+        peak_flops=peaks,
+        link=None,
+        interconnect_bytes_per_s=None,
+        llc_bytes=None,
+        compute_units=torch.get_num_threads(),
+        tdp_w=None,
+        source=f"measured here with torch {torch.__version__}",
     )
 
 
@@ -151,7 +151,7 @@ def _products(pools: dict[torch.dtype, Tensor]) -> Iterator[_Job]:
         for m, n, k in _PRODUCTS:
             rows = torch.full((m, k), 0.01, dtype=dtype)
             run = partial(_product, rows, _turns(pool, n, k))
-            yield _Job(Matmul(m, n, k, arithmetic(dtype)), run, (rows,), _BURST)
+            yield _Job(Matmul(m=m, n=n, k=k, dtype=arithmetic(dtype)), run, (rows,), _BURST)
 
 
 def _product(rows: Tensor, weights: Iterator[Tensor]) -> Tensor:
@@ -173,9 +173,18 @@ def _attentions() -> Iterator[_Job]:
             query = torch.full((batch, heads, queries, head_dim), 0.01, dtype=dtype)
             key = torch.full((batch, kv_heads, keys, head_dim), 0.01, dtype=dtype)
             causal = queries > 1
-            sizes = (batch, heads, kv_heads, head_dim, queries, keys)
+            shape = Attention(
+                batch=batch,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                queries=queries,
+                keys=keys,
+                causal=causal,
+                dtype=arithmetic(dtype),
+            )
             run = partial(attend, query, key, key, is_causal=causal, enable_gqa=True)
-            yield _Job(Attention(*sizes, causal, arithmetic(dtype)), run, (query,))
+            yield _Job(shape, run, (query,))
 
 
 def _streams() -> Iterator[_Job]:

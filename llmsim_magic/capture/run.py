@@ -69,7 +69,9 @@ def run(
         hooks, notes = meta_model.hooks, context_note(meta_model.module, workload)
         hooks.restore()  # a fork may have copied the model in the middle of another thread's pass
         cache, hooks.prefill_cache = hooks.prefill_cache, None
-        one = _Pass(meta_model, workload, replay, notes, cache)
+        one = _Pass(
+            meta_model=meta_model, workload=workload, replay=replay, notes=notes, cache=cache
+        )
         if workload.phase == "prefill":
             candidates = forward_inputs.prefill_inputs(meta_model.module, workload)
             return first_that_runs(candidates, one.trace)
@@ -106,10 +108,12 @@ def run_with_inputs(
     batch = first.shape[0] if first is not None and first.dim() else 1
     workload = Workload("forward", max(batch, 1), 0)
     with model_lock, _error_context(meta_model, workload):
-        return _Pass(meta_model, workload, replay).trace(ModelInputs(named), on_device)
+        return _Pass(meta_model=meta_model, workload=workload, replay=replay).trace(
+            ModelInputs(named), on_device
+        )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Pass:
     """A model, the workload to trace, notes for the report, and the cache of the last prefill."""
 

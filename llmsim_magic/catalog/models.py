@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One model: `config` is what `config.json` holds, `source` how it is known.
 
@@ -31,13 +31,13 @@ def entries() -> dict[str, Entry]:
     text = resources.files(__package__).joinpath("models.json").read_text("utf-8")
     return {
         name: Entry(
-            name,
-            tuple(facts["aliases"]),
-            facts["config"],
-            facts["params"],
-            facts["published_params"],
-            facts["source"],
-            facts["note"],
+            name=name,
+            aliases=tuple(facts["aliases"]),
+            config=facts["config"],
+            params=facts["params"],
+            published_params=facts["published_params"],
+            source=facts["source"],
+            note=facts["note"],
         )
         for name, facts in json.loads(text)["models"].items()
     }

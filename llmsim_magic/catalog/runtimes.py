@@ -33,15 +33,15 @@ def find(name: str, memory_bytes: int | None = None) -> Runtime:
 
 def _runtime(row: dict[str, str]) -> Runtime:
     return Runtime(
-        row["name"],
-        int(row["from_memory_gib"]) * 2**30,
-        float(row["usable_share"]),
-        float(row["visible_share"]),
-        int(row["context_bytes"]),
-        int(row["parallel_context_bytes"]),
-        int(row["sampled_sequences"]),
-        float(row["logit_copies"]),
-        int(row["chunk_tokens"]),
-        row["source"],
-        row["note"],
+        name=row["name"],
+        from_memory_bytes=int(row["from_memory_gib"]) * 2**30,
+        usable_share=float(row["usable_share"]),
+        visible_share=float(row["visible_share"]),
+        context_bytes=int(row["context_bytes"]),
+        parallel_context_bytes=int(row["parallel_context_bytes"]),
+        sampled_sequences=int(row["sampled_sequences"]),
+        logit_copies=float(row["logit_copies"]),
+        chunk_tokens=int(row["chunk_tokens"]),
+        source=row["source"],
+        note=row["note"],
     )

@@ -17,7 +17,16 @@ from llmsim_magic.records.hardware.calibration import Band, Calibration, Constan
 from llmsim_magic.records.hardware.kernel_shapes import Matmul
 
 DEVICE = accelerators.find("A100-SXM4-80GB")
-PLANTED = Constants(8e-6, 1.25, 1.15, 2.5, 1e-8, 1.0, 1.0, 0.0)
+PLANTED = Constants(
+    launch_s=8e-6,
+    compute=1.25,
+    memory=1.15,
+    sharpness=2.5,
+    item_s=1e-8,
+    hot=1.0,
+    cached=1.0,
+    tile=0.0,
+)
 KIND = "matmul 16-bit"
 
 
@@ -26,7 +35,7 @@ def planted(number: int, noise: float, seed: int) -> list[Sample]:
     found = []
     for _ in range(number):
         m, n, k = (2 ** int(power) for power in draw.integers((0, 9, 9), (13, 15, 14)))
-        size = Matmul(m, n, k)
+        size = Matmul(m=m, n=n, k=k)
         seconds = roofline_seconds(PLANTED, roofline_terms(size, DEVICE, 0.0, 1.0))
         found.append(Sample(size, seconds * float(np.exp(noise * draw.normal()))))
     return found

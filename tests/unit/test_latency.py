@@ -40,10 +40,10 @@ from tests.helpers.small_models import CONFIGS, CONTEXT
 
 H100 = accelerators.find("H100-SXM5-80GB")
 SIZES: list[KernelShape] = [
-    Matmul(1, 4096, 4096),
-    Matmul(4096, 4096, 4096, "fp8"),
-    Attention(8, 32, 8, 128, 1, 4096),
-    Attention(1, 32, 8, 128, 2048, 2048),
+    Matmul(m=1, n=4096, k=4096),
+    Matmul(m=4096, n=4096, k=4096, dtype="fp8"),
+    Attention(batch=8, heads=32, kv_heads=8, head_dim=128, queries=1, keys=4096),
+    Attention(batch=1, heads=32, kv_heads=8, head_dim=128, queries=2048, keys=2048),
     Stream("normalisation", 2**24, 4096),
     Collective("all_reduce", 2**24, 8),
 ]
@@ -62,13 +62,19 @@ def timed(regime: Any = "graph") -> PassTime:
 
 def test_causal_attention_sees_no_later_key() -> None:
     """Query i of n sees keys 1 to i; of the last q of k queries the first sees k - q + 1."""
-    assert Attention(1, 1, 1, 1, 4, 4).pairs == 1 + 2 + 3 + 4
-    assert Attention(1, 1, 1, 1, 2, 5).pairs == 4 + 5
-    assert Attention(1, 1, 1, 1, 4, 4, causal=False).pairs == 16
+    assert (
+        Attention(batch=1, heads=1, kv_heads=1, head_dim=1, queries=4, keys=4).pairs
+        == 1 + 2 + 3 + 4
+    )
+    assert Attention(batch=1, heads=1, kv_heads=1, head_dim=1, queries=2, keys=5).pairs == 4 + 5
+    assert (
+        Attention(batch=1, heads=1, kv_heads=1, head_dim=1, queries=4, keys=4, causal=False).pairs
+        == 16
+    )
 
 
 def test_grouped_products_read_every_group_s_weights() -> None:
-    one, four = Matmul(2, 8, 16), Matmul(2, 8, 16, groups=4)
+    one, four = Matmul(m=2, n=8, k=16), Matmul(m=2, n=8, k=16, groups=4)
     assert four.flops == 4 * one.flops
     assert four.bytes == 4 * one.bytes
     assert one.bytes == 2 * (2 * 16 + 16 * 8 + 2 * 8)
@@ -82,7 +88,9 @@ def test_a_prediction_lies_in_its_band_and_says_what_binds(size: KernelShape) ->
 
 
 def test_what_binds_follows_from_the_work() -> None:
-    binds = [estimate(size, H100, calibration()).binds for size in (*SIZES, Matmul(1, 16, 16))]
+    binds = [
+        estimate(size, H100, calibration()).binds for size in (*SIZES, Matmul(m=1, n=16, k=16))
+    ]
     assert binds[0] == "memory"
     assert binds[1] == "compute"
     assert binds[5] == "interconnect"
@@ -112,7 +120,7 @@ def test_more_work_never_takes_less_time(field: str) -> None:
 
 def test_kernels_started_by_the_host_take_longer_than_in_a_graph() -> None:
     a100 = accelerators.find("A100-SXM4-80GB")
-    product = Matmul(8, 4096, 4096)
+    product = Matmul(m=8, n=4096, k=4096)
     graph, eager = (estimate(product, a100, calibration(), regime=r) for r in ("graph", "eager"))
     assert eager.seconds > graph.seconds
 
@@ -146,15 +154,15 @@ def test_relatives_are_told_by_the_catalogue_s_fields_not_by_names() -> None:
 
 
 def test_a_kind_that_nobody_measured_is_taken_as_its_family_with_a_wide_band() -> None:
-    found = estimate(Matmul(64, 4096, 4096, "fp32"), H100, calibration())
-    assert found.seconds > Matmul(64, 4096, 4096, "fp32").flops / H100.peak("fp32")
+    found = estimate(Matmul(m=64, n=4096, k=4096, dtype="fp32"), H100, calibration())
+    assert found.seconds > Matmul(m=64, n=4096, k=4096, dtype="fp32").flops / H100.peak("fp32")
     assert found.high / found.low > 1.3
 
 
 @pytest.mark.parametrize(
     ("size", "device", "says"),
     [
-        (Matmul(1, 8, 8, "fp8"), "A100-SXM4-80GB", "fp8"),
+        (Matmul(m=1, n=8, k=8, dtype="fp8"), "A100-SXM4-80GB", "fp8"),
         (Stream("elementwise", 8.0), "RTX 3090", "bandwidth_bytes_per_s"),
         (Collective("all_reduce", 8.0, 2), "RTX 3090", "interconnect_bytes_per_s"),
     ],
@@ -199,7 +207,7 @@ def test_layers_that_read_the_same_tensor_are_one_product() -> None:
     trace, found = traced(), timed()
     paths = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
     together = found.of([trace.paths.index(path) for path in paths]).seconds
-    alone = estimate(Matmul(2, 128, 64), H100, calibration(), cold=True).seconds
+    alone = estimate(Matmul(m=2, n=128, k=64), H100, calibration(), cold=True).seconds
     assert together < 1.5 * alone
 
 
@@ -209,9 +217,9 @@ def test_weights_stored_in_fewer_bits_are_read_sooner() -> None:
         latency(wide, H100, stored=stored).seconds
         for stored in (
             None,
-            StoredDtypes("int8"),
-            StoredDtypes("int4", group=128),
-            StoredDtypes("int4"),
+            StoredDtypes(weights="int8"),
+            StoredDtypes(weights="int4", group=128),
+            StoredDtypes(weights="int4"),
         )
     ]
     assert times == sorted(times, reverse=True)
@@ -219,9 +227,13 @@ def test_weights_stored_in_fewer_bits_are_read_sooner() -> None:
 
 def test_products_in_a_dtype_that_the_device_lacks_are_one_line() -> None:
     with pytest.raises(LlmsimError, match="fp8"):
-        latency(traced(), accelerators.find("A100"), stored=StoredDtypes("fp8", activations="fp8"))
+        latency(
+            traced(),
+            accelerators.find("A100"),
+            stored=StoredDtypes(weights="fp8", activations="fp8"),
+        )
     with pytest.raises(LlmsimError, match="fp7"):
-        StoredDtypes("fp7")
+        StoredDtypes(weights="fp7")
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))

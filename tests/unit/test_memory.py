@@ -411,10 +411,10 @@ def test_published_cases_fit_or_do_not(case: dict[str, str]) -> None:
     """And are as large as published: weights within 1 %, but for what a runtime pads."""
     sizer = CapacityPlanner(case["model"], runtime=case["runtime"])
     setup = Setup(
-        int(case["batch"]),
-        int(case["context"]),
-        Parallel(int(case["tp"])),
-        case["weight_dtype"] or None,
+        batch=int(case["batch"]),
+        context=int(case["context"]),
+        parallel=Parallel(int(case["tp"])),
+        weight_dtype=case["weight_dtype"] or None,
     )
     found = sizer.fit(setup, accelerators.find(case["hardware"]), remedies=False)
     assert found is not None
@@ -434,7 +434,7 @@ def test_published_cases_fit_or_do_not(case: dict[str, str]) -> None:
 def test_what_makes_it_fit_fits_and_no_more_would() -> None:
     sizer = CapacityPlanner("Qwen/Qwen3-32B")
     device = accelerators.find("H200-SXM-141GB")
-    setup = Setup(8, 32768)
+    setup = Setup(batch=8, context=32768)
     found = sizer.fit(setup, device)
     assert found is not None
     assert found.binds == "cache"
@@ -456,12 +456,15 @@ def test_what_makes_it_fit_fits_and_no_more_would() -> None:
 def test_two_changes_are_named_where_none_does_alone() -> None:
     sizer = CapacityPlanner("Qwen/Qwen3-32B")
     device = accelerators.find("T4")
-    found = sizer.fit(Setup(8, 32768), device)
+    found = sizer.fit(Setup(batch=8, context=32768), device)
     assert found is not None
     (both,) = found.remedies
     assert [what for what, _ in both.changes] == ["tp", "weight_dtype"]
     ranks, dtype = (value for _, value in both.changes)
-    alone = (Setup(8, 32768, Parallel(int(ranks))), Setup(8, 32768, weight_dtype=str(dtype)))
+    alone = (
+        Setup(batch=8, context=32768, parallel=Parallel(int(ranks))),
+        Setup(batch=8, context=32768, weight_dtype=str(dtype)),
+    )
     assert not any(sizer.fit(one, device, remedies=False).fits for one in alone)  # type: ignore[union-attr]
     assert both.total <= found.usable
 
@@ -469,17 +472,17 @@ def test_two_changes_are_named_where_none_does_alone() -> None:
 def test_a_window_and_a_state_reach_further_than_keys_and_values() -> None:
     device = accelerators.find("RTX 4090")
     windowed = CapacityPlanner("mistralai/Mistral-7B-v0.1")
-    setup = Setup(1, 128)
+    setup = Setup(batch=1, context=128)
     assert windowed.longest_context(setup, device) == windowed.longest
 
 
 @pytest.mark.parametrize(
     ("setup", "said"),
     [
-        (Setup(1, 10**6), "context must be within the 40960 tokens"),
-        (Setup(1, 128, Parallel(3)), "tp must be one of 1, 2, 4, 8"),
-        (Setup(1, 128, weight_dtype="int3"), "weight_dtype must be one of int4"),
-        (Setup(1, 128, kv_dtype="x"), "kv_dtype must be one of int8"),
+        (Setup(batch=1, context=10**6), "context must be within the 40960 tokens"),
+        (Setup(batch=1, context=128, parallel=Parallel(3)), "tp must be one of 1, 2, 4, 8"),
+        (Setup(batch=1, context=128, weight_dtype="int3"), "weight_dtype must be one of int4"),
+        (Setup(batch=1, context=128, kv_dtype="x"), "kv_dtype must be one of int8"),
     ],
 )
 def test_what_cannot_be_is_one_line(setup: Setup, said: str) -> None:
@@ -493,13 +496,15 @@ def test_what_cannot_be_is_one_line(setup: Setup, said: str) -> None:
 def test_a_runtime_that_is_not_known_names_those_that_are() -> None:
     with pytest.raises(InvalidValue, match="runtime must be one of transformers, vllm"):
         CapacityPlanner("Qwen/Qwen3-0.6B", runtime="sglang").fit(
-            Setup(1, 128), accelerators.find("H100-SXM5-80GB")
+            Setup(batch=1, context=128), accelerators.find("H100-SXM5-80GB")
         )
 
 
 def test_a_batch_beyond_all_memory_does_not_fit_and_says_so() -> None:
     device = accelerators.find("H100-SXM5-80GB")
-    found = CapacityPlanner("Qwen/Qwen3-0.6B").fit(Setup(2**31 - 1, 4096), device, remedies=False)
+    found = CapacityPlanner("Qwen/Qwen3-0.6B").fit(
+        Setup(batch=2**31 - 1, context=4096), device, remedies=False
+    )
     assert found is not None
     assert not found.fits
     assert found.memory.cache > 2**50

@@ -130,7 +130,7 @@ def test_a_name_in_another_script_is_drawn_without_a_warning() -> None:
 
 
 def test_a_pass_without_products_is_roofs_alone() -> None:
-    nothing = Record((), (), (), (), (), ())
+    nothing = Record(storages=(), tensors=(), kernels=(), operators=(), calls=(), results=())
     trace = replace(traced(), modules=(), parameters=(), recorded=nothing, replays=())
     assert "no operator has FLOPs" in words(roofline_plot(trace, latency(trace, H100)).svg)
 

@@ -112,7 +112,7 @@ def timed(name: str = "qwen3", workload: Workload = DECODE, regime: Any = "graph
 
 def empty() -> Trace:
     """A pass that runs nothing at all."""
-    nothing = Record((), (), (), (), (), ())
+    nothing = Record(storages=(), tensors=(), kernels=(), operators=(), calls=(), results=())
     return replace(spread("llama"), modules=(), parameters=(), recorded=nothing, replays=())
 
 

@@ -33,12 +33,12 @@ def split_by_kernel(trace: Trace) -> Trace:
     return replace(
         trace,
         recorded=Record(
-            record.storages,
-            record.tensors,
-            tuple(kernels),
-            tuple(operators),
-            record.calls,
-            record.results,
+            storages=record.storages,
+            tensors=record.tensors,
+            kernels=tuple(kernels),
+            operators=tuple(operators),
+            calls=record.calls,
+            results=record.results,
         ),
         replays=tuple(_renumber(replay, before) for replay in trace.replays),
     )

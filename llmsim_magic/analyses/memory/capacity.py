@@ -14,7 +14,7 @@ SMALLER_WEIGHT_DTYPES = ("fp8", "int4")
 MAX_BATCH = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """A deployment: the workload, storage dtypes, and parallelism."""
 
@@ -42,7 +42,7 @@ class Remedy:
         return " and ".join(f"{what} {value}" for what, value in self.changes)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """A setup on a device: the bytes each rank needs, and the usable bytes.
 
@@ -78,7 +78,9 @@ def fit(setup: Setup, device: Accelerator, runtime: Runtime, needed: MemoryOf) -
         return None
     usable = runtime.usable_bytes(device.memory_bytes)
     memory = needed(setup)
-    return Fit(setup, device.name, memory, usable, _binds(memory, usable))
+    return Fit(
+        setup=setup, device=device.name, memory=memory, usable=usable, binds=_binds(memory, usable)
+    )
 
 
 def with_remedies(found: Fit, needed: MemoryOf, longest: int | None) -> Fit:

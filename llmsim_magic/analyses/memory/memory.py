@@ -12,7 +12,7 @@ from llmsim_magic.records.trace.trace import CacheSlot, Trace
 _KEYS_AND_VALUES = ("keys", "values")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """Bytes on one rank.
 

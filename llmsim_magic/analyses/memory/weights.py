@@ -17,7 +17,7 @@ from llmsim_magic.records.trace.trace import Module, Parameter, Trace
 _MULTIPLIES = frozenset({"mm", "bmm", "addmm", "baddbmm", "_grouped_mm", "mv"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
     """Bytes of all parameters; tied ones count once.
 

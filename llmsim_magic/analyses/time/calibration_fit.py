@@ -24,7 +24,16 @@ from llmsim_magic.records.hardware.calibration import Band, Constants, Fitted, S
 
 Array = NDArray[np.float64]
 
-START = Constants(5e-6, 1.3, 1.2, 2.0, 1e-6, 0.5, 1.0, 0.0)
+START = Constants(
+    launch_s=5e-6,
+    compute=1.3,
+    memory=1.2,
+    sharpness=2.0,
+    item_s=1e-6,
+    hot=0.5,
+    cached=1.0,
+    tile=0.0,
+)
 # What a tile's fixed work may be worth, and how much of a cache a benchmark may leave to each of
 # the copies that it takes in turn: the best of these are kept.
 TILES = (0.0, 20.0)
@@ -66,12 +75,12 @@ def fit(
     if np.abs(near).mean() > np.abs(far).mean():
         near, surface = far, Surface(surface.scales, (), ())
     return Fitted(
-        constants,
-        _rounded(surface),
-        band_of(near),
-        band_of(far),
-        len(samples),
-        tuple(sources),
+        constants=constants,
+        surface=_rounded(surface),
+        near=band_of(near),
+        far=band_of(far),
+        samples=len(samples),
+        sources=tuple(sources),
     )
 
 
@@ -124,12 +133,11 @@ def _terms(samples: Sequence[Sample], accelerator: Accelerator, constants: Const
     """The terms of all samples, as one `Terms` of arrays."""
     tile, cached = constants.tile, constants.cached
     each = [roofline_terms(sample.size, accelerator, tile, cached) for sample in samples]
-    return Terms(
-        *(
-            np.array([getattr(one, name) for one in each])  # type: ignore[arg-type]
-            for name in ("compute_s", "fresh_s", "resident_s", "items", "wave")
-        )
-    )
+    names = ("compute_s", "fresh_s", "resident_s", "items", "wave")
+    columns: dict[str, Any] = {
+        name: np.array([getattr(one, name) for one in each]) for name in names
+    }
+    return Terms(**columns)
 
 
 def _places(samples: Sequence[Sample], accelerator: Accelerator, constants: Constants) -> Array:
@@ -163,9 +171,15 @@ def _constants(samples: Sequence[Sample], accelerator: Accelerator, start: Const
         # Sharpness below 1 would make overlapping slower than taking turns; heat is a share.
         launch, compute, memory, sharp, item, hot = np.exp(theta[:6])
         return Constants(
-            *(launch, compute, memory, 1 + sharp, item, hot / (1 + hot)),
-            *(start.cached, start.tile),
-            dict(zip(regimes, np.exp(theta[6:]), strict=True)),
+            launch_s=launch,
+            compute=compute,
+            memory=memory,
+            sharpness=1 + sharp,
+            item_s=item,
+            hot=hot / (1 + hot),
+            cached=start.cached,
+            tile=start.tile,
+            regimes_s=dict(zip(regimes, np.exp(theta[6:]), strict=True)),
         )
 
     def predicted(theta: Array) -> Array:

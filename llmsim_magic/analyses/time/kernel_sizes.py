@@ -30,7 +30,7 @@ from llmsim_magic.records.trace.trace import Trace, numel
 _KINDS: dict[str, StreamKind] = {"normalisation": "normalisation", "embedding": "embedding"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDtypes:
     """In what weights and cache are stored, where that is not as traced; `fp8`, `int4` and so on.
 
@@ -131,11 +131,15 @@ def _attention(record: Record, kernel: Kernel, stored: StoredDtypes) -> Attentio
     *batch, heads, queries, head_dim = query.shape
     kv_heads = key.shape[-3] if len(key.shape) > 2 else 1
     return Attention(
-        max(numel(tuple(batch)), 1),
-        *(heads, min(kv_heads, heads), head_dim, queries, key.shape[-2]),
-        kernel.causal,
-        _dtype(query),
-        stored.cache or _dtype(key),
+        batch=max(numel(tuple(batch)), 1),
+        heads=heads,
+        kv_heads=min(kv_heads, heads),
+        head_dim=head_dim,
+        queries=queries,
+        keys=key.shape[-2],
+        causal=kernel.causal,
+        dtype=_dtype(query),
+        kv_dtype=stored.cache or _dtype(key),
     )
 
 
@@ -164,7 +168,9 @@ def _matmul(
     if multiplied is not None:
         accelerator.peak(multiplied)
     rows, columns = max(-(-rows // groups), 1), max(columns, 1)
-    return Matmul(rows, columns, length, multiplied or dtype, groups, bits)
+    return Matmul(
+        m=rows, n=columns, k=length, dtype=multiplied or dtype, groups=groups, weight_bits=bits
+    )
 
 
 def _weight(record: Record, kernel: Kernel) -> str | None:

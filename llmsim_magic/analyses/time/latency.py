@@ -28,7 +28,7 @@ NO_TIME = Estimate(0.0, 0.0, 0.0, "launch")
 Estimator = Callable[..., Estimate]  # from a kernel shape, with or without launch overhead
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorTime:
     """The predicted time of one operator in seconds, its band, and the resource that bounds it.
 
@@ -54,7 +54,7 @@ class OperatorTime:
         return self.flops / self.bytes if self.bytes else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PassTime:
     """The predicted time of a pass; nine of ten measurements lie between `low` and `high`.
 
@@ -146,11 +146,11 @@ def latency(
     operators = tuple(trace.expand_replays(recorded))
     seen = any(accelerator.name in devices for devices in known.fits.values())
     return PassTime(
-        accelerator,
-        regime,
-        operators,
-        pass_band(operators, known.passes, trace.workload.phase),
-        seen,
+        accelerator=accelerator,
+        regime=regime,
+        operators=operators,
+        band=pass_band(operators, known.passes, trace.workload.phase),
+        seen=seen,
     )
 
 
@@ -258,10 +258,16 @@ def _operator(
     wire, memory = accelerator.interconnect_bytes_per_s, accelerator.bandwidth_bytes_per_s
     bandwidth = ((wire if sends else memory) or 0.0) * seconds
     return OperatorTime(
-        longest[1].kind if longest else None,
-        *(seconds, low, high, binds, len(work), flops, moved),
-        flops / peak if peak else 0.0,
-        min(moved / bandwidth, 1.0) if bandwidth else 0.0,  # a cache may be faster
+        kind=longest[1].kind if longest else None,
+        seconds=seconds,
+        low=low,
+        high=high,
+        binds=binds,
+        kernels=len(work),
+        flops=flops,
+        bytes=moved,
+        of_peak=flops / peak if peak else 0.0,
+        of_bandwidth=min(moved / bandwidth, 1.0) if bandwidth else 0.0,  # a cache may be faster
     )
 
 

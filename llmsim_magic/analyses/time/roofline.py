@@ -52,7 +52,7 @@ class Estimate:
     binds: Binds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """A kernel's work in seconds at a device's datasheet figures.
 
@@ -170,20 +170,27 @@ def roofline_terms(
         link = _require(
             accelerator, "interconnect_bytes_per_s", accelerator.interconnect_bytes_per_s
         )
-        return Terms(0.0, size.bytes / link, 0.0, size.ranks - 1, 0.0)
+        return Terms(
+            compute_s=0.0, fresh_s=size.bytes / link, resident_s=0.0, items=size.ranks - 1, wave=0.0
+        )
     bandwidth = _require(accelerator, "bandwidth_bytes_per_s", accelerator.bandwidth_bytes_per_s)
     reused = size.bytes - size.weight_bytes if cold else size.bytes
     held = reused * _cache_hit_share(reused, cached * (accelerator.llc_bytes or 0))
-    memory = (size.bytes - held) / bandwidth, held / bandwidth
+    fresh_s, resident_s = (size.bytes - held) / bandwidth, held / bandwidth
     if isinstance(size, Matmul):
         compute, wave = _matmul(size, accelerator, tile)
-        return Terms(compute, *memory, 0.0, wave)
+        return Terms(
+            compute_s=compute, fresh_s=fresh_s, resident_s=resident_s, items=0.0, wave=wave
+        )
     if isinstance(size, Attention):
         compute = size.flops / accelerator.peak(size.dtype)
         tiles = size.batch * size.heads * math.ceil(size.queries / 128)
         wave = 0.0 if size.queries == 1 else _wave(tiles, accelerator.compute_units)
-        return Terms(compute, *memory, size.batch / (accelerator.compute_units or 1), wave)
-    return Terms(0.0, *memory, 0.0, 0.0)
+        items = size.batch / (accelerator.compute_units or 1)
+        return Terms(
+            compute_s=compute, fresh_s=fresh_s, resident_s=resident_s, items=items, wave=wave
+        )
+    return Terms(compute_s=0.0, fresh_s=fresh_s, resident_s=resident_s, items=0.0, wave=0.0)
 
 
 def _matmul(size: Matmul, accelerator: Accelerator, tile: float) -> tuple[float, float]:

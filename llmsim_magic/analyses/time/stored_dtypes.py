@@ -34,9 +34,14 @@ def stored_dtypes(
     cache = None if kv_dtype is None else layouts.kv_dtype(kv_dtype)
     packing = packing_of(trace, name)
     if packing is None:
-        return StoredDtypes(name, cache)
+        return StoredDtypes(weights=name, cache=cache)
     multiplied = packing.arithmetic if packing.arithmetic in accelerator.peak_flops else None
-    return StoredDtypes(name or packing.arithmetic, cache, multiplied, packed=_bits(trace, packing))
+    return StoredDtypes(
+        weights=name or packing.arithmetic,
+        cache=cache,
+        activations=multiplied,
+        packed=_bits(trace, packing),
+    )
 
 
 def _bits(trace: Trace, packing: Packing) -> dict[str, float]:

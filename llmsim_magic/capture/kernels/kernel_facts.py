@@ -20,7 +20,7 @@ _ALLOCATIONS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KernelFacts:
     """Facts about one `OpOverload`.
 

@@ -18,7 +18,7 @@ _MAX_RANKS = 64  # the error message lists legal numbers up to this one
 Plan = dict[str, str]  # the style of each module and parameter, by its path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanStyle:
     """How a style cuts a parameter, and what it does with a module's input and output.
 
@@ -41,19 +41,19 @@ class PlanStyle:
 
 _WHOLE = PlanStyle()
 STYLES: dict[str, PlanStyle] = {
-    "colwise": PlanStyle(-2, -1),
-    "colwise_gather_output": PlanStyle(-2, -1, on_output="gather", uneven=True),
-    "colwise_rep": PlanStyle(-2, -1, on_output="gather", uneven=True),
-    "rowwise": PlanStyle(-1, on_output="reduce"),
-    "rowwise_split_input": PlanStyle(-1, on_input="split", on_output="reduce", uneven=True),
-    "rowwise_rep": PlanStyle(-1, on_input="split", on_output="reduce", uneven=True),
-    "packed_colwise": PlanStyle(-2, -1, packed=True),
-    "packed_rowwise": PlanStyle(-1, packed=True),
-    "embedding_rowwise": PlanStyle(0, on_output="reduce", uneven=True),
-    "embedding_colwise": PlanStyle(1, on_output="gather", uneven=True),
+    "colwise": PlanStyle(matrix=-2, vector=-1),
+    "colwise_gather_output": PlanStyle(matrix=-2, vector=-1, on_output="gather", uneven=True),
+    "colwise_rep": PlanStyle(matrix=-2, vector=-1, on_output="gather", uneven=True),
+    "rowwise": PlanStyle(matrix=-1, on_output="reduce"),
+    "rowwise_split_input": PlanStyle(matrix=-1, on_input="split", on_output="reduce", uneven=True),
+    "rowwise_rep": PlanStyle(matrix=-1, on_input="split", on_output="reduce", uneven=True),
+    "packed_colwise": PlanStyle(matrix=-2, vector=-1, packed=True),
+    "packed_rowwise": PlanStyle(matrix=-1, packed=True),
+    "embedding_rowwise": PlanStyle(matrix=0, on_output="reduce", uneven=True),
+    "embedding_colwise": PlanStyle(matrix=1, on_output="gather", uneven=True),
     "moe_tp_experts": PlanStyle(on_output="reduce"),
     "all_reduce": PlanStyle(on_output="reduce"),
-    "grouped_gemm": PlanStyle(0, 0),
+    "grouped_gemm": PlanStyle(matrix=0, vector=0),
     "ep_dispatch_experts": PlanStyle(on_input="route", on_output="route"),
     "ep_router": _WHOLE,
     "local_params": _WHOLE,

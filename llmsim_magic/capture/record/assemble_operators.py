@@ -68,15 +68,15 @@ def _replays(recorder: Recorder, operators_before: list[int]) -> Iterator[Replay
             continue
         first, last = event.span.events
         yield Replay(
-            event.path,
-            event.of,
-            (operators_before[first], operators_before[last]),
-            event.span.kernels,
-            operators_before[place],
-            event.before_kernel,
-            event.tensors,
-            calls[event.span],
-            event.is_first,
+            path=event.path,
+            of=event.of,
+            operators=(operators_before[first], operators_before[last]),
+            kernels=event.span.kernels,
+            before_operator=operators_before[place],
+            before_kernel=event.before_kernel,
+            tensors=event.tensors,
+            calls=calls[event.span],
+            is_first=event.is_first,
         )
 
 

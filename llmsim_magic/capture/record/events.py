@@ -7,7 +7,7 @@ from typing import Any
 from llmsim_magic.records.trace.recorded import Kernel
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class ModuleCall:
     """A call of a module.
 
@@ -26,7 +26,7 @@ class ModuleCall:
     has_layers: bool = False
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class HelperCall:
     """A call of a Python function by a container's forward, such as `apply_rotary_pos_emb`.
 
@@ -44,7 +44,7 @@ class HelperCall:
     is_whole: bool = True
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class FunctionCall:
     """A call of a torch function outside any leaf module."""
 
@@ -75,7 +75,7 @@ class LayerSpan:
     in_helper: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ReplayCall:
     """A layer that was replayed instead of run.
 

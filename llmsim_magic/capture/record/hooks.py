@@ -185,14 +185,14 @@ def _parameters(model: torch.nn.Module) -> Iterator[Parameter]:
         for name, tensor in named:
             first_name = first.setdefault(id(tensor), name)
             yield Parameter(
-                name,
-                name.rpartition(".")[0],
-                tuple(tensor.shape),
-                dtype_name(tensor.dtype),
-                tensor.element_size(),
-                tensor.requires_grad,
-                is_buffer,
-                None if first_name == name else first_name,
+                name=name,
+                owner=name.rpartition(".")[0],
+                shape=tuple(tensor.shape),
+                dtype=dtype_name(tensor.dtype),
+                itemsize=tensor.element_size(),
+                trainable=tensor.requires_grad,
+                is_buffer=is_buffer,
+                tied_to=None if first_name == name else first_name,
             )
 
 

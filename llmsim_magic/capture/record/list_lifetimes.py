@@ -14,7 +14,7 @@ class Step(Protocol):
     held: tuple[int, ...]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class _GrowingList:
     """A list to which tensors are only appended, and its length at each step."""
 
@@ -54,7 +54,7 @@ class ListLifetimes:
         """
         growing = self._open.get(id(value))
         if growing is None or not growing.still_grows():
-            growing = self._open[id(value)] = _GrowingList(value)
+            growing = self._open[id(value)] = _GrowingList(value=value)
             self._all.append(growing)
         added = value[len(growing.items) :]
         if not all(isinstance(item, torch.Tensor) for item in added):

@@ -111,11 +111,11 @@ class ModuleRecorder:
             self._caller()
         self.events.append(
             ReplayCall(
-                layer.path,
-                replayed.run.layer.path,
-                span,
-                len(self.kernels),
-                tuple(self._layers.tensor_pairs(replayed)),
+                path=layer.path,
+                of=replayed.run.layer.path,
+                span=span,
+                before_kernel=len(self.kernels),
+                tensors=tuple(self._layers.tensor_pairs(replayed)),
                 is_first=self._layers.add_replay(layer.path),
             )
         )
@@ -156,7 +156,14 @@ class ModuleRecorder:
         source, in_helper, frames = self._caller()
         is_leaf = next(module.children(), None) is None
         numbers = self.table.add_all(inputs)
-        call = ModuleCall(path, module, is_leaf, source, in_helper, numbers)
+        call = ModuleCall(
+            path=path,
+            module=module,
+            is_leaf=is_leaf,
+            source=source,
+            in_helper=in_helper,
+            inputs=numbers,
+        )
         call.held += self._held(frames, call if is_leaf and not is_layer else None)
         if not self._in_layer:
             self._layers.add_call(path)
@@ -182,11 +189,11 @@ class ModuleRecorder:
             if helper is None:
                 outer = frames[frames.index(frame) + 1 :]
                 helper = parent.helpers[id(frame)] = HelperCall(
-                    call_stack.function_name(frame),
-                    parent.path,
-                    call_stack.source_line(outer, forward),
-                    self.table.add_all(call_stack.frame_arguments(frame)),
-                    frame,
+                    name=call_stack.function_name(frame),
+                    path=parent.path,
+                    source=call_stack.source_line(outer, forward),
+                    inputs=self.table.add_all(call_stack.frame_arguments(frame)),
+                    frame=frame,
                     is_whole=call_stack.is_helper(frame.f_code),
                 )
                 helper.held += self._held(outer, helper)

@@ -39,7 +39,7 @@ class Recorder(ModuleRecorder):
         """Call a torch function and record its arguments and results if it runs any kernel."""
         name = getattr(func, "__name__", type(func).__name__).strip("_")
         path = self._open[-1].path if self._open else ""
-        call = self._function = FunctionCall(name, path)
+        call = self._function = FunctionCall(name=name, path=path)
         first = len(self.kernels)
         try:
             if func is scaled_dot_product_attention:
@@ -110,7 +110,7 @@ class Recorder(ModuleRecorder):
         parent = self._open[-1] if self._open else None
         if parent is not None and parent.is_leaf:
             return parent
-        call = self._function or FunctionCall(name, parent.path if parent else "")
+        call = self._function or FunctionCall(name=name, path=parent.path if parent else "")
         if call.source is None:
             frames = call_stack.frames_of_call(3)
             if parent is not None:

@@ -32,7 +32,7 @@ class CannotReplay(Exception):
     """A value that cannot be compared or copied, so that the layer has to run."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class LayerCall:
     """The arguments of a layer, and the layer's part of the state before it runs.
 
@@ -53,7 +53,7 @@ class LayerCall:
     all_tensors: list[torch.Tensor]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Run:
     """A layer that ran, with its arguments, its output and its effects.
 
@@ -102,7 +102,14 @@ def describe_call(evaluation: PartialEvaluation, layer: Layer, arguments: Any) -
         leaf for part in parts for leaf in part.leaves if isinstance(leaf, torch.Tensor)
     ]
     keys = [part.key() for part in parts]
-    return LayerCall(key, arguments, tensors, described.states, keys, tensors + state_tensors)
+    return LayerCall(
+        key=key,
+        arguments=arguments,
+        tensors=tensors,
+        states=described.states,
+        state_keys=keys,
+        all_tensors=tensors + state_tensors,
+    )
 
 
 def is_same_call(run: Run, call: LayerCall) -> bool:

@@ -93,7 +93,14 @@ class Replayer:
                 for state in call.states
                 for container in StateParts(state, layer.number).containers
             ]
-            run = Run(layer, call, containers, output, before.written(), new)
+            run = Run(
+                layer=layer,
+                call=call,
+                containers=containers,
+                output=output,
+                written=before.written(),
+                assumed=new,
+            )
             self._runs.setdefault(layer.kind, []).append(run)
         return output, run
 

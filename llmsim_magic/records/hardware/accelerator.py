@@ -7,7 +7,7 @@ from llmsim_magic.records.errors import InvalidValue, one_of
 from llmsim_magic.records.hardware.dtypes import arithmetic
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Accelerator:
     """One device as software sees it; what is not known is None or missing.
 

@@ -19,7 +19,7 @@ class Sample:
     regime: Regime = "graph"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Constants:
     """How a device runs one class of kernels.
 
@@ -63,7 +63,7 @@ class Band:
     high: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
     """A device's constants for a class, with the bands earned near to what was measured and far.
 

@@ -15,7 +15,7 @@ StreamKind = Literal["elementwise", "gated", "normalisation", "softmax", "rotary
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Matmul:
     """`groups` products of an m × k by a k × n matrix: one of a linear layer, many of experts.
 
@@ -58,7 +58,7 @@ class Matmul:
         return (math.log2(self.m), math.log2(self.n * self.groups), math.log2(self.k))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
     """Fused attention of `queries` new tokens over `keys` (those included), per sequence."""
 

@@ -82,7 +82,7 @@ class Calls(Struct, frozen=True, gc=False):
     held: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """Operators in execution order with their kernels; `results` are the returned tensors."""
 
@@ -123,7 +123,7 @@ class Record:
         return [self.tensors[index].shape for index in tensors]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
     """A layer that repeats a recorded layer and was therefore not run.
 

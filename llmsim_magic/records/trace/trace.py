@@ -30,7 +30,7 @@ class Module:
     attributes: dict[str, Scalar]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
     """A parameter or buffer; `tied_to` is the first name of a shared one, else None."""
 
@@ -62,7 +62,7 @@ class CacheSlot:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """The traced model: `name` as requested, and `origin` of its config.
 
@@ -86,7 +86,7 @@ class ModelInfo:
 Step = tuple[int, Replay | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trace:
     """One forward pass of one model under one workload.
 

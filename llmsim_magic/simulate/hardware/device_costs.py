@@ -213,11 +213,11 @@ class DeviceCosts:
         """Batch, context, parallel layout and stored dtypes of the first pass."""
         trace = self.traces[0]
         return Setup(
-            trace.workload.batch,
-            trace.workload.context,
-            trace.model.parallel,
-            self.deployment.weight_dtype,
-            self.deployment.kv_dtype,
+            batch=trace.workload.batch,
+            context=trace.workload.context,
+            parallel=trace.model.parallel,
+            weight_dtype=self.deployment.weight_dtype,
+            kv_dtype=self.deployment.kv_dtype,
         )
 
     @cached_property

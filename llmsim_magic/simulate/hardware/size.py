@@ -143,7 +143,13 @@ def size(
         launch=launch,
     )
     planner = CapacityPlanner(model, build)
-    setup = Setup(batch, context, parallel, deployment.weight_dtype, deployment.kv_dtype)
+    setup = Setup(
+        batch=batch,
+        context=context,
+        parallel=parallel,
+        weight_dtype=deployment.weight_dtype,
+        kv_dtype=deployment.kv_dtype,
+    )
     return sizing_of(planner, setup, deployment, cancelled, progress)
 
 

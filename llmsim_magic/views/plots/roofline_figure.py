@@ -21,7 +21,7 @@ _MIN_LABELLED_SHARE = 0.01
 _LABEL_SPACING = 13.0  # points
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dot:
     """An operator that is the same in `count` layers, and the share of the time they all take."""
 
@@ -46,7 +46,7 @@ class Dot:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RooflineData:
     """What the figure shows; `dtype` is the one whose roof is bold."""
 

@@ -58,7 +58,13 @@ def _roofline_data(trace: Trace, time: PassTime) -> RooflineData:
         f"Operators with FLOPs: {100 * share:.0f} % of {duration}, "
         f"{_LAUNCH_NAMES[time.regime]}; bars: nine of ten measurements lie within"
     )
-    return RooflineData(title, caption, compute_dtype(trace.model.dtype), dots, device_roofs)
+    return RooflineData(
+        title=title,
+        caption=caption,
+        dtype=compute_dtype(trace.model.dtype),
+        dots=dots,
+        roofs=device_roofs,
+    )
 
 
 def operator_dots(trace: Trace, time: PassTime) -> tuple[Dot, ...]:
@@ -70,11 +76,11 @@ def operator_dots(trace: Trace, time: PassTime) -> tuple[Dot, ...]:
         seconds[representative] += operator.seconds
     dots = [
         Dot(
-            _dot_name(trace, point.order),
-            time.operators[point.order].kind or "",
-            counts[point.order],
-            seconds[point.order] / time.seconds,
-            point,
+            name=_dot_name(trace, point.order),
+            kind=time.operators[point.order].kind or "",
+            count=counts[point.order],
+            share=seconds[point.order] / time.seconds,
+            point=point,
         )
         for point in points(time)
         if representative_of[point.order] == point.order

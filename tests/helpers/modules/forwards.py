@@ -286,7 +286,7 @@ BODIES: dict[str, Body] = {
     "view of input": lambda s, x: x[:, 1:].t() if x.dim() == 2 else x[:, 1:],
     "parameter": lambda s, x: s.lin.weight,
     "named": lambda s, x: Pair(s.lin(x), Pair(x)),
-    "record": lambda s, x: Record(s.lin(x)),
+    "record": lambda s, x: Record(storages=s.lin(x)),
     "odd keys": lambda s, x: {1: s.lin(x), None: {(2, "a"): x, Pair: [x]}, b"k": x.sum()},
     "ordered": lambda s, x: collections.OrderedDict(b=s.lin(x), a=collections.deque([x])),
     "within itself": lambda s, x: [value := [s.lin(x)], value.append(value), value],
