@@ -1,18 +1,23 @@
 """The public functions trace() and sweep()."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import replace
 from typing import Any
 
 from llmsim_magic.records.errors import InvalidValue, is_instance
-from llmsim_magic.records.trace.parallel import Parallel
-from llmsim_magic.records.trace.workload import PHASES, IsCancelled, Workload, never_cancelled
-from llmsim_magic.records.validation import as_nonempty_tuple, as_tuple, flag, require_callable
+from llmsim_magic.records.trace.workload import (
+    DEFAULT_CONTEXT,
+    PHASES,
+    IsCancelled,
+    Workload,
+    never_cancelled,
+)
+from llmsim_magic.records.validation import as_nonempty_tuple, as_tuple, require_callable
 from llmsim_magic.simulate.answer import answer, answer_with_inputs, trace_workloads
 from llmsim_magic.simulate.models.recipes import Progress, model_recipe, no_progress
+from llmsim_magic.simulate.options import BY_NAME, request_of
 from llmsim_magic.simulate.report import Report
-from llmsim_magic.simulate.request import SWEEP_BATCHES, Build, Deployment, Request
+from llmsim_magic.simulate.request import SWEEP_BATCHES, Request
 from llmsim_magic.simulate.sweeps.sweep import Sweep
 
 
@@ -41,27 +46,22 @@ def trace(
     """Trace one forward pass of a model, without its weights.
 
     Args:
-        model: a hub id, a local folder or `config.json`, a `PretrainedConfig`, or a live
-            `nn.Module`, which is left as it was.
-        phase: `prefill` reads `context` tokens in one pass; `decode` reads one token with
-            `context` tokens in the cache.
+        model: a hub id, a local folder or `config.json`, a `PretrainedConfig` or an `nn.Module`.
+        phase: `prefill` reads `context` tokens; `decode` reads one, with `context` in the cache.
         batch: number of sequences.
-        context: tokens per sequence; by default 128, or the length of a learned position table
-            that is shorter.
+        context: tokens per sequence; 128, or fewer if a learned position table is shorter.
         dtype: `bfloat16`, `float16` or `float32`; by default the config's.
         attn: `sdpa` (one fused kernel) or `eager` (separate matmuls and softmax).
         base: leave out the head, as `AutoModel` does.
-        inputs: for a module that is not a HuggingFace model: a tensor, a tuple of positional
-            arguments or a dict of keywords. It replaces phase, batch and context.
+        inputs: of any module: a tensor, a tuple or a dict, instead of phase, batch and context.
         trust_remote_code: run code from the model's repository.
         refresh: read the config from the hub before the built-in catalogue.
         replay: run identical layers only once; the result is the same.
         hardware: devices to predict time and memory for, `local` for this machine, or `all`.
-        weight_dtype: dtype of the stored weights, such as `int4` or `fp8`; by default the model's.
+        weight_dtype: dtype of the stored weights, such as `int4`; by default the model's.
         kv_dtype: dtype of the stored keys and values; by default the model's.
-        launch: `graph` (kernels captured once as a CUDA graph) or `eager` (launched one by one).
-        tp: devices that share each layer (tensor parallel), by the model's own plan; one rank is
-            traced.
+        launch: `graph` (kernels captured once as a CUDA graph) or `eager` (one by one).
+        tp: devices that share each layer (tensor parallel); one rank is traced.
         pp: stages that share the layers (pipeline parallel).
         ep: devices that share the experts (expert parallel).
         progress: called with a message before each step.
@@ -70,41 +70,16 @@ def trace(
         The report. Its tables are DataFrames; the report and its graphs display themselves.
 
     Raises:
-        LlmsimError: an unknown model, an illegal value, or a model that cannot be traced; the
-            message is one line that says what to do.
+        LlmsimError: one line that says what is wrong, what is legal and what to do.
 
     >>> import llmsim_magic as llmsim
-    >>> report = llmsim.trace("Qwen/Qwen3-0.6B", phase="decode", context=128)
-    >>> report.ops.loc[18, "input_shapes"]
+    >>> llmsim.trace("Qwen/Qwen3-0.6B", phase="decode").ops.loc[18, "input_shapes"]
     [(1, 1, 1024)]
     """
-    build = Build(
-        base=base,
-        attn=attn,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        refresh=refresh,
-        parallel=Parallel(tp, pp, ep),
-    )
-    deployment = Deployment(
-        hardware=as_tuple("hardware", hardware),
-        weight_dtype=weight_dtype,
-        kv_dtype=kv_dtype,
-        launch=launch,
-    )
+    request = _trace_request(model, locals())
     require_callable("progress", progress, "that takes a message")
-    request = Request(
-        model=model, build=build, deployment=deployment, replay=flag("replay", replay)
-    )
     if inputs is not None:
-        if (phase, batch, context) != ("prefill", 1, None):
-            raise InvalidValue("inputs cannot be combined with phase, batch or context")
         return answer_with_inputs(request, inputs, progress)
-    workload = Workload(phase, batch) if context is None else Workload(phase, batch, context)
-    contexts = () if context is None else (workload.context,)
-    request = replace(
-        request, phases=(workload.phase,), batches=(workload.batch,), contexts=contexts
-    )
     return answer(request, progress)
 
 
@@ -147,8 +122,8 @@ def sweep(
         progress: called with a message before each step.
 
     Returns:
-        The sweep. A phase that the model does not have (decode of an encoder) is reported in its
-        `notes`; a workload that fails is a row of `totals` with the reason.
+        The sweep. Its `notes` name a phase that the model does not have (decode of an encoder);
+        a workload that fails is a row of `totals` with the reason.
 
     Raises:
         LlmsimError: no workload can be traced, or there are more than 1,000 and `sure` is False.
@@ -158,26 +133,42 @@ def sweep(
     >>> sweep.totals[["phase", "cache_bytes"]].values.tolist()
     [['prefill', 14680064], ['decode', 14794752]]
     """
+    request = _sweep_request(model, locals())
     if executor is not None and not hasattr(type(executor), "submit"):
         raise InvalidValue.must_be("executor", executor, "a concurrent.futures.Executor")
     require_callable("cancelled", cancelled, "that returns whether to stop")
     require_callable("progress", progress, "that takes a message")
-    both = is_instance(phase, str) and phase == "both"
-    request = Request(
-        model=model,
-        views=("multi-config",),
-        phases=PHASES if both else as_nonempty_tuple("phase", phase),
-        batches=as_nonempty_tuple("batch", batch),
-        contexts=() if context is None else as_nonempty_tuple("context", context),
-        build=Build(
-            base=base,
-            attn=attn,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            refresh=refresh,
-        ),
-        replay=replay,
-        sure=sure,
-    )
     recipe = model_recipe(model, request.build, progress)
     return trace_workloads(recipe, request, progress, cancelled, executor)
+
+
+def _trace_request(model: Any, arguments: Mapping[str, Any]) -> Request:
+    """The request of a call of `trace` with these arguments."""
+    values = {name: arguments[name] for name in BY_NAME if name in arguments}
+    context = values["context"]
+    has_workload = (values["phase"], values["batch"], context) != ("prefill", 1, None)
+    if arguments["inputs"] is not None and has_workload:
+        raise InvalidValue("inputs cannot be combined with phase, batch or context")
+    workload = Workload(
+        values["phase"], values["batch"], DEFAULT_CONTEXT if context is None else context
+    )
+    values |= {
+        "phase": (workload.phase,),
+        "batch": (workload.batch,),
+        "context": () if context is None else (workload.context,),
+        "hardware": as_tuple("hardware", values["hardware"]),
+    }
+    return request_of(model, ("summary",), values)
+
+
+def _sweep_request(model: Any, arguments: Mapping[str, Any]) -> Request:
+    """The request of a call of `sweep` with these arguments."""
+    values = {name: arguments[name] for name in BY_NAME if name in arguments}
+    phase, context = values["phase"], values["context"]
+    is_both = is_instance(phase, str) and phase == "both"
+    values |= {
+        "phase": PHASES if is_both else as_nonempty_tuple("phase", phase),
+        "batch": as_nonempty_tuple("batch", values["batch"]),
+        "context": () if context is None else as_nonempty_tuple("context", context),
+    }
+    return request_of(model, ("multi-config",), values)

@@ -1,6 +1,6 @@
 """size(): which devices a model fits, and how fast it runs on each."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,6 @@ from llmsim_magic.analyses.memory.capacity import Fit, Setup
 from llmsim_magic.analyses.time.latency import NOT_MODELLED, PassTime
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import Cancelled, LlmsimError, NoDecode
-from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import (
     DEFAULT_CONTEXT,
@@ -21,7 +20,8 @@ from llmsim_magic.records.validation import as_nonempty_tuple, require_callable
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.device_costs import DeviceCosts, device_of
 from llmsim_magic.simulate.models.recipes import Progress, no_progress
-from llmsim_magic.simulate.request import ALL, Build, Deployment
+from llmsim_magic.simulate.options import BY_NAME, request_of
+from llmsim_magic.simulate.request import ALL, Deployment, Request
 from llmsim_magic.views.page import as_html, as_text
 from llmsim_magic.views.section import Section
 from llmsim_magic.views.tables import memory as memory_tables
@@ -93,15 +93,14 @@ def size(
     """Check which devices hold a model, and predict how fast it runs on each.
 
     Args:
-        model: a hub id, a local folder or `config.json`, a `PretrainedConfig`, or a live
-            `nn.Module`.
+        model: a hub id, a local folder or `config.json`, a `PretrainedConfig` or an `nn.Module`.
         context: tokens in the cache of each sequence.
         batch: number of sequences.
         hardware: names of devices in the catalogue, or `all`.
         weight_dtype: dtype of the stored weights, such as `int4` or `fp8`; by default the model's.
         kv_dtype: dtype of the stored keys and values; by default the model's.
-        launch: `graph` (kernels captured once as a CUDA graph) or `eager` (launched one by one).
-        tp: devices that share each layer (tensor parallel), by the model's own plan.
+        launch: `graph` (kernels captured once as a CUDA graph) or `eager` (one by one).
+        tp: devices that share each layer (tensor parallel).
         pp: stages that share the layers (pipeline parallel).
         ep: devices that share the experts (expert parallel).
         dtype: `bfloat16`, `float16` or `float32`; by default the config's.
@@ -116,41 +115,40 @@ def size(
         The sizing: one row per device in `table`.
 
     Raises:
-        LlmsimError: an unknown model, device or dtype, or an impossible parallel layout; the
-            message is one line.
-        Cancelled: `cancelled` returned True.
+        LlmsimError: one line that says what is wrong; `Cancelled` if `cancelled` returned True.
 
     >>> import llmsim_magic as llmsim
-    >>> sizing = llmsim.size("Qwen/Qwen3-32B", hardware=["L40S", "H100"])
-    >>> sizing.table[["device", "fits"]].values.tolist()
+    >>> table = llmsim.size("Qwen/Qwen3-32B", hardware=["L40S", "H100"]).table
+    >>> table[["device", "fits"]].values.tolist()
     [['L40S', False], ['H100-SXM5-80GB', True]]
     """
+    request = _request(model, locals())
     require_callable("cancelled", cancelled, "that returns whether to stop")
     require_callable("progress", progress, "that takes a message")
-    parallel = Parallel(tp, pp, ep)
-    build = Build(
-        base=base,
-        attn=attn,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        refresh=refresh,
-        parallel=parallel,
-    )
-    deployment = Deployment(
-        hardware=as_nonempty_tuple("hardware", hardware),
-        weight_dtype=weight_dtype,
-        kv_dtype=kv_dtype,
-        launch=launch,
-    )
-    planner = CapacityPlanner(model, build)
-    setup = Setup(
+    setup = _setup(batch, context, request)
+    planner = CapacityPlanner(model, request.build)
+    return sizing_of(planner, setup, request.deployment, cancelled, progress)
+
+
+def _setup(batch: int, context: int, request: Request) -> Setup:
+    return Setup(
         batch=batch,
         context=context,
-        parallel=parallel,
-        weight_dtype=deployment.weight_dtype,
-        kv_dtype=deployment.kv_dtype,
+        parallel=request.build.parallel,
+        weight_dtype=request.deployment.weight_dtype,
+        kv_dtype=request.deployment.kv_dtype,
     )
-    return sizing_of(planner, setup, deployment, cancelled, progress)
+
+
+def _request(model: Any, arguments: Mapping[str, Any]) -> Request:
+    """The request of a call of `size`: its devices, dtypes and how the model is built."""
+    values = {name: arguments[name] for name in BY_NAME if name in arguments}
+    values |= {
+        "batch": (),
+        "context": (),
+        "hardware": as_nonempty_tuple("hardware", values["hardware"]),
+    }
+    return request_of(model, ("summary",), values)
 
 
 def sizing_of(
