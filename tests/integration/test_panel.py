@@ -58,8 +58,9 @@ def test_it_answers_what_the_controls_ask_for(shown: Panel) -> None:
 def test_every_view_has_a_tab(shown: Panel, view: str) -> None:
     ask(shown, "view", view)
     assert shown.report.shows(view)
-    assert shown._tabs.widget.titles[shown._tabs.widget.selected_index]
-    assert shown._tabs.widget.children[shown._tabs.widget.selected_index] is shown.panes[view].widget
+    tabs = shown._tabs.widget
+    assert tabs.titles[tabs.selected_index]
+    assert tabs.children[tabs.selected_index] is shown.panes[view].widget
 
 
 def test_a_tab_is_the_view_that_is_asked_for(shown: Panel) -> None:
