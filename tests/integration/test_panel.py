@@ -64,7 +64,7 @@ def test_every_view_has_a_tab(shown: Panel, view: str) -> None:
 
 
 def test_a_tab_is_the_view_that_is_asked_for(shown: Panel) -> None:
-    run_and_wait(shown, lambda: setattr(shown._tabs, "selected_index", 3))
+    run_and_wait(shown, lambda: setattr(shown._tabs.widget, "selected_index", 3))
     assert [view.name for view in shown.report.views] == ["deps"]
 
 
