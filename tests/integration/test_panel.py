@@ -58,12 +58,13 @@ def test_it_answers_what_the_controls_ask_for(shown: Panel) -> None:
 def test_every_view_has_a_tab(shown: Panel, view: str) -> None:
     ask(shown, "view", view)
     assert shown.report.shows(view)
-    assert shown._tabs.titles[shown._tabs.selected_index]
-    assert shown._tabs.children[shown._tabs.selected_index] is shown.panes[view].widget
+    tabs = shown._tabs.widget
+    assert tabs.titles[tabs.selected_index]
+    assert tabs.children[tabs.selected_index] is shown.panes[view].widget
 
 
 def test_a_tab_is_the_view_that_is_asked_for(shown: Panel) -> None:
-    run_and_wait(shown, lambda: setattr(shown._tabs, "selected_index", 3))
+    run_and_wait(shown, lambda: setattr(shown._tabs.widget, "selected_index", 3))
     assert [view.name for view in shown.report.views] == ["deps"]
 
 
@@ -81,11 +82,11 @@ def test_a_mistake_is_one_line_and_greys_what_is_shown_until_the_next_answer(sho
     assert "no/such/model" in shown.status.error
     assert "\n" not in shown.status.error
     assert "UnknownModel" in shown.status.details
-    assert "llmsim-stale" in shown._tabs._dom_classes
+    assert "llmsim-stale" in shown._tabs.widget._dom_classes
     assert shown.report is before
     ask(shown, "model", "distilgpt2")
     assert shown.status.error == ""
-    assert "llmsim-stale" not in shown._tabs._dom_classes
+    assert "llmsim-stale" not in shown._tabs.widget._dom_classes
     assert shown.report.trace.model.name == "distilgpt2"
 
 

@@ -20,8 +20,8 @@ from llmsim_magic.notebook.panel.buttons import EMPTY_MESSAGE, ButtonBar
 from llmsim_magic.notebook.panel.controls import Controls
 from llmsim_magic.notebook.panel.export import Export
 from llmsim_magic.notebook.panel.model_choices import ModelChoices, PanelQuestion
-from llmsim_magic.notebook.panel.panes import Pane, pane_of
 from llmsim_magic.notebook.panel.static_copy import StaticCopy
+from llmsim_magic.notebook.panel.tabs import ViewTabs
 from llmsim_magic.notebook.variables import is_model
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, one_of, type_name
 from llmsim_magic.records.trace.workload import DEFAULT_CONTEXT, Workload
@@ -31,7 +31,7 @@ from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import Request
 from llmsim_magic.simulate.views import VIEWS
 
-_MAX_CACHED_REPORTS = 64
+_MAX_REPORTS = 64
 _FIRST_REPORT_WAIT_S = 0.4  # for which `show` waits, so that a fast report appears at once
 
 
@@ -70,49 +70,25 @@ class Panel:
         self.controls = Controls(request, self._models.names)
         self._buttons = ButtonBar(self._trace_again, self.cancel, static_class)
         self.status = self._buttons.status
-        self.panes: dict[str, Pane] = {
-            name: pane_of(view, self.controls.drawing, self.select_operator)
-            for name, view in VIEWS.items()
-        }
-        self._tabs = widgets.Tab([pane.widget for pane in self.panes.values()])
-        self._tabs.titles = tuple(view.title for view in VIEWS.values())
+        self._tabs = ViewTabs(self.controls.view, self.controls.drawing, self.select_operator)
+        self.panes = self._tabs.panes
         self._export = Export(
             self._buttons.show_message, self._show_error, overwrite=request.overwrite
         )
         self.widget = self._layout()
-        self._select_tab()
-        self._observe()
+        for control in self.controls.observed:
+            control.observe(self.refresh, "value")
+        self._tabs.observe()
 
     def _layout(self) -> widgets.Widget:
         style = resources.files(__package__).joinpath("panel.css").read_text("utf-8")
         controls = widgets.HBox(self.controls.of_model)
         controls.add_class("llmsim-controls")
-        box = widgets.VBox(
-            [
-                widgets.HTML(f"<style>{style}</style>"),
-                controls,
-                self._buttons.widget,
-                self._tabs,
-                self._export.widget,
-            ]
-        )
+        css = widgets.HTML(f"<style>{style}</style>")
+        bars = (controls, self._buttons.widget, self._tabs.widget, self._export.widget)
+        box = widgets.VBox([css, *bars])
         box.add_class("llmsim-panel")
         return box
-
-    def _observe(self) -> None:
-        for control in self.controls.observed:
-            control.observe(self.refresh, "value")
-        self.controls.view.observe(self._select_tab, "value")
-        self._tabs.observe(self._select_view, "selected_index")
-
-    def _select_tab(self, _: Any = None) -> None:
-        """Select the tab of the view in the dropdown."""
-        self._tabs.selected_index = list(VIEWS).index(self.controls.view.value)
-
-    def _select_view(self, _: Any) -> None:
-        """Select the view of the open tab in the dropdown."""
-        if self._tabs.selected_index is not None:
-            self.controls.view.value = list(VIEWS)[self._tabs.selected_index]
 
     def show(self) -> None:
         """Display the panel, and below it a static copy for viewers without widgets.
@@ -124,8 +100,7 @@ class Panel:
             raise NoNotebook(
                 "the panel needs a notebook; in a terminal, use for example %llmsim gpt2 --ops"
             )
-        text = {"text/plain": repr(self)}
-        display(self.widget._repr_mimebundle_() | text, raw=True)
+        display(self.widget._repr_mimebundle_() | {"text/plain": repr(self)}, raw=True)
         self._static_copy.show()
         if self.report is None and self.controls.model.value:
             thread = self.refresh()
@@ -153,7 +128,7 @@ class Panel:
         if question is None:
             self._stop()
             self._buttons.show_message(EMPTY_MESSAGE)
-            self._mark_stale()
+            self._tabs.mark_stale()
             return None
         if question.key in self._reports:
             self._stop()
@@ -162,7 +137,7 @@ class Panel:
         thread = self._worker.take(Job(question.key, partial(self._compute, question)))
         if thread is not None:
             self._buttons.clear_error()
-            self._mark_stale()
+            self._tabs.mark_stale()
             self._update_busy()
             thread.start()
         return thread
@@ -221,7 +196,7 @@ class Panel:
         """Cache the report and display it if the controls still request it."""
         if isinstance(result, Report):
             self._reports[job.key] = result
-            while len(self._reports) > _MAX_CACHED_REPORTS:
+            while len(self._reports) > _MAX_REPORTS:
                 self._reports.popitem(last=False)
             try:
                 question = self._question()
@@ -241,7 +216,7 @@ class Panel:
             self.panes[self._view].show(report, self._order)
             self._export.show(report, question.request, is_variable=question.is_variable)
             self._buttons.show_message(f"{report.trace.model.class_name}: {_workload(report)}")
-            self._tabs.remove_class("llmsim-stale")
+            self._tabs.mark_current()
             self._static_copy.keep(report, magic_line(question.request), at_once=not self._is_shown)
 
     def _same_operator(self, report: Report) -> int | None:
@@ -253,11 +228,7 @@ class Panel:
 
     def _show_error(self, error: Exception) -> None:
         self._buttons.show_error(error)
-        self._mark_stale()
-
-    def _mark_stale(self) -> None:
-        """Grey out the tabs: they do not show what the controls request."""
-        self._tabs.add_class("llmsim-stale")
+        self._tabs.mark_stale()
 
     def _update_busy(self) -> None:
         self._buttons.set_busy(self._worker.job is not None)
