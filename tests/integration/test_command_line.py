@@ -90,7 +90,7 @@ def test_a_context_beyond_a_rotary_models_declared_maximum_is_only_remarked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["HuggingFaceTB/SmolLM2-135M", "--context", "9000"]) == 0
-    assert "9000 tokens are more than the 8192" in capsys.readouterr().out
+    assert "9000 tokens exceed the 8192" in capsys.readouterr().out
 
 
 def test_csv_writes_every_table_shown(tmp_path: Path) -> None:
