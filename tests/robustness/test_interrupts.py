@@ -140,7 +140,7 @@ def _world(folder: Path) -> dict[str, object]:
         "temporary files": sorted(os.listdir(folder)),
         "open files": len(os.listdir("/proc/self/fd")),
         "handler": signal.getsignal(signal.SIGINT),
-        "waits": deferred_interrupt._stopped.get()(),
+        "waits": deferred_interrupt._should_stop.get()(),
         "warnings": list(warnings.filters),
         "plots": dict(matplotlib.rcParams),
         "environment": dict(os.environ),
