@@ -1,10 +1,10 @@
-"""What this machine's CPU does in half a minute of torch: datasheet and samples of its own.
+"""Measure this machine's CPU in half a minute of torch: peak rates and kernel times.
 
-Kernels are timed as they run in a model: each once, then all others, round after round in a new
-order, so that none finds its code, its weights or the way to it still in a cache; what it is given
-has just been written, as by the kernel before it. A product meets several weights in a turn, of
-which the median counts, for where they lie makes it quicker or slower. What else runs on the
-machine can only slow a kernel down, so the least of its times stands.
+Each kernel is timed between all others, round after round in a new order, so that its code and its
+weights are not in a cache from its last run; its inputs are in the cache, as if the previous kernel
+of a model had just written them. A matmul is timed with several weights in turn and its median
+counts, because their addresses affect its speed. Other work on the machine can only slow a kernel
+down, so the minimum over all rounds is reported.
 """
 
 import os
@@ -30,7 +30,7 @@ from llmsim_magic.records.trace.workload import IsCancelled
 
 DTYPES = (torch.bfloat16, torch.float32)
 POOL_BYTES = 400 * 2**20
-_PRODUCTS = (  # m, n, k: decode's skinny ones first, a vocabulary's width last
+_MATMULS = (  # m, n, k: the few rows of decode first, the width of a vocabulary last
     *((m, n, k) for m in (1, 4, 16) for n, k in ((1024, 1024), (3072, 1024), (1024, 3072))),
     *((m, n, k) for m in (1, 16) for n, k in ((4096, 4096), (48000, 1024))),
     *((m, n, k) for m in (64, 128, 512) for n, k in ((1024, 1024), (3072, 1024), (1024, 3072))),
@@ -42,15 +42,15 @@ _ATTENTIONS = (  # batch, heads, key-value heads, head size, queries, keys
     *((1, 16, 8, 128, tokens, tokens) for tokens in (16, 128, 512, 1024)),
     *((4, 16, 8, 128, 128, 128), (1, 12, 12, 64, 128, 128)),
 )
-_ROWS = (1, 16, 128, 1024)  # of 1024 or 3072 elements, worked on element by element
-_BURST = 8
+_ROWS = (1, 16, 128, 1024)  # of 1024 or 3072 elements, for elementwise kernels
+_REPEATS = 8
 _BUDGET_S = 20.0
-_LEAST_ROUNDS = 2
+_MIN_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """This machine as an accelerator, what its kernels took, and what starting them takes."""
+    """This machine as an accelerator, the times of its kernels, and the overhead of launches."""
 
     accelerator: Accelerator
     samples: tuple[Sample, ...]
@@ -59,66 +59,74 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A kernel of a size, or None for what only the host does; `given` is written before it.
+    """A call to time; `size` is None for overhead of the host.
 
-    It runs `times` over, as a model's layers do with weights of their own each.
+    `inputs` are written before each timing, and `run` is then called `repeats` times, with other
+    weights each time.
     """
 
     size: KernelShape | None
     run: Callable[[], object]
-    given: tuple[Tensor, ...] = ()
-    times: int = 1
+    inputs: tuple[Tensor, ...] = ()
+    repeats: int = 1
 
 
 @isolated()
 def measure() -> Measurement:
-    """The CPU under the threads that torch uses, in less than half a minute."""
+    """Measure the CPU with the number of threads that torch uses, in less than half a minute.
+
+    Returns:
+        Peak rates in FLOP/s, memory bandwidth in bytes/s, and times in seconds.
+
+    Raises:
+        KeyboardInterrupt: The measurement was cancelled.
+    """
     with DeferredInterrupt() as stopped, torch.inference_mode():
         pools = {dtype: _pool(dtype) for dtype in DTYPES}
-        jobs = [*_products(pools), *_attentions(), *_streams(), *_host_jobs()]
+        jobs = [*_matmuls(pools), *_attentions(), *_streams(), *_host_jobs()]
         *times, view, call = _times(jobs, stopped)
         samples = tuple(
             Sample(job.size, seconds, "eager")
             for job, seconds in zip(jobs, times, strict=False)
             if job.size is not None
         )
-        bandwidth = pools[torch.float32].nbytes / min(_once(pools[torch.float32].sum, 25))
+        bandwidth = pools[torch.float32].nbytes / min(_seconds(pools[torch.float32].sum, 25))
         return Measurement(_accelerator(samples, bandwidth), samples, Host(0.0, view, call))
 
 
 def _times(jobs: Sequence[_Job], stopped: IsCancelled) -> list[float]:
-    """Seconds of each job in the midst of the others."""
+    """The minimum time of each job in seconds, over rounds of all jobs."""
     times: list[list[float]] = [[] for _ in jobs]
-    ends = time.perf_counter() + _BUDGET_S
+    deadline = time.perf_counter() + _BUDGET_S
     for place in _rounds(len(jobs)):
         if stopped():
             raise KeyboardInterrupt
-        if time.perf_counter() > ends and min(map(len, times)) >= _LEAST_ROUNDS:
+        if time.perf_counter() > deadline and min(map(len, times)) >= _MIN_ROUNDS:
             break
-        for tensor in jobs[place].given:
+        for tensor in jobs[place].inputs:
             tensor.mul_(1)
-        times[place].append(statistics.median(_once(jobs[place].run, jobs[place].times)))
+        times[place].append(statistics.median(_seconds(jobs[place].run, jobs[place].repeats)))
     return [min(each) for each in times]
 
 
 def _rounds(number: int) -> Iterator[int]:
-    """Every place, again and again, each time in a new order."""
-    shuffled = Random(0)  # noqa: S311 - an order, no secret
+    """Yields the numbers below `number` in random order, again and again without end."""
+    shuffled = Random(0)  # noqa: S311 - not for cryptography
     while True:
         yield from shuffled.sample(range(number), number)
 
 
-def _once(run: Callable[[], object], repeats: int = 1) -> list[float]:
+def _seconds(run: Callable[[], object], repeats: int = 1) -> list[float]:
     times = []
     for _ in range(repeats):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         run()
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return times
 
 
 def _accelerator(samples: tuple[Sample, ...], bandwidth: float) -> Accelerator:
-    """The best that was seen stands for a datasheet's peaks."""
+    """The CPU with the best measured rates as its peaks."""
     peaks: dict[str, float] = {}
     for sample in samples:
         if isinstance(sample.size, Matmul):
@@ -146,20 +154,20 @@ def _pool(dtype: torch.dtype) -> Tensor:
     return torch.full((POOL_BYTES // dtype.itemsize,), 0.01, dtype=dtype)
 
 
-def _products(pools: dict[torch.dtype, Tensor]) -> Iterator[_Job]:
+def _matmuls(pools: dict[torch.dtype, Tensor]) -> Iterator[_Job]:
     for dtype, pool in pools.items():
-        for m, n, k in _PRODUCTS:
+        for m, n, k in _MATMULS:
             rows = torch.full((m, k), 0.01, dtype=dtype)
-            run = partial(_product, rows, _turns(pool, n, k))
-            yield _Job(Matmul(m=m, n=n, k=k, dtype=arithmetic(dtype)), run, (rows,), _BURST)
+            run = partial(_matmul, rows, _cycle_weights(pool, n, k))
+            yield _Job(Matmul(m=m, n=n, k=k, dtype=arithmetic(dtype)), run, (rows,), _REPEATS)
 
 
-def _product(rows: Tensor, weights: Iterator[Tensor]) -> Tensor:
+def _matmul(rows: Tensor, weights: Iterator[Tensor]) -> Tensor:
     return functional.linear(rows, next(weights))
 
 
-def _turns(pool: Tensor, n: int, k: int) -> Iterator[Tensor]:
-    """Weights of n × k from one part of the pool after another, without end."""
+def _cycle_weights(pool: Tensor, n: int, k: int) -> Iterator[Tensor]:
+    """Yields weights of n × k from successive parts of the pool, without end."""
     number = max(pool.numel() // (n * k), 1)
     parts = [pool[place * n * k : (place + 1) * n * k].view(n, k) for place in range(number)]
     while True:
@@ -188,7 +196,7 @@ def _attentions() -> Iterator[_Job]:
 
 
 def _streams() -> Iterator[_Job]:
-    """What a decoder layer does between its products, at the sizes that it has there."""
+    """The kernels of a decoder layer between its matmuls, at the sizes it uses."""
     for dtype in DTYPES:
         other = torch.float32 if dtype == torch.bfloat16 else torch.bfloat16
         table = torch.full((32000, 1024), 0.5, dtype=dtype)
@@ -222,7 +230,7 @@ def _elementwise(x: Tensor, other: torch.dtype) -> Iterator[_Job]:
 
 
 def _host_jobs() -> Iterator[_Job]:
-    """A view costs its dispatch; an operator the call of a module that does nothing else."""
+    """The overhead of a view, which is its dispatch, and of a module call."""
     x, module = torch.zeros(4, 4), nn.Identity()
     yield _Job(None, lambda: x.transpose(0, 1))
     yield _Job(None, lambda: module(x))

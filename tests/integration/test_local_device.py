@@ -16,7 +16,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     products = [(m, n, k) for m in (1, 32) for n, k in ((256, 64), (64, 256), (256, 256))]
     attentions = [(1, 4, 2, 16, 1, keys) for keys in (8, 32, 64)]
     attentions += [(1, 4, 2, 16, tokens, tokens) for tokens in (8, 16, 32)]
-    monkeypatch.setattr(measuring, "_PRODUCTS", tuple(products))
+    monkeypatch.setattr(measuring, "_MATMULS", tuple(products))
     monkeypatch.setattr(measuring, "_ATTENTIONS", tuple(attentions))
     monkeypatch.setattr(measuring, "POOL_BYTES", 2**20)
     monkeypatch.setattr(measuring, "_BUDGET_S", 0.0)
@@ -24,7 +24,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_kernels_that_are_timed_have_the_sizes_they_say(quickly: None) -> None:
     pools = {dtype: measuring._pool(dtype) for dtype in measuring.DTYPES}
-    for job in (*measuring._products(pools), *measuring._attentions()):
+    for job in (*measuring._matmuls(pools), *measuring._attentions()):
         result = job.run()
         if isinstance(job.size, Matmul):
             assert tuple(result.shape) == (job.size.m, job.size.n)
