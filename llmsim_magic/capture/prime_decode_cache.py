@@ -113,8 +113,8 @@ def prime_decode_cache(
     if not primed.state:
         info = meta_model.info
         raise NoDecode(
-            f"{info.name}: decode does not exist for it: "
-            f"{info.class_name} keeps no cache from one token to the next"
+            f"{info.name}: decode does not exist for this model, because {info.class_name} keeps "
+            "no cache or state from one token to the next; use prefill"
         )
     return primed
 

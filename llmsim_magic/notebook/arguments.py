@@ -79,10 +79,11 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="hub id, folder, config.json, or variable that holds a model or config",
+        help="hub id, folder or config.json"
+        + (", or a variable that holds a model or config" if program == PROGRAM else ""),
     )
     made.add_argument(
-        "--model", dest="model_option", metavar="MODEL", help="the same, as an option"
+        "--model", dest="model_option", metavar="MODEL", help="the same as the positional MODEL"
     )
     groups = {"views": made.add_argument_group("views (--summary by default)")}
     for view in VIEWS.values():

@@ -35,7 +35,11 @@ class UnknownHardware(LlmsimError):
 
     def __init__(self, name: object, nearest: Iterable[str]) -> None:
         near = ", ".join(nearest)
-        meant = f"did you mean {near}?" if near else "hardware='all' lists every accelerator"
+        meant = (
+            f"did you mean {near}?"
+            if near
+            else "--hardware all, or hardware='all', predicts for every device of the catalogue"
+        )
         super().__init__(f"hardware: {shorten(name)} is not in the catalogue; {meant}")
 
 
@@ -54,7 +58,7 @@ class TooManyWorkloads(LlmsimError):
         long = f"{hours:,.1f} hours" if hours >= 1.5 else f"{hours * 60:.1f} minutes"
         super().__init__(
             f"sweep: {number:,} workloads would take about {long}; ask for at most {most:,}, "
-            "or confirm with --sure in the magic, sure=True in Python"
+            "or confirm with --sure (in Python, sure=True)"
         )
 
 

@@ -103,7 +103,7 @@ OPTIONS = (
     Option(
         name="depth", field="selection.depth", group="graphs", metavar="N",
         parse=_number("depth"), calls=(GRAPH,), label="Open to", unset="fit to screen",
-        help="levels of modules to open (as many as fit a screen)",
+        help="depth of the modules to draw (default: as deep as fits a screen)",
     ),
     Option(
         name="layers", field="selection.layers", group="graphs", metavar="N[,N]|all",
@@ -113,22 +113,22 @@ OPTIONS = (
     Option(
         name="level", field="selection.level", group="graphs", metavar="LEVEL", parse=str,
         default="operator", choices=LEVELS, calls=(GRAPH,), label="Node",
-        help="what each node of a graph is: module, operator or kernel",
+        help="what each node of a graph is: module, operator (default) or kernel",
     ),
     Option(
         name="phase", field="phases", group="workload", metavar="PHASE", parse=_phases,
         default=(), choices=(*PHASES, "both"), calls=(TRACE, SWEEP, PANEL), label="Phase",
-        help="prefill, decode or both",
+        help="prefill (default), decode or both",
     ),
     Option(
         name="batch", field="batches", group="workload", metavar="N[,N]",
         parse=_numbers("batch"), default=(), calls=(TRACE, SWEEP, SIZE, PANEL), label="Batch",
-        help="batch sizes (1)",
+        help="batch sizes (default: 1)",
     ),
     Option(
         name="context", field="contexts", group="workload", metavar="N[,N]",
         parse=_numbers("context"), default=(), calls=(TRACE, SWEEP, SIZE, PANEL), label="Context",
-        help="context lengths: tokens read by prefill, or cached before decode (128)",
+        help="context lengths: tokens read by prefill, or cached before decode (default: 128)",
     ),
     Option(
         name="sure", field="sure", group="workload", default=False, calls=(SWEEP,),
@@ -142,17 +142,17 @@ OPTIONS = (
         name="dtype", field="build.dtype", group="model", metavar="DTYPE", parse=str,
         choices=(*DTYPES, *DTYPE_ALIASES), calls=(TRACE, SWEEP, SIZE, PANEL), label="Dtype",
         unset="the config's",
-        help="bfloat16, float16, float32, or bf16, fp16, fp32 (the config's)",
+        help="bfloat16, float16, float32, or bf16, fp16, fp32 (default: the config's)",
     ),
     Option(
         name="base", field="build.base", group="model", default=False,
         calls=(TRACE, SWEEP, SIZE, PANEL), label="Head",
-        help="leave out the head, as AutoModel does",
+        help="trace the base model without its head, as AutoModel loads it",
     ),
     Option(
         name="attn", field="build.attn", group="model", metavar="KIND", parse=str,
         choices=ATTENTIONS, calls=(TRACE, SWEEP, SIZE, PANEL), label="Attention",
-        unset="the model's", help="sdpa (one fused kernel) or eager (separate matmuls and softmax)",
+        unset="the model's", help="sdpa (one fused kernel) or eager (separate kernels)",
     ),
     Option(
         name="trust_remote_code", field="build.trust_remote_code", group="model", default=False,
@@ -160,7 +160,8 @@ OPTIONS = (
     ),
     Option(
         name="refresh", field="build.refresh", group="model", default=False,
-        calls=(TRACE, SWEEP, SIZE), help="read the config from the hub, not the catalogue",
+        calls=(TRACE, SWEEP, SIZE),
+        help="read the config from the hub before the built-in catalogue",
     ),
     Option(
         name="hardware", field="deployment.hardware", group="devices", metavar="NAME[,NAME]",
@@ -181,20 +182,22 @@ OPTIONS = (
     Option(
         name="launch", field="deployment.launch", group="devices", metavar="KIND", parse=str,
         default="graph", choices=LAUNCHES, calls=(TRACE, SIZE),
-        help="graph (kernels captured once as a CUDA graph) or eager (one by one)",
+        help="graph (default: kernels captured once as a CUDA graph) or eager (one by one)",
     ),
     Option(
         name="tp", field="build.parallel.tp", group="devices", metavar="N", parse=_number("tp"),
         default=1, calls=(TRACE, SIZE), label="Devices",
-        help="tensor parallel: devices that share each layer, by the model's own plan",
+        help="tensor parallel: number of devices that split each layer",
     ),
     Option(
         name="pp", field="build.parallel.pp", group="devices", metavar="N", parse=_number("pp"),
-        default=1, calls=(TRACE, SIZE), help="pipeline parallel: stages that share the layers",
+        default=1, calls=(TRACE, SIZE),
+        help="pipeline parallel: number of stages, each with some layers",
     ),
     Option(
         name="ep", field="build.parallel.ep", group="devices", metavar="N", parse=_number("ep"),
-        default=1, calls=(TRACE, SIZE), help="expert parallel: devices that share the experts",
+        default=1, calls=(TRACE, SIZE),
+        help="expert parallel: number of devices that split the experts",
     ),
     Option(
         name="compare", field="compare", group="devices", metavar="MODEL", parse=str,

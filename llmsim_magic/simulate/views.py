@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Sections = Iterator[Section]
 Tables = dict[str, "pd.DataFrame"]
-_BAND = "The band from low to high holds nine of ten measurements."
+_BAND = "Low to high is a band that is meant to hold nine of ten measurements."
 
 
 def _summary(report: "Report") -> Sections:
@@ -106,7 +106,7 @@ VIEWS: dict[str, View["Report"]] = {
         View(
             name="summary",
             title="Summary",
-            help="operators, parameters, FLOPs, bytes and cache in one table",
+            help="totals: operators, parameters, FLOPs, bytes, cache, and what is not counted",
             sections=_summary,
             tables=lambda report: {"summary": report.summary},
             main_table="summary",
@@ -125,7 +125,7 @@ VIEWS: dict[str, View["Report"]] = {
         View(
             name="multi-config",
             title="Shapes",
-            help="shapes for batch 1, 16 × context 1, 128 × prefill, decode",
+            help="shapes of 8 workloads: batch 1 and 16, context 1 and 128, prefill and decode",
             sections=_multi_config,
             tables=_multi_config_tables,
             main_table="shapes",

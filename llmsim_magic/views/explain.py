@@ -8,7 +8,7 @@ from llmsim_magic.analyses.cost.operator_costs import costs
 from llmsim_magic.analyses.cost.traffic import Access, traffic
 from llmsim_magic.analyses.graph.dataflow import depends_on
 from llmsim_magic.analyses.kernels import elementwise_work
-from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.errors import InvalidValue, shorten
 from llmsim_magic.records.trace.recorded import Kernel, Operator, Record, Replay
 from llmsim_magic.records.trace.trace import Trace, numel
 from llmsim_magic.views import units
@@ -42,8 +42,8 @@ def explain(trace: Trace, path: str) -> Explanation:
     if path not in paths:
         close = difflib.get_close_matches(str(path), sorted(paths), n=3, cutoff=0.4)
         legal = ", ".join(close or sorted(filter(None, paths))[:3])
-        raise InvalidValue.must_be(
-            "explain", path, f"a module of {trace.model.class_name}, such as {legal}"
+        raise InvalidValue(
+            f"explain: {trace.model.class_name} has no module {shorten(path)}; try {legal}"
         )
     here = [order for order, other in enumerate(trace.paths) if other == path]
     below = [

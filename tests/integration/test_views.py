@@ -55,7 +55,7 @@ def test_displaying_a_sweep_never_traces(monkeypatch: pytest.MonkeyPatch) -> Non
     sweep = llmsim.sweep("distilgpt2", batch=[1, 2], context=[4, 8])
     llmsim.forget()
     monkeypatch.setattr(run, "run", None)
-    assert "Read `.shapes` to derive" in sweep._repr_mimebundle_()["text/html"]
+    assert "to add the formulas" in sweep._repr_mimebundle_()["text/html"]
 
 
 def test_a_trace_while_displaying_is_an_error() -> None:

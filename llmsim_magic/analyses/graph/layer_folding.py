@@ -101,7 +101,9 @@ def layer_groups(trace: Trace, unfolded: Unfolded) -> tuple[LayerGroup, ...]:
         asked, last = ",".join(map(str, sorted(unfolded))), max(known, default=None)
         if last is None:
             raise InvalidValue(f"layers cannot be {asked}: the model has no repeated layers")
-        raise InvalidValue.must_be("layers", asked, f"all, or indices up to {last}")
+        raise InvalidValue(
+            f"layers: the model has layers 0 to {last}, and not {asked}; choose among these, or all"
+        )
     found: list[LayerGroup] = []
     for group in identical_layers(trace):
         separate = [i for i in group.indices if unfolded == "all" or i in unfolded]

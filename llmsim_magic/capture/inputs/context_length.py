@@ -75,10 +75,9 @@ def fit_context(longest: int | None, workload: Workload, name: str, *, shorten: 
         return workload
     if shorten:
         return Workload(workload.phase, workload.batch, limit)
-    raise InvalidValue.must_be(
-        f"{name}: context",
-        workload.context,
-        f"within its learned position table (at most {limit} in {workload.phase})",
+    raise InvalidValue(
+        f"{name}: context {workload.context} is too long: the learned position table has {longest} "
+        f"entries, so at most {limit} in {workload.phase}"
     )
 
 

@@ -56,7 +56,7 @@ class Sizing:
         return Section(
             self.title,
             self.table,
-            "Bytes are per device. Each time has a band from low to high that holds nine of ten "
+            "Bytes are per device. Low to high is a band that is meant to hold nine of ten "
             "measurements. NA: the model does not fit.",
         )
 

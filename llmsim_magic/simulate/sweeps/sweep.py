@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_NO_FORMULAS = " Read `.shapes` to add the formulas; this traces a few more workloads."
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """Traces of several workloads of one model; it displays itself in a notebook.
@@ -72,7 +75,7 @@ class Sweep:
             self.shapes if has_formulas else sweeps.shapes_table(self.traces, {}),
             "Input shapes → output shapes; sizes that change are bold. "
             "call numbers the repeated calls of an operator at one path."
-            + ("" if has_formulas else " Read `.shapes` to derive the formulas of `symbolic`."),
+            + ("" if has_formulas else _NO_FORMULAS),
         )
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
