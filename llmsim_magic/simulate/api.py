@@ -146,12 +146,12 @@ def _trace_request(model: Any, arguments: Mapping[str, Any]) -> Request:
     """The request of a call of `trace` with these arguments."""
     values = {name: arguments[name] for name in BY_NAME if name in arguments}
     context = values["context"]
-    has_workload = (values["phase"], values["batch"], context) != ("prefill", 1, None)
-    if arguments["inputs"] is not None and has_workload:
-        raise InvalidValue("inputs cannot be combined with phase, batch or context")
     workload = Workload(
         values["phase"], values["batch"], DEFAULT_CONTEXT if context is None else context
     )
+    has_workload = context is not None or workload != Workload()
+    if arguments["inputs"] is not None and has_workload:
+        raise InvalidValue("inputs cannot be combined with phase, batch or context")
     values |= {
         "phase": (workload.phase,),
         "batch": (workload.batch,),

@@ -245,4 +245,4 @@ def test_a_type_that_is_unknown_is_told_beside_what_it_is_taken_for(tmp_path: Pa
 
 def test_options_without_a_model_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--ops"]) == 2
-    assert "MODEL" in capsys.readouterr().err
+    assert "no model is given" in capsys.readouterr().err

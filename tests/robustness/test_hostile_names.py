@@ -203,7 +203,7 @@ def test_progress_is_told_as_text(name: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(progress, "display", lambda content, **_: shown.append(content))
     notice = progress.ProgressLine()
     notice._started -= 2
-    notice.say(name)
+    notice.update(name)
     page = Elements(shown[0]["text/html"])
     assert page.found == [("span", ("role",))]
     assert printable(name) in page.text
