@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
 BEGIN = f"""\
 import sys; sys.path.insert(0, {str(ROOT)!r})
-from tests import hostile
+from tests.helpers import hostile_names
 model = hostile_names.model(hostile_names.NAMES["all at once"])
 %load_ext llmsim_magic"""
 SHOWN = (
