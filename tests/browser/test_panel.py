@@ -152,7 +152,9 @@ def test_a_traced_model_answers_at_once(page: Any, lab: tuple[str, Path]) -> Non
 
             took.append(seconds(answered))
     print(f"\na change of a dropdown answers in {statistics.median(took):.3f} s")
-    assert statistics.median(took) < 0.6  # 0.3 wanted; a machine that tests may be a slow one
+    # 0.3 s is the target on an idle machine; a shared one can be three times as slow, while
+    # an answer that traced or built the model anew would take several seconds.
+    assert statistics.median(took) < 1.5
 
 
 def test_long_work_is_cancelled_by_the_button_and_by_the_kernels_interrupt(
