@@ -15,7 +15,7 @@ from llmsim_magic.records.trace.workload import (
 from llmsim_magic.records.validation import as_nonempty_tuple, as_tuple, require_callable
 from llmsim_magic.simulate.answer import answer, answer_with_inputs, trace_workloads
 from llmsim_magic.simulate.models.recipes import Progress, model_recipe, no_progress
-from llmsim_magic.simulate.options import BY_NAME, request_of
+from llmsim_magic.simulate.options import request_of
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import SWEEP_BATCHES, Request
 from llmsim_magic.simulate.sweeps.sweep import Sweep
@@ -144,7 +144,7 @@ def sweep(
 
 def _trace_request(model: Any, arguments: Mapping[str, Any]) -> Request:
     """The request of a call of `trace` with these arguments."""
-    values = {name: arguments[name] for name in BY_NAME if name in arguments}
+    values = dict(arguments)
     context = values["context"]
     workload = Workload(
         values["phase"], values["batch"], DEFAULT_CONTEXT if context is None else context
@@ -163,7 +163,7 @@ def _trace_request(model: Any, arguments: Mapping[str, Any]) -> Request:
 
 def _sweep_request(model: Any, arguments: Mapping[str, Any]) -> Request:
     """The request of a call of `sweep` with these arguments."""
-    values = {name: arguments[name] for name in BY_NAME if name in arguments}
+    values = dict(arguments)
     phase, context = values["phase"], values["context"]
     is_both = is_instance(phase, str) and phase == "both"
     values |= {

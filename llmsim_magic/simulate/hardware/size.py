@@ -20,7 +20,7 @@ from llmsim_magic.records.validation import as_nonempty_tuple, require_callable
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.device_costs import DeviceCosts, device_of
 from llmsim_magic.simulate.models.recipes import Progress, no_progress
-from llmsim_magic.simulate.options import BY_NAME, request_of
+from llmsim_magic.simulate.options import request_of
 from llmsim_magic.simulate.request import ALL, Deployment, Request
 from llmsim_magic.views.page import as_html, as_text
 from llmsim_magic.views.section import Section
@@ -142,7 +142,7 @@ def _setup(batch: int, context: int, request: Request) -> Setup:
 
 def _request(model: Any, arguments: Mapping[str, Any]) -> Request:
     """The request of a call of `size`: its devices, dtypes and how the model is built."""
-    values = {name: arguments[name] for name in BY_NAME if name in arguments}
+    values = dict(arguments)
     values |= {
         "batch": (),
         "context": (),
