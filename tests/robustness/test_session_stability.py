@@ -26,6 +26,7 @@ from benchmarks.session_stability import (
     run_questions,
     state,
 )
+from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.records.errors import LlmsimError
 from tests.helpers import small_models
 from tests.helpers.global_state import assert_state_unchanged
@@ -124,7 +125,7 @@ def test_a_live_model_and_its_class_die_with_the_last_report(
 def test_what_is_forgotten_is_gone() -> None:
     def weightless_models() -> int:
         gc.collect()
-        return sum(type(each).__name__ == "Harness" for each in gc.get_objects())
+        return sum(type(each) is MetaModel for each in gc.get_objects())
 
     llmsim.forget()
     before = weightless_models()
