@@ -42,6 +42,7 @@ def _runtime(row: dict[str, str]) -> Runtime:
         sampled_sequences=int(row["sampled_sequences"]),
         logit_copies=float(row["logit_copies"]),
         chunk_tokens=int(row["chunk_tokens"]),
+        own_attention=row["own_attention"] == "yes",
         source=row["source"],
         note=row["note"],
     )

@@ -5,6 +5,7 @@ from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Kernel
 from llmsim_magic.records.trace.trace import Trace
 
+_ATTENTIONS = frozenset({"scaled_dot_product_attention", "latent_attention"})
 _STATISTICS = frozenset({"mean", "var", "var_mean", "native_layer_norm", "native_group_norm"})
 
 
@@ -29,7 +30,7 @@ def _kind(kernels: tuple[Kernel, ...]) -> str:
     names = {short_name(kernel.name) for kernel in kernels}
     if not kernels:
         return "nothing"
-    if "scaled_dot_product_attention" in names:
+    if names & _ATTENTIONS:
         return "attention"
     if any(kernel.flops for kernel in kernels):
         return "matmul"

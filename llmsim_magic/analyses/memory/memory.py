@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from llmsim_magic.analyses.engine.engine_trace import engine_notes, engine_trace
 from llmsim_magic.analyses.memory.quantization import kv_dtype
 from llmsim_magic.analyses.memory.tensor_lifetimes import Peak, peak_activations
 from llmsim_magic.analyses.memory.weights import Weights, weights
@@ -38,7 +39,6 @@ def memory(
     weight_dtype: str | None = None,
     kv_dtype: str | None = None,
     runtime: Runtime | None = None,
-    chunk: Trace | None = None,
 ) -> Memory:
     """The memory of one pass on the rank that was traced.
 
@@ -47,14 +47,14 @@ def memory(
         weight_dtype: Storage dtype of weights; as the checkpoint stores them if None.
         kv_dtype: Storage dtype of keys and values; as traced if None.
         runtime: The serving runtime whose overhead to add.
-        chunk: The pass over one prefill chunk, if the runtime splits the prompt.
 
     Raises:
         InvalidValue: If a dtype does not exist.
     """
     stored = weights(trace, weight_dtype)
     ranks = trace.model.parallel.ranks
-    activations, why = _activations(chunk or trace, runtime)
+    ran = engine_trace(trace) if runtime is not None and runtime.own_attention else trace
+    activations, why = _activations(ran, runtime)
     return Memory(
         weights=stored.nbytes,
         buffers=buffer_bytes(trace),
@@ -96,7 +96,7 @@ def _slot_bytes(slot: CacheSlot, bits: int | None) -> int:
 def _activations(trace: Trace, runtime: Runtime | None) -> tuple[int, str]:
     peak: Peak = peak_activations(trace)
     where = f"activations at their most in {_location(trace, peak)}, {trace.workload}"
-    if runtime is None or not runtime.sampled_sequences:
+    if runtime is None or not runtime.sampled_sequences or not trace.model.generates:
         return peak.nbytes, where
     sampling = runtime.sampling_bytes(_vocabulary(trace))
     if sampling <= peak.nbytes:
@@ -128,7 +128,5 @@ def _storage_assumptions(stored: Weights, dtype: str | None) -> tuple[str, ...]:
 def _runtime_assumptions(trace: Trace, runtime: Runtime | None) -> tuple[str, ...]:
     if runtime is None:
         return ()
-    said = f"{runtime.name}: {runtime.note}"
-    if trace.model.attention != "eager" or not runtime.chunk_tokens:
-        return (said,)
-    return said, "eager attention holds its score matrix, which a runtime's own kernel does not"
+    notes = engine_notes(trace) if runtime.own_attention else ()
+    return f"{runtime.name}: {runtime.note}", *(f"{runtime.name}: {note}" for note in notes)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmsim_magic.analyses.cost.traffic import Traffic, kernel_bytes, traffic
+from llmsim_magic.analyses.engine.latent_attention import LATENT_ATTENTION
 from llmsim_magic.analyses.kernels.aliasing import distinct_elements
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
 from llmsim_magic.analyses.kernels.operator_kinds import recorded_operator_kinds
@@ -102,6 +103,8 @@ def _worked(
     """A product or an attention; None for what only streams."""
     if not kernel.flops:
         return None
+    if kernel.name == LATENT_ATTENTION:
+        return _latent_attention(record, kernel, stored)
     if short_name(kernel.name) == "scaled_dot_product_attention":
         return _attention(record, kernel, stored)
     return _matmul(record, kernel, accelerator, stored)
@@ -127,7 +130,7 @@ def _sent(record: Record, kernel: Kernel, ranks: int) -> Collective | None:
 
 
 def _attention(record: Record, kernel: Kernel, stored: StoredDtypes) -> Attention:
-    query, key = (record.tensors[index] for index in kernel.inputs[:2])
+    query, key, value = (record.tensors[index] for index in kernel.inputs[:3])
     *batch, heads, queries, head_dim = query.shape
     kv_heads = key.shape[-3] if len(key.shape) > 2 else 1
     return Attention(
@@ -140,6 +143,26 @@ def _attention(record: Record, kernel: Kernel, stored: StoredDtypes) -> Attentio
         causal=kernel.causal,
         dtype=_dtype(query),
         kv_dtype=stored.cache or _dtype(key),
+        value_dim=value.shape[-1],
+    )
+
+
+def _latent_attention(record: Record, kernel: Kernel, stored: StoredDtypes) -> Attention:
+    """Attention over a cached latent: all heads read the same keys, so a head is a query row."""
+    query, latent = (record.tensors[index] for index in kernel.inputs[:2])
+    batch, heads, queries, head_dim = query.shape
+    return Attention(
+        batch=max(batch, 1),
+        heads=1,
+        kv_heads=1,
+        head_dim=head_dim,
+        queries=heads * queries,
+        keys=latent.shape[-2],
+        causal=False,
+        dtype=_dtype(query),
+        kv_dtype=stored.cache or _dtype(latent),
+        value_dim=latent.shape[-1],
+        is_latent=True,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 
+from llmsim_magic.analyses.engine.engine_trace import engine_trace
 from llmsim_magic.analyses.time.band import pass_band
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, kernel_shapes
 from llmsim_magic.analyses.time.roofline import Binds, Estimate, estimate, nearest_devices
@@ -117,8 +118,9 @@ def latency(
 ) -> PassTime:
     """The predicted time of each operator of a pass and of the whole pass.
 
-    In a `graph` the device never waits for the host, linear layers that read the same tensor are
-    one matmul, and memory-bound operators between two matmuls are one kernel. In `eager` the host
+    In a `graph` the device never waits for the host, attention is an engine's, linear layers that
+    read the same tensor are one matmul, and memory-bound operators between two matmuls are one
+    kernel. In `eager` the host
     launches every ATen kernel, and an operator takes as long as the slower of host and device.
 
     Args:
@@ -132,6 +134,8 @@ def latency(
         LlmsimError: If the device lacks a dtype or a required figure.
     """
     known = calibration or default_calibration()
+    if regime == "graph":
+        trace = engine_trace(trace)
     work = kernel_shapes(trace, accelerator, regime, stored)
     estimate_kernel = cache(partial(_fastest, accelerator=accelerator, known=known))
     if regime == "eager":

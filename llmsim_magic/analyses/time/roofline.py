@@ -22,6 +22,7 @@ from llmsim_magic.records.hardware.calibration import (
     Fitted,
     Regime,
     Surface,
+    Transfer,
 )
 from llmsim_magic.records.hardware.kernel_shapes import (
     Attention,
@@ -39,6 +40,9 @@ REGIMES: tuple[Regime, ...] = ("graph", "events", "eager")
 _MAX_WAVE = (
     3.0  # log2; with fewer tiles than an eighth of the units, kernels split the sum (split-k)
 )
+# A class that nobody measured: whose compute constants it has, and whose others. A kernel over a
+# cached latent multiplies blocks of query rows, as in prefill, and streams the cache, as in decode.
+_COMPOSED = {"attention latent": ("attention prefill", "attention decode")}
 _CACHE_STEEPNESS = 16  # how steeply cache hits fall once the working set exceeds the cache
 
 
@@ -96,6 +100,7 @@ def estimate(
         CannotPredict: If the catalogue lacks a required figure.
         InvalidValue: If the device cannot compute in the kernel's dtype.
     """
+    calibration = _with_composed_class(size.kind, calibration)
     devices, kind = _reference_fits(size.kind, accelerator, calibration)
     known = devices == [accelerator.name]
     logs = []
@@ -120,6 +125,30 @@ def estimate(
         band = interpolate_band(fitted.near, fitted.far, reach)
     binds = _binds(fitted.constants, terms, regime, isinstance(size, Collective))
     return Estimate(seconds, seconds * band.low, seconds * band.high, binds)
+
+
+def _with_composed_class(kind: str, calibration: Calibration) -> Calibration:
+    """The calibration with fits for a class that is composed of two measured ones."""
+    if kind in calibration.fits or kind not in _COMPOSED:
+        return calibration
+    compute, other = (calibration.fits.get(each, {}) for each in _COMPOSED[kind])
+    fits = {
+        name: replace(
+            other[name],
+            constants=replace(other[name].constants, compute=compute[name].constants.compute),
+            surface=Surface((), (), ()),
+            near=DEFAULT_BAND,
+            far=DEFAULT_BAND,
+        )
+        for name in compute.keys() & other.keys()
+    }
+    if not fits:
+        return calibration
+    return replace(
+        calibration,
+        fits={**calibration.fits, kind: fits},
+        unseen={**calibration.unseen, kind: Transfer(by_units=0.0, band=DEFAULT_BAND)},
+    )
 
 
 def roofline_seconds(constants: Constants, terms: Terms, regime: Regime = "graph") -> float:

@@ -79,10 +79,18 @@ def _copied(module: torch.nn.Module, name: str) -> MetaModel:
         attention=optional_text(getattr(config, "_attn_implementation", None)),
         dtype=dtype_name(first.dtype) if first is not None else "none",
         origin="live module",
+        generates=_can_generate(module),
     )
     if module.training:
         notes.append("your module is in training mode; the trace is of evaluation mode")
     return MetaModel(copied, info, tuple(notes))
+
+
+def _can_generate(module: torch.nn.Module) -> bool:
+    """Whether a module is a model of transformers that generates token by token."""
+    from transformers import PreTrainedModel
+
+    return isinstance(module, PreTrainedModel) and bool(module.can_generate())
 
 
 def _uncompiled(module: torch.nn.Module) -> torch.nn.Module:

@@ -113,6 +113,7 @@ def from_config(
         attention=optional_text(getattr(module.config, "_attn_implementation", None)),
         dtype=dtype_name(module.dtype),
         origin=source.origin,
+        generates=bool(module.can_generate()),
         quantisation=quantisation,
     )
     return MetaModel(module, info, tuple(notes))

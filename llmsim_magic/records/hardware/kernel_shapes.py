@@ -60,7 +60,11 @@ class Matmul:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """Fused attention of `queries` new tokens over `keys` (those included), per sequence."""
+    """Fused attention of `queries` new tokens over `keys` (those included), per sequence.
+
+    Values are `value_dim` wide, as wide as keys if None. With `is_latent` they are the first
+    channels of the keys, as in multi-head latent attention, and not read again.
+    """
 
     batch: int
     heads: int
@@ -71,9 +75,13 @@ class Attention:
     causal: bool = True
     dtype: str = "bf16"
     kv_dtype: str | None = None
+    value_dim: int | None = None
+    is_latent: bool = False
 
     @property
     def kind(self) -> str:
+        if self.is_latent:
+            return "attention latent"
         alone = self.queries == 1 < self.keys
         return "attention decode" if alone else "attention prefill"
 
@@ -87,20 +95,24 @@ class Attention:
 
     @property
     def flops(self) -> float:
-        return 4.0 * self.batch * self.heads * self.head_dim * self.pairs
+        return 2.0 * self.batch * self.heads * self._widths * self.pairs
+
+    @property
+    def _widths(self) -> int:
+        """Channels of a key and of a value."""
+        return self.head_dim + (self.value_dim or self.head_dim)
 
     @property
     def weight_bytes(self) -> float:
         """Keys and values: what is read from a cache."""
         bits = BITS[arithmetic(self.kv_dtype or self.dtype)]
-        return 2.0 * self.batch * self.keys * self.kv_heads * self.head_dim * bits / 8
+        channels = self.head_dim if self.is_latent else self._widths
+        return self.batch * self.keys * self.kv_heads * channels * bits / 8
 
     @property
     def bytes(self) -> float:
         bits = BITS[arithmetic(self.dtype)]
-        return self.weight_bytes + 2 * self.batch * self.queries * self.heads * self.head_dim * (
-            bits / 8
-        )
+        return self.weight_bytes + self.batch * self.queries * self.heads * self._widths * bits / 8
 
     @property
     def place(self) -> Coordinates:

@@ -10,7 +10,8 @@ class Runtime:
     Of the memory chips software sees `visible_share`, and of that it takes `usable_share`.
     `context_bytes` are held by drivers and libraries of one device, `parallel_context_bytes` by
     those of one that works with others. Sampling takes `logit_copies` times the float32 logits of
-    `sampled_sequences`. A prompt is read in chunks of `chunk_tokens`; 0 reads it whole.
+    `sampled_sequences`. A prompt is read in chunks of `chunk_tokens`; 0 reads it whole. With
+    `own_attention` it runs attention kernels of its own in place of the model's.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Runtime:
     sampled_sequences: int
     logit_copies: float
     chunk_tokens: int
+    own_attention: bool
     source: str
     note: str
 

@@ -66,8 +66,9 @@ class CacheSlot:
 class ModelInfo:
     """The traced model: `name` as requested, and `origin` of its config.
 
-    `quantisation` is the checkpoint's `quantization_config`; the traced model is unquantised. A
-    parallel model is traced as one rank, and `plan` has the parallel style of each split parameter.
+    `generates` says whether the model writes text, or codes, token by token. `quantisation` is the
+    checkpoint's `quantization_config`; the traced model is unquantised. A parallel model is traced
+    as one rank, and `plan` has the parallel style of each split parameter.
     """
 
     name: str
@@ -77,6 +78,7 @@ class ModelInfo:
     attention: str | None
     dtype: str
     origin: str
+    generates: bool = False
     quantisation: dict[str, Any] | None = None
     parallel: Parallel = field(default_factory=Parallel)
     plan: dict[str, str] = field(default_factory=dict)

@@ -149,19 +149,17 @@ class CapacityPlanner:
     def _stage_memory(self, setup: Setup, runtime: Runtime) -> Memory:
         """Activations of one chunk of prefill, and the cache of the whole batch."""
         trace = self.tracer(setup.parallel)
-        whole = Workload("prefill", setup.batch, setup.context)
         most = runtime.chunk_tokens
-        is_chunked = bool(most) and setup.batch * setup.context > most
-        chunk = Workload("prefill", 1, min(most, self.longest or most)) if is_chunked else whole
-        read = trace(chunk)
+        read = None
+        if most and setup.batch * setup.context > most:
+            read = trace(Workload("prefill", 1, min(most, self.longest or most)))
+        is_chunked = read is not None and bool(read.cache)  # a model without a cache reads it whole
+        if read is None or not is_chunked:
+            read = trace(Workload("prefill", setup.batch, setup.context))
         found = memory(
             read, weight_dtype=setup.weight_dtype, kv_dtype=setup.kv_dtype, runtime=runtime
         )
-        if not is_chunked:
-            return found
-        if not read.cache:  # an encoder
-            return found
-        return replace(found, cache=self._cache_bytes(setup, trace))
+        return replace(found, cache=self._cache_bytes(setup, trace)) if is_chunked else found
 
     def _cache_bytes(self, setup: Setup, trace: Tracer) -> int:
         """Bytes of the cache of the whole batch.

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmsim_magic.analyses.engine.engine_trace import engine_notes
 from llmsim_magic.analyses.memory.capacity import Setup
 from llmsim_magic.analyses.memory.memory import Memory
 from llmsim_magic.analyses.parallel.shards import shards
@@ -241,5 +242,8 @@ class DeviceCosts:
         return table
 
     def remarks(self) -> tuple[str, ...]:
-        """What a predicted time does not include."""
-        return (NOT_MODELLED,) if self.devices else ()
+        """Which kernels of an engine a predicted time is for, and what it does not include."""
+        if not self.devices:
+            return ()
+        notes = engine_notes(self.traces[0]) if self.deployment.launch != "eager" else ()
+        return (*(f"time: {note}" for note in notes), NOT_MODELLED)

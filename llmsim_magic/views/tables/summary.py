@@ -4,6 +4,7 @@ import pandas as pd
 
 from llmsim_magic.analyses.cost.mixture_of_experts import expert_routings
 from llmsim_magic.analyses.cost.operator_costs import Totals, operator_types, totals
+from llmsim_magic.analyses.engine.engine_trace import engine_notes, engine_trace
 from llmsim_magic.analyses.kernels import elementwise_work
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
@@ -20,6 +21,7 @@ def summary_table(trace: Trace) -> pd.DataFrame:
         *_model_rows(trace),
         *_size_rows(trace, sums),
         *_cost_rows(sums),
+        *_engine_rows(trace, sums),
         *_kernel_coverage_rows(trace),
         *_operator_type_rows(trace),
         *((f"note.{place}", note, "", "") for place, note in enumerate(trace.notes)),
@@ -94,6 +96,14 @@ def _cost_rows(sums: Totals) -> list[Row]:
             "FLOPs per byte moved",
         ),
     ]
+
+
+def _engine_rows(trace: Trace, sums: Totals) -> list[Row]:
+    """The FLOPs under vllm, where its kernels do other work than the model's own."""
+    flops = totals(engine_trace(trace)).flops
+    if flops == sums.flops:
+        return []
+    return [("flops_vllm", flops, "FLOPs", f"under vllm: {'; '.join(engine_notes(trace))}")]
 
 
 def _kernel_coverage_rows(trace: Trace) -> list[Row]:

@@ -1,0 +1,1 @@
+"""What an inference engine runs in place of the model's own kernels."""
