@@ -131,7 +131,11 @@ class Report(ReportTables):
                 )
             if view.compute is not None:
                 progress(f"computing {view.title.lower()}")
-                view.compute(self)
+                if self.planner is None:
+                    view.compute(self)
+                    continue
+                with self.planner.reporting(progress, cancelled):
+                    view.compute(self)
         return self
 
     def sections(self) -> tuple[Section, ...]:

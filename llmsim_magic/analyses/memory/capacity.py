@@ -1,6 +1,7 @@
 """Whether a model fits on a device, which part does not, and which changes make it fit."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from llmsim_magic.analyses.memory.memory import Memory
@@ -25,7 +26,20 @@ class Setup:
     kv_dtype: str | None = None
 
 
-MemoryOf = Callable[[Setup], Memory]  # raises LlmsimError for an impossible setup
+# Raises LlmsimError for an impossible setup, WorkLimitReached where a search may not go on.
+MemoryOf = Callable[[Setup], Memory]
+
+
+class WorkLimitReached(Exception):
+    """The next setup of a search would take more work than the search may do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The largest size that fits, 0 if none does; a larger one may fit if the search `stopped`."""
+
+    size: int
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +132,12 @@ def _dtype_changes(setup: Setup) -> list[Change]:
 def _first(
     tries: Iterable[tuple[Change, ...]], setup: Setup, usable: int, needed: MemoryOf
 ) -> Remedy | None:
-    """The first of several changes that makes the setup fit."""
-    for changes in tries:
-        total = _total(_changed(setup, changes), needed)
-        if total is not None and total <= usable:
-            return Remedy(changes, total)
+    """The first of several changes that makes the setup fit, if it is found within the limit."""
+    with suppress(WorkLimitReached):
+        for changes in tries:
+            total = _total(_changed(setup, changes), needed)
+            if total is not None and total <= usable:
+                return Remedy(changes, total)
     return None
 
 
@@ -135,9 +150,9 @@ def _smaller_workloads(
         "batch": largest_batch(setup, usable, needed, setup.batch),
         "context": longest_context(setup, usable, needed, longest or setup.context),
     }
-    for what, size in sizes.items():
-        if size:
-            yield _first([((what, size),)], setup, usable, needed)
+    for what, limit in sizes.items():
+        if limit.size:
+            yield _first([((what, limit.size),)], setup, usable, needed)
 
 
 def _changed(setup: Setup, changes: tuple[Change, ...]) -> Setup:
@@ -155,14 +170,20 @@ def _total(setup: Setup, needed: MemoryOf) -> int | None:
         return None
 
 
-def largest_batch(setup: Setup, usable: int, needed: MemoryOf, most: int = MAX_BATCH) -> int:
-    """The largest batch up to `most` that fits at the setup's context; 0 if none does."""
-    return _largest(most, lambda batch: _fits(replace(setup, batch=batch), usable, needed))
+def largest_batch(
+    setup: Setup, usable: int, needed: MemoryOf, most: int = MAX_BATCH, first: int = 1
+) -> Limit:
+    """The largest batch up to `most` that fits at the setup's context; tries `first` first."""
+    return _largest(most, first, lambda batch: _fits(replace(setup, batch=batch), usable, needed))
 
 
-def longest_context(setup: Setup, usable: int, needed: MemoryOf, most: int) -> int:
-    """The longest context up to `most` that fits at the setup's batch; 0 if none does."""
-    return _largest(most, lambda context: _fits(replace(setup, context=context), usable, needed))
+def longest_context(
+    setup: Setup, usable: int, needed: MemoryOf, most: int, first: int = 1
+) -> Limit:
+    """The longest context up to `most` that fits at the setup's batch; tries `first` first."""
+    return _largest(
+        most, first, lambda context: _fits(replace(setup, context=context), usable, needed)
+    )
 
 
 def _fits(setup: Setup, usable: int, needed: MemoryOf) -> bool:
@@ -170,16 +191,25 @@ def _fits(setup: Setup, usable: int, needed: MemoryOf) -> bool:
     return total is not None and total <= usable
 
 
-def _largest(most: int, is_ok: Callable[[int], bool]) -> int:
-    """The largest number up to `most` that satisfies a monotonic condition, by bisection."""
-    low, high = 0, 1
-    while high <= most and is_ok(high):
-        low, high = high, 2 * high
-    high = min(high, most + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if is_ok(middle) else (low, middle)
-    return low
+def _largest(most: int, first: int, is_ok: Callable[[int], bool]) -> Limit:
+    """The largest number up to `most` that satisfies a monotonic condition.
+
+    By doubling, from `first` if it satisfies the condition and from 1 if not, then by bisection.
+    """
+    low, high = 0, most + 1
+    size = min(first, most)
+    try:
+        if size > 1 and not is_ok(size):
+            high, size = size, 1
+        while size < high and is_ok(size):
+            low, size = size, 2 * size
+        high = min(high, size)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if is_ok(middle) else (low, middle)
+    except WorkLimitReached:
+        return Limit(low, stopped=True)
+    return Limit(low)
 
 
 def _binds(memory: Memory, usable: int) -> str | None:

@@ -1,15 +1,18 @@
 """Memory of a model in any setup: whether it fits a device, and the largest setup that fits."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
-from llmsim_magic.analyses.formulas.polynomials import Formula, Point, formula
+from llmsim_magic.analyses.formulas.polynomials import Formula, Grid, Point, formula
 from llmsim_magic.analyses.memory.capacity import (
     Fit,
+    Limit,
     Setup,
+    WorkLimitReached,
     fit,
     largest_batch,
     longest_context,
@@ -22,17 +25,18 @@ from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.runtime import Runtime
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import Workload
+from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.models.recipes import (
     ModelRecipe,
+    Progress,
     build_model,
     model_recipe,
+    no_progress,
     parallel_recipe,
     trace_workload,
 )
 from llmsim_magic.simulate.request import Build
 from llmsim_magic.simulate.sweeps.workload_tracer import (
-    CHECK_POINTS,
     FAR_CONTEXTS,
     NEAR_GRID,
     WorkloadTracer,
@@ -41,6 +45,8 @@ from llmsim_magic.simulate.sweeps.workload_tracer import (
 Tracer = Callable[[Workload], Trace]
 _MAX_LOOKUPS = 4  # of cache sizes by trace, before a formula is derived
 _MAX_TRACED_TOKENS = 2**22
+_MAX_TRACED_BATCH = 64  # a model that reads packed images one by one makes more kernels with each
+_MAX_SEARCH_KERNELS = 40_000  # that a search for the largest batch or context may record
 
 
 @dataclass
@@ -55,12 +61,19 @@ class CapacityPlanner:
         build: how the model is built.
         recipes: known recipes of the model, by parallel layout.
         runtime: name of the serving runtime in the catalogue.
+        progress: called with a message before each trace.
+        cancelled: returns True to stop a trace.
+        notes: searches that stopped before their end, in sentences.
     """
 
     model: Any
     build: Build = field(default_factory=Build)
     recipes: dict[Parallel, ModelRecipe] = field(default_factory=dict)
     runtime: str = "vllm"
+    progress: Progress = no_progress
+    cancelled: IsCancelled = never_cancelled
+    notes: list[str] = field(default_factory=list, init=False)
+    _kernels_left: int | None = field(default=None, init=False)
     _errors: dict[Parallel, LlmsimError] = field(default_factory=dict, init=False)
     _traces: dict[tuple[Parallel, Workload], Trace] = field(default_factory=dict, init=False)
     _memories: dict[tuple[Setup, Runtime], Memory] = field(default_factory=dict, init=False)
@@ -104,23 +117,57 @@ class CapacityPlanner:
         found = fit(setup, device, runtime, needed)
         if found is None or not remedies:
             return found
-        return with_remedies(found, needed, self.longest)
+        with self._bounded_search():
+            return with_remedies(found, needed, self.longest)
 
     def largest_batch(self, setup: Setup, device: Accelerator) -> int | None:
         """The largest batch that fits at the setup's context; None if the memory is unknown."""
-        return self._limit(setup, device, largest_batch)
+        return self._limit(setup, device, "batch", largest_batch)
 
     def longest_context(self, setup: Setup, device: Accelerator) -> int | None:
         """The longest context in tokens that fits at the setup's batch, up to the model's limit."""
         most = self.longest or 2**20
-        return self._limit(setup, device, partial(longest_context, most=most))
+        return self._limit(setup, device, "context", partial(longest_context, most=most))
 
-    def _limit(self, setup: Setup, device: Accelerator, search: Callable[..., int]) -> int | None:
+    def _limit(
+        self, setup: Setup, device: Accelerator, what: str, search: Callable[..., Limit]
+    ) -> int | None:
+        """The result of a search, which begins where the runtime reads prompts in chunks.
+
+        From there on only the cache grows, for which there is a formula.
+        """
         if device.memory_bytes is None:
             return None
         runtime = runtimes.find(self.runtime, device.memory_bytes)
         usable = runtime.usable_bytes(device.memory_bytes)
-        return search(setup, usable, partial(self.needed, runtime=runtime))
+        other = setup.context if what == "batch" else setup.batch
+        first = runtime.chunk_tokens // max(other, 1) + 1
+        with self._bounded_search():
+            found = search(setup, usable, partial(self.needed, runtime=runtime), first=first)
+        if found.stopped:
+            self.notes.append(
+                f"{device.name}: the search for the largest {what} stopped at {found.size}, "
+                "because larger ones take too long to trace; more may fit"
+            )
+        return found.size
+
+    @contextmanager
+    def reporting(self, progress: Progress, cancelled: IsCancelled) -> Iterator[None]:
+        """Reports each trace until the context ends, and stops one that is cancelled."""
+        self.progress, self.cancelled = progress, cancelled
+        try:
+            yield
+        finally:
+            self.progress, self.cancelled = no_progress, never_cancelled
+
+    @contextmanager
+    def _bounded_search(self) -> Iterator[None]:
+        """Limits the kernels that traces may record until the context ends."""
+        self._kernels_left = _MAX_SEARCH_KERNELS
+        try:
+            yield
+        finally:
+            self._kernels_left = None
 
     def needed(self, setup: Setup, runtime: Runtime) -> Memory:
         """The memory of one rank of the pipeline stage that needs the most.
@@ -170,7 +217,9 @@ class CapacityPlanner:
         key = (setup.parallel, setup.kv_dtype)
         self._lookups[key] += 1
         use_formula = (
-            self._lookups[key] > _MAX_LOOKUPS or setup.batch * setup.context > _MAX_TRACED_TOKENS
+            self._lookups[key] > _MAX_LOOKUPS
+            or setup.batch > _MAX_TRACED_BATCH
+            or setup.batch * setup.context > _MAX_TRACED_TOKENS
         )
         if use_formula and key not in self._caches:
             self._caches[key] = self._cache_formula(trace, setup.kv_dtype)
@@ -184,13 +233,21 @@ class CapacityPlanner:
         """Cache bytes as a formula of batch and context; None if no formula fits every trace."""
         whole = self.whole_model_tracer
         tracer = WorkloadTracer(trace, whole.longest, whole.declared)
-        far = tracer.far("prefill")
         traces: dict[Point, Trace] = {}
+
+        def found(far: Grid | None = None) -> Formula | None:
+            values = {point: cache_bytes(each, kv_dtype) for point, each in traces.items()}
+            return formula(values, NEAR_GRID, far) if set(NEAR_GRID.points) <= set(values) else None
+
         # One long context, because the cache of a sequential scan may have a window.
         at_length = (1, min(self.longest or 1, FAR_CONTEXTS[-1]))
-        tracer.add("prefill", traces, (*NEAR_GRID.points, *CHECK_POINTS, *far.points, at_length))
-        values = {point: cache_bytes(found, kv_dtype) for point, found in traces.items()}
-        return formula(values, NEAR_GRID, far) if set(NEAR_GRID.points) <= set(values) else None
+        tracer.add("prefill", traces, (*NEAR_GRID.points, *tracer.checks("prefill"), at_length))
+        near = found()
+        if near is not None:
+            return near
+        far = tracer.far("prefill")
+        tracer.add("prefill", traces, far.points)
+        return found(far)
 
     def stages(self, parallel: Parallel, workload: Workload) -> list[Trace]:
         """The trace of the first rank of each pipeline stage.
@@ -207,9 +264,19 @@ class CapacityPlanner:
         def trace(workload: Workload) -> Trace:
             key = parallel, workload
             if key not in self._traces:
-                self._traces[key] = trace_workload(self._recipe(parallel), workload, replay=True)
+                self._traces[key] = self._new_trace(parallel, workload)
             return self._traces[key]
 
+        return trace
+
+    def _new_trace(self, parallel: Parallel, workload: Workload) -> Trace:
+        if self._kernels_left is not None and self._kernels_left <= 0:
+            raise WorkLimitReached
+        recipe = self._recipe(parallel)
+        self.progress(f"tracing {workload}")
+        trace = trace_workload(recipe, workload, replay=True, cancelled=self.cancelled)
+        if self._kernels_left is not None:
+            self._kernels_left -= len(trace.recorded.kernels)
         return trace
 
     def _new_recipe(self, parallel: Parallel) -> ModelRecipe:

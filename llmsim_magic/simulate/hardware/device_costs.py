@@ -246,4 +246,5 @@ class DeviceCosts:
         if not self.devices:
             return ()
         notes = engine_notes(self.traces[0]) if self.deployment.launch != "eager" else ()
-        return (*(f"time: {note}" for note in notes), NOT_MODELLED)
+        searches = self.planner.notes if self.planner is not None else ()
+        return (*searches, *(f"time: {note}" for note in notes), NOT_MODELLED)

@@ -18,7 +18,7 @@ from llmsim_magic.analyses.formulas.symbolic import (
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import whole_number
-from llmsim_magic.simulate.sweeps.workload_tracer import CHECK_POINTS, NEAR_GRID, WorkloadTracer
+from llmsim_magic.simulate.sweeps.workload_tracer import NEAR_GRID, WorkloadTracer
 from llmsim_magic.views.tables import formulas
 from llmsim_magic.views.tables.formulas import CONTEXTS
 
@@ -116,7 +116,9 @@ def derive_formulas(tracer: WorkloadTracer, phase: str, known: Traces) -> Symbol
             f"symbolic is available for prefill and decode of a HuggingFace model, not for {phase}"
         )
     traces = dict(known)
-    tracer.add(phase, traces, (*NEAR_GRID.points, *CHECK_POINTS, *tracer.long_checks(phase)))
+    tracer.add(
+        phase, traces, (*NEAR_GRID.points, *tracer.checks(phase), *tracer.long_checks(phase))
+    )
     regimes = Regimes(NEAR_GRID)
     found, sums = operator_formulas(traces, regimes), total_formulas(traces, regimes)
     if not all(each.is_complete for each in found):

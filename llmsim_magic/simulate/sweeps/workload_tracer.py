@@ -11,13 +11,16 @@ from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
 
 NEAR_GRID = Grid((2, 3), (6, 9, 13))
-CHECK_POINTS: tuple[Point, ...] = ((1, 1), (5, 17), (1024, 10))
+CHECK_BATCH = 1024  # enough to reach every expert of a mixture
 # Longer than most attention windows, and more tokens than most vocabularies.
 FAR_BATCHES = (16, 24)
 FAR_CONTEXTS = (40_000, 48_001, 56_003)
+# For a model whose kernels grow with the batch: it takes as long as it has tokens.
+PACKED_FAR_CONTEXTS = (8_000, 9_001, 10_003)
 # Contexts that detect a scan written in Python: its kernel count grows with tokens or with chunks.
 SCAN_CONTEXTS = ((9, 13, 17), (13, 1_013, 2_013))
-# Kernels that a longer context may add to a pass of such a scan, to limit the time of a trace.
+# Kernels that a longer context may add to a pass of such a scan, and a larger batch to one that
+# reads packed images one by one, to limit the time of a trace.
 MAX_EXTRA_KERNELS = 2_000
 
 
@@ -42,6 +45,21 @@ class WorkloadTracer:
                 with suppress(LlmsimError):
                     traces[batch, context] = self.trace(Workload(phase, batch, context))
 
+    def checks(self, phase: str) -> list[Point]:
+        """Points that check formulas, with the largest batch that is fast to trace."""
+        return [(1, 1), (5, 17), (min(CHECK_BATCH, self._largest_affordable_batch(phase)), 10)]
+
+    def _largest_affordable_batch(self, phase: str) -> int:
+        """The largest batch that is fast to trace; `CHECK_BATCH` if kernels do not grow with it."""
+        traces: dict[Point, Trace] = {}
+        self.add(phase, traces, [(batch, 10) for batch in FAR_BATCHES])
+        counts = [len(trace.recorded.kernels) for trace in traces.values()]
+        fewer, more = FAR_BATCHES
+        if len(counts) < len(FAR_BATCHES) or counts[1] <= counts[0]:
+            return CHECK_BATCH
+        per_sequence = (counts[1] - counts[0]) / (more - fewer)
+        return more + int(MAX_EXTRA_KERNELS / per_sequence)
+
     def long_checks(self, phase: str) -> list[Point]:
         """Points that check formulas at long contexts, up to the longest the model supports.
 
@@ -54,6 +72,8 @@ class WorkloadTracer:
 
     def far(self, phase: str) -> Grid:
         """A grid of long contexts that the model supports and that are fast to trace."""
+        if self._largest_affordable_batch(phase) < CHECK_BATCH:
+            return Grid(NEAR_GRID.batches, PACKED_FAR_CONTEXTS)
         contexts, longest = FAR_CONTEXTS, self._longest_affordable
         if longest is not None and longest <= contexts[-1]:
             most = longest - (phase == "decode")
