@@ -13,7 +13,9 @@ class Entry:
     """One model: `config` is what `config.json` holds, `source` how it is known.
 
     `params` is the number of parameters that transformers builds from it, `published_params`
-    what its checkpoint is said to hold; `note` explains a difference.
+    what its checkpoint is said to hold. `difference` names the parts that make up the difference,
+    with their numbers of elements: positive if only the published number counts them. `note` says
+    what is particular about the model.
     """
 
     name: str
@@ -23,6 +25,7 @@ class Entry:
     published_params: int
     source: str
     note: str | None
+    difference: dict[str, int]
 
 
 @cache
@@ -38,6 +41,7 @@ def entries() -> dict[str, Entry]:
             published_params=facts["published_params"],
             source=facts["source"],
             note=facts["note"],
+            difference=facts.get("difference", {}),
         )
         for name, facts in json.loads(text)["models"].items()
     }

@@ -15,6 +15,11 @@ NAMES = sorted(models.entries())
 BY_SIZE = sorted(models.entries().values(), key=lambda entry: -entry.params)
 SMALLEST = {entry.config["architectures"][0]: entry.name for entry in BY_SIZE}
 
+PREDICTION_LAYER = "multi-token prediction layer, which transformers does not build"
+ROUTER_BIASES = "router biases, which transformers keeps as buffers"
+WITH_PREDICTION_LAYER = [n for n in NAMES if PREDICTION_LAYER in models.entries()[n].difference]
+WITH_ROUTER_BIASES = [n for n in NAMES if ROUTER_BIASES in models.entries()[n].difference]
+
 every_architecture = pytest.mark.parametrize("name", SMALLEST.values(), ids=SMALLEST)
 
 
@@ -31,7 +36,33 @@ def test_an_entry_builds_to_its_recorded_number_of_parameters(name: str) -> None
 def test_an_entry_says_how_it_is_known(name: str) -> None:
     entry = models.entries()[name]
     assert entry.source
-    assert entry.params == entry.published_params or entry.note
+    assert entry.params + sum(entry.difference.values()) == entry.published_params
+
+
+def prediction_layer(name: str) -> int:
+    """Elements of a multi-token prediction layer as DeepSeek-V3 has it.
+
+    It is one more layer of the model, a projection of two hidden states to one, and three norms.
+    """
+    module = from_config(load_config(find_config(name))).module
+    decoder = getattr(module.model, "language_model", module.model)
+    layer, width = decoder.layers[-1], decoder.config.hidden_size
+    stored = sum(tensor.numel() for tensor in layer.state_dict().values())
+    return stored + 2 * width * width + 3 * width
+
+
+@pytest.mark.parametrize("name", WITH_PREDICTION_LAYER)
+def test_a_prediction_layer_that_is_not_built_has_its_arithmetic(name: str) -> None:
+    assert models.entries()[name].difference[PREDICTION_LAYER] == prediction_layer(name)
+
+
+@pytest.mark.parametrize("name", WITH_ROUTER_BIASES)
+def test_router_biases_are_buffers_of_the_model(name: str) -> None:
+    module = from_config(load_config(find_config(name))).module
+    parameters = {key for key, _ in module.named_parameters(remove_duplicate=False)}
+    stored = module.state_dict().items()
+    biases = [tensor.numel() for key, tensor in stored if key not in parameters]
+    assert models.entries()[name].difference[ROUTER_BIASES] == sum(biases)
 
 
 def runs(model: Any) -> None:
