@@ -73,6 +73,12 @@ def test_a_checkpoint_s_own_packing_is_read_where_none_is_chosen(quantisation: A
     assert read_from(whole, stored_dtypes(whole, H100)) > read
 
 
+def test_a_packing_that_the_language_model_s_config_declares_is_read() -> None:
+    # The tensors of Kimi-K2.5's checkpoint are 595,148,192,736 bytes, by its safetensors headers.
+    report = llmsim.trace("moonshotai/Kimi-K2.5", phase="decode", context=2)
+    assert report.memory.loc["weights", "bytes"] == pytest.approx(595_148_192_736, rel=1e-3)
+
+
 def test_layers_that_a_checkpoint_leaves_out_count_as_they_are() -> None:
     """A layer that is replayed is recorded once: its twins' bytes are shared out evenly."""
     trace = traced(small_models.llama(), AWQ | {"modules_to_not_convert": ["model.layers.1"]})

@@ -147,11 +147,19 @@ def _torch_dtype(config: Any, dtype: str | None, name: str, *, is_quantised: boo
 
 
 def _remove_quantisation(config: Any) -> dict[str, Any] | None:
-    """Delete a config's `quantization_config` and return it as JSON data; None without one."""
-    quantisation = getattr(config, "quantization_config", None)
-    if quantisation is None:
+    """Delete a config's `quantization_config` and return it as JSON data; None without one.
+
+    A model with several parts may have it in the config of its language model.
+    """
+    parts: list[Any] = [config, getattr(config, "text_config", None)]
+    found = []
+    for part in parts:
+        if getattr(part, "quantization_config", None) is not None:
+            found.append(part.quantization_config)
+            del part.quantization_config
+    if not found:
         return None
-    del config.quantization_config
+    quantisation = found[0]
     keys = quantisation if isinstance(quantisation, dict) else quantisation.to_dict()
     text = json.dumps(keys, default=str)
     data: dict[str, Any] = json.loads(text, parse_constant=str)  # JSON has no NaN
