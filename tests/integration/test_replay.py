@@ -109,6 +109,117 @@ def test_sliding_and_full_attention_each_run_once(phase: str) -> None:
     assert recorded_layers(trace) == {"model.layers.0", "model.layers.2"}
 
 
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_list_of_layer_indices_in_the_config_does_not_tell_layers_apart(phase: str) -> None:
+    """`moe_layers` of Llama 4 names all eight layers; each layer's item is its own index."""
+    config = transformers.Llama4TextConfig(
+        **SIZES | {"intermediate_size": 16},
+        num_hidden_layers=8,
+        head_dim=8,
+        intermediate_size_mlp=32,
+        num_local_experts=4,
+    )
+    assert config.moe_layers == [*range(8)]
+    trace = replayed(weightless(config), Workload(phase, 2, 9))
+    # of four layers, three attend within a chunk and the fourth to everything
+    assert recorded_layers(trace) == {"model.layers.0", "model.layers.3"}
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_layer_with_two_attentions_keeps_two_parts_of_the_cache(phase: str) -> None:
+    config = transformers.LongcatFlashConfig(
+        **{name: SIZES[name] for name in ("vocab_size", "hidden_size", "num_attention_heads")},
+        num_layers=4,
+        head_dim=8,
+        ffn_hidden_size=64,
+        expert_ffn_hidden_size=16,
+        n_routed_experts=4,
+        zero_expert_num=2,
+        moe_topk=2,
+        kv_lora_rank=16,
+        q_lora_rank=24,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+    )
+    trace = replayed(weightless(config), Workload(phase, 2, 9))
+    assert recorded_layers(trace) == {"model.layers.0"}
+    tokens = 9 + (phase == "decode")
+    keys = [slot for slot in trace.cache if slot.name.endswith(".keys")]
+    assert [slot.shape[2] for slot in keys] == [tokens] * 8  # two for each of four layers
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_layers_that_get_equal_indices_from_the_layer_before_run_once(phase: str) -> None:
+    """Each layer passes its selected tokens on: another tensor of the same assumed values."""
+    config = transformers.AutoConfig.for_model(
+        "glm_moe_dsa",
+        **SIZES | {"num_key_value_heads": 4},
+        num_hidden_layers=6,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        kv_lora_rank=16,
+        q_lora_rank=24,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        index_topk=4,
+        index_n_heads=2,
+        index_head_dim=16,
+        mlp_layer_types=["dense"] * 3 + ["sparse"] * 3,
+    )
+    trace = replayed(weightless(config), Workload(phase, 2, 9))
+    # layer 0 gets no indices
+    assert recorded_layers(trace) == {"model.layers.0", "model.layers.1", "model.layers.3"}
+
+
+class Scaled(nn.Module):
+    """A layer that reads the values of an argument on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)[:, : int(sizes[0])]
+
+
+class Narrowing(nn.Module):
+    """Gives its layers other values, or the same values in a new tensor."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.layers = nn.ModuleList([Scaled() for _ in sizes])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer, size in zip(self.layers, self.sizes, strict=True):
+            layer(x, torch.tensor([size]))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ran"), [([4, 4, 4], {"layers.0"}), ([4, 3, 4], {"layers.0", "layers.1"})]
+)
+def test_a_layer_is_replayed_for_equal_values_and_not_for_others(
+    sizes: list[int], ran: set[str]
+) -> None:
+    model = copy_without_weights(Narrowing(sizes), "narrowing")
+    trace = run_with_inputs(model, (torch.zeros(1, 5, 8),), {})
+    full = run_with_inputs(model, (torch.zeros(1, 5, 8),), {}, replay=False)
+    assert list(differences(full, trace)) == []
+    paths = {operator.path for operator in trace.recorded.operators}
+    assert {path.removesuffix(".linear") for path in paths if path.endswith("linear")} == ran
+
+
+def test_a_list_of_flags_is_no_list_of_layer_indices() -> None:
+    """In a model of two layers `[0, 1]` may be either: the layers are not taken for equal."""
+    config = transformers.LlamaConfig(**SIZES, num_hidden_layers=2)
+    config.flags = [0, 1]
+    assert run(weightless(config), Workload()).replays == ()
+
+
 def test_a_dense_first_layer_stands_for_no_layer_of_experts() -> None:
     config = transformers.DeepseekV3Config(
         **SIZES | {"num_key_value_heads": 4},

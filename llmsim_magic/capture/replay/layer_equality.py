@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.kernels.tensors import values_in
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
 from llmsim_magic.capture.replay.layer_matching import Layer
 from llmsim_magic.capture.replay.layer_state import (
@@ -57,13 +58,13 @@ class LayerCall:
 class Run:
     """A layer that ran, with its arguments, its output and its effects.
 
-    `containers` hold its part of the state, `written` are the indices of argument tensors that it
+    `containers` hold its part of the state, each with the place of its number, `written` are the indices of argument tensors that it
     wrote in place, and `assumed` counts the values that the partial evaluation assumed.
     """
 
     layer: Layer
     call: LayerCall
-    containers: list[Any]
+    containers: list[tuple[Any, int]]
     output: Any
     written: frozenset[int]
     assumed: Counter[str]
@@ -97,7 +98,7 @@ def describe_call(evaluation: PartialEvaluation, layer: Layer, arguments: Any) -
     tensors = described.tensors
     if any(tensor.is_inference() for tensor in tensors):
         return None  # inference tensors have no version counter
-    parts = [part for state in described.states for part in StateParts(state, layer.number).own()]
+    parts = [part for state in described.states for part in StateParts(state, layer.numbers).own()]
     state_tensors = [
         leaf for part in parts for leaf in part.leaves if isinstance(leaf, torch.Tensor)
     ]
@@ -134,7 +135,7 @@ class StateBeforeLayer:
     def __init__(self, layer: Layer, call: LayerCall) -> None:
         self._call = call
         self._layer = layer
-        self._states = [StateParts(state).contents(but=layer.number) for state in call.states]
+        self._states = [StateParts(state).contents(but=layer.numbers) for state in call.states]
         self._versions = [tensor._version for tensor in call.tensors]
         self._module_contents = _module_contents(layer.module)
 
@@ -145,7 +146,7 @@ class StateBeforeLayer:
             and _same_arguments(call, self._call, self.written())
             and is_same(_module_contents(self._layer.module), self._module_contents)
             and all(
-                _same_other_parts(StateParts(state).contents(but=self._layer.number), then)
+                _same_other_parts(StateParts(state).contents(but=self._layer.numbers), then)
                 for state, then in zip(self._call.states, self._states, strict=True)
             )
         )
@@ -193,8 +194,30 @@ class _ArgumentKey:
         storage = tensor.untyped_storage()._cdata
         alias = self._storages.setdefault(storage, len(self._storages))
         evaluation = self._evaluation
-        values = None if tensor.is_meta else (storage, tensor._version, evaluation.is_known(tensor))
+        values = None if tensor.is_meta else _HostValues(tensor, evaluation.is_known(tensor))
         return (alias, values, evaluation.is_check(tensor), *layout(tensor))
+
+
+class _HostValues:
+    """The values of a tensor on the host, equal to those of the same tensor or to equal values."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, tensor: torch.Tensor, is_known: bool) -> None:
+        self._tensor = tensor
+        self._version = tensor._version
+        self._is_known = is_known
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _HostValues) or self._is_known is not other._is_known:
+            return False
+        mine, its = self._tensor, other._tensor
+        is_same = mine.untyped_storage()._cdata == its.untyped_storage()._cdata
+        if is_same or not self._is_known:
+            return is_same and self._version == other._version
+        is_unwritten = self._version == mine._version and other._version == its._version
+        same_layout = is_unwritten and layout(mine) == layout(its)
+        return same_layout and values_in(mine) == values_in(its)
 
 
 def _module_contents(module: torch.nn.Module) -> list[Any]:

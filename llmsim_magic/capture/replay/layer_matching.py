@@ -23,12 +23,13 @@ _MAX_DEPTH = 4
 class Layer:
     """An element of a `ModuleList` with at least one equal element; equal ones share a `kind`.
 
-    `number` is the value of its index attribute, or its index in the list.
+    `numbers` are the indices under which it keeps its part of the state: the values of its index
+    attributes, or its index in the list.
     """
 
     path: str
     module: torch.nn.Module
-    number: int
+    numbers: tuple[int, ...]
     kind: int
 
 
@@ -53,6 +54,7 @@ def matched_layers(model: torch.nn.Module) -> dict[str, Layer]:
         elements = list(module) if type(module) is torch.nn.ModuleList else []
         descriptions = _descriptions(elements, path, names)
         counts = Counter(map(_key, descriptions))
+        numbers = _numbers(elements)
         for name, child in module.named_children():
             below = f"{path}.{name}" if path else name
             if elements and not isinstance(child, _WITHOUT_FORWARD):
@@ -60,7 +62,7 @@ def matched_layers(model: torch.nn.Module) -> dict[str, Layer]:
                 key = _key(descriptions[place])
                 if counts[key] > 1:
                     kind = kinds.setdefault((path, key), len(kinds))
-                    found[below] = Layer(below, child, _number(child, place), kind)
+                    found[below] = Layer(below, child, numbers[place], kind)
                     continue
             search(below, child)
 
@@ -97,17 +99,45 @@ def _descriptions(
     for place, element in enumerate(elements):
         facts = dict(_facts(element, f"{path}.{place}" if path else str(place), names))
         found.append(facts | _config_facts(element, place, len(elements)))
+    indices = _index_names(found)
+    return [
+        {name: "its index" if name in indices else fact for name, fact in facts.items()}
+        for facts in found
+    ]
+
+
+def _index_names(found: list[Facts]) -> set[str]:
+    """The names of the facts that only count the elements.
+
+    The values rise by one from element to element. They may also rise by the number of layer
+    indices that each element has for itself: two, where an element holds two attention layers.
+    """
+    offsets: dict[str, tuple[int, int]] = {}
     for name in dict.fromkeys(name for facts in found for name in facts):
-        offsets = {
-            facts[name] - place if isinstance(facts[name], _Index) else None
-            for place, facts in enumerate(found)
-            if name in facts
-        }
-        if len(offsets) == 1 and None not in offsets:
-            for facts in found:
-                if name in facts:
-                    facts[name] = "its index"
-    return found
+        values = {place: facts[name] for place, facts in enumerate(found) if name in facts}
+        if all(isinstance(value, _Index) for value in values.values()):
+            line = _line(values)
+            if line is not None:
+                offsets[name] = line
+    counted = {name for name, (step, _) in offsets.items() if step == 1}
+    for step in {step for step, _ in offsets.values()} - {1}:
+        names = {name for name, (rise, _) in offsets.items() if rise == step}
+        starts = {offsets[name][1] for name in names}
+        if starts == set(range(min(starts), min(starts) + step)):
+            counted |= names
+    return counted
+
+
+def _line(values: Mapping[int, int]) -> tuple[int, int] | None:
+    """Step and start of `value = step · place + start`, the step at least 1; None otherwise."""
+    (first, low), *others = values.items()
+    if not others:
+        return 1, low - first
+    last, high = others[-1]
+    step, remainder = divmod(high - low, last - first)
+    start = low - step * first
+    fits = not remainder and all(value == step * place + start for place, value in values.items())
+    return (step, start) if step >= 1 and fits else None
 
 
 def _facts(
@@ -167,24 +197,42 @@ def _fact(value: Any, homes: Mapping[int, str], depth: int = 0) -> Any:
 
 
 def _config_facts(element: torch.nn.Module, place: int, number: int) -> Facts:
-    """The layer's items in those lists of its configs that have one item per layer."""
+    """The layer's items in those lists of its configs that have one item per layer.
+
+    A list of all layers' indices, such as that of the layers that are mixtures of experts, has as
+    many items. Two layers are too few to tell such a list from one of flags.
+    """
     configs = {
         id(config): config
         for part in element.modules()
         if hasattr(config := getattr(part, "config", None), "to_dict")
     }
     return {
-        f"config.{which}.{name}": repr(value[place])
+        f"config.{which}.{name}": (
+            _Index(value[place]) if type(value[place]) is int and number > 2 else repr(value[place])
+        )
         for which, config in enumerate(configs.values())
         for name, value in vars(config).items()
         if isinstance(value, (tuple, list)) and len(value) == number
     }
 
 
-def _number(element: torch.nn.Module, place: int) -> int:
-    """The index under which a layer keeps its cache."""
-    for part in element.modules():
+def _numbers(elements: list[torch.nn.Module]) -> list[tuple[int, ...]]:
+    """The indices under which each layer keeps its part of the state."""
+    found = [_indices(element) or (place,) for place, element in enumerate(elements)]
+    counts = Counter(number for numbers in found for number in numbers)
+    is_shared = any(count > 1 for count in counts.values())
+    return [numbers[:1] for numbers in found] if is_shared else found
+
+
+def _indices(element: torch.nn.Module) -> tuple[int, ...]:
+    """The index attributes of the innermost modules that have one, each value once."""
+    found: dict[str, int] = {}
+    for path, part in element.named_modules():
         number = vars(part).get("layer_idx", vars(part).get("layer_id"))
         if type(number) is int:
-            return number
-    return place
+            outer = {"", *(path[:end] for end, sign in enumerate(path) if sign == ".")}
+            for each in outer - {path}:
+                found.pop(each, None)
+            found[path] = number
+    return tuple(dict.fromkeys(found.values()))

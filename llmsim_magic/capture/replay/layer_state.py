@@ -39,26 +39,26 @@ class StateParts:
     """The parts of a state by layer number, which is the first integer on the path to a leaf.
 
     With `only` the parts of other layers are skipped. `containers` are the collections that hold
-    a part under a layer's number.
+    a part under a layer's number, with the place of that number in `only`.
     """
 
-    def __init__(self, state: Any, only: int | None = None) -> None:
+    def __init__(self, state: Any, only: tuple[int, ...] | None = None) -> None:
         self.shared = StatePart()
         self.of_layers: dict[int, StatePart] = {}
-        self.containers: list[Any] = []
+        self.containers: list[tuple[Any, int]] = []
         self._only = only
         self._open_objects: list[int] = []
         self._take(state, self.shared, None)
 
-    def own(self) -> tuple[StatePart, StatePart]:
-        """The part shared by all layers, and the part of the layer given as `only`."""
-        return self.shared, next(iter(self.of_layers.values()), StatePart())
+    def own(self) -> tuple[StatePart, ...]:
+        """The part shared by all layers, and the parts of the numbers given as `only`."""
+        return self.shared, *(self.of_layers.get(each, StatePart()) for each in self._only or ())
 
-    def contents(self, but: int) -> dict[int | None, list[Any]]:
-        """The contents of each part, without that of the layer `but`."""
+    def contents(self, but: tuple[int, ...]) -> dict[int | None, list[Any]]:
+        """The contents of each part, without those of the numbers `but`."""
         contents: dict[int | None, list[Any]] = {None: self.shared.contents()}
         for number, part in self.of_layers.items():
-            if number != but:
+            if number not in but:
                 contents[number] = part.contents()
         return contents
 
@@ -100,15 +100,17 @@ class StateParts:
         elif self._only is None:
             for key, item in enumerate(value):
                 self._take_numbered(value, key, item)
-        elif self._only < len(value):
-            self._take_numbered(value, self._only, value[self._only])
+        else:
+            for key in self._only:
+                if key < len(value):
+                    self._take_numbered(value, key, value[key])
         part.build.append(_END)
 
     def _take_numbered(self, container: Any, number: int, item: Any) -> None:
         if self._only is not None:
-            if number != self._only:
+            if number not in self._only:
                 return
-            self.containers.append(container)
+            self.containers.append((container, self._only.index(number)))
         part = self.of_layers.setdefault(number, StatePart())
         part.build.append(len(self.shared.build))  # identifies the container
         self._take(item, part, number)
@@ -116,7 +118,7 @@ class StateParts:
 
 def state_contents(value: Any) -> list[Any]:
     """The contents of an object, as a flat list to compare with `is_same`."""
-    parts = StateParts(value).contents(but=-1)
+    parts = StateParts(value).contents(but=())
     return [each for number, stamps in parts.items() for each in (number, *stamps)]
 
 

@@ -91,7 +91,7 @@ class Replayer:
             containers = [
                 container
                 for state in call.states
-                for container in StateParts(state, layer.number).containers
+                for container in StateParts(state, layer.numbers).containers
             ]
             run = Run(
                 layer=layer,
@@ -144,8 +144,8 @@ class _OutputCopier:
         try:
             with torch._C._DisableTorchDispatch():
                 output = self._copied(self._run.output, None)
-                for container in self._run.containers:
-                    self._copy_state(container)
+                for container, place in self._run.containers:
+                    self._copy_state(container, place)
         except CannotReplay:
             return None
         if self._run.assumed:
@@ -156,9 +156,9 @@ class _OutputCopier:
         ]
         return Replayed(output, self._run, pairs)
 
-    def _copy_state(self, container: Any) -> None:
-        """Copy the state of the layer that ran to this layer's number in a container."""
-        first, mine = self._run.layer.number, self._layer.number
+    def _copy_state(self, container: Any, place: int) -> None:
+        """Copy the state of the layer that ran to one of this layer's numbers in a container."""
+        first, mine = self._run.layer.numbers[place], self._layer.numbers[place]
         if isinstance(container, tuple):
             return
         has = mine in container if isinstance(container, dict) else mine < len(container)
