@@ -129,7 +129,8 @@ class ReportTables:
                 "sizing is not available: a module that was traced on given inputs has no batch "
                 "and context"
             )
-        return sizing_of(self.planner, self.costing.setup, self.deployment)
+        setup = replace(self.costing.setup, phase="prefill")
+        return sizing_of(self.planner, setup, self.deployment)
 
     @cached_property
     def topological(self) -> "pd.DataFrame":

@@ -17,10 +17,14 @@ MAX_BATCH = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """A deployment: the workload, storage dtypes, and parallelism."""
+    """A deployment: the workload, storage dtypes, and parallelism.
+
+    The cache holds `context` tokens of each sequence, and after a step of phase `decode` one more.
+    """
 
     batch: int
     context: int
+    phase: str = "prefill"
     parallel: Parallel = field(default_factory=Parallel)
     weight_dtype: str | None = None
     kv_dtype: str | None = None

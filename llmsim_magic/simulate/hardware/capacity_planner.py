@@ -77,8 +77,8 @@ class CapacityPlanner:
     _errors: dict[Parallel, LlmsimError] = field(default_factory=dict, init=False)
     _traces: dict[tuple[Parallel, Workload], Trace] = field(default_factory=dict, init=False)
     _memories: dict[tuple[Setup, Runtime], Memory] = field(default_factory=dict, init=False)
-    _lookups: Counter[tuple[Parallel, str | None]] = field(default_factory=Counter, init=False)
-    _caches: dict[tuple[Parallel, str | None], Formula | None] = field(
+    _lookups: Counter[tuple[Parallel, str, str | None]] = field(default_factory=Counter, init=False)
+    _caches: dict[tuple[Parallel, str, str | None], Formula | None] = field(
         default_factory=dict, init=False
     )
 
@@ -172,7 +172,7 @@ class CapacityPlanner:
     def needed(self, setup: Setup, runtime: Runtime) -> Memory:
         """The memory of one rank of the pipeline stage that needs the most.
 
-        The cache holds `context` tokens of each sequence.
+        The cache is that after a pass of the setup's phase.
 
         Raises:
             InvalidValue: as in `fit`.
@@ -206,7 +206,9 @@ class CapacityPlanner:
         found = memory(
             read, weight_dtype=setup.weight_dtype, kv_dtype=setup.kv_dtype, runtime=runtime
         )
-        return replace(found, cache=self._cache_bytes(setup, trace)) if is_chunked else found
+        if not read.cache or not (is_chunked or setup.phase == "decode"):
+            return found
+        return replace(found, cache=self._cache_bytes(setup, trace))
 
     def _cache_bytes(self, setup: Setup, trace: Tracer) -> int:
         """Bytes of the cache of the whole batch.
@@ -214,7 +216,7 @@ class CapacityPlanner:
         A formula costs a few traces, so it is derived only after several look-ups, or for more
         tokens than a trace can take.
         """
-        key = (setup.parallel, setup.kv_dtype)
+        key = (setup.parallel, setup.phase, setup.kv_dtype)
         self._lookups[key] += 1
         use_formula = (
             self._lookups[key] > _MAX_LOOKUPS
@@ -222,14 +224,14 @@ class CapacityPlanner:
             or setup.batch * setup.context > _MAX_TRACED_TOKENS
         )
         if use_formula and key not in self._caches:
-            self._caches[key] = self._cache_formula(trace, setup.kv_dtype)
+            self._caches[key] = self._cache_formula(trace, setup.phase, setup.kv_dtype)
         known = self._caches.get(key)
         if known is not None:
             return int(known.at((setup.batch, setup.context)))
-        whole = Workload("prefill", setup.batch, setup.context)
+        whole = Workload(setup.phase, setup.batch, setup.context)
         return cache_bytes(trace(whole), setup.kv_dtype)
 
-    def _cache_formula(self, trace: Tracer, kv_dtype: str | None) -> Formula | None:
+    def _cache_formula(self, trace: Tracer, phase: str, kv_dtype: str | None) -> Formula | None:
         """Cache bytes as a formula of batch and context; None if no formula fits every trace."""
         whole = self.whole_model_tracer
         tracer = WorkloadTracer(trace, whole.longest, whole.declared)
@@ -240,13 +242,14 @@ class CapacityPlanner:
             return formula(values, NEAR_GRID, far) if set(NEAR_GRID.points) <= set(values) else None
 
         # One long context, because the cache of a sequential scan may have a window.
-        at_length = (1, min(self.longest or 1, FAR_CONTEXTS[-1]))
-        tracer.add("prefill", traces, (*NEAR_GRID.points, *tracer.checks("prefill"), at_length))
+        longest = max((self.longest or 1) - (phase == "decode"), 1)
+        at_length = (1, min(longest, FAR_CONTEXTS[-1]))
+        tracer.add(phase, traces, (*NEAR_GRID.points, *tracer.checks(phase), at_length))
         near = found()
         if near is not None:
             return near
-        far = tracer.far("prefill")
-        tracer.add("prefill", traces, far.points)
+        far = tracer.far(phase)
+        tracer.add(phase, traces, far.points)
         return found(far)
 
     def stages(self, parallel: Parallel, workload: Workload) -> list[Trace]:

@@ -211,9 +211,10 @@ class DeviceCosts:
 
     @property
     def setup(self) -> Setup:
-        """Batch, context, parallel layout and stored dtypes of the first pass."""
+        """Phase, batch, context, parallel layout and stored dtypes of the first pass."""
         trace = self.traces[0]
         return Setup(
+            phase=trace.workload.phase,
             batch=trace.workload.batch,
             context=trace.workload.context,
             parallel=trace.model.parallel,
