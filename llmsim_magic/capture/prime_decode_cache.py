@@ -6,7 +6,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from llmsim_magic.capture.inputs.cache_in_output import cache_in_output, saving_encoder_outputs
+from llmsim_magic.capture.inputs.cache_in_output import (
+    cache_after,
+    saving_encoder_outputs,
+    with_empty_cache,
+)
 from llmsim_magic.capture.inputs.decode_inputs import priming_inputs
 from llmsim_magic.capture.inputs.model_inputs import ModelInputs
 from llmsim_magic.capture.inputs.signature import parameters
@@ -22,14 +26,23 @@ Candidate = TypeVar("Candidate")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PrimedCache:
-    """The inputs of a prefill, the state it returned, its notes and its evaluation."""
+    """The inputs of a prefill, the state it returned, its notes and its evaluation.
+
+    `kept` are tensors that it left in attributes of modules, by path.
+    """
 
     keywords: dict[str, Any]
     state: dict[str, Any]
+    kept: dict[str, torch.Tensor]
     notes: list[str]
     evaluation: PartialEvaluation
+
+    @property
+    def is_returned(self) -> bool:
+        """Whether the prefill returned a state, beside a cache that it was given."""
+        return not self.state.keys() <= self.keywords.keys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +123,18 @@ def prime_decode_cache(
 
     inputs = priming_inputs(meta_model.module, workload)
     primed = first_that_runs(inputs, prime)
-    if not primed.state:
-        info = meta_model.info
-        raise NoDecode(
-            f"{info.name}: decode does not exist for this model, because {info.class_name} keeps "
-            "no cache or state from one token to the next; use prefill"
-        )
+    if not primed.state and not primed.kept:
+        raise no_decode(meta_model)
     return primed
+
+
+def no_decode(meta_model: MetaModel) -> NoDecode:
+    """The error for a model that keeps no cache or state."""
+    info = meta_model.info
+    return NoDecode(
+        f"{info.name}: decode does not exist for this model, because {info.class_name} keeps "
+        "no cache or state from one token to the next; use prefill"
+    )
 
 
 def _run_prefill(meta_model: MetaModel, inputs: ModelInputs, *, replay: bool) -> PrimedCache:
@@ -128,12 +146,20 @@ def _run_prefill(meta_model: MetaModel, inputs: ModelInputs, *, replay: bool) ->
         saving_encoder_outputs(model) as saved,
         hooks.reporting_to(UnrecordedPass(Replayer(evaluation) if replay else None)),
     ):
-        state = cache_in_output(model, call_model(model, (), inputs.keywords))
-    return primed_cache(inputs, state and state | saved, evaluation)
+        output = call_model(model, (), inputs.keywords)
+    state, kept = cache_after(model, inputs.keywords, output), hooks.kept_tensors()
+    given = with_empty_cache(model, inputs.keywords) if kept and not state else None
+    if given is not None:
+        hooks.restore()
+        return _run_prefill(meta_model, ModelInputs(given, inputs.notes), replay=replay)
+    return primed_cache(inputs, state and state | saved, evaluation, kept)
 
 
 def primed_cache(
-    inputs: ModelInputs, state: dict[str, Any], evaluation: PartialEvaluation
+    inputs: ModelInputs,
+    state: dict[str, Any],
+    evaluation: PartialEvaluation,
+    kept: dict[str, torch.Tensor],
 ) -> PrimedCache:
     """Return the cache that a prefill leaves, with notes that say they come from the prefill.
 
@@ -141,9 +167,12 @@ def primed_cache(
         inputs: What the prefill was given.
         state: What it returned for the next step.
         evaluation: What is known and assumed about its values.
+        kept: The tensors that it left in attributes of modules.
     """
     notes = [*inputs.notes, *(f"before the step: {note}" for note in evaluation.notes())]
-    return PrimedCache(inputs.keywords, state, notes, evaluation)
+    return PrimedCache(
+        keywords=inputs.keywords, state=state, kept=kept, notes=notes, evaluation=evaluation
+    )
 
 
 def is_state_complete(meta_model: MetaModel, workload: Workload, state: dict[str, Any]) -> bool:

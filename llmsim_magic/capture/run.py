@@ -3,15 +3,16 @@
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from llmsim_magic.capture.inputs import forward_inputs
-from llmsim_magic.capture.inputs.cache_in_output import cache_in_output
+from llmsim_magic.capture.inputs.cache_in_output import cache_after, with_empty_cache
 from llmsim_magic.capture.inputs.context_length import context_note, is_huggingface
 from llmsim_magic.capture.inputs.decode_inputs import DECODE_INPUT_MAKERS, MakeDecodeInputs
 from llmsim_magic.capture.inputs.model_inputs import ModelInputs
@@ -27,6 +28,7 @@ from llmsim_magic.capture.prime_decode_cache import (
     PrefillCache,
     first_that_runs,
     is_state_complete,
+    no_decode,
     prime_decode_cache,
     primed_cache,
 )
@@ -132,30 +134,53 @@ class _Pass:
             inputs = make_inputs(
                 self.meta_model.module, self.workload, primed.state, primed.keywords
             )
-            return self.trace(
-                ModelInputs(inputs.keywords, primed.notes + inputs.notes), before=primed.evaluation
+            step = self.trace(
+                ModelInputs(inputs.keywords, primed.notes + inputs.notes),
+                before=primed.evaluation,
+                kept=primed.kept,
             )
+        if primed.kept and not self.meta_model.hooks.states and not primed.is_returned:
+            raise no_decode(self.meta_model)
+        return step
 
     def trace(
         self,
         inputs: ModelInputs,
         args: tuple[Any, ...] = (),
         before: PartialEvaluation | None = None,
+        kept: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> Trace:
-        """Traces one call of the model; `before` is the evaluation of the priming pass."""
+        """Traces one call of the model.
+
+        `before` is the evaluation of the priming pass, `kept` what it left in modules; a layer that
+        may read it is not replayed.
+        """
         model, hooks = self.meta_model.module, self.meta_model.hooks
-        keywords = inputs.keywords
+        keywords, left = inputs.keywords, dict[str, torch.Tensor]()
         with hooks.restored(), evaluating_partially(before) as evaluation:
-            recorder = Recorder(hooks.roles, Replayer(evaluation) if self.replay else None)
-            _name_storages(recorder, _by_name(model.forward, args) | keywords)
+            replayer = Replayer(evaluation) if self.replay and not kept else None
+            recorder = Recorder(hooks.roles, replayer)
+            _name_storages(recorder, _by_name(model.forward, args) | keywords, kept)
             with hooks.reporting_to(recorder), dispatch_modes(recorder):
                 output = call_model(model, args, keywords)
-        state = cache_in_output(model, output) if is_huggingface(model) else {}
+            if is_huggingface(model):
+                left = hooks.kept_tensors()
+        state = cache_after(model, keywords, output) if is_huggingface(model) else {}
+        is_prefill = self.workload.phase == "prefill"
+        if left and not state and is_prefill:
+            given = with_empty_cache(model, keywords)
+            if given is not None:
+                return self.trace(ModelInputs(given, inputs.notes))
+        if left and is_prefill and hooks.states is None:
+            hooks.states = self._states_that_decode_reads()
         if is_state_complete(self.meta_model, self.workload, state):
-            primed = primed_cache(inputs, state, evaluation)
+            primed = primed_cache(inputs, state, evaluation, left)
             size = self.workload.batch, self.workload.context
             hooks.prefill_cache = PrefillCache(*size, self.replay, primed)
-        slots = _name_cache(recorder, state)
+        if kept:
+            hooks.states = _read_by_kernels(recorder, kept)
+        left = {name: tensor for name, tensor in left.items() if name in (hooks.states or ())}
+        slots = _name_cache(recorder, state, left)
         results = recorder.table.add_all(_without(output, state))
         record, replays = assemble_operators(recorder, results)
         notes = (*self.meta_model.notes, *self.notes, *inputs.notes)
@@ -173,6 +198,13 @@ class _Pass:
                 versions=dict(_versions()),
             )
         )
+
+    def _states_that_decode_reads(self) -> frozenset[str]:
+        """Names of the tensors that a prefill leaves in modules and a short decode step reads."""
+        step = replace(self, workload=Workload("decode", 1, 8), cache=None)
+        with suppress(Exception):  # a model without a decode step
+            first_that_runs(DECODE_INPUT_MAKERS, step.trace_decode)
+        return self.meta_model.hooks.states or frozenset()
 
 
 @contextmanager
@@ -198,27 +230,48 @@ def _by_name(forward: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, An
     }
 
 
-def _name_storages(recorder: Recorder, keywords: dict[str, Any]) -> None:
+def _name_storages(
+    recorder: Recorder, keywords: dict[str, Any], kept: Mapping[str, torch.Tensor]
+) -> None:
     for name, tensor in named_tensors("", keywords):
         recorder.table.name(tensor, "input", name.removeprefix("."))
     for key, value in keywords.items():
         for name, tensor in held_tensors(key, value):
             recorder.table.name(tensor, "cache", name)
+    for name, tensor in kept.items():
+        recorder.table.name(tensor, "cache", name)
 
 
-def _name_cache(recorder: Recorder, state: dict[str, Any]) -> tuple[CacheSlot, ...]:
+def _read_by_kernels(recorder: Recorder, kept: Mapping[str, torch.Tensor]) -> frozenset[str]:
+    """The names of those tensors that a kernel of the pass reads."""
+    table = recorder.table
+    read = {
+        table.tensors[number].storage
+        for call in recorder.kernels
+        if not call.kernel.is_view
+        for number in call.kernel.inputs
+    }
+    return frozenset(name for name, tensor in kept.items() if table.storage(tensor) in read)
+
+
+def _name_cache(
+    recorder: Recorder, state: dict[str, Any], kept: Mapping[str, torch.Tensor]
+) -> tuple[CacheSlot, ...]:
     """The tensors of the cache after the pass, each once; no scalars or empty tensors."""
     slots: dict[int, CacheSlot] = {}
-    for key, value in state.items():
-        if key == "encoder_outputs":
+    held = [
+        found
+        for key, value in (*state.items(), *kept.items())
+        if key != "encoder_outputs"
+        for found in held_tensors(key, value)
+    ]
+    for name, tensor in held:
+        recorder.table.name(tensor, "cache", name)
+        if not tensor.dim() or not tensor.numel():
             continue
-        for name, tensor in held_tensors(key, value):
-            recorder.table.name(tensor, "cache", name)
-            if not tensor.dim() or not tensor.numel():
-                continue
-            nbytes = tensor.numel() * tensor.element_size()
-            slot = CacheSlot(name, tuple(tensor.shape), dtype_name(tensor.dtype), nbytes)
-            slots.setdefault(recorder.table.add(tensor), slot)
+        nbytes = tensor.numel() * tensor.element_size()
+        slot = CacheSlot(name, tuple(tensor.shape), dtype_name(tensor.dtype), nbytes)
+        slots.setdefault(recorder.table.add(tensor), slot)
     return tuple(slots.values())
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import llmsim_magic as llmsim
 from llmsim_magic.capture.meta import partial_evaluation
-from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.report import Report
 from tests.helpers import small_models
 from tests.helpers.global_state import assert_state_unchanged
@@ -376,9 +375,19 @@ def test_a_decode_step_of_a_model_with_adapters_reads_the_cache(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["prefix", "prompt"])
-def test_adapters_that_prepend_tokens_at_each_call_have_no_decode_step(name: str) -> None:
-    with pytest.raises(LlmsimError, match="decode does not exist"):
-        llmsim.trace(adapted(name), phase="decode", context=5)
+def test_a_decode_step_after_a_learned_prompt_is_the_one_that_generate_makes(name: str) -> None:
+    """The prompt stands in the cache, so that the base model reads the next token alone."""
+    model = adapted(name)
+    given = {"input_ids": small_models.tokens(model, small_models.CONTEXT), "use_cache": True}
+    cache = model(**given).past_key_values
+    with assert_state_unchanged(model):
+        report = llmsim.trace(
+            model, phase="decode", batch=small_models.BATCH, context=small_models.CONTEXT
+        )
+    seen = really_run(
+        model.base_model, input_ids=small_models.tokens(model, 1), past_key_values=cache
+    )
+    assert report.summary.value["flops"] == seen.flops
 
 
 def test_a_lock_or_a_thread_that_a_module_holds_is_one_line() -> None:

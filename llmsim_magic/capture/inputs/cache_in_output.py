@@ -1,12 +1,17 @@
-"""Read the cache or recurrent state that a forward pass returns."""
+"""Read the cache or recurrent state that a forward pass returns, or was given to fill."""
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 
 from llmsim_magic.capture.inputs.signature import HuggingFaceModel, Keywords, parameters
+from llmsim_magic.capture.kernels.tensors import held_tensors
+
+CACHE_KEYWORDS = ("cache", "past_key_values")  # of the models of transformers
 
 
 def cache_in_output(model: HuggingFaceModel, output: Any) -> Keywords:
@@ -17,7 +22,8 @@ def cache_in_output(model: HuggingFaceModel, output: Any) -> Keywords:
         output: What its forward returned.
 
     Returns:
-        Those items of the output, other than tensors, that the forward also accepts as keywords.
+        Those items of the output that the forward also accepts as keywords, and that carry state
+        from token to token.
     """
     if not hasattr(output, "items"):
         return {}
@@ -25,8 +31,57 @@ def cache_in_output(model: HuggingFaceModel, output: Any) -> Keywords:
     return {
         key: value
         for key, value in output.items()
-        if key in accepted and value is not None and not isinstance(value, torch.Tensor)
+        if key in accepted and _is_cache(key, value, accepted)
     }
+
+
+def _is_cache(key: str, value: Any, accepted: Collection[str]) -> bool:
+    """Whether an item of the output is a cache; features of an image or audio are none.
+
+    A cache is an object of a class of its own. Tensors in plain collections are one if the model
+    can be asked to keep them, or reads tokens: others pass features on that it need not compute
+    again.
+    """
+    if value is None or isinstance(value, torch.Tensor):
+        return False
+    if not isinstance(value, (tuple, list, Mapping)) and not is_dataclass(value):
+        return True
+    return not {"use_cache", f"use_{key}", "input_ids", "decoder_input_ids"}.isdisjoint(accepted)
+
+
+def cache_after(model: HuggingFaceModel, keywords: Keywords, output: Any) -> Keywords:
+    """The cache after a pass: the one that it returns, or the one that it was given and filled.
+
+    Args:
+        model: The model.
+        keywords: What its forward was given.
+        output: What its forward returned.
+    """
+    given = {
+        key: value
+        for key, value in keywords.items()
+        if isinstance(value, _cache_class()) and any(held_tensors(key, value))
+    }
+    return given | cache_in_output(model, output)
+
+
+def with_empty_cache(model: HuggingFaceModel, keywords: Keywords) -> Keywords | None:
+    """The keywords with an empty cache, as `generate` gives it to a model that returns none.
+
+    Returns:
+        None if the forward takes no cache, or was given one.
+    """
+    accepted = parameters(model.forward)
+    name = next((name for name in CACHE_KEYWORDS if name in accepted), None)
+    if name is None or keywords.get(name) is not None:
+        return None
+    dynamic = importlib.import_module("transformers").DynamicCache
+    return {**keywords, name: dynamic(config=model.config)}
+
+
+def _cache_class() -> type[Any]:
+    cache: type[Any] = importlib.import_module("transformers").Cache
+    return cache
 
 
 @contextmanager

@@ -3,12 +3,23 @@
 import operator
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from llmsim_magic.capture.kernels.rng import preserved_rng
 from llmsim_magic.capture.kernels.tensors import tensors_in
+
+_INTERNAL = frozenset(vars(torch.nn.Module())) - {"_buffers"}
+
+
+class ChangedAttribute(NamedTuple):
+    """An attribute of a module, or its buffers: the value now, and the saved one."""
+
+    module: torch.nn.Module
+    name: str
+    value: Any
+    saved: Any
 
 
 class Snapshot:
@@ -40,6 +51,13 @@ class Snapshot:
                 state.restore()
         return changed
 
+    def changed(self, modules: Iterable[torch.nn.Module]) -> Iterator[ChangedAttribute]:
+        """Yield the attributes and buffers of modules that are not as they were saved."""
+        for module in modules:
+            if module in self._states:
+                for name, value, saved in self._states[module].changed():
+                    yield ChangedAttribute(module, name, value, saved)
+
 
 class _ModuleState:
     """The saved state of one module."""
@@ -66,6 +84,19 @@ class _ModuleState:
                 tensor.data.copy_(values)
                 changed = True
         return changed
+
+    def changed(self) -> Iterator[tuple[str, Any, Any]]:
+        """Yield each attribute that differs: its name, its value and the saved one."""
+        copies = {id(value): saved for value, saved in self._collections}
+        for name, value in self._attributes.items():
+            if name in _INTERNAL:
+                continue
+            saved = self._saved.get(name)
+            if value is saved:
+                saved = copies.get(id(value))
+                if saved is None or _is_identical(value, saved):
+                    continue
+            yield name, value, saved
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.inputs.cache_in_output import CACHE_KEYWORDS
 from llmsim_magic.capture.kernels.tensors import dtype_name
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.meta.partial_evaluation import MAX_KNOWN_ELEMENTS
@@ -182,17 +183,22 @@ def _unwrap(copied: Any) -> None:
             submodule.forward = vars(submodule).pop("_old_forward")
     if is_offloaded and hasattr(copied, "tie_weights"):
         copied.tie_weights()  # accelerate gives each offloaded weight its own placeholder
-    if hasattr(copied, "get_base_model") and not copied.active_peft_config.is_prompt_learning:
-        copied.forward = _with_full_signature(copied.forward, copied.get_base_model().forward)
+    if hasattr(copied, "get_base_model"):
+        copied.forward = _with_full_signature(copied, copied.get_base_model().forward)
 
 
-def _with_full_signature(
-    forward: Callable[..., Any], base: Callable[..., Any]
-) -> Callable[..., Any]:
-    """A forward whose signature also has the keywords that it passes on to a base forward."""
+def _with_full_signature(model: Any, base: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a PEFT model, whose signature also has the keywords of its base model.
+
+    A learned prompt stands before the first token alone: as in PEFT's `generate`, the base model
+    reads the tokens that follow a cache.
+    """
+    forward, has_prompt = model.forward, model.active_peft_config.is_prompt_learning
 
     @wraps(forward)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if has_prompt and any(kwargs.get(name) is not None for name in CACHE_KEYWORDS):
+            return model.base_model(*args, **kwargs)
         return forward(*args, **kwargs)
 
     named = inspect.signature(forward).parameters | inspect.signature(base).parameters

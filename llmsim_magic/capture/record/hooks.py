@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from llmsim_magic.capture.kernels.rng import preserved_rng
-from llmsim_magic.capture.kernels.tensors import dtype_name, unrecorded
+from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, unrecorded
 from llmsim_magic.capture.meta.snapshot import Snapshot
 from llmsim_magic.capture.replay.layer_matching import Layer, matched_layers
 from llmsim_magic.records.errors import CannotTrace
@@ -42,6 +42,7 @@ class ModelHooks:
         roles: Role and name of each storage of the model, by storage address.
         has_changed: Whether the last pass changed the state of the model.
         prefill_cache: The cache that the last prefill left for a decode step, if any.
+        states: Those of `kept_tensors` that a decode step reads; None if not known yet.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class ModelHooks:
         model: torch.nn.Module,
         add_collectives: Callable[[torch.nn.Module], None] | None = None,
     ) -> None:
+        self._model = model
         self.modules = tuple(_modules(model))
         self.parameters = tuple(_parameters(model))
         self.roles = _roles(model)
         self.has_changed = False
         self.prefill_cache: Any = None
+        self.states: frozenset[str] | None = None
         self._listener: HookListener | None = None
         self._thread = 0  # the thread of the current pass
         self._other_thread: str | None = None  # path of a module that ran in another thread
@@ -117,6 +120,24 @@ class ModelHooks:
         """Restore the state of the modules that ran since the last call."""
         self.has_changed = self._snapshot.restore(self._ran)
         self._ran.clear()
+
+    def kept_tensors(self) -> dict[str, torch.Tensor]:
+        """Data that the pass left in attributes of modules, by path; not what it only counts.
+
+        A tensor whose values are known, such as a table of angles, depends on no data.
+        """
+        paths = {module: path for path, module in self._model.named_modules()}
+        ran = [module for module in paths if module in self._ran]
+        found: dict[str, torch.Tensor] = {}
+        for module, name, value, saved in self._snapshot.changed(ran):
+            before = {id(tensor) for _, tensor in held_tensors(name, saved)}
+            path = paths[module] if name == "_buffers" else f"{paths[module]}.{name}"
+            found |= {
+                key.removeprefix("."): tensor
+                for key, tensor in held_tensors(path.removeprefix("."), value)
+                if id(tensor) not in before and tensor.is_meta and tensor.is_floating_point()
+            }
+        return found
 
     def _hook(self, path: str, module: torch.nn.Module) -> None:
         def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:

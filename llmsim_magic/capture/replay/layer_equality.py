@@ -58,8 +58,9 @@ class LayerCall:
 class Run:
     """A layer that ran, with its arguments, its output and its effects.
 
-    `containers` hold its part of the state, each with the place of its number, `written` are the indices of argument tensors that it
-    wrote in place, and `assumed` counts the values that the partial evaluation assumed.
+    `containers` hold its part of the state, each with the place of its number. `written` are the
+    indices of argument tensors that it wrote in place, and `assumed` counts the values that the
+    partial evaluation assumed.
     """
 
     layer: Layer

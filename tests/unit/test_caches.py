@@ -1,0 +1,179 @@
+"""What a model carries from token to token is its cache, wherever it keeps it; nothing else is."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import llmsim_magic as llmsim
+from llmsim_magic.records.errors import NoDecode
+from tests.helpers import small_models
+
+PHASES = ("prefill", "decode")
+SIZES: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+}
+FLOAT = 4  # bytes
+
+
+def test_image_features_that_a_model_passes_on_are_no_cache() -> None:
+    """SAM 2 takes `image_embeddings` in place of an image, and returns them."""
+    config = transformers.Sam2Config()
+    report = llmsim.trace(config)
+    assert report.trace.cache == ()
+    assert report.summary.value["cache_bytes"] == 0
+    with pytest.raises(NoDecode):
+        llmsim.trace(config, phase="decode")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_states_in_plain_lists_are_a_cache(phase: str) -> None:
+    """XLNet returns `mems`: every layer's input for each of the tokens read so far."""
+    config = transformers.XLNetConfig(vocab_size=100, d_model=64, n_layer=3, n_head=4, d_inner=96)
+    tokens = 9 + (phase == "decode")
+    report = llmsim.trace(config, phase=phase, batch=2, context=9)
+    assert report.summary.value["cache_bytes"] == 3 * 2 * tokens * 64 * FLOAT
+
+
+def recurrent_gemma() -> transformers.RecurrentGemmaConfig:
+    """Two recurrent layers and one with attention, which has one head of keys of 64 / 4 values."""
+    return transformers.RecurrentGemmaConfig(**SIZES, lru_width=64, num_key_value_heads=1)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_states_in_attributes_of_modules_are_a_cache(phase: str) -> None:
+    config = recurrent_gemma()
+    tokens = 9 + (phase == "decode")
+    keys_and_values = 2 * tokens * 16
+    convolution, recurrent = 64 * (config.conv1d_width - 1), 64
+    report = llmsim.trace(config, phase=phase, batch=2, context=9)
+    expected = 2 * (keys_and_values + 2 * (convolution + recurrent)) * FLOAT
+    assert report.summary.value["cache_bytes"] == expected
+    assert report.memory.loc["cache", "bytes"] == expected
+
+
+def test_a_step_from_states_in_modules_does_the_work_of_the_real_one() -> None:
+    config = recurrent_gemma()
+    config._attn_implementation = "eager"  # torch counts no fused attention on a CPU
+    model = transformers.RecurrentGemmaForCausalLM(config).eval()
+    cache = transformers.DynamicCache(config=config)
+    with torch.no_grad():
+        model(input_ids=torch.ones(2, 9, dtype=torch.long), cache=cache, use_cache=True)
+        with FlopCounterMode(display=False) as real:
+            model(input_ids=torch.ones(2, 1, dtype=torch.long), cache=cache, use_cache=True)
+    report = llmsim.trace(config, phase="decode", batch=2, context=9)
+    assert report.summary.value["flops"] == real.get_total_flops()
+    read = {storage.name for storage in report.trace.recorded.storages if storage.role == "cache"}
+    assert "model.layers.0.temporal_block.conv1d_state" in read
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("name", sorted({*small_models.CONFIGS} - {*small_models.ENCODERS}))
+def test_summary_and_memory_give_one_size_of_the_cache(name: str, phase: str) -> None:
+    report = llmsim.trace(small_models.CONFIGS[name](), phase=phase, batch=2, context=7)
+    assert report.memory.loc["cache", "bytes"] == report.summary.value["cache_bytes"] > 0
+
+
+def test_the_cache_of_a_long_decode_step_holds_the_new_token_too() -> None:
+    """A context beyond one chunk of prefill, whose cache comes from the step itself."""
+    config = transformers.LlamaConfig(**SIZES, num_key_value_heads=2, max_position_embeddings=16384)
+    report = llmsim.trace(config, phase="decode", batch=3, context=9000, hardware="H100")
+    expected = 3 * 3 * 2 * 9001 * 2 * 16 * FLOAT
+    assert report.summary.value["cache_bytes"] == expected
+    assert report.memory.loc["cache", "bytes"] == expected
+    assert report.costing.fits.loc[0, "cache_bytes"] == expected
+
+
+class Config(transformers.PreTrainedConfig):
+    model_type = "of_this_test"
+    vocab_size, hidden_size = 50, 8
+
+
+class Recurrent(transformers.PreTrainedModel):
+    """One GRU cell, whose state the model keeps in an attribute between passes."""
+
+    config_class = Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.cell = nn.GRUCell(config.hidden_size, config.hidden_size)
+        self.last: Any = None
+        self.states: dict[str, torch.Tensor] = {}
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(input_ids)
+        state = self.states.get("cell")
+        for token in hidden.unbind(1):
+            state = self.cell(token, state)
+        self.last = hidden  # for inspection: no pass reads it
+        self.states["cell"] = state
+        return state
+
+
+class Forgetful(Recurrent):
+    """The same work from nothing in each pass."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        self.states = {}
+        return super().forward(input_ids)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_only_what_the_next_step_reads_is_a_state(phase: str) -> None:
+    report = llmsim.trace(Recurrent(Config()), phase=phase, batch=2, context=5)
+    assert [(slot.name, slot.shape) for slot in report.trace.cache] == [("states.cell", (2, 8))]
+
+
+def test_what_a_model_stores_and_never_reads_is_no_state() -> None:
+    assert llmsim.trace(Forgetful(Config()), batch=2, context=5).trace.cache == ()
+    with pytest.raises(NoDecode):
+        llmsim.trace(Forgetful(Config()), phase="decode", batch=2, context=5)
+
+
+def test_a_pass_starts_without_the_state_of_the_pass_before() -> None:
+    model = Recurrent(Config())
+    first, second = (llmsim.trace(model, phase="prefill", context=5) for _ in range(2))
+    assert first.trace.recorded.kernels == second.trace.recorded.kernels
+    assert model.states == {}
+
+
+def prompt_tuned(kind: str) -> Any:
+    """A small Llama with a learned prompt of 20 tokens."""
+    peft = pytest.importorskip("peft")
+    configs = {
+        "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20),
+        "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20),
+        "p-tuning": peft.PromptEncoderConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=20, encoder_hidden_size=32
+        ),
+    }
+    config = transformers.LlamaConfig(**SIZES, num_key_value_heads=2, attn_implementation="eager")
+    return peft.get_peft_model(transformers.LlamaForCausalLM(config), configs[kind])
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("kind", ["prefix", "prompt", "p-tuning"])
+def test_a_learned_prompt_stands_in_the_cache_before_the_tokens(kind: str, phase: str) -> None:
+    tokens = 20 + 7 + (phase == "decode")
+    report = llmsim.trace(prompt_tuned(kind), phase=phase, batch=2, context=7)
+    # keys and values of three layers, two heads of 64 / 4 values
+    assert report.summary.value["cache_bytes"] == 3 * 2 * 2 * tokens * 2 * 16 * FLOAT
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_a_step_after_a_learned_prompt_does_the_work_of_the_real_one(kind: str) -> None:
+    model = prompt_tuned(kind).eval()
+    with torch.no_grad():
+        cache = model(input_ids=torch.ones(2, 7, dtype=torch.long), use_cache=True).cache
+        with FlopCounterMode(display=False) as real:  # as `generate` of PEFT continues
+            model.base_model(input_ids=torch.ones(2, 1, dtype=torch.long), cache=cache)
+    report = llmsim.trace(model, phase="decode", batch=2, context=7)
+    assert report.summary.value["flops"] == real.get_total_flops()
