@@ -259,6 +259,34 @@ def test_a_layer_that_holds_one_part_thrice_is_not_taken_for_one_that_holds_it_o
     assert report.summary.value["flops"] == 4 * (2 * 12 * 8 * 8)
 
 
+def test_a_list_of_layers_with_gaps_runs_the_layers_that_it_has() -> None:
+    class Gaps(nn.Module):
+        def __init__(self, *parts: nn.Module | None) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(parts)
+            self.named = nn.ModuleDict({"one": linear(), "none": None})
+
+        def forward(self, x: Tensor) -> Tensor:
+            for part in (*self.parts, *self.named.values()):
+                x = x if part is None else part(x)
+            return x
+
+    module = Gaps(linear(), None, linear(), None, Gaps(linear(), None), Gaps(None, linear()))
+    with assert_state_unchanged(module):
+        report = llmsim.trace(module, inputs=X)
+    assert report.summary.value["flops"] == 7 * (2 * 12 * 8 * 8)
+    assert report.ops.path.tolist() == [
+        "parts.0",
+        "parts.2",
+        "parts.4.parts.0",
+        "parts.4.named.one",
+        "parts.5.parts.1",
+        "parts.5.named.one",
+        "named.one",
+    ]
+    assert [(each.path, each.of) for each in report.trace.replays] == [("parts.2", "parts.0")]
+
+
 # inference mode
 
 
@@ -276,6 +304,44 @@ def test_layers_that_are_handed_tensors_of_inference_mode_are_each_run() -> None
     first = with_forward(lambda self, x: _inference(self.lin, x))()
     module = nn.Sequential(first, Many(linear))
     assert llmsim.trace(module, inputs=X).summary.value["flops"] == 4 * (2 * 12 * 8 * 8)
+
+
+def test_layers_that_are_handed_known_values_of_inference_mode_are_each_run() -> None:
+    """Positions are computed for real, and a tensor of inference mode counts no writes."""
+
+    class Picks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = linear()
+
+        def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+            return self.lin(x)[:, positions]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([Picks() for _ in range(3)])
+
+        @torch.inference_mode()
+        def forward(self, x: Tensor) -> Tensor:
+            positions = torch.arange(x.shape[1])
+            for layer in self.layers:
+                x = layer(x, positions)
+            return x
+
+    assert llmsim.trace(Net(), inputs=X).summary.value["flops"] == 3 * (2 * 12 * 8 * 8)
+    with torch.inference_mode():
+        assert llmsim.trace(Net(), inputs=X).summary.value["flops"] == 3 * (2 * 12 * 8 * 8)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_forward_that_sets_inference_mode_has_the_trace_of_one_that_does_not(phase: str) -> None:
+    model = small_models.build("llama")
+    wanted = llmsim.trace(model, context=5, phase=phase)
+    kind = type(model)
+    model.__class__ = type("Frozen", (kind,), {"forward": torch.inference_mode()(kind.forward)})
+    report = llmsim.trace(model, context=5, phase=phase)
+    assert report.ops.drop(columns="source").equals(wanted.ops.drop(columns="source"))
 
 
 # kernels

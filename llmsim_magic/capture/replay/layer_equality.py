@@ -26,6 +26,7 @@ from llmsim_magic.capture.replay.layer_state import (
     is_state,
     layout,
     state_contents,
+    version,
 )
 
 
@@ -137,7 +138,7 @@ class StateBeforeLayer:
         self._call = call
         self._layer = layer
         self._states = [StateParts(state).contents(but=layer.numbers) for state in call.states]
-        self._versions = [tensor._version for tensor in call.tensors]
+        self._versions = [version(tensor) for tensor in call.tensors]
         self._module_contents = _module_contents(layer.module)
 
     def is_unchanged(self, call: LayerCall | None) -> bool:
@@ -157,7 +158,7 @@ class StateBeforeLayer:
         return frozenset(
             index
             for index, tensor in enumerate(self._call.tensors)
-            if tensor._version != self._versions[index]
+            if version(tensor) != self._versions[index]
         )
 
 
@@ -206,7 +207,7 @@ class _HostValues:
 
     def __init__(self, tensor: torch.Tensor, is_known: bool) -> None:
         self._tensor = tensor
-        self._version = tensor._version
+        self._version = version(tensor)
         self._is_known = is_known
 
     def __eq__(self, other: object) -> bool:
@@ -216,7 +217,7 @@ class _HostValues:
         is_same = mine.untyped_storage()._cdata == its.untyped_storage()._cdata
         if is_same or not self._is_known:
             return is_same and self._version == other._version
-        is_unwritten = self._version == mine._version and other._version == its._version
+        is_unwritten = self._version == version(mine) and other._version == version(its)
         same_layout = is_unwritten and layout(mine) == layout(its)
         return same_layout and values_in(mine) == values_in(its)
 
@@ -234,7 +235,7 @@ def _module_contents(module: torch.nn.Module) -> list[Any]:
             elif is_state(value) and not isinstance(value, torch.Tensor):
                 found += state_contents(value)
         tensors = (*submodule._parameters.values(), *submodule._buffers.values())
-        found += (tensor._version for tensor in tensors if tensor is not None)
+        found += (version(tensor) for tensor in tensors if tensor is not None)
     return found
 
 

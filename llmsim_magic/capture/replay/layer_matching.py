@@ -92,11 +92,14 @@ def _names(model: torch.nn.Module) -> dict[int, str]:
 
 
 def _descriptions(
-    elements: list[torch.nn.Module], path: str, names: Mapping[int, str]
+    elements: list[torch.nn.Module | None], path: str, names: Mapping[int, str]
 ) -> list[Facts]:
-    """The facts about each element of a list, without its index."""
-    found = []
+    """The facts about each element of a list, without its index; none about a gap."""
+    found: list[Facts] = []
     for place, element in enumerate(elements):
+        if element is None:
+            found.append({})
+            continue
         facts = dict(_facts(element, f"{path}.{place}" if path else str(place), names))
         found.append(facts | _config_facts(element, place, len(elements)))
     indices = _index_names(found)

@@ -31,7 +31,7 @@ class StatePart:
 
     def contents(self) -> list[Any]:
         """A flat list to compare with `is_same`, which includes the versions of tensors."""
-        versions = [leaf._version for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
+        versions = [version(leaf) for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
         return [*self.build, *self.leaves, *versions]
 
 
@@ -131,6 +131,15 @@ def is_state(value: Any) -> bool:
     """Whether a value is an object that may keep state between layers, such as a cache."""
     has_attributes = hasattr(value, "__dict__") and not hasattr(value, "to_dict")
     return has_attributes and not isinstance(value, OPAQUE)
+
+
+def version(tensor: torch.Tensor) -> Any:
+    """The number of in-place writes of a tensor.
+
+    A tensor made under `torch.inference_mode` counts none: its version equals no other, so that
+    nothing that depends on it is ever replayed.
+    """
+    return object() if tensor.is_inference() else tensor._version
 
 
 def layout(tensor: torch.Tensor) -> tuple[Any, ...]:
