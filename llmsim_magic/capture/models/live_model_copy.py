@@ -2,10 +2,9 @@
 
 import copy
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from types import CellType, FunctionType
 from typing import Any
 
@@ -18,19 +17,12 @@ from llmsim_magic.capture.meta.partial_evaluation import MAX_KNOWN_ELEMENTS
 from llmsim_magic.capture.meta.small_buffers import small_buffer_copy
 from llmsim_magic.capture.meta.snapshot import restored_attributes
 from llmsim_magic.capture.models.meta_model import MetaModel, optional_text
+from llmsim_magic.capture.models.module_hooks import CopiedHooks
 from llmsim_magic.records.errors import CannotTrace, describe
 from llmsim_magic.records.printable import printable
 from llmsim_magic.records.trace.trace import ModelInfo
 
 META = torch.device("meta")
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_load_state_dict_pre_hooks",
-)
 _PLAIN_TENSORS = {torch.Tensor, torch.nn.Parameter}
 
 
@@ -38,8 +30,8 @@ _PLAIN_TENSORS = {torch.Tensor, torch.nn.Parameter}
 def copy_without_weights(module: torch.nn.Module, name: str) -> MetaModel:
     """Copy a live module to the meta device; the module itself is not modified.
 
-    The copy has none of the user's hooks, only those by which torch computes a weight, such as
-    weight norm.
+    The copy has none of the user's hooks, only those of the model's own code, and those by which
+    torch computes a weight, such as weight norm.
 
     Args:
         module: Any module, also one that torch.compile, accelerate or PEFT wraps.
@@ -61,13 +53,18 @@ def copy_without_weights(module: torch.nn.Module, name: str) -> MetaModel:
 
 def _copied(module: torch.nn.Module, name: str) -> MetaModel:
     memo: dict[int, Any] = {}
-    notes = [*_drop_hooks(module, memo), *_replace_weights(module, memo)]
+    _refuse_scripted(module)
+    hooks = CopiedHooks(module)
+    hooks.fill(memo)
+    notes = [*_drop_wrappers(module, memo, hooks.dropped), *_replace_weights(module, memo)]
     with restored_attributes(module.modules()), _DeepCopyToMeta():
         copied = copy.deepcopy(module, memo)
     _check_independent(copied, module)
     for submodule in copied.modules():
         functions = {key: f for key, f in vars(submodule).items() if isinstance(f, FunctionType)}
         vars(submodule).update({key: _rebound(f, memo) for key, f in functions.items()})
+    with _DeepCopyToMeta():
+        hooks.rebind(memo, lambda function: _rebound(function, memo))
     _unwrap(copied)
     copied.eval()
     config = getattr(module, "config", None)
@@ -100,24 +97,24 @@ def _uncompiled(module: torch.nn.Module) -> torch.nn.Module:
     return children.get("_orig_mod", module) if isinstance(children, dict) else module
 
 
-def _drop_hooks(module: torch.nn.Module, memo: dict[int, Any]) -> Iterator[str]:
-    """Fill the memo so that a copy has no hooks of the user or of accelerate; yields a note."""
-    dropped = 0
+def _refuse_scripted(module: torch.nn.Module) -> None:
+    if any(isinstance(each, torch.jit.ScriptModule) for each in module.modules()):
+        raise TypeError("torch.jit compiled it; trace the module before torch.jit.script")
+
+
+def _drop_wrappers(module: torch.nn.Module, memo: dict[int, Any], hooks: int) -> Iterator[str]:
+    """Fill the memo so that a copy has no hooks of accelerate; yields a note on all that it lacks.
+
+    `hooks` are the dropped hooks of torch.
+    """
     for submodule in module.modules():
-        if isinstance(submodule, torch.jit.ScriptModule):  # takes no hooks of ours either
-            raise TypeError("torch.jit compiled it; trace the module before torch.jit.script")
-        for kind in _HOOKS:
-            hooks = getattr(submodule, kind)
-            kept = OrderedDict((key, hook) for key, hook in hooks.items() if _is_torch_hook(hook))
-            dropped += (len(hooks) - len(kept)) * ("forward" in kind)
-            memo[id(hooks)] = kept
         if "_hf_hook" in vars(submodule):
             memo[id(submodule._hf_hook)] = None
-            dropped += 1
+            hooks += 1
         if submodule._compiled_call_impl is not None:  # set by module.compile()
             memo[id(submodule._compiled_call_impl)] = None
-    if dropped:
-        yield f"{dropped} hooks of your module were not run"
+    if hooks:
+        yield f"{hooks} hooks of your module were not run"
 
 
 def _replace_weights(module: torch.nn.Module, memo: dict[int, Any]) -> Iterator[str]:
@@ -139,26 +136,38 @@ def _replace_weights(module: torch.nn.Module, memo: dict[int, Any]) -> Iterator[
 
 
 def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
-    """A copy of a closure that refers to the copied modules, such as a patched forward."""
-    if function.__closure__ is None or id(function) in memo:
+    """A copy of a function that refers to the copied modules, such as a patched forward."""
+    closure = function.__closure__ or ()
+    is_bound = closure or function.__defaults__ or function.__kwdefaults__
+    if not is_bound or id(function) in memo:
         return memo.get(id(function), function)
-    cells = tuple(CellType() for _ in function.__closure__)
-    rebound = FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
-    )
-    rebound.__kwdefaults__ = function.__kwdefaults__
+    cells = tuple(CellType() for _ in closure)
+    rebound = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
     vars(rebound).update(vars(function))
     memo[id(function)] = rebound
-    for cell, original in zip(cells, function.__closure__, strict=True):
+    rebound.__defaults__ = _rebound_value(function.__defaults__, memo)
+    rebound.__kwdefaults__ = _rebound_value(function.__kwdefaults__, memo)
+    for cell, original in zip(cells, closure, strict=True):
         with suppress(ValueError):  # an empty cell
-            value = original.cell_contents
-            if isinstance(value, FunctionType):
-                cell.cell_contents = _rebound(value, memo)
-            elif id(value) in memo or id(getattr(value, "__self__", None)) in memo:
-                cell.cell_contents = copy.deepcopy(value, memo)
-            else:
-                cell.cell_contents = value
+            cell.cell_contents = _rebound_value(original.cell_contents, memo)
     return rebound
+
+
+def _rebound_value(value: Any, memo: dict[int, Any]) -> Any:
+    """What a function holds, with copied modules in place of the live ones."""
+    if isinstance(value, FunctionType):
+        return _rebound(value, memo)
+    if id(value) in memo or id(getattr(value, "__self__", None)) in memo:
+        return copy.deepcopy(value, memo)
+    if type(value) in (tuple, list):
+        return type(value)(_rebound_value(item, memo) for item in value)
+    if type(value) is dict:
+        return {key: _rebound_value(item, memo) for key, item in value.items()}
+    if isinstance(value, partial):
+        function, args, keywords = value.func, list(value.args), value.keywords
+        function, args, keywords = _rebound_value([function, args, keywords], memo)
+        return partial(function, *args, **keywords)
+    return value
 
 
 def _check_independent(copied: Any, module: torch.nn.Module) -> None:
@@ -207,10 +216,6 @@ def _with_full_signature(model: Any, base: Callable[..., Any]) -> Callable[..., 
     return wrapper
 
 
-def _is_torch_hook(hook: Any) -> bool:
-    return type(hook).__module__.startswith("torch.nn.utils")
-
-
 def _meta(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.layout is not torch.strided or tensor.is_nested:
         kind = "nested tensor" if tensor.is_nested else f"tensor of layout {tensor.layout}"
@@ -222,7 +227,10 @@ def _meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _DeepCopyToMeta(torch.overrides.TorchFunctionMode):
-    """Makes `copy.deepcopy` of a tensor return a meta tensor."""
+    """Makes `copy.deepcopy` of a tensor return a meta tensor, or its values if it is small.
+
+    A class may keep tables, which follow from its config, in plain attributes, as in buffers.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.__deepcopy__:
@@ -233,7 +241,8 @@ class _DeepCopyToMeta(torch.overrides.TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def copied(self, tensor: torch.Tensor) -> torch.Tensor:
-        return _meta(tensor)
+        values = small_buffer_copy(tensor)
+        return _meta(tensor) if values is None else values
 
 
 class _DeepCopyInputs(_DeepCopyToMeta):

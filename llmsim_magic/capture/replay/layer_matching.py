@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType, MethodType
@@ -14,7 +14,7 @@ from llmsim_magic.capture.kernels.tensors import values_in
 
 _WITHOUT_FORWARD = (torch.nn.ModuleList, torch.nn.ModuleDict)
 _INDEX = re.compile(r"(idx|index|id|number)$")
-_MODULE_ATTRIBUTES = frozenset(vars(torch.nn.Module())) | {"forward"}
+_MODULE_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
 _MAX_DEPTH = 4
 
@@ -92,7 +92,7 @@ def _names(model: torch.nn.Module) -> dict[int, str]:
 
 
 def _descriptions(
-    elements: list[torch.nn.Module | None], path: str, names: Mapping[int, str]
+    elements: Sequence[torch.nn.Module | None], path: str, names: Mapping[int, str]
 ) -> list[Facts]:
     """The facts about each element of a list, without its index; none about a gap."""
     found: list[Facts] = []

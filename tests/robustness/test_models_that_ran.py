@@ -1,0 +1,79 @@
+"""A live model is traced alike before and after it has really run."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import llmsim_magic as llmsim
+from llmsim_magic.simulate.report import Report
+from tests.helpers import small_models
+from tests.helpers.global_state import assert_state_unchanged
+from tests.helpers.modules.lazy_hooks import LAZY, KeepsMask
+from tests.helpers.real_forward import differences, really_run
+from tests.helpers.small_backbones import BACKBONES
+
+X = torch.rand(2, 6, 8)
+
+
+def trace(module: nn.Module, **options: Any) -> Report:
+    with assert_state_unchanged(module):
+        return llmsim.trace(module, **options)
+
+
+@pytest.mark.parametrize("name", small_models.CONFIGS)
+def test_an_architecture_is_traced_alike_before_and_after_a_real_forward(name: str) -> None:
+    model = small_models.build(name)
+    phases = [phase for each, phase in small_models.WORKLOADS if each == name]
+    wanted = {phase: trace(model, context=5, phase=phase).ops for phase in phases}
+    with torch.no_grad():
+        for phase in phases:  # transformers' hooks are installed where hidden states are asked for
+            model(**small_models.inputs(name, phase, model), output_hidden_states=True)
+    for phase in phases:
+        assert trace(model, context=5, phase=phase).ops.equals(wanted[phase])
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_model_that_reads_its_layers_by_hooks_runs_them_in_its_trace(name: str) -> None:
+    if not hasattr(transformers, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    torch.manual_seed(0)
+    model, given = BACKBONES[name]()
+    model.eval().requires_grad_(False)
+    before = trace(model, inputs=given)
+    seen = really_run(model, **given)
+    after = trace(model, inputs=given)
+    assert differences(model, seen, after.modules) == {}
+    assert after.ops.equals(before.ops)
+    assert not any("hooks of your module" in note for note in after.trace.notes)
+
+
+@pytest.mark.parametrize("kind", LAZY)
+def test_what_a_module_installed_at_its_first_forward_is_there_in_its_trace(kind: Any) -> None:
+    module = kind()
+    wanted = 3 * (2 * 12 * 8 * 8) + 2 * 36 * 8 * 2  # three layers, then all outputs times [8, 2]
+    assert trace(module, inputs=X).summary.value["flops"] == wanted
+    module(X)
+    kept = list(module.seen)
+    report = trace(module, inputs=X)
+    assert report.summary.value["flops"] == wanted
+    assert all(one is other for one, other in zip(module.seen, kept, strict=True))
+
+
+def test_a_users_hooks_are_left_out_beside_those_of_the_model() -> None:
+    module, calls = LAZY[0](), []
+    module(X)
+    module.layers[0].register_forward_hook(lambda *args: calls.append(args))
+    report = trace(module, inputs=X)
+    assert not calls
+    assert "1 hooks of your module were not run" in report.trace.notes
+
+
+def test_a_table_that_a_module_computed_at_its_first_forward_keeps_its_values() -> None:
+    module = KeepsMask()
+    wanted = 2 * 8 * 8 * 8  # four of six rows of each of two
+    assert trace(module, inputs=X).summary.value["flops"] == wanted
+    module(X)
+    assert trace(module, inputs=X).summary.value["flops"] == wanted
