@@ -76,14 +76,13 @@ def attention_flops(arguments: AttentionArguments) -> int:
     return int(sdpa_flop_count(q, (*q[:2], *k[2:]), (*q[:2], *v[2:])))
 
 
-def recurrent_flops(*args: Any) -> int:
-    """Return the FLOPs of a recurrent layer: 2 · time · batch · elements of all weight matrices.
+def recurrent_flops(arguments: RecurrentArguments) -> int:
+    """Return the FLOPs of a recurrent layer: 2 · steps of all samples · elements of all matrices.
 
     Shapes: `weight_ih` `[gates · hidden, width]`, `weight_hh` `[gates · hidden, hidden]`.
 
     Args:
-        *args: The fields of `RecurrentArguments`.
+        arguments: What the layer's function was called with.
     """
-    arguments = RecurrentArguments(*args)
     rows = math.prod(arguments.input.shape[:-1])
     return sum(2 * rows * weight.numel() for weight in arguments.weights if weight.dim() == 2)

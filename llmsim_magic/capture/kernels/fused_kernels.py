@@ -1,16 +1,17 @@
 """Attention and recurrent layers as single kernels, as a GPU runs them: arguments and outputs."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 ATTENTION = "aten.scaled_dot_product_attention.default"
-# The functions behind `nn.LSTM`, `nn.GRU` and `nn.RNN`, and the names of their kernels.
+# The functions behind `nn.LSTM`, `nn.GRU` and `nn.RNN`, and their ATen operators.
 RECURRENT: dict[Any, str] = {
-    torch._VF.lstm: "aten.lstm.input",
-    torch._VF.gru: "aten.gru.input",
-    torch._VF.rnn_tanh: "aten.rnn_tanh.input",
-    torch._VF.rnn_relu: "aten.rnn_relu.input",
+    torch._VF.lstm: "aten.lstm",
+    torch._VF.gru: "aten.gru",
+    torch._VF.rnn_tanh: "aten.rnn_tanh",
+    torch._VF.rnn_relu: "aten.rnn_relu",
 }
 
 
@@ -60,33 +61,58 @@ def fused_attention(arguments: AttentionArguments) -> torch.Tensor:
 
 
 class RecurrentArguments(NamedTuple):
-    """The arguments of `torch._VF.lstm`, `gru`, `rnn_tanh` and `rnn_relu`, in their order.
+    """The arguments of `torch._VF.lstm`, `gru`, `rnn_tanh` and `rnn_relu`.
 
-    `input` is `[time, batch, width]`, or `[batch, time, width]` with `batch_first`; `weights` is
-    a flat list.
+    `input` is `[time, batch, width]`, or `[batch, time, width]` with `batch_first`; of a packed
+    sequence it is `[steps of all samples, width]`, and `batch_sizes` has the samples of each step.
+    `weights` is a flat list.
     """
 
     input: torch.Tensor
     states: Any
     weights: Any
-    has_biases: bool
-    layers: int
-    dropout: float
-    train: bool
+    batch_sizes: torch.Tensor | None
     bidirectional: bool
-    batch_first: bool = False
 
 
-def recurrent_outputs(*args: Any) -> tuple[torch.Tensor, ...]:
+def recurrent_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> RecurrentArguments:
+    """Name the arguments of a recurrent layer, which has an overload for packed sequences."""
+    is_packed = "data" in kwargs or "batch_sizes" in kwargs or _is_weight_list(args[3:4])
+    names = _PACKED_ARGUMENTS if is_packed else _PADDED_ARGUMENTS
+    values = dict(zip(names, args, strict=False)) | kwargs
+    return RecurrentArguments(
+        input=values["data" if is_packed else "input"],
+        states=values["hx"],
+        weights=values["params"],
+        batch_sizes=values.get("batch_sizes"),
+        bidirectional=values["bidirectional"],
+    )
+
+
+_SETTINGS = ("hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional")
+_PADDED_ARGUMENTS = ("input", *_SETTINGS, "batch_first")
+_PACKED_ARGUMENTS = ("data", "batch_sizes", *_SETTINGS)
+
+
+def _is_weight_list(values: Sequence[Any]) -> bool:
+    return bool(values) and isinstance(values[0], (tuple, list))
+
+
+def recurrent_kernel(func: Any, arguments: RecurrentArguments) -> str:
+    """Return the name of the kernel of a recurrent layer, such as `aten.lstm.input`."""
+    return f"{RECURRENT[func]}.{'input' if arguments.batch_sizes is None else 'data'}"
+
+
+def recurrent_outputs(arguments: RecurrentArguments) -> tuple[torch.Tensor, ...]:
     """Return the outputs of a recurrent layer on `meta`, without computing them.
 
     Args:
-        *args: The fields of `RecurrentArguments`.
+        arguments: What the layer's function was called with.
 
     Returns:
-        The output `[time, batch, directions · hidden]`, then each final state.
+        The output, shaped as the input with `directions · hidden` as its last dimension, then
+        each final state. `hidden` is the projection size of an LSTM that has one.
     """
-    arguments = RecurrentArguments(*args)
     states = arguments.states
     states = states if isinstance(states, (tuple, list)) else (states,)
     width = states[0].shape[-1] * (2 if arguments.bidirectional else 1)

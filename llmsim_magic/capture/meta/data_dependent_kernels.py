@@ -119,6 +119,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.bincount.default: shapes.bincount,
     aten.histc.default: shapes.histogram,
     aten.repeat_interleave.Tensor: shapes.repeat_interleave,
+    aten._pack_padded_sequence.default: shapes.pack_padded_sequence,
     aten.equal.default: _equal,
     aten.allclose.default: _equal,
     aten.all.default: _all,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
+from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation, UnknownValues
 
 aten = torch.ops.aten
 META = torch.device("meta")
@@ -125,3 +125,29 @@ def repeat_interleave(
     if output_size is None:
         evaluation.assume("a number of repeats that depends on the data is assumed to be 1")
     return torch.empty(output_size or repeats.numel(), dtype=repeats.dtype, device=META)
+
+
+def pack_padded_sequence(
+    evaluation: PartialEvaluation, padded: torch.Tensor, lengths: torch.Tensor, batch_first: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The packed data `[sum of lengths, ...]` and the number of samples at each step.
+
+    Args:
+        evaluation: The evaluation, which says whether the lengths are known.
+        padded: Data `[time, batch, ...]`, or `[batch, time, ...]` with `batch_first`.
+        lengths: Length of each sample, in descending order.
+        batch_first: Whether the batch is the first dimension.
+
+    Raises:
+        UnknownValues: The lengths depend on the data.
+        RuntimeError: torch's own operator would refuse the lengths.
+    """
+    if not evaluation.is_known(lengths):
+        raise UnknownValues(
+            "the lengths of pack_padded_sequence depend on the data, so the number of steps is "
+            "not known; pass the lengths to the forward as a list or an integer tensor"
+        )
+    # The values of a single feature suffice: torch checks the lengths and counts the samples.
+    one_feature = torch.zeros(padded.shape[:2])
+    data, batch_sizes = aten._pack_padded_sequence.default(one_feature, lengths, batch_first)
+    return padded.new_empty((len(data), *padded.shape[2:]), device=META), batch_sizes

@@ -1,6 +1,6 @@
 """The torch modes that evaluate a pass partially: known values on the host, the rest on `meta`."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from llmsim_magic.capture.kernels.fused_kernels import RECURRENT, recurrent_outputs
+from llmsim_magic.capture.kernels.fused_kernels import (
+    RECURRENT,
+    recurrent_arguments,
+    recurrent_outputs,
+)
 from llmsim_magic.capture.kernels.kernel_cache import KernelCache
 from llmsim_magic.capture.kernels.kernel_facts import facts, mutated_tensors
 from llmsim_magic.capture.kernels.rng import PrivateRng
@@ -123,38 +127,42 @@ class _FunctionMode(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         keywords = dict(kwargs or {})
-        convert = _CONVERSIONS.get(func)
-        if convert is not None:
-            args, keywords = convert(self._evaluation, args, keywords)
-        elif func in RECURRENT and not all(map(self._evaluation.is_known, tensors_in(args))):
-            return recurrent_outputs(*args)
+        if func in _TO_PYTHON:
+            return _to_python(self._evaluation, func, args, keywords)
+        if func in _FROM_PYTHON:
+            return _from_python(self._evaluation, func, args, keywords)
+        if func in RECURRENT and not self._are_known((args, keywords)):
+            return recurrent_outputs(recurrent_arguments(args, keywords))
         return func(*args, **keywords)
 
+    def _are_known(self, values: Any) -> bool:
+        return all(map(self._evaluation.is_known, tensors_in(values)))
 
-def _to_python(evaluation: PartialEvaluation, args: Any, keywords: Any) -> Any:
-    """For `tolist` and `numpy`: replaces an unknown tensor by one of assumed values."""
+
+def _to_python(evaluation: PartialEvaluation, func: Any, args: Any, keywords: Any) -> Any:
+    """Runs `tolist` or `numpy`, with assumed values if those of the tensor are unknown."""
     tensor = args[0]
-    if not evaluation.is_known(tensor):
-        value = assumed_scalar(evaluation, tensor)
-        tensor = torch.full(tensor.shape, value, dtype=tensor.dtype, device="cpu")
-    return (tensor, *args[1:]), keywords
+    if evaluation.is_known(tensor):
+        return func(*args, **keywords)
+    value = assumed_scalar(evaluation, tensor)
+    assumed = torch.full(tensor.shape, value, dtype=tensor.dtype, device="cpu")
+    return evaluation.mark_assumed(func(assumed, *args[1:], **keywords))
 
 
-def _from_python(evaluation: PartialEvaluation, args: Any, keywords: Any) -> Any:
-    """For `torch.tensor`: values that come from Python are known, so they stay on the host."""
-    if not any(tensor.is_meta for tensor in tensors_in(args)) and "device" in keywords:
+def _from_python(evaluation: PartialEvaluation, func: Any, args: Any, keywords: Any) -> Any:
+    """Runs `torch.tensor`: values that come from Python are known, so they stay on the host."""
+    if any(tensor.is_meta for tensor in tensors_in(args)):
+        return func(*args, **keywords)
+    if "device" in keywords:
         keywords["device"] = None
-    return args, keywords
+    made = func(*args, **keywords)
+    if args and evaluation.is_assumed(args[0]):
+        evaluation.mark_overwritten(made)
+    return made
 
 
-_CONVERSIONS: dict[Any, Callable[..., Any]] = {
-    torch.Tensor.tolist: _to_python,
-    torch.Tensor.numpy: _to_python,
-    torch.Tensor.__array__: _to_python,
-    torch.tensor: _from_python,
-    torch.as_tensor: _from_python,
-    torch.asarray: _from_python,
-}
+_TO_PYTHON = frozenset({torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__})
+_FROM_PYTHON = frozenset({torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy})
 
 
 @contextmanager

@@ -16,6 +16,10 @@ class EndlessLoop(RuntimeError):
     """One line of a model reads values again and again."""
 
 
+class UnknownValues(RuntimeError):
+    """A kernel whose result cannot even be assumed without the values of its arguments."""
+
+
 class PartialEvaluation:
     """The state of a partial evaluation: values that are known, and assumptions about others.
 
@@ -38,6 +42,7 @@ class PartialEvaluation:
         if before is not None:
             self._overwritten |= before._overwritten
         self._checks: dict[int, torch.UntypedStorage] = {}
+        self._assumed_values: dict[int, Any] = {}  # lists and arrays, held like the storages
 
     def is_known(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is on the host and nothing unknown was written into it."""
@@ -65,6 +70,19 @@ class PartialEvaluation:
     def is_check(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor was marked as a validity check."""
         return tensor.untyped_storage()._cdata in self._checks
+
+    def mark_assumed(self, values: Any) -> Any:
+        """Mark a list or array of assumed values: a tensor made of it has unknown values again.
+
+        Returns:
+            The same list or array.
+        """
+        self._assumed_values[id(values)] = values
+        return values
+
+    def is_assumed(self, values: Any) -> bool:
+        """Whether a list or array was marked as assumed."""
+        return id(values) in self._assumed_values
 
     def is_holdable(self, elements: int) -> bool:
         """Whether a tensor of so many elements is small enough to be computed on the host."""

@@ -45,7 +45,7 @@ class Recorder(ModuleRecorder):
             if func is scaled_dot_product_attention:
                 out = self._attention(args, kwargs)
             elif func in fused_kernels.RECURRENT:
-                out = self._recurrent(func, args)
+                out = self._recurrent(func, args, kwargs)
             elif func in collectives.KERNELS:
                 out = self._collective(func, args)
             else:
@@ -151,13 +151,14 @@ class Recorder(ModuleRecorder):
         self._add(owner, _one_kernel(name, inputs, outputs, outputs, count, causal=causal))
         return output
 
-    def _recurrent(self, func: Any, args: tuple[Any, ...]) -> Any:
+    def _recurrent(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         with self._paused():
-            output = func(*args)
+            output = func(*args, **kwargs)
         outputs = self.table.add_all(output)
         owner = self._owner(func.__name__)
-        inputs, count = self.table.add_all(args), flops.recurrent_flops(*args)
-        name = fused_kernels.RECURRENT[func]
+        inputs = self.table.add_all((args, kwargs))
+        arguments = fused_kernels.recurrent_arguments(args, kwargs)
+        name, count = fused_kernels.recurrent_kernel(func, arguments), flops.recurrent_flops(arguments)
         self._add(owner, _one_kernel(name, inputs, outputs, outputs, count))
         return output
 
