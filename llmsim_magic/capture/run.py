@@ -15,6 +15,7 @@ from llmsim_magic.capture.inputs import forward_inputs
 from llmsim_magic.capture.inputs.cache_in_output import cache_after, with_empty_cache
 from llmsim_magic.capture.inputs.context_length import context_note, is_huggingface
 from llmsim_magic.capture.inputs.decode_inputs import DECODE_INPUT_MAKERS, MakeDecodeInputs
+from llmsim_magic.capture.inputs.given_inputs import batch_size
 from llmsim_magic.capture.inputs.model_inputs import ModelInputs
 from llmsim_magic.capture.inputs.signature import parameters
 from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors
@@ -106,9 +107,7 @@ def run_with_inputs(
         CannotTrace: The forward failed.
     """
     on_device, named = inputs_on_meta((args, dict(keywords)))
-    first = next((tensor for _, tensor in named_tensors("", (on_device, named))), None)
-    batch = first.shape[0] if first is not None and first.dim() else 1
-    workload = Workload("forward", max(batch, 1), 0)
+    workload = Workload("forward", batch_size((*on_device, *named.values())), 0)
     with model_lock, _error_context(meta_model, workload):
         return _Pass(meta_model=meta_model, workload=workload, replay=replay).trace(
             ModelInputs(named), on_device
@@ -160,6 +159,7 @@ class _Pass:
         with hooks.restored(), evaluating_partially(before) as evaluation:
             replayer = Replayer(evaluation) if self.replay and not kept else None
             recorder = Recorder(hooks.roles, replayer)
+            evaluation.on_retry = recorder.drop_function
             _name_storages(recorder, _by_name(model.forward, args) | keywords, kept)
             with hooks.reporting_to(recorder), dispatch_modes(recorder):
                 output = call_model(model, args, keywords)

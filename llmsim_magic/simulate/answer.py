@@ -107,6 +107,7 @@ def answer_with_inputs(request: Request, inputs: Any, progress: Progress = no_pr
         InvalidValue: the inputs cannot be read.
         CannotTrace: the module cannot run on the inputs without weights.
     """
+    from llmsim_magic.capture.inputs.given_inputs import positional_arguments
     from llmsim_magic.capture.run import run_with_inputs
 
     recipe = model_recipe(request.model, request.build, progress)
@@ -117,7 +118,7 @@ def answer_with_inputs(request: Request, inputs: Any, progress: Progress = no_pr
         if isinstance(inputs, Mapping):
             keywords = dict(inputs)
         else:
-            args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+            args = positional_arguments(inputs)
     except Exception as error:  # a user's collection may raise anything
         raise InvalidValue(
             f"inputs of type {type_name(inputs)} cannot be read: {describe(error)}"

@@ -48,6 +48,16 @@ def initial_states(cell: nn.Module, batch: int) -> Any:
     return (hidden, torch.zeros(rows, batch, HIDDEN)) if isinstance(cell, nn.LSTM) else hidden
 
 
+def test_a_packed_sequence_is_one_input_of_as_many_samples_as_its_first_step() -> None:
+    model, packed = (
+        nn.GRU(WIDTH, HIDDEN),
+        pack_padded_sequence(torch.zeros(TIME, 4, WIDTH), LENGTHS),
+    )
+    report = llmsim.trace(model, inputs=packed)
+    assert report.summary.value["flops"] == 2 * sum(LENGTHS) * 3 * HIDDEN * (WIDTH + HIDDEN)
+    assert report.trace.workload.batch == len(LENGTHS)
+
+
 ALL_OPTIONS = tuple(product((False, True), repeat=3))
 OPTIONS = [
     options if options in (ALL_OPTIONS[0], ALL_OPTIONS[-1]) else pytest.param(*options, marks=SLOW)

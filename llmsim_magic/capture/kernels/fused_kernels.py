@@ -79,7 +79,7 @@ def recurrent_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Recur
     """Name the arguments of a recurrent layer, which has an overload for packed sequences."""
     is_packed = "data" in kwargs or "batch_sizes" in kwargs or _is_weight_list(args[3:4])
     names = _PACKED_ARGUMENTS if is_packed else _PADDED_ARGUMENTS
-    values = dict(zip(names, args, strict=False)) | kwargs
+    values = {**dict(zip(names, args, strict=False)), **kwargs}
     return RecurrentArguments(
         input=values["data" if is_packed else "input"],
         states=values["hx"],

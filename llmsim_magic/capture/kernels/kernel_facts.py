@@ -20,6 +20,16 @@ _ALLOCATIONS = frozenset(
 )
 
 
+_STRUCTURES = {
+    "_nested_": "nested tensors",
+    "nested_": "nested tensors",
+    "_to_sparse": "sparse tensors",
+    "_sparse_": "sparse tensors",
+    "sparse_": "sparse tensors",
+}
+_OF_MASKS = ("_nested_tensor_from_mask_left_aligned",)  # reads a mask and returns a boolean
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelFacts:
     """Facts about one `OpOverload`.
@@ -34,6 +44,8 @@ class KernelFacts:
         may_alias: Whether it may write or return one of its arguments.
         is_to_copy: Whether it converts dtype or device, and so may change nothing but the device.
         is_random: Whether it draws random numbers.
+        structure: The kind of tensor without strides that it makes or reads, such as a nested
+            tensor; None for an ordinary op.
         generator_overload: The overload with the same arguments and a generator, or None.
     """
 
@@ -45,6 +57,7 @@ class KernelFacts:
     may_alias: bool
     is_to_copy: bool
     is_random: bool
+    structure: str | None
     generator_overload: Any
 
 
@@ -71,8 +84,16 @@ def facts(func: Any) -> KernelFacts:
         ),
         is_to_copy=func._overloadpacket is torch.ops.aten._to_copy,
         is_random=torch.Tag.nondeterministic_seeded in func.tags,
+        structure=_structure(schema.name.removeprefix("aten::")),
         generator_overload=_generator_overload(func),
     )
+
+
+def _structure(name: str) -> str | None:
+    """The kind of tensor without strides that an op makes or reads, by the op's name."""
+    if name in _OF_MASKS:
+        return None
+    return next((kind for start, kind in _STRUCTURES.items() if name.startswith(start)), None)
 
 
 def _generator_overload(func: Any) -> Any:

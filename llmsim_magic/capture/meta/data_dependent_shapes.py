@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation, UnknownValues
+from llmsim_magic.capture.meta.partial_evaluation import CannotEvaluate, PartialEvaluation
 
 aten = torch.ops.aten
 META = torch.device("meta")
@@ -139,11 +139,11 @@ def pack_padded_sequence(
         batch_first: Whether the batch is the first dimension.
 
     Raises:
-        UnknownValues: The lengths depend on the data.
+        CannotEvaluate: The lengths depend on the data.
         RuntimeError: torch's own operator would refuse the lengths.
     """
     if not evaluation.is_known(lengths):
-        raise UnknownValues(
+        raise CannotEvaluate(
             "the lengths of pack_padded_sequence depend on the data, so the number of steps is "
             "not known; pass the lengths to the forward as a list or an integer tensor"
         )

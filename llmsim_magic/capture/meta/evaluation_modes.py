@@ -19,12 +19,18 @@ from llmsim_magic.capture.kernels.kernel_facts import facts, mutated_tensors
 from llmsim_magic.capture.kernels.rng import PrivateRng
 from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
 from llmsim_magic.capture.meta.data_dependent_kernels import HANDLERS, assumed_scalar
-from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
+from llmsim_magic.capture.meta.one_device import decompose, visible_composites, without_values
+from llmsim_magic.capture.meta.partial_evaluation import (
+    CannotEvaluate,
+    EndlessLoop,
+    PartialEvaluation,
+)
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.trace.workload import IsCancelled
 
 aten = torch.ops.aten
 META = torch.device("meta")
+_NESTED_MODULE = "torch.nested._internal.nested_tensor"  # of nested tensors in jagged layout
 _CACHE = KernelCache()
 
 
@@ -50,27 +56,55 @@ class _KernelMode(TorchDispatchMode):
             return self._run(func, args, dict(kwargs or {}))
 
     def _run(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
+        if (structure := facts(func).structure) is not None:
+            raise _refusal(structure)
         tensors = tensors_in((args, keywords))
         if all(map(self._evaluation.is_known, tensors)):
             return self._run_on_host(func, args, keywords)
         if facts(func).may_alias and not any(tensor.is_meta for tensor in tensors):
             # A view of an overwritten tensor, or a write into one.
             return self._rng.run(func, args, keywords)
+        if facts(func).is_composite and any(map(self._evaluation.is_known, tensors)):
+            with self:
+                result = decompose(func, args, keywords, without_values)
+            if result is not NotImplemented:
+                return result
         handler = HANDLERS.get(func)
         if handler is not None:
             result = handler(self._evaluation, *args, **keywords)
             if result is not NotImplemented:
                 return result
+        return self._run_on_meta(func, args, keywords, tensors)
+
+    def _run_on_meta(
+        self, func: Any, args: Any, keywords: dict[str, Any], tensors: list[torch.Tensor]
+    ) -> Any:
+        """Runs a kernel on `meta`; tensors on the host that it writes become unknown."""
         if not all(tensor.is_meta for tensor in tensors):
             mutated = mutated_tensors(func, args, keywords)
-            if mutated and not any(tensor.is_meta for tensor in mutated):
-                for tensor in mutated:
-                    self._evaluation.mark_overwritten(tensor)
-                return mutated[0] if len(func._schema.returns) == 1 else None
+            for tensor in mutated:
+                self._evaluation.mark_overwritten(tensor)
+            returns = func._schema.returns
+            if mutated and len(returns) <= 1 and not any(tensor.is_meta for tensor in mutated):
+                return mutated[0] if returns else None
+            if mutated:
+                return self._run_with_known_outputs(func, args, keywords)
             args, keywords = tree_map(_to_meta, (args, keywords))
         if keywords.get("device") is not None:
             keywords["device"] = META  # unknown values cannot be copied to the host
         return _CACHE.run(func, args, keywords)
+
+    def _run_with_known_outputs(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
+        """Runs a kernel that writes data into known tensors, and returns those it returns."""
+        meta_args, meta_keywords = tree_map(_to_meta, (args, keywords))
+        out = func(*meta_args, **meta_keywords)
+        originals = {
+            id(moved): given
+            for moved, given in zip(
+                tensors_in((meta_args, meta_keywords)), tensors_in((args, keywords)), strict=True
+            )
+        }
+        return tree_map(lambda value: originals.get(id(value), value), out)
 
     def _run_on_host(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
         """Runs a kernel on known values, on `meta` if its result is too large to hold."""
@@ -100,6 +134,12 @@ class _KernelMode(TorchDispatchMode):
             return _run_in_float64(func, args, keywords)
 
 
+def _refusal(structure: str) -> CannotEvaluate:
+    return CannotEvaluate(
+        f"the forward uses {structure}, whose sizes are values; only dense tensors can be traced"
+    )
+
+
 def _to_meta(value: Any) -> Any:
     return value.to(META) if isinstance(value, torch.Tensor) else value
 
@@ -127,13 +167,29 @@ class _FunctionMode(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         keywords = dict(kwargs or {})
+        if any(kind.__module__ == _NESTED_MODULE for kind in types):
+            raise _refusal("nested tensors")
         if func in _TO_PYTHON:
             return _to_python(self._evaluation, func, args, keywords)
         if func in _FROM_PYTHON:
             return _from_python(self._evaluation, func, args, keywords)
         if func in RECURRENT and not self._are_known((args, keywords)):
             return recurrent_outputs(recurrent_arguments(args, keywords))
-        return func(*args, **keywords)
+        try:
+            return func(*args, **keywords)
+        except (EndlessLoop, CannotEvaluate):
+            raise
+        except RuntimeError as error:
+            return self._run_again(func, args, keywords, error)
+
+    def _run_again(self, func: Any, args: Any, keywords: Any, error: RuntimeError) -> Any:
+        """Runs a function again, because some refuse arguments of which only some are known."""
+        self._evaluation.on_retry()
+        try:
+            with visible_composites():
+                return func(*args, **keywords)
+        except RuntimeError:
+            raise error from None
 
     def _are_known(self, values: Any) -> bool:
         return all(map(self._evaluation.is_known, tensors_in(values)))
@@ -146,7 +202,10 @@ def _to_python(evaluation: PartialEvaluation, func: Any, args: Any, keywords: An
         return func(*args, **keywords)
     value = assumed_scalar(evaluation, tensor)
     assumed = torch.full(tensor.shape, value, dtype=tensor.dtype, device="cpu")
-    return evaluation.mark_assumed(func(assumed, *args[1:], **keywords))
+    values = func(assumed, *args[1:], **keywords)
+    if tensor.dim():  # `tolist` of a scalar gives a number
+        evaluation.mark_assumed(values)
+    return values
 
 
 def _from_python(evaluation: PartialEvaluation, func: Any, args: Any, keywords: Any) -> Any:

@@ -1,6 +1,7 @@
 """Which tensors of a pass have known values, and what was assumed about the others."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,12 +13,16 @@ MAX_ASSUMPTIONS = 1_000  # made by one line in one module; no model type of tran
 MAX_READS = 10_000  # known values read by one line in one module, as by a loop over tokens
 
 
+def _do_nothing() -> None:
+    pass
+
+
 class EndlessLoop(RuntimeError):
     """One line of a model reads values again and again."""
 
 
-class UnknownValues(RuntimeError):
-    """A kernel whose result cannot even be assumed without the values of its arguments."""
+class CannotEvaluate(RuntimeError):
+    """A call whose result cannot even be assumed without the values of its arguments."""
 
 
 class PartialEvaluation:
@@ -32,10 +37,12 @@ class PartialEvaluation:
 
     Attributes:
         assumed: How often each assumption was made about values that depend on data.
+        on_retry: Called when a torch function has failed and is about to run again.
     """
 
     def __init__(self, before: "PartialEvaluation | None" = None) -> None:
         self.assumed: Counter[str] = Counter()
+        self.on_retry: Callable[[], None] = _do_nothing
         self._accesses: Counter[Any] = Counter()
         # Storages are held, not only their addresses, so that no address is reused.
         self._overwritten: dict[int, torch.UntypedStorage] = {}
@@ -71,14 +78,9 @@ class PartialEvaluation:
         """Whether a tensor was marked as a validity check."""
         return tensor.untyped_storage()._cdata in self._checks
 
-    def mark_assumed(self, values: Any) -> Any:
-        """Mark a list or array of assumed values: a tensor made of it has unknown values again.
-
-        Returns:
-            The same list or array.
-        """
+    def mark_assumed(self, values: Any) -> None:
+        """Mark a list or array of assumed values: a tensor made of it has unknown values again."""
         self._assumed_values[id(values)] = values
-        return values
 
     def is_assumed(self, values: Any) -> bool:
         """Whether a list or array was marked as assumed."""

@@ -217,13 +217,26 @@ def _with_full_signature(model: Any, base: Callable[..., Any]) -> Callable[..., 
 
 
 def _meta(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        kind = "nested tensor" if tensor.is_nested else f"tensor of layout {tensor.layout}"
-        raise TypeError(f"a {kind} cannot be represented without its values; make it dense")
+    _check_dense(tensor)
     with torch.no_grad():
         return torch.empty_strided(
             tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=META
         )
+
+
+def _check_dense(tensor: torch.Tensor) -> None:
+    """Raise `TypeError` for a tensor that is more than a shape, strides and a dtype."""
+    if tensor.is_nested:
+        kind = "nested tensor"
+    elif tensor.layout is not torch.strided:
+        kind = f"tensor of layout {tensor.layout}"
+    elif tensor.is_quantized:
+        kind = "quantized tensor"
+    elif isinstance(tensor, torch.masked.MaskedTensor):
+        kind = "masked tensor"
+    else:
+        return
+    raise TypeError(f"a {kind} cannot be represented without its values; make it dense")
 
 
 class _DeepCopyToMeta(torch.overrides.TorchFunctionMode):
@@ -249,10 +262,9 @@ class _DeepCopyInputs(_DeepCopyToMeta):
     """Also keeps the values of integer and boolean tensors of at most `MAX_KNOWN_ELEMENTS`."""
 
     def copied(self, tensor: torch.Tensor) -> torch.Tensor:
+        _check_dense(tensor)
         is_data = tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta
-        is_known = (
-            not is_data and tensor.numel() <= MAX_KNOWN_ELEMENTS and tensor.layout is torch.strided
-        )
+        is_known = not is_data and tensor.numel() <= MAX_KNOWN_ELEMENTS
         with torch._C.DisableTorchFunction():
             return tensor.detach().cpu().clone() if is_known else _meta(tensor)
 

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmsim_magic.capture.kernels import kernel_facts
 from llmsim_magic.capture.kernels.tensors import unrecorded
+from llmsim_magic.capture.meta.one_device import decompose
 from llmsim_magic.capture.record.recorder import Recorder
 
 
@@ -44,7 +45,7 @@ class _KernelMode(TorchDispatchMode):
         kwargs = kwargs or {}
         if kernel_facts.facts(func).is_composite:
             with self:
-                out = func.decompose(*args, **kwargs)
+                out = decompose(func, args, kwargs, self._recorder.move_to_meta)
             if out is not NotImplemented:
                 return out
         with unrecorded():

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from llmsim_magic.capture.kernels import collectives, flops, fused_kernels, kernel_facts
 from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
 from llmsim_magic.capture.meta import call_stack
+from llmsim_magic.capture.meta.one_device import without_values
 from llmsim_magic.capture.record.events import FunctionCall, KernelCall, ModuleCall
 from llmsim_magic.capture.record.module_recorder import ModuleRecorder
 from llmsim_magic.capture.replay.replay import Replayer
@@ -33,6 +34,7 @@ class Recorder(ModuleRecorder):
     ) -> None:
         super().__init__(owners, replayer)
         self._function: FunctionCall | None = None
+        self._first = (0, 0)  # numbers of kernels and events before the function that runs
         self._is_paused = False
 
     def call(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -40,6 +42,7 @@ class Recorder(ModuleRecorder):
         name = getattr(func, "__name__", type(func).__name__).strip("_")
         path = self._open[-1].path if self._open else ""
         call = self._function = FunctionCall(name=name, path=path)
+        self._first = len(self.kernels), len(self.events)
         first = len(self.kernels)
         try:
             if func is scaled_dot_product_attention:
@@ -57,6 +60,17 @@ class Recorder(ModuleRecorder):
                 call.inputs = self.table.add_all((args, kwargs))
                 call.outputs = self.table.add_all(out) or self.kernels[-1].kernel.writes
         return out
+
+    def drop_function(self) -> None:
+        """Drop the kernels of the function that runs, because it has failed and runs again."""
+        kernels, events = self._first
+        del self.kernels[kernels:], self.events[events:]
+
+    def move_to_meta(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor on `meta` that is recorded as the given tensor on the host."""
+        moved = without_values(tensor)
+        self.table.alias(moved, tensor)
+        return moved
 
     def kernel(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Record a kernel that has run.
@@ -158,7 +172,10 @@ class Recorder(ModuleRecorder):
         owner = self._owner(func.__name__)
         inputs = self.table.add_all((args, kwargs))
         arguments = fused_kernels.recurrent_arguments(args, kwargs)
-        name, count = fused_kernels.recurrent_kernel(func, arguments), flops.recurrent_flops(arguments)
+        name, count = (
+            fused_kernels.recurrent_kernel(func, arguments),
+            flops.recurrent_flops(arguments),
+        )
         self._add(owner, _one_kernel(name, inputs, outputs, outputs, count))
         return output
 
