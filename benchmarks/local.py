@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.time.latency import latency
+from llmsim_magic.capture.inputs.cache_in_output import cache_in_output
 from llmsim_magic.capture.models.resolve import find_config, load_config
 from llmsim_magic.simulate.hardware.local_device import local
 
@@ -48,7 +49,7 @@ def measured(dtype: torch.dtype) -> dict[str, list[float]]:
             seconds["prefill"].append(time.perf_counter() - begun)
             for _ in range(STEPS):
                 begun = time.perf_counter()
-                model(tokens[:, :1], past_key_values=out.past_key_values, use_cache=True)
+                model(tokens[:, :1], **cache_in_output(model, out), use_cache=True)
                 seconds["decode"].append(time.perf_counter() - begun)
     return seconds
 

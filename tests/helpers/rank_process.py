@@ -15,6 +15,8 @@ import transformers
 from torch.distributed.tensor import DTensor
 from transformers.distributed import DistributedConfig
 
+from tests.helpers.cache_names import cache_of
+
 
 def sending(sent: list[list[Any]]) -> None:
     """Note the sums that ranks make; gathering goes through `torch.ops` and is not seen here."""
@@ -43,9 +45,7 @@ def main(folder: str, sizes: str) -> None:
     logits = output.logits
     if isinstance(logits, DTensor):
         logits = logits.full_tensor()
-    keys = [
-        list(layer.keys.shape) for layer in output.past_key_values.layers if layer.is_initialized
-    ]
+    keys = [list(layer.keys.shape) for layer in cache_of(output).layers if layer.is_initialized]
     found = {"held": held, "logits": list(logits.shape), "keys": keys, "summed": sent}
     print("FOUND" + json.dumps(found), flush=True)
     dist.barrier()

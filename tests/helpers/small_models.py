@@ -8,6 +8,8 @@ import transformers
 from transformers import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
+from tests.helpers.cache_names import cache_keyword, cache_of
+
 BATCH = 2
 CONTEXT = 7
 WINDOW = 4  # below CONTEXT, so that sliding attention forgets
@@ -253,11 +255,14 @@ def inputs(name: str, phase: str, model: Any) -> dict[str, Any]:
             primed = model(**read, decoder_input_ids=tokens(model, CONTEXT), use_cache=True)
         return {
             "encoder_outputs": BaseModelOutput(primed.encoder_last_hidden_state),
-            "past_key_values": primed.past_key_values,
+            cache_keyword(model): cache_of(primed),
             "decoder_input_ids": tokens(model, 1),
             "use_cache": True,
         }
     with torch.no_grad():
         primed = model(**read, use_cache=True)
-    cache = "cache_params" if name == "mamba" else "past_key_values"
-    return {cache: primed[cache], "input_ids": tokens(model, 1), "use_cache": True}
+    return {
+        cache_keyword(model): cache_of(primed),
+        "input_ids": tokens(model, 1),
+        "use_cache": True,
+    }

@@ -12,6 +12,7 @@ import torch
 import llmsim_magic as llmsim
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.report import Report
+from tests.helpers.cache_names import cache_of
 from tests.helpers.real_forward import really_run
 from tests.helpers.small_models import BATCH, CONFIGS, CONTEXT, ENCODERS, WORKLOADS, build, inputs
 
@@ -136,7 +137,7 @@ def test_cache_bytes_are_those_of_the_cache_of_a_real_run(name: str, phase: str)
 
 def cached_tensors(output: Any) -> Iterator[torch.Tensor]:
     """Keys, values and states in every layer of the cache, counters aside."""
-    cache = output.get("past_key_values") or output.get("cache_params")
+    cache = cache_of(output)
     halves = [cache] if cache is not None else []
     if hasattr(cache, "cross_attention_cache"):
         halves = [cache.self_attention_cache, cache.cross_attention_cache]

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 import llmsim_magic as llmsim
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.models import session_cache
+from tests.helpers.cache_names import cache_keyword
 from tests.helpers.global_state import assert_state_unchanged, plain
 
 transformers = pytest.importorskip("transformers")
@@ -200,7 +201,7 @@ def test_a_cache_given_as_an_input_is_not_filled_or_moved() -> None:
     model = small_llama().eval()
     cache = transformers.DynamicCache()
     with suppress(LlmsimError):  # to refuse such an input is legal; to change it is not
-        llmsim.trace(model, inputs={"input_ids": IDS[None], "past_key_values": cache})
+        llmsim.trace(model, inputs={"input_ids": IDS[None], cache_keyword(model): cache})
     assert cache.get_seq_length() == 0
     assert not [
         value

@@ -29,6 +29,7 @@ from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner, Set
 from llmsim_magic.views.tables.memory import capacity_table, memory_table
 from tests.helpers import small_models
 from tests.helpers.allocation_peak import peak
+from tests.helpers.cache_names import cache_of
 
 PUBLISHED = list(
     csv.DictReader(Path(__file__).parents[1].joinpath("data", "published_memory.csv").open())
@@ -245,7 +246,7 @@ def test_the_cache_is_the_real_one_to_the_byte(name: str, phase: str) -> None:
     model = small_models.build(name)
     with torch.no_grad():
         output = model(**small_models.inputs(name, phase, model))
-    cache = output.get("past_key_values", output.get("cache_params"))
+    cache = cache_of(output)
     real = {
         tensor.data_ptr(): tensor.numel() * tensor.element_size()
         for _, tensor in held_tensors("cache", cache)
