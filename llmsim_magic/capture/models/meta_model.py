@@ -3,10 +3,9 @@
 import copy
 import importlib
 import json
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,21 +20,13 @@ from llmsim_magic.capture.kernels.tensors import dtype_name
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.meta.small_buffers import TooManyWeights, tracking_buffers
 from llmsim_magic.capture.models.config_sanitizer import sanitized
+from llmsim_magic.capture.models.model_class import check_has_forward, model_constructor
 from llmsim_magic.capture.models.resolve import ConfigSource, declared_classes
 from llmsim_magic.capture.record.hooks import ModelHooks
 from llmsim_magic.records.errors import CannotTrace, describe, is_instance, shorten
 from llmsim_magic.records.trace.trace import ModelInfo
 
 META = torch.device("meta")
-# In order of preference: an encoder-decoder class before a decoder alone.
-_AUTO_CLASSES = (
-    "AutoModelForSeq2SeqLM",
-    "AutoModelForSpeechSeq2Seq",
-    "AutoModelForImageTextToText",
-    "AutoModelForMaskedLM",
-    "AutoModelForCausalLM",
-    "AutoModel",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +85,7 @@ def from_config(
         CannotTrace: If transformers cannot build the model.
     """
     name, config = source.name, copy.deepcopy(source.config)
+    has_remote_code = bool(getattr(config, "auto_map", None))
     notes = [*source.notes, *sanitized(config, name, trust_remote_code=trust_remote_code)]
     quantisation = _remove_quantisation(config)
     if quantisation is not None:
@@ -103,8 +95,12 @@ def from_config(
     }
     if attention:
         options["attn_implementation"] = attention
-    module = _built(config, options, name, base=base)
+    constructor = model_constructor(config, name, base=base, has_remote_code=has_remote_code)
+    module = _built(constructor.build, config, options, name)
+    check_has_forward(module, name)
     class_name = type(module).__name__
+    if constructor.instead_of:
+        notes.append(f"{class_name} is built instead of {constructor.instead_of}")
     info = ModelInfo(
         name=name,
         class_name=class_name,
@@ -119,14 +115,11 @@ def from_config(
     return MetaModel(module, info, tuple(notes))
 
 
-def _built(config: Any, options: dict[str, Any], name: str, *, base: bool) -> Any:
+def _built(build: Callable[..., Any], config: Any, options: dict[str, Any], name: str) -> Any:
     """Call the model's constructor on the meta device; keep the values of small buffers."""
     try:
-        constructor = _constructor(config, base, name)
         with preserved_rng(), tracking_buffers() as buffers, META:
-            module = constructor(config, **options)
-    except CannotTrace:
-        raise
+            module = build(config, **options)
     except TooManyWeights as error:
         raise CannotTrace(f"{name}: {error}") from error
     except Exception as error:
@@ -169,59 +162,6 @@ def _remove_quantisation(config: Any) -> dict[str, Any] | None:
 def _quantisation_note(keys: dict[str, Any]) -> str:
     method = keys.get("quant_method", "quantised")
     return f"the checkpoint stores {method} weights; this is its unquantised equivalent"
-
-
-def _constructor(config: Any, base: bool, name: str) -> Any:
-    """The function that builds a model from a config: the declared class's, or an auto class's."""
-    transformers = importlib.import_module("transformers")
-    remote_classes = getattr(config, "auto_map", {})  # present only if its code is trusted
-    options = {"trust_remote_code": True} if remote_classes else {}
-    if base:
-        return partial(transformers.AutoModel.from_config, **options)
-    declared = declared_classes(getattr(config, "architectures", None))
-    for class_name in declared:
-        model_class = getattr(transformers, class_name, None)
-        if model_class is not None and hasattr(model_class, "_from_config"):
-            return model_class._from_config
-    for auto in map(partial(getattr, transformers), _AUTO_CLASSES):
-        is_listed = not declared and type(config) in auto._model_mapping
-        if auto.__name__ in remote_classes or is_listed:
-            return partial(auto.from_config, **options)
-    for model_class in () if declared else _unlisted_classes(type(config)):
-        return model_class._from_config
-    version = f"transformers {transformers.__version__}"
-    if declared:
-        raise CannotTrace(
-            f"{name}: its config declares {shorten(', '.join(declared))}, which {version} does not "
-            "have; --base builds the model without that head"
-        )
-    raise CannotTrace(
-        f"{name}: {version} has no model class for {shorten(type(config).__name__)}, "
-        "which describes a part of a larger model; trace the larger model instead"
-    )
-
-
-def _unlisted_classes(config_class: type[Any]) -> list[Any]:
-    """Model classes of a config that no auto class lists, such as a tower of a larger model.
-
-    They are found in the `modeling_*.py` files of the config's package.
-    """
-    package = importlib.import_module(config_class.__module__.rpartition(".")[0])
-    found = []
-    for file in pkgutil.iter_modules(getattr(package, "__path__", ())):
-        if not file.name.startswith("modeling_"):
-            continue
-        module = importlib.import_module(f"{package.__name__}.{file.name}")
-        found += [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type)
-            and issubclass(value, torch.nn.Module)
-            and value.__module__ == module.__name__
-            and getattr(value, "config_class", None) is config_class
-            and value.forward is not torch.nn.Module.forward
-        ]
-    return sorted(found, key=lambda model_class: not model_class.__name__.endswith("Model"))
 
 
 def _head(config: Any, class_name: str, base: bool) -> str:

@@ -1,0 +1,185 @@
+"""Choose the class of transformers that a config's model is built with."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from llmsim_magic.capture.inputs.trial import can_run
+from llmsim_magic.capture.models.resolve import declared_classes
+from llmsim_magic.records.errors import CannotTrace, shorten
+
+# In order of preference: an encoder-decoder class before a decoder alone.
+_WITH_HEAD = (
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForImageTextToText",
+    "AutoModelForMaskedLM",
+    "AutoModelForCausalLM",
+)
+# The last two list vision towers, and models of several parts, that no other class lists.
+_AUTO_CLASSES = (*_WITH_HEAD, "AutoModel", "AutoBackbone", "AutoModelForMultimodalLM")
+
+
+@dataclass(frozen=True, slots=True)
+class Constructor:
+    """What builds a model from its config and options.
+
+    `instead_of` describes the declared class that transformers does not have; empty if it has it.
+    """
+
+    build: Callable[..., Any]
+    instead_of: str = ""
+
+
+def model_constructor(config: Any, name: str, *, base: bool, has_remote_code: bool) -> Constructor:
+    """Choose what builds a model: its declared class, or the one that transformers has for it.
+
+    Args:
+        config: The config; its `auto_map` is present only if its code is trusted.
+        name: The model's name, for error messages.
+        base: Choose the class without a head.
+        has_remote_code: Whether the model's repository has code of its own.
+
+    Returns:
+        The constructor.
+
+    Raises:
+        CannotTrace: If transformers has no class for the config; the message says what to do.
+    """
+    transformers = importlib.import_module("transformers")
+    declared = declared_classes(getattr(config, "architectures", None))
+    if base:
+        return Constructor(_headless(config) or _refuse_part(config, name))
+    for class_name in declared:
+        model_class = getattr(transformers, class_name, None)
+        if model_class is not None and hasattr(model_class, "_from_config"):
+            return Constructor(model_class._from_config)
+    remote_classes = getattr(config, "auto_map", {})
+    for auto in map(partial(getattr, transformers), _AUTO_CLASSES):
+        if auto.__name__ in remote_classes:
+            return Constructor(partial(auto.from_config, trust_remote_code=True))
+    if not declared:
+        unlisted = (found._from_config for found in _unlisted_classes(type(config)))
+        found = _first_auto(config, _AUTO_CLASSES) or next(unlisted, None)
+        return Constructor(found or _refuse_part(config, name))
+    unknown = f"{shorten(', '.join(declared))}, which transformers {transformers.__version__} lacks"
+    runs_code = "--trust-remote-code runs the code of its repository"
+    if (found := next(filter(None, map(partial(_successor, config), declared)), None)) is not None:
+        return Constructor(found, f"{unknown}; {runs_code}" if has_remote_code else unknown)
+    remedies = [runs_code] if has_remote_code else []
+    if _headless(config) is not None:
+        remedies.append("--base builds the model without that head")
+    raise CannotTrace(
+        f"{name}: its config declares {unknown}; "
+        f"{', '.join(remedies) or 'a newer transformers may have it'}"
+    )
+
+
+def check_has_forward(module: Any, name: str) -> None:
+    """Refuse a model without a forward, whose parts generate one after the other.
+
+    Args:
+        module: The model as built.
+        name: Its name, for the error message.
+
+    Raises:
+        CannotTrace: If it has no forward; the message names the parts that can be traced.
+    """
+    if type(module).forward is not torch.nn.Module.forward:
+        return
+    parts = [
+        f"trace(config.{key})"
+        for child in module.children()
+        for key, value in vars(module.config).items()
+        if type(value) is type(getattr(child, "config", None)) and can_run(child)
+    ]
+    advice = f"; trace one of them in Python: {', '.join(dict.fromkeys(parts))}" if parts else ""
+    raise CannotTrace(
+        f"{name}: {type(module).__name__} has no forward, because its parts run one after the "
+        f"other{advice}"
+    )
+
+
+def _refuse_part(config: Any, name: str) -> Callable[..., Any]:
+    version = importlib.import_module("transformers").__version__
+    raise CannotTrace(
+        f"{name}: transformers {version} has no model class for {shorten(type(config).__name__)}, "
+        "which describes a part of a larger model; trace the larger model instead"
+    )
+
+
+def _headless(config: Any) -> Callable[..., Any] | None:
+    """The constructor of the model without a head; None where transformers has none."""
+    transformers = importlib.import_module("transformers")
+    if "AutoModel" in getattr(config, "auto_map", {}):
+        return partial(transformers.AutoModel.from_config, trust_remote_code=True)
+    unlisted = (
+        found._from_config
+        for found in _unlisted_classes(type(config))
+        if found.__name__.endswith("Model")
+    )
+    return _first_auto(config, ("AutoModel",)) or next(unlisted, None)
+
+
+def _successor(config: Any, declared: str) -> Callable[..., Any] | None:
+    """The constructor of the class that replaces a declared one, or None.
+
+    Its name differs only in case and underscores, or else it has the same task (`ForCausalLM`), or
+    else it is the class with a head that transformers prefers. A declared class without a head is
+    replaced by one without a head.
+    """
+    for found in _package_classes(type(config)):
+        if _simplified(found.__name__) == _simplified(declared):
+            return found._from_config
+    task = declared.find("For")
+    if task < 0 and "Head" not in declared:
+        return _headless(config)
+    same_task = (f"AutoModel{declared[task:]}",) if task >= 0 else ()
+    return _first_auto(config, same_task + _WITH_HEAD)
+
+
+def _simplified(class_name: str) -> str:
+    return class_name.replace("_", "").lower()
+
+
+def _first_auto(config: Any, names: tuple[str, ...]) -> Callable[..., Any] | None:
+    """The constructor of the first of these auto classes that lists the config."""
+    transformers = importlib.import_module("transformers")
+    for name in names:
+        auto = getattr(transformers, name, None)
+        if auto is not None and type(config) in auto._model_mapping:
+            return auto.from_config
+    return None
+
+
+def _unlisted_classes(config_class: type[Any]) -> list[Any]:
+    """Model classes of a config that no auto class lists, such as a tower of a larger model."""
+    return sorted(
+        _package_classes(config_class),
+        key=lambda model_class: not model_class.__name__.endswith("Model"),
+    )
+
+
+def _package_classes(config_class: type[Any]) -> list[Any]:
+    """Model classes of a config in the `modeling_*.py` files of its package."""
+    package = importlib.import_module(config_class.__module__.rpartition(".")[0])
+    found = []
+    for file in pkgutil.iter_modules(getattr(package, "__path__", ())):
+        if not file.name.startswith("modeling_"):
+            continue
+        module = importlib.import_module(f"{package.__name__}.{file.name}")
+        found += [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type)
+            and issubclass(value, torch.nn.Module)
+            and value.__module__ == module.__name__
+            and getattr(value, "config_class", None) is config_class
+            and value.forward is not torch.nn.Module.forward
+        ]
+    return found
