@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from llmsim_magic.capture.inputs.model_inputs import ModelInputs
 from llmsim_magic.capture.inputs.signature import parameters
 from llmsim_magic.capture.meta.call_stack import call_model
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
-from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEvaluation
+from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEvaluation, Progress
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.replay.replay import Replayer, UnrecordedPass
 from llmsim_magic.records.errors import NoDecode
@@ -78,27 +79,31 @@ def _is_equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def first_that_runs(candidates: Iterable[Candidate], run: Callable[[Candidate], Result]) -> Result:
+def first_that_runs(
+    candidates: Iterable[Candidate], run: Callable[[Candidate, Progress], Result]
+) -> Result:
     """Return the result of the first candidate that runs.
 
     Args:
         candidates: Ways to pass inputs to a forward, the likeliest first.
-        run: Runs the forward with one of them.
+        run: Runs the forward with one of them and counts how far it comes.
 
     Raises:
         NoDecode: The model has no decode step.
         EndlessLoop: One line of the model reads values again and again.
-        Exception: No candidate runs; the error is that of the first one.
+        Exception: No candidate runs; the error is that of the one that came furthest, which the
+            forward is most likely to be meant for.
     """
-    errors: list[Exception] = []
+    errors: list[tuple[int, Exception]] = []
     for candidate in candidates:
+        progress = Progress()
         try:
-            return run(candidate)
+            return run(candidate, progress)
         except (NoDecode, EndlessLoop):
             raise
         except Exception as error:
-            errors.append(error)
-    raise errors[0]
+            errors.append((progress.kernels, error))
+    raise max(errors, key=itemgetter(0))[1]
 
 
 def prime_decode_cache(
@@ -118,8 +123,8 @@ def prime_decode_cache(
     if cache is not None and cache.fits(meta_model, workload, replay=replay):
         return cache.primed
 
-    def prime(inputs: ModelInputs) -> PrimedCache:
-        return _run_prefill(meta_model, inputs, replay=replay)
+    def prime(inputs: ModelInputs, progress: Progress) -> PrimedCache:
+        return _run_prefill(meta_model, inputs, progress, replay=replay)
 
     inputs = priming_inputs(meta_model.module, workload)
     primed = first_that_runs(inputs, prime)
@@ -137,12 +142,14 @@ def no_decode(meta_model: MetaModel) -> NoDecode:
     )
 
 
-def _run_prefill(meta_model: MetaModel, inputs: ModelInputs, *, replay: bool) -> PrimedCache:
+def _run_prefill(
+    meta_model: MetaModel, inputs: ModelInputs, progress: Progress, *, replay: bool
+) -> PrimedCache:
     """Runs a prefill without recording it; what it changes in the model is kept."""
     model, hooks = meta_model.module, meta_model.hooks
     with (
         hooks.restored(only_after_errors=True),
-        evaluating_partially() as evaluation,
+        evaluating_partially(progress=progress) as evaluation,
         saving_encoder_outputs(model) as saved,
         hooks.reporting_to(UnrecordedPass(Replayer(evaluation) if replay else None)),
     ):
@@ -151,7 +158,7 @@ def _run_prefill(meta_model: MetaModel, inputs: ModelInputs, *, replay: bool) ->
     given = with_empty_cache(model, inputs.keywords) if kept and not state else None
     if given is not None:
         hooks.restore()
-        return _run_prefill(meta_model, ModelInputs(given, inputs.notes), replay=replay)
+        return _run_prefill(meta_model, ModelInputs(given, inputs.notes), progress, replay=replay)
     return primed_cache(inputs, state and state | saved, evaluation, kept)
 
 

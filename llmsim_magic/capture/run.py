@@ -22,7 +22,7 @@ from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named
 from llmsim_magic.capture.meta.call_stack import call_model
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.isolation import isolated, model_lock
-from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
+from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation, Progress
 from llmsim_magic.capture.models.live_model_copy import inputs_on_meta
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.prime_decode_cache import (
@@ -110,7 +110,7 @@ def run_with_inputs(
     workload = Workload("forward", batch_size((*on_device, *named.values())), 0)
     with model_lock, _error_context(meta_model, workload):
         return _Pass(meta_model=meta_model, workload=workload, replay=replay).trace(
-            ModelInputs(named), on_device
+            ModelInputs(named), Progress(), on_device
         )
 
 
@@ -124,7 +124,7 @@ class _Pass:
     notes: Sequence[str] = ()
     cache: PrefillCache | None = None
 
-    def trace_decode(self, make_inputs: MakeDecodeInputs) -> Trace:
+    def trace_decode(self, make_inputs: MakeDecodeInputs, progress: Progress) -> Trace:
         """Traces a decode step; changes that priming makes in the model are part of its state."""
         with self.meta_model.hooks.restored():
             is_first = make_inputs is DECODE_INPUT_MAKERS[0]
@@ -135,6 +135,7 @@ class _Pass:
             )
             step = self.trace(
                 ModelInputs(inputs.keywords, primed.notes + inputs.notes),
+                progress,
                 before=primed.evaluation,
                 kept=primed.kept,
             )
@@ -145,6 +146,7 @@ class _Pass:
     def trace(
         self,
         inputs: ModelInputs,
+        progress: Progress,
         args: tuple[Any, ...] = (),
         before: PartialEvaluation | None = None,
         kept: Mapping[str, torch.Tensor] = MappingProxyType({}),
@@ -156,7 +158,7 @@ class _Pass:
         """
         model, hooks = self.meta_model.module, self.meta_model.hooks
         keywords, left = inputs.keywords, dict[str, torch.Tensor]()
-        with hooks.restored(), evaluating_partially(before) as evaluation:
+        with hooks.restored(), evaluating_partially(before, progress) as evaluation:
             replayer = Replayer(evaluation) if self.replay and not kept else None
             recorder = Recorder(hooks.roles, replayer)
             evaluation.on_retry = recorder.drop_function
@@ -170,7 +172,7 @@ class _Pass:
         if left and not state and is_prefill:
             given = with_empty_cache(model, keywords)
             if given is not None:
-                return self.trace(ModelInputs(given, inputs.notes))
+                return self.trace(ModelInputs(given, inputs.notes), progress)
         if left and is_prefill and hooks.states is None:
             hooks.states = self._states_that_decode_reads()
         if is_state_complete(self.meta_model, self.workload, state):

@@ -24,6 +24,7 @@ from llmsim_magic.capture.meta.partial_evaluation import (
     CannotEvaluate,
     EndlessLoop,
     PartialEvaluation,
+    Progress,
 )
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.trace.workload import IsCancelled
@@ -37,9 +38,12 @@ _CACHE = KernelCache()
 class _KernelMode(TorchDispatchMode):
     """Runs each kernel on the host if all its inputs are known, else on `meta`."""
 
-    def __init__(self, evaluation: PartialEvaluation, stopped: IsCancelled) -> None:
+    def __init__(
+        self, evaluation: PartialEvaluation, progress: Progress, stopped: IsCancelled
+    ) -> None:
         super().__init__()
         self._evaluation = evaluation
+        self._progress = progress
         self._stopped = stopped
         self._rng = PrivateRng()
 
@@ -56,6 +60,7 @@ class _KernelMode(TorchDispatchMode):
             return self._run(func, args, dict(kwargs or {}))
 
     def _run(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
+        self._progress.kernels += 1
         if (structure := facts(func).structure) is not None:
             raise _refusal(structure)
         tensors = tensors_in((args, keywords))
@@ -225,11 +230,14 @@ _FROM_PYTHON = frozenset({torch.tensor, torch.as_tensor, torch.asarray, torch.fr
 
 
 @contextmanager
-def evaluating_partially(before: PartialEvaluation | None = None) -> Iterator[PartialEvaluation]:
+def evaluating_partially(
+    before: PartialEvaluation | None = None, progress: Progress | None = None
+) -> Iterator[PartialEvaluation]:
     """Evaluate the code in this context partially: known values for real, the rest on `meta`.
 
     Args:
         before: The evaluation of the pass that computed the cache this one uses, if any.
+        progress: Counts the kernels that run.
 
     Yields:
         The evaluation, which says which values are known and what had to be assumed.
@@ -240,5 +248,6 @@ def evaluating_partially(before: PartialEvaluation | None = None) -> Iterator[Pa
     """
     with DeferredInterrupt() as stopped:
         evaluation = PartialEvaluation(before)
-        with torch.no_grad(), _FunctionMode(evaluation), _KernelMode(evaluation, stopped):
+        kernel_mode = _KernelMode(evaluation, progress or Progress(), stopped)
+        with torch.no_grad(), _FunctionMode(evaluation), kernel_mode:
             yield evaluation

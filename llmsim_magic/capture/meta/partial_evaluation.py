@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,13 @@ class EndlessLoop(RuntimeError):
 
 class CannotEvaluate(RuntimeError):
     """A call whose result cannot even be assumed without the values of its arguments."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a pass came: the number of kernels that ran."""
+
+    kernels: int = 0
 
 
 class PartialEvaluation:
