@@ -145,5 +145,8 @@ def _embedding_count(model: HuggingFaceModel, embed: Callable[..., Any], keyword
             features = embed(**keywords)
     except Exception:  # a wrong layout may raise anything
         return 0
-    features = getattr(features, "pooler_output", features)
+    for name in ("pooler_output", "last_hidden_state"):
+        if getattr(features, name, None) is not None:
+            features = getattr(features, name)
+            break
     return sum(tensor.numel() // tensor.shape[-1] for tensor in tensors_in(features))
