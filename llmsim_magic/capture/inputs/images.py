@@ -18,8 +18,10 @@ _KEYWORDS = (
     "image",
     "image_pixel_values",
 )
-_SIZE_KEYS = ("image_size", "img_size", "input_size")
+_SIZE_KEYS = ("image_size", "img_size", "input_size", "max_img_size")
+_PROMPT = "prompt_pixel_values"
 _FRAME_KEYS = ("num_frames", "frames_per_clip")
+_WINDOW_KEYS = ("num_windows_side", "num_windows")  # windows per side
 DEFAULT_SIZE = 224  # pixels, where the config sets no size
 LARGE_SIZE = 1536
 DEFAULT_FRAMES = 8
@@ -35,7 +37,15 @@ def keyword(spec: InputSpec) -> str | None:
 
 
 def image_size(spec: InputSpec) -> tuple[int, int]:
-    """The height and width of an image in pixels, from the config or by default."""
+    """The height and width of an image in pixels, from the config or by default.
+
+    A model that stacks an image under its prompt image has half the config's height for each.
+    """
+    height, width = _config_size(spec)
+    return (height // 2, width) if _PROMPT in spec.accepted else (height, width)
+
+
+def _config_size(spec: InputSpec) -> tuple[int, int]:
     value = spec.config_value(*_SIZE_KEYS, prefer=VISION)
     if isinstance(value, dict):
         value = [value.get("height", DEFAULT_SIZE), value.get("width", DEFAULT_SIZE)]
@@ -61,6 +71,9 @@ class Image:
         size = f"{self.height} × {self.width}"
         if self.spec.config_value(*_SIZE_KEYS, prefer=VISION) is None:
             return f"the config sets no image size; {size} pixels are assumed"
+        if _PROMPT in self.spec.accepted:
+            size = f"{2 * self.height} × {self.width}"
+            return f"the config sets an image size of {size} pixels, half of them for the prompt"
         return f"the config sets an image size of {size} pixels"
 
     @cached_property
@@ -133,6 +146,7 @@ def layouts(spec: InputSpec) -> Iterator[Layout]:
         _patches_with_positions,
         _flattened_patches,
         *wholes,
+        _whole_windows,
         _patches_alone,
         _large_images,
     )
@@ -192,6 +206,17 @@ def _whole_images(image: Image) -> Iterator[Layout]:
     pixels = {image.main: image.pixels()}
     yield Layout(pixels | _size_keywords(image), image.note)
     yield Layout(pixels, image.note)
+
+
+def _whole_windows(image: Image) -> Iterator[Layout]:
+    """Images whose sides are enlarged to a multiple of the windows that the patches form."""
+    side = image.patch_size * image.spec.config_int(*_WINDOW_KEYS, prefer=VISION, default=1)
+    height, width = (-(-size // side) * side for size in (image.height, image.width))
+    if (height, width) == (image.height, image.width):
+        return
+    larger = replace(image, height=height, width=width)
+    note = f"{image.note}, enlarged to {height} × {width}, a multiple of its windows of {side}"
+    yield Layout({image.main: larger.pixels()}, note)
 
 
 def _tiles(image: Image) -> Iterator[Layout]:

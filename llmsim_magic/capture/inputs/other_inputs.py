@@ -107,6 +107,10 @@ def _observed_mask(spec: InputSpec) -> torch.Tensor:
     return torch.ones_like(_series(spec), device="cpu", dtype=torch.bool)
 
 
+def _zero_per_sample(spec: InputSpec) -> torch.Tensor:
+    return torch.zeros(spec.batch, dtype=torch.long)
+
+
 def _states(spec: InputSpec) -> torch.Tensor:
     return spec.meta_tensor(
         spec.batch, spec.context, spec.config_int("state_dim", "max_state_dim", default=1)
@@ -173,5 +177,6 @@ OPTIONAL_INPUTS: dict[str, MakeInput] = {
     "returns_to_go": _rewards,
     "timesteps": _positions,
     "speaker_embeddings": _speaker,
+    "lang_ids": _zero_per_sample,
 }
 OTHER_INPUTS = REQUIRED_INPUTS | OPTIONAL_INPUTS
