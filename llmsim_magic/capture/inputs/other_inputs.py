@@ -1,7 +1,7 @@
 """Inputs other than tokens, pixels and audio: boxes, time series, hidden states."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, get_origin
 
 import torch
 
@@ -80,9 +80,31 @@ def _past_steps(spec: InputSpec) -> int:
 
 
 def _series(spec: InputSpec) -> torch.Tensor:
-    channels = spec.config_int("num_input_channels", "input_size", default=1)
-    flat = spec.config_value("lags_sequence") is not None and channels == 1
-    return spec.meta_tensor(spec.batch, _past_steps(spec), *(() if flat else (channels,)))
+    """`[batch, steps]` of one channel, or `[batch, steps, channels]`."""
+    return spec.meta_tensor(spec.batch, _past_steps(spec), *_channels(spec))
+
+
+def _one_or_more_series(spec: InputSpec) -> Any:
+    """The series of all samples, as a list where the forward is annotated with a sequence."""
+    series = _series(spec)
+    if get_origin(spec.accepted["past_values"].annotation) is Sequence:
+        return list(series.unbind())
+    return series
+
+
+def _channels(spec: InputSpec) -> tuple[int, ...]:
+    """The last dimension of a series; none if the config knows no channels, or lags of one."""
+    channels = spec.config_int("num_input_channels", "input_size", default=0)
+    has_lags = spec.config_value("lags_sequence") is not None
+    return () if not channels or (has_lags and channels == 1) else (channels,)
+
+
+def _unpadded_series(spec: InputSpec) -> torch.Tensor:
+    return torch.zeros(spec.batch, _past_steps(spec), dtype=torch.long)
+
+
+def _frequency(spec: InputSpec) -> torch.Tensor:
+    return torch.zeros(spec.batch, 1, dtype=torch.long)
 
 
 def _time_features(length: Callable[[InputSpec], int]) -> MakeInput:
@@ -98,9 +120,7 @@ def _future_steps(spec: InputSpec) -> int:
 
 
 def _future_values(spec: InputSpec) -> torch.Tensor:
-    channels = spec.config_int("num_input_channels", "input_size", default=1)
-    flat = spec.config_value("lags_sequence") is not None and channels == 1
-    return spec.meta_tensor(spec.batch, _future_steps(spec), *(() if flat else (channels,)))
+    return spec.meta_tensor(spec.batch, _future_steps(spec), *_channels(spec))
 
 
 def _observed_mask(spec: InputSpec) -> torch.Tensor:
@@ -166,7 +186,9 @@ OPTIONAL_INPUTS: dict[str, MakeInput] = {
     "visual_embeds": _regions,
     "visual_pos": _region_boxes,
     "conditional_pixel_values": _image,
-    "past_values": _series,
+    "past_values": _one_or_more_series,
+    "past_values_padding": _unpadded_series,
+    "freq": _frequency,
     "past_observed_mask": _observed_mask,
     "past_time_features": _time_features(_past_steps),
     "future_time_features": _time_features(_future_steps),
