@@ -49,7 +49,7 @@ def trace(
         model: a hub id, a local folder or `config.json`, a `PretrainedConfig` or an `nn.Module`.
         phase: `prefill` reads `context` tokens; `decode` reads one, with `context` in the cache.
         batch: number of sequences.
-        context: tokens per sequence; 128, or fewer if a learned position table is shorter.
+        context: tokens per sequence; 128, or fewer if the model has fewer positions.
         dtype: `bfloat16`, `float16` or `float32`; by default the config's.
         attn: `sdpa` (one fused kernel) or `eager` (separate matmuls and softmax).
         base: leave out the head, as `AutoModel` does.

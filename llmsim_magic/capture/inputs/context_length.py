@@ -5,6 +5,8 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture.inputs.signature import HuggingFaceModel, parameters, text_configs
+from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
+from llmsim_magic.capture.meta.snapshot import restored
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.workload import Workload
 
@@ -15,16 +17,17 @@ def is_huggingface(model: torch.nn.Module) -> bool:
 
 
 def longest_context(model: HuggingFaceModel) -> int | None:
-    """The number of tokens that a learned position table has rows for.
+    """The number of tokens that a model has positions for.
 
     A position table is an embedding, other than the vocabulary's, with as many rows as the config
-    declares positions. Rows up to the padding index or the offset hold no position.
+    declares positions. Rows up to the padding index or the offset hold no position. A module may
+    instead hold the numbers of all positions in a buffer `position_ids` and fail beyond them.
 
     Args:
         model: Any module.
 
     Returns:
-        The limit in tokens; None without such a table.
+        The limit in tokens; None without one.
     """
     if not is_huggingface(model) or not reads_tokens(model):
         return None
@@ -38,7 +41,31 @@ def longest_context(model: HuggingFaceModel) -> int | None:
             offset = int(getattr(module, "offset", 0))
             if rows - offset in declared:
                 limits.append(rows - max(padding, offset))
+        elif (count := _numbered_positions(module)) in declared and _fails_beyond(module, count):
+            limits.append(count)
     return min(limits, default=None)
+
+
+def _numbered_positions(module: torch.nn.Module) -> int:
+    """The length of a module's buffer `position_ids`; 0 without one, or if it reads no tokens."""
+    numbers = module._buffers.get("position_ids")
+    if numbers is None or "input_ids" not in parameters(module.forward):
+        return 0
+    return numbers.shape[-1]
+
+
+def _fails_beyond(module: torch.nn.Module, count: int) -> bool:
+    """Whether a module reads `count` tokens and no more; some compute any position they need."""
+    return _reads(module, count) and not _reads(module, count + 1)
+
+
+def _reads(module: torch.nn.Module, count: int) -> bool:
+    try:
+        with restored(module), evaluating_partially():
+            module(input_ids=torch.zeros(1, count, dtype=torch.long))
+    except Exception:  # the module may raise anything
+        return False
+    return True
 
 
 def declared_context(model: HuggingFaceModel) -> int | None:
@@ -76,7 +103,7 @@ def fit_context(longest: int | None, workload: Workload, name: str, *, shorten: 
     if shorten:
         return Workload(workload.phase, workload.batch, limit)
     raise InvalidValue(
-        f"{name}: context {workload.context} is too long: the learned position table has {longest} "
+        f"{name}: context {workload.context} is too long: the position table has {longest} "
         f"entries, so at most {limit} in {workload.phase}"
     )
 

@@ -50,7 +50,7 @@ class MetaModel:
     @cached_property
     @isolated()
     def longest_context(self) -> int | None:
-        """The number of tokens in its learned position table; None without such a table."""
+        """The number of tokens that it has positions for; None without such a limit."""
         return longest_context(self.module)
 
     @property
