@@ -48,8 +48,13 @@ def sample_count(spec: InputSpec) -> int:
     return DEFAULT_SAMPLES
 
 
-def layouts(spec: InputSpec) -> Iterator[Layout]:
-    """Yield layouts of one audio input per sample, the most likely first."""
+def layouts(spec: InputSpec, length: int | None = None) -> Iterator[Layout]:
+    """Yield layouts of one audio input per sample, the most likely first.
+
+    Args:
+        spec: The model and its batch size.
+        length: The number of frames or samples; None for that of the config or by default.
+    """
     main = keyword(spec)
     if main is None:
         return
@@ -57,12 +62,12 @@ def layouts(spec: InputSpec) -> Iterator[Layout]:
     if main == "input_values" and spec.config_value("num_mel_bins", prefer=AUDIO) is None:
         families = (_waveforms, _spectrograms)
     for family in families:
-        yield from family(spec, main)
+        yield from family(spec, main, length)
 
 
-def _spectrograms(spec: InputSpec, main: str) -> Iterator[Layout]:
+def _spectrograms(spec: InputSpec, main: str, length: int | None) -> Iterator[Layout]:
     """`[batch, mel bins, frames]` or `[batch, frames, mel bins]`, with or without one channel."""
-    batch, frames = spec.batch, frame_count(spec)
+    batch, frames = spec.batch, length or frame_count(spec)
     check_input_size(batch, frames)
     all_valid = torch.ones(batch, frames, dtype=torch.long)
     companions = {
@@ -74,16 +79,16 @@ def _spectrograms(spec: InputSpec, main: str) -> Iterator[Layout]:
         "is_longer": torch.zeros(batch, 1, dtype=torch.bool),
     }
     note = f"the audio input has {frames} frames"
-    if isinstance(spec.config_value("max_source_positions", prefer=AUDIO), int):
+    if not length and isinstance(spec.config_value("max_source_positions", prefer=AUDIO), int):
         note = f"the config sets an audio input of {frames} frames; context counts text tokens"
     for mel_bins in _mel_bins(spec):
         for shape in ((mel_bins, frames), (frames, mel_bins), (1, frames, mel_bins)):
             yield Layout({main: spec.meta_tensor(batch, *shape), **companions}, note)
 
 
-def _waveforms(spec: InputSpec, main: str) -> Iterator[Layout]:
+def _waveforms(spec: InputSpec, main: str, length: int | None) -> Iterator[Layout]:
     """`[batch, samples]` or `[batch, channels, samples]` with one or two channels."""
-    samples = sample_count(spec)
+    samples = length or sample_count(spec)
     check_input_size(spec.batch, samples)
     all_valid = torch.ones(spec.batch, samples, dtype=torch.long)
     for channels in ((), (1,), (2,)):

@@ -16,7 +16,8 @@ CODEBOOKS_NOTE = "each position holds one token of every codebook"
 
 def codebook_count(spec: InputSpec) -> int:
     """The number of codebooks; 0 for image models, whose `num_channels` means color channels."""
-    if images.keyword(spec) is not None:
+    reads_tokens = {"input_ids", "decoder_input_ids"} & set(spec.accepted)
+    if images.keyword(spec) is not None or not reads_tokens:
         return 0
     return spec.config_int("num_codebooks", "num_channels", "num_quantizers", default=0)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from llmsim_magic.capture.inputs.added_audio import audio_for_tokens
 from llmsim_magic.capture.inputs.forward_inputs import add_decoder_tokens, encoder_inputs
 from llmsim_magic.capture.inputs.model_inputs import ModelInputs
 from llmsim_magic.capture.inputs.other_inputs import OTHER_INPUTS
@@ -11,6 +12,7 @@ from llmsim_magic.capture.inputs.signature import (
     InputSpec,
     Keywords,
     is_encoder_decoder,
+    parameters,
 )
 from llmsim_magic.capture.inputs.text import token_ids
 from llmsim_magic.records.trace.workload import Workload
@@ -81,6 +83,23 @@ def _decode_inputs_with_media(
     return ModelInputs(media | keywords)
 
 
+def _decode_inputs_with_audio(
+    model: HuggingFaceModel, workload: Workload, state: Keywords, primed: Keywords
+) -> ModelInputs:
+    """Inputs of one decode step that also reads the audio of its token."""
+    keywords = decode_inputs(model, workload, state, primed).keywords
+    layout = next(audio_for_tokens(InputSpec(model, workload.batch, 1)), None)
+    if layout is None:
+        raise ValueError("the forward takes no audio for each token")
+    accepted = parameters(model.forward)
+    heard = {name: value for name, value in layout.keywords.items() if name in accepted}
+    return ModelInputs(heard | keywords, [layout.note])
+
+
 MakeDecodeInputs = Callable[[HuggingFaceModel, Workload, Keywords, Keywords], ModelInputs]
 # The most likely first; the caller uses the first whose inputs the model can read.
-DECODE_INPUT_MAKERS: tuple[MakeDecodeInputs, ...] = (decode_inputs, _decode_inputs_with_media)
+DECODE_INPUT_MAKERS: tuple[MakeDecodeInputs, ...] = (
+    decode_inputs,
+    _decode_inputs_with_media,
+    _decode_inputs_with_audio,
+)

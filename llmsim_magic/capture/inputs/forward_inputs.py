@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.inputs import audio, video_session
+from llmsim_magic.capture.inputs.added_audio import audio_for_tokens
 from llmsim_magic.capture.inputs.codebooks import (
     CODEBOOKS_NOTE,
     codebook_count,
@@ -97,6 +99,8 @@ def _candidates(spec: InputSpec, *, text_only: bool) -> Iterator[ModelInputs]:
     for with_optional in (False, True):
         for inputs in _layout_combinations(spec, embedded, separate):
             yield _add_text(spec, inputs, spans, with_optional=with_optional)
+    for layout in audio_for_tokens(spec) if audio in separate else ():
+        yield _add_text(spec, ModelInputs(dict(layout.keywords), [layout.note]), ())
     has_codebooks = "input_ids" in spec.accepted and not is_encoder_decoder(spec.model)
     codebooks = codebook_count(spec) if has_codebooks else 0
     for ids in codebook_token_ids(spec, spec.context, codebooks):
@@ -152,6 +156,8 @@ def _add_text(
     for name in (*main, *spec.required, *(OPTIONAL_INPUTS if with_optional else ())):
         if name in OTHER_INPUTS and name in spec.accepted and name not in keywords:
             keywords[name] = OTHER_INPUTS[name](spec)
+    if video_session.KEYWORD in keywords:
+        notes.append(video_session.note(keywords[video_session.KEYWORD]))
     if "use_cache" in spec.accepted:
         keywords["use_cache"] = True
     return ModelInputs(keywords, notes)

@@ -30,6 +30,8 @@ DEFAULT_FRAMES = 8
 def keyword(spec: InputSpec) -> str | None:
     """The forward's keyword for pixels; None for a model without image input."""
     has_grid = {"grid_thw", "image_grid_thw"} & set(spec.accepted)
+    if "inference_session" in spec.accepted:  # which holds the frames of a video
+        return None
     is_tower = has_grid or set(_KEYWORDS) & set(spec.main_inputs)
     if is_tower and "input_ids" not in spec.accepted:
         return spec.first_accepted(_KEYWORDS) or next(iter(spec.accepted))

@@ -5,7 +5,7 @@ from typing import Any, get_origin
 
 import torch
 
-from llmsim_magic.capture.inputs import images
+from llmsim_magic.capture.inputs import images, video_session
 from llmsim_magic.capture.inputs.signature import InputSpec
 from llmsim_magic.capture.inputs.text import token_ids
 
@@ -131,6 +131,10 @@ def _zero_per_sample(spec: InputSpec) -> torch.Tensor:
     return torch.zeros(spec.batch, dtype=torch.long)
 
 
+def _first_frame(spec: InputSpec) -> int:
+    return video_session.FRAME
+
+
 def _states(spec: InputSpec) -> torch.Tensor:
     return spec.meta_tensor(
         spec.batch, spec.context, spec.config_int("state_dim", "max_state_dim", default=1)
@@ -171,6 +175,7 @@ REQUIRED_INPUTS: dict[str, MakeInput] = {
     "prompt_pixel_values": _image,
     "prompt_masks": _image,
     "bool_masked_pos": _masked_positions,
+    video_session.KEYWORD: video_session.video_session,
 }
 # Used only after a forward failed without the optional keywords.
 OPTIONAL_INPUTS: dict[str, MakeInput] = {
@@ -200,5 +205,6 @@ OPTIONAL_INPUTS: dict[str, MakeInput] = {
     "timesteps": _positions,
     "speaker_embeddings": _speaker,
     "lang_ids": _zero_per_sample,
+    "frame_idx": _first_frame,
 }
 OTHER_INPUTS = REQUIRED_INPUTS | OPTIONAL_INPUTS

@@ -12,7 +12,6 @@ from llmsim_magic.capture.inputs.model_inputs import ModelInputs
 from llmsim_magic.capture.inputs.signature import (
     HuggingFaceModel,
     InputSpec,
-    Keywords,
     check_input_size,
     parameters,
 )
@@ -21,12 +20,13 @@ from llmsim_magic.capture.kernels.tensors import tensors_in
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.snapshot import restored
 
+EMBED_AUDIO = "get_audio_features"
 # The type of a token (its number in `mm_token_type_ids`), the config's keys of the placeholder's
 # id, and the method by which a model computes the embeddings that replace the placeholders.
 _EMBEDDED: tuple[tuple[int, tuple[str, ...], str, Modality], ...] = (
     (1, ("image_token_id", "image_token_index"), "get_image_features", images),
     (2, ("video_token_id", "video_token_index"), "get_video_features", images),
-    (3, ("audio_token_id", "audio_token_index"), "get_audio_features", audio),
+    (3, ("audio_token_id", "audio_token_index"), EMBED_AUDIO, audio),
 )
 # Keywords that state the type of each token, computed from the token types; 0 is text.
 TOKEN_TYPE_KEYWORDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -123,25 +123,34 @@ def _first_embeddable(
     spec: InputSpec, method: str, layouts: Iterable[Layout]
 ) -> tuple[Layout, int] | None:
     """The first layout that the model can embed, and the number of embeddings per sample."""
-    embed: Callable[..., Any] | None = getattr(spec.model, method, None)
-    if embed is None:
-        return None
-    inner = getattr(getattr(spec.model, "model", None), method, embed)
-    named = set(parameters(inner)) | set(parameters(embed))
     for layout in layouts:
-        keywords = {name: value for name, value in layout.keywords.items() if name in spec.accepted}
-        count = _embedding_count(
-            spec.model, embed, {name: keywords[name] for name in keywords if name in named}
-        )
-        if count:
+        if count := embedding_count(spec, method, layout):
+            keywords = {
+                name: value for name, value in layout.keywords.items() if name in spec.accepted
+            }
             return Layout(keywords, layout.note), count // spec.batch
     return None
 
 
-def _embedding_count(model: HuggingFaceModel, embed: Callable[..., Any], keywords: Keywords) -> int:
-    """The number of embeddings that the model computes; 0 if it cannot read the layout."""
+def embedding_count(spec: InputSpec, method: str, layout: Layout) -> int:
+    """The number of embeddings that a model computes of a layout.
+
+    Args:
+        spec: The model.
+        method: Its method that computes them.
+        layout: The keywords of an image or audio.
+
+    Returns:
+        The count for all samples together; 0 if the model cannot read the layout.
+    """
+    embed: Callable[..., Any] | None = getattr(spec.model, method, None)
+    if embed is None:
+        return 0
+    inner = getattr(getattr(spec.model, "model", None), method, embed)
+    named = (set(parameters(inner)) | set(parameters(embed))) & set(spec.accepted)
+    keywords = {name: value for name, value in layout.keywords.items() if name in named}
     try:
-        with restored(model), evaluating_partially():
+        with restored(spec.model), evaluating_partially():
             features = embed(**keywords)
     except Exception:  # a wrong layout may raise anything
         return 0
