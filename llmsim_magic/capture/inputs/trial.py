@@ -10,15 +10,19 @@ from llmsim_magic.capture.meta.snapshot import restored
 from llmsim_magic.records.trace.workload import Workload
 
 _SMALL = Workload("prefill", 1, 8)
-_MOST_CANDIDATES = 4  # the likely ways of giving inputs
 
 
-def can_run(model: HuggingFaceModel) -> bool:
-    """Whether a small prefill of a model on the meta device runs; leaves the model as it was."""
+def can_run(model: HuggingFaceModel, most: int | None = None) -> bool:
+    """Whether a small prefill of a model on the meta device runs; leaves the model as it was.
+
+    Args:
+        model: The model.
+        most: How many ways of giving inputs are tried; None for all.
+    """
     if not is_huggingface(model):
         return False
     try:
-        candidates = list(islice(prefill_inputs(model, _SMALL), _MOST_CANDIDATES))
+        candidates = list(islice(prefill_inputs(model, _SMALL), most))
     except Exception:  # no inputs can be made
         return False
     return any(_runs(model, inputs.keywords) for inputs in candidates)

@@ -5,7 +5,7 @@ import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from llmsim_magic.capture.kernels.rng import preserved_rng
 from llmsim_magic.capture.kernels.tensors import dtype_name
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.meta.small_buffers import TooManyWeights, tracking_buffers
+from llmsim_magic.capture.models.backbone_stages import with_all_stages
 from llmsim_magic.capture.models.config_sanitizer import sanitized
 from llmsim_magic.capture.models.model_class import check_has_forward, model_constructor
 from llmsim_magic.capture.models.resolve import ConfigSource, declared_classes
@@ -96,8 +97,11 @@ def from_config(
     if attention:
         options["attn_implementation"] = attention
     constructor = model_constructor(config, name, base=base, has_remote_code=has_remote_code)
-    module = _built(constructor.build, config, options, name)
+    build = partial(_built, constructor.build, options=options, name=name)
+    module = build(config)
     check_has_forward(module, name)
+    module, stage_notes = with_all_stages(module, config, build)
+    notes += stage_notes
     class_name = type(module).__name__
     if constructor.instead_of:
         notes.append(f"{class_name} is built instead of {constructor.instead_of}")

@@ -96,7 +96,7 @@ def check_has_forward(module: Any, name: str) -> None:
         f"trace(config.{key})"
         for child in module.children()
         for key, value in vars(module.config).items()
-        if type(value) is type(getattr(child, "config", None)) and can_run(child)
+        if type(value) is type(getattr(child, "config", None)) and can_run(child, most=4)
     ]
     advice = f"; trace one of them in Python: {', '.join(dict.fromkeys(parts))}" if parts else ""
     raise CannotTrace(
