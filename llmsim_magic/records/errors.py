@@ -103,6 +103,11 @@ def is_instance(given: object, kind: type) -> bool:
     return issubclass(type(given), kind)
 
 
+def clip(text: str, limit: int = 80) -> str:
+    """A text as one line of at most `limit` characters, without quotes."""
+    return _cut(" ".join(text.split()), limit)
+
+
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

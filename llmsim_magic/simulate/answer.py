@@ -65,7 +65,7 @@ def answer(
     """
     if request.csv is not None:
         check_writable(request.csv)
-    known = recipe or model_recipe(request.model, request.build, progress)
+    known = recipe or model_recipe(request.model, request.build, progress, cancelled)
     compared = None
     if request.compare is not None:
         second = replace(request, model=request.compare, csv=None, compare=None)

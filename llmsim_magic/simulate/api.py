@@ -46,7 +46,8 @@ def trace(
     """Trace one forward pass of a model, without its weights.
 
     Args:
-        model: a hub id, a local folder or `config.json`, a `PretrainedConfig` or an `nn.Module`.
+        model: a hub id (also `owner/name@revision`, or an address of the hub), a local folder or
+            `config.json`, a `PretrainedConfig` or an `nn.Module`.
         phase: `prefill` reads `context` tokens; `decode` reads one, with `context` in the cache.
         batch: number of sequences.
         context: tokens per sequence; 128, or fewer if the model has fewer positions.
@@ -55,7 +56,7 @@ def trace(
         base: leave out the head, as `AutoModel` does.
         inputs: of any module: a tensor, a tuple or a dict, instead of phase, batch and context.
         trust_remote_code: run code from the model's repository.
-        refresh: read the config from the hub before the built-in catalogue.
+        refresh: read the config from the hub, not from the built-in catalogue or the local cache.
         replay: run identical layers only once; the result is the same.
         hardware: devices to predict time and memory for, `local` for this machine, or `all`.
         weight_dtype: dtype of the stored weights, such as `int4`; by default the model's.
@@ -138,7 +139,7 @@ def sweep(
         raise InvalidValue.must_be("executor", executor, "a concurrent.futures.Executor")
     require_callable("cancelled", cancelled, "that returns whether to stop")
     require_callable("progress", progress, "that takes a message")
-    recipe = model_recipe(model, request.build, progress)
+    recipe = model_recipe(model, request.build, progress, cancelled)
     return trace_workloads(recipe, request, progress, cancelled, executor)
 
 

@@ -34,7 +34,7 @@ class Build:
         attn: `sdpa` or `eager`; None for the model's own.
         dtype: a torch dtype name; None for the config's.
         trust_remote_code: run code from the model's repository.
-        refresh: read the config from the hub before the built-in catalogue.
+        refresh: read the config from the hub, not from the built-in catalogue or the local cache.
         parallel: tensor, pipeline and expert parallel sizes.
 
     Raises:

@@ -21,6 +21,7 @@ from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.meta.small_buffers import TooManyWeights, tracking_buffers
 from llmsim_magic.capture.models.backbone_stages import with_all_stages
 from llmsim_magic.capture.models.config_sanitizer import sanitized
+from llmsim_magic.capture.models.lora_adapter import add_lora
 from llmsim_magic.capture.models.model_class import check_has_forward, model_constructor
 from llmsim_magic.capture.models.resolve import ConfigSource, declared_classes
 from llmsim_magic.capture.record.hooks import ModelHooks
@@ -102,6 +103,8 @@ def from_config(
     check_has_forward(module, name)
     module, stage_notes = with_all_stages(module, config, build)
     notes += stage_notes
+    if source.adapter is not None:
+        notes.append(add_lora(module, source.adapter, name))
     class_name = type(module).__name__
     if constructor.instead_of:
         notes.append(f"{class_name} is built instead of {constructor.instead_of}")

@@ -10,19 +10,13 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture.inputs.trial import can_run
+from llmsim_magic.capture.models.remote_code import MODEL_CLASSES
 from llmsim_magic.capture.models.resolve import declared_classes
 from llmsim_magic.records.errors import CannotTrace, shorten
 
-# In order of preference: an encoder-decoder class before a decoder alone.
-_WITH_HEAD = (
-    "AutoModelForSeq2SeqLM",
-    "AutoModelForSpeechSeq2Seq",
-    "AutoModelForImageTextToText",
-    "AutoModelForMaskedLM",
-    "AutoModelForCausalLM",
-)
 # The last two list vision towers, and models of several parts, that no other class lists.
-_AUTO_CLASSES = (*_WITH_HEAD, "AutoModel", "AutoBackbone", "AutoModelForMultimodalLM")
+_AUTO_CLASSES = (*MODEL_CLASSES, "AutoBackbone", "AutoModelForMultimodalLM")
+_WITH_HEAD = tuple(name for name in MODEL_CLASSES if name != "AutoModel")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,22 @@
 import copy
 import importlib
 import os.path
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmsim_magic.capture.models.config_file import read_config
+from llmsim_magic.capture.hub.config_file import decode_config, parse_config, read_content
+from llmsim_magic.capture.hub.failures import HubUnavailable
+from llmsim_magic.capture.hub.repository import FolderRepository, HubRepository, import_hub
+from llmsim_magic.capture.hub.repository_name import is_address, parse_name
+from llmsim_magic.capture.hub.request import HubWait
 from llmsim_magic.capture.models.config_limits import check_sizes
-from llmsim_magic.capture.models.hub import cached_config_file, download_config
+from llmsim_magic.capture.models.found_config import LOCAL_FILE, FoundConfig
+from llmsim_magic.capture.models.lora_adapter import declare_task
+from llmsim_magic.capture.models.remote_code import config_with_code
+from llmsim_magic.capture.models.repository_kinds import FindBase, config_of
 from llmsim_magic.catalog import models
 from llmsim_magic.records.errors import CannotTrace, UnknownModel, describe, shorten
 from llmsim_magic.records.printable import printable
@@ -17,40 +26,40 @@ from llmsim_magic.records.printable import printable
 
 @dataclass(frozen=True, slots=True)
 class ConfigSource:
-    """A `PretrainedConfig` with its display name, its origin and notes for the report."""
+    """A `PretrainedConfig` with its display name, its origin and notes for the report.
+
+    `adapter` has the keys of the adapter whose layers the model gets.
+    """
 
     name: str
     config: Any
     origin: str
     notes: tuple[str, ...] = ()
+    adapter: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FoundConfig:
-    """The raw keys of a `config.json`, before transformers interprets them.
-
-    `location` is the folder or hub id that they came from.
-    """
-
-    name: str
-    keys: dict[str, Any]
-    origin: str
-    location: str
-
-
-def find_config(name: str, *, refresh: bool = False) -> FoundConfig:
+def find_config(name: str, *, refresh: bool = False, wait: HubWait | None = None) -> FoundConfig:
     """Find the config of a model; needs neither torch nor transformers.
 
     Args:
-        name: A hub id, a catalogue alias, a folder or the path of a `config.json`.
+        name: A hub id (`owner/name`, `owner/name@revision`), an address of the hub, a catalogue
+            alias, a folder or the path of a `config.json`.
         refresh: Skip the catalogue and the local cache and ask the hub.
+        wait: How long to wait for the hub, and what to call meanwhile.
 
     Returns:
         The keys of the config and where they came from.
 
     Raises:
         UnknownModel: If nothing is found, with the closest known names.
+        Cancelled: Cancelled while waiting for the hub.
     """
+    wait = wait or HubWait()
+    return _find(name, refresh, wait, partial(_find, refresh=refresh, wait=wait, find_base=None))
+
+
+def _find(name: str, refresh: bool, wait: HubWait, find_base: FindBase | None) -> FoundConfig:
+    """Find a config; `find_base` is None for the base model of an adapter."""
     if not name.strip():
         raise UnknownModel(
             "the model's name is empty; it must be a hub id, a folder or the path of a config.json"
@@ -58,23 +67,38 @@ def find_config(name: str, *, refresh: bool = False) -> FoundConfig:
     path = Path(os.path.expanduser(name))
     is_local = os.path.isfile(path) or os.path.isfile(path / "config.json")
     if name.startswith((".", "/", "~")) or is_local:
-        return _config_at_path(name, path)
+        return _config_at_path(name, path, find_base)
     entry = models.find(name)
+    if entry is None and (is_address(name) or "@" in name) and not os.path.isdir(path):
+        import_hub()
+        parsed = parse_name(name.strip())
+        entry = models.find(parsed.repo) if str(parsed) == parsed.repo else None
     if entry is not None and not refresh:
         return FoundConfig(entry.name, copy.deepcopy(entry.config), "catalogue", entry.name)
-    if os.path.isdir(path) or name.endswith(".json"):
-        return _config_at_path(name, path)
-    if not refresh and (cached := cached_config_file(name)):
-        return FoundConfig(name, read_config(cached, name), "local cache", name)
-    return FoundConfig(name, download_config(name), "hub", name)
+    if not is_address(name) and (os.path.isdir(path) or name.endswith(".json")):
+        return _config_at_path(name, path, find_base)
+    import_hub()
+    repository = HubRepository(parse_name(name.strip()), wait, refresh)
+    try:
+        return config_of(repository, find_base)
+    except HubUnavailable as error:
+        if not refresh:
+            raise
+        where = "the built-in catalogue" if entry is not None else "the local cache"
+        if entry is None and not repository.is_cached("config.json"):
+            raise
+        raise HubUnavailable(f"{error}; without --refresh {where} answers") from error
 
 
-def load_config(found: FoundConfig, *, trust_remote_code: bool = False) -> ConfigSource:
+def load_config(
+    found: FoundConfig, *, trust_remote_code: bool = False, wait: HubWait | None = None
+) -> ConfigSource:
     """Turn the raw keys of a config into a config object of transformers.
 
     Args:
         found: The keys and their location.
         trust_remote_code: Run code of the model's repository, where its config needs it.
+        wait: How long to wait for the hub, if it has that code.
 
     Returns:
         The config object, with notes for the report.
@@ -87,45 +111,47 @@ def load_config(found: FoundConfig, *, trust_remote_code: bool = False) -> Confi
     check_sizes(name, keys)
     config_class = _config_class(transformers, keys)
     model_type = keys.get("model_type")
-    if config_class is None and "auto_map" in keys:
-        return _config_from_remote_code(transformers, found, trust_remote_code)
+    if _needs_own_code(transformers, config_class, keys):
+        if trust_remote_code:
+            config = config_with_code(found, config_class, wait or HubWait())
+            notes = (*found.notes, "code of the model's repository was run")
+            return ConfigSource(name, config, found.origin, notes, found.adapter)
+        if config_class is None:
+            raise CannotTrace(
+                f"{name}: its architecture is defined by code in its own repository; "
+                "--trust-remote-code downloads that code and runs it on this machine"
+            )
     if config_class is None:
         version = f"transformers {transformers.__version__}"
         if not model_type:
             raise CannotTrace(f"{name}: its config is without model_type, which {version} needs")
         raise CannotTrace(f"{name}: model_type {shorten(model_type)} is unknown to {version}")
     try:
-        config = config_class.from_dict(copy.deepcopy(keys))
+        plain = {key: value for key, value in keys.items() if key != "auto_map"}
+        config = config_class.from_dict(copy.deepcopy(plain))
     except Exception as error:
         raise CannotTrace(
             f"{name}: {config_class.__name__} rejects the config: {describe(error)}"
         ) from error
-    notes = []
+    if found.adapter is not None:
+        declare_task(config, found.adapter)
+    added = []
     if not _is_known_type(transformers, model_type):
-        notes.append(
+        added.append(
             f"model_type {shorten(model_type)} is unknown; "
             f"the model is built as {config_class.model_type}, the type of its declared class"
         )
-    return ConfigSource(name, config, found.origin, tuple(notes))
+    return ConfigSource(name, config, found.origin, (*found.notes, *added), found.adapter)
 
 
-def _config_from_remote_code(
-    transformers: Any, found: FoundConfig, trust_remote_code: bool
-) -> ConfigSource:
-    """Build the config with code of the model's own repository, if the user trusts it."""
-    if not trust_remote_code:
-        raise CannotTrace(
-            f"{found.name}: its architecture is defined by code in its own repository; "
-            "--trust-remote-code downloads that code and runs it on this machine"
-        )
-    try:
-        config = transformers.AutoConfig.from_pretrained(found.location, trust_remote_code=True)
-    except Exception as error:
-        raise CannotTrace(
-            f"{found.name}: the code of its repository fails: {describe(error)}"
-        ) from error
-    notes = ("code of the model's repository was run",)
-    return ConfigSource(found.name, config, found.origin, notes)
+def _needs_own_code(transformers: Any, config_class: Any, keys: dict[str, Any]) -> bool:
+    """Whether a config names code of its repository, for a type or class that is not known."""
+    if "auto_map" not in keys:
+        return False
+    declared = declared_classes(keys.get("architectures"))
+    return config_class is None or not any(
+        hasattr(getattr(transformers, each, None), "_from_config") for each in declared
+    )
 
 
 def _is_known_type(transformers: Any, model_type: Any) -> bool:
@@ -150,15 +176,16 @@ def declared_classes(value: Any) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str))
 
 
-def _config_at_path(name: str, path: Path) -> FoundConfig:
+def _config_at_path(name: str, path: Path, find_base: FindBase | None) -> FoundConfig:
     is_folder = os.path.isdir(path)
     file = path / "config.json" if is_folder else path
+    if os.path.lexists(file) and not os.path.isfile(file):
+        raise UnknownModel(f"{shorten(name)}: {file.name} is not a file or a link to one")
+    if is_folder:
+        found = config_of(FolderRepository(path, name), find_base)
+        return replace(found, name=printable(path.name or name))
     if not os.path.isfile(file):
-        if os.path.lexists(file):
-            raise UnknownModel(f"{shorten(name)}: {file.name} is not a file or a link to one")
-        problem = "the folder has no config.json" if is_folder else "the file does not exist"
-        raise UnknownModel(f"{shorten(name)}: {problem}")
-    label = path.name if is_folder else path.parent.name or path.stem
-    return FoundConfig(
-        printable(label or name), read_config(file, name), "local file", str(file.parent)
-    )
+        raise UnknownModel(f"{shorten(name)}: the file does not exist")
+    keys = parse_config(decode_config(read_content(file, name), file.name, name), name)
+    label = printable(path.parent.name or path.stem or name)
+    return FoundConfig(label, keys, LOCAL_FILE, str(file.parent))

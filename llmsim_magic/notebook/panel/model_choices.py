@@ -4,10 +4,11 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmsim_magic.capture.models.hub import cached_models
+from llmsim_magic.capture.hub.local_cache import cached_models
 from llmsim_magic.catalog import models
 from llmsim_magic.notebook.variables import find_model, model_variables
 from llmsim_magic.records.errors import type_name
+from llmsim_magic.records.trace.workload import IsCancelled
 from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress, model_recipe
 from llmsim_magic.simulate.request import Build, Request
 
@@ -69,11 +70,13 @@ class ModelChoices:
             return PanelQuestion(request, self._objects[name])
         return PanelQuestion(request, find_model(name, self._variables))
 
-    def recipe(self, question: PanelQuestion, progress: Progress) -> ModelRecipe:
+    def recipe(
+        self, question: PanelQuestion, progress: Progress, cancelled: IsCancelled
+    ) -> ModelRecipe:
         """The recipe of a model, cached so that a live model is copied only once."""
         key = question.model_key, question.request.build
         if key not in self._recipes:
-            recipe = model_recipe(question.model, question.request.build, progress)
+            recipe = model_recipe(question.model, question.request.build, progress, cancelled)
             self._recipes[key] = question.model, recipe
         return self._recipes[key][1]
 

@@ -183,7 +183,7 @@ class Panel:
 
         interrupts.add(self.cancel)
         try:
-            recipe = self._models.recipe(question, progress)
+            recipe = self._models.recipe(question, progress, job.cancelled)
             request = replace(question.request, model=question.model)
             report = answer(request, progress, job.cancelled, recipe=recipe)
             progress("preparing the view")

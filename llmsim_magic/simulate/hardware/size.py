@@ -107,7 +107,7 @@ def size(
         attn: `sdpa` (one fused kernel) or `eager` (separate matmuls and softmax).
         base: leave out the head, as `AutoModel` does.
         trust_remote_code: run code from the model's repository.
-        refresh: read the config from the hub before the built-in catalogue.
+        refresh: read the config from the hub, not from the built-in catalogue or the local cache.
         cancelled: called between devices; returns True to stop.
         progress: called with a message before each step.
 

@@ -10,8 +10,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from llmsim_magic.capture.hub.request import HubWait
 from llmsim_magic.capture.models.config_limits import check_sizes
-from llmsim_magic.capture.models.resolve import ConfigSource, FoundConfig, find_config, load_config
+from llmsim_magic.capture.models.found_config import FoundConfig
+from llmsim_magic.capture.models.resolve import ConfigSource, find_config, load_config
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import (
     Cancelled,
@@ -60,20 +62,30 @@ class ModelRecipe:
     meta_model: "MetaModel | None" = None
 
 
-def model_recipe(model: Any, build: Build, progress: Progress = no_progress) -> ModelRecipe:
+def model_recipe(
+    model: Any,
+    build: Build,
+    progress: Progress = no_progress,
+    cancelled: IsCancelled = never_cancelled,
+) -> ModelRecipe:
     """The recipe of a model. A live module is copied without its weights immediately.
 
     Args:
         model: a hub id, a path, a `PretrainedConfig` or an `nn.Module`.
         build: how to build the model.
         progress: called with a message before each step.
+        cancelled: polled while waiting for the hub.
 
     Raises:
         UnknownModel: no config was found.
+        Cancelled: cancelled while waiting for the hub.
         CannotTrace: torch or transformers is missing, or the module cannot be copied.
         InvalidValue: not a model, or an option that a live module cannot take.
     """
-    facts = find_config(str(model), refresh=build.refresh) if is_instance(model, str) else None
+    facts = None
+    if is_instance(model, str):
+        wait = HubWait(progress, cancelled)
+        facts = find_config(str(model), refresh=build.refresh, wait=wait)
     progress("importing torch and transformers")
     _require_torch()
     from llmsim_magic.capture.meta.isolation import model_lock
@@ -107,7 +119,8 @@ def model_recipe(model: Any, build: Build, progress: Progress = no_progress) -> 
 
 
 def _recipe_of_config_file(facts: FoundConfig, build: Build) -> ModelRecipe:
-    key = (json.dumps(facts.keys), facts.name, facts.origin, facts.location, build)
+    content = json.dumps([facts.keys, facts.adapter, facts.notes])
+    key = (content, facts.name, facts.origin, facts.location, build)
     return ModelRecipe(name=facts.name, key=key, build=build, facts=facts)
 
 
@@ -145,7 +158,7 @@ def build_model(
     progress(f"building {recipe.name} without weights")
     try:
         with DeferredInterrupt(cancelled), model_lock:
-            return session_cache.model(recipe.key, lambda: _build(recipe))
+            return session_cache.model(recipe.key, lambda: _build(recipe, progress, cancelled))
     except KeyboardInterrupt:
         if cancelled():
             raise Cancelled(f"{recipe.name}: cancelled while it was built") from None
@@ -212,7 +225,7 @@ def build_workload_model(
     return meta_model
 
 
-def _build(recipe: ModelRecipe) -> "MetaModel":
+def _build(recipe: ModelRecipe, progress: Progress, cancelled: IsCancelled) -> "MetaModel":
     from llmsim_magic.capture.models.meta_model import from_config
     from llmsim_magic.capture.parallel.sharding import sharded
 
@@ -221,7 +234,13 @@ def _build(recipe: ModelRecipe) -> "MetaModel":
         source = ConfigSource(recipe.name, recipe.config, "config object")
     else:
         facts = replace(recipe.facts, keys=copy.deepcopy(recipe.facts.keys))
-        source = load_config(facts, trust_remote_code=build.trust_remote_code)
+        wait = HubWait(progress, cancelled)
+        source = load_config(facts, trust_remote_code=build.trust_remote_code, wait=wait)
+    if source.adapter is not None and max(build.parallel.tp, build.parallel.ep) > 1:
+        raise InvalidValue(
+            f"{recipe.name}: tp and ep cannot be applied to an adapter's layers; trace its base "
+            "model, or use pp"
+        )
     whole = from_config(
         source,
         base=build.base,

@@ -7,6 +7,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
+from llmsim_magic.capture.hub import local_cache
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
 
@@ -37,7 +38,7 @@ def trace(meta_model: "MetaModel", question: Question, run: Callable[[], Trace])
 
 
 def forget() -> None:
-    """Clear the session's cache of models and traces, and free their memory.
+    """Clear the session's cache of models, their configs and traces, and free their memory.
 
     >>> import llmsim_magic as llmsim
     >>> llmsim.forget()
@@ -46,6 +47,7 @@ def forget() -> None:
         forgotten = list(_models.values())
         _models.clear()
     del forgotten
+    local_cache.forget()
     forget_traces()
 
 

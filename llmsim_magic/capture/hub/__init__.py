@@ -1,0 +1,1 @@
+"""Find the files of a model's repository: in a folder, the local cache or the HuggingFace hub."""
