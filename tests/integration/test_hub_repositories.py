@@ -10,6 +10,7 @@ from typing import Any
 import huggingface_hub
 import peft
 import pytest
+import transformers
 from transformers import AutoModelForCausalLM
 
 import llmsim_magic as llmsim
@@ -345,12 +346,22 @@ def test_a_folder_of_gguf_files_says_what_it_is(tmp_path: Path) -> None:
 # code of the repository
 
 
+def without_its_code(name: str, model_type: str) -> str:
+    """What is said of a repository's own class where its code may not run.
+
+    transformers' class of a type that it knows is built instead.
+    """
+    if model_type not in transformers.CONFIG_MAPPING:
+        return error_line(name)
+    return " ".join(llmsim.trace(name, context=4).trace.notes)
+
+
 @pytest.mark.parametrize("model_type", ["llama", "of_its_own"])
 def test_own_code_runs_on_request_and_each_file_is_fetched_once(
     hub: LoopbackHub, model_type: str
 ) -> None:
     hub.add("owner/own", {CONFIG: OWN | {"model_type": model_type}, **CODE, "setup.py": b"1 / 0"})
-    error_line("owner/own")
+    assert "--trust-remote-code" in without_its_code("owner/own", model_type)
     assert hub.paths == resolve("owner/own", CONFIG)
     report = llmsim.trace("owner/own", context=4, trust_remote_code=True)
     assert report.trace.model.class_name == "OwnModel"
@@ -364,7 +375,7 @@ def test_own_code_of_a_folder_runs_on_request(tmp_path: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(OWN))
     for name, content in CODE.items():
         (folder / name).write_bytes(content)
-    error_line(str(folder))
+    assert "--trust-remote-code" in without_its_code(str(folder), "llama")
     report = llmsim.trace(str(folder), context=4, trust_remote_code=True)
     assert report.trace.model.class_name == "OwnModel"
 
@@ -416,7 +427,7 @@ def test_code_is_waited_for_as_long_as_a_config(
     hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("owner/own", {CONFIG: OWN, **CODE})
-    error_line("owner/own")
+    without_its_code("owner/own", "llama")
     monkeypatch.setattr("llmsim_magic.capture.hub.request.TIMEOUT_S", 0.3)
     hub.fault = loopback_hub.stalls
     started = time.monotonic()

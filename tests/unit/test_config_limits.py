@@ -26,7 +26,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a number that is a word": (LLAMA | {"hidden_size": "big"}, "hidden_size"),
     "no type": ({"hidden_size": 64}, "without model_type"),
     "an unknown type": ({"model_type": "nosuch"}, "'nosuch'"),
-    "an unknown class": (LLAMA | {"architectures": ["NoSuch"]}, "--base"),
     "a part of a model": ({"model_type": "t5_gemma_module"}, "part of a larger model"),
     "a half of a model": ({"model_type": "idefics2_perceiver"}, "only the model around it makes"),
     "a package that is missing": ({"model_type": "dinat"}, "natten"),

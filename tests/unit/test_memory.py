@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import llmsim_magic as llmsim
+from llmsim_magic.analyses.memory.capacity import Limit, WorkLimitReached, _largest
 from llmsim_magic.analyses.memory.memory import cache_bytes, memory
 from llmsim_magic.analyses.memory.quantization import packing_from_config
 from llmsim_magic.analyses.memory.tensor_lifetimes import (
@@ -25,6 +26,7 @@ from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.hardware.dtypes import WEIGHT_DTYPES
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.simulate.hardware import capacity_planner
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner, Setup
 from llmsim_magic.views.tables.memory import capacity_table, memory_table
 from tests.helpers import small_models
@@ -509,3 +511,96 @@ def test_a_batch_beyond_all_memory_does_not_fit_and_says_so() -> None:
     assert found is not None
     assert not found.fits
     assert found.memory.cache > 2**50
+
+
+# how much of a runtime's sampler a model needs, and how large it may become
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "vit"])
+def test_a_model_that_samples_no_tokens_needs_its_own_peak_alone(name: str) -> None:
+    trace = traced(small_models.CONFIGS[name]())
+    found = memory(trace, runtime=runtimes.find("vllm"))
+    assert found.activations == peak_activations(trace).nbytes
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "whisper", "mamba"])
+def test_a_model_that_generates_needs_the_logits_of_the_sampler(name: str) -> None:
+    config = small_models.CONFIGS[name]()
+    found = memory(traced(config), runtime=runtimes.find("vllm"))
+    assert found.activations == int(9.7 * 1024 * config.vocab_size * 4)
+
+
+def test_an_encoder_reads_its_whole_batch_at_once() -> None:
+    """Chunks are of prompts: what has no cache is not read in parts."""
+    config = small_models.bert()
+    batch = 8192 // 7 + 1
+    report = llmsim.trace(config, batch=batch, context=7, hardware="H100")
+    own = peak_activations(traced(config, batch=batch)).nbytes
+    assert report.memory.loc["activations", "bytes"] == own
+
+
+@pytest.mark.parametrize("most", [1, 7, 64, 1000])
+@pytest.mark.parametrize("first", [1, 5, 64, 2000])
+@pytest.mark.parametrize("fits_up_to", [0, 1, 4, 63, 64, 999])
+def test_the_largest_size_that_fits_is_found_from_any_start(
+    most: int, first: int, fits_up_to: int
+) -> None:
+    assert _largest(most, first, lambda size: size <= fits_up_to).size == min(most, fits_up_to)
+
+
+def test_a_search_that_may_not_go_on_says_where_it_stopped() -> None:
+    def is_ok(size: int) -> bool:
+        if size > 16:
+            raise WorkLimitReached
+        return True
+
+    assert _largest(1000, 1, is_ok) == Limit(16, stopped=True)
+
+
+def packed_images() -> transformers.PretrainedConfig:
+    text = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 200,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+    }
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}
+    return transformers.Qwen2VLConfig(
+        text_config=text,
+        vision_config=vision,
+        architectures=["Qwen2VLForConditionalGeneration"],
+        image_token_id=100,
+        video_token_id=101,
+        vision_start_token_id=102,
+        vision_end_token_id=103,
+    )
+
+
+def test_the_largest_batch_of_packed_images_is_found_without_large_batches() -> None:
+    """Such a model makes more kernels with each sequence, so a large batch takes long to trace."""
+    planner = CapacityPlanner(packed_images())
+    device = accelerators.find("T4")
+    setup = Setup(batch=1, context=128)
+    largest = planner.largest_batch(setup, device)
+    assert largest is not None
+    assert largest > 1000
+    assert max(workload.batch for _, workload in planner._traces) <= 256
+    assert not planner.notes
+    for batch, fits in ((largest, True), (largest + 1, False)):
+        found = planner.fit(Setup(batch=batch, context=128), device, remedies=False)
+        assert found is not None
+        assert found.fits is fits
+
+
+def test_a_search_without_formula_stops_and_the_report_says_where(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(capacity_planner, "formula", lambda *_: None)
+    monkeypatch.setattr(capacity_planner, "_MAX_SEARCH_KERNELS", 3000)
+    report = llmsim.trace(small_models.llama(), context=16, hardware="T4")
+    assert report.costing.fits.largest_batch[0] >= 1
+    (said,) = (remark for remark in report.remarks() if "search" in remark)
+    assert "larger ones take too long to trace" in said

@@ -87,7 +87,7 @@ def from_config(
         CannotTrace: If transformers cannot build the model.
     """
     name, config = source.name, copy.deepcopy(source.config)
-    has_remote_code = bool(getattr(config, "auto_map", None))
+    has_remote_code = source.has_own_code or bool(getattr(config, "auto_map", None))
     notes = [*source.notes, *sanitized(config, name, trust_remote_code=trust_remote_code)]
     quantisation = _remove_quantisation(config)
     if quantisation is not None:

@@ -28,7 +28,8 @@ from llmsim_magic.records.printable import printable
 class ConfigSource:
     """A `PretrainedConfig` with its display name, its origin and notes for the report.
 
-    `adapter` has the keys of the adapter whose layers the model gets.
+    `adapter` has the keys of the adapter whose layers the model gets. `has_own_code` says whether
+    the model's repository has code of its own, which was not run.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ConfigSource:
     origin: str
     notes: tuple[str, ...] = ()
     adapter: Mapping[str, Any] | None = None
+    has_own_code: bool = False
 
 
 def find_config(name: str, *, refresh: bool = False, wait: HubWait | None = None) -> FoundConfig:
@@ -141,7 +143,8 @@ def load_config(
             f"model_type {shorten(model_type)} is unknown; "
             f"the model is built as {config_class.model_type}, the type of its declared class"
         )
-    return ConfigSource(name, config, found.origin, (*found.notes, *added), found.adapter)
+    notes = (*found.notes, *added)
+    return ConfigSource(name, config, found.origin, notes, found.adapter, "auto_map" in keys)
 
 
 def _needs_own_code(transformers: Any, config_class: Any, keys: dict[str, Any]) -> bool:

@@ -220,9 +220,12 @@ def _config_facts(element: torch.nn.Module, place: int, number: int) -> Facts:
     }
 
 
-def _numbers(elements: list[torch.nn.Module]) -> list[tuple[int, ...]]:
-    """The indices under which each layer keeps its part of the state."""
-    found = [_indices(element) or (place,) for place, element in enumerate(elements)]
+def _numbers(elements: Sequence[torch.nn.Module | None]) -> list[tuple[int, ...]]:
+    """The indices under which each layer keeps its part of the state; none for a gap."""
+    found = [
+        () if element is None else _indices(element) or (place,)
+        for place, element in enumerate(elements)
+    ]
     counts = Counter(number for numbers in found for number in numbers)
     is_shared = any(count > 1 for count in counts.values())
     return [numbers[:1] for numbers in found] if is_shared else found
