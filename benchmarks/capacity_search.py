@@ -1,0 +1,55 @@
+"""Times the capacity of each model of the catalogue on a device, as `--memory --hardware` asks.
+
+    python -m benchmarks.capacity_search [--hardware H100] [MODEL …]
+
+The largest batch and the longest context are searched for. Each model starts cold: without its
+class's traces, formulas and config, but with torch and transformers imported.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator
+
+import llmsim_magic as llmsim
+from llmsim_magic.catalog import models
+
+TARGET_S = 40
+
+
+def seconds(names: list[str], hardware: str) -> Iterator[tuple[str, float, str]]:
+    """Each model with the seconds that its capacity takes, and what was found, in words."""
+    llmsim.trace("gpt2")  # imports torch and transformers
+    for name in names:
+        llmsim.forget()
+        start = time.perf_counter()
+        try:
+            report = llmsim.trace(name, hardware=hardware)
+            row = report.costing.fits.iloc[0]
+            found = f"largest batch {row.largest_batch}, longest context {row.longest_context}"
+            stopped = [remark for remark in report.remarks() if "the search for" in remark]
+            found = "; ".join((found, *stopped))
+        except llmsim.LlmsimError as error:
+            found = str(error)
+        yield name, time.perf_counter() - start, found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help="all of the catalogue by default"
+    )
+    parser.add_argument("--hardware", default="H100")
+    options = parser.parse_args()
+    taken = []
+    for name, each, found in seconds(options.models or list(models.entries()), options.hardware):
+        taken.append(each)
+        print(f"{each:6.1f} s  {name}: {found}", flush=True)
+    over = sum(each > TARGET_S for each in taken)
+    print(
+        f"median {statistics.median(taken):.1f} s, longest {max(taken):.1f} s, over {TARGET_S} s: {over}"
+    )
+
+
+if __name__ == "__main__":
+    main()
