@@ -46,9 +46,8 @@ def main() -> None:
         taken.append(each)
         print(f"{each:6.1f} s  {name}: {found}", flush=True)
     over = sum(each > TARGET_S for each in taken)
-    print(
-        f"median {statistics.median(taken):.1f} s, longest {max(taken):.1f} s, over {TARGET_S} s: {over}"
-    )
+    middle, longest = statistics.median(taken), max(taken)
+    print(f"median {middle:.1f} s, longest {longest:.1f} s, over {TARGET_S} s: {over}")
 
 
 if __name__ == "__main__":
