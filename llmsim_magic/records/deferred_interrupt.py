@@ -26,7 +26,8 @@ class DeferredInterrupt:
 
     Entering returns a function that says whether to stop: after an interrupt, if `cancelled()` is
     true, or if an enclosing `DeferredInterrupt` should stop. With `insists`, work that is not done
-    `PATIENCE_S` seconds after the interrupt is interrupted anywhere. A second interrupt always is.
+    `PATIENCE_S` seconds after the interrupt is interrupted wherever it is; a second interrupt does
+    so at once. A destructor ends first.
 
     Only the main thread handles signals. A custom SIGINT handler is left in place.
     """
@@ -78,7 +79,7 @@ class DeferredInterrupt:
         is_first, self._is_interrupted = not self._is_interrupted, True
         if self._has_exited:
             return
-        if not is_first:
+        if not is_first and not _is_in_destructor(frame):
             signal.default_int_handler(number, frame)
         if self._insists:
             # A thread of `threading` would take locks that the code interrupted may hold.
@@ -90,6 +91,15 @@ class DeferredInterrupt:
         with self._exit_lock:
             if not self._has_exited:
                 _thread.interrupt_main()
+
+
+def _is_in_destructor(frame: FrameType | None) -> bool:
+    """Whether a `__del__` runs, from which Python raises nothing: it prints a traceback."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def defer_interrupt(make: Callable[Params, Result]) -> Callable[Params, Result]:

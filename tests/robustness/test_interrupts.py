@@ -262,6 +262,27 @@ def test_a_second_interrupt_is_not_held_back() -> None:
         work()
 
 
+def test_an_interrupt_is_not_lost_in_a_destructor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deferred_interrupt, "PATIENCE_S", 0.1)
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+
+    class Finalized:
+        def __del__(self) -> None:
+            _interrupt()
+            _interrupt()
+
+    @defer_interrupt
+    def work() -> None:
+        Finalized()
+        time.sleep(5)
+        pytest.fail("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert unraisable == []
+
+
 def test_work_that_does_not_ask_is_interrupted_after_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

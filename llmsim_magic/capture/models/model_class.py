@@ -12,7 +12,7 @@ import torch
 from llmsim_magic.capture.inputs.trial import can_run
 from llmsim_magic.capture.models.remote_code import MODEL_CLASSES
 from llmsim_magic.capture.models.resolve import declared_classes
-from llmsim_magic.records.errors import CannotTrace, shorten
+from llmsim_magic.records.errors import CannotTrace, describe, shorten
 
 # The last two list vision towers, and models of several parts, that no other class lists.
 _AUTO_CLASSES = (*MODEL_CLASSES, "AutoBackbone", "AutoModelForMultimodalLM")
@@ -43,8 +43,20 @@ def model_constructor(config: Any, name: str, *, base: bool, has_remote_code: bo
         The constructor.
 
     Raises:
-        CannotTrace: If transformers has no class for the config; the message says what to do.
+        CannotTrace: If transformers has no class for the config, or cannot load it; the message
+            says what to do.
     """
+    try:
+        return _chosen(config, name, base=base, has_remote_code=has_remote_code)
+    except CannotTrace:
+        raise
+    except Exception as error:  # of the module of transformers that is imported
+        raise CannotTrace(
+            f"{name}: transformers cannot load its class: {describe(error)}"
+        ) from error
+
+
+def _chosen(config: Any, name: str, *, base: bool, has_remote_code: bool) -> Constructor:
     transformers = importlib.import_module("transformers")
     declared = declared_classes(getattr(config, "architectures", None))
     if base:
