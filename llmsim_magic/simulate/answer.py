@@ -33,6 +33,7 @@ from llmsim_magic.simulate.sweeps.run_workloads import Outcomes, run_all
 from llmsim_magic.simulate.sweeps.sweep import Sweep
 from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
 from llmsim_magic.simulate.views import views_of
+from llmsim_magic.views.notes import notes
 from llmsim_magic.views.safe_files import check_writable
 
 if TYPE_CHECKING:
@@ -158,10 +159,10 @@ def trace_workloads(
         cancelled=cancelled,
         progress=progress,
     )
-    notes = dict.fromkeys(note for trace in outcomes.traces for note in trace.notes)
+    found = dict.fromkeys(note for trace in outcomes.traces for note in notes(trace))
     return Sweep(
         traces=outcomes.traces,
-        notes=(*outcomes.missing, *notes, *_undone_note(outcomes)),
+        notes=(*outcomes.missing, *found, *_undone_note(outcomes)),
         failures=tuple((each.workload, each.reason) for each in outcomes.failed),
         undone=outcomes.undone,
         tracer=_tracer(recipe, request.replay),

@@ -13,6 +13,7 @@ from llmsim_magic.simulate.report_tables import ReportTables
 from llmsim_magic.simulate.view import View
 from llmsim_magic.views.csv_export import to_csv
 from llmsim_magic.views.graphs.graph import Graph
+from llmsim_magic.views.notes import notes
 from llmsim_magic.views.page import as_bundle, as_page, as_text
 from llmsim_magic.views.safe_files import write_file, write_files
 from llmsim_magic.views.section import Section
@@ -153,7 +154,7 @@ class Report(ReportTables):
     def remarks(self) -> tuple[str, ...]:
         """Notes of the trace, the sweep and the predictions, without duplicates."""
         beside = self.sweep.notes if self.sweep else ()
-        return tuple(dict.fromkeys((*self.trace.notes, *beside, *self.costing.remarks())))
+        return tuple(dict.fromkeys((*notes(self.trace), *beside, *self.costing.remarks())))
 
     @cached_property
     def drawings(self) -> dict[str, Graph]:

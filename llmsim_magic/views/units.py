@@ -32,6 +32,14 @@ def parameters(number: float) -> str:
     return scaled(number).replace("G", "B")
 
 
+def about_parameters(number: float) -> str:
+    """`17 B`, `1.3 B`: a parameter count to the digits with which models are named."""
+    name = parameters(number)
+    value, _, unit = name.partition(" ")
+    digits = f"{float(value):.0f}" if float(value) >= 10 else f"{float(value):.2g}"
+    return f"{digits} {unit}".rstrip()
+
+
 def nbytes(number: float) -> str:
     """`14.00 MiB`: bytes with their binary prefix."""
     for unit in ("B", "KiB", "MiB", "GiB"):

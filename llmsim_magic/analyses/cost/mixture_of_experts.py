@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from llmsim_magic.analyses.cost.routers import routed_experts
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
 from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.trace import Module, Trace
@@ -10,10 +11,14 @@ from llmsim_magic.records.trace.trace import Module, Trace
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """The number of experts, and the mean number of experts per token."""
+    """The number of experts, and the mean number of experts per token.
+
+    `runs_all` says that the pass multiplies every token by every expert, whatever is chosen.
+    """
 
     experts_per_token: float
     experts: int
+    runs_all: bool = False
 
 
 @memoize
@@ -43,7 +48,20 @@ def expert_routings(trace: Trace) -> tuple[Routing, ...]:
 @memoize
 def _routings(trace: Trace) -> tuple[tuple[Routing, dict[str, float]], ...]:
     """Each routing with the share of tokens that uses each parameter of its experts, by name."""
-    return (*_stacked_experts(trace), *_module_experts(trace))
+    counted = (*_stacked_experts(trace), *_module_experts(trace))
+    names = {name for _, shares in counted for name in shares}
+    return (*counted, *_chosen_experts(trace, names))
+
+
+def _chosen_experts(trace: Trace, counted: set[str]) -> list[tuple[Routing, dict[str, float]]]:
+    """Experts whose number of rows does not show the choice that their router makes."""
+    found = []
+    for routed in routed_experts(trace):
+        if counted.isdisjoint(routed.parameters):
+            share = routed.experts_per_token / routed.experts
+            routing = Routing(routed.experts_per_token, routed.experts, routed.runs_all)
+            found.append((routing, dict.fromkeys(routed.parameters, share)))
+    return found
 
 
 def _stacked_experts(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:

@@ -9,6 +9,7 @@ from llmsim_magic.analyses.kernels import elementwise_work
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
+from llmsim_magic.views.notes import notes
 
 Row = tuple[str, object, str, str]  # quantity, value, unit, meaning
 
@@ -24,7 +25,7 @@ def summary_table(trace: Trace) -> pd.DataFrame:
         *_engine_rows(trace, sums),
         *_kernel_coverage_rows(trace),
         *_operator_type_rows(trace),
-        *((f"note.{place}", note, "", "") for place, note in enumerate(trace.notes)),
+        *((f"note.{place}", note, "", "") for place, note in enumerate(notes(trace))),
     ]
     names, values, unit, meaning = zip(*rows, strict=True)
     return pd.DataFrame(
@@ -129,6 +130,7 @@ def _active_parameters_meaning(trace: Trace) -> str:
     """How many experts a token uses, and the routing that is assumed."""
     routings = [
         f"{routing.experts_per_token:g} of {routing.experts} experts"
+        + (", of which the pass runs all" if routing.runs_all else "")
         for routing in expert_routings(trace)
     ]
     if not routings:

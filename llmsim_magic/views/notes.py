@@ -1,0 +1,22 @@
+"""Sentences about a pass: what the trace assumes, and work that the model's choices do not need."""
+
+from llmsim_magic.analyses.cost.mixture_of_experts import active_parameters, expert_routings
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.views import units
+
+
+def notes(trace: Trace) -> tuple[str, ...]:
+    """The notes of a trace, then one for each mixture whose code runs every expert."""
+    return (*trace.notes, *_dense_mixtures(trace))
+
+
+def _dense_mixtures(trace: Trace) -> tuple[str, ...]:
+    """The mixtures that multiply every token by every expert, with the active parameters."""
+    runs = "transformers" if trace.model.model_type else trace.model.class_name
+    active = units.about_parameters(active_parameters(trace))
+    return tuple(
+        f"{runs} runs all {routing.experts} experts on every token; the model routes to "
+        f"{routing.experts_per_token:g}: {active} active"
+        for routing in expert_routings(trace)
+        if routing.runs_all
+    )
