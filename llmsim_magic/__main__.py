@@ -5,6 +5,7 @@ import sys
 from llmsim_magic.notebook.arguments import Help, parse, parser
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
 from llmsim_magic.records.printable import printable
+from llmsim_magic.simulate.option_effect import require_effect
 
 PROGRAM = "python -m llmsim_magic"
 
@@ -20,7 +21,8 @@ def main(words: list[str] | None = None) -> int:
     """
     given = sys.argv[1:] if words is None else words
     try:
-        request = parse(given, PROGRAM).request
+        line = parse(given, PROGRAM)
+        request = line.request
         if request.model is None:
             if given:
                 raise InvalidValue(
@@ -29,6 +31,7 @@ def main(words: list[str] | None = None) -> int:
                 )
             print(parser(PROGRAM).format_help())
             return 0
+        require_effect(request, line.given)
         from llmsim_magic.simulate.answer import answer
 
         report = answer(request, _show_progress)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, shorten
-from llmsim_magic.simulate.options import OPTIONS, Option, request_of
+from llmsim_magic.simulate.options import BY_NAME, OPTIONS, Option, request_of
 from llmsim_magic.simulate.request import Request
 from llmsim_magic.simulate.views import VIEWS
 
@@ -42,12 +42,14 @@ class Line:
 
     Attributes:
         request: what to compute and which views to show.
+        given: names of the options on the line, without defaults of the session.
         output: the variable that stores the report, if any.
         panel: open the panel.
         quiet: do not display the report.
     """
 
     request: Request
+    given: frozenset[str]
     output: str | None
     panel: bool
     quiet: bool
@@ -104,15 +106,20 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
 
 def _add(group: Any, option: Option) -> None:
     if option.is_flag:
-        action = "store_false" if option.default else "store_true"
-        group.add_argument(option.flag, dest=option.name, action=action, help=option.help)
+        group.add_argument(
+            option.flag,
+            dest=option.name,
+            action="store_false" if option.default else "store_true",
+            default=argparse.SUPPRESS,  # so that only options on the line are in the result
+            help=option.help,
+        )
     else:
         group.add_argument(
             option.flag,
             dest=option.name,
             metavar=option.metavar,
             type=option.parse,
-            default=option.default,
+            default=argparse.SUPPRESS,
             help=option.help,
         )
 
@@ -159,9 +166,7 @@ def parse(
         LlmsimError: an unknown option or an illegal value.
         Help: the words contain `--help`.
     """
-    made = parser(program)
-    made.set_defaults(**(defaults or {}))
-    found = made.parse_args(words)
+    found = parser(program).parse_args(words)
     if found.model and found.model_option:
         raise UsageMistake(
             f"two models given, {shorten(found.model)} and {shorten(found.model_option)}; "
@@ -170,8 +175,25 @@ def parse(
     output = getattr(found, "output", None)
     if output is not None and (not output.isidentifier() or keyword.iskeyword(output)):
         raise InvalidValue.must_be("-o", output, "a variable name")
+    given = {name: value for name, value in vars(found).items() if name in BY_NAME}
     views = tuple(dict.fromkeys(found.views or ()))
-    if not views and found.explain is None:
+    if not views and "explain" not in given:
         views = ("summary",)
-    request = request_of(found.model or found.model_option, views, vars(found))
-    return Line(request=request, output=output, panel=getattr(found, "panel", False), quiet=False)
+    model = found.model or found.model_option
+    request = request_of(model, views, _parsed(defaults or {}) | given)
+    return Line(
+        request=request,
+        given=frozenset(given),
+        output=output,
+        panel=getattr(found, "panel", False),
+        quiet=False,
+    )
+
+
+def _parsed(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of defaults of options, which are text or flags."""
+    found = {}
+    for name, value in defaults.items():
+        parse = BY_NAME[name].parse
+        found[name] = value if parse is None else parse(value)
+    return found

@@ -4,8 +4,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from llmsim_magic.records.trace.workload import PHASES
-from llmsim_magic.simulate.options import GRAPH, OPTIONS, SWEEP, TRACE, Option
+from llmsim_magic.simulate.options import GRAPH, OPTIONS, SWEEP, TRACE, text_of
 from llmsim_magic.simulate.request import Request
 from llmsim_magic.simulate.views import VIEWS, views_of
 
@@ -17,7 +16,7 @@ def magic_line(request: Request) -> str:
         value = option.value(request)
         if value == option.default:
             continue
-        words += [option.flag] if option.is_flag else [option.flag, _text(option, value)]
+        words += [option.flag] if option.is_flag else [option.flag, text_of(option, value)]
     return f"%llmsim {shlex.join(words)}"
 
 
@@ -59,12 +58,3 @@ def _keywords(request: Request, call: str) -> Iterator[tuple[str, Any]]:
             yield option.name, value[0] if call == TRACE and len(value) == 1 else list(value)
         else:
             yield option.name, value
-
-
-def _text(option: Option, value: Any) -> str:
-    """A value as text of the command line."""
-    if option.name == "phase" and value == PHASES:
-        return "both"
-    if isinstance(value, (tuple, frozenset)):
-        return ",".join(map(str, sorted(value) if isinstance(value, frozenset) else value))
-    return str(value)

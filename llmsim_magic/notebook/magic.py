@@ -13,8 +13,9 @@ from llmsim_magic.notebook.arguments import Help, Line, parse_line, parser
 from llmsim_magic.notebook.completion import complete
 from llmsim_magic.notebook.progress import ProgressLine
 from llmsim_magic.notebook.variables import find_model
-from llmsim_magic.records.errors import InvalidValue, LlmsimError, shorten
+from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.printable import printable
+from llmsim_magic.simulate.option_effect import require_effect
 
 if TYPE_CHECKING:
     from llmsim_magic.notebook.panel.panel import Panel
@@ -97,6 +98,7 @@ class LLMSim(Magics):
             raise Help(parser().format_help())
         from llmsim_magic.simulate.answer import answer
 
+        require_effect(parsed.request, parsed.given)
         model = find_model(parsed.request.model, self.shell.user_ns)
         request = replace(parsed.request, model=model)
         with ProgressLine() as progress:
@@ -105,23 +107,6 @@ class LLMSim(Magics):
     def _panel(self, parsed: Line) -> "Panel":
         from llmsim_magic.notebook.panel.panel import Panel
 
-        if parsed.request.csv is not None:
-            raise InvalidValue(
-                f"--csv {shorten(parsed.request.csv)} cannot be combined with the panel; "
-                "use the Save button of the panel"
-            )
-        request = parsed.request
-        for name, values in (
-            ("phase", request.phases),
-            ("batch", request.batches),
-            ("context", request.contexts),
-        ):
-            if len(values) > 1:
-                given = ",".join(map(str, values))
-                raise InvalidValue(
-                    f"--{name} {given} cannot be combined with the panel, which shows one workload "
-                    f"at a time; give one {name}, or use --multi-config without --panel"
-                )
         return Panel(parsed.request)
 
 

@@ -15,6 +15,7 @@ from llmsim_magic.records.trace.workload import (
 from llmsim_magic.records.validation import as_nonempty_tuple, as_tuple, require_callable
 from llmsim_magic.simulate.answer import answer, answer_with_inputs, trace_workloads
 from llmsim_magic.simulate.models.recipes import Progress, model_recipe, no_progress
+from llmsim_magic.simulate.option_effect import require_effect_of_keywords
 from llmsim_magic.simulate.options import request_of
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import SWEEP_BATCHES, Request
@@ -159,7 +160,9 @@ def _trace_request(model: Any, arguments: Mapping[str, Any]) -> Request:
         "context": () if context is None else (workload.context,),
         "hardware": as_tuple("hardware", values["hardware"]),
     }
-    return request_of(model, ("summary",), values)
+    request = request_of(model, ("summary",), values)
+    require_effect_of_keywords(request)
+    return request
 
 
 def _sweep_request(model: Any, arguments: Mapping[str, Any]) -> Request:

@@ -219,6 +219,15 @@ OPTIONS = (
 BY_NAME = {option.name: option for option in OPTIONS}
 
 
+def text_of(option: Option, value: Any) -> str:
+    """A value of an option as text of a line."""
+    if option.name == "phase" and value == PHASES:
+        return "both"
+    if isinstance(value, (tuple, frozenset)):
+        return ",".join(map(str, sorted(value) if isinstance(value, frozenset) else value))
+    return str(value)
+
+
 def request_of(model: Any, views: tuple[str, ...], values: Mapping[str, Any]) -> Request:
     """Build a request from option values by name; a missing option has its default.
 

@@ -47,9 +47,11 @@ class Report(ReportTables):
         return {name: graph.svg for name, graph in self.drawings.items()}
 
     def files(self) -> dict[str, bytes]:
-        """The displayed tables as CSV and pictures as SVG: content by file name."""
+        """The displayed tables as CSV, pictures as SVG and explanation: content by file name."""
         made = {f"{name}.csv": to_csv(table) for name, table in self.tables().items()}
         made |= {f"{name}.svg": graph.svg.encode() for name, graph in self.drawings.items()}
+        if self.explained is not None:
+            made["explanation.txt"] = f"{self.explain(self.explained)}\n".encode()
         if self.costing.devices:
             made["timeline.json"] = self.costing.events.encode()
             made["roofline.svg"] = self.costing.roofline.svg.encode()

@@ -30,6 +30,7 @@ class View(Generic[Subject]):
         pane: how the panel displays it.
         draw: draws its graph, if it has one.
         compute: traces further workloads before the view is displayed, if it needs them.
+        uses: names of options that only this view, and others that name them too, use.
     """
 
     name: str
@@ -42,3 +43,4 @@ class View(Generic[Subject]):
     pane: Pane = "page"
     draw: "Callable[[Subject], Graph] | None" = None
     compute: Callable[[Subject], object] | None = None
+    uses: tuple[str, ...] = ()

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 Sections = Iterator[Section]
 Tables = dict[str, "pd.DataFrame"]
+# Options that some views use and others do not.
+_DRAWING = ("depth", "layers", "level")
+_STORED = ("weight_dtype", "kv_dtype")
+_TIMED = (*_STORED, "launch")
 _BAND = "Low to high is a band that is meant to hold nine of ten measurements."
 
 
@@ -132,6 +136,7 @@ VIEWS: dict[str, View["Report"]] = {
             compute=lambda report: report.shapes,
             python="sweep.totals\nsweep.shapes",
             pane="table",
+            uses=("sure",),
         ),
         View(
             name="deps",
@@ -143,6 +148,7 @@ VIEWS: dict[str, View["Report"]] = {
             python="report.dependency_graph({})",
             pane="graph",
             draw=lambda report: report.dependency_graph(),
+            uses=_DRAWING,
         ),
         View(
             name="topological",
@@ -154,6 +160,7 @@ VIEWS: dict[str, View["Report"]] = {
             python="report.topological_graph({})",
             pane="graph",
             draw=lambda report: report.topological_graph(),
+            uses=_DRAWING,
         ),
         View(
             name="costs",
@@ -173,6 +180,7 @@ VIEWS: dict[str, View["Report"]] = {
             main_table="memory",
             python="report.memory",
             compute=_memory_tables,
+            uses=_STORED,
         ),
     )
 }
@@ -200,7 +208,7 @@ def _no_tables(report: "Report") -> Tables:
 
 
 # Views that an option selects instead of a flag with their name.
-LATENCY, SIZING, COMPARISON, EXPLANATION = (
+OPTION_VIEWS = LATENCY, SIZING, COMPARISON, EXPLANATION = (
     View(
         name="hardware",
         title="Time",
@@ -210,6 +218,7 @@ LATENCY, SIZING, COMPARISON, EXPLANATION = (
         main_table="latency",
         compute=lambda report: report.latency,
         python="report.latency",
+        uses=_TIMED,
     ),
     View(
         name="hardware all",
@@ -220,6 +229,7 @@ LATENCY, SIZING, COMPARISON, EXPLANATION = (
         main_table="sizing",
         compute=lambda report: report.sizing,
         python="report.sizing",
+        uses=_TIMED,
     ),
     View(
         name="compare",
@@ -230,6 +240,7 @@ LATENCY, SIZING, COMPARISON, EXPLANATION = (
         main_table="comparison",
         compute=lambda report: report.comparison,
         python="report.comparison",
+        uses=_STORED,
     ),
     View(
         name="explain",

@@ -7,6 +7,7 @@ import ipywidgets as widgets
 
 from llmsim_magic.records.hardware.dtypes import DTYPES
 from llmsim_magic.records.trace.workload import DEFAULT_CONTEXT, PHASES
+from llmsim_magic.simulate.option_effect import options_without_effect, without_idle_options
 from llmsim_magic.simulate.options import BY_NAME, OPTIONS, request_of
 from llmsim_magic.simulate.request import ALL, Request
 from llmsim_magic.simulate.views import VIEWS
@@ -62,14 +63,18 @@ class Controls:
         self.level.value = selection.level
         _select(self.depth, selection.depth or 0)
         _select(self.layers, selection.layers)
-        self.view.observe(self._disable_workload, "value")
-        self._disable_workload()
+        for control in (self.view, self.hardware):
+            control.observe(self._disable_idle, "value")
+        self._disable_idle()
 
-    def _disable_workload(self, _: Any = None) -> None:
-        """Disable phase, batch and context for the view of many workloads."""
+    def _disable_idle(self, _: Any = None) -> None:
+        """Disable the controls that do not change the selected view."""
         sizes = (self.batch, self.context)
         for control in (self.phase, *(part for size in sizes for part in size.widget.children)):
             control.disabled = self.view.value == "multi-config"
+        idle = options_without_effect(self._chosen())
+        for name, control in (("weight_dtype", self.weights), ("kv_dtype", self.cache)):
+            control.disabled = name in idle
 
     @property
     def drawing(self) -> tuple[widgets.Widget, ...]:
@@ -93,7 +98,12 @@ class Controls:
             yield sizes.get(control, control)
 
     def request(self) -> Request:
-        """The request of the current values; its model is the text of the model field."""
+        """The request of the current values that have an effect; its model is a text."""
+        chosen = self._chosen()
+        return request_of(chosen.model, chosen.views, without_idle_options(chosen))
+
+    def _chosen(self) -> Request:
+        """The request of all current values."""
         kept = {option.name: option.value(self._given) for option in OPTIONS}
         phases, batches, contexts = self._workload()
         chosen = {
@@ -107,13 +117,18 @@ class Controls:
             "weight_dtype": self.weights.value or None,
             "kv_dtype": self.cache.value or None,
             "tp": int(self.tp.value),
-            "ep": 1,
+            "ep": self._ep(),
             "depth": self.depth.value or None,
             "layers": self.layers.value,
             "level": self.level.value,
         }
-        unused = {"explain": None, "compare": None, "csv": None, "overwrite": False, "sure": False}
-        return request_of(self.model.value.strip(), (self.view.value,), kept | unused | chosen)
+        model, views = self.model.value.strip(), (self.view.value,)
+        return request_of(model, views, kept | chosen)
+
+    def _ep(self) -> int:
+        """The expert parallel size of the first request, as long as its devices are the same."""
+        given = self._given.build.parallel
+        return given.ep if int(self.tp.value) == given.tp else 1
 
     def _workload(self) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
         """Phases, batches and contexts: one each, or empty (the default) for many workloads."""

@@ -26,6 +26,7 @@ from llmsim_magic.notebook.variables import is_model
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, one_of, type_name
 from llmsim_magic.records.trace.workload import DEFAULT_CONTEXT, Workload
 from llmsim_magic.simulate.answer import answer
+from llmsim_magic.simulate.option_effect import require_panel_options
 from llmsim_magic.simulate.options import request_of
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import Request
@@ -51,9 +52,13 @@ class Panel:
         panes: the tabs, by name of the view.
         status: the status line.
         widget: the whole panel.
+
+    Raises:
+        InvalidValue: an option that the panel lacks, or several values of one.
     """
 
     def __init__(self, request: Request) -> None:
+        require_panel_options(request)
         self.report: Report | None = None
         shell = get_ipython()
         self._models = ModelChoices({} if shell is None else shell.user_ns)

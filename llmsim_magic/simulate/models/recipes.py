@@ -80,7 +80,7 @@ def model_recipe(
         UnknownModel: no config was found.
         Cancelled: cancelled while waiting for the hub.
         CannotTrace: torch or transformers is missing, or the module cannot be copied.
-        InvalidValue: not a model, or an option that a live module cannot take.
+        InvalidValue: not a model, or an option that a live module or config cannot take.
     """
     facts = None
     if is_instance(model, str):
@@ -98,6 +98,11 @@ def model_recipe(
     if not is_module(model) and not is_config(model):
         legal = "a hub id, a path, a PretrainedConfig or an nn.Module"
         raise InvalidValue.must_be("model", type_name(model), legal)
+    if build.refresh:
+        raise InvalidValue(
+            f"refresh=True cannot be applied to a {type_name(model)} object, which is traced as it "
+            "is; pass a hub id to read its config from the hub"
+        )
     name = printable(_model_name(model))
     if is_module(model):
         _require_default_build(build)

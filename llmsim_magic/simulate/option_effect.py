@@ -1,0 +1,115 @@
+"""Refuse options that change nothing of what a request shows, for every interface.
+
+An option has an effect on every view, unless the views that use it name it in `View.uses`.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from typing import Any
+
+from llmsim_magic.records.errors import InvalidValue, clip
+from llmsim_magic.simulate.options import BY_NAME, OPTIONS, Option, text_of
+from llmsim_magic.simulate.request import ALL, Request
+from llmsim_magic.simulate.views import OPTION_VIEWS, VIEWS, views_of
+
+ABSENT_FROM_PANEL = ("explain", "compare", "csv", "sure")
+_EVERY_VIEW = (*VIEWS.values(), *OPTION_VIEWS)
+
+
+def require_effect(request: Request, given: Iterable[str]) -> None:
+    """Check the options of a line: each must change what the views of the request show.
+
+    Args:
+        request: the request of the line.
+        given: names of the options on the line.
+
+    Raises:
+        InvalidValue: an option without effect; the message names what it needs.
+    """
+    for name in sorted(options_without_effect(request).intersection(given)):
+        option = BY_NAME[name]
+        needed = " or ".join(f"--{view}" for view in _users(option))
+        raise InvalidValue(
+            f"{_as_typed(option, request)} has no effect without {needed}; add it, or leave "
+            f"{option.flag} out"
+        )
+
+
+def require_effect_of_keywords(request: Request) -> None:
+    """Check the keywords of a call whose report has every table, shown or not.
+
+    Raises:
+        InvalidValue: an option without effect; the message names what it needs.
+    """
+    every = replace(request, views=tuple(VIEWS))
+    for name in options_without_effect(every):
+        option = BY_NAME[name]
+        value = option.value(request)
+        if value != option.default:
+            raise InvalidValue(
+                f"{name}={value!r} has no effect without {' or '.join(_users(option))}; add it, or "
+                f"leave {name} out"
+            )
+
+
+def require_panel_options(request: Request) -> None:
+    """Check the options of a panel, which shows one workload on one device.
+
+    Raises:
+        InvalidValue: an option that the panel lacks, or several values of one.
+    """
+    for name in ABSENT_FROM_PANEL:
+        option = BY_NAME[name]
+        if option.value(request) != option.default:
+            raise InvalidValue(
+                f"{_as_typed(option, request)} cannot be combined with the panel"
+                + ("; use the Save button of the panel" if name == "csv" else "; leave one out")
+            )
+    for name in ("phase", "batch", "context"):
+        if len(BY_NAME[name].value(request)) > 1:
+            raise InvalidValue(
+                f"{_as_typed(BY_NAME[name], request)} cannot be combined with the panel, which "
+                f"shows one workload at a time; give one {name}, or use --multi-config without "
+                "--panel"
+            )
+    hardware = request.deployment.hardware
+    if len(hardware) > 1 or ALL in hardware:
+        raise InvalidValue(
+            f"{_as_typed(BY_NAME['hardware'], request)} cannot be combined with the panel, which "
+            "shows one device at a time; name one device, or leave --panel out"
+        )
+
+
+def options_without_effect(request: Request) -> frozenset[str]:
+    """Names of the options that change nothing of what the views of a request show."""
+    some = {name for view in _EVERY_VIEW for name in view.uses}
+    used = {name for view in views_of(request) for name in view.uses}
+    without = some - used
+    if request.csv is None:
+        without.add("overwrite")
+    return frozenset(without)
+
+
+def without_idle_options(request: Request) -> dict[str, Any]:
+    """The values of a request's options by name, with defaults for those without effect."""
+    idle = options_without_effect(request)
+    return {
+        option.name: option.default if option.name in idle else option.value(request)
+        for option in OPTIONS
+    }
+
+
+def _users(option: Option) -> Collection[str]:
+    """What has to be requested for an option to have an effect."""
+    if option.name == "overwrite":
+        return ("csv",)
+    users = [view.name for view in _EVERY_VIEW if option.name in view.uses]
+    return list(dict.fromkeys(name.split()[0] for name in users))
+
+
+def _as_typed(option: Option, request: Request) -> str:
+    """An option with its value as on a line, such as `--layers 99`."""
+    value = option.value(request)
+    if option.is_flag:
+        return option.flag
+    return f"{option.flag} {clip(text_of(option, value))}"

@@ -1,0 +1,163 @@
+"""An option that changes nothing of what a line or call shows is refused, never ignored."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+
+import llmsim_magic as llmsim
+from llmsim_magic.__main__ import main
+from llmsim_magic.notebook.arguments import parse, parse_line
+from llmsim_magic.notebook.panel.panel import Panel
+from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.simulate.option_effect import options_without_effect, require_effect
+from llmsim_magic.simulate.options import BY_NAME, OPTIONS
+from llmsim_magic.simulate.views import OPTION_VIEWS, VIEWS
+
+IDLE = {
+    "--layers 99": "--layers 99 has no effect without --deps or --topological",
+    "--layers all --summary": "--layers all has no effect without --deps or --topological",
+    "--ops --depth 2": "--depth 2 has no effect without --deps or --topological",
+    "--memory --level module": "--level module has no effect without --deps or --topological",
+    "--summary --level operator": "--level operator has no effect without --deps or --topological",
+    "--explain wte --layers 0": "--layers 0 has no effect without --deps or --topological",
+    "--costs --weight-dtype int4": "--weight-dtype int4 has no effect without --memory",
+    "--ops --kv-dtype fp8": "--kv-dtype fp8 has no effect without --memory or --hardware",
+    "--memory --launch eager": "--launch eager has no effect without --hardware",
+    "--overwrite": "--overwrite has no effect without --csv",
+    "--sure": "--sure has no effect without --multi-config",
+}
+USED = [
+    "--deps --layers 0,1 --depth 2 --level kernel",
+    "--topological --layers all",
+    "--ops --deps --level module",
+    "--memory --weight-dtype int4 --kv-dtype fp8",
+    "--hardware H100 --launch eager --weight-dtype int4",
+    "--hardware all --launch graph --kv-dtype fp8",
+    "--compare distilgpt2 --weight-dtype int8",
+    "--csv d --overwrite",
+    "--explain transformer.h.0 --summary --csv d",
+    "--batch 1,2 --sure",
+    "--multi-config --sure --no-replay --dtype bf16 --attn eager --base",
+]
+
+
+@pytest.mark.parametrize("options", IDLE)
+def test_the_terminal_refuses_an_option_that_no_view_of_the_line_uses(
+    options: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gpt2", *options.split()]) == 2
+    assert capsys.readouterr().err.startswith(f"llmsim: {IDLE[options]}")
+
+
+@pytest.mark.parametrize("options", IDLE)
+def test_the_magic_refuses_it_too(options: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shell = InteractiveShell.instance()
+    shell.run_line_magic("load_ext", "llmsim_magic")
+    with pytest.raises(UsageError) as caught:
+        shell.run_line_magic("llmsim", f"gpt2 {options}")
+    assert str(caught.value).startswith(IDLE[options])
+
+
+@pytest.mark.parametrize("options", USED)
+def test_an_option_that_one_view_uses_is_taken(options: str) -> None:
+    line = parse(["gpt2", *options.split()])
+    require_effect(line.request, line.given)
+
+
+def test_a_layer_that_does_not_exist_is_refused_where_layers_are_drawn() -> None:
+    assert main(["gpt2", "--deps", "--layers", "99"]) == 2
+
+
+def test_a_default_of_the_session_is_for_the_views_that_use_it() -> None:
+    defaults = {"depth": "2", "level": "module", "batch": "1,2"}
+    request = parse_line("gpt2 --summary", defaults).request
+    assert request.batches == (1, 2)
+    assert parse_line("gpt2 --deps", defaults).request.selection.depth == 2
+    assert parse_line("gpt2 --deps --depth 3", defaults).request.selection.depth == 3
+    line = parse_line("gpt2 --summary", defaults)
+    require_effect(line.request, line.given)
+    line = parse_line("gpt2 --depth 3", defaults)
+    with pytest.raises(InvalidValue, match="--depth 3 has no effect"):
+        require_effect(line.request, line.given)
+
+
+def test_an_explanation_is_a_file_of_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    assert (
+        main(["gpt2", "--context", "8", "--explain", "transformer.h.0", "--csv", str(folder)]) == 0
+    )
+    (file,) = (path for path in folder.iterdir() if not path.name.startswith("."))
+    assert file.name == "explanation.txt"
+    assert "transformer.h.0: add, operator" in file.read_text("utf-8")
+
+
+def test_a_call_refuses_a_keyword_that_no_table_of_its_report_uses() -> None:
+    with pytest.raises(InvalidValue, match="launch='eager' has no effect without hardware"):
+        llmsim.trace("gpt2", launch="eager")
+    assert llmsim.trace("gpt2", context=8, kv_dtype="fp8").deployment.kv_dtype == "fp8"
+
+
+def test_a_config_object_has_nothing_to_read_from_the_hub() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_embd=32, n_head=2)
+    for model in (config, transformers.GPT2Model(config)):
+        with pytest.raises(InvalidValue, match="refresh=True"):
+            llmsim.trace(model, refresh=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--explain wte",
+        "--compare distilgpt2",
+        "--csv d",
+        "--sure",
+        "--hardware L4,L40S",
+        "--hardware all",
+        "--batch 1,2",
+        "--phase both",
+    ],
+)
+def test_a_panel_refuses_what_it_does_not_show(options: str) -> None:
+    request = parse_line(f"gpt2 --panel {options}").request
+    with pytest.raises(InvalidValue, match=rf"^{re.escape(options)} cannot be combined"):
+        Panel(request)
+
+
+def test_a_panel_keeps_every_other_option() -> None:
+    line = "gpt2 --panel --deps --layers 0 --level kernel --hardware H100 --launch eager --ep 2"
+    controls = Panel(parse_line(line).request).controls
+    request = controls.request()
+    assert (request.selection.layers, request.selection.level) == ({0}, "kernel")
+    assert (request.deployment.launch, request.build.parallel.ep) == ("eager", 2)
+
+
+def test_a_panel_requests_only_what_its_view_uses() -> None:
+    controls = Panel(parse_line("gpt2 --panel --layers 99 --kv-dtype fp8").request).controls
+    shown = parse_line("gpt2 --phase prefill --batch 1 --context 128").request
+    assert controls.request() == shown
+    assert (controls.weights.disabled, controls.cache.disabled) == (True, True)
+    controls.view.value = "memory"
+    assert controls.request().deployment.kv_dtype == "fp8"
+    assert (controls.weights.disabled, controls.cache.disabled) == (False, False)
+    controls.view.value = "deps"
+    assert controls.request().selection.layers == {99}
+    controls.hardware.value = "L40S"
+    assert controls.weights.disabled is False
+
+
+def test_views_name_options_that_exist() -> None:
+    for view in (*VIEWS.values(), *OPTION_VIEWS):
+        assert set(view.uses) <= set(BY_NAME)
+
+
+def test_every_option_has_an_effect_in_some_request() -> None:
+    lines: list[Any] = [parse_line(f"gpt2 {options}").request for options in USED]
+    used = {option.name for option in OPTIONS} - frozenset.intersection(
+        *(options_without_effect(request) for request in lines)
+    )
+    assert used == set(BY_NAME)
