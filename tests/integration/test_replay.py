@@ -1,5 +1,6 @@
 """A replayed layer gives the same record and the same tables as a layer that ran."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -109,16 +110,61 @@ def test_sliding_and_full_attention_each_run_once(phase: str) -> None:
     assert recorded_layers(trace) == {"model.layers.0", "model.layers.2"}
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_a_list_of_layer_indices_in_the_config_does_not_tell_layers_apart(phase: str) -> None:
-    """`moe_layers` of Llama 4 names all eight layers; each layer's item is its own index."""
-    config = transformers.Llama4TextConfig(
+def llama4(layers: int) -> Any:
+    """`moe_layers` names all of its layers; each layer's item is its own index."""
+    return transformers.Llama4TextConfig(
         **SIZES | {"intermediate_size": 16},
-        num_hidden_layers=8,
+        num_hidden_layers=layers,
         head_dim=8,
         intermediate_size_mlp=32,
         num_local_experts=4,
     )
+
+
+LATENT = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+
+
+def longcat(layers: int) -> Any:
+    """Each layer attends twice, with the cache's parts 2n and 2n + 1."""
+    return transformers.LongcatFlashConfig(
+        **{name: SIZES[name] for name in ("vocab_size", "hidden_size", "num_attention_heads")},
+        **LATENT,
+        num_layers=layers,
+        head_dim=8,
+        ffn_hidden_size=64,
+        expert_ffn_hidden_size=16,
+        n_routed_experts=4,
+        zero_expert_num=2,
+        moe_topk=2,
+    )
+
+
+def glm_sparse(layers: int) -> Any:
+    """Each layer passes its selected tokens on: another tensor of the same assumed values."""
+    return transformers.AutoConfig.for_model(
+        "glm_moe_dsa",
+        **SIZES | {"num_key_value_heads": 4},
+        **LATENT,
+        num_hidden_layers=layers,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        index_topk=4,
+        index_n_heads=2,
+        index_head_dim=16,
+        mlp_layer_types=["dense"] * 3 + ["sparse"] * (layers - 3),
+    )
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_list_of_layer_indices_in_the_config_does_not_tell_layers_apart(phase: str) -> None:
+    config = llama4(8)
     assert config.moe_layers == [*range(8)]
     trace = replayed(weightless(config), Workload(phase, 2, 9))
     # of four layers, three attend within a chunk and the fourth to everything
@@ -127,22 +173,7 @@ def test_a_list_of_layer_indices_in_the_config_does_not_tell_layers_apart(phase:
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_a_layer_with_two_attentions_keeps_two_parts_of_the_cache(phase: str) -> None:
-    config = transformers.LongcatFlashConfig(
-        **{name: SIZES[name] for name in ("vocab_size", "hidden_size", "num_attention_heads")},
-        num_layers=4,
-        head_dim=8,
-        ffn_hidden_size=64,
-        expert_ffn_hidden_size=16,
-        n_routed_experts=4,
-        zero_expert_num=2,
-        moe_topk=2,
-        kv_lora_rank=16,
-        q_lora_rank=24,
-        qk_rope_head_dim=8,
-        qk_nope_head_dim=8,
-        v_head_dim=8,
-    )
-    trace = replayed(weightless(config), Workload(phase, 2, 9))
+    trace = replayed(weightless(longcat(4)), Workload(phase, 2, 9))
     assert recorded_layers(trace) == {"model.layers.0"}
     tokens = 9 + (phase == "decode")
     keys = [slot for slot in trace.cache if slot.name.endswith(".keys")]
@@ -151,27 +182,18 @@ def test_a_layer_with_two_attentions_keeps_two_parts_of_the_cache(phase: str) ->
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_layers_that_get_equal_indices_from_the_layer_before_run_once(phase: str) -> None:
-    """Each layer passes its selected tokens on: another tensor of the same assumed values."""
-    config = transformers.AutoConfig.for_model(
-        "glm_moe_dsa",
-        **SIZES | {"num_key_value_heads": 4},
-        num_hidden_layers=6,
-        moe_intermediate_size=16,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        kv_lora_rank=16,
-        q_lora_rank=24,
-        qk_rope_head_dim=8,
-        qk_nope_head_dim=8,
-        v_head_dim=8,
-        index_topk=4,
-        index_n_heads=2,
-        index_head_dim=16,
-        mlp_layer_types=["dense"] * 3 + ["sparse"] * 3,
-    )
-    trace = replayed(weightless(config), Workload(phase, 2, 9))
+    trace = replayed(weightless(glm_sparse(6)), Workload(phase, 2, 9))
     # layer 0 gets no indices
     assert recorded_layers(trace) == {"model.layers.0", "model.layers.1", "model.layers.3"}
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("make", [llama4, longcat, glm_sparse])
+def test_a_deeper_model_runs_no_more_layers(make: Callable[[int], Any], phase: str) -> None:
+    few, many = (run(weightless(make(n)), Workload(phase, 2, 9)) for n in (8, 40))
+    assert recorded_layers(many) == recorded_layers(few)
+    done = {replay.path for replay in many.replays} | recorded_layers(many)
+    assert done == {f"model.layers.{n}" for n in range(40)}
 
 
 class Scaled(nn.Module):

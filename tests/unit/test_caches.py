@@ -177,3 +177,20 @@ def test_a_step_after_a_learned_prompt_does_the_work_of_the_real_one(kind: str) 
             model.base_model(input_ids=torch.ones(2, 1, dtype=torch.long), cache=cache)
     report = llmsim.trace(model, phase="decode", batch=2, context=7)
     assert report.summary.value["flops"] == real.get_total_flops()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_a_learned_prompt_of_an_encoder_decoder(kind: str, phase: str) -> None:
+    """A prefix stands in the decoder's own cache; a prompt stands in the encoder's input."""
+    peft = pytest.importorskip("peft")
+    kinds = {"prefix": peft.PrefixTuningConfig, "prompt": peft.PromptTuningConfig}
+    config = transformers.T5Config(
+        d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=100
+    )
+    tuned = kinds[kind](task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5)
+    live = peft.get_peft_model(transformers.T5ForConditionalGeneration(config), tuned)
+    report = llmsim.trace(live, phase=phase, context=16)
+    own = 1 + 16 * (phase == "decode") + 5 * (kind == "prefix")
+    encoded = 16 + 5 * (kind == "prompt")
+    assert report.summary.value["cache_bytes"] == 2 * 2 * 4 * 8 * (own + encoded) * FLOAT
