@@ -35,6 +35,7 @@ from llmsim_magic.capture.prime_decode_cache import (
 )
 from llmsim_magic.capture.record.assemble_operators import assemble_operators
 from llmsim_magic.capture.record.dispatch_modes import dispatch_modes
+from llmsim_magic.capture.record.inference_kernels import inference_kernel_notes
 from llmsim_magic.capture.record.recorder import Recorder
 from llmsim_magic.capture.replay.replay import Replayer
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
@@ -186,6 +187,7 @@ class _Pass:
         results = recorder.table.add_all(_without(output, state))
         record, replays = assemble_operators(recorder, results)
         notes = (*self.meta_model.notes, *self.notes, *inputs.notes)
+        notes = (*notes, *inference_kernel_notes(recorder.calls, recorder.table.tensors))
         notes = (*notes, *evaluation.notes(), *_process_notes())
         return printable_record(
             Trace(

@@ -106,6 +106,7 @@ def world_facts() -> dict[str, Any]:
         },
         "Module": (nn.Module.__call__, nn.Module._call_impl, nn.Module.__setattr__),
         "Tensor": (torch.Tensor.__torch_function__, torch.Tensor.__deepcopy__),
+        "attention's fast path": torch.backends.mha.get_fastpath_enabled(),
         "sdpa": torch.nn.functional.scaled_dot_product_attention,
     }
 

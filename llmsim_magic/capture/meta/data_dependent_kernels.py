@@ -94,6 +94,15 @@ def _equal(
     return False
 
 
+def _is_left_aligned(evaluation: PartialEvaluation, *arguments: Any, **options: Any) -> bool:
+    """Whether padding may be cut off by a nested tensor: never, as where gradients are needed.
+
+    `nn.TransformerEncoder` asks it for its fast path of inference, and otherwise runs its layers
+    over the padding.
+    """
+    return False
+
+
 HANDLERS: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: assumed_scalar,
     aten._to_copy.default: _to_copy,
@@ -120,6 +129,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.histc.default: shapes.histogram,
     aten.repeat_interleave.Tensor: shapes.repeat_interleave,
     aten._pack_padded_sequence.default: shapes.pack_padded_sequence,
+    aten._nested_tensor_from_mask_left_aligned.default: _is_left_aligned,
     aten.equal.default: _equal,
     aten.allclose.default: _equal,
     aten.all.default: _all,
