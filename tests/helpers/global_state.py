@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._dynamo.eval_frame
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import UninitializedTensorMixin
@@ -107,6 +108,7 @@ def world_facts() -> dict[str, Any]:
         "Module": (nn.Module.__call__, nn.Module._call_impl, nn.Module.__setattr__),
         "Tensor": (torch.Tensor.__torch_function__, torch.Tensor.__deepcopy__),
         "attention's fast path": torch.backends.mha.get_fastpath_enabled(),
+        "compiler": torch._dynamo.eval_frame._stance,
         "sdpa": torch.nn.functional.scaled_dot_product_attention,
     }
 

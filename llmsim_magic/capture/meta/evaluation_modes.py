@@ -1,7 +1,7 @@
 """The torch modes that evaluate a pass partially: known values on the host, the rest on `meta`."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -229,6 +229,15 @@ _TO_PYTHON = frozenset({torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__
 _FROM_PYTHON = frozenset({torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy})
 
 
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run functions that `torch.compile` wraps as they are written.
+
+    The setting is the process's: a compiled function of another thread runs uncompiled meanwhile.
+    """
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
 @contextmanager
 def evaluating_partially(
     before: PartialEvaluation | None = None, progress: Progress | None = None
@@ -249,5 +258,5 @@ def evaluating_partially(
     with DeferredInterrupt() as stopped:
         evaluation = PartialEvaluation(before)
         kernel_mode = _KernelMode(evaluation, progress or Progress(), stopped)
-        with torch.no_grad(), _FunctionMode(evaluation), kernel_mode:
+        with torch.no_grad(), _uncompiled(), _FunctionMode(evaluation), kernel_mode:
             yield evaluation

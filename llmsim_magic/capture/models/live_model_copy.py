@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial, wraps
-from types import CellType, FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from llmsim_magic.records.printable import printable
 from llmsim_magic.records.trace.trace import ModelInfo
 
 META = torch.device("meta")
+_COMPILED_OF = "_torchdynamo_orig_callable"  # of a compiled function: the function as written
+_FORWARDS = frozenset({"forward", "__call__", "_wrapped_call_impl"})
 _PLAIN_TENSORS = {torch.Tensor, torch.nn.Parameter}
 
 
@@ -89,6 +91,23 @@ def _can_generate(module: torch.nn.Module) -> bool:
     from transformers import PreTrainedModel
 
     return isinstance(module, PreTrainedModel) and bool(module.can_generate())
+
+
+def module_of_forward(value: Any) -> Any:
+    """Return the module whose forward is given, compiled or not.
+
+    Args:
+        value: Any object.
+
+    Returns:
+        The module of `module.forward` or `torch.compile(module.forward)`; other values unchanged.
+    """
+    method = value
+    while isinstance(method, FunctionType) and _COMPILED_OF in vars(method):
+        method = vars(method)[_COMPILED_OF]
+    is_forward = isinstance(method, MethodType) and method.__func__.__name__ in _FORWARDS
+    is_of_module = is_forward and isinstance(method.__self__, torch.nn.Module)
+    return method.__self__ if is_of_module else value
 
 
 def _uncompiled(module: torch.nn.Module) -> torch.nn.Module:

@@ -89,12 +89,16 @@ def model_recipe(
     progress("importing torch and transformers")
     _require_torch()
     from llmsim_magic.capture.meta.isolation import model_lock
-    from llmsim_magic.capture.models.live_model_copy import copy_without_weights
+    from llmsim_magic.capture.models.live_model_copy import (
+        copy_without_weights,
+        module_of_forward,
+    )
     from llmsim_magic.capture.models.meta_model import is_config, is_module
     from llmsim_magic.capture.parallel.sharding import sharded
 
     if facts is not None:
         return _recipe_of_config_file(facts, build)
+    model = module_of_forward(model)
     if not is_module(model) and not is_config(model):
         legal = "a hub id, a path, a PretrainedConfig or an nn.Module"
         raise InvalidValue.must_be("model", type_name(model), legal)
