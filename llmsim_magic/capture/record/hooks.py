@@ -11,6 +11,7 @@ import torch
 from llmsim_magic.capture.kernels.rng import preserved_rng
 from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, unrecorded
 from llmsim_magic.capture.meta.snapshot import Snapshot
+from llmsim_magic.capture.record.lazy_outputs import computed
 from llmsim_magic.capture.replay.layer_matching import Layer, matched_layers
 from llmsim_magic.records.errors import CannotTrace
 from llmsim_magic.records.trace.recorded import Role
@@ -62,6 +63,7 @@ class ModelHooks:
         self._other_thread: str | None = None  # path of a module that ran in another thread
         self._ran: set[torch.nn.Module] = set()
         layers = matched_layers(model)
+        model.register_forward_hook(_compute_output)  # before the hook that sees the output
         for path, module in model.named_modules():
             if path in layers:
                 self._replace_forward(layers[path])
@@ -168,6 +170,10 @@ class ModelHooks:
 
         run_or_replay.__wrapped__ = forward  # type: ignore[attr-defined]
         layer.module.forward = run_or_replay
+
+
+def _compute_output(module: torch.nn.Module, args: Any, output: Any) -> Any:
+    return computed(output)
 
 
 def _modules(model: torch.nn.Module) -> Iterator[Module]:
