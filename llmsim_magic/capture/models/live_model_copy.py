@@ -18,6 +18,7 @@ from llmsim_magic.capture.meta.small_buffers import small_buffer_copy
 from llmsim_magic.capture.meta.snapshot import restored_attributes
 from llmsim_magic.capture.models.meta_model import MetaModel, optional_text
 from llmsim_magic.capture.models.module_hooks import CopiedHooks
+from llmsim_magic.capture.models.quantised_modules import refuse_quantised
 from llmsim_magic.records.errors import CannotTrace, describe
 from llmsim_magic.records.printable import printable
 from llmsim_magic.records.trace.trace import ModelInfo
@@ -43,10 +44,13 @@ def copy_without_weights(module: torch.nn.Module, name: str) -> MetaModel:
         The copy in evaluation mode, with notes on what the copy leaves out.
 
     Raises:
-        CannotTrace: If the module cannot be copied.
+        CannotTrace: If the module cannot be copied, or is quantised.
     """
     try:
+        refuse_quantised(module, name)
         return _copied(_uncompiled(module), name)
+    except CannotTrace:
+        raise
     except Exception as error:  # raised by the user's own `__deepcopy__`, `eval` or property
         raise CannotTrace(
             f"{name}: the module cannot be copied without its weights: {describe(error)}"
