@@ -5,7 +5,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +21,7 @@ from llmsim_magic.capture.inputs.signature import parameters
 from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.meta.call_stack import call_model
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
+from llmsim_magic.capture.meta.higher_order_operators import computed_share
 from llmsim_magic.capture.meta.isolation import isolated, model_lock
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation, Progress
 from llmsim_magic.capture.models.live_model_copy import inputs_on_meta
@@ -163,6 +164,7 @@ class _Pass:
             replayer = Replayer(evaluation) if self.replay and not kept else None
             recorder = Recorder(hooks.roles, replayer)
             evaluation.on_retry = recorder.drop_function
+            recorder.computed_share = partial(computed_share, evaluation)
             _name_storages(recorder, _by_name(model.forward, args) | keywords, kept)
             with hooks.reporting_to(recorder), dispatch_modes(recorder):
                 output = call_model(model, args, keywords)

@@ -5,7 +5,7 @@ from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Kernel
 from llmsim_magic.records.trace.trace import Trace
 
-_ATTENTIONS = frozenset({"scaled_dot_product_attention", "latent_attention"})
+_ATTENTIONS = frozenset({"scaled_dot_product_attention", "flex_attention", "latent_attention"})
 _STATISTICS = frozenset({"mean", "var", "var_mean", "native_layer_norm", "native_group_norm"})
 
 

@@ -105,7 +105,7 @@ def _worked(
         return None
     if kernel.name == LATENT_ATTENTION:
         return _latent_attention(record, kernel, stored)
-    if short_name(kernel.name) == "scaled_dot_product_attention":
+    if short_name(kernel.name) in ("scaled_dot_product_attention", "flex_attention"):
         return _attention(record, kernel, stored)
     return _matmul(record, kernel, accelerator, stored)
 

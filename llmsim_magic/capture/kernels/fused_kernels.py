@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 ATTENTION = "aten.scaled_dot_product_attention.default"
+FLEX = "higher_order.flex_attention"
 # The functions behind `nn.LSTM`, `nn.GRU` and `nn.RNN`, and their ATen operators.
 RECURRENT: dict[Any, str] = {
     torch._VF.lstm: "aten.lstm",

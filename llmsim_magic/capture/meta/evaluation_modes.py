@@ -19,6 +19,14 @@ from llmsim_magic.capture.kernels.kernel_facts import facts, mutated_tensors
 from llmsim_magic.capture.kernels.rng import PrivateRng
 from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
 from llmsim_magic.capture.meta.data_dependent_kernels import HANDLERS, assumed_scalar
+from llmsim_magic.capture.meta.higher_order_operators import (
+    FLEX_ATTENTION,
+    device_to_check,
+    flex_attention_outputs,
+    higher_order_name,
+    in_python,
+    refusal,
+)
 from llmsim_magic.capture.meta.one_device import decompose, visible_composites, without_values
 from llmsim_magic.capture.meta.partial_evaluation import (
     CannotEvaluate,
@@ -180,12 +188,27 @@ class _FunctionMode(TorchFunctionMode):
             return _from_python(self._evaluation, func, args, keywords)
         if func in RECURRENT and not self._are_known((args, keywords)):
             return recurrent_outputs(recurrent_arguments(args, keywords))
+        if (name := higher_order_name(func)) is not None:
+            return self._run_higher_order(name, func, args, keywords)
+        if (device := device_to_check(func)) is not None:
+            return device
         try:
             return func(*args, **keywords)
         except (EndlessLoop, CannotEvaluate):
             raise
         except RuntimeError as error:
             return self._run_again(func, args, keywords, error)
+
+    def _run_higher_order(self, name: str, func: Any, args: Any, keywords: Any) -> Any:
+        if name == FLEX_ATTENTION:
+            return flex_attention_outputs(args[0], args[2])
+        if (function := in_python(func)) is not None:
+            with self:
+                return function(*args, **keywords)
+        try:
+            return func(*args, **keywords)
+        except NotImplementedError:
+            raise refusal(name) from None
 
     def _run_again(self, func: Any, args: Any, keywords: Any, error: RuntimeError) -> Any:
         """Runs a function again, because some refuse arguments of which only some are known."""

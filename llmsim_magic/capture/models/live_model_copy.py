@@ -73,6 +73,7 @@ def _copied(module: torch.nn.Module, name: str) -> MetaModel:
         hooks.rebind(memo, lambda function: _rebound(function, memo))
     _unwrap(copied)
     copied.eval()
+    notes += _replace_flex_attention(copied)
     config = getattr(module, "config", None)
     first = next(module.parameters(), None)
     info = ModelInfo(
@@ -80,7 +81,7 @@ def _copied(module: torch.nn.Module, name: str) -> MetaModel:
         class_name=printable(type(module).__name__),
         model_type=optional_text(getattr(config, "model_type", None)),
         head="as given",
-        attention=optional_text(getattr(config, "_attn_implementation", None)),
+        attention=optional_text(_attention(getattr(copied, "config", None))),
         dtype=dtype_name(first.dtype) if first is not None else "none",
         origin="live module",
         generates=_can_generate(module),
@@ -88,6 +89,27 @@ def _copied(module: torch.nn.Module, name: str) -> MetaModel:
     if module.training:
         notes.append("your module is in training mode; the trace is of evaluation mode")
     return MetaModel(copied, info, tuple(notes))
+
+
+def _replace_flex_attention(copied: Any) -> Iterator[str]:
+    """Let a model of transformers attend with sdpa where it would compile flex attention.
+
+    transformers keeps what it compiles for the whole process. A config that names flex attention
+    is traced with sdpa as well.
+    """
+    configs = [getattr(module, "config", None) for module in copied.modules()]
+    flexible = [each for each in configs if _attention(each) == "flex_attention"]
+    for config in flexible:
+        config._attn_implementation = "sdpa"
+    if flexible:
+        yield (
+            "your model attends with flex_attention; the trace shows sdpa, which computes the "
+            "whole score matrix"
+        )
+
+
+def _attention(config: Any) -> Any:
+    return getattr(config, "_attn_implementation", None)
 
 
 def _can_generate(module: torch.nn.Module) -> bool:

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmsim_magic.capture.kernels import kernel_facts
 from llmsim_magic.capture.kernels.tensors import unrecorded
+from llmsim_magic.capture.meta.higher_order_operators import in_python
 from llmsim_magic.capture.meta.one_device import decompose
 from llmsim_magic.capture.record.recorder import Recorder
 
@@ -25,6 +26,9 @@ class _FunctionMode(TorchFunctionMode):
     ) -> Any:
         if getattr(func, "__name__", None) == "__get__":
             return func(*args, **(kwargs or {}))
+        if (function := in_python(func)) is not None:
+            with self:
+                return function(*args, **(kwargs or {}))
         return self._recorder.call(func, args, kwargs or {})
 
 

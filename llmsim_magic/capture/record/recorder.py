@@ -4,7 +4,7 @@
 A replayed layer is one event. `assemble_operators.py` makes operators of the events.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from llmsim_magic.capture.kernels import collectives, flops, fused_kernels, kernel_facts
 from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
 from llmsim_magic.capture.meta import call_stack
+from llmsim_magic.capture.meta.higher_order_operators import FLEX_ATTENTION, higher_order_name
 from llmsim_magic.capture.meta.one_device import without_values
 from llmsim_magic.capture.record.events import FunctionCall, KernelCall, ModuleCall
 from llmsim_magic.capture.record.module_recorder import ModuleRecorder
@@ -27,12 +28,17 @@ class Recorder(ModuleRecorder):
     Args:
         owners: Role and name of the model's storages, by storage address.
         replayer: Replays layers that repeat earlier ones; without it every layer runs.
+
+    Attributes:
+        computed_share: Returns the share of the score matrix that a block mask of flex attention,
+            as a tuple, leaves to be computed.
     """
 
     def __init__(
         self, owners: Mapping[int, tuple[Role, str]], replayer: Replayer | None = None
     ) -> None:
         super().__init__(owners, replayer)
+        self.computed_share: Callable[[Sequence[Any]], float] = _whole
         self._function: FunctionCall | None = None
         self._first = (0, 0)  # numbers of kernels and events before the function that runs
         self._is_paused = False
@@ -49,6 +55,8 @@ class Recorder(ModuleRecorder):
                 out = self._attention(args, kwargs)
             elif func in fused_kernels.RECURRENT:
                 out = self._recurrent(func, args, kwargs)
+            elif higher_order_name(func) == FLEX_ATTENTION:
+                out = self._flex_attention(func, args, kwargs)
             elif func in collectives.KERNELS:
                 out = self._collective(func, args)
             else:
@@ -165,6 +173,18 @@ class Recorder(ModuleRecorder):
         self._add(owner, _one_kernel(name, inputs, outputs, outputs, count, causal=causal))
         return output
 
+    def _flex_attention(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        with self._paused():
+            output = func(*args, **kwargs)
+        attended = (self.table.add(output[0]),)
+        owner = self._owner(FLEX_ATTENTION)
+        inputs = self.table.add_all((args, kwargs))
+        whole = flops.attention_flops(fused_kernels.AttentionArguments(*args[:3]))
+        with unrecorded():
+            count = round(whole * self.computed_share(args[4]))
+        self._add(owner, _one_kernel(fused_kernels.FLEX, inputs, attended, attended, count))
+        return output
+
     def _recurrent(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         with self._paused():
             output = func(*args, **kwargs)
@@ -210,3 +230,7 @@ def _one_kernel(
         causal=causal,
         flops=count,
     )
+
+
+def _whole(block_mask: Sequence[Any]) -> float:
+    return 1.0

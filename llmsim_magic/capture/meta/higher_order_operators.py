@@ -1,0 +1,166 @@
+"""Run higher-order operators of torch, such as `torch.cond`, as the Python that they stand for.
+
+torch compiles the functions that they are given; a traced pass calls them, so that it sees what
+they do.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch._ops import HigherOrderOperator
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
+
+from llmsim_magic.capture.meta import call_stack
+from llmsim_magic.capture.meta.partial_evaluation import CannotEvaluate, PartialEvaluation
+
+FLEX_ATTENTION = "flex_attention"
+_GET_DEVICE = torch.Tensor.device.__get__
+_CHECKS = ("_validate_device", "flex_attention", "associative_scan.<locals>._validate_input")
+
+
+def higher_order_name(func: Any) -> str | None:
+    """Return the name of a higher-order operator; None for any other function."""
+    return str(func.name()) if isinstance(func, HigherOrderOperator) else None
+
+
+def in_python(func: Any) -> Callable[..., Any] | None:
+    """Return Python that does what a higher-order operator does; None if there is none."""
+    return _IN_PYTHON.get(higher_order_name(func))
+
+
+def refusal(name: str) -> CannotEvaluate:
+    """The error for a higher-order operator that cannot be traced."""
+    return CannotEvaluate(
+        f"the forward calls {name}, a higher-order operator of torch that cannot be traced; write "
+        "what it does in plain Python"
+    )
+
+
+def _cond(
+    condition: Any,
+    if_true: Callable[..., Any],
+    if_false: Callable[..., Any],
+    operands: Iterable[Any] = (),
+) -> Any:
+    return (if_true if condition else if_false)(*operands)
+
+
+def _while_loop(
+    condition: Callable[..., Any],
+    body: Callable[..., Any],
+    carried: Iterable[Any],
+    additional: Iterable[Any] = (),
+) -> Any:
+    carried = tuple(carried)
+    while condition(*carried, *additional):
+        carried = tuple(body(*carried, *additional))
+    return carried
+
+
+def _map(function: Callable[..., Any], mapped: Sequence[Any], others: Iterable[Any]) -> Any:
+    outputs = [
+        function(*(each[index] for each in mapped), *others) for index in range(len(mapped[0]))
+    ]
+    return _stacked(outputs)
+
+
+def _scan(
+    function: Callable[..., Any],
+    carried: Iterable[Any],
+    scanned: Sequence[Any],
+    additional: Iterable[Any] = (),
+) -> Any:
+    carried, outputs = list(carried), []
+    for index in range(len(scanned[0])):
+        result = function(*carried, *(each[index] for each in scanned), *additional)
+        split = len(carried)
+        carried, output = list(result[:split]), list(result[split:])
+        outputs.append(output)
+    return [*carried, *_stacked(outputs)]
+
+
+def _associative_scan(
+    function: Callable[..., Any], scanned: Sequence[Any], additional_inputs: Iterable[Any] = ()
+) -> Any:
+    first = leaves = [each[0] for each in scanned]
+    outputs = []
+    for index in range(1, len(scanned[0])):
+        values = (each[index] for each in scanned)
+        outputs.append(function(*leaves, *values, *additional_inputs))
+        leaves = tree_leaves(outputs[-1])
+    structure = tree_structure(outputs[0]) if outputs else tree_structure(first)
+    return _stacked([tree_unflatten(first, structure), *outputs])
+
+
+def _stacked(outputs: list[Any]) -> Any:
+    return tree_map(lambda *each: torch.stack(each), *outputs)
+
+
+_IN_PYTHON: dict[str | None, Callable[..., Any]] = {
+    "associative_scan": _associative_scan,
+    "cond": _cond,
+    "map_impl": _map,
+    "scan": _scan,
+    "while_loop": _while_loop,
+}
+
+
+def device_to_check(func: Any) -> torch.device | None:
+    """The device to give where torch checks that a higher-order operator supports it.
+
+    It refuses `meta`, and tensors of which only some are known, before it calls the operator.
+
+    Args:
+        func: The torch function that is called, from the `__torch_function__` of a mode.
+
+    Returns:
+        A device that torch supports; None anywhere else.
+    """
+    if func != _GET_DEVICE:
+        return None
+    frame = sys._getframe(2)
+    while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
+        frame = frame.f_back
+    code = frame.f_code
+    is_check = code.co_qualname.startswith(_CHECKS) and call_stack.is_library_file(code.co_filename)
+    return torch.device("cuda") if is_check else None
+
+
+def flex_attention_outputs(
+    query: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The outputs of flex attention on `meta`: attention, log-sum-exp and largest scores."""
+    shape = query.shape[:-1]
+    statistics = query.new_empty(shape, dtype=torch.float32, device="meta")
+    attended = query.new_empty((*shape, value.shape[-1]), device="meta")
+    return attended, statistics, torch.empty_like(statistics)
+
+
+def computed_share(evaluation: PartialEvaluation, block_mask: Sequence[Any]) -> float:
+    """The share of the score matrix that flex attention computes; the report says it.
+
+    Args:
+        evaluation: The evaluation, which says whether the mask is known.
+        block_mask: `BlockMask.as_tuple()`: lengths of queries and keys, then for each row of blocks
+            how many are masked in part and how many are computed in full; last the sizes of a
+            block and the mask's function.
+
+    Returns:
+        Blocks that are computed by all blocks; 1 if the mask depends on the data.
+    """
+    keys, block = block_mask[1], block_mask[-2]
+    counts = [each for each in (block_mask[2], block_mask[4]) if each is not None]
+    if not all(map(evaluation.is_known, counts)):
+        evaluation.assumed["flex attention is counted in full: its block mask depends on data"] += 1
+        return 1.0
+    with torch._C._DisableTorchDispatch():
+        computed = sum(int(each.sum()) for each in counts)
+    blocks = counts[0].numel() * -(-keys // block)
+    share = min(computed / blocks, 1.0) if blocks else 1.0
+    if share < 1:
+        evaluation.assumed[
+            f"flex attention is counted by its block mask: {share:.1%} of the score matrix"
+        ] += 1
+    return share
