@@ -84,6 +84,12 @@ def _spectrograms(spec: InputSpec, main: str, length: int | None) -> Iterator[La
     for mel_bins in _mel_bins(spec):
         for shape in ((mel_bins, frames), (frames, mel_bins), (1, frames, mel_bins)):
             yield Layout({main: spec.meta_tensor(batch, *shape), **companions}, note)
+        if "feature_lens" in spec.accepted:
+            packed = spec.meta_tensor(mel_bins, batch * frames)
+            yield Layout({main: packed, **companions}, f"{note}, all samples in one sequence")
+        for stacked in _stacked_frames(spec):
+            features = spec.meta_tensor(batch, frames, mel_bins * stacked)
+            yield Layout({main: features, **companions}, f"{note}, each of {stacked} stacked")
 
 
 def _waveforms(spec: InputSpec, main: str, length: int | None) -> Iterator[Layout]:
@@ -95,6 +101,14 @@ def _waveforms(spec: InputSpec, main: str, length: int | None) -> Iterator[Layou
         waveform = spec.meta_tensor(spec.batch, *channels, samples)
         note = f"the audio input has {samples} samples"
         yield Layout({main: waveform, "padding_mask": all_valid}, note)
+
+
+def _stacked_frames(spec: InputSpec) -> tuple[int, ...]:
+    """How many vectors of mel bins may be stacked to one: the config's number, or usual ones."""
+    if spec.config_value("num_mel_bins", prefer=AUDIO) is None:
+        return ()
+    stacked = spec.config_int("num_stacked_frames", prefer=AUDIO, default=0)
+    return (stacked,) if stacked else (2, 4)
 
 
 def _mel_bins(spec: InputSpec) -> tuple[int, ...]:

@@ -3,7 +3,11 @@
 from collections.abc import Callable, Iterator
 
 from llmsim_magic.capture.inputs.added_audio import audio_for_tokens
-from llmsim_magic.capture.inputs.forward_inputs import add_decoder_tokens, encoder_inputs
+from llmsim_magic.capture.inputs.forward_inputs import (
+    EMBEDDINGS,
+    add_decoder_tokens,
+    encoder_inputs,
+)
 from llmsim_magic.capture.inputs.model_inputs import ModelInputs
 from llmsim_magic.capture.inputs.other_inputs import OTHER_INPUTS
 from llmsim_magic.capture.inputs.placeholders import TOKEN_TYPE_KEYWORDS, has_placeholders
@@ -20,6 +24,7 @@ from llmsim_magic.records.trace.workload import Workload
 # Keywords with one entry per token of the prefill, which a decode step does not repeat.
 _PER_TOKEN_KEYWORDS = (
     "input_ids",
+    EMBEDDINGS,
     "attention_mask",
     "image_attention_mask",
     "token_type_ids",
@@ -57,13 +62,15 @@ def decode_inputs(
         model: The model on the meta device.
         workload: The decode workload.
         state: The cache or recurrent state that the priming pass returned.
-        primed: The keywords of the priming pass, whose layout of token ids is used again.
+        primed: The keywords of the priming pass, whose layout of token ids or embeddings is used
+            again.
 
     Returns:
         The keywords of the step.
     """
     spec = InputSpec(model, workload.batch, 1)
     name = "decoder_input_ids" if is_encoder_decoder(model) else "input_ids"
+    name = name if name in primed or EMBEDDINGS not in primed else EMBEDDINGS
     previous = primed.get(name, token_ids(model, workload.batch, 1))
     keywords = {**state, name: previous[:, :1]}
     for required in spec.required:

@@ -28,6 +28,8 @@ from llmsim_magic.capture.inputs.text import token_ids
 from llmsim_magic.records.errors import CannotTrace
 from llmsim_magic.records.trace.workload import Workload
 
+EMBEDDINGS = "inputs_embeds"
+
 
 def prefill_inputs(model: HuggingFaceModel, workload: Workload) -> Iterator[ModelInputs]:
     """Yield inputs of a prefill of `context` tokens, or of an image or audio of the config's size.
@@ -105,11 +107,23 @@ def _candidates(spec: InputSpec, *, text_only: bool) -> Iterator[ModelInputs]:
     codebooks = codebook_count(spec) if has_codebooks else 0
     for ids in codebook_token_ids(spec, spec.context, codebooks):
         for inputs in _layout_combinations(spec, ModelInputs({}), separate):
-            keywords, notes = inputs.keywords | {"input_ids": ids}, [*inputs.notes, CODEBOOKS_NOTE]
-            yield _add_text(spec, ModelInputs(keywords, notes), ())
+            for with_optional in (False, True):
+                keywords = inputs.keywords | {"input_ids": ids}
+                coded = ModelInputs(keywords, [*inputs.notes, CODEBOOKS_NOTE])
+                yield _add_text(spec, coded, (), with_optional=with_optional)
     if (separate or spans) and "input_ids" in spec.accepted:
         note = "text alone is the input: no layout of an image or audio fits the config"
         yield _add_text(spec, ModelInputs({}, [note]), ())
+    if EMBEDDINGS in spec.accepted and "input_ids" in spec.accepted and not separate:
+        yield _embeddings(spec)
+
+
+def _embeddings(spec: InputSpec) -> ModelInputs:
+    """Embeddings in place of tokens, for a model whose tokens the model around it embeds."""
+    keywords = {EMBEDDINGS: OTHER_INPUTS[EMBEDDINGS](spec)}
+    if "use_cache" in spec.accepted:
+        keywords["use_cache"] = True
+    return ModelInputs(keywords, ["the input is embeddings: the model takes no token ids"])
 
 
 def _layout_combinations(
@@ -152,7 +166,9 @@ def _add_text(
             notes.append(placeholder_note(count, ids.shape[1], spec.context))
         if with_optional and "attention_mask" in spec.accepted:
             keywords["attention_mask"] = torch.ones_like(ids)
-    main = () if "input_ids" in keywords else spec.main_inputs
+    main = spec.main_inputs
+    if "input_ids" in keywords or audio.keyword(spec) in keywords:
+        main = ()
     for name in (*main, *spec.required, *(OPTIONAL_INPUTS if with_optional else ())):
         if name in OTHER_INPUTS and name in spec.accepted and name not in keywords:
             keywords[name] = OTHER_INPUTS[name](spec)

@@ -21,6 +21,7 @@ _KEYWORDS = (
 _SIZE_KEYS = ("image_size", "img_size", "input_size", "max_img_size")
 _PROMPT = "prompt_pixel_values"
 _FRAME_KEYS = ("num_frames", "frames_per_clip")
+_TEMPORAL_PATCH_KEYS = ("temporal_patch_size", "patch_temporal")
 _WINDOW_KEYS = ("num_windows_side", "num_windows")  # windows per side
 DEFAULT_SIZE = 224  # pixels, where the config sets no size
 LARGE_SIZE = 1536
@@ -95,6 +96,7 @@ class Image:
             "pooling_kernel_size",
             "downsample_factor",
             "merge_kernel_size",
+            "merge_size",
             "scale_factor",
         )
         return math.lcm(*(self.spec.config_int(name, prefer=VISION, default=1) for name in names))
@@ -157,12 +159,16 @@ def layouts(spec: InputSpec) -> Iterator[Layout]:
 
 
 def _patches_with_grid(image: Image) -> Iterator[Layout]:
-    """Patches of all samples `[batch · patches, values]`, and the grid of each sample."""
+    """Patches of all samples, and the grid of each sample.
+
+    `[batch · patches, values]`, `[batch · patches, channels, side, side]`, either in a batch of
+    one, or `[batch · merged patches, larger side, larger side, channels]` with a grid of those.
+    """
     grids = ("image_grid_thw", "grid_thw", "image_grid_hw", "video_grid_thw")
     if not set(grids) & set(image.spec.accepted):
         return
-    count = image.spec.batch * image.patches
-    temporal = image.spec.config_int("temporal_patch_size", prefer=VISION, default=1)
+    count, side = image.spec.batch * image.patches, image.patch_size
+    temporal = image.spec.config_int(*_TEMPORAL_PATCH_KEYS, prefer=VISION, default=1)
     merge_sizes = torch.full((image.spec.batch,), image.merge_size)
     companions = dict.fromkeys(grids, image.grid) | {
         "image_grid_hw": image.grid[:, 1:],
@@ -170,10 +176,15 @@ def _patches_with_grid(image: Image) -> Iterator[Layout]:
         "image_merge_sizes": merge_sizes,
     }
     flat = (image.patch_values * temporal,)
-    for shape in (flat, (image.channels, image.patch_size, image.patch_size)):
-        yield image.patch_layout(
-            **{image.main: image.spec.meta_tensor(count, *shape)}, **companions
-        )
+    square = (image.channels, side, side)
+    for shape in ((count, *flat), (count, *square), (1, count, *square)):
+        yield image.patch_layout(**{image.main: image.spec.meta_tensor(*shape)}, **companions)
+    if image.merge_size > 1:
+        larger = side * image.merge_size
+        shape = (count // image.merge_size**2, larger, larger, image.channels)
+        scale = torch.tensor([1, image.merge_size, image.merge_size])
+        companions |= dict.fromkeys(grids[:2], image.grid // scale)
+        yield image.patch_layout(**{image.main: image.spec.meta_tensor(*shape)}, **companions)
 
 
 def _patches_with_positions(image: Image) -> Iterator[Layout]:
@@ -245,16 +256,27 @@ def _size_keywords(image: Image) -> dict[str, torch.Tensor]:
 
 
 def _videos(image: Image) -> Iterator[Layout]:
-    """Videos `[batch, frames, channels, height, width]`."""
+    """Videos `[batch, frames, channels, height, width]` or `[batch · frames, channels, …]`."""
     frames = image.spec.config_int(*_FRAME_KEYS, prefer=VISION, default=DEFAULT_FRAMES)
     note = f"{image.note}, for a video of {frames} frames"
     yield Layout({image.main: image.pixels(frames)}, note)
+    if image.spec.config_value(*_FRAME_KEYS) is not None:
+        yield Layout({image.main: image.pixels(frames).flatten(0, 1)}, note)
 
 
 def _patches_alone(image: Image) -> Iterator[Layout]:
-    """Patches `[batch, patches, values]` without their grid."""
-    patches = image.spec.meta_tensor(image.spec.batch, image.patches, image.patch_values)
+    """Patches without their grid.
+
+    `[batch, patches, values]`, or `[batch · patches, frames, side, side, channels]` of a tower
+    whose patches span a few frames.
+    """
+    spec, side = image.spec, image.patch_size
+    patches = spec.meta_tensor(spec.batch, image.patches, image.patch_values)
     yield image.patch_layout(**{image.main: patches})
+    frames = spec.config_int(*_TEMPORAL_PATCH_KEYS, prefer=VISION, default=1)
+    if frames > 1:
+        shape = (spec.batch * image.patches, frames, side, side, image.channels)
+        yield image.patch_layout(**{image.main: spec.meta_tensor(*shape)})
 
 
 def _large_images(image: Image) -> Iterator[Layout]:

@@ -33,6 +33,13 @@ def _hidden_states(spec: InputSpec) -> torch.Tensor:
     return spec.meta_tensor(spec.batch, spec.context, width)
 
 
+def _encoder_states(spec: InputSpec) -> torch.Tensor:
+    """What a model with cross-attention reads of an encoder, `[batch, context, width]`."""
+    own = spec.config_int("hidden_size", "d_model", "hidden_dim", "dim", default=1)
+    width = spec.config_int("encoder_hidden_size", "cross_hidden_size", default=own)
+    return spec.meta_tensor(spec.batch, spec.context, width)
+
+
 def _boxes(spec: InputSpec) -> torch.Tensor:
     return torch.zeros(spec.batch, spec.context, 4, dtype=torch.long)
 
@@ -168,7 +175,6 @@ REQUIRED_INPUTS: dict[str, MakeInput] = {
     "decoder_input_ids": _first_token,
     "hidden_states": _hidden_states,
     "inputs_embeds": _hidden_states,
-    "encoder_hidden_states": _hidden_states,
     "encoder_embeds": _hidden_states,
     "inputs": _hidden_states,
     "pixel_values": _image,
@@ -180,6 +186,7 @@ REQUIRED_INPUTS: dict[str, MakeInput] = {
 # Used only after a forward failed without the optional keywords.
 OPTIONAL_INPUTS: dict[str, MakeInput] = {
     "bbox": _boxes,
+    "encoder_hidden_states": _encoder_states,
     "qformer_input_ids": _token_ids,
     "protein_input_ids": _token_ids,
     "query_embeds": _queries,

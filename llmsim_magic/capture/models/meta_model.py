@@ -97,7 +97,10 @@ def from_config(
     }
     if attention:
         options["attn_implementation"] = attention
-    constructor = model_constructor(config, name, base=base, has_remote_code=has_remote_code)
+    try:
+        constructor = model_constructor(config, name, base=base, has_remote_code=has_remote_code)
+    except ImportError as error:  # of a package that the model's own file needs
+        raise CannotTrace(f"{name}: transformers cannot build it: {describe(error)}") from error
     build = partial(_built, constructor.build, options=options, name=name)
     module = build(config)
     check_has_forward(module, name)

@@ -164,10 +164,13 @@ def _first_auto(config: Any, names: tuple[str, ...]) -> Callable[..., Any] | Non
 
 
 def _unlisted_classes(config_class: type[Any]) -> list[Any]:
-    """Model classes of a config that no auto class lists, such as a tower of a larger model."""
+    """Model classes of a config that no auto class lists, such as a tower of a larger model.
+
+    A model comes first, then models for a task, then their parts.
+    """
     return sorted(
         _package_classes(config_class),
-        key=lambda model_class: not model_class.__name__.endswith("Model"),
+        key=lambda found: (not found.__name__.endswith("Model"), "For" not in found.__name__),
     )
 
 
