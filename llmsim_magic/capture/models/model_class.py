@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from llmsim_magic.records.errors import CannotTrace, describe, shorten
 
 # The last two list vision towers, and models of several parts, that no other class lists.
 _AUTO_CLASSES = (*MODEL_CLASSES, "AutoBackbone", "AutoModelForMultimodalLM")
+_TASK = re.compile("For[A-Z].*")  # `ForCausalLM`, and not the `Former` of a name
 _WITH_HEAD = tuple(name for name in MODEL_CLASSES if name != "AutoModel")
 
 
@@ -142,10 +144,10 @@ def _successor(config: Any, declared: str) -> Callable[..., Any] | None:
     for found in _package_classes(type(config)):
         if _simplified(found.__name__) == _simplified(declared):
             return found._from_config
-    task = declared.find("For")
-    if task < 0 and "Head" not in declared:
+    task = _TASK.search(declared)
+    if task is None and "Head" not in declared:
         return _headless(config)
-    same_task = (f"AutoModel{declared[task:]}",) if task >= 0 else ()
+    same_task = (f"AutoModel{task[0]}",) if task is not None else ()
     return _first_auto(config, same_task + _WITH_HEAD)
 
 
