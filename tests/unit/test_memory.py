@@ -189,24 +189,6 @@ def test_blocks_at_the_edges_of_a_matrix_have_scales_too() -> None:
     assert packing.parts((3, 130, 129)) == (3 * 130 * 129, 3 * 2 * 2 * 4)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "module", "is_named"),
-    [
-        ("lm_head", "lm_head", True),
-        ("model.layers.*.self_attn", "model.layers.3.self_attn.q_proj", True),
-        ("gate", "model.layers.3.mlp.gate", True),
-        ("gate", "model.layers.3.mlp.gate_proj", False),
-        ("re:.*mlp.*", "model.layers.3.mlp.up_proj", True),
-        ("re:.*mlp.*", "model.layers.3.self_attn.q_proj", False),
-    ],
-)
-def test_modules_not_to_convert_are_left_as_they_are(
-    pattern: str, module: str, is_named: bool
-) -> None:
-    config = {"quant_method": "fp8", "modules_to_not_convert": [pattern]}
-    assert packing_from_config(config, "model").excludes(module) == is_named
-
-
 def test_a_checkpoint_of_its_own_config_is_counted_by_it() -> None:
     config = small_models.llama()
     config.quantization_config = {

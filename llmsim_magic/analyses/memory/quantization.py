@@ -3,7 +3,6 @@
 Layouts follow the reference library of each format, and sizes are exact to the bit.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
@@ -11,6 +10,7 @@ from typing import Any
 
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.hardware.dtypes import KV_DTYPES, WEIGHT_DTYPES, short_dtype
+from llmsim_magic.records.trace.quantized_names import excluded_names
 
 _ALL = 0  # the block spans the matrix
 
@@ -60,10 +60,6 @@ class Packing:
         blocks = ceil(outputs / (self.rows or outputs)) * ceil(inputs / (self.columns or inputs))
         metadata = blocks * (self.scale_bits + self.zero_bits) + inputs * self.column_bits
         return codes, ceil(number * (metadata + self.matrix_bits) / 8)
-
-    def excludes(self, module: str) -> bool:
-        """Whether a pattern matches a module: its path, a parent's path, or its last name."""
-        return any(_matches(pattern, module) for pattern in self.excluded)
 
 
 def weight_dtype(given: object) -> str:
@@ -115,10 +111,6 @@ def packing_from_config(config: Mapping[str, Any], name: str) -> Packing:
     return read(config)
 
 
-def _excluded(config: Mapping[str, Any], *names: str) -> tuple[str, ...]:
-    return tuple(pattern for name in names for pattern in config.get(name) or ())
-
-
 def _group(size: object) -> int:
     """A group size; -1 means the whole row."""
     return size if isinstance(size, int) and size > 0 else _ALL
@@ -135,7 +127,7 @@ def _block(structure: object) -> tuple[int, int]:
 def _gptq(config: Mapping[str, Any]) -> Packing:
     """Packed `qweight` and `qzeros`, float16 `scales`, and an int32 group index per input."""
     bits, group = int(config.get("bits", 4)), _group(config.get("group_size", 128))
-    excluded = _excluded(config, "modules_to_not_convert")
+    excluded = excluded_names(config)
     return Packing(
         name="gptq",
         code_bits=bits,
@@ -152,7 +144,7 @@ def _awq(config: Mapping[str, Any]) -> Packing:
     """As GPTQ without group indices; no zero points if quantisation is symmetric."""
     bits, group = int(config.get("bits", 4)), _group(config.get("group_size", 128))
     zeros = bits if config.get("zero_point", True) else 0
-    excluded = _excluded(config, "modules_to_not_convert")
+    excluded = excluded_names(config)
     return Packing(
         name="awq",
         code_bits=bits,
@@ -170,7 +162,7 @@ def _bitsandbytes(config: Mapping[str, Any]) -> Packing:
     Double quantisation stores 8-bit scales with a float32 per 256 of them. Each matrix also has
     its code tables.
     """
-    excluded = _excluded(config, "llm_int8_skip_modules")
+    excluded = excluded_names(config)
     if not config.get("load_in_4bit"):
         return Packing(
             name="bitsandbytes int8",
@@ -211,7 +203,7 @@ def _fp8(config: Mapping[str, Any]) -> Packing:
     """A float32 or 8-bit power-of-two scale per block; one per matrix without a block size."""
     rows, columns = config.get("weight_block_size") or (_ALL, _ALL)
     scale = 8 if config.get("scale_fmt") == "ue8m0" else 32
-    excluded = _excluded(config, "modules_to_not_convert")
+    excluded = excluded_names(config)
     return Packing(
         name="fp8",
         code_bits=8,
@@ -225,7 +217,7 @@ def _fp8(config: Mapping[str, Any]) -> Packing:
 
 def _fbgemm_fp8(config: Mapping[str, Any]) -> Packing:
     """A float32 scale per output."""
-    excluded = _excluded(config, "modules_to_not_convert")
+    excluded = excluded_names(config)
     return Packing(
         name="fbgemm_fp8",
         code_bits=8,
@@ -239,7 +231,7 @@ def _fbgemm_fp8(config: Mapping[str, Any]) -> Packing:
 
 def _mxfp4(config: Mapping[str, Any]) -> Packing:
     """Experts only: 4-bit codes with an 8-bit power-of-two scale per 32 inputs."""
-    excluded = _excluded(config, "modules_to_not_convert")
+    excluded = excluded_names(config)
     return Packing(
         name="mxfp4",
         code_bits=4,
@@ -279,7 +271,7 @@ def _compressed_tensors(config: Mapping[str, Any]) -> Packing:
         scale_bits=8 if is_nvfp4 else 16,
         zero_bits=0 if weights.get("symmetric", True) else bits,
         matrix_bits=32 if is_nvfp4 else 0,
-        excluded=_excluded(config, "ignore"),
+        excluded=excluded_names(config),
         arithmetic=f"fp{bits}" if multiplied else None,
     )
 
@@ -293,14 +285,3 @@ _PARSERS: dict[str, Callable[[Mapping[str, Any]], Packing]] = {
     "mxfp4": _mxfp4,
     "compressed-tensors": _compressed_tensors,
 }
-
-
-def _matches(pattern: str, module: str) -> bool:
-    if pattern.startswith("re:"):
-        return re.match(pattern.removeprefix("re:"), module) is not None
-    if module == pattern or module.startswith(f"{pattern}.") or module.endswith(f".{pattern}"):
-        return True
-    if "*" not in pattern:
-        return False
-    regex = re.escape(pattern).replace(r"\*", ".*")
-    return re.match(rf"{regex}(\.|$)", module) is not None

@@ -109,16 +109,18 @@ def matrices(trace: Trace, packing: Packing) -> dict[str, tuple[int, ...]]:
     """The shape `[…, outputs, inputs]` of each packed parameter, by name.
 
     Packed are weights of linear layers and stacked expert matrices inside the repeated layers,
-    unless the layout excludes their module.
+    unless the layout excludes them by name.
     """
     modules = {module.path: module for module in trace.modules}
     stacks = frozenset(module.path for module in trace.modules if module.is_list)
     multiplied = _matmul_parameters(trace)
+    names = trace.model.quantised_names
+    excluded = {parameter for name in packing.excluded for parameter in names.get(name, ())}
     found: dict[str, tuple[int, ...]] = {}
     for parameter in trace.parameters:
         if parameter.is_buffer or parameter.tied_to is not None or "float" not in parameter.dtype:
             continue
-        if not _is_in_layer(parameter.owner, stacks) or packing.excludes(parameter.owner):
+        if not _is_in_layer(parameter.owner, stacks) or parameter.name in excluded:
             continue
         shape = parameter.shape
         if len(shape) == 3 and trace.recorded_path(parameter.name) in multiplied:

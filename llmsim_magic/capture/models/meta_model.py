@@ -23,6 +23,7 @@ from llmsim_magic.capture.models.backbone_stages import with_all_stages
 from llmsim_magic.capture.models.config_sanitizer import sanitized
 from llmsim_magic.capture.models.lora_adapter import add_lora
 from llmsim_magic.capture.models.model_class import check_has_forward, model_constructor
+from llmsim_magic.capture.models.quantized_names import named_parameters
 from llmsim_magic.capture.models.resolve import ConfigSource, declared_classes
 from llmsim_magic.capture.record.hooks import ModelHooks
 from llmsim_magic.records.errors import CannotTrace, describe, is_instance, shorten
@@ -108,6 +109,8 @@ def from_config(
     notes += stage_notes
     if source.adapter is not None:
         notes.append(add_lora(module, source.adapter, name))
+    quantised_names, name_notes = named_parameters(module, quantisation or {})
+    notes += name_notes
     class_name = type(module).__name__
     if constructor.instead_of:
         notes.append(f"{class_name} is built instead of {constructor.instead_of}")
@@ -121,6 +124,7 @@ def from_config(
         origin=source.origin,
         generates=bool(module.can_generate()),
         quantisation=quantisation,
+        quantised_names=quantised_names,
     )
     return MetaModel(module, info, tuple(notes))
 

@@ -1,0 +1,102 @@
+"""Find the parameters that the names in a checkpoint's `quantization_config` mean."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import translate
+from typing import Any
+
+import torch
+
+from llmsim_magic.capture.models.checkpoint_names import CheckpointNames
+from llmsim_magic.records.errors import clip, shorten
+from llmsim_magic.records.trace.quantized_names import module_names
+
+_REGEX_ONLY = re.compile(r"\.\*|[\\^$+|()]")
+_MAX_NAMED = 4
+
+
+def named_parameters(
+    module: torch.nn.Module, quantisation: Mapping[str, Any]
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """The parameters that each name in a `quantization_config` means.
+
+    A name is a path, a part of one, a pattern with `*`, or a regular expression (`re:`). It is
+    compared with the paths of the built model and with those of checkpoints that its class loads.
+
+    Args:
+        module: The model as built.
+        quantisation: The `quantization_config`.
+
+    Returns:
+        The parameters of two and more dimensions by the name that means them, and a note for the
+        report if some names match no module.
+    """
+    names = module_names(quantisation)
+    if not names:
+        return {}, []
+    checkpoint = CheckpointNames(module)
+    paths = {
+        name: _module_paths(checkpoint.in_checkpoints(name))
+        for name, _ in module.named_parameters(remove_duplicate=False)
+    }
+    matrices = {name for name, parameter in module.named_parameters() if parameter.dim() > 1}
+    modules = {path for path, _ in module.named_modules()}
+    types = {type(each).__name__ for each in module.modules()}
+    found: dict[str, tuple[str, ...]] = {}
+    unmatched = []
+    for name in names:
+        matches = _matcher(name)
+        meant = [each for each, of in paths.items() if any(map(matches, of))]
+        if not meant:
+            current = checkpoint.in_model(f"{name}.weight")
+            meant = [each for each in paths if each in (current, current.removesuffix(".weight"))]
+        found[name] = tuple(each for each in meant if each in matrices)
+        if not meant and name not in types and not any(map(matches, modules)):
+            unmatched.append(name)
+    return {name: meant for name, meant in found.items() if meant}, _note(unmatched)
+
+
+def _module_paths(names: Iterable[str]) -> set[str]:
+    """Paths of the modules of a parameter; a parameter that is no weight has one of its own."""
+    return {name.removesuffix(".weight").removesuffix(".base_layer") for name in names}
+
+
+def _matcher(name: str) -> Callable[[str], bool]:
+    """Whether a path is, is inside of, or ends with what a name in a config means."""
+    text = re.sub(r"^[+-]:", "", name)  # GPTQModel marks regular expressions so
+    if text != name or text.startswith("re:"):
+        return _regex(text.removeprefix("re:"))
+    patterns = []
+    if any(character in text for character in "*?["):
+        patterns.append(_glob(text))
+    if _REGEX_ONLY.search(text):
+        patterns.append(_regex(text, rf"({text})(\.|$)"))
+    if patterns:
+        return lambda path: any(pattern(path) for pattern in patterns)
+    return lambda path: f".{text}." in f".{path}."
+
+
+def _glob(text: str) -> Callable[[str], bool]:
+    matches = re.compile(translate(text)).match
+
+    def is_inside(path: str) -> bool:
+        parts = path.split(".")
+        return any(matches(".".join(parts[: end + 1])) for end in range(len(parts)))
+
+    return is_inside
+
+
+def _regex(text: str, whole: str | None = None) -> Callable[[str], bool]:
+    try:
+        compiled = re.compile(whole or text)
+    except re.error:
+        return lambda _: False
+    return lambda path: compiled.match(path) is not None
+
+
+def _note(names: list[str]) -> list[str]:
+    if not names:
+        return []
+    named = ", ".join(shorten(name) for name in names[:_MAX_NAMED])
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return [clip(f"quantization_config names no module of this model: {named}{more}", 300)]
