@@ -25,6 +25,7 @@ from llmsim_magic.capture.models.lora_adapter import add_lora
 from llmsim_magic.capture.models.model_class import check_has_forward, model_constructor
 from llmsim_magic.capture.models.quantized_names import named_parameters
 from llmsim_magic.capture.models.resolve import ConfigSource, declared_classes
+from llmsim_magic.capture.models.tied_head import separate_head
 from llmsim_magic.capture.record.hooks import ModelHooks
 from llmsim_magic.records.errors import CannotTrace, describe, is_instance, shorten
 from llmsim_magic.records.trace.trace import ModelInfo
@@ -107,6 +108,7 @@ def from_config(
     check_has_forward(module, name)
     module, stage_notes = with_all_stages(module, config, build)
     notes += stage_notes
+    notes += separate_head(module, config, source.checkpoint)
     if source.adapter is not None:
         notes.append(add_lora(module, source.adapter, name))
     quantised_names, name_notes = named_parameters(module, quantisation or {})

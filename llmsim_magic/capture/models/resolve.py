@@ -14,6 +14,7 @@ from llmsim_magic.capture.hub.failures import HubUnavailable
 from llmsim_magic.capture.hub.repository import FolderRepository, HubRepository, import_hub
 from llmsim_magic.capture.hub.repository_name import is_address, parse_name
 from llmsim_magic.capture.hub.request import HubWait
+from llmsim_magic.capture.models.checkpoint import Checkpoint, checkpoint_of
 from llmsim_magic.capture.models.config_limits import check_sizes
 from llmsim_magic.capture.models.found_config import LOCAL_FILE, FoundConfig
 from llmsim_magic.capture.models.lora_adapter import declare_task
@@ -29,7 +30,8 @@ class ConfigSource:
     """A `PretrainedConfig` with its display name, its origin and notes for the report.
 
     `adapter` has the keys of the adapter whose layers the model gets. `has_own_code` says whether
-    the model's repository has code of its own, which was not run.
+    the model's repository has code of its own, which was not run. `checkpoint` is what is known of
+    the checkpoint; None for a config object.
     """
 
     name: str
@@ -38,6 +40,7 @@ class ConfigSource:
     notes: tuple[str, ...] = ()
     adapter: Mapping[str, Any] | None = None
     has_own_code: bool = False
+    checkpoint: Checkpoint | None = None
 
 
 def find_config(name: str, *, refresh: bool = False, wait: HubWait | None = None) -> FoundConfig:
@@ -117,7 +120,9 @@ def load_config(
         if trust_remote_code:
             config = config_with_code(found, config_class, wait or HubWait())
             notes = (*found.notes, "code of the model's repository was run")
-            return ConfigSource(name, config, found.origin, notes, found.adapter)
+            return ConfigSource(
+                name, config, found.origin, notes, found.adapter, checkpoint=checkpoint_of(found)
+            )
         if config_class is None:
             raise CannotTrace(
                 f"{name}: its architecture is defined by code in its own repository; "
@@ -144,7 +149,15 @@ def load_config(
             f"the model is built as {config_class.model_type}, the type of its declared class"
         )
     notes = (*found.notes, *added)
-    return ConfigSource(name, config, found.origin, notes, found.adapter, "auto_map" in keys)
+    return ConfigSource(
+        name=name,
+        config=config,
+        origin=found.origin,
+        notes=notes,
+        adapter=found.adapter,
+        has_own_code="auto_map" in keys,
+        checkpoint=checkpoint_of(found),
+    )
 
 
 def _needs_own_code(transformers: Any, config_class: Any, keys: dict[str, Any]) -> bool:
