@@ -97,7 +97,7 @@ def _replace_flex_attention(copied: Any) -> Iterator[str]:
     transformers keeps what it compiles for the whole process. A config that names flex attention
     is traced with sdpa as well.
     """
-    configs = [getattr(module, "config", None) for module in copied.modules()]
+    configs: list[Any] = [getattr(module, "config", None) for module in copied.modules()]
     flexible = [each for each in configs if _attention(each) == "flex_attention"]
     for config in flexible:
         config._attn_implementation = "sdpa"
