@@ -206,7 +206,7 @@ def test_a_checkpoint_of_its_own_config_is_counted_by_it() -> None:
 
 def test_an_unknown_packing_names_those_that_are_known() -> None:
     config = small_models.llama()
-    config.quantization_config = {"quant_method": "aqlm"}
+    config.quantization_config = {"quant_method": "spqr"}
     trace = traced(config)
     with pytest.raises(InvalidValue, match=r"only gptq, awq.*weight_dtype") as said:
         weights(trace)

@@ -4,62 +4,13 @@ Layouts follow the reference library of each format, and sizes are exact to the 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import ceil, prod
 from typing import Any
 
-from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.analyses.memory import checkpoint_formats
+from llmsim_magic.analyses.memory.packing import ALL, Packing
+from llmsim_magic.records.errors import InvalidValue, describe
 from llmsim_magic.records.hardware.dtypes import KV_DTYPES, WEIGHT_DTYPES, short_dtype
 from llmsim_magic.records.trace.quantized_names import excluded_names
-
-_ALL = 0  # the block spans the matrix
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Packing:
-    """A layout: codes in blocks of `rows` × `columns` that share a scale and a zero point.
-
-    A row is one output feature and a column one input feature; 0 spans the matrix. `column_bits`
-    are stored per input and `matrix_bits` per matrix. `excluded` are patterns of modules that keep
-    the model's dtype. `arithmetic` is the dtype a device multiplies the codes in; None if they are
-    always converted to the model's dtype first.
-    """
-
-    name: str
-    code_bits: int
-    rows: int
-    columns: int
-    scale_bits: float
-    zero_bits: float = 0
-    column_bits: int = 0
-    matrix_bits: int = 0
-    excluded: tuple[str, ...] = ()
-    experts_only: bool = False
-    arithmetic: str | None = None
-
-    @property
-    def description(self) -> str:
-        block = f"{self.rows or 'all'} × {self.columns or 'all'}"
-        zero = f" and a {self.zero_bits:g}-bit zero point" if self.zero_bits else ""
-        what = "experts" if self.experts_only else "linear layers and experts"
-        kept = f", and {len(self.excluded)} parts that its config names" if self.excluded else ""
-        return (
-            f"{self.name}: matrices of {what} inside the repeated layers in {self.code_bits} bits, "
-            f"a {self.scale_bits:g}-bit scale{zero} for each block of {block} (outputs × inputs); "
-            f"norms, embeddings, routers and the head as they are{kept}"
-        )
-
-    def parts(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Bytes of the codes, and of all metadata, of matrices `[…, outputs, inputs]`.
-
-        Blocks do not span matrices; blocks at the edge of a matrix may be partial.
-        """
-        *lead, outputs, inputs = shape
-        number = prod(lead)
-        codes = ceil(number * outputs * inputs * self.code_bits / 8)
-        blocks = ceil(outputs / (self.rows or outputs)) * ceil(inputs / (self.columns or inputs))
-        metadata = blocks * (self.scale_bits + self.zero_bits) + inputs * self.column_bits
-        return codes, ceil(number * (metadata + self.matrix_bits) / 8)
 
 
 def weight_dtype(given: object) -> str:
@@ -81,9 +32,9 @@ def packing_for_dtype(dtype: str) -> Packing | None:
     if dtype == "int4":
         return Packing(name="int4", code_bits=4, rows=1, columns=128, scale_bits=16, zero_bits=4)
     if dtype == "int8":
-        return Packing(name="int8", code_bits=8, rows=1, columns=_ALL, scale_bits=16)
+        return Packing(name="int8", code_bits=8, rows=1, columns=ALL, scale_bits=16)
     return (
-        Packing(name="fp8", code_bits=8, rows=1, columns=_ALL, scale_bits=16, arithmetic="fp8")
+        Packing(name="fp8", code_bits=8, rows=1, columns=ALL, scale_bits=16, arithmetic="fp8")
         if dtype == "fp8"
         else None
     )
@@ -102,18 +53,30 @@ def packing_from_config(config: Mapping[str, Any], name: str) -> Packing:
     method = str(config.get("quant_method", "")).lower()
     if method == "bitsandbytes" or config.get("load_in_4bit") or config.get("load_in_8bit"):
         method = "bitsandbytes"
+    if not method and {"bits", "group_size"} <= config.keys():
+        method = "mlx"  # its configs have no quant_method
     read = _PARSERS.get(method)
     if read is None:
         raise InvalidValue(
             f"{name}: quantisation method {method!r} has no known layout, only "
             f"{', '.join(_PARSERS)} have one; choose a weight_dtype"
         )
-    return read(config)
+    try:
+        return read(config)
+    except checkpoint_formats.UnknownLayout as error:
+        raise InvalidValue(
+            f"{name}: {method} quantisation {error}; choose a weight_dtype"
+        ) from error
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InvalidValue(
+            f"{name}: its {method} quantization_config is not as that library writes it "
+            f"({describe(error)}); choose a weight_dtype"
+        ) from error
 
 
 def _group(size: object) -> int:
     """A group size; -1 means the whole row."""
-    return size if isinstance(size, int) and size > 0 else _ALL
+    return size if isinstance(size, int) and size > 0 else ALL
 
 
 def _block(structure: object) -> tuple[int, int]:
@@ -168,7 +131,7 @@ def _bitsandbytes(config: Mapping[str, Any]) -> Packing:
             name="bitsandbytes int8",
             code_bits=8,
             rows=1,
-            columns=_ALL,
+            columns=ALL,
             scale_bits=32,
             excluded=excluded,
         )
@@ -201,7 +164,7 @@ def _bitsandbytes(config: Mapping[str, Any]) -> Packing:
 
 def _fp8(config: Mapping[str, Any]) -> Packing:
     """A float32 or 8-bit power-of-two scale per block; one per matrix without a block size."""
-    rows, columns = config.get("weight_block_size") or (_ALL, _ALL)
+    rows, columns = config.get("weight_block_size") or (ALL, ALL)
     scale = 8 if config.get("scale_fmt") == "ue8m0" else 32
     excluded = excluded_names(config)
     return Packing(
@@ -222,7 +185,7 @@ def _fbgemm_fp8(config: Mapping[str, Any]) -> Packing:
         name="fbgemm_fp8",
         code_bits=8,
         rows=1,
-        columns=_ALL,
+        columns=ALL,
         scale_bits=32,
         excluded=excluded,
         arithmetic="fp8",
@@ -254,9 +217,9 @@ def _compressed_tensors(config: Mapping[str, Any]) -> Packing:
     weights = first.get("weights") or {}
     bits = int(weights.get("num_bits", 8))
     strategy = weights.get("strategy") or "tensor"
-    rows, columns = 1, _ALL
+    rows, columns = 1, ALL
     if strategy == "tensor":
-        rows = _ALL
+        rows = ALL
     elif strategy == "block":
         rows, columns = _block(weights.get("block_structure"))
     elif strategy in ("group", "tensor_group"):
@@ -284,4 +247,5 @@ _PARSERS: dict[str, Callable[[Mapping[str, Any]], Packing]] = {
     "fbgemm_fp8": _fbgemm_fp8,
     "mxfp4": _mxfp4,
     "compressed-tensors": _compressed_tensors,
+    **checkpoint_formats.PARSERS,
 }

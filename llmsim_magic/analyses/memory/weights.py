@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import prod
 
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
+from llmsim_magic.analyses.memory.packing import Packing
 from llmsim_magic.analyses.memory.quantization import (
-    Packing,
     packing_for_dtype,
     packing_from_config,
     weight_dtype,
@@ -49,7 +49,7 @@ def weights(trace: Trace, dtype: str | None = None) -> Weights:
         unpacked=sum(codes for name, (codes, _) in stored.items() if name not in matrices),
         codes=sum(codes for name, (codes, _) in stored.items() if name in matrices),
         scales=sum(metadata for _, metadata in stored.values()),
-        packed_parameters=sum(prod(shape) for shape in matrices.values()),
+        packed_parameters=sum(prod(matrix.shape) for matrix in matrices.values()),
         assumption=storage_plan.description,
     )
 
@@ -67,11 +67,22 @@ def packing_of(trace: Trace, dtype: str | None = None) -> Packing | None:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """A packed parameter: matrices of a shape `[…, outputs, inputs]` in a layout."""
+
+    packing: Packing
+    shape: tuple[int, ...]
+
+    def parts(self) -> tuple[int, int]:
+        """Bytes of the codes, and of all metadata."""
+        return self.packing.parts(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
 class _Storage:
     """Storage of parameters: `matrices` are packed, others have `itemsize` or the traced dtype."""
 
-    packing: Packing | None
-    matrices: dict[str, tuple[int, ...]]
+    matrices: dict[str, PackedMatrix]
     itemsize: int | None
     description: str
 
@@ -80,10 +91,10 @@ def _storage(trace: Trace, dtype: str | None) -> _Storage:
     name = None if dtype is None else weight_dtype(dtype)
     packing = packing_of(trace, name)
     if packing is not None:
-        return _Storage(packing, matrices(trace, packing), None, packing.description)
+        return _Storage(matrices(trace, packing), None, packing.description)
     if name is not None:
-        return _Storage(None, {}, BITS[name] // 8, f"every parameter in {name}")
-    return _Storage(None, {}, None, f"as they are: {trace.model.dtype}")
+        return _Storage({}, BITS[name] // 8, f"every parameter in {name}")
+    return _Storage({}, None, f"as they are: {trace.model.dtype}")
 
 
 def _stored(trace: Trace, storage_plan: _Storage) -> dict[str, tuple[int, int]]:
@@ -92,9 +103,9 @@ def _stored(trace: Trace, storage_plan: _Storage) -> dict[str, tuple[int, int]]:
     for parameter in trace.parameters:
         if parameter.tied_to is not None or parameter.is_buffer:
             continue
-        shape = storage_plan.matrices.get(parameter.name)
-        if shape is not None and storage_plan.packing is not None:
-            found[parameter.name] = storage_plan.packing.parts(shape)
+        matrix = storage_plan.matrices.get(parameter.name)
+        if matrix is not None:
+            found[parameter.name] = matrix.parts()
         else:
             found[parameter.name] = (_nbytes(parameter, storage_plan.itemsize), 0)
     return found
@@ -105,29 +116,42 @@ def _nbytes(parameter: Parameter, itemsize: int | None) -> int:
     return parameter.numel * itemsize if itemsize and is_real else parameter.nbytes
 
 
-def matrices(trace: Trace, packing: Packing) -> dict[str, tuple[int, ...]]:
-    """The shape `[…, outputs, inputs]` of each packed parameter, by name.
+def matrices(trace: Trace, packing: Packing) -> dict[str, PackedMatrix]:
+    """The packed parameters, by name.
 
-    Packed are weights of linear layers and stacked expert matrices inside the repeated layers,
-    unless the layout excludes them by name.
+    Packed are weights of linear layers and stacked expert matrices inside the repeated layers, and
+    outside of them if the layout says so, unless it excludes them by name.
     """
     modules = {module.path: module for module in trace.modules}
     stacks = frozenset(module.path for module in trace.modules if module.is_list)
     multiplied = _matmul_parameters(trace)
-    names = trace.model.quantised_names
-    excluded = {parameter for name in packing.excluded for parameter in names.get(name, ())}
-    found: dict[str, tuple[int, ...]] = {}
+    excluded = _named(trace, packing.excluded)
+    only = _named(trace, packing.only) if packing.only else None
+    own = {each: of for name, of in packing.by_name for each in _named(trace, (name,))}
+    found: dict[str, PackedMatrix] = {}
     for parameter in trace.parameters:
+        name, shape = parameter.name, parameter.shape
         if parameter.is_buffer or parameter.tied_to is not None or "float" not in parameter.dtype:
             continue
-        if not _is_in_layer(parameter.owner, stacks) or parameter.name in excluded:
+        if name in excluded or (only is not None and name not in only):
             continue
-        shape = parameter.shape
-        if len(shape) == 3 and trace.recorded_path(parameter.name) in multiplied:
-            found[parameter.name] = shape
-        elif not packing.experts_only and _is_linear(modules[parameter.owner], parameter):
-            found[parameter.name] = _outputs_first(modules, parameter)
+        is_inner = name in own or _is_in_layer(parameter.owner, stacks)
+        layout = own.get(name, packing if is_inner else packing.outer)
+        if layout is None:
+            continue
+        module = modules[parameter.owner]
+        is_stacked = len(shape) == 3 and trace.recorded_path(name) in multiplied
+        if is_stacked or (packing.embeddings and _is_embedding(module, parameter)):
+            found[name] = PackedMatrix(layout, shape)
+        elif not packing.experts_only and _is_linear(module, parameter):
+            found[name] = PackedMatrix(layout, _outputs_first(modules, parameter))
     return found
+
+
+def _named(trace: Trace, names: tuple[str, ...]) -> frozenset[str]:
+    """The parameters that names in the checkpoint's config mean."""
+    meant = trace.model.quantised_names
+    return frozenset(parameter for name in names for parameter in meant.get(name, ()))
 
 
 def _matmul_parameters(trace: Trace) -> frozenset[str]:
@@ -148,6 +172,11 @@ def _is_linear(module: Module, parameter: Parameter) -> bool:
     of = module.attributes
     sizes = (of.get("out_features"), of.get("in_features")), (of.get("nx"), of.get("nf"))
     return parameter.shape in sizes
+
+
+def _is_embedding(module: Module, parameter: Parameter) -> bool:
+    of = module.attributes
+    return parameter.shape == (of.get("num_embeddings"), of.get("embedding_dim"))
 
 
 def _outputs_first(modules: Mapping[str, Module], parameter: Parameter) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from llmsim_magic.analyses.memory import quantization as layouts
-from llmsim_magic.analyses.memory.quantization import Packing
+from llmsim_magic.analyses.memory.packing import Packing
 from llmsim_magic.analyses.memory.weights import matrices, packing_of
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
 from llmsim_magic.records.hardware.accelerator import Accelerator
@@ -50,13 +50,13 @@ def _bits(trace: Trace, packing: Packing) -> dict[str, float]:
     A recorded layer stands for its replays: where a checkpoint leaves some of them out, the bits
     are their mean, so that the bytes of the pass are right.
     """
-    shapes = matrices(trace, packing)
+    packed = matrices(trace, packing)
     nbytes: Counter[str] = Counter()
     weights: Counter[str] = Counter()
     for parameter in trace.parameters:
         if parameter.tied_to is None and not parameter.is_buffer:
-            name, shape = trace.recorded_path(parameter.name), shapes.get(parameter.name)
-            nbytes[name] += sum(packing.parts(shape)) if shape else parameter.nbytes
+            name, matrix = trace.recorded_path(parameter.name), packed.get(parameter.name)
+            nbytes[name] += sum(matrix.parts()) if matrix else parameter.nbytes
             weights[name] += parameter.numel
-    names = dict.fromkeys(map(trace.recorded_path, shapes))
+    names = dict.fromkeys(map(trace.recorded_path, packed))
     return {name: 8 * nbytes[name] / weights[name] for name in names}

@@ -158,7 +158,8 @@ def _torch_dtype(config: Any, dtype: str | None, name: str, *, is_quantised: boo
 def _remove_quantisation(config: Any) -> dict[str, Any] | None:
     """Delete a config's `quantization_config` and return it as JSON data; None without one.
 
-    A model with several parts may have it in the config of its language model.
+    A model with several parts may have it in the config of its language model. mlx writes it as
+    `quantization`, without a `quant_method`.
     """
     parts: list[Any] = [config, getattr(config, "text_config", None)]
     found = []
@@ -166,6 +167,9 @@ def _remove_quantisation(config: Any) -> dict[str, Any] | None:
         if getattr(part, "quantization_config", None) is not None:
             found.append(part.quantization_config)
             del part.quantization_config
+        of_mlx = getattr(part, "quantization", None)
+        if isinstance(of_mlx, dict) and {"bits", "group_size"} <= of_mlx.keys():
+            found.append({"quant_method": "mlx"} | of_mlx)
     if not found:
         return None
     quantisation = found[0]

@@ -17,41 +17,46 @@ def excluded_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     They are as written: `lm_head`, `model.visual`, `re:visual.*` or `*self_attn*`; the name of a
     weight is that of its module.
     """
-    values = [config.get(key) for key in _EXCLUDED]
+    nested = config.get("quantization")  # modelopt's own file
+    keys = {**config, **nested} if isinstance(nested, Mapping) else config
+    values = [keys.get(key) for key in _EXCLUDED]
     return tuple(dict.fromkeys(name for value in values for name in _texts(value)))
 
 
 def module_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """All names of modules in a `quantization_config`: excluded, or with a layout of their own."""
-    return tuple(dict.fromkeys((*excluded_names(config), *layouts_by_name(config))))
+    """All names of modules in a `quantization_config`."""
+    names = (*excluded_names(config), *layouts_by_name(config), *quantised_blocks(config))
+    return tuple(dict.fromkeys(names))
+
+
+def quantised_blocks(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the only blocks that auto-round quantised; empty if it names none."""
+    value = config.get("block_name_to_quantize") or config.get("to_quant_block_names")
+    values = value.split(",") if isinstance(value, str) else value
+    return tuple(each.strip() for each in _texts(values))
 
 
 def layouts_by_name(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a `quantization_config` says of modules by name: their own bits, or that they have none.
 
-    They are the values of `dynamic` (GPTQModel), `extra_config` (auto-round),
-    `quantized_layers` (modelopt), `layer_quant_config` (quark), `module_fqn_to_config` (torchao),
-    and, as mlx writes them, of keys that are paths.
+    They are the values of `extra_config` (auto-round), `quantized_layers` (modelopt) and, as mlx
+    writes them, of keys that are paths.
     """
+    nested = config.get("quantization")  # modelopt's own file
     found: dict[str, Any] = {}
-    for key in ("dynamic", "extra_config", "quantized_layers", "layer_quant_config"):
-        value = config.get(key)
+    for value in (
+        config.get("extra_config"),
+        config.get("quantized_layers"),
+        nested.get("quantized_layers") if isinstance(nested, Mapping) else None,
+    ):
         if isinstance(value, Mapping):
             found.update(value)
-    found.update(_torchao_names(config))
-    paths = {key: value for key, value in config.items() if isinstance(key, str) and "." in key}
-    return {str(name): value for name, value in (found | paths).items() if name != "_default"}
-
-
-def _torchao_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    default = config.get("quant_type")
-    default = default.get("default") if isinstance(default, Mapping) else None
-    data = default.get("_data") if isinstance(default, Mapping) else None
-    for key in ("fqn_to_config", "module_fqn_to_config"):
-        names = data.get(key) if isinstance(data, Mapping) else None
-        if isinstance(names, Mapping):
-            return names
-    return {}
+    paths = {
+        key: value
+        for key, value in config.items()
+        if "." in key or (isinstance(value, Mapping) and {"bits", "group_size"} <= value.keys())
+    }
+    return {str(name): value for name, value in (found | paths).items()}
 
 
 def _texts(value: Any) -> Iterator[str]:

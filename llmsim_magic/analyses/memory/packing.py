@@ -1,0 +1,64 @@
+"""The layout of packed matrices: codes, scales and zero points, exact to the bit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+
+ALL = 0  # the block spans the matrix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """A layout: codes in blocks of `rows` × `columns` that share a scale and a zero point.
+
+    A row is one output feature and a column one input feature; 0 spans the matrix. `column_bits`
+    are stored per input and `matrix_bits` per matrix. `excluded` are names of modules that keep the
+    model's dtype, `only` those of all modules that are quantised, and `by_name` have a layout of
+    their own. `outer` is the layout of linear layers outside the repeated layers, if they are
+    packed; `embeddings` says whether embeddings are. `arithmetic` is the dtype a device multiplies
+    the codes in; None if they are always converted to the model's dtype first.
+    """
+
+    name: str
+    code_bits: float
+    rows: int
+    columns: int
+    scale_bits: float
+    zero_bits: float = 0
+    column_bits: int = 0
+    matrix_bits: int = 0
+    excluded: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    by_name: tuple[tuple[str, "Packing"], ...] = ()
+    experts_only: bool = False
+    outer: "Packing | None" = None
+    embeddings: bool = False
+    arithmetic: str | None = None
+
+    @property
+    def description(self) -> str:
+        block = f"{self.rows or 'all'} × {self.columns or 'all'}"
+        zero = f" and a {self.zero_bits:g}-bit zero point" if self.zero_bits else ""
+        what = "experts" if self.experts_only else "linear layers and experts"
+        kept = f", and {len(self.excluded)} parts that its config names" if self.excluded else ""
+        where = "" if self.outer is not None else " inside the repeated layers"
+        others = "norms" if self.embeddings else "norms and embeddings"
+        if self.outer is None:
+            others = "norms, embeddings, routers and the head"
+        return (
+            f"{self.name}: matrices of {what}{where} in {self.code_bits:g} bits, "
+            f"a {self.scale_bits:g}-bit scale{zero} for each block of {block} (outputs × inputs); "
+            f"{others} as they are{kept}"
+        )
+
+    def parts(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Bytes of the codes, and of all metadata, of matrices `[…, outputs, inputs]`.
+
+        Blocks do not span matrices; blocks at the edge of a matrix may be partial.
+        """
+        *lead, outputs, inputs = shape
+        number = prod(lead)
+        codes = ceil(number * outputs * inputs * self.code_bits / 8)
+        blocks = ceil(outputs / (self.rows or outputs)) * ceil(inputs / (self.columns or inputs))
+        metadata = blocks * (self.scale_bits + self.zero_bits) + inputs * self.column_bits
+        return codes, ceil(number * (metadata + self.matrix_bits) / 8)
