@@ -157,6 +157,15 @@ def test_experts_that_are_stored_one_by_one_are_those_that_are_stacked(
     assert meant(model, name) == {f"model.layers.0.mlp.experts.{each}" for each in kept}
 
 
+def test_gptq_marks_what_is_left_out_by_a_sign() -> None:
+    model = small_models.build("llama")
+    dynamic = {"-:.*down_proj": {}, r"+:.*\.0\..*up_proj": {"bits": 8}}
+    names, notes = named_parameters(model, {"quant_method": "gptq", "dynamic": dynamic})
+    assert notes == []
+    assert list(names) == ["-:.*down_proj"]
+    assert all(each.endswith("down_proj.weight") for each in names["-:.*down_proj"])
+
+
 def test_a_name_that_matches_nothing_is_said_once() -> None:
     config = small_models.llama()
     names = ["vision_tower", "lm_head", "nowhere.at_all"]

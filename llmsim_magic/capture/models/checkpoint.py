@@ -50,7 +50,8 @@ def _stored_tensors(found: FoundConfig) -> frozenset[str] | None:
         if (path := locate(file)) is not None:
             index = _read(path, 0, path.stat().st_size)
             weights = index.get("weight_map") if isinstance(index, Mapping) else None
-            return frozenset(weights) if isinstance(weights, Mapping) else None
+            if isinstance(weights, Mapping):
+                return frozenset(weights)
     path = locate(_FILE)
     return None if path is None else _header(path)
 

@@ -15,11 +15,14 @@ def excluded_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The names and patterns of modules that a `quantization_config` leaves unquantised.
 
     They are as written: `lm_head`, `model.visual`, `re:visual.*` or `*self_attn*`; the name of a
-    weight is that of its module.
+    weight is that of its module. GPTQModel's `dynamic` marks regular expressions of them by `-:`.
     """
     nested = config.get("quantization")  # modelopt's own file
     keys = {**config, **nested} if isinstance(nested, Mapping) else config
     values = [keys.get(key) for key in _EXCLUDED]
+    dynamic = config.get("dynamic")
+    if isinstance(dynamic, Mapping):
+        values.append([name for name in dynamic if name.startswith("-:")])
     return tuple(dict.fromkeys(name for value in values for name in _texts(value)))
 
 
