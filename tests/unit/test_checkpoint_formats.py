@@ -142,6 +142,14 @@ def test_auto_round_has_layers_of_their_own_and_blocks_that_it_quantised() -> No
     assert all(".layers.0." in name for name in bits)
 
 
+def test_gptq_has_layers_of_their_own() -> None:
+    dynamic = {"-:.*down_proj": {}, r"+:.*\.0\..*up_proj": {"bits": 8}}
+    bits = packed({"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": dynamic})
+    assert bits["model.layers.0.mlp.up_proj.weight"] == 8
+    assert bits["model.layers.1.mlp.up_proj.weight"] == 4
+    assert not any("down_proj" in name for name in bits)
+
+
 def test_mixed_precision_of_modelopt_names_every_layer() -> None:
     layers = {
         "model.layers.0.mlp.up_proj": {"quant_algo": "FP8"},

@@ -162,7 +162,7 @@ def test_gptq_marks_what_is_left_out_by_a_sign() -> None:
     dynamic = {"-:.*down_proj": {}, r"+:.*\.0\..*up_proj": {"bits": 8}}
     names, notes = named_parameters(model, {"quant_method": "gptq", "dynamic": dynamic})
     assert notes == []
-    assert list(names) == ["-:.*down_proj"]
+    assert names[r"+:.*\.0\..*up_proj"] == ("model.layers.0.mlp.up_proj.weight",)
     assert all(each.endswith("down_proj.weight") for each in names["-:.*down_proj"])
 
 

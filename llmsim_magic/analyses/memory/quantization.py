@@ -4,13 +4,14 @@ Layouts follow the reference library of each format, and sizes are exact to the 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llmsim_magic.analyses.memory import checkpoint_formats
 from llmsim_magic.analyses.memory.packing import ALL, Packing
 from llmsim_magic.records.errors import InvalidValue, describe
 from llmsim_magic.records.hardware.dtypes import KV_DTYPES, WEIGHT_DTYPES, short_dtype
-from llmsim_magic.records.trace.quantized_names import excluded_names
+from llmsim_magic.records.trace.quantized_names import excluded_names, layouts_by_name
 
 
 def weight_dtype(given: object) -> str:
@@ -89,17 +90,24 @@ def _block(structure: object) -> tuple[int, int]:
 
 def _gptq(config: Mapping[str, Any]) -> Packing:
     """Packed `qweight` and `qzeros`, float16 `scales`, and an int32 group index per input."""
-    bits, group = int(config.get("bits", 4)), _group(config.get("group_size", 128))
-    excluded = excluded_names(config)
+    layers = layouts_by_name(config).items()
+    return replace(
+        _of_gptq(config),
+        excluded=excluded_names(config),
+        by_name=tuple((name, _of_gptq({**config, **keys})) for name, keys in layers),
+    )
+
+
+def _of_gptq(keys: Mapping[str, Any]) -> Packing:
+    bits = int(keys.get("bits", 4))
     return Packing(
         name="gptq",
         code_bits=bits,
         rows=1,
-        columns=group,
+        columns=_group(keys.get("group_size", 128)),
         scale_bits=16,
         zero_bits=bits,
         column_bits=32,
-        excluded=excluded,
     )
 
 

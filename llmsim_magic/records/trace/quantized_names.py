@@ -42,8 +42,8 @@ def quantised_blocks(config: Mapping[str, Any]) -> tuple[str, ...]:
 def layouts_by_name(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a `quantization_config` says of modules by name: their own bits, or that they have none.
 
-    They are the values of `extra_config` (auto-round), `quantized_layers` (modelopt) and, as mlx
-    writes them, of keys that are paths.
+    They are the values of `extra_config` (auto-round), `quantized_layers` (modelopt), `dynamic`
+    (GPTQModel) but for what it leaves out and, as mlx writes them, of keys that are paths.
     """
     nested = config.get("quantization")  # modelopt's own file
     found: dict[str, Any] = {}
@@ -54,6 +54,9 @@ def layouts_by_name(config: Mapping[str, Any]) -> dict[str, Any]:
     ):
         if isinstance(value, Mapping):
             found.update(value)
+    dynamic = config.get("dynamic")
+    if isinstance(dynamic, Mapping):
+        found.update({name: of for name, of in dynamic.items() if not name.startswith("-:")})
     paths = {
         key: value
         for key, value in config.items()
