@@ -26,6 +26,9 @@ _STRUCTURES = {
     "_to_sparse": "sparse tensors",
     "_sparse_": "sparse tensors",
     "sparse_": "sparse tensors",
+    "_spdiags": "sparse tensors",
+    "to_mkldnn": "tensors in the layout of oneDNN",
+    "quantize_per_": "quantized tensors",
 }
 _OF_MASKS = ("_nested_tensor_from_mask_left_aligned",)  # reads a mask and returns a boolean
 

@@ -149,7 +149,8 @@ class _KernelMode(TorchDispatchMode):
 
 def _refusal(structure: str) -> CannotEvaluate:
     return CannotEvaluate(
-        f"the forward uses {structure}, whose sizes are values; only dense tensors can be traced"
+        f"the forward uses {structure}, which meta cannot represent; only dense tensors of plain "
+        "numbers can be traced"
     )
 
 
@@ -182,6 +183,8 @@ class _FunctionMode(TorchFunctionMode):
         keywords = dict(kwargs or {})
         if any(kind.__module__ == _NESTED_MODULE for kind in types):
             raise _refusal("nested tensors")
+        if torch.masked.MaskedTensor in types:
+            raise _refusal("masked tensors")
         if func in _TO_PYTHON:
             return _to_python(self._evaluation, func, args, keywords)
         if func in _FROM_PYTHON:

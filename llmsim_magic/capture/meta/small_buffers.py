@@ -130,6 +130,7 @@ def tracking_buffers() -> Iterator[BufferMode]:
 def small_buffer_copy(buffer: torch.Tensor) -> torch.Tensor | None:
     """Return a copy of a live module's buffer on the host; None if it is too large to keep."""
     is_small = buffer.numel() <= MAX_BUFFER_ELEMENTS
-    if buffer.is_meta or buffer.layout is not torch.strided or not is_small:
+    has_strides = buffer.layout is torch.strided and not buffer.is_nested
+    if buffer.is_meta or not has_strides or not is_small:
         return None
     return buffer.detach().to(CPU, copy=True)

@@ -9,9 +9,10 @@ from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from llmsim_magic.capture.inputs.cache_in_output import CACHE_KEYWORDS
-from llmsim_magic.capture.kernels.tensors import dtype_name
+from llmsim_magic.capture.kernels.tensors import dtype_name, tensors_in
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.meta.partial_evaluation import MAX_KNOWN_ELEMENTS
 from llmsim_magic.capture.meta.small_buffers import small_buffer_copy
@@ -284,6 +285,14 @@ def _check_dense(tensor: torch.Tensor) -> None:
     raise TypeError(f"a {kind} cannot be represented without its values; make it dense")
 
 
+def _check_whole(tensor: torch.Tensor) -> None:
+    """Raise `TypeError` for an input that is a part of a tensor, or whose sizes are unknown."""
+    if hasattr(tensor, "full_tensor"):
+        raise TypeError("a DTensor holds one device's part; give its full_tensor()")
+    if any(type(size) is not int for size in tensor.shape):
+        raise TypeError("the sizes of a tensor are symbolic; give one of plain sizes")
+
+
 class _DeepCopyToMeta(torch.overrides.TorchFunctionMode):
     """Makes `copy.deepcopy` of a tensor return a meta tensor, or its values if it is small.
 
@@ -308,6 +317,7 @@ class _DeepCopyInputs(_DeepCopyToMeta):
 
     def copied(self, tensor: torch.Tensor) -> torch.Tensor:
         _check_dense(tensor)
+        _check_whole(tensor)
         is_data = tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta
         is_known = not is_data and tensor.numel() <= MAX_KNOWN_ELEMENTS
         with torch._C.DisableTorchFunction():
@@ -327,6 +337,8 @@ def inputs_on_meta(value: Any) -> Any:
         CannotTrace: If something in the inputs cannot be copied.
     """
     try:
+        if any(is_lazy(tensor) for tensor in tensors_in(value)):
+            raise TypeError("an uninitialized parameter has no shape; give a tensor")
         with _DeepCopyInputs():
             return copy.deepcopy(value)
     except Exception as error:
