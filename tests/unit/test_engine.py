@@ -185,7 +185,7 @@ def sinks() -> transformers.PretrainedConfig:
 
 @pytest.mark.parametrize("config", [sinks(), small_models.gemma2()], ids=["sinks", "soft cap"])
 def test_sinks_and_capped_scores_do_not_hide_an_attention(config: Any) -> None:
-    trace = llmsim.trace(config, context=7, batch=2).trace
+    trace = llmsim.trace(config, context=7, batch=2, attn="eager").trace
     shape = (2, config.num_key_value_heads, 7, config.head_dim)
     query = (2, config.num_attention_heads, 7, config.head_dim)
     assert (
