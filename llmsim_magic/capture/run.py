@@ -18,6 +18,7 @@ from llmsim_magic.capture.inputs.decode_inputs import DECODE_INPUT_MAKERS, MakeD
 from llmsim_magic.capture.inputs.given_inputs import batch_size
 from llmsim_magic.capture.inputs.model_inputs import ModelInputs
 from llmsim_magic.capture.inputs.signature import parameters
+from llmsim_magic.capture.kernels.failure_reason import explain
 from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.meta.call_stack import call_model
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
@@ -40,7 +41,7 @@ from llmsim_magic.capture.record.inference_kernels import inference_kernel_notes
 from llmsim_magic.capture.record.recorder import Recorder
 from llmsim_magic.capture.replay.replay import Replayer
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
-from llmsim_magic.records.errors import CannotTrace, LlmsimError, describe
+from llmsim_magic.records.errors import CannotTrace, LlmsimError
 from llmsim_magic.records.printable import printable_record
 from llmsim_magic.records.trace.trace import CacheSlot, Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
@@ -223,7 +224,7 @@ def _error_context(meta_model: MetaModel, workload: Workload) -> Iterator[None]:
     except Exception as error:
         raise CannotTrace(
             f"{meta_model.info.name}: {meta_model.info.class_name} cannot run {workload} "
-            f"without weights: {describe(error)}"
+            f"without weights: {explain(error)}"
         ) from error
 
 

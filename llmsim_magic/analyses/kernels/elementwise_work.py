@@ -42,6 +42,11 @@ def _normalisation(read: int, written: int) -> int:
     return 7 * written
 
 
+def _fake_quantisation(read: int, written: int) -> int:
+    """Scale, shift and round, clamp, shift back, scale back: five per element."""
+    return 5 * written
+
+
 _DATA_MOVEMENT = frozenset(
     """
     _to_copy clone copy copy_ cat stack embedding index index_select gather scatter scatter_
@@ -78,7 +83,13 @@ _NORMALISATIONS = (
 )
 _BILINEAR = ("upsample_bilinear2d", "_upsample_bilinear2d_aa", "grid_sampler_2d")
 _UNTAGGED_POINTWISE = ("floor_divide", "polar", "complex", "masked_fill", "_prelu_kernel", "glu")
+_FAKE_QUANTISATIONS = (
+    "fake_quantize_per_tensor_affine_cachemask",
+    "fake_quantize_per_channel_affine_cachemask",
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+)
 _FORMULAS: dict[str, Formula] = {
+    **dict.fromkeys(_FAKE_QUANTISATIONS, _fake_quantisation),
     **dict.fromkeys(_BILINEAR, _interpolation),
     **dict.fromkeys(("upsample_bicubic2d", "_upsample_bicubic2d_aa"), _cubic_interpolation),
     **dict.fromkeys(_UNTAGGED_POINTWISE, _per_output),

@@ -103,6 +103,37 @@ def _is_left_aligned(evaluation: PartialEvaluation, *arguments: Any, **options: 
     return False
 
 
+def _fake_quantise(
+    evaluation: PartialEvaluation, values: torch.Tensor, *rest: Any, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values that are rounded as if they were quantised, and which of them are in range."""
+    return (
+        torch.empty_like(values, device=META),
+        torch.empty_like(values, dtype=torch.bool, device=META),
+    )
+
+
+def _ctc_loss(
+    evaluation: PartialEvaluation,
+    log_probs: torch.Tensor,
+    targets: torch.Tensor,
+    input_lengths: torch.Tensor,
+    target_lengths: torch.Tensor,
+    *rest: Any,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of each sample, and `[samples, steps, 2 · longest target + 1]` of its recursion.
+
+    The longest target is that of the lengths, or the width of the targets if these are unknown.
+    """
+    steps, samples = log_probs.shape[:2]
+    longest = targets.shape[-1]
+    if evaluation.is_known(target_lengths):
+        longest = int(target_lengths.max())
+    shape = (samples, steps, 2 * longest + 1)
+    return log_probs.new_empty(samples, device=META), log_probs.new_empty(shape, device=META)
+
+
 HANDLERS: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: assumed_scalar,
     aten._to_copy.default: _to_copy,
@@ -130,6 +161,10 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.repeat_interleave.Tensor: shapes.repeat_interleave,
     aten._pack_padded_sequence.default: shapes.pack_padded_sequence,
     aten._nested_tensor_from_mask_left_aligned.default: _is_left_aligned,
+    aten.fake_quantize_per_tensor_affine_cachemask.default: _fake_quantise,
+    aten.fake_quantize_per_channel_affine_cachemask.default: _fake_quantise,
+    aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams.default: _fake_quantise,
+    aten._ctc_loss.Tensor: _ctc_loss,
     aten.equal.default: _equal,
     aten.allclose.default: _equal,
     aten.all.default: _all,

@@ -27,7 +27,12 @@ from llmsim_magic.capture.meta.higher_order_operators import (
     in_python,
     refusal,
 )
-from llmsim_magic.capture.meta.one_device import decompose, visible_composites, without_values
+from llmsim_magic.capture.meta.one_device import (
+    decompose,
+    visible_composites,
+    without_accelerator,
+    without_values,
+)
 from llmsim_magic.capture.meta.partial_evaluation import (
     CannotEvaluate,
     EndlessLoop,
@@ -185,6 +190,7 @@ class _FunctionMode(TorchFunctionMode):
             raise _refusal("nested tensors")
         if torch.masked.MaskedTensor in types:
             raise _refusal("masked tensors")
+        func, args, keywords = without_accelerator(func, args, keywords)
         if func in _TO_PYTHON:
             return _to_python(self._evaluation, func, args, keywords)
         if func in _FROM_PYTHON:

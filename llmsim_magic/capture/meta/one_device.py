@@ -1,4 +1,4 @@
-"""Run functions of torch that refuse tensors on two devices.
+"""Run functions of torch that refuse tensors on two devices, or name a device of their own.
 
 Known values are on the host and everything else is on `meta`. Single kernels never see both, but a
 composite operator, such as `stft` or `quantile`, compares the devices of its arguments before
@@ -15,6 +15,44 @@ from torch.utils._pytree import tree_map
 from llmsim_magic.capture.kernels.tensors import tensors_in
 
 META = torch.device("meta")
+_TRACED = frozenset({"cpu", "meta"})
+_ACCELERATORS = ("cuda", "xpu", "mps", "hpu", "mtia", "npu", "xla", "privateuseone")
+_MOVES = frozenset(
+    getattr(torch.Tensor, name) for name in _ACCELERATORS if hasattr(torch.Tensor, name)
+)
+
+
+def without_accelerator(
+    func: Any, args: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Replace an accelerator that a call names, such as `x.to("cuda")`, by `meta`.
+
+    A trace is of a model on one device, whichever that is.
+
+    Args:
+        func: The torch function that is called.
+        args: Its positional arguments.
+        keywords: Its keyword arguments.
+
+    Returns:
+        The function and arguments to call instead.
+    """
+    if func in _MOVES:
+        return torch.Tensor.to, (args[0], META), {}
+    if func is torch.Tensor.to and len(args) > 1 and type(args[1]) is int:
+        args = (args[0], META, *args[2:])
+    elif any(map(_is_accelerator, args)):
+        args = tuple(META if _is_accelerator(value) else value for value in args)
+    device = keywords.get("device")
+    if device is not None and (type(device) is int or _is_accelerator(device)):
+        keywords = {**keywords, "device": META}
+    return func, args, keywords
+
+
+def _is_accelerator(value: Any) -> bool:
+    if isinstance(value, torch.device):
+        return value.type not in _TRACED
+    return type(value) is str and value.partition(":")[0] in _ACCELERATORS
 
 
 def visible_composites() -> AbstractContextManager[Any]:
