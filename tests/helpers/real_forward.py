@@ -170,6 +170,21 @@ class Real:
             lambda given: really_run(model, **given),
         )
 
+    def prefill_in_place(self, workload: Workload) -> None:
+        """Run a prefill of the model itself, so that it installs what it does at its first one.
+
+        It is asked for all hidden states, if it has any, because that installs hooks.
+        """
+
+        def run(given: dict[str, Any]) -> None:
+            with torch.no_grad():
+                try:
+                    self.model(**given, output_hidden_states=True)
+                except TypeError:
+                    self.model(**given)
+
+        self._first(forward_inputs.prefill_inputs(self.unreal, workload), run)
+
     def decode(self, workload: Workload) -> Seen | None:
         """Hooks' view of a decode step after a real pass; None where there is no state."""
 

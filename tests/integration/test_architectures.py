@@ -11,6 +11,7 @@ import transformers
 import llmsim_magic as llmsim
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.report import Report
+from tests.helpers.architectures import CAUSES, TYPES
 from tests.helpers.real_forward import (
     Real,
     Seen,
@@ -22,47 +23,6 @@ from tests.helpers.real_forward import (
 from tests.helpers.reduced_configs import candidates
 
 BATCH, CONTEXT = 2, 16
-CAUSES = {
-    "attention of every kind": "bloom cohere2 deepseek_v2 gemma3_text glm4 gpt2 llama mistral",
-    "experts in a grouped matmul": "deepseek_v3 gpt_oss granitemoe mixtral qwen3_moe",
-    "experts in a loop": "jetmoe",
-    "state instead of keys and values": "mamba mamba2 xlnet",
-    "state beside keys and values": "lfm2 qwen3_next zamba2",
-    "an encoder and a decoder": "bart led m2m_100 pegasus t5 whisper",
-    "an encoder alone": "albert bert deberta-v2 electra funnel modernbert",
-    "placeholders for images": "internvl lfm2_vl llava llava_next paligemma qwen2_5_vl",
-    "images before the tokens": "git",
-    "images of the size of their prompt": "seggpt",
-    "patches merged before they are read": "inkling2_vision",
-    "patches of two frames": "muse_glimmer_vision",
-    "patches in a batch of one": "paddleocr_vl_vision",
-    "two encoders": "clip siglip2",
-    "convolutions": "convnext resnet segformer",
-    "sizes of a grid of patches": "dpt swin vit",
-    "objects in an image": "yolos",
-    "values of buffers": "encodec",
-    "a token of every codebook": "dia",
-    "audio": "audio-spectrogram-transformer hubert speech_to_text wav2vec2 speech-encoder-decoder",
-    "audio in stacked frames": "fun_asr_nano_encoder granite_speech5_encoder",
-    "audio in one sequence": "qwen2_5_omni_audio_encoder",
-    "videos": "timesformer videomae xclip_vision_model",
-    "series": "autoformer patchtst",
-    "boxes and regions": "bros layoutlm lxmert",
-    "states of an encoder that is not there": "blip_2_qformer dia_decoder",
-    "embeddings instead of tokens": "qwen3_omni_moe_talker_code_predictor",
-    "the language of each sample": "xmod",
-    "tensors under vmap": "nemotron_asr_streaming_encoder",
-}
-SLOW = ("seggpt", "muse_glimmer_vision", "paddleocr_vl_vision")
-TYPES = [
-    pytest.param(
-        model_type,
-        id=f"{model_type} ({cause})",
-        marks=[pytest.mark.slow] if model_type in SLOW else [],
-    )
-    for cause, types in CAUSES.items()
-    for model_type in types.split()
-]
 
 
 def hold(real: Real, seen: Seen, report: Report) -> None:
