@@ -418,13 +418,6 @@ def adapted(name: str) -> Any:
     return peft.get_peft_model(small_models.build("llama"), config).eval()
 
 
-# PEFT itself uses a property of transformers' models, and its prefix a keyword, by former names.
-formerly_named = pytest.mark.filterwarnings(
-    "ignore:.*is_gradient_checkpointing:FutureWarning", "ignore:.*past_key_values:FutureWarning"
-)
-
-
-@formerly_named
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_model_with_adapters_is_traced_with_them(name: str) -> None:
     model = adapted(name)
@@ -435,7 +428,6 @@ def test_a_model_with_adapters_is_traced_with_them(name: str) -> None:
     assert report.summary.value["parameters"] == sum(p.numel() for p in model.parameters())
 
 
-@formerly_named
 @pytest.mark.parametrize("name", ["lora", "dora", "ia3"])
 def test_a_decode_step_of_a_model_with_adapters_reads_the_cache(name: str) -> None:
     model = adapted(name)
@@ -449,20 +441,17 @@ def test_a_decode_step_of_a_model_with_adapters_reads_the_cache(name: str) -> No
     assert report.summary.value["flops"] == seen.flops
 
 
-@formerly_named
 @pytest.mark.parametrize("name", ["prefix", "prompt"])
 def test_a_decode_step_after_a_learned_prompt_is_the_one_that_generate_makes(name: str) -> None:
     """The prompt stands in the cache, so that the base model reads the next token alone."""
     model = adapted(name)
     given = {"input_ids": small_models.tokens(model, small_models.CONTEXT), "use_cache": True}
-    cache = model(**given).past_key_values
+    cache = {cache_keyword(model.base_model): cache_of(model(**given))}
     with assert_state_unchanged(model):
         report = llmsim.trace(
             model, phase="decode", batch=small_models.BATCH, context=small_models.CONTEXT
         )
-    seen = really_run(
-        model.base_model, input_ids=small_models.tokens(model, 1), past_key_values=cache
-    )
+    seen = really_run(model.base_model, input_ids=small_models.tokens(model, 1), **cache)
     assert report.summary.value["flops"] == seen.flops
 
 
