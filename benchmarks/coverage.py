@@ -2,10 +2,11 @@
 
     python -m benchmarks.coverage full       # default configurations, full size, on meta
     python -m benchmarks.coverage reduced    # made small, held against real forwards on the CPU
-    python -m benchmarks.coverage table      # both as benchmarks/coverage.md and coverage.csv
+    python -m benchmarks.coverage table      # both into benchmarks/coverage.csv and coverage.md
 
 Each type has a process of its own and two of them run at once. A survey that was stopped goes on
-where it stood: its rows are in `coverage-full.jsonl` and `coverage-reduced.jsonl`.
+where it stood: its rows are in `coverage-full.jsonl` and `coverage-reduced.jsonl`. The table keeps
+the rows of types that were not surveyed again, with the version of transformers that they had.
 """
 
 import argparse
@@ -32,6 +33,7 @@ CONTEXT = 16  # of reduced models; a full one reads 128 tokens, or what its posi
 LIMIT_S = 300.0
 MAX_PARAMETERS = 400_000_000  # of a model with real weights
 HERE = Path(__file__).parent
+TABLE = HERE / "coverage.csv"
 # Loaded once, before the processes are forked.
 PRELOADED = (
     "llmsim_magic.capture.run",
@@ -242,74 +244,104 @@ def rows_in(size: str) -> list[dict[str, Any]]:
 
 # Why a type has no row of its own in the counts below, by what its line says.
 REASONS = {
-    "no class for a part of a larger model": "part of a larger model",
-    "its forward reads tensors of the model around it": "only the model around it makes",
-    "a package that is not installed": "library but it was not found",
-    "the default configuration does not run as it stands (coverage.csv has the line of each)": "",
+    "no class for a part of a larger model": ("part of a larger model",),
+    "its forward reads tensors of the model around it": ("only the model around it makes",),
+    "a package that is not installed": ("library but it was not found", "No module named"),
+    "the default configuration does not run as it stands (coverage.csv has the line of each)": (
+        "",
+    ),
 }
 
 
 def reason(row: dict[str, Any]) -> str:
     """Which of the reasons a line gives."""
-    return next(reason for reason, words in REASONS.items() if words in row["prefill"])
+    return next(
+        reason for reason, words in REASONS.items() if any(word in row["prefill"] for word in words)
+    )
 
 
 def table() -> None:
-    """Write both surveys as one table, and what they come to."""
-    full = {row["model_type"]: row for row in rows_in("full")}
-    reduced = {row["model_type"]: row for row in rows_in("reduced")}
-    rows = []
-    for model_type, row in full.items():
-        small = reduced.get(model_type, {})
-        notes = row.get("prefill_notes", [])
-        rows.append(
-            {
-                "model_type": model_type,
-                "class": row.get("class", small.get("class", "")),
-                "full_prefill": row["prefill"],
-                "full_decode": row.get("decode", ""),
-                "prefill_replay": row.get("prefill_replay", ""),
-                "decode_replay": row.get("decode_replay", ""),
-                "operators": row.get("operators"),
-                "seconds": row.get("seconds"),
-                "peak_mib": row.get("peak_mib"),
-                "assumed": "; ".join(note for note in notes if "on the data" in note),
-                "reduced_prefill": small.get("prefill", ""),
-                "reduced_decode": small.get("decode", ""),
-                "reduced_flops": small.get("prefill_flops", ""),
-                "reduced_cache": small.get("decode_cache", ""),
-            }
-        )
-    frame = pd.DataFrame(rows).sort_values("model_type", ignore_index=True)
-    frame["operators"] = frame["operators"].astype("Int64")
-    frame.to_csv(HERE / "coverage.csv", index=False)
-    (HERE / "coverage.md").write_text(summary(frame, list(reduced.values())))
+    """Write the surveyed rows into the table, which keeps those of other types, and the counts."""
+    rows = {row["model_type"]: row for row in _rows_of_table()}
+    version = {"transformers": metadata.version("transformers")}
+    for row in rows_in("full"):
+        model_type = row["model_type"]
+        rows[model_type] = rows.get(model_type, {}) | _full_columns(row) | version
+    for row in rows_in("reduced"):
+        model_type = row["model_type"]
+        rows[model_type] = rows.get(model_type, {}) | _reduced_columns(row) | version
+    frame = pd.DataFrame(rows.values()).sort_values("model_type", ignore_index=True)
+    frame["operators"] = pd.to_numeric(frame["operators"]).astype("Int64")
+    frame = frame.fillna({name: "" for name in frame.columns if frame[name].dtype == object})
+    frame.to_csv(TABLE, index=False)
+    (HERE / "coverage.md").write_text(summary(frame))
 
 
-def summary(frame: pd.DataFrame, reduced: list[dict[str, Any]]) -> str:
+def _rows_of_table() -> list[dict[str, Any]]:
+    if not TABLE.exists():
+        return []
+    rows: list[dict[str, Any]] = pd.read_csv(TABLE, dtype=str, keep_default_na=False).to_dict(
+        "records"
+    )
+    return rows
+
+
+def _full_columns(row: dict[str, Any]) -> dict[str, Any]:
+    notes = row.get("prefill_notes", [])
+    return {
+        "model_type": row["model_type"],
+        "class": row.get("class", ""),
+        "full_prefill": row["prefill"],
+        "full_decode": row.get("decode", ""),
+        "prefill_replay": row.get("prefill_replay", ""),
+        "decode_replay": row.get("decode_replay", ""),
+        "operators": row.get("operators", ""),
+        "seconds": row.get("seconds", ""),
+        "peak_mib": row.get("peak_mib", ""),
+        "assumed": "; ".join(note for note in notes if "on the data" in note),
+    }
+
+
+def _reduced_columns(row: dict[str, Any]) -> dict[str, Any]:
+    built = {"class": row["class"]} if "class" in row else {}
+    return built | {
+        "reduced_prefill": row["prefill"],
+        "reduced_decode": row.get("decode", ""),
+        "reduced_flops": row.get("prefill_flops", ""),
+        "reduced_cache": row.get("decode_cache", ""),
+        "reduced_completed": "yes" if row.get("completed") else "no",
+    }
+
+
+def summary(frame: pd.DataFrame) -> str:
     """The counts, in Markdown."""
-    real = [row for row in reduced if not row["prefill"].startswith(NO_REAL)]
-    true = [row for row in real if row["prefill"] == "yes"]
-    steps = [row for row in real if not str(row.get("decode") or "none").startswith(NO_STEP)]
-    with_flops = [row for row in true if "prefill_flops" in row]
-    with_cache = [row for row in steps if "decode_cache" in row]
-    models = [row for row in reduced if not row.get("completed") and row in real]
-    shrunk = frame["model_type"].isin([row["model_type"] for row in models])
+    real = frame[~_starts(frame["reduced_prefill"], "", *NO_REAL)]
+    true = real[real["reduced_prefill"].eq("yes")]
+    steps = real[~_starts(real["reduced_decode"], "", *NO_STEP)]
+    with_flops, with_cache = (
+        part[name][part[name].ne("")]
+        for part, name in ((true, "reduced_flops"), (steps, "reduced_cache"))
+    )
     traced = frame["full_prefill"].eq("yes")
-    whole = shrunk | traced
+    as_it_is = frame.index.isin(real.index[real["reduced_completed"].ne("yes")])
+    whole = traced | as_it_is
     replays = [*frame["prefill_replay"], *frame["decode_replay"]]
+    versions = ", ".join(
+        f"{count} with {version}"
+        for version, count in frame["transformers"].value_counts().sort_index().items()
+    )
     lines = [
         "# Coverage",
         "",
-        f"Every model type of transformers {metadata.version('transformers')}, with torch "
-        f"{metadata.version('torch').partition('+')[0]} and Python {platform.python_version()}; "
-        "`coverage.csv` has a row for each.",
+        f"Every model type of transformers {metadata.version('transformers')} ({versions}), with "
+        f"torch {metadata.version('torch').partition('+')[0]} and Python "
+        f"{platform.python_version()}; `coverage.csv` has a row for each.",
         "",
         "| what | of | count |",
         "|---|---|---|",
         f"| model types | | {len(frame)} |",
         f"| default configurations, full size, on meta: prefill | {whole.sum()} that are a model "
-        f"| {(traced & whole).sum()} |",
+        f"| {traced.sum()} |",
         f"| … and a decode step | those with a cache or state | "
         f"{frame['full_decode'].eq('yes').sum()} |",
         f"| … with layers replayed, record for record as with each run: passes | "
@@ -318,11 +350,11 @@ def summary(frame: pd.DataFrame, reduced: list[dict[str, Any]]) -> str:
         f"| made small: every module as in a real forward, prefill | {len(real)} that really run "
         f"| {len(true)} |",
         f"| … decode step | {len(steps)} that really run | "
-        f"{sum(row['decode'] == 'yes' for row in steps)} |",
+        f"{steps['reduced_decode'].eq('yes').sum()} |",
         f"| … FLOPs of a prefill as torch's counter has them | {len(with_flops)} compared "
-        f"| {sum(row['prefill_flops'] == 'equal' for row in with_flops)} |",
+        f"| {with_flops.eq('equal').sum()} |",
         f"| … bytes of the cache after a decode step | {len(with_cache)} compared "
-        f"| {sum(row['decode_cache'] == 'equal' for row in with_cache)} |",
+        f"| {with_cache.eq('equal').sum()} |",
         "",
         "## Types whose default configuration does not trace, and why",
         "",
@@ -334,12 +366,18 @@ def summary(frame: pd.DataFrame, reduced: list[dict[str, Any]]) -> str:
     lines += [f"* {why}: {', '.join(types)}" for why, types in sorted(reasons.items())]
     lines += ["", "## Really run, made small, and traced otherwise", ""]
     lines += [
-        f"* {row['model_type']}: {row[phase]}"
-        for row in real
+        f"* {row['model_type']}: {row[f'reduced_{phase}']}"
+        for _, row in real.iterrows()
         for phase in PHASES
-        if not str(row.get(phase) or "none").startswith((*NO_STEP, "yes"))
+        if not str(row[f"reduced_{phase}"] or "none").startswith((*NO_STEP, "yes"))
     ]
     return "\n".join(lines) + "\n"
+
+
+def _starts(column: pd.Series, *words: str) -> pd.Series:
+    """Whether each text is empty, if `""` is a word, or starts with one of the others."""
+    starts = tuple(filter(None, words))
+    return column.astype(str).map(lambda text: text.startswith(starts) or text in words)
 
 
 def _is_replayed(outcome: object) -> bool:
