@@ -35,11 +35,14 @@ class Unknown(torch._ops.HigherOrderOperator):
 
 
 UNKNOWN = Unknown()
+OPERATORS = torch.library.Library("llmsim_tests", "FRAGMENT")
+OPERATORS.define("without_meta(Tensor x) -> Tensor")
+OPERATORS.impl("without_meta", torch.clone, "CPU")
 FAILURES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "a higher-order operator": (UNKNOWN, "calls llmsim_unruled, a higher-order operator"),
     "a kernel without meta": (
-        lambda x: torch.quantize_per_tensor_dynamic(x, torch.quint8, False),
-        "aten::quantize_per_tensor_dynamic has no kernel",
+        lambda x: torch.ops.llmsim_tests.without_meta(x),
+        "llmsim_tests::without_meta has no kernel",
     ),
     "a device's state": (lambda x: torch.cuda.get_device_capability(), "asks for a device"),
     "a generator of a device": (lambda x: torch.Generator("cuda"), "asks for a device"),

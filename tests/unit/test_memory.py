@@ -28,6 +28,7 @@ from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.hardware import capacity_planner
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner, Setup
+from llmsim_magic.simulate.sweeps import workload_tracer
 from llmsim_magic.views.tables.memory import capacity_table, memory_table
 from tests.helpers import small_models
 from tests.helpers.allocation_peak import peak
@@ -580,9 +581,20 @@ def test_the_largest_batch_of_packed_images_is_found_without_large_batches() -> 
 def test_a_search_without_formula_stops_and_the_report_says_where(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(capacity_planner, "formula", lambda *_: None)
+    monkeypatch.setattr(workload_tracer, "formula", lambda *_: None)
     monkeypatch.setattr(capacity_planner, "_MAX_SEARCH_KERNELS", 3000)
     report = llmsim.trace(small_models.llama(), context=16, hardware="T4")
     assert report.costing.fits.largest_batch[0] >= 1
     (said,) = (remark for remark in report.remarks() if "search" in remark)
     assert "larger ones take too long to trace" in said
+
+
+def test_a_long_scan_is_sized_from_short_ones() -> None:
+    """A scan that is written in Python makes kernels for each token."""
+    planner = CapacityPlanner(small_models.mamba(), runtime="transformers")
+    runtime = runtimes.find("transformers")
+    found = planner.needed(Setup(batch=2, context=800), runtime)
+    assert max(workload.context for _, workload in planner._traces) < 400
+    whole = memory(traced(small_models.mamba(), batch=2, context=800), runtime=runtime)
+    assert (found.activations, found.cache) == (whole.activations, whole.cache)
+    assert any("batch 2 × context 800" in said for said in found.assumptions)

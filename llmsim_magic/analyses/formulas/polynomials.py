@@ -49,6 +49,10 @@ class Polynomial:
             Fraction(0),
         )
 
+    @property
+    def depends_on_context(self) -> bool:
+        return any(factor for row in self.coefficients for factor in row[1:])
+
     def to_sympy(self, batch: sympy.Symbol, context: sympy.Symbol) -> sympy.Expr:
         return sympy.Add(
             *(

@@ -9,6 +9,7 @@ from llmsim_magic.analyses.memory.weights import Weights, weights
 from llmsim_magic.records.hardware.dtypes import BITS
 from llmsim_magic.records.hardware.runtime import Runtime
 from llmsim_magic.records.trace.trace import CacheSlot, Trace
+from llmsim_magic.records.trace.workload import Workload
 
 _KEYS_AND_VALUES = ("keys", "values")
 
@@ -33,12 +34,21 @@ class Memory:
         return self.weights + self.buffers + self.cache + self.activations + self.runtime
 
 
+@dataclass(frozen=True, slots=True)
+class PassActivations:
+    """Peak bytes of the activations of a pass, and what the pass reads."""
+
+    workload: Workload
+    nbytes: int
+
+
 def memory(
     trace: Trace,
     *,
     weight_dtype: str | None = None,
     kv_dtype: str | None = None,
     runtime: Runtime | None = None,
+    activations: PassActivations | None = None,
 ) -> Memory:
     """The memory of one pass on the rank that was traced.
 
@@ -47,19 +57,22 @@ def memory(
         weight_dtype: Storage dtype of weights; as the checkpoint stores them if None.
         kv_dtype: Storage dtype of keys and values; as traced if None.
         runtime: The serving runtime whose overhead to add.
+        activations: Those of a pass that is too long to trace; those of `trace` if None.
 
     Raises:
         InvalidValue: If a dtype does not exist.
     """
     stored = weights(trace, weight_dtype)
     ranks = trace.model.parallel.ranks
-    ran = engine_trace(trace) if runtime is not None and runtime.own_attention else trace
-    activations, why = _activations(ran, runtime)
+    ran = _as_run(trace, runtime)
+    peak = peak_activations(ran)
+    found = activations or PassActivations(trace.workload, peak.nbytes)
+    nbytes, why = _with_sampling(found, _location(ran, peak), ran, runtime)
     return Memory(
         weights=stored.nbytes,
         buffers=buffer_bytes(trace),
         cache=cache_bytes(trace, kv_dtype),
-        activations=activations,
+        activations=nbytes,
         runtime=runtime.context(ranks) if runtime else 0,
         assumptions=(
             *_storage_assumptions(stored, kv_dtype),
@@ -67,6 +80,15 @@ def memory(
             *_runtime_assumptions(trace, runtime),
         ),
     )
+
+
+def activation_bytes(trace: Trace, runtime: Runtime) -> int:
+    """Peak bytes of the activations of a pass as a runtime runs it, without sampling."""
+    return peak_activations(_as_run(trace, runtime)).nbytes
+
+
+def _as_run(trace: Trace, runtime: Runtime | None) -> Trace:
+    return engine_trace(trace) if runtime is not None and runtime.own_attention else trace
 
 
 def buffer_bytes(trace: Trace) -> int:
@@ -93,9 +115,11 @@ def _slot_bytes(slot: CacheSlot, bits: int | None) -> int:
     return count * bits // 8
 
 
-def _activations(trace: Trace, runtime: Runtime | None) -> tuple[int, str]:
-    peak: Peak = peak_activations(trace)
-    where = f"activations at their most in {_location(trace, peak)}, {trace.workload}"
+def _with_sampling(
+    peak: PassActivations, location: str, trace: Trace, runtime: Runtime | None
+) -> tuple[int, str]:
+    """The peak of the pass or of sampling after it, whichever is larger, and where it is."""
+    where = f"activations at their most in {location}, {peak.workload}"
     if runtime is None or not runtime.sampled_sequences or not trace.model.generates:
         return peak.nbytes, where
     sampling = runtime.sampling_bytes(_vocabulary(trace))

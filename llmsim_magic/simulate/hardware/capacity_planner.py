@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
-from llmsim_magic.analyses.formulas.polynomials import Formula, Grid, Point, formula
+from llmsim_magic.analyses.formulas.polynomials import Formula, Grid, formula
 from llmsim_magic.analyses.memory.capacity import (
     Fit,
     Limit,
@@ -18,7 +18,13 @@ from llmsim_magic.analyses.memory.capacity import (
     longest_context,
     with_remedies,
 )
-from llmsim_magic.analyses.memory.memory import Memory, cache_bytes, memory
+from llmsim_magic.analyses.memory.memory import (
+    Memory,
+    PassActivations,
+    activation_bytes,
+    cache_bytes,
+    memory,
+)
 from llmsim_magic.catalog import runtimes
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
 from llmsim_magic.records.hardware.accelerator import Accelerator
@@ -36,16 +42,13 @@ from llmsim_magic.simulate.models.recipes import (
     trace_workload,
 )
 from llmsim_magic.simulate.request import Build
-from llmsim_magic.simulate.sweeps.workload_tracer import (
-    FAR_CONTEXTS,
-    NEAR_GRID,
-    WorkloadTracer,
-)
+from llmsim_magic.simulate.sweeps.workload_tracer import FAR_CONTEXTS, WorkloadTracer
 
 Tracer = Callable[[Workload], Trace]
 _MAX_LOOKUPS = 4  # of cache sizes by trace, before a formula is derived
 _MAX_TRACED_TOKENS = 2**22
 _MAX_TRACED_BATCH = 64  # a model that reads packed images one by one makes more kernels with each
+_MAX_SCANNED = 512  # tokens that are fast to trace even if each runs kernels of its own
 _MAX_SEARCH_KERNELS = 40_000  # that a search for the largest batch or context may record
 
 
@@ -79,6 +82,10 @@ class CapacityPlanner:
     _memories: dict[tuple[Setup, Runtime], Memory] = field(default_factory=dict, init=False)
     _lookups: Counter[tuple[Parallel, str, str | None]] = field(default_factory=Counter, init=False)
     _caches: dict[tuple[Parallel, str, str | None], Formula | None] = field(
+        default_factory=dict, init=False
+    )
+
+    _activations: dict[tuple[Parallel, bool, int], Formula | None] = field(
         default_factory=dict, init=False
     )
 
@@ -197,24 +204,56 @@ class CapacityPlanner:
         """Activations of one chunk of prefill, and the cache of the whole batch."""
         trace = self.tracer(setup.parallel)
         most = runtime.chunk_tokens
-        read = None
+        workload = Workload("prefill", setup.batch, setup.context)
+        is_chunked = False
         if most and setup.batch * setup.context > most:
-            read = trace(Workload("prefill", 1, min(most, self.longest or most)))
-        is_chunked = read is not None and bool(read.cache)  # a model without a cache reads it whole
-        if read is None or not is_chunked:
-            read = trace(Workload("prefill", setup.batch, setup.context))
+            # A model without a cache reads a prompt whole.
+            is_chunked = bool(trace(Workload("prefill", 1, 1)).cache)
+        if is_chunked:
+            workload = Workload("prefill", 1, min(most, self.longest or most))
+        read, activations = self._read(workload, setup.parallel, runtime)
         found = memory(
-            read, weight_dtype=setup.weight_dtype, kv_dtype=setup.kv_dtype, runtime=runtime
+            read,
+            weight_dtype=setup.weight_dtype,
+            kv_dtype=setup.kv_dtype,
+            runtime=runtime,
+            activations=activations,
         )
-        if not read.cache or not (is_chunked or setup.phase == "decode"):
+        if not read.cache or not (is_chunked or setup.phase == "decode" or activations):
             return found
         return replace(found, cache=self._cache_bytes(setup, trace))
+
+    def _read(
+        self, workload: Workload, parallel: Parallel, runtime: Runtime
+    ) -> tuple[Trace, PassActivations | None]:
+        """The trace of a pass; if it is a long scan, a shorter one and the pass's activations."""
+        trace = self.tracer(parallel)
+        if not self._is_long_scan(workload.context):
+            return trace(workload), None
+        affordable = self.whole_model_tracer.longest_affordable or workload.context
+        key = (parallel, runtime.own_attention, workload.batch)
+        if key not in self._activations:
+            self._activations[key] = _long_scan_activations(
+                trace, workload.batch, affordable, runtime
+            )
+        known = self._activations[key]
+        if known is None:
+            return trace(workload), None
+        nbytes = int(known.at((workload.batch, workload.context)))
+        return trace(replace(workload, context=affordable)), PassActivations(workload, nbytes)
+
+    def _is_long_scan(self, context: int) -> bool:
+        """Whether the model makes kernels for each token, and too many for this context."""
+        if context <= _MAX_SCANNED:
+            return False
+        affordable = self.whole_model_tracer.longest_affordable
+        return affordable is not None and context > affordable
 
     def _cache_bytes(self, setup: Setup, trace: Tracer) -> int:
         """Bytes of the cache of the whole batch.
 
-        A formula costs a few traces, so it is derived only after several look-ups, or for more
-        tokens than a trace can take.
+        A formula costs a few traces, so it is derived only after several look-ups, or for a pass
+        that takes long to trace.
         """
         key = (setup.parallel, setup.phase, setup.kv_dtype)
         self._lookups[key] += 1
@@ -222,35 +261,24 @@ class CapacityPlanner:
             self._lookups[key] > _MAX_LOOKUPS
             or setup.batch > _MAX_TRACED_BATCH
             or setup.batch * setup.context > _MAX_TRACED_TOKENS
+            or self._is_long_scan(setup.context)
         )
         if use_formula and key not in self._caches:
-            self._caches[key] = self._cache_formula(trace, setup.phase, setup.kv_dtype)
+            value = partial(cache_bytes, dtype=setup.kv_dtype)
+            self._caches[key] = self._formula(trace, setup.phase, value, FAR_CONTEXTS[-1])
         known = self._caches.get(key)
         if known is not None:
             return int(known.at((setup.batch, setup.context)))
         whole = Workload(setup.phase, setup.batch, setup.context)
         return cache_bytes(trace(whole), setup.kv_dtype)
 
-    def _cache_formula(self, trace: Tracer, phase: str, kv_dtype: str | None) -> Formula | None:
-        """Cache bytes as a formula of batch and context; None if no formula fits every trace."""
+    def _formula(
+        self, trace: Tracer, phase: str, value: Callable[[Trace], int], longest: int
+    ) -> Formula | None:
+        """A quantity of a rank's pass as a formula of batch and context; None if none fits."""
         whole = self.whole_model_tracer
-        tracer = WorkloadTracer(trace, whole.longest, whole.declared)
-        traces: dict[Point, Trace] = {}
-
-        def found(far: Grid | None = None) -> Formula | None:
-            values = {point: cache_bytes(each, kv_dtype) for point, each in traces.items()}
-            return formula(values, NEAR_GRID, far) if set(NEAR_GRID.points) <= set(values) else None
-
-        # One long context, because the cache of a sequential scan may have a window.
-        longest = max((self.longest or 1) - (phase == "decode"), 1)
-        at_length = (1, min(longest, FAR_CONTEXTS[-1]))
-        tracer.add(phase, traces, (*NEAR_GRID.points, *tracer.checks(phase), at_length))
-        near = found()
-        if near is not None:
-            return near
-        far = tracer.far(phase)
-        tracer.add(phase, traces, far.points)
-        return found(far)
+        tracer = WorkloadTracer(trace, self.longest, whole.declared)
+        return tracer.formula(phase, value, longest)
 
     def stages(self, parallel: Parallel, workload: Workload) -> list[Trace]:
         """The trace of the first rank of each pipeline stage.
@@ -298,3 +326,18 @@ class CapacityPlanner:
             self._errors[parallel] = error
             raise
         return self.recipes[parallel]
+
+
+def _long_scan_activations(
+    trace: Tracer, batch: int, longest: int, runtime: Runtime
+) -> Formula | None:
+    """Peak bytes of activations at any context, from contexts up to `longest`; None if no formula.
+
+    Three contexts determine a polynomial, which a fourth checks.
+    """
+    grid = Grid((batch,), (longest // 2, 3 * longest // 4, longest))
+    points = (*grid.points, (batch, longest // 4))
+    values = {
+        point: activation_bytes(trace(Workload("prefill", *point)), runtime) for point in points
+    }
+    return formula(values, grid)

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
-from llmsim_magic.analyses.formulas.polynomials import Grid, Point
+from llmsim_magic.analyses.formulas.polynomials import Formula, Grid, Point, formula
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
@@ -60,13 +60,41 @@ class WorkloadTracer:
         per_sequence = (counts[1] - counts[0]) / (more - fewer)
         return more + int(MAX_EXTRA_KERNELS / per_sequence)
 
+    def formula(self, phase: str, value: Callable[[Trace], int], longest: int) -> Formula | None:
+        """A quantity of a pass as a formula of batch and context; None if none fits every trace.
+
+        Args:
+            phase: The phase of the passes to trace.
+            value: The quantity.
+            longest: A long context that checks the formula, where the quantity grows with the
+                context; shorter for a model that supports less.
+        """
+        traces: dict[Point, Trace] = {}
+
+        def found(far: Grid | None = None) -> Formula | None:
+            values = {point: value(each) for point, each in traces.items()}
+            return formula(values, NEAR_GRID, far) if set(NEAR_GRID.points) <= set(values) else None
+
+        self.add(phase, traces, (*NEAR_GRID.points, *self.checks(phase)))
+        near = found()
+        if near is not None and not near.near.depends_on_context:
+            return near
+        most = max(min(longest, self.longest or longest) - (phase == "decode"), 1)
+        self.add(phase, traces, [(1, most)])
+        near = found()
+        if near is not None:
+            return near
+        far = self.far(phase)
+        self.add(phase, traces, far.points)
+        return found(far)
+
     def long_checks(self, phase: str) -> list[Point]:
         """Points that check formulas at long contexts, up to the longest the model supports.
 
         One point is slightly shorter, because the longest may be a multiple of a padding size.
         """
         farthest = self.far(phase).contexts[-1]
-        declared = min(self.declared or 1, self._longest_affordable or 2**20, 2**20)
+        declared = min(self.declared or 1, self.longest_affordable or 2**20, 2**20)
         most = max(declared - (phase == "decode"), 1)
         return [(4, farthest), (1, most), (1, max(most - 3, 1))]
 
@@ -74,14 +102,14 @@ class WorkloadTracer:
         """A grid of long contexts that the model supports and that are fast to trace."""
         if self._largest_affordable_batch(phase) < CHECK_BATCH:
             return Grid(NEAR_GRID.batches, PACKED_FAR_CONTEXTS)
-        contexts, longest = FAR_CONTEXTS, self._longest_affordable
+        contexts, longest = FAR_CONTEXTS, self.longest_affordable
         if longest is not None and longest <= contexts[-1]:
             most = longest - (phase == "decode")
             contexts = (most - 10, most - 5, most)
         return Grid(FAR_BATCHES, contexts)
 
     @cached_property
-    def _longest_affordable(self) -> int | None:
+    def longest_affordable(self) -> int | None:
         """The longest context that is fast to trace.
 
         It is `longest`, unless the number of kernels grows with the context, as in a scan.
