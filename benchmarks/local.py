@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.time.latency import latency
+from llmsim_magic.capture.configs.resolve import find_config, load_config
 from llmsim_magic.capture.inputs.cache_in_output import cache_in_output
-from llmsim_magic.capture.models.resolve import find_config, load_config
 from llmsim_magic.simulate.hardware.local_device import local
 
 MODEL, CONTEXT, RUNS, STEPS = "Qwen/Qwen3-0.6B", 128, 12, 4

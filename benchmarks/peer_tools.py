@@ -64,7 +64,7 @@ def of_depth() -> Iterator[Contender]:
 
 def config_of(name: str, layers: int | None = None) -> Any:
     """The catalogue's config, with so many layers where that is given."""
-    from llmsim_magic.capture.models.resolve import find_config, load_config
+    from llmsim_magic.capture.configs.resolve import find_config, load_config
 
     facts = find_config(name)
     keys = facts.keys if layers is None else facts.keys | {"num_hidden_layers": layers}

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmsim_magic as llmsim
-from llmsim_magic.capture.models.config_sanitizer import sanitized
+from llmsim_magic.capture.configs.config_sanitizer import sanitized
 from llmsim_magic.catalog import models
 from llmsim_magic.simulate.report import Report
 from tests.helpers.bad_values import anything

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from llmsim_magic.capture.models.config_sanitizer import sanitized
+from llmsim_magic.capture.configs.config_sanitizer import sanitized
 from llmsim_magic.records.errors import CannotTrace, LlmsimError
 from llmsim_magic.records.trace.trace import Trace
 from tests.helpers import small_models

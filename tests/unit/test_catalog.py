@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 import llmsim_magic as llmsim
+from llmsim_magic.capture.configs.resolve import find_config, load_config
 from llmsim_magic.capture.models.meta_model import from_config
-from llmsim_magic.capture.models.resolve import find_config, load_config
 from llmsim_magic.catalog import models
 from tests.helpers.reduced_configs import shallower
 

@@ -35,7 +35,7 @@ def test_the_record_is_free_of_frameworks() -> None:
 
 def test_a_misspelt_model_is_told_without_importing_torch() -> None:
     code = (
-        "from llmsim_magic.capture.models.resolve import find_config\n"
+        "from llmsim_magic.capture.configs.resolve import find_config\n"
         "from llmsim_magic.records.errors import UnknownModel\n"
         "try: find_config('no/such/model')\n"
         "except UnknownModel as error: assert 'no/such/model' in str(error)\n"

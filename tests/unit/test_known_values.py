@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import llmsim_magic as llmsim
+from llmsim_magic.capture.configs.resolve import ConfigSource
 from llmsim_magic.capture.meta import partial_evaluation
 from llmsim_magic.capture.models.meta_model import from_config
-from llmsim_magic.capture.models.resolve import ConfigSource
 from llmsim_magic.simulate.report import Report
 from tests.helpers.small_models import gpt2
 

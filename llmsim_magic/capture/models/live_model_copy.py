@@ -20,7 +20,7 @@ from llmsim_magic.capture.meta.snapshot import restored_attributes
 from llmsim_magic.capture.models.meta_model import MetaModel, optional_text
 from llmsim_magic.capture.models.module_hooks import CopiedHooks
 from llmsim_magic.capture.models.quantised_modules import refuse_quantised
-from llmsim_magic.records.errors import CannotTrace, describe
+from llmsim_magic.records.errors import CannotTrace, describe, is_instance
 from llmsim_magic.records.printable import printable
 from llmsim_magic.records.trace.trace import ModelInfo
 
@@ -130,9 +130,9 @@ def module_of_forward(value: Any) -> Any:
         The module of `module.forward` or `torch.compile(module.forward)`; other values unchanged.
     """
     method = value
-    while isinstance(method, FunctionType) and _COMPILED_OF in vars(method):
+    while is_instance(method, FunctionType) and _COMPILED_OF in vars(method):
         method = vars(method)[_COMPILED_OF]
-    is_forward = isinstance(method, MethodType) and method.__func__.__name__ in _FORWARDS
+    is_forward = is_instance(method, MethodType) and method.__func__.__name__ in _FORWARDS
     is_of_module = is_forward and isinstance(method.__self__, torch.nn.Module)
     return method.__self__ if is_of_module else value
 

@@ -10,6 +10,11 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.checkpoint.lora_adapter import add_lora
+from llmsim_magic.capture.checkpoint.quantized_parameters import named_parameters
+from llmsim_magic.capture.checkpoint.tied_head import separate_head
+from llmsim_magic.capture.configs.config_sanitizer import sanitized
+from llmsim_magic.capture.configs.resolve import ConfigSource, declared_classes
 from llmsim_magic.capture.inputs.context_length import (
     declared_context,
     is_huggingface,
@@ -20,12 +25,7 @@ from llmsim_magic.capture.kernels.tensors import dtype_name
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.meta.small_buffers import TooManyWeights, tracking_buffers
 from llmsim_magic.capture.models.backbone_stages import with_all_stages
-from llmsim_magic.capture.models.config_sanitizer import sanitized
-from llmsim_magic.capture.models.lora_adapter import add_lora
 from llmsim_magic.capture.models.model_class import check_has_forward, model_constructor
-from llmsim_magic.capture.models.quantized_names import named_parameters
-from llmsim_magic.capture.models.resolve import ConfigSource, declared_classes
-from llmsim_magic.capture.models.tied_head import separate_head
 from llmsim_magic.capture.record.hooks import ModelHooks
 from llmsim_magic.records.errors import CannotTrace, describe, is_instance, shorten
 from llmsim_magic.records.trace.trace import ModelInfo

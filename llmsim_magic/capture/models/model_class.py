@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.configs.remote_code import MODEL_CLASSES
+from llmsim_magic.capture.configs.resolve import declared_classes
 from llmsim_magic.capture.inputs.trial import can_run
-from llmsim_magic.capture.models.remote_code import MODEL_CLASSES
-from llmsim_magic.capture.models.resolve import declared_classes
 from llmsim_magic.records.errors import CannotTrace, describe, shorten
 
 # The last two list vision towers, and models of several parts, that no other class lists.

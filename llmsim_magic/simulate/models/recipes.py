@@ -10,10 +10,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from llmsim_magic.capture.checkpoint.found_config import FoundConfig
+from llmsim_magic.capture.configs.config_limits import check_sizes
+from llmsim_magic.capture.configs.resolve import ConfigSource, find_config, load_config
 from llmsim_magic.capture.hub.request import HubWait
-from llmsim_magic.capture.models.config_limits import check_sizes
-from llmsim_magic.capture.models.found_config import FoundConfig
-from llmsim_magic.capture.models.resolve import ConfigSource, find_config, load_config
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import (
     Cancelled,

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from llmsim_magic.capture.checkpoint.found_config import LOCAL_FILE, FoundConfig
 from llmsim_magic.capture.hub.config_file import decode_config, parse_json
 from llmsim_magic.capture.hub.repository import Repository, read_config
-from llmsim_magic.capture.models.found_config import LOCAL_FILE, FoundConfig
 from llmsim_magic.records.errors import UnknownModel, clip, shorten
 
 FindBase = Callable[[str], FoundConfig]

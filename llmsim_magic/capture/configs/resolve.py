@@ -9,17 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llmsim_magic.capture.checkpoint.checkpoint import Checkpoint, checkpoint_of
+from llmsim_magic.capture.checkpoint.found_config import LOCAL_FILE, FoundConfig
+from llmsim_magic.capture.checkpoint.lora_adapter import declare_task
+from llmsim_magic.capture.configs.config_limits import check_sizes
+from llmsim_magic.capture.configs.remote_code import config_with_code
+from llmsim_magic.capture.configs.repository_kinds import FindBase, config_of
 from llmsim_magic.capture.hub.config_file import decode_config, parse_config, read_content
 from llmsim_magic.capture.hub.failures import HubUnavailable
 from llmsim_magic.capture.hub.repository import FolderRepository, HubRepository, import_hub
 from llmsim_magic.capture.hub.repository_name import is_address, parse_name
 from llmsim_magic.capture.hub.request import HubWait
-from llmsim_magic.capture.models.checkpoint import Checkpoint, checkpoint_of
-from llmsim_magic.capture.models.config_limits import check_sizes
-from llmsim_magic.capture.models.found_config import LOCAL_FILE, FoundConfig
-from llmsim_magic.capture.models.lora_adapter import declare_task
-from llmsim_magic.capture.models.remote_code import config_with_code
-from llmsim_magic.capture.models.repository_kinds import FindBase, config_of
 from llmsim_magic.catalog import models
 from llmsim_magic.records.errors import CannotTrace, UnknownModel, describe, shorten
 from llmsim_magic.records.printable import printable

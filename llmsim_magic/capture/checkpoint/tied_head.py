@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.models.checkpoint import Checkpoint
-from llmsim_magic.capture.models.checkpoint_names import CheckpointNames
+from llmsim_magic.capture.checkpoint.checkpoint import Checkpoint
+from llmsim_magic.capture.checkpoint.checkpoint_names import CheckpointNames
 
 _KEY = "tie_word_embeddings"
 # Their published configs say False although their checkpoints store one matrix; transformers' own

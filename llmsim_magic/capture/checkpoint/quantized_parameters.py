@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.models.checkpoint_names import CheckpointNames
+from llmsim_magic.capture.checkpoint.checkpoint_names import CheckpointNames
 from llmsim_magic.records.errors import clip, shorten
 from llmsim_magic.records.trace.quantized_names import module_names
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmsim_magic.capture.checkpoint.found_config import FoundConfig
 from llmsim_magic.capture.hub.local_cache import cached_content
 from llmsim_magic.capture.hub.repository_name import parse_name
-from llmsim_magic.capture.models.found_config import FoundConfig
 
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _FILE = "model.safetensors"

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import llmsim_magic as llmsim
-from llmsim_magic.capture.models.quantized_names import named_parameters
+from llmsim_magic.capture.checkpoint.quantized_parameters import named_parameters
 from tests.helpers import small_models
 
 AWQ = {"bits": 4, "group_size": 16, "quant_method": "awq"}

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmsim_magic.capture.checkpoint.found_config import LOCAL_FILE, FoundConfig
 from llmsim_magic.capture.hub.repository import HubRepository
 from llmsim_magic.capture.hub.repository_name import RepositoryName, parse_name
 from llmsim_magic.capture.hub.request import HubWait
-from llmsim_magic.capture.models.found_config import LOCAL_FILE, FoundConfig
 from llmsim_magic.records.errors import CannotTrace, LlmsimError, describe, shorten
 
 # The classes of an `auto_map` that build a model, in order of preference: an encoder-decoder
