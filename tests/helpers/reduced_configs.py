@@ -110,8 +110,7 @@ def completed(keys: dict[str, Any]) -> dict[str, Any]:
     """The same with what some default configurations leave out or contradict.
 
     Sizes that are None, grouped heads, a vision tower that is wider than the text model it feeds,
-    rotary sections of another head size, a backbone from a package that need not be there, a head
-    that is tied to the embedding by one part of the config and apart from it by another.
+    rotary sections of another head size, a backbone from a package that need not be there.
     """
     made = {key: completed(value) if _is_config(value) else value for key, value in keys.items()}
     for key, value in _LEFT_OUT.items():
@@ -123,8 +122,6 @@ def completed(keys: dict[str, Any]) -> dict[str, Any]:
         for key in ("out_hidden_size", "projection_dim", "projector_hidden_size"):
             if key in vision:
                 vision[key] = text["hidden_size"]
-    if isinstance(text, dict) and "tie_word_embeddings" in made:
-        text["tie_word_embeddings"] = made["tie_word_embeddings"]
     backbone = made.get("backbone_config", {})
     if backbone is None or backbone.get("model_type") == "timm_backbone":
         made |= _RESNET
@@ -222,4 +219,8 @@ def candidates(model_type: str) -> Iterator[Small]:
             config = config_class.from_dict(keys)
         except Exception:
             continue
+        text = getattr(config, "text_config", None)
+        if text is not None and hasattr(config, "tie_word_embeddings"):
+            # A checkpoint is read by what both say; a default says it in one.
+            text.tie_word_embeddings = config.tie_word_embeddings
         yield Small(config, complete)
