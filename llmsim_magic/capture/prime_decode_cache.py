@@ -19,6 +19,8 @@ from llmsim_magic.capture.meta.call_stack import call_model
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEvaluation, Progress
 from llmsim_magic.capture.models.meta_model import MetaModel
+from llmsim_magic.capture.record.dispatch_modes import dispatch_modes
+from llmsim_magic.capture.record.recorder import Recorder
 from llmsim_magic.capture.replay.replay import Replayer, UnrecordedPass
 from llmsim_magic.records.errors import NoDecode
 from llmsim_magic.records.trace.workload import Workload
@@ -31,7 +33,7 @@ Result = TypeVar("Result")
 class PrimedCache:
     """The inputs of a prefill, the state it returned, its notes and its evaluation.
 
-    `kept` are tensors that it left in attributes of modules, by path.
+    `kept` are tensors that it computed from its inputs and left in attributes of modules, by path.
     """
 
     keywords: dict[str, Any]
@@ -155,10 +157,40 @@ def _run_prefill(
     ):
         output = call_model(model, (), inputs.keywords)
     state, kept = cache_after(model, inputs.keywords, output), hooks.kept_tensors()
-    given = with_empty_cache(model, inputs.keywords) if kept and not state else None
-    if given is not None:
+    if kept:
         hooks.restore()
-        return _run_prefill(meta_model, ModelInputs(given, inputs.notes), progress, replay=replay)
+        given = None if state else with_empty_cache(model, inputs.keywords)
+        again = inputs if given is None else ModelInputs(given, inputs.notes)
+        return _run_prefill_that_keeps(meta_model, again, progress)
+    return primed_cache(inputs, state and state | saved, evaluation, {})
+
+
+def _run_prefill_that_keeps(
+    meta_model: MetaModel, inputs: ModelInputs, progress: Progress
+) -> PrimedCache:
+    """Runs a prefill that leaves tensors in modules, and tells states of its input from tables.
+
+    It is recorded, and no layer is replayed, so that every tensor's origin is seen.
+    """
+    model, hooks = meta_model.module, meta_model.hooks
+    recorder = Recorder(hooks.roles)
+    recorder.table.add_all(inputs.keywords)
+    with (
+        hooks.restored(only_after_errors=True),
+        evaluating_partially(progress=progress) as evaluation,
+        saving_encoder_outputs(model) as saved,
+        hooks.reporting_to(recorder),
+        dispatch_modes(recorder),
+    ):
+        evaluation.on_retry = recorder.drop_function
+        output = call_model(model, (), inputs.keywords)
+    state = cache_after(model, inputs.keywords, output)
+    computed = recorder.storages_computed_from(inputs.keywords)
+    kept = {
+        name: tensor
+        for name, tensor in hooks.kept_tensors().items()
+        if recorder.table.storage(tensor) in computed
+    }
     return primed_cache(inputs, state and state | saved, evaluation, kept)
 
 
@@ -174,7 +206,7 @@ def primed_cache(
         inputs: What the prefill was given.
         state: What it returned for the next step.
         evaluation: What is known and assumed about its values.
-        kept: The tensors that it left in attributes of modules.
+        kept: The tensors that it computed from its inputs and left in attributes of modules.
     """
     notes = [*inputs.notes, *(f"before the step: {note}" for note in evaluation.notes())]
     return PrimedCache(

@@ -145,6 +145,159 @@ def test_a_pass_starts_without_the_state_of_the_pass_before() -> None:
     assert model.states == {}
 
 
+class Table(Recurrent):
+    """Adds a learned table of positions to the tokens, which each pass extends where it is short.
+
+    `lengthened` tells how: from the tokens' width alone, or in the shape of what was read.
+    """
+
+    longest = 32
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.angle = nn.Parameter(torch.ones(config.hidden_size))
+        self.table: Any = None
+
+    def lengthened(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.arange(self.longest)[:, None] * self.angle
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(input_ids)
+        if self.table is None or len(self.table) < input_ids.shape[1]:
+            self.table = self.lengthened(hidden)
+        return hidden + self.table[: input_ids.shape[1]]
+
+
+class TableLikeTokens(Table):
+    def lengthened(self, hidden: torch.Tensor) -> torch.Tensor:
+        steps = hidden.new_ones(self.longest, 1).cumsum(0)
+        return torch.zeros_like(hidden[0, :1]) + steps * self.angle
+
+
+class FirstTokens(Table):
+    """Keeps what it read first, as a decoder keeps what it cross-attends to."""
+
+    def lengthened(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[0]
+
+
+@pytest.mark.parametrize("kind", [Table, TableLikeTokens])
+def test_a_table_that_depends_on_no_input_is_no_state(kind: type[Table]) -> None:
+    assert llmsim.trace(kind(Config()), batch=2, context=5).trace.cache == ()
+    with pytest.raises(NoDecode):
+        llmsim.trace(kind(Config()), phase="decode", batch=2, context=5)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_what_was_computed_from_the_input_and_is_only_read_is_a_state(phase: str) -> None:
+    report = llmsim.trace(FirstTokens(Config()), phase=phase, batch=2, context=5)
+    assert [(slot.name, slot.shape) for slot in report.trace.cache] == [("table", (5, 8))]
+
+
+@pytest.mark.slow
+def test_a_position_table_of_a_speech_model_is_no_cache() -> None:
+    config = transformers.FastSpeech2ConformerConfig()
+    assert llmsim.trace(config, context=8).trace.cache == ()
+    with pytest.raises(NoDecode):
+        llmsim.trace(config, phase="decode", context=8)
+
+
+class Setting:
+    """An object of a class of its own that holds no number that a model computed."""
+
+    def __init__(self, ids: torch.Tensor) -> None:
+        self.name, self.ids = "setting", ids
+
+
+class Returns(Recurrent):
+    """Returns one more item, which its forward takes too."""
+
+    def item(self, ids: torch.Tensor, state: Any) -> Any:
+        raise NotImplementedError
+
+    def forward(self, input_ids: torch.Tensor, item: Any = None) -> dict[str, Any]:
+        state = super().forward(input_ids)
+        self.states, self.last = {}, None
+        return {"logits": state, "item": self.item(input_ids, state)}
+
+
+class ReturnsIndex(Returns):
+    def item(self, ids: torch.Tensor, state: Any) -> int:
+        return 3
+
+
+class ReturnsNames(Returns):
+    def item(self, ids: torch.Tensor, state: Any) -> list[str]:
+        return ["a", "b"]
+
+
+class ReturnsSetting(Returns):
+    def item(self, ids: torch.Tensor, state: Any) -> Setting:
+        return Setting(ids)
+
+
+@pytest.mark.parametrize("kind", [ReturnsIndex, ReturnsNames, ReturnsSetting])
+def test_plain_values_that_a_model_returns_and_takes_are_no_cache(kind: type[Returns]) -> None:
+    assert llmsim.trace(kind(Config()), batch=2, context=5).trace.cache == ()
+    with pytest.raises(NoDecode):
+        llmsim.trace(kind(Config()), phase="decode", batch=2, context=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Sam2VideoConfig", "Sam3TrackerVideoConfig"])
+def test_the_index_of_a_video_frame_is_no_cache(name: str) -> None:
+    with pytest.raises(NoDecode):
+        llmsim.trace(getattr(transformers, name)(), phase="decode", context=8)
+
+
+class LongShortTerm(Recurrent):
+    """An LSTM whose state the caller passes back."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.cell = nn.LSTM(config.hidden_size, config.hidden_size, batch_first=True)
+
+    def forward(self, input_ids: torch.Tensor, state: Any = None) -> dict[str, Any]:
+        hidden, state = self.cell(self.embed(input_ids), state)
+        return {"logits": hidden, "state": state}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_state_of_an_lstm_that_is_passed_back_is_a_cache(phase: str) -> None:
+    report = llmsim.trace(LongShortTerm(Config()), phase=phase, batch=2, context=5)
+    assert [slot.shape for slot in report.trace.cache] == [(1, 2, 8), (1, 2, 8)]
+
+
+class KeepsLongShortTerm(LongShortTerm):
+    """The same state, in an attribute."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        hidden, self.last = self.cell(self.embed(input_ids), self.last)
+        return hidden
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_state_of_an_lstm_that_a_model_keeps_is_a_cache(phase: str) -> None:
+    report = llmsim.trace(KeepsLongShortTerm(Config()), phase=phase, batch=2, context=5)
+    assert [slot.shape for slot in report.trace.cache] == [(1, 2, 8), (1, 2, 8)]
+
+
+class ReadsValues(LongShortTerm):
+    """Reads a value of its data in inference mode, where torch decomposes no kernel by itself."""
+
+    @torch.inference_mode()
+    def forward(self, input_ids: torch.Tensor, state: Any = None) -> dict[str, Any]:
+        output = super().forward(input_ids, state)
+        if output["logits"].sum() == 1:
+            raise ValueError
+        return output
+
+
+def test_a_forward_that_reads_values_in_inference_mode_fills_a_cache() -> None:
+    report = llmsim.trace(ReadsValues(Config()), phase="decode", batch=2, context=5)
+    assert [slot.shape for slot in report.trace.cache] == [(1, 2, 8), (1, 2, 8)]
+
+
 def prompt_tuned(kind: str) -> Any:
     """A small Llama with a learned prompt of 20 tokens."""
     peft = pytest.importorskip("peft")

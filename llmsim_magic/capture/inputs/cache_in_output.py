@@ -38,11 +38,14 @@ def cache_in_output(model: HuggingFaceModel, output: Any) -> Keywords:
 def _is_cache(key: str, value: Any, accepted: Collection[str]) -> bool:
     """Whether an item of the output is a cache; features of an image or audio are none.
 
-    A cache is an object of a class of its own. Tensors in plain collections are one if the model
-    can be asked to keep them, or reads tokens: others pass features on that it need not compute
-    again.
+    A cache holds tensors of numbers: the index of a frame, a name or a setting carries nothing
+    that the model computed. It is an object of a class of its own. Tensors in plain collections
+    are one if the model can be asked to keep them, or reads tokens: others pass features on that
+    it need not compute again.
     """
-    if value is None or isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor):
+        return False
+    if not any(tensor.is_floating_point() for _, tensor in held_tensors(key, value)):
         return False
     if not isinstance(value, (tuple, list, Mapping)) and not is_dataclass(value):
         return True

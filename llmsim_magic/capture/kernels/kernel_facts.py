@@ -130,6 +130,16 @@ def mutated_tensors(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
     return found
 
 
+def reads_only_shapes(name: str) -> bool:
+    """Whether a kernel fills a new tensor of its argument's shape and reads no value of it.
+
+    Args:
+        name: Qualified name, such as `aten.zeros_like.default`.
+    """
+    packet = name.split(".")[1] if "." in name else name
+    return packet.endswith("_like") or packet.startswith("new_")
+
+
 def only_changes_device(
     before: torch.Tensor, after: torch.Tensor, device: torch.device | None
 ) -> bool:

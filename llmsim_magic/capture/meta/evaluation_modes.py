@@ -82,7 +82,7 @@ class _KernelMode(TorchDispatchMode):
         if facts(func).may_alias and not any(tensor.is_meta for tensor in tensors):
             # A view of an overwritten tensor, or a write into one.
             return self._rng.run(func, args, keywords)
-        if facts(func).is_composite and any(map(self._evaluation.is_known, tensors)):
+        if facts(func).is_composite:  # visible under `torch.inference_mode`, or if asked for
             with self:
                 result = decompose(func, args, keywords, without_values)
             if result is not NotImplemented:

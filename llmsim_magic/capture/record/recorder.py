@@ -80,6 +80,24 @@ class Recorder(ModuleRecorder):
         self.table.alias(moved, tensor)
         return moved
 
+    def storages_computed_from(self, given: Any) -> frozenset[int]:
+        """The numbers of storages whose values depend on those of given tensors.
+
+        A tensor of zeros in the shape of another depends on no value of it.
+
+        Args:
+            given: Tensors in nested collections, from before the pass.
+        """
+        tensors = self.table.tensors
+        found = {tensors[number].storage for number in self.table.add_all(given)}
+        for call in self.kernels:
+            kernel = call.kernel
+            if kernel.is_view or kernel_facts.reads_only_shapes(kernel.name):
+                continue
+            if any(tensors[number].storage in found for number in kernel.inputs):
+                found |= {tensors[number].storage for number in kernel.writes}
+        return frozenset(found)
+
     def kernel(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Record a kernel that has run.
 
