@@ -20,6 +20,7 @@ from llmsim_magic.capture.meta.snapshot import restored_attributes
 from llmsim_magic.capture.models.meta_model import MetaModel, optional_text
 from llmsim_magic.capture.models.module_hooks import CopiedHooks
 from llmsim_magic.capture.models.quantised_modules import refuse_quantised
+from llmsim_magic.capture.models.state_of_last_pass import clear_last_pass
 from llmsim_magic.records.errors import CannotTrace, describe, is_instance
 from llmsim_magic.records.printable import printable
 from llmsim_magic.records.trace.trace import ModelInfo
@@ -67,6 +68,7 @@ def _copied(module: torch.nn.Module, name: str) -> MetaModel:
     with restored_attributes(module.modules()), _DeepCopyToMeta():
         copied = copy.deepcopy(module, memo)
     _check_independent(copied, module)
+    clear_last_pass(copied)
     for submodule in copied.modules():
         functions = {key: f for key, f in vars(submodule).items() if isinstance(f, FunctionType)}
         vars(submodule).update({key: _rebound(f, memo) for key, f in functions.items()})
