@@ -47,6 +47,11 @@ CALLS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]] = {
     "inner": (torch.inner, torch.randn(3, 4), torch.ones(5, 4)),
     "cdist": (torch.cdist, torch.randn(3, 4), torch.ones(5, 4)),
     "multi_dot": (lambda x, b: torch.linalg.multi_dot([b, x, b]), torch.ones(4, 4), torch.eye(4)),
+    "matrix_rank": (  # creates its result and a tolerance before it compares devices
+        lambda x, b: torch.linalg.matrix_rank(x, rtol=b).float(),
+        torch.randn(3, 4, 4),
+        torch.tensor(0.1),
+    ),
     "meshgrid": (lambda x, b: torch.meshgrid(x, b, indexing="ij")[0], torch.ones(3), torch.ones(4)),
     "tensor_split": (lambda x, b: x.tensor_split(b)[1], torch.ones(7, 4), torch.tensor([2, 5])),
     "inside a function": (
@@ -102,8 +107,6 @@ _LEFT_OUT = {
     "histogramdd": _NOT_ON_META,
     "linalg.lstsq": _NOT_ON_META,
     "nn.functional.ctc_loss": _NOT_ON_META,
-    "linalg.matrix_rank": "a tensor of tolerances is refused, also where nothing is known: torch "
-    "allocates the result before it compares devices, and that allocation is on the host",
     "addbmm": "on the CPU, its in-place variant broadcasts the tensor that it writes",
 }
 _NEEDS_VALUES = {

@@ -78,6 +78,9 @@ class _KernelMode(TorchDispatchMode):
             raise _refusal(structure)
         tensors = tensors_in((args, keywords))
         if all(map(self._evaluation.is_known, tensors)):
+            is_created = not tensors and keywords.get("device") == META
+            if is_created and self._evaluation.creates_on_meta:
+                return func(*args, **keywords)
             return self._run_on_host(func, args, keywords)
         if facts(func).may_alias and not any(tensor.is_meta for tensor in tensors):
             # A view of an overwritten tensor, or a write into one.
@@ -221,12 +224,14 @@ class _FunctionMode(TorchFunctionMode):
 
     def _run_again(self, func: Any, args: Any, keywords: Any, error: RuntimeError) -> Any:
         """Runs a function again, because some refuse arguments of which only some are known."""
-        self._evaluation.on_retry()
-        try:
-            with visible_composites():
-                return func(*args, **keywords)
-        except RuntimeError:
-            raise error from None
+        for on_meta in (False, True):
+            self._evaluation.on_retry()
+            try:
+                with visible_composites(), self._evaluation.creating(on_meta=on_meta):
+                    return func(*args, **keywords)
+            except RuntimeError:
+                continue
+        raise error from None
 
     def _are_known(self, values: Any) -> bool:
         return all(map(self._evaluation.is_known, tensors_in(values)))

@@ -1,7 +1,8 @@
 """Which tensors of a pass have known values, and what was assumed about the others."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +47,13 @@ class PartialEvaluation:
     Attributes:
         assumed: How often each assumption was made about values that depend on data.
         on_retry: Called when a torch function has failed and is about to run again.
+        creates_on_meta: Whether tensors that are created on `meta`, such as zeros, stay there.
     """
 
     def __init__(self, before: "PartialEvaluation | None" = None) -> None:
         self.assumed: Counter[str] = Counter()
         self.on_retry: Callable[[], None] = _do_nothing
+        self.creates_on_meta = False
         self._accesses: Counter[Any] = Counter()
         # Storages are held, not only their addresses, so that no address is reused.
         self._overwritten: dict[int, torch.UntypedStorage] = {}
@@ -58,6 +61,19 @@ class PartialEvaluation:
             self._overwritten |= before._overwritten
         self._checks: dict[int, torch.UntypedStorage] = {}
         self._assumed_values: dict[int, Any] = {}  # lists and arrays, held like the storages
+
+    @contextmanager
+    def creating(self, *, on_meta: bool) -> Iterator[None]:
+        """Create tensors on `meta` where the code in this context asks for it, or on the host.
+
+        Some composite operators create tensors on the device of one argument, and then compare
+        their device with those of the arguments.
+        """
+        self.creates_on_meta, before = on_meta, self.creates_on_meta
+        try:
+            yield
+        finally:
+            self.creates_on_meta = before
 
     def is_known(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is on the host and nothing unknown was written into it."""
