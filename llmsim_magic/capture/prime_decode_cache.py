@@ -13,11 +13,11 @@ from llmsim_magic.capture.inputs.cache_in_output import (
     with_empty_cache,
 )
 from llmsim_magic.capture.inputs.decode_inputs import priming_inputs
-from llmsim_magic.capture.inputs.model_inputs import ModelInputs
-from llmsim_magic.capture.inputs.signature import parameters
 from llmsim_magic.capture.meta.call_stack import call_model
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEvaluation, Progress
+from llmsim_magic.capture.modalities.model_inputs import ModelInputs
+from llmsim_magic.capture.modalities.signature import parameters
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.record.dispatch_modes import dispatch_modes
 from llmsim_magic.capture.record.recorder import Recorder

@@ -16,8 +16,6 @@ from llmsim_magic.capture.inputs.cache_in_output import cache_after, with_empty_
 from llmsim_magic.capture.inputs.context_length import context_note, is_huggingface
 from llmsim_magic.capture.inputs.decode_inputs import DECODE_INPUT_MAKERS, MakeDecodeInputs
 from llmsim_magic.capture.inputs.given_inputs import batch_size
-from llmsim_magic.capture.inputs.model_inputs import ModelInputs
-from llmsim_magic.capture.inputs.signature import parameters
 from llmsim_magic.capture.kernels.failure_reason import explain
 from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.meta.call_stack import call_model
@@ -25,6 +23,8 @@ from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.higher_order_operators import computed_share
 from llmsim_magic.capture.meta.isolation import isolated, model_lock
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation, Progress
+from llmsim_magic.capture.modalities.model_inputs import ModelInputs
+from llmsim_magic.capture.modalities.signature import parameters
 from llmsim_magic.capture.models.live_model_copy import inputs_on_meta
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.prime_decode_cache import (

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from llmsim_magic.capture.configs.resolve import ConfigSource
 from llmsim_magic.capture.inputs import decode_inputs, forward_inputs
 from llmsim_magic.capture.inputs.cache_in_output import cache_in_output, saving_encoder_outputs
-from llmsim_magic.capture.inputs.model_inputs import ModelInputs
+from llmsim_magic.capture.modalities.model_inputs import ModelInputs
 from llmsim_magic.capture.models.meta_model import from_config
 from llmsim_magic.records.trace.workload import Workload
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.inputs.signature import HuggingFaceModel, Keywords, parameters
 from llmsim_magic.capture.kernels.tensors import held_tensors
+from llmsim_magic.capture.modalities.signature import HuggingFaceModel, Keywords, parameters
 
 CACHE_KEYWORDS = ("cache", "past_key_values")  # of the models of transformers
 

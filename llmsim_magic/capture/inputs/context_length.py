@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.inputs.signature import HuggingFaceModel, parameters, text_configs
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.snapshot import restored
+from llmsim_magic.capture.modalities.signature import HuggingFaceModel, parameters, text_configs
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.workload import Workload
 

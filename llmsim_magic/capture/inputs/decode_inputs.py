@@ -2,23 +2,23 @@
 
 from collections.abc import Callable, Iterator
 
-from llmsim_magic.capture.inputs.added_audio import audio_for_tokens
 from llmsim_magic.capture.inputs.forward_inputs import (
     EMBEDDINGS,
     add_decoder_tokens,
     encoder_inputs,
 )
-from llmsim_magic.capture.inputs.model_inputs import ModelInputs
 from llmsim_magic.capture.inputs.other_inputs import OTHER_INPUTS
-from llmsim_magic.capture.inputs.placeholders import TOKEN_TYPE_KEYWORDS, has_placeholders
-from llmsim_magic.capture.inputs.signature import (
+from llmsim_magic.capture.modalities.added_audio import audio_for_tokens
+from llmsim_magic.capture.modalities.model_inputs import ModelInputs
+from llmsim_magic.capture.modalities.placeholders import TOKEN_TYPE_KEYWORDS, has_placeholders
+from llmsim_magic.capture.modalities.signature import (
     HuggingFaceModel,
     InputSpec,
     Keywords,
     is_encoder_decoder,
     parameters,
 )
-from llmsim_magic.capture.inputs.text import token_ids
+from llmsim_magic.capture.modalities.text import token_ids
 from llmsim_magic.records.trace.workload import Workload
 
 # Keywords with one entry per token of the prefill, which a decode step does not repeat.

@@ -5,26 +5,30 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.inputs import audio, video_session
-from llmsim_magic.capture.inputs.added_audio import audio_for_tokens
-from llmsim_magic.capture.inputs.codebooks import (
+from llmsim_magic.capture.inputs.other_inputs import OPTIONAL_INPUTS, OTHER_INPUTS
+from llmsim_magic.capture.modalities import audio, video_session
+from llmsim_magic.capture.modalities.added_audio import audio_for_tokens
+from llmsim_magic.capture.modalities.codebooks import (
     CODEBOOKS_NOTE,
     codebook_count,
     codebook_token_ids,
     correct_layouts_first,
 )
-from llmsim_magic.capture.inputs.modality import Modality
-from llmsim_magic.capture.inputs.model_inputs import ModelInputs
-from llmsim_magic.capture.inputs.other_inputs import OPTIONAL_INPUTS, OTHER_INPUTS
-from llmsim_magic.capture.inputs.placeholders import (
+from llmsim_magic.capture.modalities.modality import Modality
+from llmsim_magic.capture.modalities.model_inputs import ModelInputs
+from llmsim_magic.capture.modalities.placeholders import (
     TOKEN_TYPE_KEYWORDS,
     PlaceholderSpan,
     placeholder_note,
     placeholder_spans,
     tokens_with_placeholders,
 )
-from llmsim_magic.capture.inputs.signature import HuggingFaceModel, InputSpec, is_encoder_decoder
-from llmsim_magic.capture.inputs.text import token_ids
+from llmsim_magic.capture.modalities.signature import (
+    HuggingFaceModel,
+    InputSpec,
+    is_encoder_decoder,
+)
+from llmsim_magic.capture.modalities.text import token_ids
 from llmsim_magic.records.errors import CannotTrace
 from llmsim_magic.records.trace.workload import Workload
 

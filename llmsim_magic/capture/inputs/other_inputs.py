@@ -5,9 +5,9 @@ from typing import Any, get_origin
 
 import torch
 
-from llmsim_magic.capture.inputs import images, video_session
-from llmsim_magic.capture.inputs.signature import InputSpec
-from llmsim_magic.capture.inputs.text import token_ids
+from llmsim_magic.capture.modalities import images, video_session
+from llmsim_magic.capture.modalities.signature import InputSpec
+from llmsim_magic.capture.modalities.text import token_ids
 
 MakeInput = Callable[[InputSpec], Any]
 

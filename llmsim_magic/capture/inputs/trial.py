@@ -4,9 +4,9 @@ from itertools import islice
 
 from llmsim_magic.capture.inputs.context_length import is_huggingface
 from llmsim_magic.capture.inputs.forward_inputs import prefill_inputs
-from llmsim_magic.capture.inputs.signature import HuggingFaceModel
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.snapshot import restored
+from llmsim_magic.capture.modalities.signature import HuggingFaceModel
 from llmsim_magic.records.trace.workload import Workload
 
 _SMALL = Workload("prefill", 1, 8)

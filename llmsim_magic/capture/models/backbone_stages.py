@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llmsim_magic.capture.inputs.signature import nested_configs
 from llmsim_magic.capture.inputs.trial import can_run
+from llmsim_magic.capture.modalities.signature import nested_configs
 
 
 def with_all_stages(module: Any, config: Any, build: Callable[[Any], Any]) -> tuple[Any, list[str]]:

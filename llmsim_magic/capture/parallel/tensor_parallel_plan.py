@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.inputs.signature import text_configs
+from llmsim_magic.capture.modalities.signature import text_configs
 from llmsim_magic.records.errors import InvalidValue, one_of, shorten
 from llmsim_magic.records.trace.parallel import Parallel
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmsim_magic.capture.inputs.signature import InputSpec, Keywords
+from llmsim_magic.capture.modalities.signature import InputSpec, Keywords
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from llmsim_magic.capture.inputs.modality import Layout
-from llmsim_magic.capture.inputs.signature import InputSpec, check_input_size
+from llmsim_magic.capture.modalities.modality import Layout
+from llmsim_magic.capture.modalities.signature import InputSpec, check_input_size
 
 AUDIO = ("audio", "speech", "sound", "encoder")
 _KEYWORDS = (

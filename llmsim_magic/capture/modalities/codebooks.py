@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import torch
 
-from llmsim_magic.capture.inputs import images
-from llmsim_magic.capture.inputs.model_inputs import ModelInputs
-from llmsim_magic.capture.inputs.signature import HuggingFaceModel, InputSpec, Keywords
-from llmsim_magic.capture.inputs.text import plain_token_id
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.snapshot import restored
+from llmsim_magic.capture.modalities import images
+from llmsim_magic.capture.modalities.model_inputs import ModelInputs
+from llmsim_magic.capture.modalities.signature import HuggingFaceModel, InputSpec, Keywords
+from llmsim_magic.capture.modalities.text import plain_token_id
 
 CODEBOOKS_NOTE = "each position holds one token of every codebook"
 

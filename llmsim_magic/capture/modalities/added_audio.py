@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from llmsim_magic.capture.inputs import audio
-from llmsim_magic.capture.inputs.modality import Layout
-from llmsim_magic.capture.inputs.placeholders import EMBED_AUDIO, embedding_count
-from llmsim_magic.capture.inputs.signature import InputSpec
+from llmsim_magic.capture.modalities import audio
+from llmsim_magic.capture.modalities.modality import Layout
+from llmsim_magic.capture.modalities.placeholders import EMBED_AUDIO, embedding_count
+from llmsim_magic.capture.modalities.signature import InputSpec
 
 
 def audio_for_tokens(spec: InputSpec) -> Iterator[Layout]:

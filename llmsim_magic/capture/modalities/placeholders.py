@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.inputs import audio, images
-from llmsim_magic.capture.inputs.modality import Layout, Modality
-from llmsim_magic.capture.inputs.model_inputs import ModelInputs
-from llmsim_magic.capture.inputs.signature import (
+from llmsim_magic.capture.kernels.tensors import tensors_in
+from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
+from llmsim_magic.capture.meta.snapshot import restored
+from llmsim_magic.capture.modalities import audio, images
+from llmsim_magic.capture.modalities.modality import Layout, Modality
+from llmsim_magic.capture.modalities.model_inputs import ModelInputs
+from llmsim_magic.capture.modalities.signature import (
     HuggingFaceModel,
     InputSpec,
     check_input_size,
     parameters,
 )
-from llmsim_magic.capture.inputs.text import plain_token_id, token_ids
-from llmsim_magic.capture.kernels.tensors import tensors_in
-from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
-from llmsim_magic.capture.meta.snapshot import restored
+from llmsim_magic.capture.modalities.text import plain_token_id, token_ids
 
 EMBED_AUDIO = "get_audio_features"
 # The type of a token (its number in `mm_token_type_ids`), the config's keys of the placeholder's

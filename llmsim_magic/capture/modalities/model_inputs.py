@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from llmsim_magic.capture.inputs.signature import Keywords
+from llmsim_magic.capture.modalities.signature import Keywords
 
 
 @dataclass(slots=True)

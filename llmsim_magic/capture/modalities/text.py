@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from llmsim_magic.capture.inputs.signature import HuggingFaceModel, nested_configs
+from llmsim_magic.capture.modalities.signature import HuggingFaceModel, nested_configs
 
 
 def plain_token_id(model: HuggingFaceModel) -> int:

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import torch
 
-from llmsim_magic.capture.inputs.modality import Layout
-from llmsim_magic.capture.inputs.signature import InputSpec, check_input_size
+from llmsim_magic.capture.modalities.modality import Layout
+from llmsim_magic.capture.modalities.signature import InputSpec, check_input_size
 
 VISION = ("vision", "visual", "image", "backbone", "encoder")
 _KEYWORDS = (

@@ -1,0 +1,1 @@
+"""What a forward takes of each modality: text, images, audio, video, and their placeholders."""
