@@ -13,7 +13,7 @@ from llmsim_magic.capture.inputs.cache_in_output import (
     with_empty_cache,
 )
 from llmsim_magic.capture.inputs.decode_inputs import priming_inputs
-from llmsim_magic.capture.meta.call_stack import call_model
+from llmsim_magic.capture.kernels.call_stack import call_model
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEvaluation, Progress
 from llmsim_magic.capture.modalities.model_inputs import ModelInputs

@@ -16,9 +16,9 @@ from llmsim_magic.capture.inputs.cache_in_output import cache_after, with_empty_
 from llmsim_magic.capture.inputs.context_length import context_note, is_huggingface
 from llmsim_magic.capture.inputs.decode_inputs import DECODE_INPUT_MAKERS, MakeDecodeInputs
 from llmsim_magic.capture.inputs.given_inputs import batch_size
+from llmsim_magic.capture.kernels.call_stack import call_model
 from llmsim_magic.capture.kernels.failure_reason import explain
 from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors
-from llmsim_magic.capture.meta.call_stack import call_model
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.higher_order_operators import computed_share
 from llmsim_magic.capture.meta.isolation import isolated, model_lock

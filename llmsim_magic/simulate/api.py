@@ -47,8 +47,7 @@ def trace(
     """Trace one forward pass of a model, without its weights.
 
     Args:
-        model: a hub id (also `owner/name@revision`, or an address of the hub), a local folder or
-            `config.json`, a `PretrainedConfig` or an `nn.Module`.
+        model: a hub id or address, a folder or `config.json`, a `PretrainedConfig` or `nn.Module`.
         phase: `prefill` reads `context` tokens; `decode` reads one, with `context` in the cache.
         batch: number of sequences.
         context: tokens per sequence; 128, or fewer if the model has fewer positions.

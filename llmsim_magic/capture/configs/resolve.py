@@ -133,15 +133,7 @@ def load_config(
         if not model_type:
             raise CannotTrace(f"{name}: its config is without model_type, which {version} needs")
         raise CannotTrace(f"{name}: model_type {shorten(model_type)} is unknown to {version}")
-    try:
-        plain = {key: value for key, value in keys.items() if key != "auto_map"}
-        config = config_class.from_dict(copy.deepcopy(plain))
-    except Exception as error:
-        raise CannotTrace(
-            f"{name}: {config_class.__name__} rejects the config: {describe(error)}"
-        ) from error
-    if found.adapter is not None:
-        declare_task(config, found.adapter)
+    config = _config(config_class, found)
     added = []
     if not _is_known_type(transformers, model_type):
         added.append(
@@ -158,6 +150,19 @@ def load_config(
         has_own_code="auto_map" in keys,
         checkpoint=checkpoint_of(found),
     )
+
+
+def _config(config_class: Any, found: FoundConfig) -> Any:
+    plain = {key: value for key, value in found.keys.items() if key != "auto_map"}
+    try:
+        config = config_class.from_dict(copy.deepcopy(plain))
+    except Exception as error:
+        raise CannotTrace(
+            f"{found.name}: {config_class.__name__} rejects the config: {describe(error)}"
+        ) from error
+    if found.adapter is not None:
+        declare_task(config, found.adapter)
+    return config
 
 
 def _needs_own_code(transformers: Any, config_class: Any, keys: dict[str, Any]) -> bool:

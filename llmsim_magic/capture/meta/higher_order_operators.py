@@ -12,7 +12,7 @@ import torch
 from torch._ops import HigherOrderOperator
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 
-from llmsim_magic.capture.meta import call_stack
+from llmsim_magic.capture.kernels import call_stack
 from llmsim_magic.capture.meta.partial_evaluation import CannotEvaluate, PartialEvaluation
 
 FLEX_ATTENTION = "flex_attention"

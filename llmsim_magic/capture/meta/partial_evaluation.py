@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.meta import call_stack
+from llmsim_magic.capture.kernels import call_stack
 
 MAX_KNOWN_ELEMENTS = 4_000_000  # larger tensors are not computed on the host
 MAX_ASSUMPTIONS = 1_000  # made by one line in one module; no model type of transformers makes ten

@@ -99,20 +99,11 @@ def from_config(
     }
     if attention:
         options["attn_implementation"] = attention
-    try:
-        constructor = model_constructor(config, name, base=base, has_remote_code=has_remote_code)
-    except ImportError as error:  # of a package that the model's own file needs
-        raise CannotTrace(f"{name}: transformers cannot build it: {describe(error)}") from error
-    build = partial(_built, constructor.build, options=options, name=name)
-    module = build(config)
-    check_has_forward(module, name)
-    module, stage_notes = with_all_stages(module, config, build)
-    notes += stage_notes
-    notes += separate_head(module, config, source.checkpoint)
-    if source.adapter is not None:
-        notes.append(add_lora(module, source.adapter, name))
-    quantised_names, name_notes = named_parameters(module, quantisation or {})
-    notes += name_notes
+    constructor = model_constructor(config, name, base=base, has_remote_code=has_remote_code)
+    module, quantised_names, more = _module(
+        source, config, partial(_built, constructor.build, options=options, name=name), quantisation
+    )
+    notes += more
     class_name = type(module).__name__
     if constructor.instead_of:
         notes.append(f"{class_name} is built instead of {constructor.instead_of}")
@@ -129,6 +120,24 @@ def from_config(
         quantised_names=quantised_names,
     )
     return MetaModel(module, info, tuple(notes))
+
+
+def _module(
+    source: ConfigSource, config: Any, build: Callable[[Any], Any], quantisation: Any
+) -> tuple[Any, dict[str, tuple[str, ...]], list[str]]:
+    """Build the module as the checkpoint has it.
+
+    Returns:
+        The module, the parameters that names in `quantization_config` mean, and notes.
+    """
+    module = build(config)
+    check_has_forward(module, source.name)
+    module, notes = with_all_stages(module, config, build)
+    notes = [*notes, *separate_head(module, config, source.checkpoint)]
+    if source.adapter is not None:
+        notes.append(add_lora(module, source.adapter, source.name))
+    quantised_names, name_notes = named_parameters(module, quantisation or {})
+    return module, quantised_names, [*notes, *name_notes]
 
 
 def _built(build: Callable[..., Any], config: Any, options: dict[str, Any], name: str) -> Any:

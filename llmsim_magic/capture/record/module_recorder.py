@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.kernels import call_stack
 from llmsim_magic.capture.kernels.tensors import TensorTable, unrecorded
-from llmsim_magic.capture.meta import call_stack
 from llmsim_magic.capture.record.events import (
     Event,
     HelperCall,

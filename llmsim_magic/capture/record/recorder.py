@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from llmsim_magic.capture.kernels import collectives, flops, fused_kernels, kernel_facts
+from llmsim_magic.capture.kernels import call_stack, collectives, flops, fused_kernels, kernel_facts
 from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
-from llmsim_magic.capture.meta import call_stack
 from llmsim_magic.capture.meta.higher_order_operators import FLEX_ATTENTION, higher_order_name
 from llmsim_magic.capture.meta.one_device import without_values
 from llmsim_magic.capture.record.events import FunctionCall, KernelCall, ModuleCall

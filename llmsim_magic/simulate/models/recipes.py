@@ -114,8 +114,12 @@ def model_recipe(
         with DeferredInterrupt(), model_lock:
             copied = sharded(copy_without_weights(model, name), build.parallel)
         return ModelRecipe(name=name, key=None, build=build, meta_model=copied)
+    return _recipe_of_config(model, name, build)
+
+
+def _recipe_of_config(given: Any, name: str, build: Build) -> ModelRecipe:
     try:
-        keys, config = model.to_dict(), copy.deepcopy(model)
+        keys, config = given.to_dict(), copy.deepcopy(given)
         content = json.dumps(config, default=_json_content)
     except Exception as error:
         raise InvalidValue(
@@ -123,7 +127,7 @@ def model_recipe(
             "use plain values in it"
         ) from error
     check_sizes(name, keys)
-    key = (type(model), content, name, build)
+    key = (type(given), content, name, build)
     return ModelRecipe(name=name, key=key, build=build, config=config)
 
 
