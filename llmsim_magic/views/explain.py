@@ -133,13 +133,11 @@ def explain_operator(trace: Trace, order: int) -> str:
 
 def _storage_names(record: Record, replay: Replay | None) -> Callable[[int], str | None]:
     """Maps a recorded storage to its name in the layer where the operator ran."""
-    tensors = record.tensors
-    pairs = replay.tensors if replay else ()
-    replayed = {tensors[one].storage: tensors[other].storage for one, other in pairs}
+    replayed = replay.map_storages(record.tensors) if replay else {}
 
     def name(storage: int) -> str | None:
         if storage in replayed:
-            return record.storages[replayed[storage]].name
+            return record.storages[replayed[storage][0]].name
         named = record.storages[storage].name
         return replay.map_path(named) if replay and named else named
 

@@ -178,25 +178,23 @@ class _DataflowBuilder:
 
     def run(self, segments: Iterable[_Segment]) -> None:
         for segment in segments:
-            self._add_segment(segment, {})
+            self._add_segment(segment)
 
     def replay(self, segment: _Segment, replay: Replay) -> None:
-        self._add_segment(segment, dict(replay.tensors), replayed=True)
+        self._add_segment(segment, replay)
 
-    def _add_segment(
-        self, segment: _Segment, tensor_map: dict[int, int], *, replayed: bool = False
-    ) -> None:
+    def _add_segment(self, segment: _Segment, replay: Replay | None = None) -> None:
         start, tensors = self._operator_count, self._record.tensors
-        storage_map = {
-            tensors[one].storage: tensors[other].storage for one, other in tensor_map.items()
-        }
+        tensor_map = dict(replay.tensors) if replay else {}
+        storage_map = replay.map_storages(tensors) if replay else {}
         for target, source, index in segment.internal_edges:
-            storage = storage_map.get(tensors[index].storage, tensors[index].storage)
+            storage, _ = storage_map.get(tensors[index].storage, (tensors[index].storage, 0))
             self._add_edge(start + target, start + source, index, storage)
         for access in segment.external:
             tensor = tensors[access.tensor]
-            storage = storage_map.get(tensor.storage, tensor.storage)
-            region = tensors[tensor_map.get(access.tensor, access.tensor)]
+            storage, shift = storage_map.get(tensor.storage, (tensor.storage, 0))
+            counterpart = tensor_map.get(access.tensor)
+            region = tensor.shifted(shift) if counterpart is None else tensors[counterpart]
             order = start + access.operator
             if isinstance(access, _Write):
                 _write(self._writers, storage, order, region)
@@ -205,9 +203,10 @@ class _DataflowBuilder:
                 if writer != order:
                     self._add_edge(order, writer, access.argument, storage)
         for storage, writers in segment.writers.items():
-            if storage in storage_map or not replayed:
-                self._writers[storage_map.get(storage, storage)] = [
-                    (start + position, region) for position, region in writers
+            if storage in storage_map or replay is None:
+                home, shift = storage_map.get(storage, (storage, 0))
+                self._writers[home] = [
+                    (start + position, region.shifted(shift)) for position, region in writers
                 ]
         self._operator_count += segment.size
 

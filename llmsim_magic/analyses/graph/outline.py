@@ -270,8 +270,8 @@ def _external_tensors(
     for order, counterpart in enumerate(counterparts):
         operator, replay = trace.steps[order]
         if replay is not None and id(replay) not in storage_maps:
-            pairs = replay.tensors
-            storage_maps[id(replay)] = {tensors[a].storage: tensors[b].storage for a, b in pairs}
+            storages = replay.map_storages(tensors).items()
+            storage_maps[id(replay)] = {one: other for one, (other, _) in storages}
         mapped, node = storage_maps[id(replay)], node_of[order]
         for kernel in record.kernels_by_operator[operator]:
             for index in kernel.inputs if order == counterpart else ():

@@ -109,6 +109,7 @@ class ModuleRecorder:
         span = self._layers.spans[replayed.run]
         if span.in_helper:
             self._caller()
+        self.lists.start_section()
         self.events.append(
             ReplayCall(
                 path=layer.path,

@@ -131,6 +131,21 @@ def is_same_call(run: Run, call: LayerCall) -> bool:
     return not any(run.call.tensors[index] is call.tensors[index] for index in run.written)
 
 
+def shifts(run: Run, call: LayerCall) -> dict[int, int]:
+    """The distance in bytes of a call's tensors from those of the run, by the run's storages.
+
+    Raises:
+        CannotReplay: Tensors that share a storage lie at different distances, as those of a state
+            and of an argument may.
+    """
+    found: dict[int, int] = {}
+    for ran, mine in zip(run.call.all_tensors, call.all_tensors, strict=True):
+        shift = int(mine.storage_offset() - ran.storage_offset()) * ran.itemsize
+        if found.setdefault(ran.untyped_storage()._cdata, shift) != shift:
+            raise CannotReplay
+    return found
+
+
 class StateBeforeLayer:
     """A snapshot taken before a layer runs, to find out what the layer changes."""
 
@@ -169,7 +184,7 @@ class _ArgumentKey:
         self._evaluation = evaluation
         self.tensors: list[torch.Tensor] = []
         self.states: list[Any] = []
-        self._storages: dict[int, int] = {}
+        self._storages: dict[int, tuple[int, int]] = {}  # number and first offset in bytes
 
     def key(self, value: Any) -> Any:
         kind = type(value)
@@ -194,10 +209,14 @@ class _ArgumentKey:
     def _tensor(self, tensor: torch.Tensor) -> Any:
         self.tensors.append(tensor)
         storage = tensor.untyped_storage()._cdata
-        alias = self._storages.setdefault(storage, len(self._storages))
+        start = int(tensor.storage_offset()) * tensor.itemsize
+        alias, first = self._storages.setdefault(storage, (len(self._storages), start))
         evaluation = self._evaluation
         values = None if tensor.is_meta else _HostValues(tensor, evaluation.is_known(tensor))
-        return (alias, values, evaluation.is_check(tensor), *layout(tensor))
+        # Each layer may get a slice of one tensor: only the places in a storage that two arguments
+        # have to each other matter.
+        place = (alias, start - first, tensor.shape, tensor.stride(), tensor.dtype)
+        return (values, evaluation.is_check(tensor), *place)
 
 
 class _HostValues:

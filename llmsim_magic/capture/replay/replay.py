@@ -20,6 +20,7 @@ from llmsim_magic.capture.replay.layer_equality import (
     StateBeforeLayer,
     describe_call,
     is_same_call,
+    shifts,
 )
 from llmsim_magic.capture.replay.layer_matching import Layer
 from llmsim_magic.capture.replay.layer_state import PLAIN_TYPES, SHARED_TYPES, StateParts, is_state
@@ -135,14 +136,17 @@ class _OutputCopier:
         self._evaluation = evaluation
         self._run = run
         self._layer = layer
+        self._call = call
         self._tensors = call.all_tensors
         self._copies: dict[int, TensorPair] = {}
         self._storages: dict[int, torch.UntypedStorage] = {}
+        self._shifts: dict[int, int] = {}
         self._objects: dict[int, Any] = {id(state): state for state in call.states}
 
     def replayed(self) -> Replayed | None:
         try:
             with torch._C._DisableTorchDispatch():
+                self._shifts = shifts(self._run, self._call)
                 output = self._copied(self._run.output, None)
                 for container, place in self._run.containers:
                     self._copy_state(container, place)
@@ -222,8 +226,9 @@ class _OutputCopier:
             made = _with_own_storage(tensor, storage.nbytes())
             self._storages[storage._cdata] = made.untyped_storage()
         else:
+            shift = self._shifts.get(storage._cdata, 0) // tensor.itemsize
             made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-            made.set_(mine, tensor.storage_offset(), tensor.size(), tensor.stride())
+            made.set_(mine, tensor.storage_offset() + shift, tensor.size(), tensor.stride())
         if self._evaluation.is_check(tensor):
             self._evaluation.mark_check(made)
         if not tensor.is_meta and not self._evaluation.is_known(tensor):

@@ -3,12 +3,13 @@
 They are msgspec structs because there are many: quick to create and invisible to the collector.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 Role = Literal["parameter", "buffer", "input", "cache", "constant", "activation"]
 
@@ -34,6 +35,10 @@ class Tensor(Struct, frozen=True, gc=False):
     storage: int
     offset: int
     strides: tuple[int, ...]
+
+    def shifted(self, nbytes: int) -> "Tensor":
+        """The tensor that lies `nbytes` further on in its storage."""
+        return replace(self, offset=self.offset + nbytes // self.itemsize) if nbytes else self
 
 
 class Kernel(Struct, frozen=True, gc=False):
@@ -143,6 +148,25 @@ class Replay:
     tensors: tuple[tuple[int, int], ...]
     calls: tuple[Calls, ...]
     is_first: bool
+
+    def map_storages(self, tensors: Sequence[Tensor]) -> dict[int, tuple[int, int]]:
+        """The storages of this layer's tensors, by those of the recorded layer's counterparts.
+
+        Args:
+            tensors: The tensors of the record.
+
+        Returns:
+            Each storage with the distance in bytes by which this layer's tensors lie further on in
+            it. Layers that get one slice each of a common tensor use it at different distances.
+        """
+        return {
+            tensors[one].storage: (
+                tensors[other].storage,
+                tensors[other].offset * tensors[other].itemsize
+                - tensors[one].offset * tensors[one].itemsize,
+            )
+            for one, other in self.tensors
+        }
 
     def map_path(self, path: str) -> str:
         """A path of the recorded layer as a path of this layer; other paths are unchanged."""

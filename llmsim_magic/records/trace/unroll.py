@@ -164,11 +164,7 @@ class _LayerInstance:
         self._own = own
         self._known: dict[int, int] = {}
         self._boundary_tensors = dict(replay.tensors) if replay else {}
-        tensors = written.record.tensors
-        self._storages = {
-            tensors[one].storage: tensors[other].storage
-            for one, other in self._boundary_tensors.items()
-        }
+        self._storages = replay.map_storages(written.record.tensors) if replay else {}
 
     def numbers(self, tensors: Iterable[int]) -> tuple[int, ...]:
         known = self._known
@@ -207,7 +203,10 @@ class _LayerInstance:
 
     def _number(self, index: int) -> int:
         tensor = self._written.record.tensors[self._boundary_tensors.get(index, index)]
-        key, storage = self._storage(tensor.storage, index in self._boundary_tensors)
+        is_boundary = index in self._boundary_tensors
+        if not is_boundary and tensor.storage in self._storages:
+            tensor = tensor.shifted(self._storages[tensor.storage][1])
+        key, storage = self._storage(tensor.storage, is_boundary)
         add = self._written.add if isinstance(key, tuple) else self._written.number
         number = self._known[index] = add(tensor, key, storage)
         return number
@@ -218,7 +217,7 @@ class _LayerInstance:
         if self._replay is None or is_boundary:
             return number, storage
         if number in self._storages:
-            other = self._storages[number]
+            other, _ = self._storages[number]
             return other, record.storages[other]
         if number in self._own:
             return (self._place, number), storage
