@@ -203,6 +203,19 @@ def test_layers_that_get_equal_indices_from_the_layer_before_run_once(phase: str
     assert recorded_layers(trace) == {"model.layers.0", "model.layers.1", "model.layers.3"}
 
 
+def xlstm(layers: int) -> Any:
+    """Each layer writes a state that starts as zeros on the host."""
+    return transformers.AutoConfig.for_model(
+        "xlstm", vocab_size=96, hidden_size=128, num_heads=4, num_hidden_layers=layers, chunk_size=8
+    )
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_layers_that_write_states_of_equal_values_run_once(phase: str) -> None:
+    trace = replayed(weightless(xlstm(6)), Workload(phase, 2, 9))
+    assert len(trace.replays) == 5
+
+
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("make", [llama4, longcat, glm_sparse, gemma4])
 def test_a_deeper_model_runs_no_more_layers(make: Callable[[int], Any], phase: str) -> None:
@@ -315,6 +328,55 @@ def test_slices_may_lie_elsewhere_but_not_otherwise_to_each_other(
     assert list(differences(full, found)) == []
     paths = {operator.path for operator in found.recorded.operators}
     assert {path.removesuffix(".linear") for path in paths if path.endswith("linear")} == ran
+
+
+class Counted(nn.Module):
+    """A layer that writes known or unknown values into a tensor on the host."""
+
+    def __init__(self, is_known: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.is_known = is_known
+
+    def forward(self, x: torch.Tensor, kept: Any) -> torch.Tensor:
+        count = kept if isinstance(kept, torch.Tensor) else kept.counts[self.layer_idx]
+        x = self.linear(x)[:, : int(count) + 4]
+        count.add_(2) if self.is_known else count.copy_(x.sum())
+        return nn.functional.pad(x, (0, 8 - x.shape[1]))
+
+
+class Counting(nn.Module):
+    """Runs its layers twice, each with a count of its own, and reads the counts afterwards."""
+
+    def __init__(self, are_known: bool, in_state: bool) -> None:
+        super().__init__()
+        self.in_state = in_state
+        self.layers = nn.ModuleList([Counted(are_known) for _ in range(4)])
+        for place, layer in enumerate(self.layers):
+            layer.layer_idx = place
+            layer.__class__.__module__ = "transformers.models.counted"
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        counts = [torch.zeros((), dtype=torch.long) for _ in self.layers]
+        state = SimpleNamespace(counts=counts)
+        for layer, count in [*zip(self.layers, counts, strict=True)] * 2:
+            x = layer(x, state if self.in_state else count)
+        return [x[:, : int(count)] for count in counts]
+
+
+@pytest.mark.parametrize("in_state", [False, True])
+@pytest.mark.parametrize(("are_known", "sizes"), [(True, [4] * 4), (False, [1] * 4)])
+def test_a_replayed_layer_writes_on_the_host_what_the_first_one_wrote(
+    are_known: bool, sizes: list[int], in_state: bool
+) -> None:
+    model = copy_without_weights(Counting(are_known, in_state), "counting")
+    full, found = (
+        run_with_inputs(model, (torch.zeros(1, 8),), {}, replay=replay) for replay in (False, True)
+    )
+    assert list(differences(full, found)) == []
+    record = found.recorded
+    assert [record.tensors[result].shape[1] for result in record.results] == sizes
+    assert len(found.replays) == 6
 
 
 def test_a_list_of_flags_is_no_list_of_layer_indices() -> None:

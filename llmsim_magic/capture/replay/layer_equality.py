@@ -9,6 +9,7 @@ attribute shows, such as a global variable that a forward changes, are assumed n
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from operator import is_
 from typing import Any
 
@@ -45,6 +46,7 @@ class LayerCall:
         states: The objects in the arguments that keep state between layers, such as a cache.
         state_keys: Keys of the layer's part of the state and of the shared part.
         all_tensors: The tensors of the arguments and of those parts, in corresponding order.
+        host_values: The values of those arguments that are on the host.
     """
 
     key: Any
@@ -53,6 +55,7 @@ class LayerCall:
     states: list[Any]
     state_keys: list[Any]
     all_tensors: list[torch.Tensor]
+    host_values: list["_HostValues"]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -60,8 +63,9 @@ class Run:
     """A layer that ran, with its arguments, its output and its effects.
 
     `containers` hold its part of the state, each with the place of its number. `written` are the
-    indices of argument tensors that it wrote in place, and `assumed` counts the values that the
-    partial evaluation assumed.
+    indices of argument tensors that it wrote in place. `host_writes` has the tensors on the host
+    that it wrote, by their index in `call.all_tensors`: the new values, or None if those are
+    unknown. `assumed` counts the values that the partial evaluation assumed.
     """
 
     layer: Layer
@@ -69,6 +73,7 @@ class Run:
     containers: list[tuple[Any, int]]
     output: Any
     written: frozenset[int]
+    host_writes: dict[int, torch.Tensor | None]
     assumed: Counter[str]
     places: dict[int, int] = field(init=False)
     storages: dict[int, int] = field(init=False)
@@ -104,7 +109,7 @@ def describe_call(evaluation: PartialEvaluation, layer: Layer, arguments: Any) -
     state_tensors = [
         leaf for part in parts for leaf in part.leaves if isinstance(leaf, torch.Tensor)
     ]
-    keys = [part.key() for part in parts]
+    keys = [[part.key() for part in parts], list(map(evaluation.is_known, state_tensors))]
     return LayerCall(
         key=key,
         arguments=arguments,
@@ -112,6 +117,7 @@ def describe_call(evaluation: PartialEvaluation, layer: Layer, arguments: Any) -
         states=described.states,
         state_keys=keys,
         all_tensors=tensors + state_tensors,
+        host_values=described.host_values,
     )
 
 
@@ -153,7 +159,9 @@ class StateBeforeLayer:
         self._call = call
         self._layer = layer
         self._states = [StateParts(state).contents(but=layer.numbers) for state in call.states]
-        self._versions = [version(tensor) for tensor in call.tensors]
+        self._versions = [version(tensor) for tensor in call.all_tensors]
+        for values in call.host_values:
+            values.digest()  # the layer may write into them
         self._module_contents = _module_contents(layer.module)
 
     def is_unchanged(self, call: LayerCall | None) -> bool:
@@ -171,10 +179,32 @@ class StateBeforeLayer:
     def written(self) -> frozenset[int]:
         """The indices of the argument tensors that were written in place."""
         return frozenset(
-            index
-            for index, tensor in enumerate(self._call.tensors)
-            if version(tensor) != self._versions[index]
+            index for index in self._written_of_all() if index < len(self._call.tensors)
         )
+
+    def host_writes(self, evaluation: PartialEvaluation) -> dict[int, torch.Tensor | None]:
+        """The written tensors on the host, as in `Run`.
+
+        Raises:
+            CannotReplay: The same values cannot be written into such a tensor of another layer.
+        """
+        found: dict[int, torch.Tensor | None] = {}
+        for index in self._written_of_all():
+            tensor = self._call.all_tensors[index]
+            if not evaluation.is_known(tensor):
+                found |= {} if tensor.is_meta else {index: None}
+            elif tensor.is_inference() or 0 in tensor.stride():
+                raise CannotReplay
+            else:
+                found[index] = tensor.detach().clone()
+        return found
+
+    def _written_of_all(self) -> list[int]:
+        return [
+            index
+            for index, tensor in enumerate(self._call.all_tensors)
+            if version(tensor) != self._versions[index]
+        ]
 
 
 class _ArgumentKey:
@@ -184,6 +214,7 @@ class _ArgumentKey:
         self._evaluation = evaluation
         self.tensors: list[torch.Tensor] = []
         self.states: list[Any] = []
+        self.host_values: list[_HostValues] = []
         self._storages: dict[int, tuple[int, int]] = {}  # number and first offset in bytes
 
     def key(self, value: Any) -> Any:
@@ -212,7 +243,10 @@ class _ArgumentKey:
         start = int(tensor.storage_offset()) * tensor.itemsize
         alias, first = self._storages.setdefault(storage, (len(self._storages), start))
         evaluation = self._evaluation
-        values = None if tensor.is_meta else _HostValues(tensor, evaluation.is_known(tensor))
+        values = None
+        if not tensor.is_meta:
+            values = _HostValues(tensor, evaluation.is_known(tensor))
+            self.host_values.append(values)
         # Each layer may get a slice of one tensor: only the places in a storage that two arguments
         # have to each other matter.
         place = (alias, start - first, tensor.shape, tensor.stride(), tensor.dtype)
@@ -220,7 +254,7 @@ class _ArgumentKey:
 
 
 class _HostValues:
-    """The values of a tensor on the host, equal to those of the same tensor or to equal values."""
+    """The values of a tensor on the host, equal to equal values, and to others that are unknown."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -228,17 +262,24 @@ class _HostValues:
         self._tensor = tensor
         self._version = version(tensor)
         self._is_known = is_known
+        self._digest: bytes | None = None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _HostValues) or self._is_known is not other._is_known:
             return False
         mine, its = self._tensor, other._tensor
+        if not self._is_known:
+            return True  # nothing reads values that are unknown
         is_same = mine.untyped_storage()._cdata == its.untyped_storage()._cdata
-        if is_same or not self._is_known:
-            return is_same and self._version == other._version
-        is_unwritten = self._version == version(mine) and other._version == version(its)
-        same_layout = is_unwritten and layout(mine) == layout(its)
-        return same_layout and values_in(mine) == values_in(its)
+        if is_same and layout(mine) == layout(its) and self._version == other._version:
+            return True
+        return self.digest() is not None and self.digest() == other.digest()
+
+    def digest(self) -> bytes | None:
+        """A digest of the values when the call was described; None if it is too late to know."""
+        if self._digest is None and self._version == version(self._tensor):
+            self._digest = blake2b(values_in(self._tensor)).digest()
+        return self._digest
 
 
 def _module_contents(module: torch.nn.Module) -> list[Any]:

@@ -88,6 +88,11 @@ class Replayer:
                 or not before.is_unchanged(describe_call(self._evaluation, layer, call.arguments))
             ):
                 return output, None
+            try:
+                with torch._C._DisableTorchDispatch():
+                    host_writes = before.host_writes(self._evaluation)
+            except CannotReplay:
+                return output, None
             new = self._evaluation.assumed - assumed
             containers = [
                 container
@@ -100,6 +105,7 @@ class Replayer:
                 containers=containers,
                 output=output,
                 written=before.written(),
+                host_writes=host_writes,
                 assumed=new,
             )
             self._runs.setdefault(layer.kind, []).append(run)
@@ -150,6 +156,7 @@ class _OutputCopier:
                 output = self._copied(self._run.output, None)
                 for container, place in self._run.containers:
                     self._copy_state(container, place)
+                self._write_on_host()
         except CannotReplay:
             return None
         if self._run.assumed:
@@ -159,6 +166,13 @@ class _OutputCopier:
             *self._copies.values(),
         ]
         return Replayed(output, self._run, pairs)
+
+    def _write_on_host(self) -> None:
+        for index, values in self._run.host_writes.items():
+            if values is None:
+                self._evaluation.mark_overwritten(self._tensors[index])
+            else:
+                self._tensors[index].copy_(values)
 
     def _copy_state(self, container: Any, place: int) -> None:
         """Copy the state of the layer that ran to one of this layer's numbers in a container."""
