@@ -216,6 +216,30 @@ def test_layers_that_write_states_of_equal_values_run_once(phase: str) -> None:
     assert len(trace.replays) == 5
 
 
+def zamba2(layers: int) -> Any:
+    """Layers get their index as an argument; every fourth one shares a block, and chooses by it."""
+    return transformers.AutoConfig.for_model(
+        "zamba2",
+        **SIZES | {"num_key_value_heads": 4},
+        num_hidden_layers=layers,
+        layers_block_type=["mamba", "mamba", "mamba", "hybrid"] * (layers // 4),
+        mamba_d_state=8,
+        mamba_expand=2,
+        n_mamba_heads=4,
+        mamba_headdim=16,
+        mamba_ngroups=1,
+        chunk_size=8,
+        adapter_rank=4,
+        use_shared_attention_adapter=True,
+    )
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_layers_that_get_their_index_run_once_unless_they_share_a_part(phase: str) -> None:
+    trace = replayed(weightless(zamba2(16)), Workload(phase, 2, 9))
+    assert recorded_layers(trace) == {f"model.layers.{n}" for n in (0, 3, 7, 11, 15)}
+
+
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("make", [llama4, longcat, glm_sparse, gemma4])
 def test_a_deeper_model_runs_no_more_layers(make: Callable[[int], Any], phase: str) -> None:
@@ -354,7 +378,6 @@ class Counting(nn.Module):
         self.layers = nn.ModuleList([Counted(are_known) for _ in range(4)])
         for place, layer in enumerate(self.layers):
             layer.layer_idx = place
-            layer.__class__.__module__ = "transformers.models.counted"
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         counts = [torch.zeros((), dtype=torch.long) for _ in self.layers]
@@ -364,11 +387,64 @@ class Counting(nn.Module):
         return [x[:, : int(count)] for count in counts]
 
 
+class Numbered(nn.Module):
+    """A layer that gets an index, by which it chooses what it uses of a part that it may share."""
+
+    def __init__(self, adapters: nn.ModuleList) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.adapters = adapters
+
+    def forward(self, x: torch.Tensor, layer_idx: int) -> torch.Tensor:
+        return self.linear(x) + self.adapters[layer_idx % len(self.adapters)](x)
+
+
+class Numbering(nn.Module):
+    """Gives its layers their index plus `first`."""
+
+    def __init__(self, layers: list[nn.Module], first: int) -> None:
+        super().__init__()
+        self.layers, self.first = nn.ModuleList(layers), first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for place, layer in enumerate(self.layers):
+            x = layer(x, layer_idx=place + self.first)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("is_shared", "first", "module", "number"),
+    [
+        (False, 0, "transformers.models.numbered", 3),
+        (True, 0, "transformers.models.numbered", 0),
+        (False, 1, "transformers.models.numbered", 0),  # not the index of the layer
+        (False, 0, "of_a_user", 0),
+    ],
+)
+def test_an_argument_that_is_the_index_of_its_layer_does_not_tell_layers_apart(
+    monkeypatch: pytest.MonkeyPatch, is_shared: bool, first: int, module: str, number: int
+) -> None:
+    monkeypatch.setattr(Numbered, "__module__", module)
+
+    def adapters(count: int) -> nn.ModuleList:
+        return nn.ModuleList([nn.Linear(8, 8, bias=False) for _ in range(count)])
+
+    shared = adapters(2)
+    layers: list[nn.Module] = [Numbered(shared if is_shared else adapters(1)) for _ in range(4)]
+    model = copy_without_weights(Numbering(layers, first), "numbering")
+    full, found = (
+        run_with_inputs(model, (torch.zeros(1, 8),), {}, replay=replay) for replay in (False, True)
+    )
+    assert list(differences(full, found)) == []
+    assert sum(each.path.count(".") == 1 for each in found.replays) == number
+
+
 @pytest.mark.parametrize("in_state", [False, True])
 @pytest.mark.parametrize(("are_known", "sizes"), [(True, [4] * 4), (False, [1] * 4)])
 def test_a_replayed_layer_writes_on_the_host_what_the_first_one_wrote(
-    are_known: bool, sizes: list[int], in_state: bool
+    monkeypatch: pytest.MonkeyPatch, are_known: bool, sizes: list[int], in_state: bool
 ) -> None:
+    monkeypatch.setattr(Counted, "__module__", "transformers.models.counted")
     model = copy_without_weights(Counting(are_known, in_state), "counting")
     full, found = (
         run_with_inputs(model, (torch.zeros(1, 8),), {}, replay=replay) for replay in (False, True)

@@ -98,8 +98,9 @@ def describe_call(evaluation: PartialEvaluation, layer: Layer, arguments: Any) -
         The description; None if the arguments cannot be compared, such as iterators.
     """
     described = _ArgumentKey(evaluation)
+    indices, others = _split_indices(layer, *arguments)
     try:
-        key = described.key(arguments)
+        key = indices, described.key(others)
     except CannotReplay:
         return None
     tensors = described.tensors
@@ -205,6 +206,23 @@ class StateBeforeLayer:
             for index, tensor in enumerate(self._call.all_tensors)
             if version(tensor) != self._versions[index]
         ]
+
+
+def _split_indices(
+    layer: Layer, args: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> tuple[dict[str, int], tuple[list[Any], dict[str, Any]]]:
+    """The arguments that are an index of the layer, as places in its numbers, and the others."""
+    others, other_keywords = list(args), dict(keywords)
+    indices = {}
+    for name, place in layer.index_arguments.items():
+        value = args[place] if place < len(args) else keywords.get(name)
+        if type(value) is int and value in layer.numbers:
+            indices[name] = layer.numbers.index(value)
+            if place < len(args):
+                others[place] = None
+            else:
+                other_keywords[name] = None
+    return indices, (others, other_keywords)
 
 
 class _ArgumentKey:

@@ -1,5 +1,6 @@
 """Find the layers of a model that are built equally, the first condition for a replay."""
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +25,15 @@ class Layer:
     """An element of a `ModuleList` with at least one equal element; equal ones share a `kind`.
 
     `numbers` are the indices under which it keeps its part of the state: the values of its index
-    attributes, or its index in the list.
+    attributes, or its index in the list. `index_arguments` are the arguments of its forward that
+    may be such an index, by name with their place.
     """
 
     path: str
     module: torch.nn.Module
     numbers: tuple[int, ...]
     kind: int
+    index_arguments: Mapping[str, int]
 
 
 def matched_layers(model: torch.nn.Module) -> dict[str, Layer]:
@@ -46,7 +49,7 @@ def matched_layers(model: torch.nn.Module) -> dict[str, Layer]:
     Returns:
         The layers by path.
     """
-    names = _names(model)
+    names, uses = _names(model), _uses(model)
     found: dict[str, Layer] = {}
     kinds: dict[Any, int] = {}
 
@@ -62,7 +65,8 @@ def matched_layers(model: torch.nn.Module) -> dict[str, Layer]:
                 key = _key(descriptions[place])
                 if counts[key] > 1:
                     kind = kinds.setdefault((path, key), len(kinds))
-                    found[below] = Layer(below, child, numbers[place], kind)
+                    arguments = _index_arguments(child, uses)
+                    found[below] = Layer(below, child, numbers[place], kind, arguments)
                     continue
             search(below, child)
 
@@ -197,6 +201,33 @@ def _fact(value: Any, homes: Mapping[int, str], depth: int = 0) -> Any:
     if isinstance(value, partial):
         return (value.func, again(value.args), again(value.keywords))
     return id(value)
+
+
+def _index_arguments(layer: torch.nn.Module, uses: Counter[int]) -> dict[str, int]:
+    """The arguments of a forward that may be the index of its layer.
+
+    As with attributes, they only select the cache in classes of transformers. But a layer that
+    shares a part with others may choose by its index what it uses of that part.
+    """
+    kind = type(layer)
+    if not kind.__module__.startswith("transformers.") or _shares_parts(layer, uses):
+        return {}
+    parameters = list(inspect.signature(kind.forward).parameters)[1:]
+    return {name: place for place, name in enumerate(parameters) if _INDEX.search(name)}
+
+
+def _shares_parts(layer: torch.nn.Module, uses: Counter[int]) -> bool:
+    """Whether a module or tensor of a layer also stands elsewhere in the model."""
+    return any(uses[part] != number for part, number in _uses(layer).items())
+
+
+def _uses(module: torch.nn.Module) -> Counter[int]:
+    """How often each module, parameter and buffer stands in a module, by id."""
+    found: Counter[int] = Counter()
+    for _, part in module.named_modules(remove_duplicate=False):
+        tensors = (*part._parameters.values(), *part._buffers.values())
+        found.update(id(each) for each in (part, *tensors) if each is not None)
+    return found
 
 
 def _config_facts(element: torch.nn.Module, place: int, number: int) -> Facts:
