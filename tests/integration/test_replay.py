@@ -249,6 +249,36 @@ def test_layers_that_get_their_index_run_once_unless_they_share_a_part(phase: st
     assert recorded_layers(deeper) == {f"model.layers.{n}" for n in (0, *range(3, 40, 4))}
 
 
+def hrm(layers: int) -> Any:
+    """Its layers run in cycles, each time with another part of the cache."""
+    return transformers.AutoConfig.for_model(
+        "hrm_text",
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        head_dim=8,
+        num_hidden_layers=layers,
+    )
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_layers_that_run_again_with_another_part_of_the_cache_are_replayed(phase: str) -> None:
+    if "hrm_text" not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no hrm_text")
+    few = replayed(weightless(hrm(4)), Workload(phase, 2, 9))
+    many = run(weightless(hrm(40)), Workload(phase, 2, 9))
+    stacks = [
+        {".".join(operator.path.split(".")[:4]) for operator in trace.recorded.operators}
+        for trace in (few, many)
+    ]
+    assert stacks[0] == stacks[1]
+    assert {path for path in stacks[0] if ".layers." in path} == {
+        f"model.{stack}_module.layers.0" for stack in "LH"
+    }
+    assert len(few.replays) == 4 * 8 - 3  # the low stack runs again with an offset
+
+
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("make", [llama4, longcat, glm_sparse, gemma4])
 def test_a_deeper_model_runs_no_more_layers(make: Callable[[int], Any], phase: str) -> None:

@@ -199,6 +199,48 @@ def test_an_argument_that_is_the_index_of_its_layer_does_not_tell_layers_apart(
     assert sum(each.path.count(".") == 1 for each in found.replays) == number
 
 
+class Cycled(nn.Module):
+    """A layer that gets an offset: of its part of the state, of a position, or of nothing kept."""
+
+    def __init__(self, layer_idx: int, use: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.layer_idx = layer_idx
+        self.use = use
+
+    def forward(self, x: torch.Tensor, state: Any, offset: int = 0) -> torch.Tensor:
+        if self.use == "part":
+            state.kept[self.layer_idx + offset] = x * 2
+        elif self.use == "position":
+            state.kept[self.layer_idx] = x * 2
+        width = 8 if self.use == "part" else 8 - offset
+        return self.linear(x)[:, :width] @ x.new_ones(width, 8)
+
+
+class Cycling(nn.Module):
+    """Runs its layers three times, each time with other parts of the state."""
+
+    def __init__(self, use: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Cycled(place, use) for place in range(2)])
+
+    def forward(self, x: torch.Tensor) -> Any:
+        state = SimpleNamespace(kept={})
+        for offset in (0, 2, 4):
+            for layer in self.layers:
+                x = layer(x, state, offset=offset)
+        return x, list(state.kept.values())
+
+
+@pytest.mark.parametrize(("use", "number"), [("part", 4), ("position", 1), ("nothing", 1)])
+def test_an_offset_that_selects_the_part_of_the_state_does_not_tell_calls_apart(
+    monkeypatch: pytest.MonkeyPatch, use: str, number: int
+) -> None:
+    monkeypatch.setattr(Cycled, "__module__", "transformers.models.cycled")
+    found = replayed(copy_without_weights(Cycling(use), "cycling"), torch.zeros(1, 8))
+    assert len(found.replays) == number
+
+
 @pytest.mark.parametrize("in_state", [False, True])
 @pytest.mark.parametrize(("are_known", "sizes"), [(True, [4] * 4), (False, [1] * 4)])
 def test_a_replayed_layer_writes_on_the_host_what_the_first_one_wrote(

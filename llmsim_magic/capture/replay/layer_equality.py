@@ -6,8 +6,9 @@ part of the state. `layer_matching.py` finds the layers that are built equally. 
 attribute shows, such as a global variable that a forward changes, are assumed not to exist.
 """
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from operator import is_
@@ -17,7 +18,7 @@ import torch
 
 from llmsim_magic.capture.kernels.tensors import values_in
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
-from llmsim_magic.capture.replay.layer_matching import Layer
+from llmsim_magic.capture.replay.layer_matching import INDEX, Layer
 from llmsim_magic.capture.replay.layer_state import (
     OPAQUE,
     PLAIN,
@@ -30,6 +31,8 @@ from llmsim_magic.capture.replay.layer_state import (
     version,
 )
 
+_OFFSET = re.compile(r"offset$")
+
 
 class CannotReplay(Exception):
     """A value that cannot be compared or copied, so that the layer has to run."""
@@ -41,6 +44,8 @@ class LayerCall:
 
     Attributes:
         key: Equal for calls with equal arguments.
+        numbers: The numbers of the layer's part of the state in this call.
+        offset: The argument by which those are larger than the layer's own; 0 without one.
         arguments: The positional and keyword arguments, as one tuple.
         tensors: The tensors in the arguments.
         states: The objects in the arguments that keep state between layers, such as a cache.
@@ -50,6 +55,8 @@ class LayerCall:
     """
 
     key: Any
+    numbers: tuple[int, ...]
+    offset: int
     arguments: Any
     tensors: list[torch.Tensor]
     states: list[Any]
@@ -98,21 +105,25 @@ def describe_call(evaluation: PartialEvaluation, layer: Layer, arguments: Any) -
         The description; None if the arguments cannot be compared, such as iterators.
     """
     described = _ArgumentKey(evaluation)
-    indices, others = _split_indices(layer, *arguments)
+    args, keywords = list(arguments[0]), dict(arguments[1])
+    indices, offset = _take_indices(layer, args, keywords)
+    numbers = tuple(number + offset for number in layer.numbers)
     try:
-        key = indices, described.key(others)
+        key = indices, described.key((args, keywords))
     except CannotReplay:
         return None
     tensors = described.tensors
     if any(tensor.is_inference() for tensor in tensors):
         return None  # inference tensors have no version counter
-    parts = [part for state in described.states for part in StateParts(state, layer.numbers).own()]
+    parts = [part for state in described.states for part in StateParts(state, numbers).own()]
     state_tensors = [
         leaf for part in parts for leaf in part.leaves if isinstance(leaf, torch.Tensor)
     ]
     keys = [[part.key() for part in parts], list(map(evaluation.is_known, state_tensors))]
     return LayerCall(
         key=key,
+        numbers=numbers,
+        offset=offset,
         arguments=arguments,
         tensors=tensors,
         states=described.states,
@@ -159,7 +170,8 @@ class StateBeforeLayer:
     def __init__(self, layer: Layer, call: LayerCall) -> None:
         self._call = call
         self._layer = layer
-        self._states = [StateParts(state).contents(but=layer.numbers) for state in call.states]
+        self._states = [StateParts(state).contents(but=call.numbers) for state in call.states]
+        self._own_parts = self._own_part_contents()
         self._versions = [version(tensor) for tensor in call.all_tensors]
         for values in call.host_values:
             values.digest()  # the layer may write into them
@@ -171,11 +183,17 @@ class StateBeforeLayer:
             call is not None
             and _same_arguments(call, self._call, self.written())
             and is_same(_module_contents(self._layer.module), self._module_contents)
+            and (not call.offset or not is_same(self._own_part_contents(), self._own_parts))
             and all(
-                _same_other_parts(StateParts(state).contents(but=self._layer.numbers), then)
+                _same_other_parts(StateParts(state).contents(but=self._call.numbers), then)
                 for state, then in zip(self._call.states, self._states, strict=True)
             )
         )
+
+    def _own_part_contents(self) -> list[Any]:
+        """The contents of the layer's part of the state, which it changes if the offset is one."""
+        parts = [StateParts(state, self._call.numbers) for state in self._call.states]
+        return [each for one in parts for part in one.own()[1:] for each in part.contents()]
 
     def written(self) -> frozenset[int]:
         """The indices of the argument tensors that were written in place."""
@@ -208,21 +226,34 @@ class StateBeforeLayer:
         ]
 
 
-def _split_indices(
-    layer: Layer, args: tuple[Any, ...], keywords: Mapping[str, Any]
-) -> tuple[dict[str, int], tuple[list[Any], dict[str, Any]]]:
-    """The arguments that are an index of the layer, as places in its numbers, and the others."""
-    others, other_keywords = list(args), dict(keywords)
-    indices = {}
-    for name, place in layer.index_arguments.items():
-        value = args[place] if place < len(args) else keywords.get(name)
-        if type(value) is int and value in layer.numbers:
+def _take_indices(layer: Layer, args: list[Any], keywords: dict[str, Any]) -> tuple[Any, int]:
+    """Take out the arguments that are an index of the layer, or say by how much its indices rise.
+
+    Returns:
+        The indices, as places in the layer's numbers by name, and the rise, 0 without one.
+    """
+    indices: dict[str, int | None] = {}
+    offset = 0
+    for name, given, key in list(_named(layer, args, keywords)):
+        value = given[key]
+        if type(value) is not int:
+            continue
+        if INDEX.search(name) and value in layer.numbers:
             indices[name] = layer.numbers.index(value)
-            if place < len(args):
-                others[place] = None
-            else:
-                other_keywords[name] = None
-    return indices, (others, other_keywords)
+            given[key] = None
+        elif _OFFSET.search(name) and value > 0 and not offset:
+            indices[name] = None
+            given[key], offset = None, value
+    return indices, offset
+
+
+def _named(
+    layer: Layer, args: list[Any], keywords: dict[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """The name, the collection and the key of each argument of which the name is known."""
+    if layer.arguments is not None:
+        yield from ((name, args, place) for place, name in enumerate(layer.arguments[: len(args)]))
+        yield from ((name, keywords, name) for name in keywords)
 
 
 class _ArgumentKey:

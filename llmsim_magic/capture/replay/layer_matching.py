@@ -14,7 +14,7 @@ import torch
 from llmsim_magic.capture.kernels.tensors import values_in
 
 _WITHOUT_FORWARD = (torch.nn.ModuleList, torch.nn.ModuleDict)
-_INDEX = re.compile(r"(idx|index|id|number)$")
+INDEX = re.compile(r"(idx|index|id|number)$")
 _MODULE_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
 _MAX_DEPTH = 4
@@ -25,15 +25,15 @@ class Layer:
     """An element of a `ModuleList` with at least one equal element; equal ones share a `kind`.
 
     `numbers` are the indices under which it keeps its part of the state: the values of its index
-    attributes, or its index in the list. `index_arguments` are the arguments of its forward that
-    may be such an index, by name with their place.
+    attributes, or its index in the list. `arguments` are the names of its forward's arguments, None
+    if none of those may be such an index.
     """
 
     path: str
     module: torch.nn.Module
     numbers: tuple[int, ...]
     kind: int
-    index_arguments: Mapping[str, int]
+    arguments: tuple[str, ...] | None
 
 
 def matched_layers(model: torch.nn.Module) -> dict[str, Layer]:
@@ -65,7 +65,7 @@ def matched_layers(model: torch.nn.Module) -> dict[str, Layer]:
                 key = _key(descriptions[place])
                 if counts[key] > 1:
                     kind = kinds.setdefault((path, key), len(kinds))
-                    arguments = _index_arguments(child, uses)
+                    arguments = _arguments(child, uses)
                     found[below] = Layer(below, child, numbers[place], kind, arguments)
                     continue
             search(below, child)
@@ -163,7 +163,7 @@ def _facts(
         counts = type(part).__module__.startswith("transformers.")
         for name, value in vars(part).items():
             if name not in _MODULE_ATTRIBUTES:
-                may_count = counts and type(value) is int and _INDEX.search(name)
+                may_count = counts and type(value) is int and INDEX.search(name)
                 fact = _fact(value, homes)
                 yield f"{path}.{name}", _Index(value) if may_count else fact
 
@@ -203,17 +203,16 @@ def _fact(value: Any, homes: Mapping[int, str], depth: int = 0) -> Any:
     return id(value)
 
 
-def _index_arguments(layer: torch.nn.Module, uses: Counter[int]) -> dict[str, int]:
-    """The arguments of a forward that may be the index of its layer.
+def _arguments(layer: torch.nn.Module, uses: Counter[int]) -> tuple[str, ...] | None:
+    """The names of the arguments of a forward; None if none may be the index of its layer.
 
     As with attributes, they only select the cache in classes of transformers. But a layer that
     shares a part with others may choose by its index what it uses of that part.
     """
     kind = type(layer)
     if not kind.__module__.startswith("transformers.") or _shares_parts(layer, uses):
-        return {}
-    parameters = list(inspect.signature(kind.forward).parameters)[1:]
-    return {name: place for place, name in enumerate(parameters) if _INDEX.search(name)}
+        return None
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def _shares_parts(layer: torch.nn.Module, uses: Counter[int]) -> bool:

@@ -59,7 +59,7 @@ class Replayer:
         call = describe_call(self._evaluation, layer, (args, kwargs)) if runs else None
         for run in runs or ():
             if call is not None and is_same_call(run, call):
-                return _OutputCopier(self._evaluation, run, layer, call).replayed()
+                return _OutputCopier(self._evaluation, run, call).replayed()
         return None
 
     def run(
@@ -97,7 +97,7 @@ class Replayer:
             containers = [
                 container
                 for state in call.states
-                for container in StateParts(state, layer.numbers).containers
+                for container in StateParts(state, call.numbers).containers
             ]
             run = Run(
                 layer=layer,
@@ -136,12 +136,9 @@ class UnrecordedPass:
 class _OutputCopier:
     """Copies the output and the state of a layer that ran to an equal layer."""
 
-    def __init__(
-        self, evaluation: PartialEvaluation, run: Run, layer: Layer, call: LayerCall
-    ) -> None:
+    def __init__(self, evaluation: PartialEvaluation, run: Run, call: LayerCall) -> None:
         self._evaluation = evaluation
         self._run = run
-        self._layer = layer
         self._call = call
         self._tensors = call.all_tensors
         self._copies: dict[int, TensorPair] = {}
@@ -176,7 +173,7 @@ class _OutputCopier:
 
     def _copy_state(self, container: Any, place: int) -> None:
         """Copy the state of the layer that ran to one of this layer's numbers in a container."""
-        first, mine = self._run.layer.numbers[place], self._layer.numbers[place]
+        first, mine = self._run.call.numbers[place], self._call.numbers[place]
         if isinstance(container, tuple):
             return
         has = mine in container if isinstance(container, dict) else mine < len(container)
