@@ -37,12 +37,12 @@ def _softmax(read: int, written: int) -> int:
     return 5 * written
 
 
-def _normalisation(read: int, written: int) -> int:
+def _normalization(read: int, written: int) -> int:
     """Mean, difference, square, mean of squares, scale, weight, bias: seven per element."""
     return 7 * written
 
 
-def _fake_quantisation(read: int, written: int) -> int:
+def _fake_quantization(read: int, written: int) -> int:
     """Scale, shift and round, clamp, shift back, scale back: five per element."""
     return 5 * written
 
@@ -73,7 +73,7 @@ _REDUCTIONS = frozenset(
     """.split()  # noqa: SIM905 - a list of names reads best as words
 )
 _SOFTMAXES = ("_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax")
-_NORMALISATIONS = (
+_NORMALIZATIONS = (
     "native_layer_norm",
     "native_group_norm",
     "native_batch_norm",
@@ -83,19 +83,19 @@ _NORMALISATIONS = (
 )
 _BILINEAR = ("upsample_bilinear2d", "_upsample_bilinear2d_aa", "grid_sampler_2d")
 _UNTAGGED_POINTWISE = ("floor_divide", "polar", "complex", "masked_fill", "_prelu_kernel", "glu")
-_FAKE_QUANTISATIONS = (
+_FAKE_QUANTIZATIONS = (
     "fake_quantize_per_tensor_affine_cachemask",
     "fake_quantize_per_channel_affine_cachemask",
     "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
 )
 _FORMULAS: dict[str, Formula] = {
-    **dict.fromkeys(_FAKE_QUANTISATIONS, _fake_quantisation),
+    **dict.fromkeys(_FAKE_QUANTIZATIONS, _fake_quantization),
     **dict.fromkeys(_BILINEAR, _interpolation),
     **dict.fromkeys(("upsample_bicubic2d", "_upsample_bicubic2d_aa"), _cubic_interpolation),
     **dict.fromkeys(_UNTAGGED_POINTWISE, _per_output),
     **dict.fromkeys(_REDUCTIONS, _per_input),
     **dict.fromkeys(_SOFTMAXES, _softmax),
-    **dict.fromkeys(_NORMALISATIONS, _normalisation),
+    **dict.fromkeys(_NORMALIZATIONS, _normalization),
 }
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from llmsim_magic.analyses.memory.packing import ALL, Packing
 from llmsim_magic.records.errors import shorten
-from llmsim_magic.records.trace.quantized_names import (
+from llmsim_magic.records.trace.quantization_config import (
     excluded_names,
     layouts_by_name,
-    quantised_blocks,
+    quantized_blocks,
 )
 
 
@@ -190,7 +190,7 @@ def _auto_round(config: Mapping[str, Any]) -> Packing:
     return replace(
         whole,
         excluded=(*excluded_names(config), *kept),
-        only=quantised_blocks(config),
+        only=quantized_blocks(config),
         by_name=tuple((name, _integers("auto-round", keys)) for name, keys in others.items()),
     )
 

@@ -11,7 +11,7 @@ from llmsim_magic.analyses.memory import checkpoint_formats
 from llmsim_magic.analyses.memory.packing import ALL, Packing
 from llmsim_magic.records.errors import InvalidValue, describe
 from llmsim_magic.records.hardware.dtypes import KV_DTYPES, WEIGHT_DTYPES, short_dtype
-from llmsim_magic.records.trace.quantized_names import excluded_names, layouts_by_name
+from llmsim_magic.records.trace.quantization_config import excluded_names, layouts_by_name
 
 
 def weight_dtype(given: object) -> str:

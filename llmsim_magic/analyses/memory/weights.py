@@ -62,8 +62,8 @@ def packing_of(trace: Trace, dtype: str | None = None) -> Packing | None:
     """
     if dtype is not None:
         return packing_for_dtype(weight_dtype(dtype))
-    quantisation = trace.model.quantisation
-    return None if quantisation is None else packing_from_config(quantisation, trace.model.name)
+    quantization = trace.model.quantisation
+    return None if quantization is None else packing_from_config(quantization, trace.model.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ def matrices(trace: Trace, packing: Packing) -> dict[str, PackedMatrix]:
 
 def _named(trace: Trace, names: tuple[str, ...]) -> frozenset[str]:
     """The parameters that names in the checkpoint's config mean."""
-    meant = trace.model.quantised_names
+    meant = trace.model.quantized_names
     return frozenset(parameter for name in names for parameter in meant.get(name, ()))
 
 

@@ -103,7 +103,7 @@ def _is_left_aligned(evaluation: PartialEvaluation, *arguments: Any, **options: 
     return False
 
 
-def _fake_quantise(
+def _fake_quantize(
     evaluation: PartialEvaluation, values: torch.Tensor, *rest: Any, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Values that are rounded as if they were quantised, and which of them are in range."""
@@ -161,9 +161,9 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.repeat_interleave.Tensor: shapes.repeat_interleave,
     aten._pack_padded_sequence.default: shapes.pack_padded_sequence,
     aten._nested_tensor_from_mask_left_aligned.default: _is_left_aligned,
-    aten.fake_quantize_per_tensor_affine_cachemask.default: _fake_quantise,
-    aten.fake_quantize_per_channel_affine_cachemask.default: _fake_quantise,
-    aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams.default: _fake_quantise,
+    aten.fake_quantize_per_tensor_affine_cachemask.default: _fake_quantize,
+    aten.fake_quantize_per_channel_affine_cachemask.default: _fake_quantize,
+    aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams.default: _fake_quantize,
     aten._ctc_loss.Tensor: _ctc_loss,
     aten.equal.default: _equal,
     aten.allclose.default: _equal,

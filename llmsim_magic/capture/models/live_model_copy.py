@@ -19,7 +19,7 @@ from llmsim_magic.capture.meta.small_buffers import small_buffer_copy
 from llmsim_magic.capture.meta.snapshot import restored_attributes
 from llmsim_magic.capture.models.meta_model import MetaModel, optional_text
 from llmsim_magic.capture.models.module_hooks import CopiedHooks
-from llmsim_magic.capture.models.quantised_modules import refuse_quantised
+from llmsim_magic.capture.models.quantized_modules import refuse_quantized
 from llmsim_magic.capture.models.state_of_last_pass import clear_last_pass
 from llmsim_magic.records.errors import CannotTrace, describe, is_instance
 from llmsim_magic.records.printable import printable
@@ -49,7 +49,7 @@ def copy_without_weights(module: torch.nn.Module, name: str) -> MetaModel:
         CannotTrace: If the module cannot be copied, or is quantised.
     """
     try:
-        refuse_quantised(module, name)
+        refuse_quantized(module, name)
         return _copied(_uncompiled(module), name)
     except CannotTrace:
         raise

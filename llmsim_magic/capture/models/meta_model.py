@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture.checkpoint.lora_adapter import add_lora
-from llmsim_magic.capture.checkpoint.quantized_parameters import named_parameters
+from llmsim_magic.capture.checkpoint.match_names import match_parameters
 from llmsim_magic.capture.checkpoint.tied_head import separate_head
 from llmsim_magic.capture.configs.config_sanitizer import sanitized
 from llmsim_magic.capture.configs.resolve import ConfigSource, declared_classes
@@ -91,17 +91,17 @@ def from_config(
     name, config = source.name, copy.deepcopy(source.config)
     has_remote_code = source.has_own_code or bool(getattr(config, "auto_map", None))
     notes = [*source.notes, *sanitized(config, name, trust_remote_code=trust_remote_code)]
-    quantisation = _remove_quantisation(config)
-    if quantisation is not None:
-        notes.append(_quantisation_note(quantisation))
+    quantization = _remove_quantization(config)
+    if quantization is not None:
+        notes.append(_quantization_note(quantization))
     options: dict[str, Any] = {
-        "dtype": _torch_dtype(config, dtype, name, is_quantised=quantisation is not None)
+        "dtype": _torch_dtype(config, dtype, name, is_quantized=quantization is not None)
     }
     if attention:
         options["attn_implementation"] = attention
     constructor = model_constructor(config, name, base=base, has_remote_code=has_remote_code)
-    module, quantised_names, more = _module(
-        source, config, partial(_built, constructor.build, options=options, name=name), quantisation
+    module, quantized_names, more = _module(
+        source, config, partial(_built, constructor.build, options=options, name=name), quantization
     )
     notes += more
     class_name = type(module).__name__
@@ -116,14 +116,14 @@ def from_config(
         dtype=dtype_name(module.dtype),
         origin=source.origin,
         generates=bool(module.can_generate()),
-        quantisation=quantisation,
-        quantised_names=quantised_names,
+        quantisation=quantization,
+        quantized_names=quantized_names,
     )
     return MetaModel(module, info, tuple(notes))
 
 
 def _module(
-    source: ConfigSource, config: Any, build: Callable[[Any], Any], quantisation: Any
+    source: ConfigSource, config: Any, build: Callable[[Any], Any], quantization: Any
 ) -> tuple[Any, dict[str, tuple[str, ...]], list[str]]:
     """Build the module as the checkpoint has it.
 
@@ -136,8 +136,8 @@ def _module(
     notes = [*notes, *separate_head(module, config, source.checkpoint)]
     if source.adapter is not None:
         notes.append(add_lora(module, source.adapter, source.name))
-    quantised_names, name_notes = named_parameters(module, quantisation or {})
-    return module, quantised_names, [*notes, *name_notes]
+    quantized_names, name_notes = match_parameters(module, quantization or {})
+    return module, quantized_names, [*notes, *name_notes]
 
 
 def _built(build: Callable[..., Any], config: Any, options: dict[str, Any], name: str) -> Any:
@@ -154,17 +154,17 @@ def _built(build: Callable[..., Any], config: Any, options: dict[str, Any], name
     return module
 
 
-def _torch_dtype(config: Any, dtype: str | None, name: str, *, is_quantised: bool) -> torch.dtype:
+def _torch_dtype(config: Any, dtype: str | None, name: str, *, is_quantized: bool) -> torch.dtype:
     """The requested dtype, else the config's, else torch's default for such a checkpoint."""
     value = getattr(torch, dtype) if dtype else getattr(config, "dtype", None)
     if value is None:
-        return torch.bfloat16 if is_quantised else torch.float32
+        return torch.bfloat16 if is_quantized else torch.float32
     if not isinstance(value, torch.dtype):
         raise CannotTrace(f"{name}: dtype {shorten(value)} in its config is not a dtype of torch")
     return value
 
 
-def _remove_quantisation(config: Any) -> dict[str, Any] | None:
+def _remove_quantization(config: Any) -> dict[str, Any] | None:
     """Delete a config's `quantization_config` and return it as JSON data; None without one.
 
     A model with several parts may have it in the config of its language model. mlx writes it as
@@ -181,14 +181,14 @@ def _remove_quantisation(config: Any) -> dict[str, Any] | None:
             found.append({"quant_method": "mlx"} | of_mlx)
     if not found:
         return None
-    quantisation = found[0]
-    keys = quantisation if isinstance(quantisation, dict) else quantisation.to_dict()
+    quantization = found[0]
+    keys = quantization if isinstance(quantization, dict) else quantization.to_dict()
     text = json.dumps(keys, default=str)
     data: dict[str, Any] = json.loads(text, parse_constant=str)  # JSON has no NaN
     return data
 
 
-def _quantisation_note(keys: dict[str, Any]) -> str:
+def _quantization_note(keys: dict[str, Any]) -> str:
     method = keys.get("quant_method", "quantised")
     return f"the checkpoint stores {method} weights; this is its unquantised equivalent"
 

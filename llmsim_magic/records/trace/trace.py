@@ -67,7 +67,7 @@ class ModelInfo:
     """The traced model: `name` as requested, and `origin` of its config.
 
     `generates` says whether the model writes text, or codes, token by token. `quantisation` is the
-    checkpoint's `quantization_config`, and `quantised_names` the parameters that each name of a
+    checkpoint's `quantization_config`, and `quantized_names` the parameters that each name of a
     module in it means; the traced model is unquantised. A parallel model is traced as one rank, and
     `plan` has the parallel style of each split parameter.
     """
@@ -81,7 +81,7 @@ class ModelInfo:
     origin: str
     generates: bool = False
     quantisation: dict[str, Any] | None = None
-    quantised_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    quantized_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     parallel: Parallel = field(default_factory=Parallel)
     plan: dict[str, str] = field(default_factory=dict)
 

@@ -28,11 +28,11 @@ def excluded_names(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def module_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """All names of modules in a `quantization_config`."""
-    names = (*excluded_names(config), *layouts_by_name(config), *quantised_blocks(config))
+    names = (*excluded_names(config), *layouts_by_name(config), *quantized_blocks(config))
     return tuple(dict.fromkeys(names))
 
 
-def quantised_blocks(config: Mapping[str, Any]) -> tuple[str, ...]:
+def quantized_blocks(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the only blocks that auto-round quantised; empty if it names none."""
     value = config.get("block_name_to_quantize") or config.get("to_quant_block_names")
     values = value.split(",") if isinstance(value, str) else value

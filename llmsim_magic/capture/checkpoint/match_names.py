@@ -1,4 +1,4 @@
-"""Find the parameters that the names in a checkpoint's `quantization_config` mean."""
+"""Match the names in a checkpoint's `quantization_config` with parameters of the built model."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -9,29 +9,29 @@ import torch
 
 from llmsim_magic.capture.checkpoint.checkpoint_names import CheckpointNames
 from llmsim_magic.records.errors import clip, shorten
-from llmsim_magic.records.trace.quantized_names import module_names
+from llmsim_magic.records.trace.quantization_config import module_names
 
 _REGEX_ONLY = re.compile(r"\.\*|[\\^$+|()]")
 _MAX_NAMED = 4
 
 
-def named_parameters(
-    module: torch.nn.Module, quantisation: Mapping[str, Any]
+def match_parameters(
+    module: torch.nn.Module, quantization: Mapping[str, Any]
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """The parameters that each name in a `quantization_config` means.
+    """Return the parameters that each name in a `quantization_config` matches.
 
     A name is a path, a part of one, a pattern with `*`, or a regular expression (`re:`). It is
     compared with the paths of the built model and with those of checkpoints that its class loads.
 
     Args:
         module: The model as built.
-        quantisation: The `quantization_config`.
+        quantization: The `quantization_config`.
 
     Returns:
-        The parameters of two and more dimensions by the name that means them, and a note for the
-        report if some names match no module.
+        For each name, the paths of the parameters of two or more dimensions that it matches, and
+        notes for the report: one if some names match no module, none if all do.
     """
-    names = module_names(quantisation)
+    names = module_names(quantization)
     if not names:
         return {}, []
     checkpoint = CheckpointNames(module)
@@ -62,7 +62,7 @@ def _module_paths(names: Iterable[str]) -> set[str]:
 
 
 def _matcher(name: str) -> Callable[[str], bool]:
-    """Whether a path is, is inside of, or ends with what a name in a config means."""
+    """Return a test of whether a module's path matches a name, or is inside of a match."""
     text = re.sub(r"^[+-]:", "", name)  # GPTQModel marks regular expressions so
     if text != name or text.startswith("re:"):
         return _regex(text.removeprefix("re:"))

@@ -53,7 +53,7 @@ _CODES = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int
 _SIZES = (("out_features", "in_features"), ("outfeatures", "infeatures"))
 
 
-def refuse_quantised(module: torch.nn.Module, name: str) -> None:
+def refuse_quantized(module: torch.nn.Module, name: str) -> None:
     """Refuse a module whose weights are not what their shapes and dtypes say.
 
     Quantised are modules and tensors of a library that does so, tensors of any class that hold
@@ -67,7 +67,7 @@ def refuse_quantised(module: torch.nn.Module, name: str) -> None:
         CannotTrace: The module or one of its parts is quantised.
     """
     for path, part in module.named_modules():
-        for what in _quantised(part):
+        for what in _quantized(part):
             kind = clip(what.__name__, 60)
             library = _library(what)
             origin = f" of {library}" if library else ""
@@ -87,10 +87,10 @@ def _route(module: torch.nn.Module) -> str:
     )
 
 
-def _quantised(part: torch.nn.Module) -> Iterator[type[Any]]:
+def _quantized(part: torch.nn.Module) -> Iterator[type[Any]]:
     """The classes that make one module a quantised one: its own, or those of its tensors."""
     tensors = [each for each in _tensors(part) if each is not None]
-    yield from (type(each) for each in tensors if _is_quantised(each))
+    yield from (type(each) for each in tensors if _is_quantized(each))
     if _library(type(part)) is not None or _is_packed(part, tensors):
         yield type(part)
 
@@ -110,7 +110,7 @@ def _library(kind: type[Any]) -> str | None:
     return None
 
 
-def _is_quantised(tensor: torch.Tensor) -> bool:
+def _is_quantized(tensor: torch.Tensor) -> bool:
     """Whether a tensor is of a library's class, or wraps tensors that are narrower than it says."""
     kind = type(tensor)
     if tensor.is_quantized or (kind not in _PLAIN and _library(kind) is not None):

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import llmsim_magic as llmsim
-from llmsim_magic.capture.checkpoint.quantized_parameters import named_parameters
+from llmsim_magic.capture.checkpoint.match_names import match_parameters
 from tests.helpers import small_models
 
 AWQ = {"bits": 4, "group_size": 16, "quant_method": "awq"}
@@ -70,7 +70,7 @@ def gemma3() -> torch.nn.Module:
 
 
 def meant(model: torch.nn.Module, name: str) -> set[str]:
-    names, _ = named_parameters(model, AWQ | {"modules_to_not_convert": [name]})
+    names, _ = match_parameters(model, AWQ | {"modules_to_not_convert": [name]})
     return set(names.get(name, ()))
 
 
@@ -160,7 +160,7 @@ def test_experts_that_are_stored_one_by_one_are_those_that_are_stacked(
 def test_gptq_marks_what_is_left_out_by_a_sign() -> None:
     model = small_models.build("llama")
     dynamic = {"-:.*down_proj": {}, r"+:.*\.0\..*up_proj": {"bits": 8}}
-    names, notes = named_parameters(model, {"quant_method": "gptq", "dynamic": dynamic})
+    names, notes = match_parameters(model, {"quant_method": "gptq", "dynamic": dynamic})
     assert notes == []
     assert names[r"+:.*\.0\..*up_proj"] == ("model.layers.0.mlp.up_proj.weight",)
     assert all(each.endswith("down_proj.weight") for each in names["-:.*down_proj"])
