@@ -119,15 +119,15 @@ def _nbytes(parameter: Parameter, itemsize: int | None) -> int:
 def matrices(trace: Trace, packing: Packing) -> dict[str, PackedMatrix]:
     """The packed parameters, by name.
 
-    Packed are weights of linear layers and stacked expert matrices inside the repeated layers, and
-    outside of them if the layout says so, unless it excludes them by name.
+    Weights of linear layers and stacked expert matrices are packed: those inside the repeated
+    layers, and those outside if `packing.outer` has a layout for them, except what it excludes.
     """
     modules = {module.path: module for module in trace.modules}
     stacks = frozenset(module.path for module in trace.modules if module.is_list)
     multiplied = _matmul_parameters(trace)
     excluded = _named(trace, packing.excluded)
     only = _named(trace, packing.only) if packing.only else None
-    own = {each: of for name, of in packing.by_name for each in _named(trace, (name,))}
+    own = {each: layout for name, layout in packing.by_name for each in _named(trace, (name,))}
     found: dict[str, PackedMatrix] = {}
     for parameter in trace.parameters:
         name, shape = parameter.name, parameter.shape
@@ -149,9 +149,9 @@ def matrices(trace: Trace, packing: Packing) -> dict[str, PackedMatrix]:
 
 
 def _named(trace: Trace, names: tuple[str, ...]) -> frozenset[str]:
-    """The parameters that names in the checkpoint's config mean."""
-    meant = trace.model.quantized_names
-    return frozenset(parameter for name in names for parameter in meant.get(name, ()))
+    """The parameters that names in the checkpoint's config match."""
+    matched = trace.model.quantized_names
+    return frozenset(parameter for name in names for parameter in matched.get(name, ()))
 
 
 def _matmul_parameters(trace: Trace) -> frozenset[str]:
@@ -175,8 +175,9 @@ def _is_linear(module: Module, parameter: Parameter) -> bool:
 
 
 def _is_embedding(module: Module, parameter: Parameter) -> bool:
-    of = module.attributes
-    return parameter.shape == (of.get("num_embeddings"), of.get("embedding_dim"))
+    attributes = module.attributes
+    sizes = (attributes.get("num_embeddings"), attributes.get("embedding_dim"))
+    return parameter.shape == sizes
 
 
 def _outputs_first(modules: Mapping[str, Module], parameter: Parameter) -> tuple[int, ...]:

@@ -42,22 +42,23 @@ def match_parameters(
     matrices = {name for name, parameter in module.named_parameters() if parameter.dim() > 1}
     modules = {path for path, _ in module.named_modules()}
     types = {type(each).__name__ for each in module.modules()}
-    found: dict[str, tuple[str, ...]] = {}
+    matched: dict[str, tuple[str, ...]] = {}
     unmatched = []
     for name in names:
         matches = _matcher(name)
-        meant = [each for each, of in paths.items() if any(map(matches, of))]
-        if not meant:
+        found = [each for each, aliases in paths.items() if any(map(matches, aliases))]
+        if not found:
             current = checkpoint.in_model(f"{name}.weight")
-            meant = [each for each in paths if each in (current, current.removesuffix(".weight"))]
-        found[name] = tuple(each for each in meant if each in matrices)
-        if not meant and name not in types and not any(map(matches, modules)):
+            found = [each for each in paths if each in (current, current.removesuffix(".weight"))]
+        if quantizable := tuple(each for each in found if each in matrices):
+            matched[name] = quantizable
+        if not found and name not in types and not any(map(matches, modules)):
             unmatched.append(name)
-    return {name: meant for name, meant in found.items() if meant}, _note(unmatched)
+    return matched, _note(unmatched)
 
 
 def _module_paths(names: Iterable[str]) -> set[str]:
-    """Paths of the modules of a parameter; a parameter that is no weight has one of its own."""
+    """Paths of a parameter's module: its names without `.weight`; other parameters' whole names."""
     return {name.removesuffix(".weight").removesuffix(".base_layer") for name in names}
 
 
@@ -70,7 +71,7 @@ def _matcher(name: str) -> Callable[[str], bool]:
     if any(character in text for character in "*?["):
         patterns.append(_glob(text))
     if _REGEX_ONLY.search(text):
-        patterns.append(_regex(text, rf"({text})(\.|$)"))
+        patterns.append(_regex(rf"({text})(\.|$)"))
     if patterns:
         return lambda path: any(pattern(path) for pattern in patterns)
     return lambda path: f".{text}." in f".{path}."
@@ -86,10 +87,10 @@ def _glob(text: str) -> Callable[[str], bool]:
     return is_inside
 
 
-def _regex(text: str, whole: str | None = None) -> Callable[[str], bool]:
+def _regex(text: str) -> Callable[[str], bool]:
     try:
-        compiled = re.compile(whole or text)
-    except re.error:
+        compiled = re.compile(text)
+    except re.error:  # matches nothing, which the note says
         return lambda _: False
     return lambda path: compiled.match(path) is not None
 

@@ -1,4 +1,4 @@
-"""The names of modules in a checkpoint's `quantization_config`, as its author wrote them."""
+"""Read the names of modules in a checkpoint's `quantization_config`, as its author wrote them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,8 +14,8 @@ _EXCLUDED = (
 def excluded_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The names and patterns of modules that a `quantization_config` leaves unquantised.
 
-    They are as written: `lm_head`, `model.visual`, `re:visual.*` or `*self_attn*`; the name of a
-    weight is that of its module. GPTQModel's `dynamic` marks regular expressions of them by `-:`.
+    Names are as written, such as `lm_head`, `model.visual`, `re:visual.*` or `*self_attn*`, without
+    a final `.weight`. In GPTQModel's `dynamic`, `-:` marks a regular expression that excludes.
     """
     nested = config.get("quantization")  # modelopt's own file
     keys = {**config, **nested} if isinstance(nested, Mapping) else config
@@ -40,10 +40,11 @@ def quantized_blocks(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def layouts_by_name(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a `quantization_config` says of modules by name: their own bits, or that they have none.
+    """The settings that a `quantization_config` gives to modules by name, such as their bits.
 
-    They are the values of `extra_config` (auto-round), `quantized_layers` (modelopt), `dynamic`
-    (GPTQModel) but for what it leaves out and, as mlx writes them, of keys that are paths.
+    auto-round has them in `extra_config`, modelopt in `quantized_layers`, GPTQModel in `dynamic`
+    (except for names it excludes), and mlx in keys of the config that are paths. A value of False
+    leaves a module unquantised.
     """
     nested = config.get("quantization")  # modelopt's own file
     found: dict[str, Any] = {}
@@ -56,7 +57,7 @@ def layouts_by_name(config: Mapping[str, Any]) -> dict[str, Any]:
             found.update(value)
     dynamic = config.get("dynamic")
     if isinstance(dynamic, Mapping):
-        found.update({name: of for name, of in dynamic.items() if not name.startswith("-:")})
+        found.update((name, keys) for name, keys in dynamic.items() if not name.startswith("-:"))
     paths = {
         key: value
         for key, value in config.items()

@@ -66,9 +66,9 @@ class CacheSlot:
 class ModelInfo:
     """The traced model: `name` as requested, and `origin` of its config.
 
-    `generates` says whether the model writes text, or codes, token by token. `quantisation` is the
-    checkpoint's `quantization_config`, and `quantized_names` the parameters that each name of a
-    module in it means; the traced model is unquantised. A parallel model is traced as one rank, and
+    `generates` says whether the model writes text, or codes, token by token. The traced model is
+    unquantised: `quantisation` is the checkpoint's `quantization_config`, and `quantized_names` has
+    the parameters that each module name in it matches. A parallel model is traced as one rank, and
     `plan` has the parallel style of each split parameter.
     """
 
