@@ -11,6 +11,8 @@ import transformers
 from safetensors.torch import save_file
 
 import llmsim_magic as llmsim
+from llmsim_magic.capture.checkpoint.checkpoint import Checkpoint
+from llmsim_magic.capture.checkpoint.tied_head import separate_head
 from tests.helpers import small_models
 
 T5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 1000}
@@ -145,6 +147,37 @@ def test_other_objects_are_as_transformers_builds_them(name: str) -> None:
     make: Callable[[], Any] = small_models.CONFIGS[name]
     real = sum(parameter.numel() for parameter in small_models.build(name).parameters())
     assert report(make()) == (real, [])
+
+
+class AlwaysTied(transformers.GPT2Config):
+    """Overwrites the key, as classes do whose checkpoints say False but store one matrix."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.tie_word_embeddings = True
+
+
+def always_tied() -> tuple[Any, torch.nn.Module]:
+    config = AlwaysTied(n_layer=1, n_embd=32, n_head=2, vocab_size=100)
+    return config, transformers.GPT2LMHeadModel(config)
+
+
+def seq2seq(name: str) -> tuple[Any, torch.nn.Module]:
+    config_class = getattr(transformers, f"{name}Config")
+    config = config_class(**T5, tie_word_embeddings=False, feed_forward_proj="gated-gelu")
+    with torch.device("meta"):
+        return config, getattr(transformers, f"{name}ForConditionalGeneration")(config)
+
+
+@pytest.mark.parametrize("keys", [None, {"tie_word_embeddings": False}])
+@pytest.mark.parametrize("name", ["a new class", "LongT5", "Udop"])
+def test_a_class_that_ties_always_is_believed(name: str, keys: dict[str, Any] | None) -> None:
+    config, model = always_tied() if name == "a new class" else seq2seq(name)
+    if not config.tie_word_embeddings:
+        pytest.skip("this version of transformers does not overwrite the key")
+    checkpoint = None if keys is None else Checkpoint(keys, tensors=None, is_checked=False)
+    assert separate_head(model, config, checkpoint) == ()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # type: ignore[operator]
 
 
 @pytest.mark.slow

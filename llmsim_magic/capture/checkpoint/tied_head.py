@@ -1,8 +1,8 @@
 """Give a head weights of its own where the checkpoint stores it apart from the embedding.
 
 A config class of transformers may tie the head to the embedding whatever the checkpoint's config
-says, or by a default where it says nothing. What the checkpoint stores decides, if it is at hand;
-else its `tie_word_embeddings`.
+says, or by default where the config says nothing. The tensors of the checkpoint decide, if they are
+known; otherwise `tie_word_embeddings` in its config does.
 """
 
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from llmsim_magic.capture.checkpoint.checkpoint import Checkpoint
 from llmsim_magic.capture.checkpoint.checkpoint_names import CheckpointNames
 
 _KEY = "tie_word_embeddings"
-# Their published configs say False although their checkpoints store one matrix; transformers' own
-# config classes say so.
-_STORED_ONCE = frozenset({"csm", "longt5", "udop", "vilt"})
+# T5 1.1 and its multilingual versions store both, as their published numbers of parameters say,
+# although their config classes tie whatever a config says.
+_T5_1_1 = frozenset({"t5", "mt5", "umt5"})
 
 
 def separate_head(
@@ -32,7 +32,8 @@ def separate_head(
     Returns:
         A note for the report, if the head was untied, or if it is unknown whether it is tied.
     """
-    head, embedding = _of(module, "get_output_embeddings"), _of(module, "get_input_embeddings")
+    head = _with_weight(module, "get_output_embeddings")
+    embedding = _with_weight(module, "get_input_embeddings")
     if head is None or embedding is None or head.weight is not embedding.weight:
         return ()
     if checkpoint is not None and checkpoint.tensors is not None:
@@ -55,8 +56,8 @@ def separate_head(
     return ()
 
 
-def _of(module: torch.nn.Module, method: str) -> Any:
-    """An embedding or a head of a model of transformers that has a weight; else None."""
+def _with_weight(module: torch.nn.Module, method: str) -> Any:
+    """What a method of a model of transformers returns, if it has a weight; else None."""
     try:
         found = getattr(module, method)()
     except Exception:  # not a model of transformers, or one without embeddings
@@ -81,12 +82,13 @@ def _is_stored_apart(
 
 def _reason_in_keys(config: Any, keys: Mapping[str, Any]) -> str:
     """Why a head is apart by the raw keys of a config; empty if they do not say so."""
+    if keys.get(_KEY) is None:
+        return _reason_in_text(config)
     text = keys.get("text_config")
-    in_text = text.get(_KEY) if isinstance(text, Mapping) else None
-    if keys.get(_KEY) is False:
-        is_tied = in_text is True or getattr(config, "model_type", None) in _STORED_ONCE
-        return "" if is_tied else f"its config says {_KEY}=False"
-    return _reason_in_text(config) if keys.get(_KEY) is None else ""
+    is_tied = keys[_KEY] is not False or (isinstance(text, Mapping) and text.get(_KEY) is True)
+    if is_tied or (not _is_t5(config) and _always_ties(config)):
+        return ""
+    return f"its config says {_KEY}=False"
 
 
 def _reason_in_object(config: Any) -> str:
@@ -95,18 +97,34 @@ def _reason_in_object(config: Any) -> str:
     T5 1.1 shares no parameters between embedding and head. Its mark, beside the key, is that the
     decoder's output is not scaled, or, in a class that only has this version, the gated layer.
     """
-    if getattr(config, "model_type", None) not in _STORED_ONCE:
+    if _is_t5(config):
         if getattr(config, "scale_decoder_outputs", True) is False:
             return "its decoder's output is not scaled, as in T5 1.1, which stores both"
-        if _is_only_t5_1_1(config):
+        is_gated = getattr(config, "feed_forward_proj", "") == "gated-gelu"
+        if is_gated and not hasattr(config, "scale_decoder_outputs"):
             return "its layers are gated, as in T5 1.1, which stores both"
     is_default = getattr(config, _KEY, None) == getattr(type(config), _KEY, None)
     return _reason_in_text(config) if is_default else ""
 
 
-def _is_only_t5_1_1(config: Any) -> bool:
-    is_gated = getattr(config, "feed_forward_proj", "") == "gated-gelu"
-    return is_gated and not hasattr(config, "scale_decoder_outputs")
+def _is_t5(config: Any) -> bool:
+    """Whether a config is of the family of T5, also by a class derived from one of its own."""
+    types = {getattr(each, "model_type", None) for each in type(config).__mro__}
+    return not types.isdisjoint(_T5_1_1)
+
+
+def _always_ties(config: Any) -> bool:
+    """Whether a config's class overwrites a key that says False, in `text_config` too.
+
+    A class does so if checkpoints of its type store one matrix although their configs say False.
+    """
+    try:
+        keys = config.to_dict() | {_KEY: False}
+        if isinstance(keys.get("text_config"), dict):
+            keys["text_config"] |= {_KEY: False}
+        return getattr(type(config).from_dict(keys), _KEY, False) is True
+    except Exception:  # of the class's own validation
+        return False
 
 
 def _reason_in_text(config: Any) -> str:
