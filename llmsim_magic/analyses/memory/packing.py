@@ -7,6 +7,10 @@ from math import ceil, prod
 ALL = 0  # the block spans the matrix
 
 
+class UnknownLayout(Exception):
+    """A config does not determine the size of its weights; the text says which key does not."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
     """A layout: codes in blocks of `rows` × `columns` that share a scale and a zero point.
@@ -62,3 +66,8 @@ class Packing:
         blocks = ceil(outputs / (self.rows or outputs)) * ceil(inputs / (self.columns or inputs))
         metadata = blocks * (self.scale_bits + self.zero_bits) + inputs * self.column_bits
         return codes, ceil(number * (metadata + self.matrix_bits) / 8)
+
+
+def group_columns(size: object) -> int:
+    """Inputs that share a scale by a config's group size; -1 means the whole row."""
+    return size if isinstance(size, int) and size > 0 else ALL
