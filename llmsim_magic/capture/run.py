@@ -17,7 +17,7 @@ from llmsim_magic.capture.inputs.context_length import context_note, is_huggingf
 from llmsim_magic.capture.inputs.decode_inputs import DECODE_INPUT_MAKERS, MakeDecodeInputs
 from llmsim_magic.capture.inputs.given_inputs import batch_size
 from llmsim_magic.capture.kernels.call_stack import call_model
-from llmsim_magic.capture.kernels.failure_reason import explain
+from llmsim_magic.capture.kernels.failure_reason import failure_reason
 from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.higher_order_operators import computed_share
@@ -224,7 +224,7 @@ def _error_context(meta_model: MetaModel, workload: Workload) -> Iterator[None]:
     except Exception as error:
         raise CannotTrace(
             f"{meta_model.info.name}: {meta_model.info.class_name} cannot run {workload} "
-            f"without weights: {explain(error)}"
+            f"without weights: {failure_reason(error)}"
         ) from error
 
 

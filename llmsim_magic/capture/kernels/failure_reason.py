@@ -1,4 +1,4 @@
-"""Say in one line why a forward failed, without torch's advice on what a trace is made of."""
+"""Say in one line why a forward failed, in words for the author of the model."""
 
 import re
 
@@ -18,14 +18,14 @@ _MODE = re.compile(r"<(class ')?llmsim_magic[^>]*>")
 _TENSOR = re.compile(r"tensor\(\.\.\., device='meta', size=(?P<shape>\([\d, ]*\))[^)]*\)")
 
 
-def explain(error: BaseException) -> str:
+def failure_reason(error: BaseException) -> str:
     """Return why a forward failed, in one line.
 
-    What torch says of kernels without values, of its higher-order operators and of devices that
-    this machine lacks is advice on code that a user does not have, so its meaning is returned.
+    Torch's errors about meta kernels, higher-order operators and missing devices advise on how the
+    trace runs the model, which its author cannot change. They are replaced.
 
     Args:
-        error: What the forward raised.
+        error: The exception that the forward raised.
     """
     text = describe(error)
     message = text.partition(": ")[2]
@@ -35,10 +35,18 @@ def explain(error: BaseException) -> str:
             "model without it, or register one with torch.library.register_fake"
         )
     if found := _NO_RULE.search(message):
-        return f"{found['op']} is a higher-order operator of torch that cannot be traced"
+        return untraceable_operator(found["op"])
     if _NO_DEVICE.search(message):
         return (
-            f"its forward asks for a device by itself ({clip(text, 100)}); a trace needs none: use "
-            "that of an input, as in x.device, or ask only if the device is there"
+            f"its forward asks for a device that this machine lacks ({clip(text, 100)}); use the "
+            "device of an input, as in x.device, or check first that the device is available"
         )
     return _TENSOR.sub(r"tensor of shape \g<shape>", _MODE.sub("the trace", text))
+
+
+def untraceable_operator(name: str) -> str:
+    """Say that a forward calls a higher-order operator that cannot be traced, and what to do."""
+    return (
+        f"the forward calls {name}, a higher-order operator of torch that cannot be traced; write "
+        "what it does in plain Python"
+    )

@@ -95,10 +95,10 @@ def _equal(
 
 
 def _is_left_aligned(evaluation: PartialEvaluation, *arguments: Any, **options: Any) -> bool:
-    """Whether padding may be cut off by a nested tensor: never, as where gradients are needed.
+    """Whether a nested tensor may cut off padding: never, as where gradients are on.
 
-    `nn.TransformerEncoder` asks it for its fast path of inference, and otherwise runs its layers
-    over the padding.
+    `nn.TransformerEncoder` checks this for its fast path of inference. Without that path it runs
+    its layers over the padding.
     """
     return False
 
@@ -122,9 +122,9 @@ def _ctc_loss(
     *rest: Any,
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of each sample, and `[samples, steps, 2 · longest target + 1]` of its recursion.
+    """The loss `[samples]`, and log alpha `[samples, steps, 2 · longest target + 1]`.
 
-    The longest target is that of the lengths, or the width of the targets if these are unknown.
+    The longest target is the largest of the lengths, or the width of `targets` if they are unknown.
     """
     steps, samples = log_probs.shape[:2]
     longest = targets.shape[-1]

@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from llmsim_magic.capture.kernels.failure_reason import untraceable_operator
 from llmsim_magic.capture.kernels.fused_kernels import (
     RECURRENT,
     recurrent_arguments,
@@ -25,7 +26,6 @@ from llmsim_magic.capture.meta.higher_order_operators import (
     flex_attention_outputs,
     higher_order_name,
     in_python,
-    refusal,
 )
 from llmsim_magic.capture.meta.one_device import (
     decompose,
@@ -220,7 +220,7 @@ class _FunctionMode(TorchFunctionMode):
         try:
             return func(*args, **keywords)
         except NotImplementedError:
-            raise refusal(name) from None
+            raise CannotEvaluate(untraceable_operator(name)) from None
 
     def _run_again(self, func: Any, args: Any, keywords: Any, error: RuntimeError) -> Any:
         """Runs a function again, because some refuse arguments of which only some are known."""

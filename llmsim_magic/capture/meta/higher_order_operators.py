@@ -1,7 +1,7 @@
-"""Run higher-order operators of torch, such as `torch.cond`, as the Python that they stand for.
+"""Run higher-order operators of torch, such as `torch.cond`, in plain Python.
 
-torch compiles the functions that they are given; a traced pass calls them, so that it sees what
-they do.
+torch compiles the functions that are passed to them. A traced pass calls those functions, so that
+their kernels are recorded.
 """
 
 import sys
@@ -13,7 +13,7 @@ from torch._ops import HigherOrderOperator
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 
 from llmsim_magic.capture.kernels import call_stack
-from llmsim_magic.capture.meta.partial_evaluation import CannotEvaluate, PartialEvaluation
+from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
 
 FLEX_ATTENTION = "flex_attention"
 _GET_DEVICE = torch.Tensor.device.__get__
@@ -26,16 +26,8 @@ def higher_order_name(func: Any) -> str | None:
 
 
 def in_python(func: Any) -> Callable[..., Any] | None:
-    """Return Python that does what a higher-order operator does; None if there is none."""
+    """Return a Python function equivalent to a higher-order operator; None if there is none."""
     return _IN_PYTHON.get(higher_order_name(func))
-
-
-def refusal(name: str) -> CannotEvaluate:
-    """The error for a higher-order operator that cannot be traced."""
-    return CannotEvaluate(
-        f"the forward calls {name}, a higher-order operator of torch that cannot be traced; write "
-        "what it does in plain Python"
-    )
 
 
 def _cond(
@@ -108,15 +100,15 @@ _IN_PYTHON: dict[str | None, Callable[..., Any]] = {
 
 
 def device_to_check(func: Any) -> torch.device | None:
-    """The device to give where torch checks that a higher-order operator supports it.
+    """The device of a tensor that torch's checks of a higher-order operator accept.
 
-    It refuses `meta`, and tensors of which only some are known, before it calls the operator.
+    Before it calls such an operator, torch refuses tensors on `meta` or on different devices.
 
     Args:
         func: The torch function that is called, from the `__torch_function__` of a mode.
 
     Returns:
-        A device that torch supports; None anywhere else.
+        A device that torch supports if one of those checks reads `tensor.device`; otherwise None.
     """
     if func != _GET_DEVICE:
         return None
@@ -139,16 +131,16 @@ def flex_attention_outputs(
 
 
 def computed_share(evaluation: PartialEvaluation, block_mask: Sequence[Any]) -> float:
-    """The share of the score matrix that flex attention computes; the report says it.
+    """The share of the score matrix that flex attention computes; noted in the report.
 
     Args:
-        evaluation: The evaluation, which says whether the mask is known.
+        evaluation: Knows whether the mask depends on data, and collects the note.
         block_mask: `BlockMask.as_tuple()`: lengths of queries and keys, then for each row of blocks
             how many are masked in part and how many are computed in full; last the sizes of a
             block and the mask's function.
 
     Returns:
-        Blocks that are computed by all blocks; 1 if the mask depends on the data.
+        Computed blocks divided by all blocks, from 0 to 1; 1 if the mask depends on data.
     """
     keys, block = block_mask[1], block_mask[-2]
     counts = [each for each in (block_mask[2], block_mask[4]) if each is not None]
