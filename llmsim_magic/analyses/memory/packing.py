@@ -15,12 +15,23 @@ class UnknownLayout(Exception):
 class Packing:
     """A layout: codes in blocks of `rows` × `columns` that share a scale and a zero point.
 
-    A row is one output feature and a column one input feature; 0 spans the matrix. `column_bits`
-    are stored per input and `matrix_bits` per matrix. `excluded` are names of modules that keep the
-    model's dtype, `only` those of all modules that are quantised, and `by_name` have a layout of
-    their own. `outer` is the layout of linear layers outside the repeated layers, if they are
-    packed; `embeddings` says whether embeddings are. `arithmetic` is the dtype a device multiplies
-    the codes in; None if they are always converted to the model's dtype first.
+    Attributes:
+        name: the format, for the report.
+        code_bits: bits per weight, without metadata.
+        rows: output features per block; `ALL` (0) if a block spans them.
+        columns: input features per block; `ALL` (0) if a block spans them.
+        scale_bits: bits of the scale of a block.
+        zero_bits: bits of the zero point of a block.
+        column_bits: bits stored per input feature of a matrix.
+        matrix_bits: bits stored per matrix.
+        excluded: names of modules that keep the model's dtype.
+        only: names of the only modules that are quantised; empty if all are.
+        by_name: layouts of modules that differ from this one, by name.
+        experts_only: whether only expert matrices are packed.
+        outer: layout of linear layers outside the repeated layers; None if those are not packed.
+        embeddings: whether embeddings are packed.
+        arithmetic: dtype in which a device multiplies the codes; None if they are always
+            converted to the model's dtype first.
     """
 
     name: str

@@ -128,7 +128,7 @@ def _auto_round(config: Mapping[str, Any]) -> Packing:
     kind = str(config.get("data_type", "int"))
     if kind != "int":
         raise UnknownLayout(f"has data_type {shorten(kind)}, and only int has a known layout")
-    whole = _auto_round_layout("auto-round", config)
+    whole = _auto_round_layout(config)
     layers = layouts_by_name(config)
     kept = tuple(name for name, keys in layers.items() if int(keys.get("bits", 16)) >= 16)
     others = {name: {**config, **keys} for name, keys in layers.items() if name not in kept}
@@ -136,16 +136,14 @@ def _auto_round(config: Mapping[str, Any]) -> Packing:
         whole,
         excluded=(*excluded_names(config), *kept),
         only=quantized_blocks(config),
-        by_name=tuple(
-            (name, _auto_round_layout("auto-round", keys)) for name, keys in others.items()
-        ),
+        by_name=tuple((name, _auto_round_layout(keys)) for name, keys in others.items()),
     )
 
 
-def _auto_round_layout(name: str, keys: Mapping[str, Any]) -> Packing:
+def _auto_round_layout(keys: Mapping[str, Any]) -> Packing:
     bits, group = int(keys.get("bits", 4)), int(keys.get("group_size", 128))
     return Packing(
-        name=name,
+        name="auto-round",
         code_bits=bits,
         rows=1,
         columns=group_columns(group),
