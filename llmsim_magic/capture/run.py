@@ -25,7 +25,7 @@ from llmsim_magic.capture.meta.isolation import isolated, model_lock
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation, Progress
 from llmsim_magic.capture.modalities.model_inputs import ModelInputs
 from llmsim_magic.capture.modalities.signature import parameters
-from llmsim_magic.capture.models.live_model_copy import inputs_on_meta
+from llmsim_magic.capture.models.copy_to_meta import inputs_on_meta
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.prime_decode_cache import (
     PrefillCache,

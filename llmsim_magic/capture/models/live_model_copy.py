@@ -1,4 +1,4 @@
-"""Copy a live module or its inputs to the meta device, without reading the weights."""
+"""Copy a live module to the meta device, without reading the weights."""
 
 import copy
 import inspect
@@ -9,14 +9,13 @@ from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch.nn.parameter import is_lazy
 
 from llmsim_magic.capture.inputs.cache_in_output import CACHE_KEYWORDS
-from llmsim_magic.capture.kernels.tensors import dtype_name, tensors_in
+from llmsim_magic.capture.kernels.tensors import dtype_name
 from llmsim_magic.capture.meta.isolation import isolated
-from llmsim_magic.capture.meta.partial_evaluation import MAX_KNOWN_ELEMENTS
 from llmsim_magic.capture.meta.small_buffers import small_buffer_copy
 from llmsim_magic.capture.meta.snapshot import restored_attributes
+from llmsim_magic.capture.models.copy_to_meta import DeepCopyToMeta, meta_tensor
 from llmsim_magic.capture.models.meta_model import MetaModel, optional_text
 from llmsim_magic.capture.models.module_hooks import CopiedHooks
 from llmsim_magic.capture.models.quantized_modules import refuse_quantized
@@ -25,8 +24,7 @@ from llmsim_magic.records.errors import CannotTrace, describe, is_instance
 from llmsim_magic.records.printable import printable
 from llmsim_magic.records.trace.trace import ModelInfo
 
-META = torch.device("meta")
-_COMPILED_OF = "_torchdynamo_orig_callable"  # of a compiled function: the function as written
+_WRITTEN = "_torchdynamo_orig_callable"  # attribute of a compiled function: its original
 _FORWARDS = frozenset({"forward", "__call__", "_wrapped_call_impl"})
 _PLAIN_TENSORS = {torch.Tensor, torch.nn.Parameter}
 
@@ -35,8 +33,8 @@ _PLAIN_TENSORS = {torch.Tensor, torch.nn.Parameter}
 def copy_without_weights(module: torch.nn.Module, name: str) -> MetaModel:
     """Copy a live module to the meta device; the module itself is not modified.
 
-    The copy has none of the user's hooks, only those of the model's own code, and those by which
-    torch computes a weight, such as weight norm.
+    The copy keeps the hooks of the model's own code, and those with which torch computes a weight,
+    such as weight norm, but no hooks of the user.
 
     Args:
         module: Any module, also one that torch.compile, accelerate or PEFT wraps.
@@ -65,14 +63,14 @@ def _copied(module: torch.nn.Module, name: str) -> MetaModel:
     hooks = CopiedHooks(module)
     hooks.fill(memo)
     notes = [*_drop_wrappers(module, memo, hooks.dropped), *_replace_weights(module, memo)]
-    with restored_attributes(module.modules()), _DeepCopyToMeta():
+    with restored_attributes(module.modules()), DeepCopyToMeta():
         copied = copy.deepcopy(module, memo)
     _check_independent(copied, module)
     clear_last_pass(copied)
     for submodule in copied.modules():
         functions = {key: f for key, f in vars(submodule).items() if isinstance(f, FunctionType)}
         vars(submodule).update({key: _rebound(f, memo) for key, f in functions.items()})
-    with _DeepCopyToMeta():
+    with DeepCopyToMeta():
         hooks.rebind(memo, lambda function: _rebound(function, memo))
     _unwrap(copied)
     copied.eval()
@@ -97,8 +95,8 @@ def _copied(module: torch.nn.Module, name: str) -> MetaModel:
 def _replace_flex_attention(copied: Any) -> Iterator[str]:
     """Let a model of transformers attend with sdpa where it would compile flex attention.
 
-    transformers keeps what it compiles for the whole process. A config that names flex attention
-    is traced with sdpa as well.
+    transformers keeps a compiled flex attention for the whole process, which a trace must not
+    change. A config that names flex attention is traced with sdpa as well.
     """
     configs: list[Any] = [getattr(module, "config", None) for module in copied.modules()]
     flexible = [each for each in configs if _attention(each) == "flex_attention"]
@@ -132,8 +130,8 @@ def module_of_forward(value: Any) -> Any:
         The module of `module.forward` or `torch.compile(module.forward)`; other values unchanged.
     """
     method = value
-    while is_instance(method, FunctionType) and _COMPILED_OF in vars(method):
-        method = vars(method)[_COMPILED_OF]
+    while is_instance(method, FunctionType) and _WRITTEN in vars(method):
+        method = vars(method)[_WRITTEN]
     is_forward = is_instance(method, MethodType) and method.__func__.__name__ in _FORWARDS
     is_of_module = is_forward and isinstance(method.__self__, torch.nn.Module)
     return method.__self__ if is_of_module else value
@@ -169,11 +167,11 @@ def _replace_weights(module: torch.nn.Module, memo: dict[int, Any]) -> Iterator[
     """Fill the memo with a meta tensor for each weight; small buffers keep their values."""
     classes: set[type[torch.Tensor]] = set()
     for parameter in module.parameters():
-        memo[id(parameter)] = torch.nn.Parameter(_meta(parameter), parameter.requires_grad)
+        memo[id(parameter)] = torch.nn.Parameter(meta_tensor(parameter), parameter.requires_grad)
         classes.add(type(parameter))
     for buffer in module.buffers():
         values = small_buffer_copy(buffer)
-        memo[id(buffer)] = _meta(buffer) if values is None else values
+        memo[id(buffer)] = meta_tensor(buffer) if values is None else values
         classes.add(type(buffer))
     subclasses = sorted(printable(each.__name__) for each in classes - _PLAIN_TENSORS)
     if subclasses:
@@ -262,86 +260,3 @@ def _with_full_signature(model: Any, base: Callable[..., Any]) -> Callable[..., 
     order = sorted(named.values(), key=lambda each: (each.kind, each.default is not each.empty))
     wrapper.__signature__ = inspect.Signature(order)  # type: ignore[attr-defined]
     return wrapper
-
-
-def _meta(tensor: torch.Tensor) -> torch.Tensor:
-    _check_dense(tensor)
-    with torch.no_grad():
-        return torch.empty_strided(
-            tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=META
-        )
-
-
-def _check_dense(tensor: torch.Tensor) -> None:
-    """Raise `TypeError` for a tensor that is more than a shape, strides and a dtype."""
-    if tensor.is_nested:
-        kind = "nested tensor"
-    elif tensor.layout is not torch.strided:
-        kind = f"tensor of layout {tensor.layout}"
-    elif tensor.is_quantized:
-        kind = "quantized tensor"
-    elif isinstance(tensor, torch.masked.MaskedTensor):
-        kind = "masked tensor"
-    else:
-        return
-    raise TypeError(f"a {kind} cannot be represented without its values; make it dense")
-
-
-def _check_whole(tensor: torch.Tensor) -> None:
-    """Raise `TypeError` for an input that is a part of a tensor, or whose sizes are unknown."""
-    if hasattr(tensor, "full_tensor"):
-        raise TypeError("a DTensor holds one device's part; give its full_tensor()")
-    if any(type(size) is not int for size in tensor.shape):
-        raise TypeError("the sizes of a tensor are symbolic; give one of plain sizes")
-
-
-class _DeepCopyToMeta(torch.overrides.TorchFunctionMode):
-    """Makes `copy.deepcopy` of a tensor return a meta tensor, or its values if it is small.
-
-    A class may keep tables, which follow from its config, in plain attributes, as in buffers.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.__deepcopy__:
-            tensor, memo = args
-            return memo.setdefault(id(tensor), self.copied(tensor))
-        if func is torch.Tensor.clone:  # called by Parameter.__deepcopy__
-            return _meta(args[0])
-        return func(*args, **(kwargs or {}))
-
-    def copied(self, tensor: torch.Tensor) -> torch.Tensor:
-        values = small_buffer_copy(tensor)
-        return _meta(tensor) if values is None else values
-
-
-class _DeepCopyInputs(_DeepCopyToMeta):
-    """Also keeps the values of integer and boolean tensors of at most `MAX_KNOWN_ELEMENTS`."""
-
-    def copied(self, tensor: torch.Tensor) -> torch.Tensor:
-        _check_dense(tensor)
-        _check_whole(tensor)
-        is_data = tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta
-        is_known = not is_data and tensor.numel() <= MAX_KNOWN_ELEMENTS
-        with torch._C.DisableTorchFunction():
-            return tensor.detach().cpu().clone() if is_known else _meta(tensor)
-
-
-def inputs_on_meta(value: Any) -> Any:
-    """Copy inputs to the meta device; small integer and boolean tensors keep their values.
-
-    Args:
-        value: Tensors in any nested collection or object.
-
-    Returns:
-        A deep copy with the same structure.
-
-    Raises:
-        CannotTrace: If something in the inputs cannot be copied.
-    """
-    try:
-        if any(is_lazy(tensor) for tensor in tensors_in(value)):
-            raise TypeError("an uninitialized parameter has no shape; give a tensor")
-        with _DeepCopyInputs():
-            return copy.deepcopy(value)
-    except Exception as error:
-        raise CannotTrace(f"inputs cannot be copied: {describe(error)}") from error
