@@ -10,6 +10,7 @@ from llmsim_magic.analyses.memory import activation_formats, weight_only_formats
 from llmsim_magic.analyses.memory.packing import ALL, Packing, UnknownLayout
 from llmsim_magic.records.errors import InvalidValue, describe, shorten
 from llmsim_magic.records.hardware.dtypes import KV_DTYPES, WEIGHT_DTYPES, short_dtype
+from llmsim_magic.records.trace.quantization_config import has_mlx_keys
 
 _PARSERS = {**weight_only_formats.PARSERS, **activation_formats.PARSERS}
 
@@ -54,8 +55,8 @@ def packing_from_config(config: Mapping[str, Any], name: str) -> Packing:
     method = str(config.get("quant_method", "")).lower()
     if method == "bitsandbytes" or config.get("load_in_4bit") or config.get("load_in_8bit"):
         method = "bitsandbytes"
-    if not method and {"bits", "group_size"} <= config.keys():
-        method = "mlx"  # its configs have no quant_method
+    if not method and has_mlx_keys(config):
+        method = "mlx"
     read = _PARSERS.get(method)
     if read is None:
         raise InvalidValue(

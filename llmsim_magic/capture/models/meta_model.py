@@ -28,6 +28,7 @@ from llmsim_magic.capture.models.backbone_stages import with_all_stages
 from llmsim_magic.capture.models.model_class import check_has_forward, model_constructor
 from llmsim_magic.capture.record.hooks import ModelHooks
 from llmsim_magic.records.errors import CannotTrace, describe, is_instance, shorten
+from llmsim_magic.records.trace.quantization_config import has_mlx_keys
 from llmsim_magic.records.trace.trace import ModelInfo
 
 META = torch.device("meta")
@@ -170,18 +171,18 @@ def _remove_quantization(config: Any) -> dict[str, Any] | None:
     A model with several parts may have it in the config of its language model. mlx writes it as
     `quantization`, without a `quant_method`.
     """
-    parts: list[Any] = [config, getattr(config, "text_config", None)]
-    found = []
-    for part in parts:
+    found: list[Any] = []
+    for part in (config, getattr(config, "text_config", None)):
         if getattr(part, "quantization_config", None) is not None:
             found.append(part.quantization_config)
             del part.quantization_config
-        of_mlx = getattr(part, "quantization", None)
-        if isinstance(of_mlx, dict) and {"bits", "group_size"} <= of_mlx.keys():
-            found.append({"quant_method": "mlx"} | of_mlx)
-    if not found:
-        return None
-    quantization = found[0]
+        mlx: object = getattr(part, "quantization", None)
+        if has_mlx_keys(mlx):
+            found.append({"quant_method": "mlx", **mlx})
+    return _json_data(found[0]) if found else None
+
+
+def _json_data(quantization: Any) -> dict[str, Any]:
     keys = quantization if isinstance(quantization, dict) else quantization.to_dict()
     text = json.dumps(keys, default=str)
     data: dict[str, Any] = json.loads(text, parse_constant=str)  # JSON has no NaN

@@ -1,7 +1,7 @@
 """Read the names of modules in a checkpoint's `quantization_config`, as its author wrote them."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 # Keys that list modules which keep the model's dtype, of every library that transformers loads.
 _EXCLUDED = (
@@ -58,12 +58,13 @@ def layouts_by_name(config: Mapping[str, Any]) -> dict[str, Any]:
     dynamic = config.get("dynamic")
     if isinstance(dynamic, Mapping):
         found.update((name, keys) for name, keys in dynamic.items() if not name.startswith("-:"))
-    paths = {
-        key: value
-        for key, value in config.items()
-        if "." in key or (isinstance(value, Mapping) and {"bits", "group_size"} <= value.keys())
-    }
+    paths = {key: value for key, value in config.items() if "." in key or has_mlx_keys(value)}
     return {str(name): value for name, value in (found | paths).items()}
+
+
+def has_mlx_keys(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a value is a layout as mlx writes it, whose configs have no `quant_method`."""
+    return isinstance(value, Mapping) and {"bits", "group_size"} <= value.keys()
 
 
 def _texts(value: Any) -> Iterator[str]:
