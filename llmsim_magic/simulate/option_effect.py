@@ -1,6 +1,6 @@
-"""Refuse options that change nothing of what a request shows, for every interface.
+"""Refuse options that have no effect on what a request shows, for every interface.
 
-An option has an effect on every view, unless the views that use it name it in `View.uses`.
+An option that views name in `View.uses` has an effect on those views alone; others, on every view.
 """
 
 from collections.abc import Collection, Iterable
@@ -61,9 +61,9 @@ def require_panel_options(request: Request) -> None:
     for name in ABSENT_FROM_PANEL:
         option = BY_NAME[name]
         if option.value(request) != option.default:
+            instead = "use its Save button" if name == "csv" else f"leave {option.flag} out"
             raise InvalidValue(
-                f"{_as_typed(option, request)} cannot be combined with the panel"
-                + ("; use the Save button of the panel" if name == "csv" else "; leave one out")
+                f"{_as_typed(option, request)} cannot be combined with the panel; {instead}"
             )
     for name in ("phase", "batch", "context"):
         if len(BY_NAME[name].value(request)) > 1:
@@ -81,26 +81,25 @@ def require_panel_options(request: Request) -> None:
 
 
 def options_without_effect(request: Request) -> frozenset[str]:
-    """Names of the options that change nothing of what the views of a request show."""
-    some = {name for view in _EVERY_VIEW for name in view.uses}
+    """Names of the options that have no effect on what the views of a request show."""
+    of_some_views = {name for view in _EVERY_VIEW for name in view.uses}
     used = {name for view in views_of(request) for name in view.uses}
-    without = some - used
-    if request.csv is None:
-        without.add("overwrite")
-    return frozenset(without)
+    if request.csv is not None:
+        used.add("overwrite")
+    return frozenset((of_some_views | {"overwrite"}) - used)
 
 
-def without_idle_options(request: Request) -> dict[str, Any]:
+def effective_values(request: Request) -> dict[str, Any]:
     """The values of a request's options by name, with defaults for those without effect."""
-    idle = options_without_effect(request)
+    without_effect = options_without_effect(request)
     return {
-        option.name: option.default if option.name in idle else option.value(request)
+        option.name: option.default if option.name in without_effect else option.value(request)
         for option in OPTIONS
     }
 
 
 def _users(option: Option) -> Collection[str]:
-    """What has to be requested for an option to have an effect."""
+    """Names of the views and options without which an option has no effect."""
     if option.name == "overwrite":
         return ("csv",)
     users = [view.name for view in _EVERY_VIEW if option.name in view.uses]

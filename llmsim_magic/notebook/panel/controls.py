@@ -7,7 +7,7 @@ import ipywidgets as widgets
 
 from llmsim_magic.records.hardware.dtypes import DTYPES
 from llmsim_magic.records.trace.workload import DEFAULT_CONTEXT, PHASES
-from llmsim_magic.simulate.option_effect import options_without_effect, without_idle_options
+from llmsim_magic.simulate.option_effect import effective_values, options_without_effect
 from llmsim_magic.simulate.options import BY_NAME, OPTIONS, request_of
 from llmsim_magic.simulate.request import ALL, Request
 from llmsim_magic.simulate.views import VIEWS
@@ -64,17 +64,17 @@ class Controls:
         _select(self.depth, selection.depth or 0)
         _select(self.layers, selection.layers)
         for control in (self.view, self.hardware):
-            control.observe(self._disable_idle, "value")
-        self._disable_idle()
+            control.observe(self._disable_unused, "value")
+        self._disable_unused()
 
-    def _disable_idle(self, _: Any = None) -> None:
-        """Disable the controls that do not change the selected view."""
+    def _disable_unused(self, _: Any = None) -> None:
+        """Disable the controls that have no effect on the selected view."""
         sizes = (self.batch, self.context)
         for control in (self.phase, *(part for size in sizes for part in size.widget.children)):
             control.disabled = self.view.value == "multi-config"
-        idle = options_without_effect(self._chosen())
+        unused = options_without_effect(self._chosen())
         for name, control in (("weight_dtype", self.weights), ("kv_dtype", self.cache)):
-            control.disabled = name in idle
+            control.disabled = name in unused
 
     @property
     def drawing(self) -> tuple[widgets.Widget, ...]:
@@ -98,9 +98,9 @@ class Controls:
             yield sizes.get(control, control)
 
     def request(self) -> Request:
-        """The request of the current values that have an effect; its model is a text."""
+        """The request of the current values that have an effect; its model is the field's text."""
         chosen = self._chosen()
-        return request_of(chosen.model, chosen.views, without_idle_options(chosen))
+        return request_of(chosen.model, chosen.views, effective_values(chosen))
 
     def _chosen(self) -> Request:
         """The request of all current values."""
@@ -126,7 +126,7 @@ class Controls:
         return request_of(model, views, kept | chosen)
 
     def _ep(self) -> int:
-        """The expert parallel size of the first request, as long as its devices are the same."""
+        """The first request's expert-parallel size while `tp` is unchanged; otherwise 1."""
         given = self._given.build.parallel
         return given.ep if int(self.tp.value) == given.tp else 1
 
