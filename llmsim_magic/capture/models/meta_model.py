@@ -171,8 +171,9 @@ def _remove_quantization(config: Any) -> dict[str, Any] | None:
     A model with several parts may have it in the config of its language model. mlx writes it as
     `quantization`, without a `quant_method`.
     """
+    parts: list[Any] = [config, getattr(config, "text_config", None)]
     found: list[Any] = []
-    for part in (config, getattr(config, "text_config", None)):
+    for part in parts:
         if getattr(part, "quantization_config", None) is not None:
             found.append(part.quantization_config)
             del part.quantization_config
