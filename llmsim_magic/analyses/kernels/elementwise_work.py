@@ -1,7 +1,8 @@
 """Elementwise operations of a kernel, which torch's FLOP counter does not count.
 
 One small function per kind of kernel. Data movement counts zero operations. A kernel without a
-formula counts as None and is reported.
+formula counts as None and is reported. A name stands for all its overloads, and for the kernel that
+does the same in place: `cumsum` for `cumsum_`.
 """
 
 from collections.abc import Callable
@@ -49,18 +50,19 @@ def _fake_quantization(read: int, written: int) -> int:
 
 _DATA_MOVEMENT = frozenset(
     """
-    _to_copy clone copy copy_ cat stack embedding index index_select gather scatter scatter_
-    slice_scatter select_scatter index_put index_put_ index_copy index_copy_ _unsafe_index
-    _index_put_impl_ constant_pad_nd repeat roll flip tril triu arange full full_like zeros
+    _to_copy clone copy cat stack embedding index index_select gather scatter
+    slice_scatter select_scatter index_put index_copy index_fill put _unsafe_index
+    _index_put_impl constant_pad_nd repeat roll flip tril triu arange full full_like zeros
     zeros_like ones ones_like empty empty_like empty_strided new_empty new_zeros new_ones new_full
-    fill fill_ zero_ scalar_tensor lift_fresh_copy unfold_copy repeat_interleave as_strided_scatter
-    rand rand_like randn randn_like randint bernoulli bernoulli_ normal_ uniform_
+    fill zero scalar_tensor lift_fresh_copy unfold_copy repeat_interleave as_strided_scatter
+    rand rand_like randn randn_like randint randint_like random bernoulli normal uniform
+    exponential geometric log_normal cauchy
     upsample_nearest1d upsample_nearest2d _upsample_nearest_exact2d searchsorted
     eye linspace one_hot im2col pixel_shuffle reflection_pad1d reflection_pad2d replication_pad1d
     replication_pad2d _efficientzerotensor _local_scalar_dense masked_scatter masked_select nonzero
     _unique2 unique_dim unique_consecutive multinomial randperm pixel_unshuffle channel_shuffle
     col2im triu_indices tril_indices upsample_nearest3d
-    allreduce_ allgather_ send recv_
+    allreduce allgather send recv
     """.split()  # noqa: SIM905 - a list of names reads best as words
 )
 _REDUCTIONS = frozenset(
@@ -68,7 +70,7 @@ _REDUCTIONS = frozenset(
     sum mean amax amin max min argmax argmin prod any all var std var_mean norm linalg_vector_norm
     logsumexp cumsum cumprod cummax topk sort argsort bincount histc avg_pool2d adaptive_avg_pool2d
     _adaptive_avg_pool2d max_pool2d_with_indices avg_pool1d count_nonzero kthvalue median
-    index_add_ index_add scatter_add_ scatter_add scatter_reduce nll_loss_forward
+    index_add index_reduce scatter_add scatter_reduce nll_loss_forward
     _is_all_true equal avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d cummin aminmax
     """.split()  # noqa: SIM905 - a list of names reads best as words
 )
@@ -82,7 +84,10 @@ _NORMALIZATIONS = (
     "_fused_rms_norm",
 )
 _BILINEAR = ("upsample_bilinear2d", "_upsample_bilinear2d_aa", "grid_sampler_2d")
-_UNTAGGED_POINTWISE = ("floor_divide", "polar", "complex", "masked_fill", "_prelu_kernel", "glu")
+_UNTAGGED_POINTWISE = (
+    *("floor_divide", "polar", "complex", "masked_fill", "_prelu_kernel", "glu", "hardswish"),
+    "log_sigmoid_forward",
+)
 _FAKE_QUANTIZATIONS = (
     "fake_quantize_per_tensor_affine_cachemask",
     "fake_quantize_per_channel_affine_cachemask",
@@ -105,14 +110,19 @@ def short_name(kernel: str) -> str:
     return parts[1] if len(parts) > 1 else kernel
 
 
+def _functional_name(kernel: Kernel) -> str:
+    """The op name of a kernel, or of the functional form if it works in place."""
+    return short_name(kernel.name).removesuffix("_")
+
+
 def is_data_movement(kernel: Kernel) -> bool:
     """Whether a kernel only copies, gathers or fills."""
-    return short_name(kernel.name) in _DATA_MOVEMENT
+    return _functional_name(kernel) in _DATA_MOVEMENT
 
 
 def elementwise_ops(record: Record, kernel: Kernel) -> int | None:
     """Elementwise operations of a kernel; None if there is no formula for it."""
-    name = short_name(kernel.name)
+    name = _functional_name(kernel)
     if kernel.is_view or kernel.flops is not None or name in _DATA_MOVEMENT:
         return 0
     formula = _per_output if kernel.pointwise else _FORMULAS.get(name)

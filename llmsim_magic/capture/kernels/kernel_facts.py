@@ -1,5 +1,7 @@
 """Facts about an ATen op from its schema: which arguments it mutates, and how it allocates."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -41,7 +43,7 @@ class KernelFacts:
         name: Qualified name, such as `aten.mm.default`.
         mutated: The arguments that the kernel writes, by position, or by name where they are
             keyword-only. Empty for ops that change only a tensor's shape, such as `squeeze_`.
-        is_pointwise: Whether it works element by element.
+        is_pointwise: Whether it works element by element, also where torch does not tag it so.
         is_composite: Whether torch decomposes it into other kernels.
         is_allocation: Whether it creates a tensor without writing it.
         may_alias: Whether it may write or return one of its arguments.
@@ -79,7 +81,7 @@ def facts(func: Any) -> KernelFacts:
     return KernelFacts(
         name=str(func),
         mutated=tuple(mutated),
-        is_pointwise=torch.Tag.pointwise in func.tags,
+        is_pointwise=_is_pointwise(func),
         is_composite=is_composite,
         is_allocation=func._overloadpacket in _ALLOCATIONS,
         may_alias=any(
@@ -90,6 +92,36 @@ def facts(func: Any) -> KernelFacts:
         structure=_structure(schema.name.removeprefix("aten::")),
         generator_overload=_generator_overload(func),
     )
+
+
+def _is_pointwise(func: Any) -> bool:
+    """Whether an op works element by element.
+
+    torch tags most such ops, but not all their overloads and in-place forms. An overload of the op,
+    or of its functional form, with the same arguments does the same work.
+    """
+    if torch.Tag.pointwise in func.tags:
+        return True
+    packet, arguments = func._overloadpacket, _input_names(func)
+    namespace = getattr(torch.ops, func.namespace)
+    functional = getattr(namespace, packet.__name__.removesuffix("_"), packet)
+    return any(
+        torch.Tag.pointwise in overload.tags and _input_names(overload) == arguments
+        for each in (packet, functional)
+        for overload in _overloads(each)
+    )
+
+
+def _overloads(packet: Any) -> Iterator[Any]:
+    """The overloads of an op, without those that exist only in TorchScript."""
+    for name in packet.overloads():
+        with suppress(RuntimeError):
+            yield getattr(packet, name)
+
+
+def _input_names(func: Any) -> list[str]:
+    """The names of an op's arguments, without those that are passed as `out=`."""
+    return [argument.name for argument in func._schema.arguments if not argument.is_out]
 
 
 def _structure(name: str) -> str | None:
