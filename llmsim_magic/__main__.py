@@ -1,6 +1,8 @@
 """The command line, `python -m llmsim_magic MODEL --ops`: prints a report as text."""
 
+import os
 import sys
+from contextlib import suppress
 
 from llmsim_magic.notebook.arguments import Help, parse, parser
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
@@ -8,6 +10,7 @@ from llmsim_magic.records.printable import printable
 from llmsim_magic.simulate.option_effect import require_effect
 
 PROGRAM = "python -m llmsim_magic"
+_CLOSED_PIPE = 141  # 128 + SIGPIPE, the status of a program that a closed pipe ends
 
 
 def main(words: list[str] | None = None) -> int:
@@ -17,8 +20,22 @@ def main(words: list[str] | None = None) -> int:
         words: the arguments; by default those of the process.
 
     Returns:
-        The exit status: 0, 2 after an error, 130 after an interrupt.
+        The exit status: 0, 2 after an error, 130 after an interrupt, 141 after whoever reads the
+        output has closed it, as `head` does.
     """
+    try:
+        status = _run(words)
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # it is None where the process started without it
+                stream.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return _CLOSED_PIPE
+    return status
+
+
+def _run(words: list[str] | None) -> int:
+    """Print the report of one request, and return the exit status."""
     given = sys.argv[1:] if words is None else words
     try:
         line = parse(given, PROGRAM)
@@ -51,9 +68,20 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("llmsim: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
     return 0
+
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere, because Python flushes it when the process ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            with suppress(OSError, ValueError):  # a stream without a file
+                os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _show_progress(message: str) -> None:

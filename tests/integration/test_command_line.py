@@ -1,6 +1,9 @@
 """The command line prints the same answers as text, and one line per mistake."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -33,9 +36,7 @@ MISTAKES = [
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub counts as off, whatever the machine."""
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.mark.parametrize(("line", "named"), MISTAKES, ids=[line for line, _ in MISTAKES])
@@ -120,3 +121,26 @@ def test_a_local_config_and_its_folder_are_the_same_model(
 def test_help_is_shown_where_no_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "--multi-config" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "stream"),
+    [
+        ([], "stdout"),
+        (["--help"], "stdout"),
+        (["gpt2", "--context", "4"], "stdout"),
+        (["gpt2", "--batch", "0"], "stderr"),
+    ],
+)
+def test_a_closed_pipe_ends_the_process_silently(words: list[str], stream: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {stream: writer}
+    try:
+        command = [sys.executable, "-m", "llmsim_magic", *words]
+        done = subprocess.run(command, check=False, **streams)  # type: ignore[call-overload]
+    finally:
+        os.close(writer)
+    assert done.returncode == 141
+    assert not done.stdout
+    assert not done.stderr
