@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import PerChannelMinMaxObserver
 
 import llmsim_magic as llmsim
 from llmsim_magic.capture.kernels.tensors import tensors_in
@@ -26,6 +27,14 @@ CALLS: dict[str, Callable[[Tensor], Any]] = {
     "argsort": lambda x: x.argsort(-1),
     "multinomial": lambda x: x.abs().multinomial(2),
     "histc": lambda x: x.histc(7),
+    "histogram": lambda x: x.histogram(7),
+    "histogram, given edges": lambda x: x.histogram(torch.tensor([0.0, 0.5, 1.0])),
+    "least squares": lambda x: torch.linalg.lstsq(x, x[:, :2]),
+    "least squares, vector": lambda x: torch.linalg.lstsq(x, x[:, 0]),
+    "least squares, tall": lambda x: torch.linalg.lstsq(x.T, x[:2].T, driver="gels"),
+    "least squares, batch": lambda x: torch.linalg.lstsq(
+        x.T.expand(2, 4, 3), x.T.expand(2, 4, 3), driver="gelsd"
+    ),
     "all": lambda x: (x > 0).all(),
     "index by a known mask": lambda x: x[torch.tensor([True, False, True])],
     "index by a mask and a slice": lambda x: x[:, torch.tensor([True, False, True, True])],
@@ -87,6 +96,42 @@ def test_whole_numbers_among_the_inputs_are_known() -> None:
     kernels = llmsim.trace(Splits(), inputs=given).kernels
     shapes = kernels[kernels["kernel"] == "aten.exp.default"]["output_shapes"]
     assert shapes.tolist() == [[(2, 4)], [(3, 4)]]
+
+
+def test_a_buffer_that_a_pass_resizes_gets_its_size_back() -> None:
+    observer = PerChannelMinMaxObserver()
+    for _ in range(2):
+        trace = llmsim.trace(nn.Sequential(nn.Linear(8, 8), observer), inputs=torch.zeros(3, 8))
+        assert trace.summary.loc["flops", "value"] == 2 * 3 * 8 * 8
+    assert observer.min_val.shape == (0,)
+
+
+STEPS: dict[str, Callable[[Tensor], Any]] = {
+    "a number in a message": lambda x: f"{x.mean():.3f} of {x.argmax():d}, {x.sum()}",
+    "pinned": lambda x: x.pin_memory().cuda(non_blocking=True),
+    "pinned, new": lambda x: x + torch.zeros(4, pin_memory=True),
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_a_step_that_needs_values_or_an_accelerator_runs(step: Callable[[Tensor], Any]) -> None:
+    class Steps(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            step(x)
+            return x.exp()
+
+    kernels = llmsim.trace(Steps(), inputs=torch.zeros(2, 4)).kernels["kernel"].tolist()
+    assert kernels.count("aten.exp.default") == 1
+
+
+def test_the_text_of_several_unknown_numbers_is_refused_as_torch_does() -> None:
+    def text(x: Tensor) -> str:
+        return f"{x:.3f}"
+
+    with pytest.raises(TypeError, match="unsupported format string"):
+        text(torch.zeros(2))
+    with evaluating_partially(), pytest.raises(TypeError, match="unsupported format string"):
+        text(torch.zeros(2, device="meta"))
 
 
 def test_a_small_buffer_keeps_its_values_and_gets_them_back() -> None:

@@ -118,6 +118,52 @@ def histogram(
     return values.new_empty(bins, device=META)
 
 
+def histogram_with_edges(
+    evaluation: PartialEvaluation,
+    values: torch.Tensor,
+    bins: int | torch.Tensor = 100,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`histogram` of unknown values: the bins, and one edge more. The bins may be the edges."""
+    edges = bins.numel() if isinstance(bins, torch.Tensor) else bins + 1
+    return values.new_empty(edges - 1, device=META), values.new_empty(edges, device=META)
+
+
+def least_squares(
+    evaluation: PartialEvaluation,
+    matrix: torch.Tensor,
+    right: torch.Tensor,
+    rcond: float | None = None,
+    *,
+    driver: str | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """`linalg.lstsq` of matrices `[..., m, n]` and right sides `[..., m, k]` or `[..., m]`.
+
+    Returns:
+        The solution `[..., n, k]` or `[..., n]`; then residuals `[..., k]`, ranks `[...]` and
+        singular values `[..., min(m, n)]`, empty where the driver computes none. Matrices are
+        taken to have full rank.
+    """
+    driver = driver or "gelsy"  # torch's default on the host
+    rows, columns = matrix.shape[-2:]
+    is_vector = right.dim() == 1 or right.shape == matrix.shape[:-1]
+    right = right.unsqueeze(-1) if is_vector else right
+    batch = torch.broadcast_shapes(matrix.shape[:-2], right.shape[:-2])
+    width = right.shape[-1]
+    solution = matrix.new_empty(
+        (*batch, columns) if is_vector else (*batch, columns, width), device=META
+    )
+    has_residuals = rows > columns and driver != "gelsy"
+    has_values = driver in ("gelsd", "gelss")
+    real = matrix.dtype.to_real()
+    return (
+        solution,
+        torch.empty((*batch, width) if has_residuals else (0,), dtype=real, device=META),
+        torch.empty((0,) if driver == "gels" else batch, dtype=torch.long, device=META),
+        torch.empty((*batch, min(rows, columns)) if has_values else (0,), dtype=real, device=META),
+    )
+
+
 def repeat_interleave(
     evaluation: PartialEvaluation, repeats: torch.Tensor, output_size: int | None = None
 ) -> torch.Tensor:

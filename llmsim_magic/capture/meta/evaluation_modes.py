@@ -238,16 +238,25 @@ class _FunctionMode(TorchFunctionMode):
 
 
 def _to_python(evaluation: PartialEvaluation, func: Any, args: Any, keywords: Any) -> Any:
-    """Runs `tolist` or `numpy`, with assumed values if those of the tensor are unknown."""
+    """Runs `tolist`, `numpy` or `format`; values of the tensor that are unknown are assumed."""
     tensor = args[0]
     if evaluation.is_known(tensor):
         return func(*args, **keywords)
+    if func is torch.Tensor.__format__:
+        return _formatted(*args)
     value = assumed_scalar(evaluation, tensor)
     assumed = torch.full(tensor.shape, value, dtype=tensor.dtype, device="cpu")
     values = func(assumed, *args[1:], **keywords)
     if tensor.dim():  # `tolist` of a scalar gives a number
         evaluation.mark_assumed(values)
     return values
+
+
+def _formatted(tensor: torch.Tensor, spec: str) -> str:
+    """The text of an unknown value, as in a message: that of 1, for a number of its dtype."""
+    if tensor.dim() and spec:
+        raise TypeError("unsupported format string passed to Tensor.__format__")  # as torch does
+    return format(torch.ones((), dtype=tensor.dtype, device="cpu").item(), spec)
 
 
 def _from_python(evaluation: PartialEvaluation, func: Any, args: Any, keywords: Any) -> Any:
@@ -262,7 +271,9 @@ def _from_python(evaluation: PartialEvaluation, func: Any, args: Any, keywords: 
     return made
 
 
-_TO_PYTHON = frozenset({torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__})
+_TO_PYTHON = frozenset(
+    {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__format__}
+)
 _FROM_PYTHON = frozenset({torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy})
 
 

@@ -27,7 +27,8 @@ def without_accelerator(
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """Replace an accelerator that a call names, such as `x.to("cuda")`, by `meta`.
 
-    A trace is of a model on one device, whichever that is.
+    A trace is of a model on one device, whichever that is. Host memory is not pinned, because only
+    an accelerator's allocator can.
 
     Args:
         func: The torch function that is called.
@@ -39,6 +40,10 @@ def without_accelerator(
     """
     if func in _MOVES:
         return torch.Tensor.to, (args[0], META), {}
+    if func is torch.Tensor.pin_memory:
+        return torch.Tensor.to, (args[0], args[0].device), {}
+    if keywords.get("pin_memory"):
+        keywords = {**keywords, "pin_memory": False}
     if func is torch.Tensor.to and len(args) > 1 and type(args[1]) is int:
         args = (args[0], META, *args[2:])
     elif any(map(_is_accelerator, args)):

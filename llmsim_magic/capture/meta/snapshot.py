@@ -81,6 +81,8 @@ class _ModuleState:
             changed |= _restore(collection, saved)
         for tensor, values in self._tensors:
             if not torch.equal(tensor, values):
+                if tensor.shape != values.shape:  # the forward resized it in place
+                    tensor.resize_(values.shape)
                 tensor.data.copy_(values)
                 changed = True
         return changed
