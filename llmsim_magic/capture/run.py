@@ -13,7 +13,11 @@ import torch
 
 from llmsim_magic.capture.inputs import forward_inputs
 from llmsim_magic.capture.inputs.cache_in_output import cache_after, with_empty_cache
-from llmsim_magic.capture.inputs.context_length import context_note, is_huggingface
+from llmsim_magic.capture.inputs.context_length import (
+    check_context_runs,
+    context_note,
+    is_huggingface,
+)
 from llmsim_magic.capture.inputs.decode_inputs import DECODE_INPUT_MAKERS, MakeDecodeInputs
 from llmsim_magic.capture.inputs.given_inputs import batch_size
 from llmsim_magic.capture.kernels.call_stack import call_model
@@ -22,7 +26,7 @@ from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.higher_order_operators import computed_share
 from llmsim_magic.capture.meta.isolation import isolated, model_lock
-from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation, Progress
+from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEvaluation, Progress
 from llmsim_magic.capture.modalities.model_inputs import ModelInputs
 from llmsim_magic.capture.modalities.signature import parameters
 from llmsim_magic.capture.models.copy_to_meta import inputs_on_meta
@@ -214,6 +218,9 @@ class _Pass:
         return self.meta_model.hooks.states or frozenset()
 
 
+_OF_LENGTH = (IndexError, ValueError, RuntimeError)  # what a context beyond a table raises
+
+
 @contextmanager
 def _error_context(meta_model: MetaModel, workload: Workload) -> Iterator[None]:
     """Adds the model and the workload to any error that its forward raises."""
@@ -222,6 +229,9 @@ def _error_context(meta_model: MetaModel, workload: Workload) -> Iterator[None]:
     except LlmsimError:
         raise
     except Exception as error:
+        is_loop = isinstance(error, EndlessLoop)  # its message says more
+        if workload.context and isinstance(error, _OF_LENGTH) and not is_loop:
+            check_context_runs(meta_model.module, workload, meta_model.info.name)
         raise CannotTrace(
             f"{meta_model.info.name}: {meta_model.info.class_name} cannot run {workload} "
             f"without weights: {failure_reason(error)}"

@@ -213,4 +213,8 @@ def _main_trace(sweep: Sweep) -> Trace:
 def _fit_context(model: "MetaModel", workload: Workload, *, shorten: bool) -> Workload:
     from llmsim_magic.capture.inputs.context_length import fit_context
 
-    return fit_context(model.longest_context, workload, model.info.name, shorten=shorten)
+    longest = model.longest_context
+    tokens = workload.context + (workload.phase == "decode")
+    if shorten and longest is None and tokens > (model.declared_context or tokens):
+        longest = model.longest_that_runs(tokens)
+    return fit_context(longest, workload, model.info.name, shorten=shorten)

@@ -68,13 +68,40 @@ def _reads(module: torch.nn.Module, count: int) -> bool:
     return True
 
 
+def longest_that_runs(model: HuggingFaceModel, tokens: int) -> int | None:
+    """The number of tokens beyond which a forward fails, found by running it on meta.
+
+    Tables of sinusoids, causal masks and biases limit it, which a class may hold in buffers, in
+    plain attributes or not at all. The forward is taken to run on every shorter context.
+
+    Args:
+        model: Any module.
+        tokens: A number of tokens, probably too large.
+
+    Returns:
+        The limit in tokens, less than `tokens`; None if `tokens` run, or a single one fails.
+    """
+    if not is_huggingface(model) or not reads_tokens(model):
+        return None
+    if _reads(model, tokens) or not _reads(model, 1):
+        return None
+    runs, fails = 1, tokens
+    declared = declared_context(model)
+    probes = [declared, declared + 1] if declared else []
+    while fails - runs > 1:
+        probe = probes.pop(0) if probes else (runs + fails) // 2
+        if runs < probe < fails:
+            runs, fails = (probe, fails) if _reads(model, probe) else (runs, probe)
+    return runs
+
+
 def declared_context(model: HuggingFaceModel) -> int | None:
     """The longest context in tokens that the config declares, or None."""
     return min(_declared_positions(model.config), default=None)
 
 
 def _declared_positions(config: Any) -> list[int]:
-    names = ("max_position_embeddings", "max_target_positions")
+    names = ("max_position_embeddings", "max_target_positions", "n_positions", "max_seq_len")
     texts = text_configs(config)
     values = [getattr(text, name, None) for text in texts for name in names]
     return [value for value in values if isinstance(value, int)]
@@ -106,6 +133,28 @@ def fit_context(longest: int | None, workload: Workload, name: str, *, shorten: 
         f"{name}: context {workload.context} is too long: the position table has {longest} "
         f"entries, so at most {limit} in {workload.phase}"
     )
+
+
+def check_context_runs(model: HuggingFaceModel, workload: Workload, name: str) -> None:
+    """After a forward has failed, check whether it runs on a shorter context.
+
+    Args:
+        model: Any module.
+        workload: The workload that failed.
+        name: The model's name, for the error message.
+
+    Raises:
+        InvalidValue: If it does; the message says the longest context.
+    """
+    longest = longest_context(model) if is_huggingface(model) else None
+    fit_context(longest, workload, name, shorten=False)
+    is_decode = workload.phase == "decode"
+    runs = longest_that_runs(model, workload.context + is_decode)
+    if runs is not None:
+        raise InvalidValue(
+            f"{name}: context {workload.context} is too long: its forward fails beyond {runs} "
+            f"tokens, so at most {runs - is_decode} in {workload.phase}"
+        )
 
 
 def context_note(model: HuggingFaceModel, workload: Workload) -> list[str]:

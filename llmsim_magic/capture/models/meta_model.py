@@ -19,6 +19,7 @@ from llmsim_magic.capture.inputs.context_length import (
     declared_context,
     is_huggingface,
     longest_context,
+    longest_that_runs,
 )
 from llmsim_magic.capture.kernels.rng import preserved_rng
 from llmsim_magic.capture.kernels.tensors import dtype_name
@@ -57,6 +58,11 @@ class MetaModel:
     def longest_context(self) -> int | None:
         """The number of tokens that it has positions for; None without such a limit."""
         return longest_context(self.module)
+
+    @isolated()
+    def longest_that_runs(self, tokens: int) -> int | None:
+        """The number of tokens, less than `tokens`, beyond which it fails; None if they run."""
+        return longest_that_runs(self.module, tokens)
 
     @property
     def declared_context(self) -> int | None:
