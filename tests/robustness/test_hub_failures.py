@@ -1,6 +1,7 @@
 """Whatever a hub answers or does not: one line with the cause, in bounded time and memory."""
 
 import _thread
+import signal
 import socket
 import subprocess
 import threading
@@ -184,6 +185,15 @@ def test_the_wait_is_shown_second_by_second(
     assert seen == [f"waiting for {host}", f"waiting for {host} (1 s)"]
 
 
+@pytest.fixture
+def heard_interrupts() -> Iterator[None]:
+    """A shell starts what runs in the background with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_interrupts")
 def test_an_interrupt_ends_the_wait_and_the_download(hub: LoopbackHub) -> None:
     hub.fault = loopback_hub.stalls
     timer = threading.Timer(0.3, _thread.interrupt_main)
