@@ -51,6 +51,7 @@ class Polynomial:
 
     @property
     def depends_on_context(self) -> bool:
+        """Whether a term with a power of the context has a coefficient other than zero."""
         return any(factor for row in self.coefficients for factor in row[1:])
 
     def to_sympy(self, batch: sympy.Symbol, context: sympy.Symbol) -> sympy.Expr:

@@ -36,7 +36,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class PassActivations:
-    """Peak bytes of the activations of a pass, and what the pass reads."""
+    """Peak bytes of the activations of a pass, without sampling, and the pass's workload."""
 
     workload: Workload
     nbytes: int
@@ -57,7 +57,8 @@ def memory(
         weight_dtype: Storage dtype of weights; as the checkpoint stores them if None.
         kv_dtype: Storage dtype of keys and values; as traced if None.
         runtime: The serving runtime whose overhead to add.
-        activations: Those of a pass that is too long to trace; those of `trace` if None.
+        activations: Activations to count, if the pass is too long to trace and `trace` is of a
+            shorter one; those of `trace` if None.
 
     Raises:
         InvalidValue: If a dtype does not exist.
@@ -118,7 +119,7 @@ def _slot_bytes(slot: CacheSlot, bits: int | None) -> int:
 def _with_sampling(
     peak: PassActivations, location: str, trace: Trace, runtime: Runtime | None
 ) -> tuple[int, str]:
-    """The peak of the pass or of sampling after it, whichever is larger, and where it is."""
+    """Bytes at the peak of the pass or of sampling after it, if that is larger, and where it is."""
     where = f"activations at their most in {location}, {peak.workload}"
     if runtime is None or not runtime.sampled_sequences or not trace.model.generates:
         return peak.nbytes, where

@@ -84,7 +84,6 @@ class CapacityPlanner:
     _caches: dict[tuple[Parallel, str, str | None], Formula | None] = field(
         default_factory=dict, init=False
     )
-
     _activations: dict[tuple[Parallel, bool, int], Formula | None] = field(
         default_factory=dict, init=False
     )
@@ -211,22 +210,25 @@ class CapacityPlanner:
             is_chunked = bool(trace(Workload("prefill", 1, 1)).cache)
         if is_chunked:
             workload = Workload("prefill", 1, min(most, self.longest or most))
-        read, activations = self._read(workload, setup.parallel, runtime)
+        traced, activations = self._affordable_trace(workload, setup.parallel, runtime)
         found = memory(
-            read,
+            traced,
             weight_dtype=setup.weight_dtype,
             kv_dtype=setup.kv_dtype,
             runtime=runtime,
             activations=activations,
         )
-        if not read.cache or not (is_chunked or setup.phase == "decode" or activations):
+        if not traced.cache or not (is_chunked or setup.phase == "decode" or activations):
             return found
         return replace(found, cache=self._cache_bytes(setup, trace))
 
-    def _read(
+    def _affordable_trace(
         self, workload: Workload, parallel: Parallel, runtime: Runtime
     ) -> tuple[Trace, PassActivations | None]:
-        """The trace of a pass; if it is a long scan, a shorter one and the pass's activations."""
+        """The trace of a pass, or of a shorter one if the pass is a scan that takes too long.
+
+        With a shorter one come the activations of the pass itself, by a formula.
+        """
         trace = self.tracer(parallel)
         if not self._is_long_scan(workload.context):
             return trace(workload), None
@@ -236,14 +238,14 @@ class CapacityPlanner:
             self._activations[key] = _long_scan_activations(
                 trace, workload.batch, affordable, runtime
             )
-        known = self._activations[key]
-        if known is None:
+        by_context = self._activations[key]
+        if by_context is None:
             return trace(workload), None
-        nbytes = int(known.at((workload.batch, workload.context)))
+        nbytes = int(by_context.at((workload.batch, workload.context)))
         return trace(replace(workload, context=affordable)), PassActivations(workload, nbytes)
 
     def _is_long_scan(self, context: int) -> bool:
-        """Whether the model makes kernels for each token, and too many for this context."""
+        """Whether each token runs kernels of its own, and this context takes too long to trace."""
         if context <= _MAX_SCANNED:
             return False
         affordable = self.whole_model_tracer.longest_affordable
@@ -331,9 +333,9 @@ class CapacityPlanner:
 def _long_scan_activations(
     trace: Tracer, batch: int, longest: int, runtime: Runtime
 ) -> Formula | None:
-    """Peak bytes of activations at any context, from contexts up to `longest`; None if no formula.
+    """Peak bytes of activations as a formula of the context; None if no formula fits.
 
-    Three contexts determine a polynomial, which a fourth checks.
+    Passes of three contexts up to `longest` determine it, and one of a fourth checks it.
     """
     grid = Grid((batch,), (longest // 2, 3 * longest // 4, longest))
     points = (*grid.points, (batch, longest // 4))

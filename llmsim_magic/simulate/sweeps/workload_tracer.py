@@ -65,9 +65,9 @@ class WorkloadTracer:
 
         Args:
             phase: The phase of the passes to trace.
-            value: The quantity.
-            longest: A long context that checks the formula, where the quantity grows with the
-                context; shorter for a model that supports less.
+            value: Returns the quantity of a trace.
+            longest: The context in tokens that checks a formula in which the context occurs; at
+                most the longest that the model supports.
         """
         traces: dict[Point, Trace] = {}
 
