@@ -168,9 +168,10 @@ def _run_prefill(
 def _run_prefill_that_keeps(
     meta_model: MetaModel, inputs: ModelInputs, progress: Progress
 ) -> PrimedCache:
-    """Runs a prefill that leaves tensors in modules, and tells states of its input from tables.
+    """Run a prefill that leaves tensors in modules; keep those that it computed from its inputs.
 
-    It is recorded, and no layer is replayed, so that every tensor's origin is seen.
+    Other tensors are tables that follow from the config. The pass is recorded without replay, so
+    that the origin of every tensor is known.
     """
     model, hooks = meta_model.module, meta_model.hooks
     recorder = Recorder(hooks.roles)
@@ -200,11 +201,11 @@ def primed_cache(
     evaluation: PartialEvaluation,
     kept: dict[str, torch.Tensor],
 ) -> PrimedCache:
-    """Return the cache that a prefill leaves, with notes that say they come from the prefill.
+    """Return the cache that a prefill leaves, with notes that name the prefill as their origin.
 
     Args:
-        inputs: What the prefill was given.
-        state: What it returned for the next step.
+        inputs: The inputs of the prefill.
+        state: The keywords for the next step that it returned.
         evaluation: What is known and assumed about its values.
         kept: The tensors that it computed from its inputs and left in attributes of modules.
     """

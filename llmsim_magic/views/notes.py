@@ -1,4 +1,4 @@
-"""Sentences about a pass: what the trace assumes, and work that the model's choices do not need."""
+"""Notes about a pass: assumptions of the trace, and mixtures whose code runs every expert."""
 
 from llmsim_magic.analyses.cost.mixture_of_experts import active_parameters, expert_routings
 from llmsim_magic.records.trace.trace import Trace

@@ -1,4 +1,4 @@
-"""Routers: how many of its experts a mixture chooses for each token, read from the record."""
+"""Routers of mixtures of experts: the number of experts chosen per token, read from the record."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -73,10 +73,10 @@ def routed_experts(trace: Trace) -> tuple[RoutedExperts, ...]:
 
 
 def _routers(trace: Trace) -> Iterator[_Router]:
-    """Every choice of a module among the scores of one axis; the last top-k of a module counts.
+    """The last top-k of each module over scores of one axis, or its calls of argmax.
 
-    An earlier top-k of the same module chooses groups of experts. A module may instead call argmax
-    once for each expert of a token.
+    An earlier top-k of the same module chooses groups of experts. A module that calls argmax calls
+    it once for each expert of a token.
     """
     record = trace.recorded
     choices: dict[tuple[str, int], list[Kernel]] = defaultdict(list)
@@ -111,10 +111,10 @@ def _nearest_experts(trace: Trace, router: _Router) -> tuple[list[Parameter], li
 
 
 def _stacks(trace: Trace, path: str, experts: int) -> list[Parameter]:
-    """Parameters in a module with a matrix for each expert, and their owners' one row for each.
+    """Parameters inside a module that have a matrix for each expert, and biases beside them.
 
     A stack of matrices is `[experts, …, …]`, or `[experts · rows, columns]` of which a matmul reads
-    one expert's rows.
+    one expert's rows. A bias is `[experts, …]`.
     """
     owned: dict[str, list[Parameter]] = defaultdict(list)
     for parameter in trace.parameters:
@@ -141,9 +141,10 @@ def _is_stack(trace: Trace, parameter: Parameter, experts: int) -> bool:
 
 
 def _siblings(trace: Trace, path: str, experts: int) -> list[str]:
-    """Modules of one class, as many as experts, that are all modules with parameters of a list.
+    """Paths of modules of one class, one per expert, that are the children of one module.
 
-    The list is a `ModuleList`, or any module if its children have children of their own.
+    The parent is a `ModuleList`, or any module whose children have children of their own. Children
+    without parameters are ignored.
     """
     owners = {parameter.owner for parameter in trace.parameters if not parameter.is_buffer}
     filled = {owner[:end] for owner in owners for end in _ends(owner)}

@@ -1,4 +1,4 @@
-"""What is known of a checkpoint: the keys of its config, and the names of its tensors."""
+"""Facts about a checkpoint: the raw keys of its config, and the names of its tensors."""
 
 import json
 import os
@@ -18,10 +18,12 @@ _MAX_BYTES = 64 << 20  # an index of 100,000 tensors has 10 MB
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What is known of a checkpoint besides its config object.
+    """Facts about a checkpoint that its config object does not have.
 
-    `keys` are the raw keys of its config and `tensors` the names of its tensors, if they are at
-    hand. `is_checked` says that the keys are known to give the published number of parameters.
+    Attributes:
+        keys: The raw keys of its config.
+        tensors: The names of its tensors; None if its files are not on this machine.
+        is_checked: Whether the keys are known to give the published number of parameters.
     """
 
     keys: Mapping[str, Any]
@@ -30,19 +32,12 @@ class Checkpoint:
 
 
 def checkpoint_of(found: FoundConfig) -> Checkpoint:
-    """What is known of the checkpoint that a config was found with; asks nothing of the hub."""
+    """Facts about the checkpoint of a config, without a request to the hub."""
     return Checkpoint(found.keys, _stored_tensors(found), found.origin == "catalogue")
 
 
 def _stored_tensors(found: FoundConfig) -> frozenset[str] | None:
-    """The names of a checkpoint's tensors, if a local folder or the local cache has them.
-
-    Args:
-        found: The config and where it came from. Nothing is asked of the hub.
-
-    Returns:
-        The names; None if the checkpoint is not at hand, or its files cannot be read.
-    """
+    """The names of a checkpoint's tensors; None unless a folder or the local cache has them."""
     locate = _in_folder(found) if os.path.isdir(found.location) else _in_cache(found)
     if locate is None:
         return None

@@ -27,7 +27,7 @@ def separate_head(
     Args:
         module: The model as built.
         config: Its config, which transformers may have changed.
-        checkpoint: What is known of the checkpoint; None for a config object.
+        checkpoint: Facts about the checkpoint; None for a config object.
 
     Returns:
         A note for the report, if the head was untied, or if it is unknown whether it is tied.

@@ -30,7 +30,7 @@ class ConfigSource:
     """A `PretrainedConfig` with its display name, its origin and notes for the report.
 
     `adapter` has the keys of the adapter whose layers the model gets. `has_own_code` says whether
-    the model's repository has code of its own, which was not run. `checkpoint` is what is known of
+    the model's repository has code of its own, which was not run. `checkpoint` has facts about
     the checkpoint; None for a config object.
     """
 

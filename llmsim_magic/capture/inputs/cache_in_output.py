@@ -38,10 +38,9 @@ def cache_in_output(model: HuggingFaceModel, output: Any) -> Keywords:
 def _is_cache(key: str, value: Any, accepted: Collection[str]) -> bool:
     """Whether an item of the output is a cache; features of an image or audio are none.
 
-    A cache holds tensors of numbers: the index of a frame, a name or a setting carries nothing
-    that the model computed. It is an object of a class of its own. Tensors in plain collections
-    are one if the model can be asked to keep them, or reads tokens: others pass features on that
-    it need not compute again.
+    A cache holds floating-point tensors; a frame index, a name or a setting does not. An object of
+    a class of its own is a cache. Tensors in plain collections are one if the model has a keyword
+    that asks for them, or reads tokens; other models return features for reuse in this way.
     """
     if isinstance(value, torch.Tensor):
         return False

@@ -223,7 +223,11 @@ class _FunctionMode(TorchFunctionMode):
             raise CannotEvaluate(untraceable_operator(name)) from None
 
     def _run_again(self, func: Any, args: Any, keywords: Any, error: RuntimeError) -> Any:
-        """Runs a function again, because some refuse arguments of which only some are known."""
+        """Run a function again, with its composite operators decomposed.
+
+        Some composites refuse known and unknown arguments in one call. Some work only if the
+        tensors that they create are on the host, others only if those are on `meta`.
+        """
         for on_meta in (False, True):
             self._evaluation.on_retry()
             try:
@@ -278,9 +282,10 @@ _FROM_PYTHON = frozenset({torch.tensor, torch.as_tensor, torch.asarray, torch.fr
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """Run functions that `torch.compile` wraps as they are written.
+    """Run functions that `torch.compile` wraps without compiling them.
 
-    The setting is the process's: a compiled function of another thread runs uncompiled meanwhile.
+    The setting applies to the whole process, so compiled functions of other threads also run
+    uncompiled in the meantime.
     """
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance

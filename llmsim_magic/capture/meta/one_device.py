@@ -1,4 +1,4 @@
-"""Run functions of torch that refuse tensors on two devices, or name a device of their own.
+"""Run functions of torch that refuse tensors on two devices, or that name an accelerator.
 
 Known values are on the host and everything else is on `meta`. Single kernels never see both, but a
 composite operator, such as `stft` or `quantile`, compares the devices of its arguments before
@@ -25,10 +25,10 @@ _MOVES = frozenset(
 def without_accelerator(
     func: Any, args: tuple[Any, ...], keywords: dict[str, Any]
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Replace an accelerator that a call names, such as `x.to("cuda")`, by `meta`.
+    """Replace the accelerator that a call names, as in `x.to("cuda")`, by `meta`.
 
-    A trace is of a model on one device, whichever that is. Host memory is not pinned, because only
-    an accelerator's allocator can.
+    A trace shows a model on one device, and any accelerator is that device. Host memory is not
+    pinned, because only an accelerator's allocator can.
 
     Args:
         func: The torch function that is called.

@@ -64,10 +64,10 @@ class PartialEvaluation:
 
     @contextmanager
     def creating(self, *, on_meta: bool) -> Iterator[None]:
-        """Create tensors on `meta` where the code in this context asks for it, or on the host.
+        """Let tensors that code in this context creates on `meta` stay there, or go to the host.
 
-        Some composite operators create tensors on the device of one argument, and then compare
-        their device with those of the arguments.
+        Some composite operators create tensors on the device of one argument, and then compare it
+        with the devices of the other arguments.
         """
         self.creates_on_meta, before = on_meta, self.creates_on_meta
         try:

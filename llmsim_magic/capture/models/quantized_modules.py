@@ -1,4 +1,4 @@
-"""Find what is quantised in a live module, whose weights cannot be counted without their values."""
+"""Refuse a live module that is quantised: its weights cannot be counted without their values."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -54,10 +54,11 @@ _SIZES = (("out_features", "in_features"), ("outfeatures", "infeatures"))
 
 
 def refuse_quantized(module: torch.nn.Module, name: str) -> None:
-    """Refuse a module whose weights are not what their shapes and dtypes say.
+    """Refuse a module whose number of weights does not follow from shapes and dtypes.
 
-    Quantised are modules and tensors of a library that does so, tensors of any class that hold
-    narrower ones, and linear layers that pack several weights into one integer.
+    Modules and tensors of a quantisation library are quantised, and so are tensors of any class
+    that wrap tensors of narrower elements, and linear layers that pack several weights into one
+    integer.
 
     Args:
         module: A live module.
@@ -73,11 +74,12 @@ def refuse_quantized(module: torch.nn.Module, name: str) -> None:
             origin = f" of {library}" if library else ""
             raise CannotTrace(
                 f"{name}: {clip(path, 80) or 'the module'} is quantised ({kind}{origin}), and its "
-                f"weights cannot be counted without their values; {_route(module)}"
+                f"weights cannot be counted without their values; {_remedy(module)}"
             )
 
 
-def _route(module: torch.nn.Module) -> str:
+def _remedy(module: torch.nn.Module) -> str:
+    """What to trace instead."""
     config = getattr(module, "config", None)
     if getattr(config, "model_type", None) is not None:
         return "trace model.config, sized by its quantization_config or by weight_dtype"

@@ -1,4 +1,4 @@
-"""Clear what the last forward left in a copied module: a trace starts as a first forward does."""
+"""Clear the state that the last forward left in a copied module, as before a first forward."""
 
 import ast
 import inspect
@@ -21,9 +21,9 @@ def clear_last_pass(model: torch.nn.Module) -> None:
     """Empty the attributes in which forwards of a module keep tensors from pass to pass.
 
     Such an attribute holds a tensor, is None or empty after the constructor of its class, and is
-    set by the forward of the class, or a method that it calls. What only another method sets is
-    the user's; what is set only while another attribute says so, such as a flag that a table was
-    computed, stays, because the flag does.
+    set by the forward of the class or by a method that the forward calls. An attribute that only
+    other methods set was set by the user, and stays. So does one that the forward sets only under
+    a condition on another attribute, such as a flag that a table was computed: the flag stays too.
 
     Args:
         model: A copy of a live module, whose attributes are changed.
@@ -126,7 +126,7 @@ def _parsed(function: Any) -> ast.FunctionDef | None:
 class _Stores(ast.NodeVisitor):
     """The attributes of `self` that statements set or add to, and the methods that they call.
 
-    Left out is what stands under a condition on another attribute.
+    Statements under a condition on another attribute are left out.
     """
 
     def __init__(self, statements: Iterable[ast.stmt]) -> None:
