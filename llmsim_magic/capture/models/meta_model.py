@@ -107,10 +107,10 @@ def from_config(
     if attention:
         options["attn_implementation"] = attention
     constructor = model_constructor(config, name, base=base, has_remote_code=has_remote_code)
-    module, quantized_names, more = _module(
-        source, config, partial(_built, constructor.build, options=options, name=name), quantization
-    )
-    notes += more
+    build = partial(_built, constructor.build, options=options, name=name)
+    module, module_notes = _module(source, config, build)
+    quantized_names, name_notes = match_parameters(module, quantization or {})
+    notes += [*module_notes, *name_notes]
     class_name = type(module).__name__
     if constructor.instead_of:
         notes.append(f"{class_name} is built instead of {constructor.instead_of}")
@@ -130,21 +130,16 @@ def from_config(
 
 
 def _module(
-    source: ConfigSource, config: Any, build: Callable[[Any], Any], quantization: Any
-) -> tuple[Any, dict[str, tuple[str, ...]], list[str]]:
-    """Build the module as the checkpoint has it.
-
-    Returns:
-        The module, the parameters that names in `quantization_config` mean, and notes.
-    """
+    source: ConfigSource, config: Any, build: Callable[[Any], Any]
+) -> tuple[Any, list[str]]:
+    """Build the module with the stages, head and adapter of the checkpoint; also return notes."""
     module = build(config)
     check_has_forward(module, source.name)
     module, notes = with_all_stages(module, config, build)
     notes = [*notes, *separate_head(module, config, source.checkpoint)]
     if source.adapter is not None:
         notes.append(add_lora(module, source.adapter, source.name))
-    quantized_names, name_notes = match_parameters(module, quantization or {})
-    return module, quantized_names, [*notes, *name_notes]
+    return module, notes
 
 
 def _built(build: Callable[..., Any], config: Any, options: dict[str, Any], name: str) -> Any:

@@ -54,7 +54,7 @@ _SIZES = (("out_features", "in_features"), ("outfeatures", "infeatures"))
 
 
 def refuse_quantized(module: torch.nn.Module, name: str) -> None:
-    """Refuse a module whose number of weights does not follow from shapes and dtypes.
+    """Refuse a module whose shapes and dtypes do not give the number and size of its weights.
 
     Modules and tensors of a quantisation library are quantised, and so are tensors of any class
     that wrap tensors of narrower elements, and linear layers that pack several weights into one
@@ -68,9 +68,10 @@ def refuse_quantized(module: torch.nn.Module, name: str) -> None:
         CannotTrace: The module or one of its parts is quantised.
     """
     for path, part in module.named_modules():
-        for what in _quantized(part):
-            kind = clip(what.__name__, 60)
-            library = _library(what)
+        quantized_class = next(_quantized(part), None)
+        if quantized_class is not None:
+            kind = clip(quantized_class.__name__, 60)
+            library = _library(quantized_class)
             origin = f" of {library}" if library else ""
             raise CannotTrace(
                 f"{name}: {clip(path, 80) or 'the module'} is quantised ({kind}{origin}), and its "
