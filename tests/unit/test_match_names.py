@@ -14,6 +14,16 @@ AWQ = {"bits": 4, "group_size": 16, "quant_method": "awq"}
 NO_MATCH = "quantization_config names no module of this model"
 
 
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "vocab_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
 def built(config: Any) -> torch.nn.Module:
     class_name = config.architectures[0]
     with torch.device("meta"):
@@ -23,14 +33,6 @@ def built(config: Any) -> torch.nn.Module:
 
 def qwen2_5_vl() -> torch.nn.Module:
     """A small vision-language model, whose checkpoints say `visual` and `model.layers`."""
-    text = {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "vocab_size": 256,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
     vision = {
         "depth": 2,
         "hidden_size": 32,
@@ -40,7 +42,7 @@ def qwen2_5_vl() -> torch.nn.Module:
     }
     return built(
         transformers.Qwen2_5_VLConfig(
-            text_config=text,
+            text_config=TEXT,
             vision_config=vision,
             architectures=["Qwen2_5_VLForConditionalGeneration"],
         )
@@ -49,19 +51,10 @@ def qwen2_5_vl() -> torch.nn.Module:
 
 def gemma3() -> torch.nn.Module:
     """A small model whose checkpoints say `vision_tower` and `language_model.model`."""
-    text = {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "vocab_size": 256,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-    }
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "image_size": 56}
     return built(
         transformers.Gemma3Config(
-            text_config=text,
+            text_config=TEXT | {"head_dim": 16},
             vision_config={**vision, "num_attention_heads": 2},
             architectures=["Gemma3ForConditionalGeneration"],
             tie_word_embeddings=False,

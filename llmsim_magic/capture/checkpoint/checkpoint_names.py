@@ -28,14 +28,16 @@ class CheckpointNames:
         return name
 
     def in_checkpoints(self, name: str) -> set[str]:
-        """The names that a parameter of the built model has in checkpoints, and its own.
+        """The names that a parameter of the built model may have in checkpoints, and its own.
 
-        Of experts that are stored one by one, the first one is named.
+        Checkpoints may have been saved with or without the prefix of the base model. Where experts
+        are stored one by one, the name is that of the first.
         """
         found = {name}
-        for chosen in (self._reversed, [t for t in self._reversed if not _changes_prefix(t)]):
+        unprefixed = [each for each in self._reversed if not _changes_prefix(each)]
+        for transforms in (self._reversed, unprefixed):
             old = name
-            for transform in chosen:
+            for transform in transforms:
                 old = _renamed(transform, old)
             found.add(old.replace("*", "0"))
         if self._prefix:
