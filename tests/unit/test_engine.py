@@ -3,17 +3,20 @@
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.cost.operator_costs import totals
+from llmsim_magic.analyses.engine.engine_allocations import engine_allocations
 from llmsim_magic.analyses.engine.engine_trace import engine_notes, engine_trace
 from llmsim_magic.analyses.memory.memory import memory
-from llmsim_magic.analyses.memory.tensor_lifetimes import peak_activations
+from llmsim_magic.analyses.memory.tensor_lifetimes import lifetimes, peak_activations
 from llmsim_magic.analyses.time.kernel_sizes import kernel_shapes
 from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.hardware.kernel_shapes import Attention
-from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.parallel import Parallel
+from llmsim_magic.records.trace.trace import Trace, numel
 from tests.helpers import reduced_configs, small_models
 
 HEADS, RANK, NOPE, ROTARY, VALUE, LAYERS = 8, 32, 16, 8, 24, 3
@@ -217,3 +220,97 @@ def test_routing_and_pooling_are_no_attention() -> None:
     mixture = llmsim.trace(small_models.mixtral(), context=7).trace
     assert engine_trace(mixture) is mixture
     assert engine_notes(mixture) == ()
+
+
+TOKENS, VOCABULARY = 512, 5000
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "dtype": "float32",
+}
+
+
+def held(trace: Trace) -> dict[int, tuple[int, tuple[int, ...]]]:
+    """Bytes of each storage of activations that the pass holds, and the largest shape in it."""
+    record = trace.unrolled
+    shapes: dict[int, list[tuple[int, ...]]] = {}
+    for tensor in record.tensors:
+        shapes.setdefault(tensor.storage, []).append(tensor.shape)
+    return {
+        life.storage: (life.nbytes, max(shapes[life.storage], key=numel))
+        for life in lifetimes(record, ("activation",))
+    }
+
+
+@pytest.mark.parametrize("replay", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.LlamaConfig(**SMALL),
+        transformers.CohereConfig(**SMALL, logit_scale=0.5),
+        transformers.Gemma2Config(**SMALL, final_logit_softcapping=30.0),
+        transformers.Gemma2Config(**SMALL, final_logit_softcapping=None),
+        transformers.GraniteConfig(**SMALL, logits_scaling=4.0),
+    ],
+    ids=["plain", "scaled", "capped", "uncapped", "divided"],
+)
+def test_an_engine_holds_the_logits_of_last_tokens_only(config: Any, replay: bool) -> None:
+    """Whatever follows the head; a plain call holds those of every token."""
+    batch = 2
+    trace = llmsim.trace(config, context=TOKENS, batch=batch, replay=replay).trace
+    assert peak_activations(trace).nbytes >= batch * TOKENS * VOCABULARY * 4
+    found = [
+        nbytes
+        for nbytes, shape in held(engine_allocations(trace)).values()
+        if shape[-1] == VOCABULARY
+    ]
+    assert found
+    assert set(found) == {batch * VOCABULARY * 4}
+
+
+def test_logits_are_of_every_token_where_the_model_does_not_generate() -> None:
+    trace = llmsim.trace(small_models.bert(), context=7).trace
+    assert peak_activations(engine_allocations(trace)) == peak_activations(trace)
+
+
+def test_a_pipeline_stage_without_a_head_hands_on_every_token() -> None:
+    build = {"context": TOKENS, "pp": 2, "hardware": "H100"}
+    report = llmsim.trace(transformers.LlamaConfig(**SMALL | {"num_hidden_layers": 4}), **build)
+    assert report.planner is not None
+    first, last = report.planner.stages(Parallel(pp=2), report.trace.workload)
+    for stage, nbytes in ((first, TOKENS * 16 * 4), (last, VOCABULARY * 4)):
+        record = engine_allocations(stage).unrolled
+        storage = record.tensors[record.results[0]].storage
+        assert record.storages[storage].nbytes == nbytes
+
+
+def bloom() -> transformers.PretrainedConfig:
+    return transformers.BloomConfig(vocab_size=64, hidden_size=16, n_layer=3, n_head=2)
+
+
+@pytest.mark.parametrize("replay", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [sinks(), small_models.gemma2(), small_models.t5(), small_models.mistral(), bloom()],
+    ids=["sinks", "soft cap", "position bias", "sliding window", "alibi"],
+)
+def test_an_engine_holds_no_mask(config: Any, replay: bool) -> None:
+    trace = llmsim.trace(config, context=TOKENS, replay=replay).trace
+    square = (TOKENS, TOKENS)
+    assert any(shape[-2:] == square for _, shape in held(trace).values())
+    assert not any(shape[-2:] == square for _, shape in held(engine_allocations(trace)).values())
+
+
+def test_what_the_model_computes_and_never_reads_stays() -> None:
+    class Idle(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.idle = torch.cat([x] * 8)
+            return x + 1
+
+    trace = llmsim.trace(Idle(), inputs=torch.zeros(4, 4)).trace
+    assert peak_activations(engine_allocations(trace)) == peak_activations(trace)

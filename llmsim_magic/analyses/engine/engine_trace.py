@@ -8,7 +8,7 @@ from llmsim_magic.analyses.engine.unfused_attention import fuse_attention
 from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.trace import Trace
 
-FUSES = "attention is one fused kernel, which holds no score matrix"
+FUSES = "attention is one fused kernel, which holds no score matrix and no mask"
 ABSORBS = (
     "decode absorbs the projection of the cached latent into the query and the output; "
     "transformers applies it to every cached token in each step"

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from llmsim_magic.analyses.engine.engine_trace import engine_notes, engine_trace
+from llmsim_magic.analyses.engine.engine_allocations import engine_allocations
+from llmsim_magic.analyses.engine.engine_trace import engine_notes
 from llmsim_magic.analyses.memory.quantization import kv_dtype
 from llmsim_magic.analyses.memory.tensor_lifetimes import Peak, peak_activations
 from llmsim_magic.analyses.memory.weights import Weights, weights
@@ -89,7 +90,8 @@ def activation_bytes(trace: Trace, runtime: Runtime) -> int:
 
 
 def _as_run(trace: Trace, runtime: Runtime | None) -> Trace:
-    return engine_trace(trace) if runtime is not None and runtime.own_attention else trace
+    own = runtime is not None and runtime.own_attention
+    return engine_allocations(trace) if own else trace
 
 
 def buffer_bytes(trace: Trace) -> int:
