@@ -37,7 +37,7 @@ def headless_only() -> Any:
     """A config that no auto class lists but `AutoModel`."""
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     config = transformers.CLIPTextConfig(vocab_size=64, num_hidden_layers=2, **sizes)
-    return declaring(config, "CLIPTextForTokenClassification")
+    return declaring(config, "CLIPTextForCausalLM")
 
 
 class UnlistedConfig(transformers.LlamaConfig):
@@ -68,6 +68,48 @@ def test_the_class_that_replaces_a_declared_one_is_built_and_named(
     assert f"{built} is built instead of '{declared}', which transformers {version} lacks" in (
         report.trace.notes
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "declared", "built"),
+    [
+        (small_models.llama, "LlamaForTokenClassificationV2", "LlamaForTokenClassification"),
+        (small_models.llama, "LlamaForExtractiveQuestionAnswering", "LlamaForQuestionAnswering"),
+        (small_models.llama, "LlamaForRewardModel", "LlamaForSequenceClassification"),
+        (small_models.llama, "ChatLMForRewardModel", "LlamaForSequenceClassification"),
+        (small_models.llama, "LlamaReranker", "LlamaForSequenceClassification"),
+        (bert, "BertForSentimentClassification", "BertForSequenceClassification"),
+        (small_models.vit, "ViTForAgeClassification", "ViTForImageClassification"),
+    ],
+)
+def test_a_class_of_another_task_is_replaced_by_one_of_that_task(
+    config: Any, declared: str, built: str
+) -> None:
+    """A vocabulary head would count parameters that the checkpoint does not have."""
+    report = llmsim.trace(declaring(config(), declared))
+    assert report.trace.model.class_name == built
+    embedding, *others = report.trace.parameters
+    assert all(parameter.shape != embedding.shape for parameter in others)
+
+
+@pytest.mark.parametrize(
+    ("config", "declared", "built"),
+    [
+        (small_models.llama, "LlamaForEmbedding", "LlamaModel"),
+        (bert, "BertForSTS", "BertModel"),
+        (t5, "T5WithPoolingHead", "T5Model"),
+    ],
+)
+def test_a_class_of_a_task_that_transformers_lacks_loses_its_head_and_a_note_says_so(
+    config: Any, declared: str, built: str
+) -> None:
+    report = llmsim.trace(declaring(config(), declared), context=CONTEXT)
+    assert report.trace.model.class_name == built
+    version = transformers.__version__
+    assert (
+        f"{built} is built instead of '{declared}', which transformers {version} lacks; its head "
+        "is not counted"
+    ) in report.trace.notes
 
 
 @pytest.mark.parametrize("declared", ["LlamaForCausalLM", "LlamaModel"])

@@ -18,6 +18,16 @@ from llmsim_magic.records.errors import CannotTrace, describe, shorten
 # The last two list vision towers, and models of several parts, that no other class lists.
 _AUTO_CLASSES = (*MODEL_CLASSES, "AutoBackbone", "AutoModelForMultimodalLM")
 _TASK = re.compile("For[A-Z].*")  # `ForCausalLM`, and not the `Former` of a name
+_LANGUAGE_MODEL = re.compile(
+    "LM(?![a-z])|LanguageModel|(Conditional|Text|For)Generation|Pre[Tt]raining|Seq2Seq|(To|2)Text"
+)
+_SCORES = re.compile("[Cc]lassif|[Rr]eward|[Rr]erank|Rank|Regression")
+_OF_A_WHOLE_INPUT = (
+    "AutoModelForSequenceClassification",
+    "AutoModelForImageClassification",
+    "AutoModelForVideoClassification",
+    "AutoModelForAudioClassification",
+)
 _WITH_HEAD = tuple(name for name in MODEL_CLASSES if name != "AutoModel")
 
 
@@ -77,8 +87,12 @@ def _chosen(config: Any, name: str, *, base: bool, has_remote_code: bool) -> Con
         return Constructor(found or _refuse_part(config, name))
     unknown = f"{shorten(', '.join(declared))}, which transformers {transformers.__version__} lacks"
     runs_code = "--trust-remote-code runs the code of its repository"
+    note = f"{unknown}; {runs_code}" if has_remote_code else unknown
     if (found := next(filter(None, map(partial(_successor, config), declared)), None)) is not None:
-        return Constructor(found, f"{unknown}; {runs_code}" if has_remote_code else unknown)
+        return Constructor(found, note)
+    if not any(map(_is_language_model, declared)) and (found := _headless(config)) is not None:
+        has_head = any(_TASK.search(name) or "Head" in name for name in declared)
+        return Constructor(found, f"{note}; its head is not counted" if has_head else note)
     remedies = [runs_code] if has_remote_code else []
     if _headless(config) is not None:
         remedies.append("--base builds the model without that head")
@@ -135,20 +149,45 @@ def _headless(config: Any) -> Callable[..., Any] | None:
 
 
 def _successor(config: Any, declared: str) -> Callable[..., Any] | None:
-    """The constructor of the class that replaces a declared one, or None.
+    """The constructor of the class with a head that replaces a declared one, or None.
 
-    Its name differs only in case and underscores, or else it has the same task (`ForCausalLM`), or
-    else it is the class with a head that transformers prefers. A declared class without a head is
-    replaced by one without a head.
+    Its name differs only in case and underscores, or else it has the same task. Only a language
+    model is replaced by the one that transformers prefers.
     """
     for found in _package_classes(type(config)):
         if _simplified(found.__name__) == _simplified(declared):
             return found._from_config
-    task = _TASK.search(declared)
-    if task is None and "Head" not in declared:
-        return _headless(config)
-    same_task = (f"AutoModel{task[0]}",) if task is not None else ()
-    return _first_auto(config, same_task + _WITH_HEAD)
+    if not _is_language_model(declared):
+        return _first_auto(config, _auto_classes_of_task(declared))
+    return _first_auto(config, (f"AutoModel{_task(declared)}", *_WITH_HEAD))
+
+
+def _task(class_name: str) -> str:
+    """The part of a name that tells the task, such as `ForCausalLM`; the whole name without one."""
+    found = _TASK.search(class_name)
+    return class_name if found is None else found[0]
+
+
+def _is_language_model(class_name: str) -> bool:
+    task = _task(class_name)
+    return "LMHead" in task or (task.startswith("For") and bool(_LANGUAGE_MODEL.search(task)))
+
+
+def _auto_classes_of_task(declared: str) -> tuple[str, ...]:
+    """The auto classes of the tasks that a class name contains, the longest name first.
+
+    A class that scores its whole input, such as a reward model, is one of classification.
+    """
+    task = _task(declared)
+    prefix = "AutoModelFor"
+    names = [
+        name
+        for name in dir(importlib.import_module("transformers"))
+        if name.startswith(prefix) and not _is_language_model(name)
+    ]
+    named = [name for name in names if name.removeprefix(prefix) in task]
+    whole = _OF_A_WHOLE_INPUT if _SCORES.search(task) else ()
+    return (*sorted(named, key=len, reverse=True), *whole)
 
 
 def _simplified(class_name: str) -> str:
