@@ -27,6 +27,7 @@ from llmsim_magic.simulate.models.recipes import (
     no_progress,
     trace_workload,
 )
+from llmsim_magic.simulate.option_effect import mark_ignored_context, require_effect_on_cache
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import LOCAL, Request
 from llmsim_magic.simulate.sweeps.run_workloads import Outcomes, run_all
@@ -48,6 +49,7 @@ def answer(
     cancelled: IsCancelled = never_cancelled,
     *,
     recipe: ModelRecipe | None = None,
+    is_compared: bool = False,
 ) -> Report:
     """Trace every workload of a request once, and compute its views.
 
@@ -56,6 +58,7 @@ def answer(
         progress: called with a message before each step.
         cancelled: polled between steps and inside a pass.
         recipe: how to build the model, if it is known already.
+        is_compared: the model is the second of a comparison, whose options need an effect on one.
 
     Returns:
         The report, ready to display.
@@ -70,12 +73,17 @@ def answer(
     compared = None
     if request.compare is not None:
         second = replace(request, model=request.compare, csv=None, compare=None)
-        compared = answer(second, progress, cancelled)
+        compared = answer(second, progress, cancelled, is_compared=True)
     if LOCAL in request.deployment.hardware:
         progress("benchmarking this machine (about 30 seconds, once per session)")
         local()
     sweep = trace_workloads(known, request, progress, cancelled)
+    if not is_compared:
+        beside = () if compared is None else (compared.trace,)
+        require_effect_on_cache(request.deployment, (*sweep.traces, *beside))
     main = _main_trace(sweep)
+    if request.contexts and sweep.tracer is not None:
+        main = mark_ignored_context(main, sweep.tracer.trace)
     report = Report(
         trace=main,
         views=views_of(request),
@@ -125,6 +133,7 @@ def answer_with_inputs(request: Request, inputs: Any, progress: Progress = no_pr
             f"inputs of type {type_name(inputs)} cannot be read: {describe(error)}"
         ) from error
     trace = run_with_inputs(model, args, keywords, replay=_replays(request.replay))
+    require_effect_on_cache(request.deployment, (trace,))
     report = Report(trace=trace, views=views_of(request), deployment=request.deployment)
     return report.prepare(progress)
 

@@ -3,16 +3,20 @@
 An option that views name in `View.uses` has an effect on those views alone; others, on every view.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmsim_magic.records.errors import InvalidValue, clip
+from llmsim_magic.analyses.memory.memory import caches_keys_and_values
+from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.options import BY_NAME, OPTIONS, Option, text_of
-from llmsim_magic.simulate.request import ALL, Request
+from llmsim_magic.simulate.request import ALL, Deployment, Request
 from llmsim_magic.simulate.views import OPTION_VIEWS, VIEWS, views_of
 
 ABSENT_FROM_PANEL = ("explain", "compare", "csv", "sure")
+_TOKENS = frozenset({"input_ids", "decoder_input_ids"})
 _EVERY_VIEW = (*VIEWS.values(), *OPTION_VIEWS)
 
 
@@ -78,6 +82,51 @@ def require_panel_options(request: Request) -> None:
             f"{_as_typed(BY_NAME['hardware'], request)} cannot be combined with the panel, which "
             "shows one device at a time; name one device, or leave --panel out"
         )
+
+
+def require_effect_on_cache(deployment: Deployment, traces: Sequence[Trace]) -> None:
+    """Check the dtype of keys and values, which has an effect only where a model caches some.
+
+    Args:
+        deployment: The stored dtypes.
+        traces: Every pass that a report shows.
+
+    Raises:
+        InvalidValue: A dtype was chosen and no pass caches keys or values.
+    """
+    if deployment.kv_dtype is None or any(map(caches_keys_and_values, traces)):
+        return
+    names = " or ".join(dict.fromkeys(trace.model.name for trace in traces))
+    raise InvalidValue(
+        f"kv_dtype {deployment.kv_dtype} has no effect on {names}, which caches no keys and "
+        "values; leave it out"
+    )
+
+
+def mark_ignored_context(trace: Trace, trace_workload: Callable[[Workload], Trace]) -> Trace:
+    """The trace, with `ignores_context` set if a longer context gives the model the same inputs.
+
+    Only a model without tokens and cache, such as a vision tower, is traced a second time.
+
+    Args:
+        trace: A pass with a chosen context.
+        trace_workload: Traces another workload of the model.
+    """
+    inputs = _inputs(trace)
+    if trace.cache or _TOKENS & inputs.keys():
+        return trace
+    try:
+        longer = replace(trace.workload, context=2 * trace.workload.context + 1)
+        other = trace_workload(longer)
+    except LlmsimError:  # a limit on the context
+        return trace
+    return replace(trace, ignores_context=_inputs(other) == inputs)
+
+
+def _inputs(trace: Trace) -> dict[str | None, int]:
+    """The bytes of each input of a pass, by name."""
+    storages = trace.recorded.storages
+    return {storage.name: storage.nbytes for storage in storages if storage.role == "input"}
 
 
 def options_without_effect(request: Request) -> frozenset[str]:

@@ -6,8 +6,15 @@ from llmsim_magic.views import units
 
 
 def notes(trace: Trace) -> tuple[str, ...]:
-    """The notes of a trace, then one for each mixture whose code runs every expert."""
-    return (*trace.notes, *_dense_mixtures(trace))
+    """The notes of a trace, then on a context without effect and mixtures that run all experts."""
+    return (*trace.notes, *_ignored_context(trace), *_dense_mixtures(trace))
+
+
+def _ignored_context(trace: Trace) -> tuple[str, ...]:
+    if not trace.ignores_context:
+        return ()
+    context, name = trace.workload.context, trace.model.class_name
+    return (f"context {context} has no effect: the inputs of {name} do not depend on it",)
 
 
 def _dense_mixtures(trace: Trace) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -16,6 +17,7 @@ from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.simulate.option_effect import options_without_effect, require_effect
 from llmsim_magic.simulate.options import BY_NAME, OPTIONS
 from llmsim_magic.simulate.views import OPTION_VIEWS, VIEWS
+from tests.helpers import small_models
 
 IDLE = {
     "--layers 99": "--layers 99 has no effect without --deps or --topological",
@@ -161,3 +163,49 @@ def test_every_option_has_an_effect_in_some_request() -> None:
         *(options_without_effect(request) for request in lines)
     )
     assert used == set(BY_NAME)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "mamba"])
+def test_a_dtype_of_keys_and_values_is_refused_where_none_are_cached(name: str) -> None:
+    config = getattr(small_models, name)()
+    said = r"kv_dtype fp8 has no effect on \w+, which caches no keys and values; leave it out"
+    with pytest.raises(InvalidValue, match=said):
+        llmsim.trace(config, context=4, kv_dtype="fp8")
+    with pytest.raises(InvalidValue, match=said):
+        llmsim.size(config, context=4, kv_dtype="fp8", hardware="H100")
+
+
+def test_a_dtype_of_keys_and_values_is_taken_where_one_of_two_models_caches_some(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = {}
+    for name in ("llama", "bert"):
+        folders[name] = str(tmp_path / name)
+        getattr(small_models, name)().save_pretrained(folders[name])
+    options = ["--context", "4", "--memory", "--kv-dtype", "fp8", "--compare"]
+    assert main([folders["llama"], *options, folders["bert"]]) == 0
+    assert main([folders["bert"], *options, folders["llama"]]) == 0
+    capsys.readouterr()
+    assert main([folders["bert"], *options, folders["bert"]]) != 0
+    assert "caches no keys and values" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "is_ignored"), [("vit", True), ("bert", False), ("llama", False), ("whisper", False)]
+)
+def test_a_context_that_changes_no_input_is_named(name: str, is_ignored: bool) -> None:
+    config = getattr(small_models, name)()
+    given, default = llmsim.trace(config, context=7), llmsim.trace(config)
+    note = "context 7 has no effect: the inputs of ViTForImageClassification do not depend on it"
+    assert (note in given.remarks()) is is_ignored
+    assert bool(given.summary.isna().value["context"]) is is_ignored
+    assert not any("has no effect" in remark for remark in default.remarks())
+
+
+def test_a_context_is_the_number_of_frames_where_audio_is_the_only_input() -> None:
+    config = transformers.HubertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    short, long = (llmsim.trace(config, context=context) for context in (4, 9))
+    has_effect = short.summary.value["flops"] != long.summary.value["flops"]
+    assert any("has no effect" in remark for remark in short.remarks()) is not has_effect

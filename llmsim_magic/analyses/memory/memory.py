@@ -108,9 +108,17 @@ def cache_bytes(trace: Trace, dtype: str | None = None) -> int:
     return sum(_slot_bytes(slot, bits) for slot in trace.cache)
 
 
+def caches_keys_and_values(trace: Trace) -> bool:
+    """Whether the pass leaves keys and values in a cache, whose dtype can be chosen."""
+    return any(map(_is_key_or_value, trace.cache))
+
+
+def _is_key_or_value(slot: CacheSlot) -> bool:
+    return slot.name.rpartition(".")[2] in _KEYS_AND_VALUES and "float" in slot.dtype
+
+
 def _slot_bytes(slot: CacheSlot, bits: int | None) -> int:
-    is_kept = slot.name.rpartition(".")[2] in _KEYS_AND_VALUES and "float" in slot.dtype
-    if bits is None or not is_kept:
+    if bits is None or not _is_key_or_value(slot):
         return slot.nbytes
     count = 1
     for size in slot.shape:

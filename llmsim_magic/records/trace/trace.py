@@ -95,7 +95,8 @@ class Trace:
     """One forward pass of one model under one workload.
 
     `recorded` has the operators that were run. A layer that repeats an earlier one is in `replays`
-    instead; `unrolled` has all layers. Every string is printable.
+    instead; `unrolled` has all layers. Every string is printable. `ignores_context` says that a
+    longer context was found to give the model the same inputs.
     """
 
     model: ModelInfo
@@ -107,6 +108,7 @@ class Trace:
     cache: tuple[CacheSlot, ...]
     notes: tuple[str, ...]
     versions: dict[str, str]
+    ignores_context: bool = False
 
     @cached_property
     def unrolled(self) -> Record:

@@ -20,6 +20,7 @@ from llmsim_magic.records.validation import as_nonempty_tuple, require_callable
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.device_costs import DeviceCosts, device_of
 from llmsim_magic.simulate.models.recipes import Progress, no_progress
+from llmsim_magic.simulate.option_effect import require_effect_on_cache
 from llmsim_magic.simulate.options import request_of
 from llmsim_magic.simulate.request import ALL, Deployment, Request
 from llmsim_magic.views.page import as_html, as_text
@@ -160,6 +161,7 @@ def sizing_of(
 ) -> Sizing:
     """`size` for a model whose planner exists already."""
     passes, notes = _passes(planner, setup)
+    require_effect_on_cache(deployment, passes)
     costing = DeviceCosts(passes, deployment, planner)
     names = [*accelerators.entries()] if ALL in deployment.hardware else [*deployment.hardware]
     fits: list[Fit] = []

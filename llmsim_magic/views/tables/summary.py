@@ -46,9 +46,11 @@ def _model_rows(trace: Trace) -> list[Row]:
         ("batch", workload.batch, "sequences", ""),
         (
             "context",
-            workload.context or pd.NA,
+            pd.NA if trace.ignores_context else workload.context or pd.NA,
             "tokens",
-            "tokens read by prefill, or already cached before decode",
+            "without effect: the inputs do not depend on it"
+            if trace.ignores_context
+            else "tokens read by prefill, or already cached before decode",
         ),
     ]
 
