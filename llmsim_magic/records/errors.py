@@ -117,12 +117,20 @@ def one_of(legal: Iterable[str]) -> str:
     return "one of " + ", ".join(legal)
 
 
+def is_own(error: BaseException) -> bool:
+    """Whether a class of this package was raised, whose message says everything."""
+    module = vars(type)["__module__"].__get__(type(error))
+    return is_instance(module, str) and module.partition(".")[0] == __name__.partition(".")[0]
+
+
 def describe(error: BaseException) -> str:
-    """An exception as `Type: message` in one line."""
+    """An exception as `Type: message` in one line; one of this package as its message alone."""
     while isinstance(error, ModuleNotFoundError) and error.__cause__ is not None:
         error = error.__cause__  # transformers' lazy import hides the real cause
     try:
         text = " ".join(str(error).split())
     except Exception:  # __str__ of a user's class may raise
         text = ""
+    if text and is_own(error):
+        return _cut(text, 240)
     return f"{type_name(error)}: {_cut(text or 'no message', 240)}"

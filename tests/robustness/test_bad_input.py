@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import llmsim_magic as llmsim
 from llmsim_magic.__main__ import main
+from llmsim_magic.capture.kernels.failure_reason import explain
 from llmsim_magic.capture.meta import small_buffers
+from llmsim_magic.capture.meta.partial_evaluation import CannotEvaluate
 from llmsim_magic.notebook.variables import find_model, is_model
-from llmsim_magic.records.errors import InvalidValue, LlmsimError, shorten
+from llmsim_magic.records.errors import InvalidValue, LlmsimError, describe, shorten
 from llmsim_magic.simulate.answer import answer
 from llmsim_magic.simulate.request import Request
 from llmsim_magic.views.tables.columns import integers
@@ -183,6 +186,30 @@ def test_a_model_of_more_parts_than_can_be_built_is_refused(
 def test_an_input_that_memory_cannot_hold_is_refused() -> None:
     line = error_line(lambda: llmsim.trace("distilgpt2", batch=2**31 - 1, context=1))
     assert "2,147,483,647 × 1 values" in line
+    assert "without weights: an input of" in line
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.nested.nested_tensor(
+            [torch.zeros(2, 8), torch.zeros(3, 8)], layout=torch.jagged
+        ),
+        lambda: torch.zeros(3, 8).to_sparse(),
+        lambda: torch.nn.parameter.UninitializedParameter(),
+    ],
+)
+def test_a_refusal_of_this_package_is_said_without_the_name_of_its_class(
+    make: Callable[[], torch.Tensor],
+) -> None:
+    line = error_line(lambda: llmsim.trace(torch.nn.Linear(8, 4), inputs=(make(),)))
+    assert not re.search(r"\b[A-Z][a-z]+[A-Z]\w+:", line)
+
+
+def test_an_error_of_this_package_is_described_by_its_message() -> None:
+    assert describe(CannotEvaluate("the forward lists: indices")) == "the forward lists: indices"
+    assert explain(CannotEvaluate("the forward lists: indices")) == "the forward lists: indices"
+    assert describe(KeyError("key")) == "KeyError: 'key'"
 
 
 def test_a_text_that_no_file_can_hold_is_shown_escaped(tmp_path: Path) -> None:

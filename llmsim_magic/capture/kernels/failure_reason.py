@@ -2,7 +2,7 @@
 
 import re
 
-from llmsim_magic.records.errors import clip, describe
+from llmsim_magic.records.errors import clip, describe, is_own
 
 _NO_META_KERNEL = re.compile(
     r"^(?P<op>\w+::[\w.]+): (attempted to run this operator with Meta tensors"
@@ -29,6 +29,8 @@ def failure_reason(error: BaseException) -> str:
         error: The exception that the forward raised.
     """
     text = describe(error)
+    if is_own(error):
+        return text
     message = text.partition(": ")[2]
     if found := _NO_META_KERNEL.search(message):
         return (

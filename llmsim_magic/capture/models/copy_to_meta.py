@@ -14,8 +14,12 @@ from llmsim_magic.records.errors import CannotTrace, describe
 META = torch.device("meta")
 
 
+class CannotCopy(TypeError):
+    """A module or an input that has no copy without its values."""
+
+
 def meta_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of the same shape, strides and dtype on meta; `TypeError` if none can be."""
+    """Return a tensor of the same shape, strides and dtype on meta; `CannotCopy` if none can be."""
     _check_dense(tensor)
     with torch.no_grad():
         return torch.empty_strided(
@@ -24,7 +28,7 @@ def meta_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _check_dense(tensor: torch.Tensor) -> None:
-    """Raise `TypeError` for a tensor that is more than a shape, strides and a dtype."""
+    """Raise `CannotCopy` for a tensor that is more than a shape, strides and a dtype."""
     if tensor.is_nested:
         kind = "nested tensor"
     elif tensor.layout is not torch.strided:
@@ -35,15 +39,15 @@ def _check_dense(tensor: torch.Tensor) -> None:
         kind = "masked tensor"
     else:
         return
-    raise TypeError(f"a {kind} cannot be represented without its values; make it dense")
+    raise CannotCopy(f"a {kind} cannot be represented without its values; make it dense")
 
 
 def _check_whole(tensor: torch.Tensor) -> None:
-    """Raise `TypeError` for an input that is a part of a tensor, or whose sizes are unknown."""
+    """Raise `CannotCopy` for an input that is a part of a tensor, or whose sizes are unknown."""
     if hasattr(tensor, "full_tensor"):
-        raise TypeError("a DTensor holds one device's part; give its full_tensor()")
+        raise CannotCopy("a DTensor holds one device's part; give its full_tensor()")
     if any(type(size) is not int for size in tensor.shape):
-        raise TypeError("the sizes of a tensor are symbolic; give one of plain sizes")
+        raise CannotCopy("the sizes of a tensor are symbolic; give one of plain sizes")
 
 
 class DeepCopyToMeta(torch.overrides.TorchFunctionMode):
@@ -91,7 +95,7 @@ def inputs_on_meta(value: Any) -> Any:
     """
     try:
         if any(is_lazy(tensor) for tensor in tensors_in(value)):
-            raise TypeError("an uninitialized parameter has no shape; give a tensor")
+            raise CannotCopy("an uninitialized parameter has no shape; give a tensor")
         with _DeepCopyInputs():
             return copy.deepcopy(value)
     except Exception as error:

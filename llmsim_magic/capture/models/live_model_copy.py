@@ -15,7 +15,7 @@ from llmsim_magic.capture.kernels.tensors import dtype_name
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.meta.small_buffers import small_buffer_copy
 from llmsim_magic.capture.meta.snapshot import restored_attributes
-from llmsim_magic.capture.models.copy_to_meta import DeepCopyToMeta, meta_tensor
+from llmsim_magic.capture.models.copy_to_meta import CannotCopy, DeepCopyToMeta, meta_tensor
 from llmsim_magic.capture.models.meta_model import MetaModel, optional_text
 from llmsim_magic.capture.models.module_hooks import CopiedHooks
 from llmsim_magic.capture.models.quantized_modules import refuse_quantized
@@ -145,7 +145,7 @@ def _uncompiled(module: torch.nn.Module) -> torch.nn.Module:
 
 def _refuse_scripted(module: torch.nn.Module) -> None:
     if any(isinstance(each, torch.jit.ScriptModule) for each in module.modules()):
-        raise TypeError("torch.jit compiled it; trace the module before torch.jit.script")
+        raise CannotCopy("torch.jit compiled it; trace the module before torch.jit.script")
 
 
 def _drop_wrappers(module: torch.nn.Module, memo: dict[int, Any], hooks: int) -> Iterator[str]:
@@ -219,10 +219,10 @@ def _rebound_value(value: Any, memo: dict[int, Any]) -> Any:
 def _check_independent(copied: Any, module: torch.nn.Module) -> None:
     """Raise `TypeError` if the user's own `__deepcopy__` does not return a deep copy."""
     if not isinstance(copied, torch.nn.Module):
-        raise TypeError(f"its copy is of class {type(copied).__name__}")
+        raise CannotCopy(f"its copy is of class {type(copied).__name__}")
     originals = set(map(id, module.modules()))
     if any(id(submodule) in originals for submodule in copied.modules()):
-        raise TypeError("its copy shares submodules with it")
+        raise CannotCopy("its copy shares submodules with it")
 
 
 def _unwrap(copied: Any) -> None:

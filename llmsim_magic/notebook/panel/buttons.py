@@ -7,7 +7,7 @@ from collections.abc import Callable
 import ipywidgets as widgets
 
 from llmsim_magic.notebook.widgets import Status
-from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.records.errors import is_own, type_name
 
 EMPTY_MESSAGE = "choose a model to see its operators, costs and memory"
 _WORKLOAD_COUNT = re.compile(r"workload (\d+) of (\d+)")
@@ -69,6 +69,6 @@ class ButtonBar:
 
 
 def _one_line(error: Exception) -> str:
-    """The message of a user's mistake; the type and message of any other exception."""
+    """The message of an error of this package; the type and message of any other exception."""
     words = " ".join(str(error).split())
-    return words if isinstance(error, LlmsimError) else f"{type(error).__name__}: {words}"
+    return words if is_own(error) else f"{type_name(error)}: {words}"
