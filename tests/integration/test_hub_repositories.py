@@ -1,6 +1,7 @@
 """Repositories of the hub: kept in the local cache, of any kind, with their own code on request."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -320,6 +321,27 @@ def test_a_pipeline_of_diffusers_names_its_parts(hub: LoopbackHub) -> None:
     part = llmsim.trace("owner/pictures@main/text_encoder", context=4)
     assert part.trace.model.class_name == "LlamaForCausalLM"
     assert "UNet2DConditionModel of diffusers" in error_line("owner/pictures@main/unet")
+
+
+@pytest.mark.parametrize(
+    "card", [b"hi", b"---\nmodel-index:\n- name: x\n  results: 5\n---\n", b"---\n: [\n---\n"]
+)
+def test_a_card_without_metadata_adds_no_line_of_huggingface_hub(
+    hub: LoopbackHub, caplog: pytest.LogCaptureFixture, card: bytes
+) -> None:
+    import huggingface_hub.repocard
+
+    logger = logging.getLogger("huggingface_hub")
+    hub.add("owner/empty", {"README.md": card})
+    logger.addHandler(caplog.handler)
+    try:
+        with pytest.raises(LlmsimError):
+            llmsim.trace("owner/empty", context=4)
+        assert not caplog.messages
+        huggingface_hub.repocard.logger.warning("from elsewhere")
+        assert set(caplog.messages) == {"from elsewhere"}
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 @pytest.mark.parametrize("has_api", [True, False])

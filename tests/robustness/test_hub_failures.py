@@ -1,15 +1,18 @@
 """Whatever a hub answers or does not: one line with the cause, in bounded time and memory."""
 
 import _thread
+import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
@@ -230,6 +233,10 @@ def test_cancel_in_the_panel_ends_the_download(hub: LoopbackHub) -> None:
     [
         ("huggingface.co", "HF_ENDPOINT 'huggingface.co' must be an address with its scheme"),
         ("https://", "HF_ENDPOINT"),
+        ("http://127.0.0.1:99999", "HF_ENDPOINT 'http://127.0.0.1:99999' must be an address"),
+        (" http://127.0.0.1", "HF_ENDPOINT ' http://127.0.0.1' must be an address"),
+        ("http://127.0.0.1/a b", "without spaces"),
+        ("http://user:secret@nowhere.invalid", "the name nowhere.invalid has no address"),
         ("http://nowhere.invalid", "the name nowhere.invalid has no address"),
     ],
 )
@@ -245,6 +252,74 @@ def test_an_address_that_leads_nowhere_is_named(
     ):
         patch.setattr(socket, "getaddrinfo", unknown)
         assert said in error_line("owner/name")
+
+
+def asked_in_a_new_process(words: list[str], **environment: str) -> str:
+    """What the command line says where these settings are there from the start."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "llmsim_magic", *words],
+        env=own | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HF_ENDPOINT", "http://127.0.0.1:99999"),
+        ("HF_ENDPOINT", " http://127.0.0.1:1"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "-1"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "0"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "abc"),
+        ("HF_HUB_ETAG_TIMEOUT", "0.5"),
+    ],
+)
+def test_a_setting_without_meaning_is_named_before_the_hub_is_asked(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    line = asked_in_a_new_process(["owner/name"], **{"HF_HOME": str(tmp_path), name: value})
+    assert line.startswith(f"llmsim: {name} ")
+    assert "must be" in line
+    assert repr(value) in line
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_keeps_transformers_from_its_import_is_named(tmp_path: Path) -> None:
+    endpoint = "http://127.0.0.1:99999"
+    line = asked_in_a_new_process(["gpt2"], HF_HOME=str(tmp_path), HF_ENDPOINT=endpoint)
+    assert f"transformers cannot be imported: HF_ENDPOINT '{endpoint}' must be" in line
+
+
+@pytest.mark.parametrize("content", [None, b"no certificate"])
+def test_a_file_of_certificates_that_cannot_be_read_is_named(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    file = tmp_path / "certificates.pem"
+    if content is not None:
+        file.write_bytes(content)
+    huggingface_hub.close_session()
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    line = error_line("owner/name")
+    wrong = "is not a file" if content is None else "holds no certificates"
+    assert "SSL_CERT_FILE names" in line
+    assert wrong in line
+    assert not hub.asked
+
+
+@pytest.mark.parametrize(
+    "location", ["http://[bad", "http://host:99999/", "file:///etc/passwd", "ftp://x/y"]
+)
+def test_a_redirect_to_no_web_server_is_named(hub: LoopbackHub, location: str) -> None:
+    hub.fault = status(307, {"Location": location})
+    line = error_line("owner/name")
+    assert f"redirects to '{location}', an address of no web server" in line
+    assert "PROXY" not in line
 
 
 def test_a_hub_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from llmsim_magic.capture.configs.remote_code import config_with_code
 from llmsim_magic.capture.configs.repository_kinds import FindBase, config_of
 from llmsim_magic.capture.hub.config_file import decode_config, parse_config, read_content
 from llmsim_magic.capture.hub.failures import HubUnavailable
-from llmsim_magic.capture.hub.repository import FolderRepository, HubRepository, import_hub
+from llmsim_magic.capture.hub.repository import FolderRepository, HubRepository
 from llmsim_magic.capture.hub.repository_name import is_address, parse_name
 from llmsim_magic.capture.hub.request import HubWait
+from llmsim_magic.capture.hub.settings import import_hub
 from llmsim_magic.catalog import models
 from llmsim_magic.records.errors import CannotTrace, UnknownModel, describe, shorten
 from llmsim_magic.records.printable import printable
@@ -57,6 +58,7 @@ def find_config(name: str, *, refresh: bool = False, wait: HubWait | None = None
 
     Raises:
         UnknownModel: If nothing is found, with the closest known names.
+        InvalidValue: If a setting of huggingface_hub has no meaning, and the hub's cache is read.
         Cancelled: Cancelled while waiting for the hub.
     """
     wait = wait or HubWait()

@@ -13,11 +13,14 @@ from urllib.request import getproxies, proxy_bypass
 from llmsim_magic.capture.hub.repository_name import RepositoryName
 from llmsim_magic.capture.hub.request import (
     Answer,
+    BadRedirect,
     BadToken,
+    ClientFailed,
     TooLarge,
     TooManyRedirects,
     UnknownEncoding,
 )
+from llmsim_magic.capture.hub.settings import certificate_problem
 from llmsim_magic.capture.hub.suggest_names import did_you_mean, unknown_model
 from llmsim_magic.records.errors import UnknownModel, clip, describe, shorten
 
@@ -118,22 +121,6 @@ def _not_here(name: RepositoryName, refresh: bool) -> str:
     return f"{name}:" if refresh else f"{name} is not in the catalogue or the local cache, and"
 
 
-def endpoint_problem() -> str | None:
-    """What is wrong with the address of the hub that the user has set; None if nothing is."""
-    endpoint = importlib.import_module("huggingface_hub.constants").ENDPOINT
-    try:
-        parsed = urlsplit(endpoint)
-        is_valid = parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0
-    except ValueError:
-        is_valid = False
-    if is_valid:
-        return None
-    return (
-        f"HF_ENDPOINT {shorten(endpoint)} must be an address with its scheme, as in "
-        "https://huggingface.co"
-    )
-
-
 def _gated(name: RepositoryName, *, has_token: bool) -> str:
     if has_token:
         return (
@@ -182,6 +169,8 @@ def _cause(error: Exception, timeout_s: float) -> tuple[str, str]:
     host, remedy = _host(), _PROXY if _proxy() else ""
     slow = f"{host} took longer than {timeout_s:g} s"
     text = clip(describe(error), 160)
+    if isinstance(error, ClientFailed):
+        return _setup_failure(error.__cause__ or error)
     chain = list(_chain(error))
     for each in chain:
         if isinstance(each, ssl.SSLCertVerificationError):
@@ -199,12 +188,9 @@ def _cause(error: Exception, timeout_s: float) -> tuple[str, str]:
         "RemoteProtocolError": (f"{host} broke off its answer, {text}", "try again"),
         "NetworkError": (f"the connection to {host} broke, {text}", "try again"),
         zlib.error: (f"the answer of {host} cannot be decoded, {text}", "try again"),
+        BadRedirect: (f"{host} redirects to {text}, an address of no web server", _NETWORK),
         "UnsupportedProtocol": (f"{host} redirects to an address of no web server", _NETWORK),
         "InvalidURL": (f"{host} redirects to an address of no web server", _NETWORK),
-        # What the client raises while it is set up, for the user's proxy and certificates.
-        OSError: (f"the client cannot be set up, {text}", _CERT),
-        ValueError: (f"the client cannot be set up, {text}", _PROXY),
-        ImportError: (f"the client cannot be set up, {text}", _PROXY),
     }
     for kind, cause in causes.items():
         if any(_is_a(each, kind) for each in chain):
@@ -212,10 +198,20 @@ def _cause(error: Exception, timeout_s: float) -> tuple[str, str]:
     return f"{host}: {text}", remedy
 
 
+def _setup_failure(error: BaseException) -> tuple[str, str]:
+    """What the client raises while it is set up from the user's proxy and certificates."""
+    text = f"the client cannot be set up, {clip(describe(error), 160)}"
+    if isinstance(error, OSError):
+        return certificate_problem() or text, _CERT
+    return text, _PROXY
+
+
 def _host() -> str:
     """The hub's host, and the proxy on the way to it."""
     proxy = _proxy()
-    return _endpoint().netloc + (f" (through the proxy {proxy})" if proxy else "")
+    return _endpoint().netloc.rpartition("@")[2] + (
+        f" (through the proxy {proxy})" if proxy else ""
+    )
 
 
 def _proxy() -> str:

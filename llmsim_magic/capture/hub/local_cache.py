@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmsim_magic.capture.hub.repository_name import RepositoryName
+from llmsim_magic.capture.hub.settings import import_problem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"[0-9A-Za-z][\w-]{0,127}")
@@ -43,6 +44,8 @@ def is_known_missing(name: RepositoryName, file: str) -> bool:
 
 def cached_models() -> list[str]:
     """The hub ids of all models whose config is in the local HuggingFace cache."""
+    if import_problem() is not None:
+        return []
     constants = importlib.import_module("huggingface_hub.constants")
     folders = sorted(Path(constants.HF_HUB_CACHE).glob("models--*"))
     names = [folder.name.removeprefix("models--").replace("--", "/") for folder in folders]

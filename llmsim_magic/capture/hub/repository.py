@@ -1,7 +1,11 @@
 """Read the files of a model's repository: from the local cache, from the hub, or in a folder."""
 
 import importlib
+import logging
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +20,6 @@ from llmsim_magic.capture.hub.config_file import (
 )
 from llmsim_magic.capture.hub.failures import (
     FileMissing,
-    endpoint_problem,
     missing_or_private,
     offline,
     raise_for_status,
@@ -24,7 +27,8 @@ from llmsim_magic.capture.hub.failures import (
 )
 from llmsim_magic.capture.hub.repository_name import RepositoryName
 from llmsim_magic.capture.hub.request import Answer, HubWait, get
-from llmsim_magic.records.errors import Cancelled, CannotTrace, UnknownModel, describe
+from llmsim_magic.capture.hub.settings import import_hub
+from llmsim_magic.records.errors import Cancelled
 
 
 class Repository(Protocol):
@@ -189,11 +193,10 @@ class HubRepository:
 
     def _request(self, url: str) -> Answer:
         """GET an address of the hub; every failure is one line."""
+        import_hub()
         constants = importlib.import_module("huggingface_hub.constants")
         if constants.HF_HUB_OFFLINE:
             raise offline(self.name, refresh=self.refresh)
-        if problem := endpoint_problem():
-            raise UnknownModel(f"{self.name}: {problem}")
         try:
             return get(url, self.wait)
         except Cancelled:
@@ -247,27 +250,31 @@ class FolderRepository:
 def base_models_of_card(content: bytes) -> tuple[str, ...]:
     """The base models that the YAML header of a model card names."""
     hub = importlib.import_module("huggingface_hub")
+    text = content.decode("utf-8", "replace")
     try:
-        data = hub.ModelCard(content.decode("utf-8", "replace"), ignore_metadata_errors=True).data
+        with _silenced("huggingface_hub.repocard", "huggingface_hub.repocard_data"):
+            data = hub.ModelCard(text, ignore_metadata_errors=True).data
     except Exception:  # YAML of any kind
         return ()
     return _texts(data.get("base_model"))
 
 
-def import_hub() -> None:
-    """Import huggingface_hub, which reads its environment variables then.
+@contextmanager
+def _silenced(*names: str) -> Iterator[None]:
+    """Drop what this thread logs by these loggers: a card without metadata is no fault here."""
+    own = threading.get_ident()
 
-    Raises:
-        CannotTrace: One of them has no value that it can take.
-    """
+    def is_of_another_thread(record: logging.LogRecord) -> bool:
+        return record.thread != own
+
+    loggers = [logging.getLogger(name) for name in names]
+    for logger in loggers:
+        logger.addFilter(is_of_another_thread)
     try:
-        importlib.import_module("huggingface_hub.constants")
-        importlib.import_module("huggingface_hub")
-    except Exception as error:
-        raise CannotTrace(
-            f"huggingface_hub cannot be imported: {describe(error)}; check the environment "
-            "variables whose names start with HF_"
-        ) from error
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_of_another_thread)
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -14,10 +14,11 @@ from urllib.parse import urljoin, urlsplit
 
 from llmsim_magic.capture.hub.config_file import MAX_FILE_BYTES
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
-from llmsim_magic.records.errors import Cancelled
+from llmsim_magic.records.errors import Cancelled, shorten
 from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
 
 TIMEOUT_S = 5.0
+_DAY_S = 86_400  # a socket takes no number of any size
 _POLL_S = 0.05
 _MAX_REDIRECTS = 5
 _CHUNK_BYTES = 1 << 16
@@ -29,6 +30,14 @@ class TooLarge(Exception):
 
 class TooManyRedirects(Exception):
     """More than `_MAX_REDIRECTS` redirects, or one to an address that was asked already."""
+
+
+class BadRedirect(Exception):
+    """A redirect to an address of no web server; the message is the quoted address."""
+
+
+class ClientFailed(Exception):
+    """The client cannot be set up with the user's proxy and certificates."""
 
 
 class UnknownEncoding(Exception):
@@ -75,7 +84,7 @@ class HubWait:
         """HF_HUB_DOWNLOAD_TIMEOUT if the user has set it, else `TIMEOUT_S`."""
         constants = importlib.import_module("huggingface_hub.constants")
         is_set = bool(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT"))
-        return float(constants.HF_HUB_DOWNLOAD_TIMEOUT) if is_set else TIMEOUT_S
+        return float(min(constants.HF_HUB_DOWNLOAD_TIMEOUT, _DAY_S)) if is_set else TIMEOUT_S
 
     def remaining_s(self) -> float:
         """Seconds that are left; the time runs from the first call."""
@@ -96,7 +105,7 @@ def get(url: str, wait: HubWait) -> Answer:
         Cancelled: If `wait.cancelled` returned True.
     """
     download = _Download(url, wait.remaining_s())
-    host = urlsplit(url).netloc
+    host = urlsplit(url).netloc.rpartition("@")[2]
     started = time.monotonic()
     shown = -1
     threading.Thread(target=download.run, name="llmsim-hub", daemon=True).start()
@@ -151,7 +160,10 @@ class _Download:
                 each.shutdown(socket.SHUT_RDWR)
 
     def _get(self) -> Answer:
-        client = importlib.import_module("huggingface_hub").get_session()
+        try:
+            client = importlib.import_module("huggingface_hub").get_session()
+        except Exception as error:
+            raise ClientFailed from error
         token = _token()
         url = self._url
         headers: dict[str, str] = {}
@@ -172,7 +184,7 @@ class _Download:
                 if is_hub:
                     headers |= {name.lower(): value for name, value in response.headers.items()}
                 if response.has_redirect_location:
-                    url = urljoin(url, response.headers["location"])
+                    url = _redirected(url, response.headers["location"])
                     continue
                 content = self._content(response) if response.status_code == 200 else b""
                 return Answer(response.status_code, headers, content, bool(own))
@@ -228,6 +240,22 @@ def _decoder(encoding: str) -> Callable[[bytes, int], bytes]:
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise UnknownEncoding(encoding)
     return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress
+
+
+def _redirected(url: str, location: str) -> str:
+    """The address that a redirect names.
+
+    Raises:
+        BadRedirect: If it is not one of a web server.
+    """
+    try:
+        target = urljoin(url, location)
+        scheme, host, _ = _origin(target)
+    except ValueError:
+        scheme, host = "", None
+    if scheme not in ("http", "https") or not host:
+        raise BadRedirect(shorten(location))
+    return target
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

@@ -14,6 +14,7 @@ from llmsim_magic.capture.checkpoint.found_config import FoundConfig
 from llmsim_magic.capture.configs.config_limits import check_sizes
 from llmsim_magic.capture.configs.resolve import ConfigSource, find_config, load_config
 from llmsim_magic.capture.hub.request import HubWait
+from llmsim_magic.capture.hub.settings import import_problem
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import (
     Cancelled,
@@ -299,4 +300,5 @@ def _require_torch() -> None:
                 "https://download.pytorch.org/whl/cpu && pip install transformers"
             ) from error
         except Exception as error:  # transformers reads the working folder, which may not exist
-            raise CannotTrace(f"{package} cannot be imported: {describe(error)}") from error
+            reason = import_problem() or describe(error)
+            raise CannotTrace(f"{package} cannot be imported: {reason}") from error
