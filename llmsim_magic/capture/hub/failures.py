@@ -202,7 +202,9 @@ def _setup_failure(error: BaseException) -> tuple[str, str]:
     """What the client raises while it is set up from the user's proxy and certificates."""
     text = f"the client cannot be set up, {clip(describe(error), 160)}"
     if isinstance(error, OSError):
-        return certificate_problem() or text, _CERT
+        if problem := certificate_problem():
+            return problem, "set it to a file with the certificates to trust, or unset it"
+        return text, _CERT
     return text, _PROXY
 
 

@@ -50,8 +50,8 @@ def _endpoint_problem() -> str | None:
     if is_valid and endpoint.isprintable() and " " not in endpoint:
         return None
     return (
-        f"HF_ENDPOINT {clip(repr(endpoint))} must be an address with its scheme and without "
-        "spaces, as in https://huggingface.co"
+        f"HF_ENDPOINT {clip(repr(endpoint))} must be an address with its scheme, with a "
+        "port of at most 65535 if any, and without spaces, as in https://huggingface.co"
     )
 
 
