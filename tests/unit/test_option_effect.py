@@ -209,3 +209,9 @@ def test_a_context_is_the_number_of_frames_where_audio_is_the_only_input() -> No
     short, long = (llmsim.trace(config, context=context) for context in (4, 9))
     has_effect = short.summary.value["flops"] != long.summary.value["flops"]
     assert any("has no effect" in remark for remark in short.remarks()) is not has_effect
+
+
+def test_the_panel_of_python_spells_a_keyword_as_python_does() -> None:
+    with pytest.raises(InvalidValue, match="hardware='all' is not for the panel") as error:
+        llmsim.panel("gpt2", hardware="all")
+    assert "--" not in str(error.value)

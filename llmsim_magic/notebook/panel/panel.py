@@ -29,7 +29,7 @@ from llmsim_magic.simulate.answer import answer
 from llmsim_magic.simulate.option_effect import require_panel_options
 from llmsim_magic.simulate.options import request_of
 from llmsim_magic.simulate.report import Report
-from llmsim_magic.simulate.request import Request
+from llmsim_magic.simulate.request import ALL, Request
 from llmsim_magic.simulate.views import VIEWS
 
 _MAX_REPORTS = 64
@@ -295,7 +295,13 @@ def panel(
         "hardware": () if hardware is None else (hardware,),
         "trust_remote_code": trust_remote_code,
     }
-    return Panel(request_of(model, (view,), values))
+    request = request_of(model, (view,), values)
+    if ALL in request.deployment.hardware:
+        raise InvalidValue(
+            f"hardware={ALL!r} is not for the panel, which shows one device at a time; name one, "
+            f"or use llmsim.trace or llmsim.size with hardware={ALL!r}"
+        )
+    return Panel(request)
 
 
 def _workload(report: Report) -> str:
