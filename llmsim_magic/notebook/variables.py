@@ -1,6 +1,8 @@
 """Find models and configs in the user's variables."""
 
+import sys
 from collections.abc import Mapping
+from types import FunctionType, MethodType
 from typing import Any
 
 from llmsim_magic.catalog import models
@@ -49,10 +51,24 @@ def model_variables(variables: Mapping[str, Any]) -> list[str]:
 
 
 def is_model(value: object) -> bool:
-    """Whether a value is an `nn.Module` or a `PretrainedConfig`, without importing torch."""
+    """Whether a value is an `nn.Module`, its forward or a `PretrainedConfig`.
+
+    Does not import torch.
+    """
     try:
+        if type(value) in (FunctionType, MethodType):
+            return _is_forward(value)
         names = {f"{base.__module__}.{base.__qualname__}" for base in type(value).__mro__}
     except Exception:  # a metaclass may raise anything
         return False
     config = "transformers.configuration_utils.PreTrainedConfig"
     return bool(names & {"torch.nn.modules.module.Module", config})
+
+
+def _is_forward(value: object) -> bool:
+    """Whether a function is the forward of a module, compiled or not."""
+    if "torch" not in sys.modules:
+        return False
+    from llmsim_magic.capture.models.live_model_copy import module_of_forward
+
+    return module_of_forward(value) is not value

@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 import llmsim_magic as llmsim
+from llmsim_magic.notebook.variables import find_model
+from llmsim_magic.records.errors import InvalidValue
+from tests.helpers import small_models
 from tests.helpers.global_state import assert_state_unchanged
 
 WIDTH = 8
@@ -132,3 +137,26 @@ def test_traces_in_threads_leave_compilation_on() -> None:
             thread.start()
         for thread in threads:
             thread.join()
+
+
+@pytest.mark.parametrize("name", ["compiled", "method", "model.forward"])
+def test_a_variable_may_hold_the_forward_of_a_module(name: str) -> None:
+    model = LlamaForCausalLM(small_models.llama())
+    shell = InteractiveShell()
+    shell.run_line_magic("load_ext", "llmsim_magic")
+    shell.user_ns |= {
+        "model": model,
+        "compiled": torch.compile(model.forward),
+        "method": model.forward,
+    }
+    report = shell.run_line_magic("llmsim", f"{name} --context 4 ;")
+    assert report.trace.model.class_name == type(model).__name__
+    assert repr(llmsim.panel(shell.user_ns["compiled"]))
+
+
+@pytest.mark.parametrize(
+    "value", [Plain().helper, torch.compile(Plain().helper), small_models.qwen3]
+)
+def test_a_variable_that_holds_another_function_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidValue, match="holds an object of type"):
+        find_model("value", {"value": value})
