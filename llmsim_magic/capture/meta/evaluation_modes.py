@@ -244,9 +244,10 @@ class _FunctionMode(TorchFunctionMode):
 def _to_python(evaluation: PartialEvaluation, func: Any, args: Any, keywords: Any) -> Any:
     """Runs `tolist`, `numpy` or `format`; values of the tensor that are unknown are assumed."""
     tensor = args[0]
-    if evaluation.is_known(tensor):
+    is_format = func is torch.Tensor.__format__
+    if evaluation.is_known(tensor) or (is_format and tensor.dim()):
         return func(*args, **keywords)
-    if func is torch.Tensor.__format__:
+    if is_format:
         return _formatted(*args)
     value = assumed_scalar(evaluation, tensor)
     assumed = torch.full(tensor.shape, value, dtype=tensor.dtype, device="cpu")
@@ -257,9 +258,7 @@ def _to_python(evaluation: PartialEvaluation, func: Any, args: Any, keywords: An
 
 
 def _formatted(tensor: torch.Tensor, spec: str) -> str:
-    """The text of an unknown value, as in a message: that of 1, for a number of its dtype."""
-    if tensor.dim() and spec:
-        raise TypeError("unsupported format string passed to Tensor.__format__")  # as torch does
+    """The text of an unknown number, as in a message: that of 1 in its dtype."""
     return format(torch.ones((), dtype=tensor.dtype, device="cpu").item(), spec)
 
 
