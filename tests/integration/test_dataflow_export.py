@@ -190,6 +190,7 @@ TOKENS = torch.arange(5)[None]
 
 
 @pytest.mark.parametrize("build", [_gpt2, _bert, _llama, _qwen3, _neox])
+@pytest.mark.slow
 def test_every_leaf_of_a_transformer_reads_what_the_exported_graph_says(
     build: Callable[[], nn.Module],
 ) -> None:

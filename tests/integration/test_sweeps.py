@@ -190,6 +190,7 @@ def test_a_phase_that_does_not_exist_is_a_sentence() -> None:
     assert "decode does not exist" in found.notes[0]
 
 
+@pytest.mark.slow
 def test_a_million_workloads_are_asked_about_first() -> None:
     many = {"batch": range(1, 1001), "context": range(1, 501)}
     with pytest.raises(LlmsimError, match=r"1,000,000 workloads would take about .* sure=True"):

@@ -17,7 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import llmsim_magic as llmsim
 from llmsim_magic.__main__ import main
-from llmsim_magic.capture.kernels.failure_reason import explain
+from llmsim_magic.capture.kernels.failure_reason import failure_reason
 from llmsim_magic.capture.meta import small_buffers
 from llmsim_magic.capture.meta.partial_evaluation import CannotEvaluate
 from llmsim_magic.notebook.variables import find_model, is_model
@@ -208,7 +208,9 @@ def test_a_refusal_of_this_package_is_said_without_the_name_of_its_class(
 
 def test_an_error_of_this_package_is_described_by_its_message() -> None:
     assert describe(CannotEvaluate("the forward lists: indices")) == "the forward lists: indices"
-    assert explain(CannotEvaluate("the forward lists: indices")) == "the forward lists: indices"
+    assert (
+        failure_reason(CannotEvaluate("the forward lists: indices")) == "the forward lists: indices"
+    )
     assert describe(KeyError("key")) == "KeyError: 'key'"
 
 

@@ -14,7 +14,7 @@ from tests.helpers import small_models
 from tests.helpers.audit import Watched, watched
 
 CATALOGUE = list(models.entries())
-QUICK = CATALOGUE[:: len(CATALOGUE) // 5]
+QUICK = CATALOGUE[:: len(CATALOGUE) // 3]
 IN_PYTHON = """
 import llmsim_magic as llmsim
 assert len(llmsim.size("gpt2", hardware=["H100", "L4"]).table)

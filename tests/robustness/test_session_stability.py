@@ -109,6 +109,7 @@ def _refused(ask: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize(("make", "ask"), ASKED.values(), ids=ASKED)
+@pytest.mark.slow
 def test_a_live_model_and_its_class_die_with_the_last_report(
     make: Callable[[], nn.Module], ask: Callable[[Any], Any]
 ) -> None:

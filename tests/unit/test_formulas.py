@@ -85,6 +85,7 @@ def test_shapes_and_work_of_a_decoder_are_what_one_writes_by_hand() -> None:
     assert cache == sympy.expand(28 * 2 * 8 * 128 * 2 * B * (C + 1))
 
 
+@pytest.mark.slow
 def test_the_cache_of_a_sliding_window_stops_growing() -> None:
     config = small_models.mistral()
     config.sliding_window = 300
@@ -99,6 +100,7 @@ def test_the_cache_of_a_sliding_window_stops_growing() -> None:
 
 
 @pytest.mark.parametrize("batch", [9, 33, 64, 200])
+@pytest.mark.slow
 def test_more_tokens_than_experts_never_give_a_wrong_formula(batch: int) -> None:
     config = small_models.mixtral()
     config.num_local_experts = 64
@@ -110,12 +112,14 @@ def test_more_tokens_than_experts_never_give_a_wrong_formula(batch: int) -> None
     assert given[known].tolist() == real["bytes_read"][known].tolist()
 
 
+@pytest.mark.slow
 def test_nothing_is_evaluated_beyond_what_was_checked() -> None:
     found = llmsim.trace(small_models.gpt2(), context=5).symbolic
     with pytest.raises(InvalidValue, match="S=33 is beyond 32"):
         found.evaluate(B=1, S=33)
 
 
+@pytest.mark.slow
 def test_a_sweep_beyond_the_window_has_no_formula_that_is_wrong_below_it() -> None:
     config = small_models.mistral()
     config.sliding_window = 64

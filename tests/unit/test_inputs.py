@@ -66,6 +66,7 @@ def dia() -> transformers.PretrainedConfig:
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize(("batch", "context"), [(1, 4), (1, 8), (BOOKS, 7), (2 * BOOKS, 8)])
 @pytest.mark.parametrize("config", [musicgen, kyutai, dia])
+@pytest.mark.slow
 def test_a_position_of_several_codebooks_is_one_position(
     config: Callable[[], Any], batch: int, context: int, phase: str
 ) -> None:

@@ -392,7 +392,14 @@ def test_every_allowance_has_a_source(name: str) -> None:
         assert runtime.context(1) < runtime.context(2)
 
 
-@pytest.mark.parametrize("case", PUBLISHED, ids=lambda case: " ".join(list(case.values())[1:8]))
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if place % 5 == 0 else pytest.mark.slow)
+        for place, case in enumerate(PUBLISHED)
+    ],
+    ids=lambda case: " ".join(list(case.values())[1:8]),
+)
 def test_published_cases_fit_or_do_not(case: dict[str, str]) -> None:
     """And are as large as published: weights within 1 %, but for what a runtime pads."""
     sizer = CapacityPlanner(case["model"], runtime=case["runtime"])
@@ -562,6 +569,7 @@ def packed_images() -> transformers.PretrainedConfig:
     )
 
 
+@pytest.mark.slow
 def test_the_largest_batch_of_packed_images_is_found_without_large_batches() -> None:
     """Such a model makes more kernels with each sequence, so a large batch takes long to trace."""
     planner = CapacityPlanner(packed_images())
@@ -589,6 +597,7 @@ def test_a_search_without_formula_stops_and_the_report_says_where(
     assert "larger ones take too long to trace" in said
 
 
+@pytest.mark.slow
 def test_a_long_scan_is_sized_from_short_ones() -> None:
     """A scan that is written in Python makes kernels for each token."""
     planner = CapacityPlanner(small_models.mamba(), runtime="transformers")
