@@ -69,7 +69,9 @@ CASES: list[tuple[dict[str, Any], float]] = [
 def test_a_matrix_has_the_size_that_its_library_gives_it(
     config: dict[str, Any], nbytes: float
 ) -> None:
-    assert sum(packing_from_config(config, "model").parts((OUT, IN))) == nbytes
+    packing = packing_from_config(config, "model")
+    assert packing is not None
+    assert sum(packing.parts((OUT, IN))) == nbytes
 
 
 @pytest.mark.parametrize(

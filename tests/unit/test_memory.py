@@ -174,7 +174,9 @@ CASES: list[tuple[dict[str, Any], float]] = [
 
 @pytest.mark.parametrize(("config", "nbytes"), CASES)
 def test_a_config_is_read_as_its_format_stores_it(config: dict[str, Any], nbytes: float) -> None:
-    assert sum(packing_from_config(config, "model").parts((256, 512))) == nbytes
+    packing = packing_from_config(config, "model")
+    assert packing is not None
+    assert sum(packing.parts((256, 512))) == nbytes
 
 
 @pytest.mark.parametrize("structure", [[128, 128], "128x128"])
@@ -182,11 +184,14 @@ def test_blocks_are_written_in_two_ways(structure: Any) -> None:
     weights_of = {"num_bits": 8, "strategy": "block", "block_structure": structure}
     groups = {"group_0": {"weights": weights_of}}
     config = {"quant_method": "compressed-tensors", "config_groups": groups}
-    assert sum(packing_from_config(config, "model").parts((256, 512))) == 256 * 512 + 2 * 4 * 2
+    packing = packing_from_config(config, "model")
+    assert packing is not None
+    assert sum(packing.parts((256, 512))) == 256 * 512 + 2 * 4 * 2
 
 
 def test_blocks_at_the_edges_of_a_matrix_have_scales_too() -> None:
     packing = packing_from_config({"quant_method": "fp8", "weight_block_size": [128, 128]}, "model")
+    assert packing is not None
     assert packing.parts((3, 130, 129)) == (3 * 130 * 129, 3 * 2 * 2 * 4)
 
 

@@ -1,11 +1,12 @@
 """Layouts of formats that may quantise activations too, by their configs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmsim_magic.analyses.memory.packing import ALL, Packing, UnknownLayout, group_columns
-from llmsim_magic.records.errors import InvalidValue, one_of, shorten
+from llmsim_magic.analyses.memory.compressed_tensors import compressed_tensors
+from llmsim_magic.analyses.memory.packing import ALL, Packing, UnknownLayout
+from llmsim_magic.records.errors import one_of, shorten
 from llmsim_magic.records.trace.quantization_config import excluded_names, layouts_by_name
 
 _QUARK_BITS = {"int4": 4, "uint4": 4, "fp4": 4, "int8": 8, "uint8": 8, "fp8_e4m3": 8}
@@ -54,47 +55,6 @@ def _mxfp4(config: Mapping[str, Any]) -> Packing:
         excluded=excluded,
         experts_only=True,
     )
-
-
-def _compressed_tensors(config: Mapping[str, Any]) -> Packing:
-    """The layout of the first config group: bits, strategy, group size and symmetry.
-
-    Scales have 16 bits, except for the 8-bit scales of `nvfp4`. Floating-point codes are
-    multiplied directly if activations are quantised too.
-    """
-    groups: Mapping[str, Mapping[str, Any]] = config.get("config_groups") or {}
-    first = next(iter(groups.values()), {})
-    weights = first.get("weights") or {}
-    bits = int(weights.get("num_bits", 8))
-    strategy = weights.get("strategy") or "tensor"
-    rows, columns = 1, ALL
-    if strategy == "tensor":
-        rows = ALL
-    elif strategy == "block":
-        rows, columns = _block(weights.get("block_structure"))
-    elif strategy in ("group", "tensor_group"):
-        columns = group_columns(weights.get("group_size"))
-    is_nvfp4 = strategy == "tensor_group"
-    multiplied = weights.get("type") == "float" and first.get("input_activations")
-    return Packing(
-        name=f"compressed-tensors {weights.get('type', 'int')}{bits}",
-        code_bits=bits,
-        rows=rows,
-        columns=columns,
-        scale_bits=8 if is_nvfp4 else 16,
-        zero_bits=0 if weights.get("symmetric", True) else bits,
-        matrix_bits=32 if is_nvfp4 else 0,
-        excluded=excluded_names(config),
-        arithmetic=f"fp{bits}" if multiplied else None,
-    )
-
-
-def _block(structure: object) -> tuple[int, int]:
-    """Outputs and inputs that share a scale, from `[128, 128]` or `128x128`."""
-    sizes = structure.split("x") if isinstance(structure, str) else structure
-    if not isinstance(sizes, Sequence) or len(sizes) != 2:
-        raise InvalidValue.must_be("block_structure", structure, "two sizes, such as [128, 128]")
-    return int(sizes[0]), int(sizes[1])
 
 
 def _modelopt(config: Mapping[str, Any]) -> Packing:
@@ -231,11 +191,11 @@ def _quark(config: Mapping[str, Any]) -> Packing:
     )
 
 
-PARSERS: dict[str, Callable[[Mapping[str, Any]], Packing]] = {
+PARSERS: dict[str, Callable[[Mapping[str, Any]], Packing | None]] = {
     "fp8": _fp8,
     "fbgemm_fp8": _fbgemm_fp8,
     "mxfp4": _mxfp4,
-    "compressed-tensors": _compressed_tensors,
+    "compressed-tensors": compressed_tensors,
     "modelopt": _modelopt,
     "torchao": _torchao,
     "quark": _quark,

@@ -52,18 +52,30 @@ class Packing:
 
     @property
     def description(self) -> str:
-        block = f"{self.rows or 'all'} × {self.columns or 'all'}"
-        zero = f" and a {self.zero_bits:g}-bit zero point" if self.zero_bits else ""
         what = "experts" if self.experts_only else "linear layers and experts"
         kept = f", and {len(self.excluded)} parts that its config names" if self.excluded else ""
         where = "" if self.outer is not None else " inside the repeated layers"
         others = "norms" if self.embeddings else "norms and embeddings"
+        if self.only:
+            where = " that its config names"
         if self.outer is None:
             others = "norms, embeddings, routers and the head"
         return (
-            f"{self.name}: matrices of {what}{where} in {self.code_bits:g} bits, "
-            f"a {self.scale_bits:g}-bit scale{zero} for each block of {block} (outputs × inputs); "
+            f"{self.name}: matrices of {what}{where} in {self._description_of_layouts}; "
             f"{others} as they are{kept}"
+        )
+
+    @property
+    def _description_of_layouts(self) -> str:
+        own = {layout.code_bits for _, layout in self.by_name} - {self.code_bits}
+        if own:
+            bits = " or ".join(f"{each:g}" for each in (self.code_bits, *sorted(own)))
+            return f"{bits} bits with scales, as its config says by name"
+        block = f"{self.rows or 'all'} × {self.columns or 'all'}"
+        zero = f" and a {self.zero_bits:g}-bit zero point" if self.zero_bits else ""
+        return (
+            f"{self.code_bits:g} bits, a {self.scale_bits:g}-bit scale{zero} for each block of "
+            f"{block} (outputs × inputs)"
         )
 
     def parts(self, shape: Sequence[int]) -> tuple[int, int]:

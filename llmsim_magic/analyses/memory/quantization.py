@@ -3,7 +3,7 @@
 Layouts follow the reference library of each format, and sizes are exact to the bit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmsim_magic.analyses.memory import activation_formats, weight_only_formats
@@ -12,7 +12,10 @@ from llmsim_magic.records.errors import InvalidValue, describe, shorten
 from llmsim_magic.records.hardware.dtypes import KV_DTYPES, WEIGHT_DTYPES, short_dtype
 from llmsim_magic.records.trace.quantization_config import has_mlx_keys
 
-_PARSERS = {**weight_only_formats.PARSERS, **activation_formats.PARSERS}
+_PARSERS: dict[str, Callable[[Mapping[str, Any]], Packing | None]] = {
+    **weight_only_formats.PARSERS,
+    **activation_formats.PARSERS,
+}
 
 
 def weight_dtype(given: object) -> str:
@@ -42,8 +45,8 @@ def packing_for_dtype(dtype: str) -> Packing | None:
     return None
 
 
-def packing_from_config(config: Mapping[str, Any], name: str) -> Packing:
-    """The layout that a checkpoint's `quantization_config` declares.
+def packing_from_config(config: Mapping[str, Any], name: str) -> Packing | None:
+    """The layout that a checkpoint's `quantization_config` declares; None if it packs no weights.
 
     Args:
         config: The `quantization_config`.

@@ -141,7 +141,7 @@ def matrices(trace: Trace, packing: Packing) -> dict[str, PackedMatrix]:
             continue
         module = modules[parameter.owner]
         is_stacked = len(shape) == 3 and trace.recorded_path(name) in multiplied
-        if is_stacked or (packing.embeddings and _is_embedding(module, parameter)):
+        if is_stacked or (layout.embeddings and _is_embedding(module, parameter)):
             found[name] = PackedMatrix(layout, shape)
         elif not packing.experts_only and _is_linear(module, parameter):
             found[name] = PackedMatrix(layout, _outputs_first(modules, parameter))

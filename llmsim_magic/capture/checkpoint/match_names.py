@@ -22,6 +22,8 @@ def match_parameters(
 
     A name is a path, a part of one, a pattern with `*`, or a regular expression (`re:`). It is
     compared with the paths of the built model and with those of checkpoints that its class loads.
+    Where no path matches, it is the name of a class, or of one that a class inherits from, and
+    matches the weights that its modules hold themselves.
 
     Args:
         module: The model as built.
@@ -41,7 +43,7 @@ def match_parameters(
     }
     matrices = {name for name, parameter in module.named_parameters() if parameter.dim() > 1}
     modules = {path for path, _ in module.named_modules()}
-    types = {type(each).__name__ for each in module.modules()}
+    weights_by_class = _weights_by_class(module)
     matched: dict[str, tuple[str, ...]] = {}
     unmatched = []
     for name in names:
@@ -50,11 +52,25 @@ def match_parameters(
         if not found:
             current = checkpoint.in_model(f"{name}.weight")
             found = [each for each in paths if each in (current, current.removesuffix(".weight"))]
+        if not found:
+            found = weights_by_class.get(name, [])
         if quantizable := tuple(each for each in found if each in matrices):
             matched[name] = quantizable
-        if not found and name not in types and not any(map(matches, modules)):
+        if not found and name not in weights_by_class and not any(map(matches, modules)):
             unmatched.append(name)
     return matched, _note(unmatched)
+
+
+def _weights_by_class(module: torch.nn.Module) -> dict[str, list[str]]:
+    """The weights of all modules by the names of their classes; a class may have none."""
+    found: dict[str, list[str]] = {}
+    for path, part in module.named_modules():
+        has_weight = isinstance(getattr(part, "weight", None), torch.nn.Parameter)
+        for each in type(part).__mro__:
+            names = found.setdefault(each.__name__, [])
+            if has_weight:
+                names.append(f"{path}.weight".removeprefix("."))
+    return found
 
 
 def _module_paths(names: Iterable[str]) -> set[str]:

@@ -29,7 +29,7 @@ from llmsim_magic.capture.models.backbone_stages import with_all_stages
 from llmsim_magic.capture.models.model_class import check_has_forward, model_constructor
 from llmsim_magic.capture.record.hooks import ModelHooks
 from llmsim_magic.records.errors import CannotTrace, describe, is_instance, shorten
-from llmsim_magic.records.trace.quantization_config import has_mlx_keys
+from llmsim_magic.records.trace.quantization_config import has_mlx_keys, has_quantized_weights
 from llmsim_magic.records.trace.trace import ModelInfo
 
 META = torch.device("meta")
@@ -192,6 +192,8 @@ def _json_data(quantization: Any) -> dict[str, Any]:
 
 
 def _quantization_note(keys: dict[str, Any]) -> str:
+    if not has_quantized_weights(keys):
+        return "its quantization_config quantises no weights"
     method = keys.get("quant_method", "quantised")
     return f"the checkpoint stores {method} weights; this is its unquantised equivalent"
 

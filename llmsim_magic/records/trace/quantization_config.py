@@ -10,6 +10,8 @@ _EXCLUDED = (
     "linear_weights_not_to_quantize",
 )
 
+LINEAR = "Linear"  # the class that compressed-tensors targets to quantise every linear layer
+
 
 def excluded_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The names and patterns of modules that a `quantization_config` leaves unquantised.
@@ -28,8 +30,36 @@ def excluded_names(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def module_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """All names of modules in a `quantization_config`."""
+    groups = config.get("config_groups")
+    targets = [
+        target
+        for group in (groups.values() if isinstance(groups, Mapping) else ())
+        for target in group_targets(group)
+        if target != LINEAR
+    ]
     names = (*excluded_names(config), *layouts_by_name(config), *quantized_blocks(config))
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys((*names, *targets)))
+
+
+def group_targets(group: Any) -> tuple[str, ...]:
+    """The classes, paths and patterns (`re:`) that a config group of compressed-tensors selects.
+
+    Without `targets` it selects every linear layer.
+    """
+    targets = group.get("targets") if isinstance(group, Mapping) else None
+    return tuple(_texts(targets)) if targets is not None else (LINEAR,)
+
+
+def has_quantized_weights(config: Mapping[str, Any]) -> bool:
+    """Whether weights are quantised; compressed-tensors may quantise only activations or a cache.
+
+    It also writes its config for models that are only pruned.
+    """
+    if config.get("quant_method") != "compressed-tensors":
+        return True
+    groups = config.get("config_groups")
+    values = groups.values() if isinstance(groups, Mapping) else ()
+    return any(isinstance(group, Mapping) and group.get("weights") for group in values)
 
 
 def quantized_blocks(config: Mapping[str, Any]) -> tuple[str, ...]:
