@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import llmsim_magic as llmsim
 from llmsim_magic.__main__ import main
+from llmsim_magic.capture.configs.resolve import find_config, load_config
 from llmsim_magic.records.errors import LlmsimError
 from tests.helpers import loopback_hub, small_models
 from tests.helpers.loopback_hub import LoopbackHub
@@ -363,6 +364,56 @@ def test_a_folder_of_gguf_files_says_what_it_is(tmp_path: Path) -> None:
     line = error_line(str(tmp_path))
     assert "holds GGUF weights (model.gguf)" in line
     assert "owner/base" in line
+
+
+BARE = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}
+DEFAULTS = "its config gives no sizes: every size is transformers' default"
+
+
+@pytest.mark.parametrize("config", [{"model_type": "llama"}, BARE | {"bos_token_id": 1}])
+def test_gguf_files_beside_a_config_without_sizes_name_the_base_model(
+    hub: LoopbackHub, config: dict[str, Any]
+) -> None:
+    card = b"---\nbase_model: owner/base\n---\n"
+    hub.add("owner/packed", {"a-Q4_K_M.gguf": b"GGUF", "README.md": card, CONFIG: config})
+    line = error_line("owner/packed")
+    assert "holds GGUF weights (a-Q4_K_M.gguf) and a config.json without sizes" in line
+    assert line.endswith("trace its base model owner/base")
+    assert error_line("owner/packed") == line  # its config is in the local cache now
+    hub.add("owner/sized", {"a.gguf": b"GGUF", "README.md": card, CONFIG: LLAMA})
+    assert DEFAULTS not in llmsim.trace("owner/sized", context=4).trace.notes
+
+
+def test_a_folder_of_gguf_files_with_a_config_without_sizes(tmp_path: Path) -> None:
+    (tmp_path / CONFIG).write_text(json.dumps({"model_type": "qwen2"}))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    line = error_line(str(tmp_path))
+    assert "without sizes; trace the model that it was made from" in line
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert DEFAULTS in llmsim.trace(str(tmp_path), context=4).trace.notes
+
+
+@pytest.mark.parametrize(
+    ("config", "is_default"),
+    [
+        (BARE, True),
+        (BARE | {"rope_theta": 10000, "quantization_config": {"group_size": 128}}, True),
+        ({"model_type": "clip", "text_config": {"model_type": "clip_text_model"}}, True),
+        ({"model_type": "clip", "vision_config": {"num_hidden_layers": 1}}, False),
+        ({"model_type": "gpt2", "n_layer": 1}, False),
+        ({"model_type": "t5", "architectures": ["T5EncoderModel"], "d_model": 64}, False),
+    ],
+)
+def test_a_config_without_sizes_is_said_to_have_defaults(
+    config: dict[str, Any], is_default: bool, tmp_path: Path
+) -> None:
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    source = load_config(find_config(str(tmp_path)))
+    assert (DEFAULTS in source.notes) == is_default
+
+
+def test_entries_of_the_catalogue_leave_out_defaults() -> None:
+    assert load_config(find_config("microsoft/resnet-50")).notes == ()
 
 
 # code of the repository

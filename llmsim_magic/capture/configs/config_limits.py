@@ -1,4 +1,4 @@
-"""Reject a config with impossible sizes before transformers allocates anything for it."""
+"""The sizes that a config gives: whether it has any, and whether they are possible."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +17,21 @@ _POSITIVE_KEYS = re.compile(
     r"^(hidden_size|vocab_size|d_model|n_embd|n_layers?|n_heads?|num_heads"
     r"|num_(hidden_layers|attention_heads|key_value_heads|channels)|image_size|patch_size)$"
 )
+# Keys whose value is a number of layers or heads, or a dimension of weights.
+_SIZE_KEYS = re.compile(
+    r"(^|_)(layers?|blocks?|depths?|heads?|experts|channels|dims?|width|embd|inner|filters"
+    r"|d_model|d_ff|d_kv)$|(^|_)(hidden|intermediate|embedding|vocab|patch|image)_sizes?$"
+)
+
+
+def gives_sizes(keys: Mapping[str, Any]) -> bool:
+    """Whether a config gives any size of its model, in itself or in a nested config.
+
+    Sizes of its quantisation are none of the model, nor is a default of transformers: pass the
+    keys of the file.
+    """
+    own = {key: value for key, value in keys.items() if key != "quantization_config"}
+    return any(value > 0 and _SIZE_KEYS.search(key) for key, value in _integers(own))
 
 
 def check_sizes(name: str, keys: Mapping[str, Any]) -> None:

@@ -6,13 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from llmsim_magic.capture.checkpoint.found_config import LOCAL_FILE, FoundConfig
+from llmsim_magic.capture.configs.config_limits import gives_sizes
 from llmsim_magic.capture.hub.config_file import decode_config, parse_json
-from llmsim_magic.capture.hub.repository import Repository, read_config
+from llmsim_magic.capture.hub.repository import About, Repository, read_config
 from llmsim_magic.records.errors import UnknownModel, clip, shorten
 
 FindBase = Callable[[str], FoundConfig]
 _ADAPTER, _PIPELINE, _MODULES = "adapter_config.json", "model_index.json", "modules.json"
 _MAX_MODULES = 8
+_WEIGHTS = re.compile(r"\.safetensors$|(^|/)(pytorch|tf|flax)_model[^/]*\.(bin|h5|msgpack)$")
 _FOLDER = re.compile(r"[\w-][\w. -]*")
 
 
@@ -32,6 +34,8 @@ def config_of(repository: Repository, find_base: FindBase | None) -> FoundConfig
     keys = read_config(repository, "config.json", recheck=recheck)
     if keys is not None:
         _reject_part_of_diffusers(repository, keys)
+        if not gives_sizes(keys):
+            _reject_gguf(repository)
         return _found(repository, keys)
     if (keys := read_config(repository, _ADAPTER)) is not None:
         if find_base is None:
@@ -105,6 +109,17 @@ def _reject_part_of_diffusers(repository: Repository, keys: dict[str, Any]) -> N
         )
 
 
+def _reject_gguf(repository: Repository) -> None:
+    """Reject a repository whose only weights are GGUF, which hold the sizes themselves."""
+    try:
+        about = repository.about()
+    except UnknownModel:  # the config is at hand, and the hub is not
+        return
+    if _gguf_files(about) and not any(map(_WEIGHTS.search, about.files)):
+        what = f"holds GGUF weights ({clip(_gguf_files(about)[0], 60)}) and a config.json "
+        raise _trace_base_model(repository, about, f"{what}without sizes")
+
+
 def _config_of_transformer(repository: Repository, modules: Any) -> FoundConfig:
     """The config of the first module of a sentence-transformers model that is a transformer."""
     paths = [
@@ -134,12 +149,20 @@ def _without_config(repository: Repository) -> UnknownModel:
     if about.is_empty:
         repository.check_exists()
     is_hub = repository.origin != LOCAL_FILE
-    weights = [file for file in about.files if file.lower().endswith(".gguf")]
     what = "has no config.json on the hub" if is_hub else "is a folder without a config.json"
-    if weights:
+    if weights := _gguf_files(about):
         what = f"holds GGUF weights ({clip(weights[0], 60)}) and no config.json"
+    return _trace_base_model(repository, about, what)
+
+
+def _gguf_files(about: About) -> list[str]:
+    return [file for file in about.files if file.lower().endswith(".gguf")]
+
+
+def _trace_base_model(repository: Repository, about: About, what: str) -> UnknownModel:
+    """An error that says what a repository is, and names its base model if that is known."""
     if about.base_models:
         bases = clip(" or ".join(about.base_models[:3]), 120)
         return UnknownModel(f"{shorten(repository.label)} {what}; trace its base model {bases}")
-    advice = "; trace the model that it was made from, by its hub id" if weights else ""
-    return UnknownModel(f"{shorten(repository.label)} {what}{advice}")
+    made_from = "; trace the model that it was made from, by its hub id"
+    return UnknownModel(f"{shorten(repository.label)} {what}{made_from * bool(_gguf_files(about))}")

@@ -12,7 +12,7 @@ from typing import Any
 from llmsim_magic.capture.checkpoint.checkpoint import Checkpoint, checkpoint_of
 from llmsim_magic.capture.checkpoint.found_config import LOCAL_FILE, FoundConfig
 from llmsim_magic.capture.checkpoint.lora_adapter import declare_task
-from llmsim_magic.capture.configs.config_limits import check_sizes
+from llmsim_magic.capture.configs.config_limits import check_sizes, gives_sizes
 from llmsim_magic.capture.configs.remote_code import config_with_code
 from llmsim_magic.capture.configs.repository_kinds import FindBase, config_of
 from llmsim_magic.capture.hub.config_file import decode_config, parse_config, read_content
@@ -142,6 +142,9 @@ def load_config(
             f"model_type {shorten(model_type)} is unknown; "
             f"the model is built as {config_class.model_type}, the type of its declared class"
         )
+    is_silent = not gives_sizes(keys) and gives_sizes(config.to_dict())
+    if is_silent and found.origin != "catalogue":  # whose entries leave out what is a default
+        added.append("its config gives no sizes: every size is transformers' default")
     notes = (*found.notes, *added)
     return ConfigSource(
         name=name,
