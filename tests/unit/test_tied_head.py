@@ -18,12 +18,14 @@ from tests.helpers import small_models
 T5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 1000}
 HEAD = 64 * 1000
 UNTIED, UNKNOWN = "the head is not tied to the embedding", "its config does not say whether"
+VALUES_UNKNOWN = "it cannot be known here whether with equal values"
+NOTES = (UNTIED, UNKNOWN, VALUES_UNKNOWN)
 
 
 def report(model: Any) -> tuple[int, list[str]]:
     """The number of parameters, and the notes about the head."""
     found = llmsim.trace(model, context=8)
-    notes = [note for note in found.trace.notes if UNTIED in note or UNKNOWN in note]
+    notes = [note for note in found.trace.notes if any(each in note for each in NOTES)]
     return found.summary.value["parameters"], notes
 
 
@@ -95,6 +97,67 @@ def test_an_index_names_the_tensors_too(tmp_path: Path) -> None:
     index = {"weight_map": dict.fromkeys(names, "model-00001-of-00002.safetensors")}
     tmp_path.joinpath("model.safetensors.index.json").write_text(json.dumps(index))
     assert UNTIED in report(folder(tmp_path, t5_keys()))[1][0]
+
+
+def twice(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], int, str]:
+    """A small tied model whose head is stored too: its config, tensors, parameters and head."""
+    config = small_models.CONFIGS[name]()
+    config.tie_word_embeddings = True
+    model = getattr(transformers, config.architectures[0])(config)
+    tensors = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    total = sum(parameter.numel() for parameter in model.parameters())
+    head = "proj_out.weight" if name == "whisper" else "lm_head.weight"
+    assert head in tensors
+    return model.config.to_dict(), tensors, total, head
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "whisper", "t5"])
+def test_a_head_that_is_stored_with_equal_values_is_tied(name: str, tmp_path: Path) -> None:
+    """As `from_pretrained` does, here and for other values."""
+    keys, tensors, total, head = twice(name)
+    assert report(folder(tmp_path, keys, tensors)) == (total, [])
+    tensors[head][-1, -1] += 1
+    apart, notes = report(folder(tmp_path, keys, tensors))
+    load = getattr(transformers, keys["architectures"][0]).from_pretrained
+    assert apart == sum(parameter.numel() for parameter in load(tmp_path).parameters())
+    assert apart == total + tensors[head].numel()
+    assert notes[0].endswith("its checkpoint stores both, with different values")
+
+
+@pytest.mark.parametrize("is_equal", [True, False])
+def test_tensors_in_two_files_are_compared(is_equal: bool, tmp_path: Path) -> None:
+    keys, tensors, total, head = twice("llama")
+    if not is_equal:
+        tensors[head][0, 0] += 1
+    save_file({head: tensors.pop(head)}, tmp_path / "b.safetensors")
+    save_file(tensors, tmp_path / "a.safetensors")
+    files = {head: "b.safetensors"} | dict.fromkeys(tensors, "a.safetensors")
+    index = json.dumps({"weight_map": files})
+    tmp_path.joinpath("model.safetensors.index.json").write_text(index)
+    expected = total if is_equal else total + keys["vocab_size"] * keys["hidden_size"]
+    assert report(folder(tmp_path, keys))[0] == expected
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize("shard", ["missing.safetensors", "../outside.safetensors", 1])
+def test_names_alone_do_not_untie_what_a_config_ties(file: str, shard: Any, tmp_path: Path) -> None:
+    keys, tensors, total, head = twice("llama")
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    save_file({head: tensors[head] + 1}, tmp_path / "outside.safetensors")
+    index = json.dumps({"weight_map": dict.fromkeys(tensors, shard)})
+    inner.joinpath(f"{file}.index.json").write_text(index)
+    found, notes = report(folder(inner, keys))
+    assert found == total
+    assert [VALUES_UNKNOWN in note for note in notes] == [True]
+
+
+def test_a_torch_index_names_what_is_shared_twice(tmp_path: Path) -> None:
+    index = {"weight_map": dict.fromkeys(["shared.weight", "lm_head.weight"], "a.bin")}
+    tmp_path.joinpath("pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert UNKNOWN in report(folder(tmp_path, t5_keys()))[1][0]
+    says = t5_keys(tie_word_embeddings=False)
+    assert UNTIED in report(folder(tmp_path, says))[1][0]
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x02" + bytes(7) + b"[]", b"\x01" * 99])

@@ -12,6 +12,7 @@ import torch
 
 from llmsim_magic.capture.checkpoint.checkpoint import Checkpoint
 from llmsim_magic.capture.checkpoint.checkpoint_names import CheckpointNames
+from llmsim_magic.capture.checkpoint.stored_tensors import StoredTensors
 
 _KEY = "tie_word_embeddings"
 # T5 1.1 and its multilingual versions store both, as their published numbers of parameters say,
@@ -36,24 +37,39 @@ def separate_head(
     embedding = _with_weight(module, "get_input_embeddings")
     if head is None or embedding is None or head.weight is not embedding.weight:
         return ()
-    if checkpoint is not None and checkpoint.tensors is not None:
-        stored = _is_stored_apart(module, head, checkpoint.tensors)
-        reason = "its checkpoint stores both" if stored else ""
-    elif checkpoint is not None:
-        reason = _reason_in_keys(config, checkpoint.keys)
+    if checkpoint is None:
+        reason, note = _reason_in_object(config), ""
     else:
-        reason = _reason_in_object(config)
+        pair = _stored_pair(module, head, embedding, checkpoint.tensors)
+        reason, note = _in_checkpoint(config, checkpoint, pair)
     if reason:
         weight = head.weight
         head.weight = torch.nn.Parameter(torch.empty_like(weight), weight.requires_grad)
-        return (f"the head is not tied to the embedding, as transformers builds it: {reason}",)
-    if _is_unknown(config, checkpoint):
-        return (
-            "its config does not say whether the checkpoint stores the head apart from the "
-            f"embedding; they are tied, as transformers does by default; {_KEY} in the config "
-            "decides",
+        note = f"the head is not tied to the embedding, as transformers builds it: {reason}"
+    return (note,) if note else ()
+
+
+def _in_checkpoint(
+    config: Any, checkpoint: Checkpoint, pair: tuple[str, str] | None
+) -> tuple[str, str]:
+    """Why a head is apart by what is known of its checkpoint, or else a note on what is not known.
+
+    As `from_pretrained` does, a head that is stored with the values of the embedding is tied.
+    """
+    tensors = checkpoint.tensors
+    if tensors is None:
+        return _in_keys(config, checkpoint)
+    are_equal = tensors.have_equal_values(*pair) if pair is not None else True
+    if are_equal is not None:
+        return "" if are_equal else "its checkpoint stores both, with different values", ""
+    if _says_tied(checkpoint.keys):
+        return "", (
+            "its checkpoint stores the head and the embedding, and it cannot be known here whether "
+            f"with equal values; they are tied, as {_KEY}=True says"
         )
-    return ()
+    if tensors.stores_shared_twice:
+        return _in_keys(config, checkpoint)
+    return "its checkpoint stores both", ""
 
 
 def _with_weight(module: torch.nn.Module, method: str) -> Any:
@@ -65,19 +81,54 @@ def _with_weight(module: torch.nn.Module, method: str) -> Any:
     return found if isinstance(getattr(found, "weight", None), torch.nn.Parameter) else None
 
 
-def _is_stored_apart(
-    module: torch.nn.Module, head: torch.nn.Module, tensors: frozenset[str]
-) -> bool:
-    """Whether a checkpoint has a tensor for the head, and another one for the embedding."""
+def _stored_pair(
+    module: torch.nn.Module, head: Any, embedding: Any, tensors: StoredTensors | None
+) -> tuple[str, str] | None:
+    """The tensors of a checkpoint for the head and for the embedding, if it has one for each."""
+    if tensors is None:
+        return None
     names = CheckpointNames(module)
-    shared = {
-        name
+    in_model = {names.in_model(tensor): tensor for tensor in tensors.files}
+    found = {
+        name: in_model[name]
         for name, each in module.named_parameters(remove_duplicate=False)
-        if each is head.weight
+        if each is head.weight and name in in_model
     }
-    heads = {f"{path}.weight" for path, each in module.named_modules() if each is head}
-    found = {names.in_model(tensor) for tensor in tensors} & shared
-    return bool(found & heads) and bool(found - heads)
+    heads = _weights_of(module, head) & found.keys()
+    others = found.keys() - heads
+    if not heads or not others:
+        return None
+    first = (_weights_of(module, embedding) & others) or others
+    return found[min(heads)], found[min(first)]
+
+
+def _weights_of(module: torch.nn.Module, part: Any) -> set[str]:
+    """The names that a part of a module gives its weight."""
+    modules = module.named_modules(remove_duplicate=False)
+    return {f"{path}.weight" for path, each in modules if each is part}
+
+
+def _in_keys(config: Any, checkpoint: Checkpoint) -> tuple[str, str]:
+    """Why a head is apart by the raw keys of a config, or else a note if they do not say."""
+    reason = _reason_in_keys(config, checkpoint.keys)
+    is_silent = all(part.get(_KEY) is None for part in _parts(checkpoint.keys))
+    if reason or checkpoint.is_checked or not is_silent:
+        return reason, ""
+    return "", (
+        "its config does not say whether the checkpoint stores the head apart from the "
+        f"embedding; they are tied, as transformers does by default; {_KEY} in the config decides"
+    )
+
+
+def _says_tied(keys: Mapping[str, Any]) -> bool:
+    said = [part[_KEY] for part in _parts(keys) if part.get(_KEY) is not None]
+    return said[:1] == [True]
+
+
+def _parts(keys: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The keys of a config, then those of its language model's."""
+    text = keys.get("text_config")
+    return [keys, text] if isinstance(text, Mapping) else [keys]
 
 
 def _reason_in_keys(config: Any, keys: Mapping[str, Any]) -> str:
@@ -132,12 +183,3 @@ def _reason_in_text(config: Any) -> str:
     text = getattr(config, "text_config", None)
     is_apart = text is not None and getattr(text, _KEY, None) is False
     return f"its config does not say {_KEY}, and its text_config says False" if is_apart else ""
-
-
-def _is_unknown(config: Any, checkpoint: Checkpoint | None) -> bool:
-    """Whether a default of transformers alone ties the head."""
-    if checkpoint is None or checkpoint.is_checked or checkpoint.tensors is not None:
-        return False
-    text = checkpoint.keys.get("text_config")
-    parts = [checkpoint.keys, text if isinstance(text, Mapping) else {}]
-    return all(part.get(_KEY) is None for part in parts)

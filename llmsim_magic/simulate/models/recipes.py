@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from llmsim_magic.capture.checkpoint.checkpoint import checkpoint_version
 from llmsim_magic.capture.checkpoint.found_config import FoundConfig
 from llmsim_magic.capture.configs.config_limits import check_sizes
 from llmsim_magic.capture.configs.resolve import ConfigSource, find_config, load_config
@@ -134,7 +135,8 @@ def _recipe_of_config(given: Any, name: str, build: Build) -> ModelRecipe:
 
 def _recipe_of_config_file(facts: FoundConfig, build: Build) -> ModelRecipe:
     content = json.dumps([facts.keys, facts.adapter, facts.notes])
-    key = (content, facts.name, facts.origin, facts.location, build)
+    version = checkpoint_version(facts)
+    key = (content, facts.name, facts.origin, facts.location, version, build)
     return ModelRecipe(name=facts.name, key=key, build=build, facts=facts)
 
 
