@@ -7,6 +7,7 @@ import torch
 import transformers
 
 import llmsim_magic as llmsim
+from llmsim_magic.analyses.memory.weights import matrices, packing_of
 from llmsim_magic.capture.checkpoint.match_names import match_parameters
 from tests.helpers import small_models
 
@@ -210,3 +211,75 @@ def test_gemma_3_27b_w4a16_keeps_its_vision_tower() -> None:
     )
     report = llmsim.trace(gemma, context=16, hardware="H100")
     assert report.memory.loc["weights", "bytes"] == pytest.approx(16.87e9, rel=1e-3)
+
+
+BNB = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+GROUP = {"targets": ["Linear"], "weights": {"num_bits": 8, "strategy": "channel"}}
+CT = {"quant_method": "compressed-tensors", "config_groups": {"group_0": GROUP}}
+
+
+def llava(quantisation: dict[str, Any]) -> Any:
+    """A small model with a projector outside of all repeated layers."""
+    text = small_models.llama().to_dict()
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = transformers.LlavaConfig(
+        text_config=text | {"tie_word_embeddings": False},
+        vision_config={
+            **vision,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        image_token_index=1,
+        architectures=["LlavaForConditionalGeneration"],
+        dtype="bfloat16",
+        tie_word_embeddings=False,
+    )
+    config.quantization_config = quantisation
+    return config
+
+
+def packed(quantisation: dict[str, Any]) -> set[str]:
+    trace = llmsim.trace(llava(quantisation), context=16).trace
+    packing = packing_of(trace)
+    assert packing is not None
+    return set(matrices(trace, packing))
+
+
+def every_linear(*without: str) -> set[str]:
+    with torch.device("meta"):
+        model = transformers.LlavaForConditionalGeneration(llava({}))
+    return {
+        f"{path}.weight"
+        for path, part in model.named_modules()
+        if isinstance(part, torch.nn.Linear) and not any(each in path for each in without)
+    }
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "key", "kept"),
+    [
+        (BNB, "llm_int8_skip_modules", ("lm_head",)),
+        ({"load_in_4bit": True}, "llm_int8_skip_modules", ("lm_head",)),
+        ({"quant_method": "fp8"}, "modules_to_not_convert", ("lm_head",)),
+        ({"quant_method": "fbgemm_fp8"}, "modules_to_not_convert", ("lm_head",)),
+        (CT, "ignore", ()),
+    ],
+)
+def test_every_linear_layer_that_is_not_excluded_is_packed(
+    quantisation: dict[str, Any], key: str, kept: tuple[str, ...]
+) -> None:
+    """Without a list transformers keeps the head; compressed-tensors has no such default."""
+    assert packed(quantisation) == every_linear(*kept)
+    assert packed(quantisation | {key: None}) == every_linear(*kept)
+    names = ["multi_modal_projector"]
+    assert packed(quantisation | {key: names}) == every_linear(*names)
+    names = ["lm_head", "vision_tower"]
+    assert packed(quantisation | {key: names}) == every_linear(*names)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_libraries_that_quantise_blocks_pack_nothing_outside(method: str) -> None:
+    found = packed({"quant_method": method, "bits": 4, "group_size": 32})
+    assert found == every_linear("multi_modal_projector", "lm_head")

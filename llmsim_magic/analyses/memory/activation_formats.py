@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmsim_magic.analyses.memory.compressed_tensors import compressed_tensors
-from llmsim_magic.analyses.memory.packing import ALL, Packing, UnknownLayout
+from llmsim_magic.analyses.memory.packing import ALL, Packing, UnknownLayout, of_every_linear
 from llmsim_magic.records.errors import one_of, shorten
 from llmsim_magic.records.trace.quantization_config import excluded_names, layouts_by_name
 
@@ -16,31 +16,23 @@ _QUARK_SCHEMES = ("per_tensor", "per_channel", "per_group")
 def _fp8(config: Mapping[str, Any]) -> Packing:
     """A float32 or 8-bit power-of-two scale per block; one per matrix without a block size."""
     rows, columns = config.get("weight_block_size") or (ALL, ALL)
-    scale = 8 if config.get("scale_fmt") == "ue8m0" else 32
-    excluded = excluded_names(config)
-    return Packing(
+    packing = Packing(
         name="fp8",
         code_bits=8,
         rows=rows,
         columns=columns,
-        scale_bits=scale,
-        excluded=excluded,
+        scale_bits=8 if config.get("scale_fmt") == "ue8m0" else 32,
         arithmetic="fp8",
     )
+    return of_every_linear(packing, config)
 
 
 def _fbgemm_fp8(config: Mapping[str, Any]) -> Packing:
     """A float32 scale per output."""
-    excluded = excluded_names(config)
-    return Packing(
-        name="fbgemm_fp8",
-        code_bits=8,
-        rows=1,
-        columns=ALL,
-        scale_bits=32,
-        excluded=excluded,
-        arithmetic="fp8",
+    packing = Packing(
+        name="fbgemm_fp8", code_bits=8, rows=1, columns=ALL, scale_bits=32, arithmetic="fp8"
     )
+    return of_every_linear(packing, config)
 
 
 def _mxfp4(config: Mapping[str, Any]) -> Packing:

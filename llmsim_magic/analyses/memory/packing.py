@@ -1,8 +1,15 @@
 """The layout of packed matrices: codes, scales and zero points, exact to the bit."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import ceil, prod
+from typing import Any
+
+from llmsim_magic.records.trace.quantization_config import (
+    KEPT_BY_DEFAULT,
+    excluded_names,
+    kept_by_default,
+)
 
 ALL = 0  # the block spans the matrix
 
@@ -53,9 +60,12 @@ class Packing:
     @property
     def description(self) -> str:
         what = "experts" if self.experts_only else "linear layers and experts"
-        kept = f", and {len(self.excluded)} parts that its config names" if self.excluded else ""
+        named = [name for name in self.excluded if name != KEPT_BY_DEFAULT]
+        kept = f", and {len(named)} parts that its config names" if named else ""
         where = "" if self.outer is not None else " inside the repeated layers"
         others = "norms" if self.embeddings else "norms and embeddings"
+        if KEPT_BY_DEFAULT in self.excluded:
+            others = "norms, embeddings and the head"
         if self.only:
             where = " that its config names"
         if self.outer is None:
@@ -94,3 +104,9 @@ class Packing:
 def group_columns(size: object) -> int:
     """Inputs that share a scale by a config's group size; -1 means the whole row."""
     return size if isinstance(size, int) and size > 0 else ALL
+
+
+def of_every_linear(packing: Packing, config: Mapping[str, Any]) -> Packing:
+    """A layout of all linear layers that are not excluded, as transformers replaces them."""
+    kept = replace(packing, excluded=(*excluded_names(config), *kept_by_default(config)))
+    return replace(kept, outer=kept)

@@ -10,7 +10,7 @@ from llmsim_magic.analyses.memory import activation_formats, weight_only_formats
 from llmsim_magic.analyses.memory.packing import ALL, Packing, UnknownLayout
 from llmsim_magic.records.errors import InvalidValue, describe, shorten
 from llmsim_magic.records.hardware.dtypes import KV_DTYPES, WEIGHT_DTYPES, short_dtype
-from llmsim_magic.records.trace.quantization_config import has_mlx_keys
+from llmsim_magic.records.trace.quantization_config import quantization_method
 
 _PARSERS: dict[str, Callable[[Mapping[str, Any]], Packing | None]] = {
     **weight_only_formats.PARSERS,
@@ -55,11 +55,7 @@ def packing_from_config(config: Mapping[str, Any], name: str) -> Packing | None:
     Raises:
         InvalidValue: If the method is not supported, or its layout does not follow from the config.
     """
-    method = str(config.get("quant_method", "")).lower()
-    if method == "bitsandbytes" or config.get("load_in_4bit") or config.get("load_in_8bit"):
-        method = "bitsandbytes"
-    if not method and has_mlx_keys(config):
-        method = "mlx"
+    method = quantization_method(config)
     read = _PARSERS.get(method)
     if read is None:
         raise InvalidValue(

@@ -4,7 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmsim_magic.analyses.memory.packing import ALL, Packing, UnknownLayout, group_columns
+from llmsim_magic.analyses.memory.packing import (
+    ALL,
+    Packing,
+    UnknownLayout,
+    group_columns,
+    of_every_linear,
+)
 from llmsim_magic.records.errors import one_of, shorten
 from llmsim_magic.records.trace.quantization_config import (
     excluded_names,
@@ -60,27 +66,19 @@ def _bitsandbytes(config: Mapping[str, Any]) -> Packing:
     Double quantisation stores 8-bit scales with a float32 per 256 of them. Each matrix also has
     its code tables.
     """
-    excluded = excluded_names(config)
     if not config.get("load_in_4bit"):
-        return Packing(
-            name="bitsandbytes int8",
-            code_bits=8,
-            rows=1,
-            columns=ALL,
-            scale_bits=32,
-            excluded=excluded,
-        )
-    kind = config.get("bnb_4bit_quant_type", "fp4")
+        int8 = Packing(name="bitsandbytes int8", code_bits=8, rows=1, columns=ALL, scale_bits=32)
+        return of_every_linear(int8, config)
     is_nested = bool(config.get("bnb_4bit_use_double_quant"))
-    return Packing(
-        name=f"bitsandbytes {kind}",
+    packing = Packing(
+        name=f"bitsandbytes {config.get('bnb_4bit_quant_type', 'fp4')}",
         code_bits=4,
         rows=1,
         columns=64,
         scale_bits=8 + 32 / 256 if is_nested else 32,
         matrix_bits=32 * (16 + 256 + 1) if is_nested else 32 * 16,
-        excluded=excluded,
     )
+    return of_every_linear(packing, config)
 
 
 def _hqq(config: Mapping[str, Any]) -> Packing:

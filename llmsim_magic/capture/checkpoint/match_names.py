@@ -1,5 +1,6 @@
 """Match the names in a checkpoint's `quantization_config` with parameters of the built model."""
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import translate
@@ -9,7 +10,7 @@ import torch
 
 from llmsim_magic.capture.checkpoint.checkpoint_names import CheckpointNames
 from llmsim_magic.records.errors import clip, shorten
-from llmsim_magic.records.trace.quantization_config import module_names
+from llmsim_magic.records.trace.quantization_config import KEPT_BY_DEFAULT, module_names
 
 _REGEX_ONLY = re.compile(r"\.\*|[\\^$+|()]")
 _MAX_NAMED = 4
@@ -47,6 +48,9 @@ def match_parameters(
     matched: dict[str, tuple[str, ...]] = {}
     unmatched = []
     for name in names:
+        if name == KEPT_BY_DEFAULT:
+            matched[name] = tuple(each for each in _kept_by_default(module) if each in matrices)
+            continue
         matches = _matcher(name)
         found = [each for each, aliases in paths.items() if any(map(matches, aliases))]
         if not found:
@@ -59,6 +63,16 @@ def match_parameters(
         if not found and name not in weights_by_class and not any(map(matches, modules)):
             unmatched.append(name)
     return matched, _note(unmatched)
+
+
+def _kept_by_default(module: torch.nn.Module) -> list[str]:
+    """The weights of the head and of the last module, as `get_keys_to_not_convert` has them."""
+    head = None
+    with contextlib.suppress(Exception):  # a class without embeddings
+        head = module.get_output_embeddings()  # type: ignore[operator]
+    paths = [path for path, part in module.named_modules() if head is not None and part is head]
+    last = [name for name, _ in module.named_parameters()][-1:]
+    return [*(f"{path}.weight" for path in paths), *last]
 
 
 def _weights_by_class(module: torch.nn.Module) -> dict[str, list[str]]:

@@ -12,6 +12,14 @@ _EXCLUDED = (
 
 LINEAR = "Linear"  # the class that compressed-tensors targets to quantise every linear layer
 
+# Means what transformers keeps where a config of these methods has no list: the head, mostly.
+KEPT_BY_DEFAULT = "<kept by default>"
+_LISTS = {
+    "bitsandbytes": "llm_int8_skip_modules",
+    "fp8": "modules_to_not_convert",
+    "fbgemm_fp8": "modules_to_not_convert",
+}
+
 
 def excluded_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The names and patterns of modules that a `quantization_config` leaves unquantised.
@@ -28,6 +36,20 @@ def excluded_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for value in values for name in _texts(value)))
 
 
+def quantization_method(config: Mapping[str, Any]) -> str:
+    """The `quant_method` of a `quantization_config` in lower case; older ones only imply it."""
+    method = str(config.get("quant_method", "")).lower()
+    if config.get("load_in_4bit") or config.get("load_in_8bit"):
+        return "bitsandbytes"
+    return "mlx" if not method and has_mlx_keys(config) else method
+
+
+def kept_by_default(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """`KEPT_BY_DEFAULT` if transformers chooses what is not quantised; else nothing."""
+    key = _LISTS.get(quantization_method(config))
+    return (KEPT_BY_DEFAULT,) if key is not None and config.get(key) is None else ()
+
+
 def module_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """All names of modules in a `quantization_config`."""
     groups = config.get("config_groups")
@@ -38,7 +60,7 @@ def module_names(config: Mapping[str, Any]) -> tuple[str, ...]:
         if target != LINEAR
     ]
     names = (*excluded_names(config), *layouts_by_name(config), *quantized_blocks(config))
-    return tuple(dict.fromkeys((*names, *targets)))
+    return tuple(dict.fromkeys((*names, *targets, *kept_by_default(config))))
 
 
 def group_targets(group: Any) -> tuple[str, ...]:
@@ -55,7 +77,7 @@ def has_quantized_weights(config: Mapping[str, Any]) -> bool:
 
     It also writes its config for models that are only pruned.
     """
-    if config.get("quant_method") != "compressed-tensors":
+    if quantization_method(config) != "compressed-tensors":
         return True
     groups = config.get("config_groups")
     values = groups.values() if isinstance(groups, Mapping) else ()
