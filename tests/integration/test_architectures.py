@@ -1,4 +1,4 @@
-"""Seventy-five architectures, one or more for each reason why `meta` alone would not do.
+"""Seventy-eight architectures, one or more for each reason why `meta` alone would not do.
 
 Each is its default configuration made small, held against a forward pass with real weights on the
 CPU: the shapes and calls of every module, the parameters, the FLOPs and the bytes of the cache.

@@ -20,6 +20,7 @@ _KEYWORDS = (
 )
 _SIZE_KEYS = ("image_size", "img_size", "input_size", "max_img_size")
 _PROMPT = "prompt_pixel_values"
+_HIGH_RESOLUTION = "high_res_pixel_values"
 _FRAME_KEYS = ("num_frames", "frames_per_clip")
 _TEMPORAL_PATCH_KEYS = ("temporal_patch_size", "patch_temporal")
 _WINDOW_KEYS = ("num_windows_side", "num_windows")  # windows per side
@@ -48,8 +49,8 @@ def image_size(spec: InputSpec) -> tuple[int, int]:
     return (height // 2, width) if _PROMPT in spec.accepted else (height, width)
 
 
-def _config_size(spec: InputSpec) -> tuple[int, int]:
-    value = spec.config_value(*_SIZE_KEYS, prefer=VISION)
+def _config_size(spec: InputSpec, prefer: tuple[str, ...] = VISION) -> tuple[int, int]:
+    value = spec.config_value(*_SIZE_KEYS, prefer=prefer)
     if isinstance(value, dict):
         value = [value.get("height", DEFAULT_SIZE), value.get("width", DEFAULT_SIZE)]
     if isinstance(value, (list, tuple)) and len(value) >= 2:
@@ -216,9 +217,17 @@ def _flattened_patches(image: Image) -> Iterator[Layout]:
 
 def _whole_images(image: Image) -> Iterator[Layout]:
     """Whole images `[batch, channels, height, width]`."""
-    pixels = {image.main: image.pixels()}
+    pixels = {image.main: image.pixels()} | _high_resolution(image)
     yield Layout(pixels | _size_keywords(image), image.note)
     yield Layout(pixels, image.note)
+
+
+def _high_resolution(image: Image) -> dict[str, torch.Tensor]:
+    """The same images in the size of a second tower, for a model that has one."""
+    if _HIGH_RESOLUTION not in image.spec.accepted:
+        return {}
+    height, width = _config_size(image.spec, ("high_res",))
+    return {_HIGH_RESOLUTION: replace(image, height=height, width=width).pixels()}
 
 
 def _whole_windows(image: Image) -> Iterator[Layout]:

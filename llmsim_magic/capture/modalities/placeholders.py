@@ -1,5 +1,6 @@
 """Placeholder tokens, which a model replaces by the embeddings of an image, video or audio."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from llmsim_magic.capture.modalities.model_inputs import ModelInputs
 from llmsim_magic.capture.modalities.signature import (
     HuggingFaceModel,
     InputSpec,
+    Keywords,
     check_input_size,
     parameters,
 )
@@ -34,6 +36,10 @@ TOKEN_TYPE_KEYWORDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "moe_mm_token_type_ids": torch.Tensor.clone,
     "image_embeds_position_mask": lambda types: (types == 1).long(),
 }
+
+
+# As in "Image features and image tokens do not match, tokens: 2, features: 750".
+_FEATURES = re.compile(r"do not match.*features:? (?P<count>\d+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ def placeholder_spans(
         token_id = spec.config_value(*names)
         found = None
         if isinstance(token_id, int) and "input_ids" in spec.accepted:
-            found = _first_embeddable(spec, method, modality.layouts(spec))
+            found = _first_embeddable(spec, method, modality.layouts(spec), token_id)
         if found is None:
             separate.append(modality)
             continue
@@ -120,16 +126,64 @@ def _unrepeated_modules(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 
 def _first_embeddable(
-    spec: InputSpec, method: str, layouts: Iterable[Layout]
+    spec: InputSpec, method: str, layouts: Iterable[Layout], token_id: int
 ) -> tuple[Layout, int] | None:
     """The first layout that the model can embed, and the number of embeddings per sample."""
+    embed = _embed_functions(spec, method)
     for layout in layouts:
-        if count := embedding_count(spec, method, layout):
-            keywords = {
-                name: value for name, value in layout.keywords.items() if name in spec.accepted
-            }
-            return Layout(keywords, layout.note), count // spec.batch
+        keywords = {name: value for name, value in layout.keywords.items() if name in spec.accepted}
+        if embed:
+            count = embedding_count(spec, method, layout) // spec.batch
+            keywords = _without_masks_of_embeddings(keywords, embed)
+        else:
+            count = _count_by_forward(spec, keywords, token_id)
+        if count:
+            return Layout(keywords, layout.note), count
     return None
+
+
+def _without_masks_of_embeddings(
+    keywords: Keywords, embed: Sequence[Callable[..., Any]]
+) -> Keywords:
+    """Without the masks that the embedding method does not read.
+
+    The forward selects embeddings by them, not frames or pixels; without one, it takes all.
+    """
+    read = set().union(*map(parameters, embed))
+    return {
+        name: value
+        for name, value in keywords.items()
+        if name in read or not name.endswith("_mask")
+    }
+
+
+def _count_by_forward(spec: InputSpec, keywords: Keywords, token_id: int) -> int:
+    """The number of embeddings per sample that a forward without an embedding method demands.
+
+    It compares their number with that of the placeholders, and its error states both. Two
+    placeholders in a row show that they stand for one embedding each.
+    """
+    demanded = _FEATURES.search(_failure(spec, keywords, token_id, 2))
+    count = int(demanded["count"]) // spec.batch if demanded else 0
+    return count if count and not _failure(spec, keywords, token_id, count) else 0
+
+
+def _failure(spec: InputSpec, keywords: Keywords, token_id: int, count: int) -> str:
+    """What a forward with so many placeholders per sample raises; empty if it runs."""
+    check_input_size(spec.batch, count)
+    ids, _ = tokens_with_placeholders(spec, [PlaceholderSpan(0, token_id, count)])
+    try:
+        with restored(spec.model), evaluating_partially():
+            spec.model(**keywords, input_ids=ids)
+    except Exception as error:  # a wrong layout may raise anything
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _embed_functions(spec: InputSpec, method: str) -> list[Callable[..., Any]]:
+    """The model's method of this name, and that of the model inside its head; either may lack."""
+    models = (spec.model, getattr(spec.model, "model", None))
+    return [getattr(model, method) for model in models if hasattr(model, method)]
 
 
 def embedding_count(spec: InputSpec, method: str, layout: Layout) -> int:
@@ -143,15 +197,14 @@ def embedding_count(spec: InputSpec, method: str, layout: Layout) -> int:
     Returns:
         The count for all samples together; 0 if the model cannot read the layout.
     """
-    embed: Callable[..., Any] | None = getattr(spec.model, method, None)
-    if embed is None:
+    embed = _embed_functions(spec, method)
+    if not embed:
         return 0
-    inner = getattr(getattr(spec.model, "model", None), method, embed)
-    named = (set(parameters(inner)) | set(parameters(embed))) & set(spec.accepted)
+    named = set().union(*map(parameters, embed)) & set(spec.accepted)
     keywords = {name: value for name, value in layout.keywords.items() if name in named}
     try:
         with restored(spec.model), evaluating_partially():
-            features = embed(**keywords)
+            features = embed[0](**keywords)
     except Exception:  # a wrong layout may raise anything
         return 0
     for name in ("pooler_output", "last_hidden_state"):
