@@ -98,6 +98,33 @@ def test_whole_numbers_among_the_inputs_are_known() -> None:
     assert shapes.tolist() == [[(2, 4)], [(3, 4)]]
 
 
+def test_any_and_all_of_the_same_unknown_values_agree() -> None:
+    data = torch.empty(4, device="meta")
+    with evaluating_partially():
+        stopped = data > 0
+        assert not stopped.any()
+        assert not stopped.all()
+        assert (data > 0).all()  # a validity check
+
+
+def test_a_loop_that_ends_once_all_are_done_runs_to_its_end() -> None:
+    class Steps(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            done = []
+            for step in range(3):
+                x = x.exp()
+                stopped = x.mean(-1) > 5 if step < 2 else torch.ones(2, dtype=torch.bool)
+                if stopped.any():
+                    done.append(x[stopped])
+                    x = x[~stopped]
+                if stopped.all():
+                    break
+            return torch.cat(done)
+
+    kernels = llmsim.trace(Steps(), inputs=torch.zeros(2, 4)).kernels["kernel"].tolist()
+    assert kernels.count("aten.exp.default") == 3
+
+
 def test_a_buffer_that_a_pass_resizes_gets_its_size_back() -> None:
     observer = PerChannelMinMaxObserver()
     for _ in range(2):

@@ -31,6 +31,8 @@ def assumed_scalar(evaluation: PartialEvaluation, tensor: torch.Tensor) -> bool 
     value: bool | float = 1.0 if tensor.is_floating_point() else 1
     if tensor.dtype is torch.bool:
         value = evaluation.is_check(tensor)
+        if not value:
+            evaluation.assume_false(tensor)
     evaluation.assume(
         f"a value that the model's code reads and that depends on the data is assumed to be {value}"
     )
@@ -79,9 +81,22 @@ def _matmul(evaluation: PartialEvaluation, *operands: torch.Tensor, **options: A
 def _all(
     evaluation: PartialEvaluation, values: torch.Tensor, *rest: Any, **options: Any
 ) -> torch.Tensor:
-    """`all` of unknown values: a validity check, as of a padding mask, which is assumed to pass."""
+    """`all` of unknown values: a validity check, as of a padding mask, which is assumed to pass.
+
+    It does not where `any` of the same values was assumed to be False before.
+    """
+    condition = _reduced(values)
+    return condition if evaluation.has_none_true(values) else evaluation.mark_check(condition)
+
+
+def _any(evaluation: PartialEvaluation, values: torch.Tensor) -> torch.Tensor:
+    """`any` of unknown values, which a later `all` of them has to agree with."""
+    return evaluation.mark_any(_reduced(values), values)
+
+
+def _reduced(values: torch.Tensor) -> torch.Tensor:
     data = torch.empty(values.shape, dtype=values.dtype, device=META)
-    return evaluation.mark_check(aten.any.default(data))
+    return aten.any.default(data)
 
 
 def _equal(
@@ -171,5 +186,6 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.equal.default: _equal,
     aten.allclose.default: _equal,
     aten.all.default: _all,
+    aten.any.default: _any,
     aten._is_all_true.default: _all,
 }

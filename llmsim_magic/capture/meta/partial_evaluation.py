@@ -60,6 +60,8 @@ class PartialEvaluation:
         if before is not None:
             self._overwritten |= before._overwritten
         self._checks: dict[int, torch.UntypedStorage] = {}
+        self._any_of: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self._none_true: dict[int, torch.UntypedStorage] = {}
         self._assumed_values: dict[int, Any] = {}  # lists and arrays, held like the storages
 
     @contextmanager
@@ -101,6 +103,29 @@ class PartialEvaluation:
     def is_check(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor was marked as a validity check."""
         return tensor.untyped_storage()._cdata in self._checks
+
+    def mark_any(self, condition: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Mark an unknown boolean as whether any of some values is true.
+
+        Args:
+            condition: The result of `any`.
+            values: The unknown values.
+
+        Returns:
+            The condition.
+        """
+        storage = condition.untyped_storage()
+        self._any_of[storage._cdata] = (storage, values.untyped_storage())
+        return condition
+
+    def assume_false(self, condition: torch.Tensor) -> None:
+        """Note that a condition is assumed to be False: if it is `any`, no value is true."""
+        if found := self._any_of.get(condition.untyped_storage()._cdata):
+            self._none_true[found[1]._cdata] = found[1]
+
+    def has_none_true(self, values: torch.Tensor) -> bool:
+        """Whether none of these values is assumed to be true, because `any` of them was read."""
+        return values.untyped_storage()._cdata in self._none_true
 
     def mark_assumed(self, values: Any) -> None:
         """Mark a list or array of assumed values: a tensor made of it has unknown values again."""
