@@ -35,13 +35,14 @@ CAUSES = {
     "the language of each sample": "xmod",
     "tensors under vmap": "nemotron_asr_streaming_encoder",
 }
-SLOW = ("seggpt", "muse_glimmer_vision", "paddleocr_vl_vision")
+SLOW = ("seggpt", "muse_glimmer_vision", "paddleocr_vl_vision", "encodec")
+# The first of each cause is quick.
 TYPES = [
     pytest.param(
         model_type,
         id=f"{model_type} ({cause})",
-        marks=[pytest.mark.slow] if model_type in SLOW else [],
+        marks=[pytest.mark.slow] if place or model_type in SLOW else [],
     )
     for cause, types in CAUSES.items()
-    for model_type in types.split()
+    for place, model_type in enumerate(types.split())
 ]

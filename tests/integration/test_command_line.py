@@ -132,6 +132,7 @@ def test_help_is_shown_where_no_model_is_named(capsys: pytest.CaptureFixture[str
         (["gpt2", "--batch", "0"], "stderr"),
     ],
 )
+@pytest.mark.slow
 def test_a_closed_pipe_ends_the_process_silently(words: list[str], stream: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)

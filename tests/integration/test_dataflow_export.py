@@ -215,6 +215,7 @@ def test_cross_attention_of_an_encoder_decoder_reads_the_encoder() -> None:
     assert truth[key] == {("encoder.final_layer_norm", 0)}
 
 
+@pytest.mark.slow
 def test_an_image_encoder_reads_what_the_exported_graph_says() -> None:
     sizes = {key: value for key, value in _SMALL.items() if key != "vocab_size"}
     model = transformers.ViTModel(

@@ -242,6 +242,7 @@ def zamba2(layers: int) -> Any:
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.slow
 def test_layers_that_get_their_index_run_once_unless_they_share_a_part(phase: str) -> None:
     trace = replayed(weightless(zamba2(16)), Workload(phase, 2, 9))
     assert recorded_layers(trace) == {f"model.layers.{n}" for n in (0, 3, 7, 11, 15)}
@@ -263,6 +264,7 @@ def hrm(layers: int) -> Any:
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.slow
 def test_layers_that_run_again_with_another_part_of_the_cache_are_replayed(phase: str) -> None:
     if "hrm_text" not in transformers.CONFIG_MAPPING:
         pytest.skip(f"transformers {transformers.__version__} has no hrm_text")
@@ -281,6 +283,7 @@ def test_layers_that_run_again_with_another_part_of_the_cache_are_replayed(phase
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("make", [llama4, longcat, glm_sparse, gemma4])
+@pytest.mark.slow
 def test_a_deeper_model_runs_no_more_layers(make: Callable[[int], Any], phase: str) -> None:
     few, many = (run(weightless(make(n)), Workload(phase, 2, 9)) for n in (8, 40))
     assert len(recorded_layers(many)) == len(recorded_layers(few)) < 8

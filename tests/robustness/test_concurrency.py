@@ -185,6 +185,7 @@ def _training() -> Iterator[float]:
         yield loss.item()
 
 
+@pytest.mark.slow
 def test_a_training_in_another_thread_draws_the_same_numbers_as_without_us() -> None:
     ASKED["name"]()
     ASKED["bfloat16"]()  # built, so that only passes go on beside it

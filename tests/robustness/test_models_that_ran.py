@@ -30,7 +30,13 @@ def trace(module: nn.Module, **options: Any) -> Report:
         return llmsim.trace(module, **options)
 
 
-@pytest.mark.parametrize("name", small_models.CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("qwen3", "t5", "mamba") else pytest.mark.slow)
+        for name in small_models.CONFIGS
+    ],
+)
 def test_an_architecture_is_traced_alike_before_and_after_a_real_forward(name: str) -> None:
     model = small_models.build(name)
     phases = [phase for each, phase in small_models.WORKLOADS if each == name]

@@ -199,6 +199,7 @@ def test_formulas_hold_at_lengths_that_a_model_treats_otherwise(config: Callable
 
 
 @pytest.mark.parametrize("phase", [pytest.param("prefill", marks=pytest.mark.slow), "decode"])
+@pytest.mark.slow
 def test_a_scan_over_tokens_is_checked_where_it_is_soon_read(phase: str) -> None:
     """Mamba's, where its kernels are not installed; it was traced at 56,003 tokens before."""
     report = llmsim.trace(small_models.mamba(), context=5, phase=phase)

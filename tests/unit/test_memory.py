@@ -467,6 +467,7 @@ def test_two_changes_are_named_where_none_does_alone() -> None:
     assert both.total <= found.usable
 
 
+@pytest.mark.slow
 def test_a_window_and_a_state_reach_further_than_keys_and_values() -> None:
     device = accelerators.find("RTX 4090")
     windowed = CapacityPlanner("mistralai/Mistral-7B-v0.1")

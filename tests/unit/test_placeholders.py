@@ -66,6 +66,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize(("config", "placeholders"), CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.slow
 def test_an_image_or_audio_runs_as_in_a_real_forward(
     config: transformers.PreTrainedConfig, placeholders: int
 ) -> None:

@@ -112,6 +112,7 @@ def twice(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], int, str]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "whisper", "t5"])
+@pytest.mark.slow
 def test_a_head_that_is_stored_with_equal_values_is_tied(name: str, tmp_path: Path) -> None:
     """As `from_pretrained` does, here and for other values."""
     keys, tensors, total, head = twice(name)
