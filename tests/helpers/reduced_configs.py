@@ -14,7 +14,7 @@ WIDTHS = re.compile(
     r"(dims?|channels|rank|width|section|source_positions)$|^(d_|n_embd|n_inner)"
     r"|(hidden|intermediate|embedding|head|state|projection|_input|_output)_sizes?"
 )
-FIXED = re.compile(r"num_|in_channels|audio_channels|image|patch|mel|kernel")
+FIXED = re.compile(r"num_|in_channels|audio_channels|image|patch|mel|kernel|pos_emb_")
 VOCABULARY = 256
 FEWEST, MOST = 2, 8  # layers
 

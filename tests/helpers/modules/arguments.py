@@ -117,7 +117,7 @@ OTHER_INPUTS: dict[str, Callable[[], Any]] = {
     "keys": lambda: Keys(x=valid_input()),
     "ordered": lambda: collections.OrderedDict(x=valid_input()),
     "named tuple": lambda: Pair(valid_input()),
-    "record": lambda: Record(storages=valid_input()),
+    "record": lambda: Record(out=valid_input()),
     "generator": lambda: (valid_input() for _ in range(1)),
     "generator in a tuple": lambda: ((valid_input() for _ in range(1)),),
     "set": lambda: {1, 2},
