@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import llmsim_magic as llmsim
 from llmsim_magic.records.errors import NoDecode
 from tests.helpers import small_models
+from tests.helpers.cache_names import cache_keyword, cache_of
 
 PHASES = ("prefill", "decode")
 SIZES: dict[str, Any] = {
@@ -63,11 +64,11 @@ def test_a_step_from_states_in_modules_does_the_work_of_the_real_one() -> None:
     config = recurrent_gemma()
     config._attn_implementation = "eager"  # torch counts no fused attention on a CPU
     model = transformers.RecurrentGemmaForCausalLM(config).eval()
-    cache = transformers.DynamicCache(config=config)
+    given = {cache_keyword(model): transformers.DynamicCache(config=config), "use_cache": True}
     with torch.no_grad():
-        model(input_ids=torch.ones(2, 9, dtype=torch.long), cache=cache, use_cache=True)
+        model(input_ids=torch.ones(2, 9, dtype=torch.long), **given)
         with FlopCounterMode(display=False) as real:
-            model(input_ids=torch.ones(2, 1, dtype=torch.long), cache=cache, use_cache=True)
+            model(input_ids=torch.ones(2, 1, dtype=torch.long), **given)
     report = llmsim.trace(config, phase="decode", batch=2, context=9)
     assert report.summary.value["flops"] == real.get_total_flops()
     read = {storage.name for storage in report.trace.recorded.storages if storage.role == "cache"}
@@ -325,9 +326,10 @@ def test_a_learned_prompt_stands_in_the_cache_before_the_tokens(kind: str, phase
 def test_a_step_after_a_learned_prompt_does_the_work_of_the_real_one(kind: str) -> None:
     model = prompt_tuned(kind).eval()
     with torch.no_grad():
-        cache = model(input_ids=torch.ones(2, 7, dtype=torch.long), use_cache=True).cache
+        output = model(input_ids=torch.ones(2, 7, dtype=torch.long), use_cache=True)
+        given = {cache_keyword(model.base_model): cache_of(output)}
         with FlopCounterMode(display=False) as real:  # as `generate` of PEFT continues
-            model.base_model(input_ids=torch.ones(2, 1, dtype=torch.long), cache=cache)
+            model.base_model(input_ids=torch.ones(2, 1, dtype=torch.long), **given)
     report = llmsim.trace(model, phase="decode", batch=2, context=7)
     assert report.summary.value["flops"] == real.get_total_flops()
 

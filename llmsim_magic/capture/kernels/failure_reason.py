@@ -12,7 +12,8 @@ _NO_RULE = re.compile(r"There was no rule registered for HigherOrderOperator (?P
 _NO_DEVICE = re.compile(
     r"Torch not compiled with \w+ enabled|compiled without \w+ support|not linked with support for"
     r"|accelerator device when none|Cannot get \w+ generator|Found no NVIDIA driver"
-    r"|No \w+ GPUs are available|has no attribute '_(cuda|xpu|mps|mtia)_|Expected a cuda device"
+    r"|driver version is insufficient|No \w+ GPUs are available"
+    r"|has no attribute '_(cuda|xpu|mps|mtia)_|Expected a cuda device"
     r"|^type torch\.\w+\.\w+ not available"
 )
 _MODE = re.compile(r"<(class ')?llmsim_magic[^>]*>")
