@@ -539,6 +539,7 @@ def test_a_finaliser_may_ask_whenever_it_runs() -> None:
             except LlmsimError as error:
                 ended.append(error)
 
+    llmsim.trace("gpt2", context=9)  # imports everything
     before = gc.get_threshold()
     gc.set_threshold(50)
     try:
