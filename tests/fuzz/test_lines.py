@@ -23,6 +23,7 @@ from llmsim_magic.simulate.options import OPTIONS
 from tests.helpers import small_models
 from tests.helpers.bad_values import NUMBERS, ODD, TEXTS
 from tests.helpers.outcomes import check_outcome
+from tests.helpers.shells import NO_HISTORY
 
 VIEWS = ("--summary", "--ops", "--deps", "--topological", "--costs", "--memory", "--multi-config")
 FLAGS = (*VIEWS, "--base", "--no-replay", "--sure", "--trust-remote-code", "--help", "-h")
@@ -99,7 +100,7 @@ def _somewhere() -> Any:
 
 @cache
 def _shell() -> InteractiveShell:
-    made = InteractiveShell()
+    made = InteractiveShell(config=NO_HISTORY)
     made.run_line_magic("load_ext", "llmsim_magic")
     return made
 

@@ -13,10 +13,12 @@ from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
+from tests.helpers.shells import NO_HISTORY
+
 
 @pytest.fixture(scope="module")
 def shell() -> Iterator[InteractiveShell]:
-    made = InteractiveShell.instance()
+    made = InteractiveShell.instance(config=NO_HISTORY)
     made.run_line_magic("load_ext", "llmsim_magic")
     made.Completer.use_jedi = False
     yield made

@@ -34,6 +34,7 @@ from tests.helpers.bad_values import (
     real,
 )
 from tests.helpers.outcomes import check_outcome
+from tests.helpers.shells import NO_HISTORY
 
 GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 1}
 
@@ -120,7 +121,7 @@ def test_variables_that_will_not_be_looked_at_are_no_models() -> None:
 
 
 def test_a_line_whose_memory_cannot_be_told_is_refused_before_it_is_shown() -> None:
-    shell = InteractiveShell()
+    shell = InteractiveShell(config=NO_HISTORY)
     shell.run_line_magic("load_ext", "llmsim_magic")
     shell.user_ns["short"] = small_models.qwen3()
     with pytest.raises(UsageError, match="within the 32 tokens"):

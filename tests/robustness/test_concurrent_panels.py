@@ -16,6 +16,7 @@ from llmsim_magic.capture.meta.isolation import model_lock
 from llmsim_magic.notebook.panel.panel import panel
 from tests.helpers import small_models
 from tests.helpers.global_state import assert_state_unchanged
+from tests.helpers.shells import NO_HISTORY
 from tests.integration.test_panel import wait_for
 from tests.robustness.test_concurrency import hasty
 
@@ -85,7 +86,7 @@ def test_a_panel_in_a_cell_that_is_run_again_takes_the_place_of_the_older() -> N
 
 def test_a_cell_begins_when_no_thread_builds_a_model() -> None:
     """Transformers builds a model under its own default dtype, which is the whole process's."""
-    shell = InteractiveShell()
+    shell = InteractiveShell(config=NO_HISTORY)
     load_ipython_extension(shell)
     building = threading.Event()
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 import llmsim_magic as llmsim
 from llmsim_magic.__main__ import main
 from tests.helpers import small_models
+from tests.helpers.shells import NO_HISTORY
 
 # What torch and Python say of the objects of a trace.
 FORBIDDEN = ("object at 0x", "llmsim_magic.", "Hint", "Meta tensors", "fake impl", "device='meta'")
@@ -82,7 +83,7 @@ def test_a_failure_is_a_line_of_ours_at_each_front_door(
     lines = [str(caught.value)]
     assert main([folder, "--context", "4"]) == 2
     lines.append(capsys.readouterr().err)
-    shell = InteractiveShell()
+    shell = InteractiveShell(config=NO_HISTORY)
     shell.run_line_magic("load_ext", "llmsim_magic")
     with pytest.raises(UsageError) as refused:
         shell.run_line_magic("llmsim", f"{folder} --context 4")

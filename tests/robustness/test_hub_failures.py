@@ -22,6 +22,7 @@ from llmsim_magic.__main__ import main
 from llmsim_magic.records.errors import Cancelled, LlmsimError, UnknownModel
 from tests.helpers import loopback_hub, small_models
 from tests.helpers.loopback_hub import Fault, LoopbackHub, status
+from tests.helpers.shells import NO_HISTORY
 
 MIB = 1 << 20
 
@@ -404,7 +405,7 @@ def test_every_front_door_says_the_same_line(
     line = error_line("owner/name")
     assert main(["owner/name", "--context", "4"]) == 2
     assert capsys.readouterr().err == f"llmsim: {line}\n"
-    shell = InteractiveShell.instance()
+    shell = InteractiveShell.instance(config=NO_HISTORY)
     shell.run_line_magic("load_ext", "llmsim_magic")
     with pytest.raises(UsageError) as error:
         shell.run_line_magic("llmsim", "owner/name --context 4")

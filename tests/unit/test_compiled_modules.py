@@ -16,6 +16,7 @@ from llmsim_magic.notebook.variables import find_model
 from llmsim_magic.records.errors import InvalidValue
 from tests.helpers import small_models
 from tests.helpers.global_state import assert_state_unchanged
+from tests.helpers.shells import NO_HISTORY
 
 WIDTH = 8
 X = torch.zeros(2, WIDTH)
@@ -142,7 +143,7 @@ def test_traces_in_threads_leave_compilation_on() -> None:
 @pytest.mark.parametrize("name", ["compiled", "method", "model.forward"])
 def test_a_variable_may_hold_the_forward_of_a_module(name: str) -> None:
     model = LlamaForCausalLM(small_models.llama())
-    shell = InteractiveShell()
+    shell = InteractiveShell(config=NO_HISTORY)
     shell.run_line_magic("load_ext", "llmsim_magic")
     shell.user_ns |= {
         "model": model,

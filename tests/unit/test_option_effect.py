@@ -18,6 +18,7 @@ from llmsim_magic.simulate.option_effect import options_without_effect, require_
 from llmsim_magic.simulate.options import BY_NAME, OPTIONS
 from llmsim_magic.simulate.views import OPTION_VIEWS, VIEWS
 from tests.helpers import small_models
+from tests.helpers.shells import NO_HISTORY
 
 IDLE = {
     "--layers 99": "--layers 99 has no effect without --deps or --topological",
@@ -57,7 +58,7 @@ def test_the_terminal_refuses_an_option_that_no_view_of_the_line_uses(
 
 @pytest.mark.parametrize("options", IDLE)
 def test_the_magic_refuses_it_too(options: str, capsys: pytest.CaptureFixture[str]) -> None:
-    shell = InteractiveShell.instance()
+    shell = InteractiveShell.instance(config=NO_HISTORY)
     shell.run_line_magic("load_ext", "llmsim_magic")
     with pytest.raises(UsageError) as caught:
         shell.run_line_magic("llmsim", f"gpt2 {options}")
