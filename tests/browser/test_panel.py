@@ -217,7 +217,7 @@ def test_after_a_restart_it_says_to_run_the_cell_again(page: Any, lab: tuple[str
 
 
 def test_it_is_reached_by_the_keyboard_in_order(page: Any, lab: tuple[str, Path]) -> None:
-    panel = opened(page, lab, "keys.ipynb", OPEN, "%llmsim gpt2 --panel")
+    panel = opened(page, lab, "keys.ipynb", OPEN, "%llmsim gpt2 --memory --panel")
     panel.wait_for("GPT2LMHeadModel")
     panel.root.get_by_label("Model", exact=True).focus()
     names = []
