@@ -141,6 +141,6 @@ def test_a_graph_too_large_for_this_process_leaves_none_behind() -> None:
     report = llmsim.trace("gpt2", context=5, replay=False)
     descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     assert "<svg" in report.dependency_graph(depth=99, layers="all").svg
-    assert len(os.listdir("/proc/self/fd")) == descriptors
-    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    assert threading.active_count() <= threads
     assert not os.listdir(tempfile.gettempdir())
