@@ -28,6 +28,8 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from llmsim_magic.records.errors import describe
+
 BATCH = 2
 CONTEXT = 16  # of reduced models; a full one reads 128 tokens, or what its positions allow
 LIMIT_S = 300.0
@@ -55,7 +57,7 @@ def survey_full(model_type: str) -> dict[str, Any]:
     try:
         config = transformers.CONFIG_MAPPING[model_type]()
     except Exception as error:
-        return {"prefill": f"no default configuration: {type(error).__name__}: {error}"}
+        return {"prefill": f"no default configuration: {describe(error)}"}
     row: dict[str, Any] = {}
     for phase in ("prefill", "decode"):
         row[phase], report = traced(config, phase, "full")
@@ -99,19 +101,19 @@ def survey_reduced(model_type: str) -> dict[str, Any]:
                 real = real_and_meta_models(config, limit=MAX_PARAMETERS)
                 seen = real.prefill(prefill)
             except Exception as error:
-                errors.append(f"{type(error).__name__}: {error}"[:300])
+                errors.append(describe(error))
             else:
                 row: dict[str, Any] = {"completed": completed}
                 break
         else:
             return {"prefill": f"no real forward: {'; '.join(dict.fromkeys(errors))}"}
     except Exception as error:
-        return {"prefill": f"no default configuration: {type(error).__name__}: {error}"}
+        return {"prefill": f"no default configuration: {describe(error)}"}
     row |= held(real, seen, config, "prefill")
     try:
         step = real.decode(decode)
     except Exception as error:
-        return row | {"decode": f"no real forward: {type(error).__name__}: {error}"}
+        return row | {"decode": f"no real forward: {describe(error)}"}
     if step is None:
         status, _ = traced(config, "decode", "reduced")
         return row | {"decode": "a step that does not exist" if status == "yes" else "none"}
@@ -151,7 +153,7 @@ def traced(config: Any, phase: str, size: str) -> tuple[str, Any]:
         missing = phase == "decode" and "decode does not exist" in str(error)
         return "none" if missing else str(error), None
     except Exception as error:
-        return f"DEFECT {type(error).__name__}: {error}", None
+        return f"DEFECT {describe(error)}", None
 
 
 def facts_of(report: Any, phase: str) -> dict[str, Any]:

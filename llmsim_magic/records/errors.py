@@ -1,8 +1,12 @@
 """The errors a user sees: each is one line that says what is wrong and what to do."""
 
+import re
 from collections.abc import Iterable
 
 from llmsim_magic.records.printable import printable
+
+# `repr` of a module has the path of its file.
+_MODULE = re.compile(r"<module '(?P<name>[\w.]+)'( from '[^']*')?>")
 
 MAX_LENGTH = 500  # characters of an error
 
@@ -128,7 +132,7 @@ def describe(error: BaseException) -> str:
     while isinstance(error, ModuleNotFoundError) and error.__cause__ is not None:
         error = error.__cause__  # transformers' lazy import hides the real cause
     try:
-        text = " ".join(str(error).split())
+        text = _MODULE.sub(r"module \g<name>", " ".join(str(error).split()))
     except Exception:  # __str__ of a user's class may raise
         text = ""
     if text and is_own(error):

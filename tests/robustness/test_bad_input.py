@@ -276,3 +276,7 @@ def test_a_type_that_is_unknown_is_told_beside_what_it_is_taken_for(tmp_path: Pa
 def test_options_without_a_model_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--ops"]) == 2
     assert "no model is given" in capsys.readouterr().err
+
+
+def test_a_module_in_a_message_is_named_without_the_path_of_its_file() -> None:
+    assert describe(ValueError(f"not in {json}")) == "ValueError: not in module json"

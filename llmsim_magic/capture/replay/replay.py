@@ -13,8 +13,8 @@ import torch
 
 from llmsim_magic.capture.kernels.tensors import unrecorded
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
+from llmsim_magic.capture.replay.argument_key import CannotReplay
 from llmsim_magic.capture.replay.layer_equality import (
-    CannotReplay,
     LayerCall,
     Run,
     StateBeforeLayer,

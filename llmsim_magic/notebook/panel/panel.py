@@ -295,13 +295,16 @@ def panel(
         "hardware": () if hardware is None else (hardware,),
         "trust_remote_code": trust_remote_code,
     }
-    request = request_of(model, (view,), values)
-    if ALL in request.deployment.hardware:
+    _require_one_device(hardware)
+    return Panel(request_of(model, (view,), values))
+
+
+def _require_one_device(hardware: str | None) -> None:
+    if hardware == ALL:
         raise InvalidValue(
             f"hardware={ALL!r} is not for the panel, which shows one device at a time; name one, "
             f"or use llmsim.trace or llmsim.size with hardware={ALL!r}"
         )
-    return Panel(request)
 
 
 def _workload(report: Report) -> str:

@@ -1,0 +1,97 @@
+"""Keys of the arguments of a layer's call, equal where two layers are given the same."""
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+import torch
+
+from llmsim_magic.capture.kernels.tensors import values_in
+from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
+from llmsim_magic.capture.replay.layer_state import (
+    OPAQUE,
+    PLAIN,
+    PLAIN_TYPES,
+    is_state,
+    layout,
+    version,
+)
+
+
+class CannotReplay(Exception):
+    """A value that cannot be compared or copied, so that the layer has to run."""
+
+
+class ArgumentKey:
+    """Computes a key of arguments that is equal for equal arguments of two layers."""
+
+    def __init__(self, evaluation: PartialEvaluation) -> None:
+        self._evaluation = evaluation
+        self.tensors: list[torch.Tensor] = []
+        self.states: list[Any] = []
+        self.host_values: list[HostValues] = []
+        self._storages: dict[int, tuple[int, int]] = {}  # number and first offset in bytes
+
+    def key(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in PLAIN_TYPES:
+            return (kind, value)
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if kind is tuple or kind is list:
+            return (kind, [self.key(item) for item in value])
+        if isinstance(value, PLAIN):
+            return (kind, value)
+        if isinstance(value, (tuple, list)):
+            return (kind, [self.key(item) for item in value])
+        if isinstance(value, (dict, Mapping)):
+            return (kind, [(name, self.key(item)) for name, item in value.items()])
+        if is_state(value):
+            self.states.append(value)
+        elif not isinstance(value, OPAQUE) and not hasattr(value, "to_dict"):
+            raise CannotReplay  # an iterator or a set may change unnoticed
+        return id(value)
+
+    def _tensor(self, tensor: torch.Tensor) -> Any:
+        self.tensors.append(tensor)
+        storage = tensor.untyped_storage()._cdata
+        start = int(tensor.storage_offset()) * tensor.itemsize
+        alias, first = self._storages.setdefault(storage, (len(self._storages), start))
+        evaluation = self._evaluation
+        values = None
+        if not tensor.is_meta:
+            values = HostValues(tensor, evaluation.is_known(tensor))
+            self.host_values.append(values)
+        # Each layer may get a slice of one tensor: only the places in a storage that two arguments
+        # have to each other matter.
+        place = (alias, start - first, tensor.shape, tensor.stride(), tensor.dtype)
+        return (values, evaluation.is_check(tensor), *place)
+
+
+class HostValues:
+    """The values of a tensor on the host, equal to equal values, and to others that are unknown."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, tensor: torch.Tensor, is_known: bool) -> None:
+        self._tensor = tensor
+        self._version = version(tensor)
+        self._is_known = is_known
+        self._digest: bytes | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, HostValues) or self._is_known is not other._is_known:
+            return False
+        mine, its = self._tensor, other._tensor
+        if not self._is_known:
+            return True  # nothing reads values that are unknown
+        is_same = mine.untyped_storage()._cdata == its.untyped_storage()._cdata
+        if is_same and layout(mine) == layout(its) and self._version == other._version:
+            return True
+        return self.digest() is not None and self.digest() == other.digest()
+
+    def digest(self) -> bytes | None:
+        """A digest of the values when the call was described; None if it is too late to know."""
+        if self._digest is None and self._version == version(self._tensor):
+            self._digest = blake2b(values_in(self._tensor)).digest()
+        return self._digest
