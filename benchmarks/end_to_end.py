@@ -20,7 +20,8 @@ import numpy as np
 from benchmarks.measured_kernels import UnusableRow, read
 from llmsim_magic.analyses.time.calibration_fit import band_of
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
-from llmsim_magic.analyses.time.latency import PassTime, latency
+from llmsim_magic.analyses.time.latency import latency
+from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.catalog import accelerators, models
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.accelerator import Accelerator

@@ -14,7 +14,8 @@ import pytest
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.cost.operator_costs import recorded_costs
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, kernel_shapes
-from llmsim_magic.analyses.time.latency import PassTime, latency
+from llmsim_magic.analyses.time.latency import latency
+from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.analyses.time.perfetto import chrome_trace
 from llmsim_magic.analyses.time.roofline import (
     estimate,

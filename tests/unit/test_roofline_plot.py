@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 import pytest
 
 import llmsim_magic as llmsim
-from llmsim_magic.analyses.time.latency import PassTime, latency
+from llmsim_magic.analyses.time.latency import latency
+from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.analyses.time.roofline_points import points
 from llmsim_magic.analyses.time.stored_dtypes import stored_dtypes
 from llmsim_magic.catalog import accelerators

@@ -9,7 +9,8 @@ import pytest
 
 from llmsim_magic.analyses.cost.tokens_read import tokens_read
 from llmsim_magic.analyses.time.kernel_sizes import kernel_shapes
-from llmsim_magic.analyses.time.latency import PassTime, latency
+from llmsim_magic.analyses.time.latency import latency
+from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.analyses.time.roofline import estimate
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.catalog.calibration import calibration

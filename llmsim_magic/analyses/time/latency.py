@@ -1,17 +1,19 @@
 """Predicted latency of one forward pass on a device, per operator and in total."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 
 from llmsim_magic.analyses.engine.engine_trace import engine_trace
 from llmsim_magic.analyses.time.band import pass_band
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, kernel_shapes
+from llmsim_magic.analyses.time.pass_time import OperatorTime, PassTime
 from llmsim_magic.analyses.time.roofline import Binds, Estimate, estimate, nearest_devices
 from llmsim_magic.catalog.calibration import calibration as default_calibration
 from llmsim_magic.records.hardware.accelerator import Accelerator
-from llmsim_magic.records.hardware.calibration import Band, Calibration, Host, Regime
+from llmsim_magic.records.hardware.calibration import Calibration, Host, Regime
+from llmsim_magic.records.hardware.execution import Execution
 from llmsim_magic.records.hardware.kernel_shapes import (
     Attention,
     Collective,
@@ -21,91 +23,13 @@ from llmsim_magic.records.hardware.kernel_shapes import (
 )
 from llmsim_magic.records.trace.trace import Trace
 
+# A graph is an engine's; what the host starts kernel by kernel is a plain call of the model.
+_EXECUTIONS = {"graph": Execution("vllm", "graph"), "eager": Execution("transformers", "eager")}
 NOT_MODELLED = (
     "not modelled: queueing under load, an engine's scheduler, sampling and detokenising, "
     "clocks that heat or power hold down"
 )
-NO_TIME = Estimate(0.0, 0.0, 0.0, "launch")
 Estimator = Callable[..., Estimate]  # from a kernel shape, with or without launch overhead
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OperatorTime:
-    """The predicted time of one operator in seconds, its band, and the resource that bounds it.
-
-    `kind` is the class of the slowest kernel; None if no kernel runs. `of_peak` and `of_bandwidth`
-    are shares of the device's peak FLOP/s and bandwidth. For a collective, bytes and bandwidth are
-    those of the interconnect.
-    """
-
-    kind: str | None
-    seconds: float
-    low: float
-    high: float
-    binds: Binds
-    kernels: int
-    flops: float
-    bytes: float
-    of_peak: float
-    of_bandwidth: float
-
-    @property
-    def intensity(self) -> float | None:
-        """FLOPs per byte moved; None if no byte is moved."""
-        return self.flops / self.bytes if self.bytes else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PassTime:
-    """The predicted time of a pass; nine of ten measurements lie between `low` and `high`.
-
-    `operators` are in execution order. `seen` is True if the device itself was measured, False if
-    the prediction uses related devices.
-    """
-
-    accelerator: Accelerator
-    regime: Regime
-    operators: tuple[OperatorTime, ...]
-    band: Band
-    seen: bool
-
-    @cached_property
-    def seconds(self) -> float:
-        return math.fsum(operator.seconds for operator in self.operators)
-
-    @property
-    def low(self) -> float:
-        return self.seconds * self.band.low
-
-    @property
-    def high(self) -> float:
-        return self.seconds * self.band.high
-
-    @cached_property
-    def bound(self) -> dict[str, float]:
-        """The share of the time that each resource bounds, largest first."""
-        bound = _bound(self.operators)
-        return {name: each / self.seconds for name, each in bound.items() if self.seconds}
-
-    def of(self, orders: Iterable[int]) -> Estimate:
-        """The total time of several operators, such as a layer, and what bounds most of it."""
-        chosen = [self.operators[order] for order in orders]
-        if not chosen:
-            return NO_TIME
-        return Estimate(
-            math.fsum(operator.seconds for operator in chosen),
-            math.fsum(operator.low for operator in chosen),
-            math.fsum(operator.high for operator in chosen),
-            next(iter(_bound(chosen))),
-        )
-
-
-def _bound(operators: Iterable[OperatorTime]) -> dict[Binds, float]:
-    """The seconds that each resource bounds, largest first."""
-    seconds: dict[Binds, float] = {}
-    for operator in operators:
-        seconds[operator.binds] = seconds.get(operator.binds, 0.0) + operator.seconds
-    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
 def latency(
@@ -151,7 +75,7 @@ def latency(
     seen = any(accelerator.name in devices for devices in known.fits.values())
     return PassTime(
         accelerator=accelerator,
-        regime=regime,
+        execution=_EXECUTIONS[regime],
         operators=operators,
         band=pass_band(operators, known.passes, trace.workload.phase),
         seen=seen,

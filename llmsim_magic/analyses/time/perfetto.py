@@ -3,7 +3,7 @@
 from typing import Any
 
 from llmsim_magic.analyses.graph.layers import layers
-from llmsim_magic.analyses.time.latency import PassTime
+from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.records.trace.trace import Trace
 
 _PROCESS = 1
@@ -23,7 +23,7 @@ def chrome_trace(trace: Trace, time: PassTime) -> dict[str, Any]:
     """
     events: list[dict[str, Any]] = [
         _metadata("process_name", 0, f"{trace.model.name} on {time.accelerator.name}"),
-        _metadata("thread_name", _OPERATORS, f"operators ({time.regime})"),
+        _metadata("thread_name", _OPERATORS, f"operators ({time.execution})"),
         _metadata("thread_name", _LAYERS, "layers"),
     ]
     operators = trace.expand_replays(trace.recorded.operators)

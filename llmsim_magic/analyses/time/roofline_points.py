@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llmsim_magic.analyses.time.latency import PassTime
+from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.analyses.time.roofline import Binds
 from llmsim_magic.records.hardware.accelerator import Accelerator
 

@@ -11,7 +11,8 @@ from llmsim_magic.analyses.engine.engine_trace import engine_notes
 from llmsim_magic.analyses.memory.capacity import Setup
 from llmsim_magic.analyses.memory.memory import Memory
 from llmsim_magic.analyses.parallel.shards import shards
-from llmsim_magic.analyses.time.latency import NOT_MODELLED, PassTime, latency
+from llmsim_magic.analyses.time.latency import NOT_MODELLED, latency
+from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.analyses.time.perfetto import chrome_trace
 from llmsim_magic.analyses.time.stored_dtypes import stored_dtypes
 from llmsim_magic.catalog import accelerators, runtimes

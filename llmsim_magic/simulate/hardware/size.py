@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.analyses.memory.capacity import Fit, Setup
-from llmsim_magic.analyses.time.latency import NOT_MODELLED, PassTime
+from llmsim_magic.analyses.time.latency import NOT_MODELLED
+from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import Cancelled, LlmsimError, NoDecode
 from llmsim_magic.records.trace.trace import Trace

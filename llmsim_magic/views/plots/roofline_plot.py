@@ -7,18 +7,12 @@ from functools import partial
 from llmsim_magic.analyses.graph.layer_folding import identical_layers, representatives
 from llmsim_magic.analyses.graph.layers import layers
 from llmsim_magic.analyses.time.kernel_sizes import compute_dtype
-from llmsim_magic.analyses.time.latency import PassTime
+from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.analyses.time.roofline_points import points, roofs
 from llmsim_magic.records.errors import CannotPredict
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views.plots.plot import Plot, annotate_svg, display_name, render_figure
 from llmsim_magic.views.plots.roofline_figure import Dot, RooflineData, roofline_figure
-
-_LAUNCH_NAMES = {
-    "graph": "replayed as a CUDA graph",
-    "eager": "launched one by one by the host",
-    "events": "launched in a stream",
-}
 
 
 def roofline_plot(trace: Trace, time: PassTime) -> Plot:
@@ -56,7 +50,7 @@ def _roofline_data(trace: Trace, time: PassTime) -> RooflineData:
     duration = f"{seconds} ({low} to {high})"
     caption = (
         f"Operators with FLOPs: {100 * share:.0f} % of {duration}, "
-        f"{_LAUNCH_NAMES[time.regime]}; bars: nine of ten measurements lie within"
+        f"{time.execution}; bars: nine of ten measurements lie within"
     )
     return RooflineData(
         title=title,

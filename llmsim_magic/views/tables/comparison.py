@@ -7,7 +7,7 @@ import pandas as pd
 
 from llmsim_magic.analyses.cost.operator_costs import totals
 from llmsim_magic.analyses.memory.memory import Memory
-from llmsim_magic.analyses.time.latency import PassTime
+from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
 

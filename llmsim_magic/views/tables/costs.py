@@ -3,7 +3,7 @@
 import pandas as pd
 
 from llmsim_magic.analyses.cost.operator_costs import recorded_costs
-from llmsim_magic.analyses.time.latency import PassTime
+from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views.tables.times import type_times_table

@@ -11,7 +11,7 @@ import pandas as pd
 
 from llmsim_magic.analyses.cost.tokens_read import tokens_read
 from llmsim_magic.analyses.graph.layers import Layer, layers
-from llmsim_magic.analyses.time.latency import PassTime
+from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.analyses.time.roofline import Estimate
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
@@ -46,7 +46,7 @@ def latency_table(passes: Iterable[tuple[Trace, PassTime]]) -> pd.DataFrame:
         "phase": _strings([workload.phase for workload in workloads]),
         "batch": integers([workload.batch for workload in workloads]),
         "context": integers([workload.context or None for workload in workloads]),
-        "launch": _strings([time.regime for time in times]),
+        "launch": _strings([time.execution.launch for time in times]),
         "time_s": floats([time.seconds for time in times]),
         "time_low_s": floats([time.low for time in times]),
         "time_high_s": floats([time.high for time in times]),
