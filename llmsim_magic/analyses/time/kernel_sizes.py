@@ -82,7 +82,7 @@ def kernel_shapes(
     found = []
     for order, kernels in enumerate(record.kernels_by_operator):
         worked = [_worked(record, kernel, accelerator, stored) for kernel in kernels]
-        sent = [_sent(record, kernel, width) for kernel in kernels]
+        sent = [collective_shape(record, kernel, width) for kernel in kernels]
         if regime == "eager":
             each: list[KernelShape | None] = [
                 size or _stream(record, kernel)
@@ -110,8 +110,8 @@ def _worked(
     return _matmul(record, kernel, accelerator, stored)
 
 
-def _sent(record: Record, kernel: Kernel, ranks: int) -> Collective | None:
-    """An exchange with other devices; what is handed on counts where it is sent.
+def collective_shape(record: Record, kernel: Kernel, ranks: int) -> Collective | None:
+    """An exchange with other devices, None for any other kernel; what is handed on is sent once.
 
     Handing a tensor to the next device is what a gathering of two does on each of them.
     """
@@ -185,7 +185,7 @@ def _matmul(
     columns = out.shape[1] if name == "convolution" else out.shape[-1] if out.shape else 1
     rows = max(numel(out.shape) // max(columns, 1), 1)
     length = max(round(flops / (2 * rows * columns)), 1) if columns else 1
-    dtype, weight = _dtype(out), _weight(record, kernel)
+    dtype, weight = _dtype(out), weight_parameter(record, kernel)
     bits = None if weight is None else stored.bits_of(weight)
     multiplied = None if bits is None else stored.multiplied
     if multiplied is not None:
@@ -196,7 +196,7 @@ def _matmul(
     )
 
 
-def _weight(record: Record, kernel: Kernel) -> str | None:
+def weight_parameter(record: Record, kernel: Kernel) -> str | None:
     """The parameter that a product reads: the largest, for a bias may stand beside it."""
     read = [record.tensors[index] for index in kernel.inputs]
     weights = [each for each in read if record.storages[each.storage].role == "parameter"]

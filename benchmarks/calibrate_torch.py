@@ -1,0 +1,156 @@
+"""Fits the constants of PyTorch's kernels to runs on one GPU, and writes `torch_calibration.json`.
+
+    python -m benchmarks.calibrate_torch --silicon DIR
+
+DIR holds the JSON lines of `benchmarks.silicon`. The bands are those that leaving one model out
+earned. Run it with the release of transformers that was measured, whose kernels the records hold.
+"""
+
+import argparse
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from benchmarks.silicon_rows import (
+    FIRST_TRANSFORMERS,
+    MeasuredPass,
+    Row,
+    measured_passes,
+    profiled_kernels,
+    read_rows,
+)
+from llmsim_magic.analyses.time.calibration_fit import band_of
+from llmsim_magic.analyses.torch_time.constants_fit import fit_constants, predict_pass
+from llmsim_magic.analyses.torch_time.kernel_time import kernel_time
+from llmsim_magic.catalog import accelerators
+from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.hardware.torch_kernel import (
+    KernelConstants,
+    TorchCalibration,
+    TorchConstants,
+    TorchSample,
+)
+
+OUT = Path(__file__).parent.parent / "llmsim_magic" / "catalog" / "torch_calibration.json"
+# Where the fit begins: shares as large copies and products show them, starts of a few
+# microseconds, and for kinds whose elements have offsets computed for them a few hundred FLOPs.
+START = TorchConstants(
+    kinds={
+        "pointwise": KernelConstants(start_s=1.1e-6, element_flops=20),
+        "cast": KernelConstants(start_s=1.4e-6, element_flops=100),
+        "strided": KernelConstants(start_s=1.9e-6, element_flops=170),
+        "joined": KernelConstants(start_s=2e-6, element_flops=280),
+        "gathered": KernelConstants(start_s=2e-6, element_flops=170),
+        "reduction": KernelConstants(start_s=2.5e-6, element_flops=110),
+        "sort": KernelConstants(start_s=50e-6, element_flops=100_000),
+        "topk": KernelConstants(start_s=15e-6, element_flops=2_500),
+        "matmul": KernelConstants(start_s=2.5e-6),
+        "grouped matmul": KernelConstants(start_s=5e-6),
+        "attention": KernelConstants(start_s=8e-6),
+        "attention masked": KernelConstants(start_s=8e-6),
+        "attention decode": KernelConstants(start_s=10e-6, element_flops=8_000),
+    },
+    memory_share=0.87,
+    cache_speed=1.55,
+    cache_share=0.8,
+    matmul_memory_share=0.88,
+    matmul_share=0.75,
+    tile_overhead=10,
+    misaligned_share=0.3,
+    grouped_share=0.5,
+    attention_share=0.45,
+    attention_length=0.05,
+    masked_share=0.35,
+    hot_share=0.12,
+    gap_s=0.7e-6,
+    host_kernel_s=6e-6,
+    host_gather_s=20e-6,
+    host_view_s=3e-6,
+    host_call_s=40e-6,
+)
+Kernels = Sequence[tuple[str, TorchSample]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--silicon", type=Path, required=True)
+    folder = parser.parse_args().silicon
+    rows = read_rows(folder, "infer")
+    accelerator = device_of(rows)
+    passes = list(measured_passes(rows, accelerator))
+    kernels = list(profiled_kernels(read_rows(folder, "profile"), accelerator))
+    constants = fitted(kernels, passes, accelerator)
+    logs = left_out_logs(kernels, passes, accelerator)
+    found = TorchCalibration(
+        device=accelerator.name,
+        constants=constants,
+        kernels=band_of(np.array(logs["kernels"])),
+        passes={launch: band_of(np.array(logs[launch])) for launch in ("eager", "graph")},
+        samples=len(passes) + len(kernels),
+        sources=sources(rows),
+        models=tuple(dict.fromkeys(each.model for each in passes)),
+    )
+    OUT.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    for name, some in logs.items():
+        errors = np.abs(np.expm1(-np.array(some)))
+        print(f"{name}, one model left out: median {np.median(errors):.1%}, n {len(some)}")
+    print(found.kernels, dict(found.passes))
+
+
+def device_of(rows: Sequence[Row]) -> Accelerator:
+    """The device of all rows in the catalogue of accelerators."""
+    names = {str(row["device"]) for row in rows}
+    if len(names) != 1:
+        raise SystemExit(f"one device at a time, not {', '.join(sorted(names)) or 'none'}")
+    return accelerators.find(names.pop())
+
+
+def sources(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Device, versions and date of the rows, once each."""
+    found = (
+        f"{row['device']}, torch {row.get('torch', '2.11')}, "
+        f"transformers {row.get('transformers', FIRST_TRANSFORMERS)}, {row.get('date', '2026')}"
+        for row in rows
+    )
+    return tuple(dict.fromkeys(found))
+
+
+def fitted(
+    kernels: Kernels, passes: Sequence[MeasuredPass], accelerator: Accelerator
+) -> TorchConstants:
+    return fit_constants(
+        [sample for _, sample in kernels], [each.sample for each in passes], accelerator, START
+    )
+
+
+def left_out_logs(
+    kernels: Kernels, passes: Sequence[MeasuredPass], accelerator: Accelerator
+) -> dict[str, list[float]]:
+    """log(measured ÷ predicted) by launch, and of kernels, by fits without their model."""
+    logs: dict[str, list[float]] = {"eager": [], "graph": [], "kernels": []}
+    for model in dict.fromkeys(each.model for each in passes):
+        constants = without_model(model, kernels, passes, accelerator)
+        for each in passes:
+            if each.model == model:
+                guess = predict_pass(each.sample, accelerator, constants)
+                logs[each.sample.launch].append(math.log(each.sample.seconds / guess))
+        for name, sample in kernels:
+            if name == model:
+                seconds = kernel_time(sample.kernel, accelerator, constants).seconds
+                logs["kernels"].append(math.log(sample.seconds / seconds))
+    return logs
+
+
+def without_model(
+    model: str, kernels: Kernels, passes: Sequence[MeasuredPass], accelerator: Accelerator
+) -> TorchConstants:
+    """The fit to the runs of all other models."""
+    others = [pair for pair in kernels if pair[0] != model]
+    return fitted(others, [each for each in passes if each.model != model], accelerator)
+
+
+if __name__ == "__main__":
+    main()

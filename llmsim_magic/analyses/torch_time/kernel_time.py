@@ -1,0 +1,114 @@
+"""Predicted time of one of PyTorch's kernels on a device.
+
+    seconds = start + max(work, memory)
+
+`work` is that of the arithmetic units: elements, or the tiles of a product in whole waves. `memory`
+is that of the least bytes, from the last-level cache as far as it holds them.
+"""
+
+import math
+from dataclasses import dataclass
+
+from llmsim_magic.analyses.time.roofline import Binds
+from llmsim_magic.records.errors import CannotPredict
+from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.hardware.dtypes import BITS, arithmetic
+from llmsim_magic.records.hardware.torch_kernel import TorchConstants, TorchKernel
+
+# Tiles of a product's rows × columns, one for each unit at a time.
+_TILES = ((256, 128), (128, 256), (128, 128), (64, 256), (128, 64), (64, 128), (64, 64))
+_SHARPNESS = 4  # how well work and memory traffic overlap: the sum of fourth powers
+_CACHE_STEEPNESS = 4
+_ALIGNMENT_BITS = 128  # of the rows that tensor cores load and store
+_LENGTH = 1024  # keys, at which the share of attention is stated
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTime:
+    """Seconds of a kernel, without the gap before it: its start, and the work that bounds it."""
+
+    start_s: float
+    work_s: float
+    memory_s: float
+
+    @property
+    def seconds(self) -> float:
+        bound: float = (self.work_s**_SHARPNESS + self.memory_s**_SHARPNESS) ** (1 / _SHARPNESS)
+        return self.start_s + bound
+
+    @property
+    def binds(self) -> Binds:
+        if self.start_s > max(self.work_s, self.memory_s):
+            return "launch"
+        return "compute" if self.work_s > self.memory_s else "memory"
+
+
+def kernel_time(
+    kernel: TorchKernel, accelerator: Accelerator, constants: TorchConstants
+) -> KernelTime:
+    """The time of one kernel.
+
+    Raises:
+        CannotPredict: If the catalogue lacks a figure of the device.
+        InvalidValue: If the device cannot compute in the kernel's dtype.
+    """
+    kind = constants.kinds[kernel.kind]
+    start_s = kind.start_s
+    if kernel.kind in ("matmul", "grouped matmul"):
+        work_s = _product_s(kernel, accelerator, constants)
+        bandwidth = _bandwidth(accelerator) * constants.matmul_memory_share
+        return KernelTime(start_s, work_s, kernel.bytes / bandwidth)
+    memory_s = _memory_s(kernel.bytes, accelerator, constants)
+    if kernel.kind in ("attention", "attention masked"):
+        return KernelTime(start_s, _attention_s(kernel, accelerator, constants), memory_s)
+    elements = kernel.elements
+    if kernel.kind == "attention decode":
+        # Each query head reads its keys for itself, in tiles with one row of queries.
+        elements = kernel.products * kernel.shape[1]
+    work_s = elements * kind.element_flops / accelerator.peak("fp32")
+    return KernelTime(start_s, work_s, memory_s)
+
+
+def _attention_s(kernel: TorchKernel, accelerator: Accelerator, constants: TorchConstants) -> float:
+    is_masked = kernel.kind == "attention masked"
+    share = constants.masked_share if is_masked else constants.attention_share
+    share *= math.pow(kernel.shape[1] / _LENGTH, constants.attention_length)
+    return kernel.flops / (share * accelerator.peak(kernel.dtype))
+
+
+def _product_s(kernel: TorchKernel, accelerator: Accelerator, constants: TorchConstants) -> float:
+    """Seconds of a product's tiles, in whole waves over the device's units."""
+    peak = accelerator.peak(kernel.dtype)
+    if kernel.kind == "grouped matmul":
+        return kernel.flops / (constants.grouped_share * peak)
+    peak *= constants.matmul_share
+    if kernel.shape[1] * BITS[arithmetic(kernel.dtype)] % _ALIGNMENT_BITS and min(kernel.shape) > 1:
+        peak *= constants.misaligned_share
+    units = accelerator.compute_units
+    if units is None:
+        return kernel.flops / peak
+    rows, columns, length = kernel.shape
+
+    def seconds(tile_rows: int, tile_columns: int) -> float:
+        tiles = kernel.products * math.ceil(rows / tile_rows) * math.ceil(columns / tile_columns)
+        whole = math.ceil(tiles / units) * units
+        overhead = 1 + constants.tile_overhead * (1 / tile_rows + 1 / tile_columns)
+        return 2.0 * whole * tile_rows * tile_columns * length * overhead / peak
+
+    return min(seconds(*tile) for tile in _TILES)
+
+
+def _memory_s(nbytes: int, accelerator: Accelerator, constants: TorchConstants) -> float:
+    bandwidth = _bandwidth(accelerator)
+    cache = constants.cache_share * (accelerator.llc_bytes or 0)
+    held = 1 / (1 + (nbytes / cache) ** _CACHE_STEEPNESS) if cache else 0.0
+    near = held / constants.cache_speed
+    return nbytes * (near + (1 - held) / constants.memory_share) / bandwidth
+
+
+def _bandwidth(accelerator: Accelerator) -> float:
+    if accelerator.bandwidth_bytes_per_s is None:
+        raise CannotPredict(
+            "time", accelerator.name, "the catalogue has no bandwidth_bytes_per_s for it"
+        )
+    return accelerator.bandwidth_bytes_per_s

@@ -1,0 +1,202 @@
+"""The kernels of a pass as PyTorch starts them, by what decides how long they take."""
+
+import math
+from collections.abc import Iterator
+
+from llmsim_magic.analyses.cost.traffic import kernel_bytes
+from llmsim_magic.analyses.kernels.elementwise_work import short_name
+from llmsim_magic.analyses.parallel.collectives import collective_kind
+from llmsim_magic.analyses.time.kernel_sizes import (
+    StoredDtypes,
+    compute_dtype,
+    weight_parameter,
+)
+from llmsim_magic.analyses.torch_time.attention_choice import attention_implementation
+from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.hardware.torch_kernel import TorchKernel, TorchKind
+from llmsim_magic.records.trace.recorded import Kernel, Record, Tensor
+from llmsim_magic.records.trace.trace import numel
+
+_ATTENTION = ("scaled_dot_product_attention", "flex_attention")
+_QUERY_KEY_VALUE = 3
+_REDUCTIONS = """
+mean sum prod amax amin max min argmax argmin any all var std var_mean norm linalg_vector_norm
+logsumexp histc bincount cumsum cumprod logcumsumexp softmax _softmax _log_softmax
+native_layer_norm native_group_norm native_batch_norm _fused_rms_norm
+"""
+_LOOKUPS = """
+embedding index _unsafe_index index_select gather index_put index_put_ _index_put_impl_ index_copy
+index_copy_ index_add index_add_ scatter scatter_ scatter_add scatter_add_ scatter_reduce
+masked_select nonzero slice_scatter select_scatter repeat_interleave searchsorted
+"""
+_KINDS: dict[str, TorchKind] = {
+    "sort": "sort",
+    "argsort": "sort",
+    "topk": "topk",
+    **dict.fromkeys(_REDUCTIONS.split(), "reduction"),
+    **dict.fromkeys(_LOOKUPS.split(), "gathered"),
+}
+
+
+def torch_kernels(
+    record: Record,
+    accelerator: Accelerator,
+    *,
+    stored: StoredDtypes | None = None,
+    with_masks: bool = False,
+) -> tuple[tuple[TorchKernel, ...], ...]:
+    """The kernels of each recorded operator, in order, without views and collectives.
+
+    Args:
+        record: The pass.
+        accelerator: The device, which decides the implementation of attention.
+        stored: Dtypes that weights are stored in; as traced if None.
+        with_masks: Whether attention that skips its mask reads one all the same, as in a model of
+            transformers that is captured; see `captured_masks`.
+    """
+    return tuple(
+        tuple(
+            each
+            for kernel in kernels
+            if collective_kind(kernel) is None
+            for each in _kernels(record, kernel, accelerator, stored or StoredDtypes(), with_masks)
+        )
+        for kernels in record.kernels_by_operator
+    )
+
+
+def _kernels(
+    record: Record,
+    kernel: Kernel,
+    accelerator: Accelerator,
+    stored: StoredDtypes,
+    with_masks: bool,
+) -> Iterator[TorchKernel]:
+    name = short_name(kernel.name)
+    if name in _ATTENTION:
+        yield from _attention(record, kernel, accelerator, with_masks)
+    elif kernel.flops:
+        yield _product(record, kernel, name, stored)
+    else:
+        yield _other(record, kernel, name)
+
+
+def _other(record: Record, kernel: Kernel, name: str) -> TorchKernel:
+    read = [record.tensors[index] for index in kernel.inputs]
+    written = [record.tensors[index] for index in kernel.writes or kernel.outputs]
+    counts = [numel(tensor.shape) for tensor in written]
+    kind = _KINDS.get(name) or _pointwise_kind(name, read, written)
+    if kind != "gathered":  # a table is not read whole
+        counts += [numel(tensor.shape) for tensor in read]
+    return TorchKernel(
+        kind=kind, bytes=sum(kernel_bytes(record, kernel)), elements=max(counts, default=0)
+    )
+
+
+def _pointwise_kind(name: str, read: list[Tensor], written: list[Tensor]) -> TorchKind:
+    operands = [tensor for tensor in (*read, *written) if numel(tensor.shape) > 1]
+    are_dense = all(map(_is_contiguous, operands))
+    if name == "cat":
+        return "pointwise" if are_dense else "joined"
+    if not are_dense or len({tensor.shape for tensor in operands}) > 1:
+        return "strided"
+    return "cast" if len({tensor.dtype for tensor in operands}) > 1 else "pointwise"
+
+
+def _is_contiguous(tensor: Tensor) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _attention(
+    record: Record, kernel: Kernel, accelerator: Accelerator, with_masks: bool
+) -> Iterator[TorchKernel]:
+    """Attention, after the copies that repeat its keys and values where a mask demands them."""
+    operands = [record.tensors[index] for index in kernel.inputs]
+    query, key, value = operands[:_QUERY_KEY_VALUE]
+    *outer, queries, width = query.shape
+    mask = operands[_QUERY_KEY_VALUE] if len(operands) > _QUERY_KEY_VALUE else None
+    has_mask = mask is not None
+    is_bool = mask is not None and mask.dtype == "bool"
+    flops, nbytes = kernel.flops or 0, sum(kernel_bytes(record, kernel))
+    if with_masks and not has_mask and (kernel.causal or queries == 1):
+        has_mask = is_bool = True
+        if outer[-1:] != list(key.shape[-3:-2]):
+            yield from _repeated_heads(query, key, value)
+            copies = math.prod(outer) // max(math.prod(key.shape[:-2]), 1)
+            nbytes += (copies - 1) * (_nbytes(key) + _nbytes(value))
+    if is_bool:
+        shape = (outer[0] if outer else 1, queries, key.shape[-2]) if mask is None else mask.shape
+        yield from _converted_mask(numel(shape), query.itemsize)
+    implementation = attention_implementation(query, key, value, accelerator, has_mask=has_mask)
+    kind: TorchKind = "attention masked" if has_mask else "attention"
+    if kernel.causal and not has_mask:
+        flops //= 2  # the tiles above the diagonal are skipped
+    yield TorchKernel(
+        kind="attention decode" if queries == 1 else kind,
+        bytes=nbytes,
+        elements=numel(query.shape),
+        flops=flops,
+        dtype=compute_dtype(query.dtype),
+        shape=(queries, key.shape[-2], width),
+        products=math.prod(outer),
+        implementation=implementation,
+    )
+
+
+def _repeated_heads(query: Tensor, key: Tensor, value: Tensor) -> Iterator[TorchKernel]:
+    """The copies of keys and values, one for each query head."""
+    for each in (key, value):
+        elements = math.prod(query.shape[:-2]) * each.shape[-2] * each.shape[-1]
+        nbytes = _nbytes(each) + elements * each.itemsize
+        yield TorchKernel(kind="strided", bytes=nbytes, elements=elements)
+
+
+def _converted_mask(elements: int, itemsize: int) -> Iterator[TorchKernel]:
+    """A mask of booleans, made one of zeros and -inf, which implementations read."""
+    yield TorchKernel(kind="pointwise", bytes=itemsize, elements=1)
+    yield TorchKernel(kind="strided", bytes=elements * (1 + itemsize), elements=elements)
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return numel(tensor.shape) * tensor.itemsize
+
+
+def _product(record: Record, kernel: Kernel, name: str, stored: StoredDtypes) -> TorchKernel:
+    out = record.tensors[kernel.outputs[0]]
+    flops = kernel.flops or 0
+    columns = out.shape[1] if name == "convolution" else out.shape[-1] if out.shape else 1
+    products = out.shape[0] if name in ("bmm", "baddbmm") else 1
+    kind: TorchKind = "matmul"
+    if name == "_grouped_mm":
+        kind = "grouped matmul"
+        products = min(out.shape[0], record.tensors[kernel.inputs[1]].shape[0])
+    elements = max(numel(out.shape), 1)
+    columns, products = max(columns, 1), max(products, 1)
+    rows = max(-(-elements // (columns * products)), 1)
+    nbytes, dtype = sum(kernel_bytes(record, kernel)), compute_dtype(out.dtype)
+    weight = weight_parameter(record, kernel)
+    bits = None if weight is None else stored.bits_of(weight)
+    if weight is not None and bits is not None:
+        dtype = stored.multiplied or dtype
+        traced = max(_parameters(record, kernel), key=_nbytes)
+        read = min(_nbytes(traced), nbytes)
+        nbytes -= round(read * (1 - bits / (8 * traced.itemsize)))
+    return TorchKernel(
+        kind=kind,
+        bytes=nbytes,
+        elements=elements,
+        flops=flops,
+        dtype=dtype,
+        shape=(rows, columns, max(round(flops / (2 * elements)), 1)),
+        products=products,
+    )
+
+
+def _parameters(record: Record, kernel: Kernel) -> list[Tensor]:
+    read = [record.tensors[index] for index in kernel.inputs]
+    return [each for each in read if record.storages[each.storage].role == "parameter"]

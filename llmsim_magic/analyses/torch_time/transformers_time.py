@@ -1,0 +1,138 @@
+"""Predicted time of a pass as a plain call of the model runs it, with its band."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from llmsim_magic.analyses.time.band import DEFAULT_BAND
+from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
+from llmsim_magic.analyses.time.pass_time import OperatorTime, PassTime
+from llmsim_magic.analyses.time.roofline import Binds
+from llmsim_magic.analyses.torch_time.kernel_time import KernelTime
+from llmsim_magic.analyses.torch_time.pass_time import (
+    OperatorRun,
+    captured_masks,
+    eager_seconds,
+    graph_seconds,
+    operator_work,
+    run_operators,
+)
+from llmsim_magic.catalog.accelerators import entries
+from llmsim_magic.catalog.torch_calibration import torch_calibration
+from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.hardware.calibration import Band
+from llmsim_magic.records.hardware.execution import Execution
+from llmsim_magic.records.hardware.torch_kernel import (
+    TorchCalibration,
+    TorchConstants,
+    TorchKernel,
+)
+from llmsim_magic.records.trace.trace import Trace
+
+# A stated guess, until a second device is measured: how much wider a band is on another device of
+# the vendor whose device was.
+_CARRIED_OVER = Band(0.75, 1.33)
+
+
+def transformers_time(
+    trace: Trace,
+    accelerator: Accelerator,
+    launch: str,
+    calibration: TorchCalibration | None = None,
+    *,
+    stored: StoredDtypes | None = None,
+) -> PassTime:
+    """The predicted time of each operator of a pass and of the whole pass.
+
+    Each kernel of the record is priced by its own class, none is fused. In a `graph` the device
+    never waits for the host; under `eager` the host starts one kernel after the other, and the
+    longer of host and device counts, as far as the queue between them allows.
+
+    Args:
+        trace: The pass.
+        accelerator: The device.
+        launch: `graph` or `eager`.
+        calibration: Fitted constants of the device; those shipped with the package, by the
+            device's figures, if None.
+        stored: Dtypes that weights are stored in; as traced if None.
+
+    Raises:
+        CannotPredict: If the catalogue lacks a required figure.
+        InvalidValue: If the device cannot compute in a dtype.
+    """
+    known = calibration or torch_calibration()
+    with_masks = launch == "graph" and captured_masks(trace.versions.get("transformers", ""))
+    work = operator_work(trace, accelerator, stored=stored, with_masks=with_masks)
+    runs = run_operators(work, accelerator, known.constants)
+    seconds = _SECONDS[launch](runs, known.constants)
+    is_seen = known.device == accelerator.name
+    kernel_band = _band_on(accelerator, known, known.kernels)
+    pass_band = known.passes[launch]
+    return PassTime(
+        accelerator=accelerator,
+        execution=Execution("transformers", launch),
+        operators=tuple(
+            _operator_time(run, time, kernel_band, accelerator)
+            for run, time in zip(runs, seconds, strict=True)
+        ),
+        band=_band_on(accelerator, known, pass_band),
+        seen=is_seen,
+    )
+
+
+_SECONDS: dict[str, Callable[[Sequence[OperatorRun], TorchConstants], list[float]]] = {
+    "graph": graph_seconds,
+    "eager": eager_seconds,
+}
+
+
+def _operator_time(
+    run: OperatorRun, seconds: float, band: Band, accelerator: Accelerator
+) -> OperatorTime:
+    kernels = run.work.kernels
+    busy = math.fsum(time.seconds for time in run.times)
+    slowest = max(zip(run.times, kernels, strict=True), key=_seconds, default=None)
+    binds: Binds = "launch"
+    if slowest is not None and busy > seconds / 2:
+        binds = slowest[0].binds
+    flops = float(sum(kernel.flops for kernel in kernels))
+    moved = float(sum(kernel.bytes for kernel in kernels))
+    dtype = next((kernel.dtype for kernel in kernels if kernel.flops), "bf16")
+    peak = accelerator.peak_flops.get(dtype, 0.0) * seconds
+    bandwidth = (accelerator.bandwidth_bytes_per_s or 0.0) * seconds
+    return OperatorTime(
+        kind=_class_name(slowest[1]) if slowest else None,
+        seconds=seconds,
+        low=seconds * band.low,
+        high=seconds * band.high,
+        binds=binds,
+        kernels=len(kernels),
+        flops=flops,
+        bytes=moved,
+        of_peak=flops / peak if peak else 0.0,
+        of_bandwidth=min(moved / bandwidth, 1.0) if bandwidth else 0.0,
+    )
+
+
+def _seconds(pair: tuple[KernelTime, TorchKernel]) -> float:
+    return pair[0].seconds
+
+
+def _class_name(kernel: TorchKernel) -> str:
+    """The class of a kernel, and of attention the implementation that PyTorch selects."""
+    return (
+        kernel.kind if kernel.implementation is None else f"{kernel.kind} {kernel.implementation}"
+    )
+
+
+def _band_on(accelerator: Accelerator, known: TorchCalibration, band: Band) -> Band:
+    """The band on the device that was measured, wider on others of its vendor, else the default."""
+    if accelerator.name == known.device:
+        return band
+    measured = entries().get(known.device)
+    relatives = (measured.vendor, measured.kind) if measured else ()
+    if (accelerator.vendor, accelerator.kind) != relatives:
+        return DEFAULT_BAND
+    return Band(
+        max(band.low * _CARRIED_OVER.low, DEFAULT_BAND.low),
+        min(band.high * _CARRIED_OVER.high, DEFAULT_BAND.high),
+    )
