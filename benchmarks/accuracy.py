@@ -1,8 +1,10 @@
 """Measures the error of predictions, and how often their bands hold.
 
-    python -m benchmarks.accuracy --data DIR --json FILE [--table FILE]
+    python -m benchmarks.accuracy --json FILE [--data DIR] [--silicon DIR] [--table FILE]
 
-DIR holds `operators.csv.gz`, `end_to_end.csv.gz` and `published.csv`. FILE gets a list of
+The DIR of `--data` holds `operators.csv.gz`, `end_to_end.csv.gz` and `published.csv`, which an
+engine is scored by; that of `--silicon` runs of models on a GPU (see `silicon_rows`), which
+transformers is scored by. FILE gets a list of
 `{"class", "device", "n", "median_ape", "p90_ape", "coverage"}`: absolute errors as shares of the
 measurement (0.08 is 8 %), and the share of measurements inside the stated band, which is nine of
 ten by intent. Nothing is scored by what has seen it: rows that the shipped calibration was fitted
@@ -15,7 +17,6 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ import numpy as np
 from benchmarks.calibrate import FITTED, Groups, digest, grouped, predicted, transfer, without
 from benchmarks.end_to_end import Pass, bands, model_named, passes
 from benchmarks.measured_kernels import Measured, UnusableRow, operators, read
+from benchmarks.scored import Scored
+from benchmarks.silicon_accuracy import SILICON_CLASSES, of_silicon
 from llmsim_magic.analyses.memory.capacity import Fit, Setup
 from llmsim_magic.analyses.time.calibration_fit import NOMINAL, fit, folds
 from llmsim_magic.catalog import accelerators
@@ -35,38 +38,36 @@ from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 CLASSES = (
     *("matmul_bf16", "matmul_fp8", "decode_attention", "prefill_attention", "memory_bound"),
     *("collective", "prefill_step", "decode_step", "memory"),
+    *SILICON_CLASSES,
 )
 GIB = 2**30
 FEW = 10  # rows that were fitted to, but are too few to fit to a part of: taken as unseen
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """One prediction beside its measurement; units cancel."""
-
-    scored: str
-    device: str
-    measured: float
-    predicted: float
-    low: float
-    high: float
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--silicon", type=Path)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--table", type=Path)
     asked = parser.parse_args()
-    rows, left_out = operators(asked.data)
-    found = [*of_operators(rows)]
-    whole, not_passes = passes(asked.data, calibration())
-    found += of_passes(whole)
-    found += of_memory(asked.data)
+    if asked.data is None and asked.silicon is None:
+        parser.error("nothing to score: give --data, --silicon or both")
+    found: list[Scored] = []
+    unseen: list[dict[str, object]] = []
+    left_out: Counter[str] = Counter()
+    if asked.data is not None:
+        rows, left_out = operators(asked.data)
+        whole, not_passes = passes(asked.data, calibration())
+        found += [*of_operators(rows), *of_passes(whole), *of_memory(asked.data)]
+        unseen = summary(if_unseen(grouped(rows)))
+        left_out += not_passes
+    if asked.silicon is not None:
+        found += of_silicon(asked.silicon)
     scores = summary(found)
     named = [score for score in scores if score["class"] in CLASSES]
     asked.json.write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
-    text = "\n".join(report(scores, summary(if_unseen(grouped(rows))), left_out + not_passes))
+    text = "\n".join(report(scores, unseen, left_out))
     print(text)
     if asked.table:
         asked.table.write_text(text + "\n", encoding="utf-8")
@@ -207,12 +208,13 @@ def report(
     yield "## By fits to other rows of the same device"
     yield ""
     yield from _table(scores)
-    yield ""
-    yield "## As if the device had never been measured"
-    yield ""
-    yield from _table(unseen)
-    yield ""
-    yield "Median over the devices of their median errors: " + ", ".join(_over_devices(unseen))
+    if unseen:
+        yield ""
+        yield "## As if the device had never been measured"
+        yield ""
+        yield from _table(unseen)
+        yield ""
+        yield "Median over the devices of their median errors: " + ", ".join(_over_devices(unseen))
     if left_out:
         yield ""
         yield "## Rows left out"

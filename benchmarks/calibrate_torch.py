@@ -7,8 +7,10 @@ earned. Run it with the release of transformers that was measured, whose kernels
 """
 
 import argparse
+import json
 import math
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,6 +29,7 @@ from llmsim_magic.analyses.torch_time.constants_fit import fit_constants, predic
 from llmsim_magic.analyses.torch_time.kernel_time import kernel_time
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.hardware.calibration import Band
 from llmsim_magic.records.hardware.torch_kernel import (
     KernelConstants,
     TorchCalibration,
@@ -35,6 +38,7 @@ from llmsim_magic.records.hardware.torch_kernel import (
 )
 
 OUT = Path(__file__).parent.parent / "llmsim_magic" / "catalog" / "torch_calibration.json"
+FITTED = Path(__file__).parent / "fitted_silicon.txt"
 # Where the fit begins: shares as large copies and products show them, starts of a few
 # microseconds, and for kinds whose elements have offsets computed for them a few hundred FLOPs.
 START = TorchConstants(
@@ -87,17 +91,25 @@ def main() -> None:
     found = TorchCalibration(
         device=accelerator.name,
         constants=constants,
-        kernels=band_of(np.array(logs["kernels"])),
-        passes={launch: band_of(np.array(logs[launch])) for launch in ("eager", "graph")},
+        kernels=earned_band(logs["kernels"]),
+        passes={launch: earned_band(logs[launch]) for launch in ("eager", "graph")},
         samples=len(passes) + len(kernels),
         sources=sources(rows),
         models=tuple(dict.fromkeys(each.model for each in passes)),
     )
     OUT.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    FITTED.write_text("".join(f"{each}\n" for each in sorted(map(digest, rows))), encoding="utf-8")
     for name, some in logs.items():
-        errors = np.abs(np.expm1(-np.array(some)))
-        print(f"{name}, one model left out: median {np.median(errors):.1%}, n {len(some)}")
+        every = np.concatenate([np.array(each) for each in some.values()])
+        errors = np.abs(np.expm1(-every))
+        print(f"{name}, one model left out: median {np.median(errors):.1%}, n {len(every)}")
     print(found.kernels, dict(found.passes))
+
+
+def digest(row: Row) -> str:
+    """A number that tells a row from all others, so that no row is scored by what has seen it."""
+    facts = [row.get(name) for name in ("device", "model", "phase", "batch", "context", "eager_s")]
+    return f"{zlib.crc32(json.dumps(facts).encode()):08x}"
 
 
 def device_of(rows: Sequence[Row]) -> Accelerator:
@@ -126,21 +138,31 @@ def fitted(
     )
 
 
+Logs = dict[str, dict[str, list[float]]]
+
+
+def earned_band(logs: Mapping[str, Sequence[float]]) -> Band:
+    """The band of what was left out; a model counts as one however often it was measured."""
+    each = [np.quantile(some, np.linspace(0, 1, 101)) for some in logs.values()]
+    return band_of(np.concatenate(each))
+
+
 def left_out_logs(
     kernels: Kernels, passes: Sequence[MeasuredPass], accelerator: Accelerator
-) -> dict[str, list[float]]:
+) -> Logs:
     """log(measured ÷ predicted) by launch, and of kernels, by fits without their model."""
-    logs: dict[str, list[float]] = {"eager": [], "graph": [], "kernels": []}
+    logs: Logs = {"eager": {}, "graph": {}, "kernels": {}}
     for model in dict.fromkeys(each.model for each in passes):
         constants = without_model(model, kernels, passes, accelerator)
         for each in passes:
             if each.model == model:
                 guess = predict_pass(each.sample, accelerator, constants)
-                logs[each.sample.launch].append(math.log(each.sample.seconds / guess))
+                log = math.log(each.sample.seconds / guess)
+                logs[each.sample.launch].setdefault(model, []).append(log)
         for name, sample in kernels:
             if name == model:
                 seconds = kernel_time(sample.kernel, accelerator, constants).seconds
-                logs["kernels"].append(math.log(sample.seconds / seconds))
+                logs["kernels"].setdefault(model, []).append(math.log(sample.seconds / seconds))
     return logs
 
 

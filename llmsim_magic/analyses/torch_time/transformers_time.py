@@ -65,7 +65,7 @@ def transformers_time(
     runs = run_operators(work, accelerator, known.constants)
     seconds = _SECONDS[launch](runs, known.constants)
     is_seen = known.device == accelerator.name
-    kernel_band = _band_on(accelerator, known, known.kernels)
+    kernel_band = band_on(accelerator, known, known.kernels)
     pass_band = known.passes[launch]
     return PassTime(
         accelerator=accelerator,
@@ -74,7 +74,7 @@ def transformers_time(
             _operator_time(run, time, kernel_band, accelerator)
             for run, time in zip(runs, seconds, strict=True)
         ),
-        band=_band_on(accelerator, known, pass_band),
+        band=band_on(accelerator, known, pass_band),
         seen=is_seen,
     )
 
@@ -124,7 +124,7 @@ def _class_name(kernel: TorchKernel) -> str:
     )
 
 
-def _band_on(accelerator: Accelerator, known: TorchCalibration, band: Band) -> Band:
+def band_on(accelerator: Accelerator, known: TorchCalibration, band: Band) -> Band:
     """The band on the device that was measured, wider on others of its vendor, else the default."""
     if accelerator.name == known.device:
         return band
