@@ -11,6 +11,9 @@ from llmsim_magic.records.errors import UnknownHardware, safe_str
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.dtypes import ARITHMETICS
 
+_BRANDS = frozenset({"nvidia", "tesla", "geforce", "amd", "instinct", "radeon"})
+_REPORTED_MEMORY = (0.85, 1.03)  # of the chips': error correction and the driver take some
+
 
 @cache
 def entries() -> dict[str, Accelerator]:
@@ -27,6 +30,30 @@ def find(name: object) -> Accelerator:
     if known is None:
         raise UnknownHardware(name, nearest(safe_str(name)))
     return entries()[known]
+
+
+def of_driver(name: str, memory_bytes: int) -> Accelerator | None:
+    """The accelerator that a GPU's driver calls `name`; None if it may be another one.
+
+    A name that several variants share, such as `A100`, is none of them. Nor is a variant that the
+    catalogue does not list, such as a laptop's GPU, a slice of a shared one, or one with other
+    memory.
+
+    Args:
+        name: as `torch.cuda.get_device_name` gives it: `NVIDIA H100 80GB HBM3`.
+        memory_bytes: what the driver reports, which is somewhat less than the chips hold.
+    """
+    words = [word for word in re.findall(r"[a-z0-9+]+", name.lower()) if word not in _BRANDS]
+    known = _names().get("".join(words))
+    variants = sum(
+        each.kind == "gpu" and set(words) <= set(re.findall(r"[a-z0-9+]+", each.name.lower()))
+        for each in entries().values()
+    )
+    if known is None or variants > 1:
+        return None
+    found = entries()[known]
+    low, high = (share * (found.memory_bytes or 0) for share in _REPORTED_MEMORY)
+    return found if found.kind == "gpu" and low <= memory_bytes <= high else None
 
 
 def nearest(name: str, count: int = 3) -> list[str]:

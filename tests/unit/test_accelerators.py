@@ -230,3 +230,63 @@ def test_a_dtype_that_a_device_lacks_is_one_line_with_those_it_has() -> None:
         ALL["A100-SXM4-80GB"].peak("float8_e4m3fn")
     with pytest.raises(LlmsimError, match="dtype must be one of"):
         arithmetic("fp9")
+
+
+@pytest.mark.parametrize(
+    ("driver", "gib", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", 79.1, "H100-SXM5-80GB"),
+        ("NVIDIA H100 PCIe", 79.2, "H100-PCIe"),
+        ("NVIDIA H100 NVL", 93.1, "H100-NVL-94GB"),
+        ("NVIDIA H200", 139.8, "H200-SXM-141GB"),
+        ("NVIDIA H20", 95.1, "H20"),
+        ("NVIDIA B200", 178.4, "B200-SXM"),
+        ("NVIDIA GB200", 184.3, "GB200"),
+        ("NVIDIA A100-SXM4-80GB", 79.2, "A100-SXM4-80GB"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "A100-SXM4-40GB"),
+        ("NVIDIA A100 80GB PCIe", 79.2, "A100-PCIe-80GB"),
+        ("NVIDIA A100-PCIE-40GB", 39.4, "A100-PCIe-40GB"),
+        ("Tesla V100-SXM2-16GB", 15.8, "V100-SXM2-16GB"),
+        ("Tesla V100-SXM2-32GB", 31.7, "V100-SXM2-32GB"),
+        ("Tesla T4", 14.6, "T4"),
+        ("NVIDIA A10", 22.1, "A10"),
+        ("NVIDIA A10G", 22.1, "A10G"),
+        ("NVIDIA L4", 22.2, "L4"),
+        ("NVIDIA L40S", 44.4, "L40S"),
+        ("NVIDIA GeForce RTX 4090", 23.6, "RTX 4090"),
+        ("NVIDIA RTX A6000", 47.5, "RTX A6000"),
+        ("NVIDIA RTX 6000 Ada Generation", 47.5, "RTX 6000 Ada"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 94.9, "RTX PRO 6000 Blackwell"),
+        ("AMD Instinct MI300X", 191.9, "MI300X"),
+    ],
+)
+def test_a_driver_s_name_is_that_of_one_entry(driver: str, gib: float, name: str) -> None:
+    found = accelerators.of_driver(driver, round(gib * GIB))
+    assert found is not None
+    assert found.name == name
+
+
+@pytest.mark.parametrize(
+    ("driver", "gib"),
+    [
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 15.6),
+        ("NVIDIA GeForce RTX 4090 D", 23.6),
+        ("NVIDIA GeForce RTX 3090 Ti", 23.6),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 94.9),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9.6),
+        ("NVIDIA H100 64GB HBM2e", 63.4),
+        ("NVIDIA GH200 480GB", 94.5),
+        ("NVIDIA H200 NVL", 139.8),
+        ("NVIDIA A100-SXM-64GB", 63.4),
+        ("NVIDIA A100", 79.2),  # SXM or PCIe
+        ("NVIDIA H100", 79.2),
+        ("Tesla V100-SXM2", 15.8),
+        ("AMD Instinct MI250X / MI250", 64.0),  # one of the two dies that the entry counts
+        ("AMD Instinct MI250X", 64.0),
+        ("NVIDIA H200", 70.0),
+        ("Grace CPU", 480.0),
+        ("", 16.0),
+    ],
+)
+def test_a_driver_s_name_that_may_be_another_device_is_none(driver: str, gib: float) -> None:
+    assert accelerators.of_driver(driver, round(gib * GIB)) is None
