@@ -2,9 +2,9 @@
 
     python -m benchmarks.local [--table FILE]
 
-`local()` times kernels for half a minute; then the model itself runs, a prefill of 128 tokens and a
-decode step after it, and is held against what was predicted of it. Others may use the machine, and
-can only slow a run down: the quickest run stands beside the median of all.
+`local-cpu` times kernels for half a minute; then the model itself runs, a prefill of 128 tokens and
+a decode step after it, and is held against what was predicted of it. Others may use the machine,
+and can only slow a run down: the quickest run stands beside the median of all.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from llmsim_magic.analyses.time.latency import latency
 from llmsim_magic.capture.configs.resolve import find_config, load_config
 from llmsim_magic.capture.inputs.cache_in_output import cache_in_output
 from llmsim_magic.simulate.hardware.local_device import local
+from llmsim_magic.simulate.request import LOCAL_CPU
 
 MODEL, CONTEXT, RUNS, STEPS = "Qwen/Qwen3-0.6B", 128, 12, 4
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -56,7 +57,7 @@ def measured(dtype: torch.dtype) -> dict[str, list[float]]:
 
 def report() -> Iterator[str]:
     begun = time.perf_counter()
-    accelerator, calibration = local()
+    accelerator, calibration = local(LOCAL_CPU)
     taken = time.perf_counter() - begun
     bandwidth = (accelerator.bandwidth_bytes_per_s or 0) / 1e9
     yield "# This machine, predicted and measured"

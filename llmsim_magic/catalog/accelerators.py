@@ -32,7 +32,7 @@ def find(name: object) -> Accelerator:
     return entries()[known]
 
 
-def of_driver(name: str, memory_bytes: int) -> Accelerator | None:
+def of_driver(name: str, memory_bytes: int | None = None) -> Accelerator | None:
     """The accelerator that a GPU's driver calls `name`; None if it may be another one.
 
     A name that several variants share, such as `A100`, is none of them. Nor is a variant that the
@@ -41,7 +41,8 @@ def of_driver(name: str, memory_bytes: int) -> Accelerator | None:
 
     Args:
         name: as `torch.cuda.get_device_name` gives it: `NVIDIA H100 80GB HBM3`.
-        memory_bytes: what the driver reports, which is somewhat less than the chips hold.
+        memory_bytes: what the driver reports, which is somewhat less than the chips hold; None if
+            it is not known, and the name has to do.
     """
     words = [word for word in re.findall(r"[a-z0-9+]+", name.lower()) if word not in _BRANDS]
     known = _names().get("".join(words))
@@ -53,7 +54,8 @@ def of_driver(name: str, memory_bytes: int) -> Accelerator | None:
         return None
     found = entries()[known]
     low, high = (share * (found.memory_bytes or 0) for share in _REPORTED_MEMORY)
-    return found if found.kind == "gpu" and low <= memory_bytes <= high else None
+    has_memory = memory_bytes is None or low <= memory_bytes <= high
+    return found if found.kind == "gpu" and has_memory else None
 
 
 def nearest(name: str, count: int = 3) -> list[str]:

@@ -54,6 +54,15 @@ class CannotPredict(LlmsimError):
         super().__init__(f"hardware: the {what} on {device} cannot be predicted: {why}")
 
 
+class CannotMeasure(LlmsimError):
+    """A device of this machine whose kernels cannot be timed."""
+
+    def __init__(self, device: str, why: str) -> None:
+        super().__init__(
+            f"hardware: {device} cannot be measured: {why}; local-cpu measures the CPU instead"
+        )
+
+
 class TooManyWorkloads(LlmsimError):
     """A sweep so large that the user has to confirm it."""
 

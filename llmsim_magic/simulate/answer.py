@@ -17,7 +17,7 @@ from llmsim_magic.records.errors import (
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
-from llmsim_magic.simulate.hardware.local_device import local
+from llmsim_magic.simulate.hardware.local_device import benchmark_message, local
 from llmsim_magic.simulate.models.recipes import (
     ModelRecipe,
     Progress,
@@ -29,7 +29,7 @@ from llmsim_magic.simulate.models.recipes import (
 )
 from llmsim_magic.simulate.option_effect import mark_ignored_context, require_effect_on_cache
 from llmsim_magic.simulate.report import Report
-from llmsim_magic.simulate.request import LOCAL, Request
+from llmsim_magic.simulate.request import MEASURED, Request
 from llmsim_magic.simulate.sweeps.run_workloads import Outcomes, run_all
 from llmsim_magic.simulate.sweeps.sweep import Sweep
 from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
@@ -74,9 +74,9 @@ def answer(
     if request.compare is not None:
         second = replace(request, model=request.compare, csv=None, compare=None)
         compared = answer(second, progress, cancelled, is_compared=True)
-    if LOCAL in request.deployment.hardware:
-        progress("benchmarking this machine (about 30 seconds, once per session)")
-        local()
+    for name in filter(MEASURED.__contains__, request.deployment.hardware):
+        progress(benchmark_message(name))
+        local(name)
     sweep = trace_workloads(known, request, progress, cancelled)
     if not is_compared:
         beside = () if compared is None else (compared.trace,)

@@ -58,7 +58,8 @@ def trace(
         trust_remote_code: run code from the model's repository.
         refresh: read the config from the hub, not from the built-in catalogue or the local cache.
         replay: run identical layers only once; the result is the same.
-        hardware: devices to predict time and memory for, `local` for this machine, or `all`.
+        hardware: devices to predict time and memory for, `local` for this machine's GPU (its CPU
+            if it has none), `local-cpu` for its CPU, or `all`.
         weight_dtype: dtype of the stored weights, such as `int4`; by default the model's.
         kv_dtype: dtype of the stored keys and values; by default the model's.
         launch: `graph` (kernels captured once as a CUDA graph) or `eager` (one by one).

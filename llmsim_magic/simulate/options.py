@@ -12,7 +12,7 @@ from llmsim_magic.records.hardware.dtypes import DTYPE_ALIASES, DTYPES, KV_DTYPE
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import LEVELS, Selection, Unfolded
 from llmsim_magic.records.trace.workload import ATTENTIONS, PHASES
-from llmsim_magic.simulate.request import ALL, LAUNCHES, LOCAL, Build, Deployment, Request
+from llmsim_magic.simulate.request import ALL, LAUNCHES, MEASURED, Build, Deployment, Request
 
 TRACE, SWEEP, SIZE, PANEL, GRAPH = "trace", "sweep", "size", "panel", "graph"
 
@@ -165,9 +165,9 @@ OPTIONS = (
     ),
     Option(
         name="hardware", field="deployment.hardware", group="devices", metavar="NAME[,NAME]",
-        parse=_names, default=(), choices=(*accelerators.entries(), LOCAL, ALL),
+        parse=_names, default=(), choices=(*accelerators.entries(), *MEASURED, ALL),
         calls=(TRACE, SIZE, PANEL), label="Hardware", unset="none",
-        help="predict time and memory on H100, …, local (this machine) or all",
+        help="predict time and memory on H100, …, local (this machine), local-cpu or all",
     ),
     Option(
         name="weight_dtype", field="deployment.weight_dtype", group="devices", metavar="DTYPE",

@@ -20,7 +20,8 @@ from llmsim_magic.records.trace.workload import (
 from llmsim_magic.records.validation import choice, flag
 
 LAUNCHES = ("graph", "eager")
-LOCAL, ALL = "local", "all"
+LOCAL, LOCAL_CPU, ALL = "local", "local-cpu", "all"
+MEASURED = (LOCAL, LOCAL_CPU)  # devices of this machine
 SWEEP_BATCHES = (1, 16)
 SWEEP_CONTEXTS = (1, DEFAULT_CONTEXT)
 
@@ -62,7 +63,8 @@ class Deployment:
     """The devices of a model, its stored dtypes, and how its kernels are launched.
 
     Attributes:
-        hardware: accelerators of the catalogue, `local` for this machine, or `all`.
+        hardware: accelerators of the catalogue, `local` for this machine's GPU (its CPU if it has
+            none), `local-cpu`, or `all`.
         weight_dtype: dtype of the stored weights; None for the model's.
         kv_dtype: dtype of the stored keys and values; None for the model's.
         launch: `graph` (kernels captured once as a CUDA graph) or `eager` (one by one).
@@ -79,7 +81,7 @@ class Deployment:
 
     def __post_init__(self) -> None:
         names = map(safe_str, self.hardware)
-        known = (name if name in (LOCAL, ALL) else find(name).name for name in names)
+        known = (name if name in (*MEASURED, ALL) else find(name).name for name in names)
         object.__setattr__(self, "hardware", tuple(dict.fromkeys(known)))
         if self.weight_dtype is not None:
             object.__setattr__(self, "weight_dtype", quantization.weight_dtype(self.weight_dtype))

@@ -4,9 +4,9 @@ import pytest
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.time.latency import latency
-from llmsim_magic.capture import measure_cpu as measuring
+from llmsim_magic.capture.measure import cpu as measuring
 from llmsim_magic.records.hardware.kernel_shapes import Attention, Matmul
-from llmsim_magic.simulate.hardware.local_device import _measured, local
+from llmsim_magic.simulate.hardware.local_device import _measured_cpu, local
 from tests.helpers.small_models import CONFIGS
 
 
@@ -35,11 +35,11 @@ def test_kernels_that_are_timed_have_the_sizes_they_say(quickly: None) -> None:
 
 @pytest.mark.slow
 def test_this_machine_predicts_a_pass_with_a_band(quickly: None) -> None:
-    _measured.cache_clear()
+    _measured_cpu.cache_clear()
     try:
-        accelerator, calibration = local()
+        accelerator, calibration = local("local-cpu")
     finally:
-        _measured.cache_clear()
+        _measured_cpu.cache_clear()
     assert accelerator.kind == "cpu"
     assert accelerator.bandwidth_bytes_per_s
     assert {"bf16", "fp32"} <= accelerator.peak_flops.keys()

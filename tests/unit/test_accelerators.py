@@ -264,6 +264,7 @@ def test_a_driver_s_name_is_that_of_one_entry(driver: str, gib: float, name: str
     found = accelerators.of_driver(driver, round(gib * GIB))
     assert found is not None
     assert found.name == name
+    assert accelerators.of_driver(driver) is found
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.local_device import local
-from llmsim_magic.simulate.request import ALL, LOCAL, Deployment
+from llmsim_magic.simulate.request import ALL, MEASURED, Deployment
 from llmsim_magic.views.plots.plot import Plot
 from llmsim_magic.views.plots.roofline_plot import roofline_plot
 from llmsim_magic.views.safe_files import write_file
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 
 def device_of(name: str) -> tuple[Accelerator, Calibration | None]:
-    """A device by name; `local` is this machine, with its measured calibration."""
-    return local() if name == LOCAL else (accelerators.find(name), None)
+    """A device by name; one of this machine has its measured calibration."""
+    return local(name) if name in MEASURED else (accelerators.find(name), None)
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ class DeviceCosts:
 
     @cached_property
     def devices(self) -> tuple[tuple[Accelerator, Calibration | None], ...]:
-        """Each requested device, with its calibration if it is this machine."""
-        return tuple(device_of(name) for name in self.deployment.hardware if name != ALL)
+        """Each requested device once, with its calibration if it is one of this machine."""
+        found = (device_of(name) for name in self.deployment.hardware if name != ALL)
+        return tuple({device.name: (device, own) for device, own in found}.values())
 
     @property
     def can_fit(self) -> bool:

@@ -134,7 +134,7 @@ def _accelerator(samples: tuple[Sample, ...], bandwidth: float) -> Accelerator:
             peaks[name] = max(peaks.get(name, 0.0), sample.size.flops / sample.seconds)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Accelerator(
-        name="local",
+        name="local-cpu",
         vendor=platform.processor() or platform.machine(),
         kind="cpu",
         architecture=platform.machine(),
