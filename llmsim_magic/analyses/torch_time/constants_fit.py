@@ -31,8 +31,15 @@ Array = NDArray[np.float64]
 _PASS_WEIGHTS = {"graph": 2.0, "eager": 0.5}  # a host varies by half from run to run
 _KERNEL_WEIGHT = 0.5
 _PRIOR_WEIGHT = 0.1
-# Shares of the bandwidth are known from a large copy; gaps and starts make up for each other.
-_PRIOR_WEIGHTS = {"memory_share": 2.0, "matmul_memory_share": 1.0, "gap_s": 0.3}
+# Large copies and products tell the shares; what else they do not determine makes up for itself.
+_PRIOR_WEIGHTS = {
+    "memory_share": 2.0,
+    "matmul_memory_share": 1.0,
+    "matmul_share": 1.0,
+    "attention_length": 2.0,
+    "gap_s": 0.3,
+    "hot_share": 0.3,
+}
 _OUTLIER = 0.3  # residuals beyond it count as magnitudes, not as squares
 _STEP = 1e-3
 _MAX_CHANGE = 0.7  # of a logarithm in one step
