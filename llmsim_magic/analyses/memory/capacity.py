@@ -64,7 +64,7 @@ class Remedy:
 class Fit:
     """A setup on a device: the bytes each rank needs, and the usable bytes.
 
-    `binds` is the first part that exceeds the memory, adding weights, buffers, runtime, activations
+    `binds` is the first part that exceeds the memory, adding weights, buffers, context, activations
     and cache in this order; None if the setup fits. Each of `remedies` alone makes it fit.
     """
 
@@ -169,7 +169,7 @@ def _changed(setup: Setup, changes: tuple[Change, ...]) -> Setup:
 def _total(setup: Setup, needed: MemoryOf) -> int | None:
     """The bytes of each rank; None for an impossible setup."""
     try:
-        return needed(setup).total
+        return needed(setup).required
     except LlmsimError:
         return None
 
@@ -217,9 +217,16 @@ def _largest(most: int, first: int, is_ok: Callable[[int], bool]) -> Limit:
 
 
 def _binds(memory: Memory, usable: int) -> str | None:
+    parts = {
+        "weights": memory.weights,
+        "buffers": memory.buffers,
+        "context": memory.context,
+        "activations": memory.activations,
+        "cache": memory.cache + memory.replaced,
+    }
     so_far = 0
-    for name in ("weights", "buffers", "runtime", "activations", "cache"):
-        so_far += getattr(memory, name)
+    for name, nbytes in parts.items():
+        so_far += nbytes
         if so_far > usable:
             return name
     return None

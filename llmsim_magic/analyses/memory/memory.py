@@ -1,38 +1,95 @@
-"""Memory of one device: weights, cache, peak activations and the runtime's overhead."""
+"""Memory of one device: weights, buffers, cache, activations, and what a runtime adds."""
 
 from dataclasses import dataclass
 
 from llmsim_magic.analyses.engine.engine_allocations import engine_allocations
 from llmsim_magic.analyses.engine.engine_trace import engine_notes
+from llmsim_magic.analyses.memory.pass_allocations import pass_allocations
 from llmsim_magic.analyses.memory.quantization import kv_dtype
-from llmsim_magic.analyses.memory.tensor_lifetimes import Peak, peak_activations
+from llmsim_magic.analyses.memory.tensor_lifetimes import Peak, peak_activations, peak_with_cache
 from llmsim_magic.analyses.memory.weights import Weights, weights
 from llmsim_magic.records.hardware.dtypes import BITS
 from llmsim_magic.records.hardware.runtime import Runtime
 from llmsim_magic.records.trace.trace import CacheSlot, Trace
 from llmsim_magic.records.trace.workload import Workload
 
+# Workspace of cuBLAS (ATen/cuda/CublasHandlePool.cpp); on Hopper 32 MiB, and 1 MiB of cublasLt.
+_WORKSPACE = 8 * 2**20 + 128 * 2**10
+_HOPPER_WORKSPACE = 33 * 2**20
+# Reserved bytes exceeded the peak of allocated ones by 4 to 13 % in eight training runs on an H100,
+# and by 16 % where transformers loads Phi-4-mini and generates 128 tokens (pytorch/ao@36027d8
+# docs/source/eager_tutorials). That inference in general stays below is a guess.
+_MOST_KEPT = 0.16
 _KEYS_AND_VALUES = ("keys", "values")
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Bytes that the caching allocator takes from the driver, as a band."""
+
+    low: int
+    high: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """Bytes on one rank.
 
-    `cache` holds keys, values and recurrent states after the pass. `activations` is their peak.
-    `runtime` is the overhead of drivers and libraries. `assumptions` are sentences for the user.
+    Under a plain call of the model, sizes are those of the allocator's blocks, and `total` is the
+    peak of `torch.cuda.memory_allocated` while nobody else references the cache.
+
+    Attributes:
+        weights: Parameters as stored; tied ones count once.
+        buffers: Tensors that the model keeps besides its parameters.
+        cache: Keys, values and recurrent states after the pass.
+        activations: What the pass allocates at its peak, without the cache: `activations + cache`
+            is the peak above what was allocated before, for a caller that keeps the cache which
+            it passed in.
+        replaced: Old keys or values that are still allocated at the peak, because `torch.cat`
+            reads them while it writes the new ones. The total exceeds the other parts by it.
+        context: What drivers and libraries hold outside the allocator.
+        segments: What the allocator reserves for this pass in a new process, in which the cache
+            that it replaces has blocks of its own; None under an engine.
+        counts_context: Whether the total includes the context, as an engine's budget does.
+        assumptions: Sentences for the user.
     """
 
     weights: int
     buffers: int
     cache: int
     activations: int
-    runtime: int
+    replaced: int = 0
+    context: int
+    segments: int | None = None
+    counts_context: bool = False
     assumptions: tuple[str, ...]
 
     @property
     def total(self) -> int:
-        return self.weights + self.buffers + self.cache + self.activations + self.runtime
+        """The peak of allocated bytes; under an engine, its whole budget with the context."""
+        return self.allocated + (self.context if self.counts_context else 0)
+
+    @property
+    def allocated(self) -> int:
+        """The peak of allocated bytes."""
+        return self.weights + self.buffers + self.cache + self.activations + self.replaced
+
+    @property
+    def required(self) -> int:
+        """What the device must have room for: allocated bytes and the context."""
+        return self.allocated + self.context
+
+    @property
+    def reserved(self) -> Reserved | None:
+        """What the caching allocator takes from the driver; None under an engine.
+
+        At least the allocated bytes and the workspace of cuBLAS. At most the segments of this pass,
+        or what earlier passes and loading left, which later requests of other sizes do not fill.
+        """
+        if self.segments is None:
+            return None
+        most = max(self.segments, int(self.allocated * (1 + _MOST_KEPT)))
+        return Reserved(self.allocated + _WORKSPACE, most + _HOPPER_WORKSPACE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +122,17 @@ def memory(
         InvalidValue: If a dtype does not exist.
     """
     stored = weights(trace, weight_dtype)
-    ranks = trace.model.parallel.ranks
-    ran = _as_run(trace, runtime)
-    peak = peak_activations(ran)
-    found = activations or PassActivations(trace.workload, peak.nbytes)
-    nbytes, why = _with_sampling(found, _location(ran, peak), ran, runtime)
+    plan = _engine_activations(trace) if _is_engine(runtime) else _plain_activations(trace)
+    nbytes, why = _with_sampling(activations or plan.activations, plan.location, trace, runtime)
     return Memory(
         weights=stored.nbytes,
         buffers=buffer_bytes(trace),
         cache=cache_bytes(trace, kv_dtype),
         activations=nbytes,
-        runtime=runtime.context(ranks) if runtime else 0,
+        replaced=plan.replaced,
+        context=runtime.context(trace.model.parallel.ranks) if runtime else 0,
+        segments=plan.segments and plan.segments + stored.nbytes + buffer_bytes(trace),
+        counts_context=_is_engine(runtime),
         assumptions=(
             *_storage_assumptions(stored, kv_dtype),
             why,
@@ -85,13 +142,51 @@ def memory(
 
 
 def activation_bytes(trace: Trace, runtime: Runtime) -> int:
-    """Peak bytes of the activations of a pass as a runtime runs it, without sampling."""
-    return peak_activations(_as_run(trace, runtime)).nbytes
+    """Peak bytes of the activations of a prefill as a runtime runs it, without sampling.
+
+    Tensors alone, not their blocks, so that they follow a formula of batch and context.
+    """
+    if _is_engine(runtime):
+        return peak_activations(engine_allocations(trace)).nbytes
+    return peak_with_cache(trace).nbytes - cache_bytes(trace)
 
 
-def _as_run(trace: Trace, runtime: Runtime | None) -> Trace:
-    own = runtime is not None and runtime.own_attention
-    return engine_allocations(trace) if own else trace
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """How a runtime's pass uses memory: see `Memory`.
+
+    `location` is where its peak is. `segments` are those beyond weights and buffers.
+    """
+
+    activations: PassActivations
+    location: str
+    replaced: int = 0
+    segments: int | None = None
+
+
+def _is_engine(runtime: Runtime | None) -> bool:
+    return runtime is not None and runtime.own_attention
+
+
+def _engine_activations(trace: Trace) -> _Plan:
+    ran = engine_allocations(trace)
+    peak = peak_activations(ran)
+    return _Plan(
+        activations=PassActivations(trace.workload, peak.nbytes), location=_location(ran, peak)
+    )
+
+
+def _plain_activations(trace: Trace) -> _Plan:
+    """Of a plain call of the model, whose allocations are replayed on PyTorch's allocator."""
+    found = pass_allocations(trace)
+    # A slot may be a view of a longer storage, and no kernel need read every slot.
+    cache = min(cache_bytes(trace), found.cache)
+    return _Plan(
+        activations=PassActivations(trace.workload, found.above.nbytes - cache),
+        location=_location(trace, found.above),
+        replaced=max(found.allocated - found.above.nbytes, 0),
+        segments=found.segments,
+    )
 
 
 def buffer_bytes(trace: Trace) -> int:

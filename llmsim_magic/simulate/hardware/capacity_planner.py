@@ -192,7 +192,7 @@ class CapacityPlanner:
         if self.longest is not None and setup.context > self.longest:
             legal = f"within the {self.longest} tokens that the model supports"
             raise InvalidValue.must_be("context", setup.context, legal)
-        return max(self.by_stage(setup, runtime), key=lambda memory: memory.total)
+        return max(self.by_stage(setup, runtime), key=lambda memory: memory.required)
 
     def by_stage(self, setup: Setup, runtime: Runtime) -> list[Memory]:
         """The memory of one rank of each pipeline stage."""

@@ -169,7 +169,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             "weights_bytes": "bytes of the weights",
             "cache_bytes": "bytes of the cache",
             "activations_bytes": "bytes of the activations at their peak",
-            "runtime_bytes": "bytes allowed for drivers and libraries",
+            "context_bytes": "bytes that drivers and libraries hold outside the allocator",
             "binds": "the part that exceeds the memory, where the model does not fit",
             "makes_it_fit": "changes that would make it fit, in words",
             "fits_with_tp": "smallest tensor parallelism that fits",

@@ -18,8 +18,8 @@ _PARTS = {
     "buffers": "tensors that the model keeps besides its parameters",
     "cache": "keys and values, or recurrent states, kept for the next token after the pass",
     "activations": "peak of the tensors that the pass creates and holds at the same time",
-    "runtime": "allowance for drivers and libraries",
-    "total": "sum on each device",
+    "context": "held by drivers and libraries, outside the allocator",
+    "total": "peak of allocated bytes; the whole budget under an engine, with the context",
 }
 
 
@@ -113,9 +113,9 @@ def capacity_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
         "devices": [fit.setup.parallel.ranks for fit in rows],
         "fits": [fit.fits for fit in rows],
         "usable_bytes": integers([fit.usable for fit in rows]),
-        "total_bytes": integers([fit.memory.total for fit in rows]),
+        "total_bytes": integers([fit.memory.required for fit in rows]),
     }
-    for name in ("weights", "cache", "activations", "runtime"):
+    for name in ("weights", "cache", "activations", "context"):
         columns[f"{name}_bytes"] = integers([getattr(fit.memory, name) for fit in rows])
     columns["binds"] = texts([fit.binds for fit in rows])
     columns["makes_it_fit"] = texts([", ".join(map(str, fit.remedies)) or None for fit in rows])
