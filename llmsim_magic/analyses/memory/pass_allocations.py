@@ -42,7 +42,7 @@ def pass_allocations(trace: Trace) -> PassAllocations:
     freed = kept
     if replaced:
         freed = _Replay(trace, (*updated, *replaced), ())
-        freed.run(record, made, _last_reads(record, replaced))
+        freed.run(record, made, _last_uses(record, replaced))
     return PassAllocations(
         above=kept.peak(record),
         allocated=freed.most,
@@ -81,21 +81,21 @@ class _Replay:
         self.most, self._place = self.allocator.allocated - self._before, 0
 
     def run(
-        self, record: Record, made: Iterable[Lifetime], last_reads: dict[int, int] | None = None
+        self, record: Record, made: Iterable[Lifetime], last_uses: dict[int, int] | None = None
     ) -> None:
         """Allocate each storage at its first kernel, and free it after its last.
 
         Args:
             record: The pass.
             made: The storages that it allocates.
-            last_reads: Storages that existed before, each with the kernel after which it is freed.
+            last_uses: Storages that existed before, each with the kernel after which it is freed.
         """
         first: dict[int, list[Lifetime]] = defaultdict(list)
         last: dict[int, list[int]] = defaultdict(list)
         for life in made:
             first[life.first].append(life)
             last[life.last].append(life.storage)
-        for storage, place in (last_reads or {}).items():
+        for storage, place in (last_uses or {}).items():
             last[place].append(storage)
         for place in range(len(record.kernels)):
             for life in first[place]:
@@ -114,27 +114,44 @@ class _Replay:
 
 def _earlier_cache(
     record: Record, made: Iterable[Lifetime]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Storages of the cache from before the pass: those that it replaces, and those it keeps.
+) -> tuple[dict[int, int], tuple[int, ...]]:
+    """Storages of the cache from before the pass: those that others replace, and those it keeps.
 
     A new storage of the cache replaces the earlier one of the same name.
+
+    Returns:
+        The replaced storages with their replacements, and the kept ones.
     """
     new = {life.storage for life in made}
-    names = {record.storages[each].name for each in new if record.storages[each].role == "cache"}
-    replaced: list[int] = []
-    kept: list[int] = []
-    for number, storage in enumerate(record.storages):
-        if storage.role == "cache" and number not in new:
-            (replaced if storage.name in names else kept).append(number)
-    return tuple(replaced), tuple(kept)
-
-
-def _last_reads(record: Record, storages: Iterable[int]) -> dict[int, int]:
-    """The last kernel that uses each of some storages."""
-    wanted = set(storages)
-    return {
-        storage: place
-        for place, kernel in enumerate(record.kernels)
-        for index in (*kernel.inputs, *kernel.writes)
-        if (storage := record.tensors[index].storage) in wanted
+    caches = {
+        number: storage.name
+        for number, storage in enumerate(record.storages)
+        if storage.role == "cache"
     }
+    successors = {name: number for number, name in caches.items() if number in new}
+    earlier = [number for number in caches if number not in new]
+    return (
+        {each: successors[caches[each]] for each in earlier if caches[each] in successors},
+        tuple(each for each in earlier if caches[each] not in successors),
+    )
+
+
+def _last_uses(record: Record, replaced: dict[int, int]) -> dict[int, int]:
+    """The kernel after which the cache drops each replaced storage.
+
+    The cache refers to it until it is given the new tensor: what `torch.cat` returns, or what the
+    same operator cuts out of that for a sliding window.
+    """
+    last: dict[int, int] = {}
+    reader: dict[int, int | None] = {}  # the operator of the last kernel that reads a storage
+    old = {new: each for each, new in replaced.items()}
+    for place, kernel in enumerate(record.kernels):
+        for index in (*kernel.inputs, *kernel.writes):
+            storage = record.tensors[index].storage
+            if storage in replaced:
+                last[storage], reader[storage] = place, kernel.operator
+        for index in kernel.outputs:
+            each = old.get(record.tensors[index].storage)
+            if each in reader and reader[each] == kernel.operator is not None:
+                last[each] = place
+    return last
