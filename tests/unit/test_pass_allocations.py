@@ -56,6 +56,14 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
         **GROUPED, head_dim=64, num_experts=8, num_experts_per_tok=4, moe_intermediate_size=128
     ),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **GROUPED,
+        head_dim=64,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    ),
     "deepseek_v2": lambda: transformers.DeepseekV2Config(
         **LATENT, q_lora_rank=None, n_group=1, num_key_value_heads=4
     ),

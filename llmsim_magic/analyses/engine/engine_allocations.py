@@ -20,7 +20,8 @@ _QUERY_KEY_VALUE = 3
 def engine_allocations(trace: Trace) -> Trace:
     """The pass with the tensors that an engine holds; for memory only, not for times.
 
-    The kernels are those of `engine_trace`, without replays. Masks that only attention reads are
+    The kernels are those of `engine_trace`, without replays, and no variable of the model's code
+    holds what they make. Masks that only attention reads are
     left out, because an engine's kernels know which keys a query sees. In a model that generates,
     logits are those of the last token of each sequence.
     """
@@ -28,6 +29,10 @@ def engine_allocations(trace: Trace) -> Trace:
     parallel = trace.model.parallel
     if trace.model.generates and parallel.stage == parallel.pp - 1:
         record = with_last_logits(record, trace.workload.batch)
+    kernels = (
+        struct_replace(kernel, held=()) if kernel.held else kernel for kernel in record.kernels
+    )
+    record = replace(record, kernels=tuple(kernels))
     return replace(trace, recorded=record, replays=())
 
 

@@ -45,8 +45,8 @@ def lifetimes(record: Record, roles: Collection[Role]) -> tuple[Lifetime, ...]:
     """The lifetimes of all storages of these roles that the pass allocates.
 
     A storage is allocated when a kernel first writes it. It is freed after the last kernel that
-    uses it or runs while Python references it: a call references its arguments, its caller its
-    local variables. Results and the cache outlive the pass.
+    uses it or runs while Python references it: a call references its arguments, the functions that
+    run their local variables. Results and the cache outlive the pass.
     """
     first: dict[int, int] = {}
     last: dict[int, int] = {}
@@ -62,6 +62,8 @@ def lifetimes(record: Record, roles: Collection[Role]) -> tuple[Lifetime, ...]:
             if storage not in preexisting:
                 first.setdefault(storage, place)
             last[storage] = place
+        for index in kernel.held:
+            last[record.tensors[index].storage] = place
     for storage, place in _referenced(record):
         last[storage] = max(last.get(storage, place), place)
     end = len(record.kernels)

@@ -46,12 +46,13 @@ def assemble_operators(
     recorder.lists.assign({step for step in steps if step in orders})
     owners = [orders.get(step) for step in steps]
     outputs = _outputs_of_helpers(recorder, owners, results)
+    held = _held_inside(recorder, steps)
     record = Record(
         storages=recorder.table.storages(),
         tensors=tuple(recorder.table.tensors),
         kernels=tuple(
-            replace(call.kernel, operator=owner)
-            for call, owner in zip(recorder.kernels, owners, strict=True)
+            replace(call.kernel, operator=owner, held=held.get(place, ()))
+            for place, (call, owner) in enumerate(zip(recorder.kernels, owners, strict=True))
         ),
         operators=tuple(_operator(step, outputs.get(order, ())) for step, order in orders.items()),
         calls=_calls(recorder.calls),
@@ -100,6 +101,32 @@ def _step(call: KernelCall) -> Step:
             if helper.is_whole:
                 return helper
     return owner
+
+
+def _held_inside(recorder: Recorder, steps: list[Step]) -> dict[int, tuple[int, ...]]:
+    """Tensors that variables inside an operator reference for longer than its kernels use them.
+
+    Returns:
+        By the place of the last kernel that runs meanwhile. A function by itself has none: what
+        its callers reference is in `Operator.held`.
+    """
+    storage = [tensor.storage for tensor in recorder.table.tensors]
+    used: dict[tuple[Step, int], int] = {}
+    held: dict[tuple[Step, int], tuple[int, int]] = {}
+    for place, (call, step) in enumerate(zip(recorder.kernels, steps, strict=True)):
+        if isinstance(step, FunctionCall):
+            continue
+        kernel = call.kernel
+        for tensor in (*kernel.inputs, *kernel.outputs, *kernel.writes):
+            used[step, storage[tensor]] = place
+        for tensor in call.held:
+            if (step, storage[tensor]) in used:
+                held[step, storage[tensor]] = place, tensor
+    found: dict[int, tuple[int, ...]] = {}
+    for key, (place, tensor) in held.items():
+        if place > used[key]:
+            found[place] = (*found.get(place, ()), tensor)
+    return found
 
 
 def _operator(step: Step, helper_outputs: tuple[int, ...]) -> Operator:

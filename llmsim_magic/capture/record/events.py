@@ -59,10 +59,14 @@ class FunctionCall:
 
 @dataclass(slots=True, eq=False)
 class KernelCall:
-    """A kernel and its owner; the kernel's operator is set once the pass has ended."""
+    """A kernel and its owner; the kernel's operator is set once the pass has ended.
+
+    `held` are tensors that variables of the model's code reference while it runs.
+    """
 
     owner: ModuleCall | FunctionCall
     kernel: Kernel
+    held: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,13 +158,24 @@ class Recorder(ModuleRecorder):
                 call.held += self._held(frames, call)
         return call
 
+    def _held_inside(self, owner: ModuleCall | FunctionCall) -> tuple[int, ...]:
+        """Tensors in variables of the function that runs, or of the running leaf module.
+
+        Lists are left out: one that grows would be noted again at each kernel.
+        """
+        if isinstance(owner, FunctionCall):
+            return owner.held
+        frames = call_stack.frames_of_call(2)
+        values = [value for frame in frames for value in frame.f_locals.values()]
+        return self.table.add_all([value for value in values if type(value) is not list])
+
     def _add(self, owner: ModuleCall | FunctionCall, kernel: Kernel) -> None:
         for index in kernel.writes:
             self.table.written.add(self.table.tensors[index].storage)
         if kernel.flops and isinstance(owner, FunctionCall):
             for helper in owner.helpers:
                 helper.is_whole = False
-        call = KernelCall(owner, kernel)
+        call = KernelCall(owner, kernel, self._held_inside(owner))
         self.kernels.append(call)
         self.events.append(call)
 

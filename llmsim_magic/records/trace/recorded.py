@@ -45,7 +45,9 @@ class Kernel(Struct, frozen=True, gc=False):
     """One ATen op; `inputs`, `outputs` and `writes` index the tensors of its record.
 
     `writes` are new outputs and arguments changed in place. `flops` is None if torch has no formula
-    for the kernel. `causal` marks attention that may skip the keys after each query.
+    for the kernel. `causal` marks attention that may skip the keys after each query. `held` are
+    tensors that no later kernel of the operator uses, and that variables inside it last reference
+    while this one runs.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Kernel(Struct, frozen=True, gc=False):
     pointwise: bool
     causal: bool
     flops: int | None
+    held: tuple[int, ...] = ()
 
 
 class Operator(Struct, frozen=True, gc=False):

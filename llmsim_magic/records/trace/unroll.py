@@ -182,6 +182,7 @@ class _LayerInstance:
             kernel.pointwise,
             kernel.causal,
             kernel.flops,
+            self.numbers(kernel.held),
         )
 
     def operator(self, operator: Operator) -> Operator:
