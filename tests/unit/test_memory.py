@@ -12,7 +12,7 @@ import transformers
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.memory.capacity import Limit, WorkLimitReached, _largest
-from llmsim_magic.analyses.memory.memory import cache_bytes, memory
+from llmsim_magic.analyses.memory.memory import cache_bytes, memory, most_reserved
 from llmsim_magic.analyses.memory.quantization import packing_from_config
 from llmsim_magic.analyses.memory.tensor_lifetimes import (
     lifetimes,
@@ -619,3 +619,37 @@ def test_a_long_scan_is_sized_from_short_ones() -> None:
     assert found.cache == whole.cache
     assert found.activations == pytest.approx(whole.activations, rel=1e-3)  # tensors, not blocks
     assert any("batch 2 × context 800" in said for said in found.assumptions)
+
+
+# what the caching allocator reserves
+
+RESERVED = list(
+    csv.DictReader(Path(__file__).parents[1].joinpath("data", "measured_reserved.csv").open())
+)
+
+
+@pytest.mark.parametrize("row", RESERVED, ids=lambda row: f"{row['model']} {row['run']}")
+def test_reserved_bytes_that_were_measured_are_in_the_band(row: dict[str, str]) -> None:
+    """Where the peak of allocated bytes is not published, the weights are the most of it."""
+    weights_, largest, reserved = (
+        int(row[name]) for name in ("weights", "largest_weight", "peak_reserved")
+    )
+    allocated = int(row["peak_allocated"] or weights_)
+    assert allocated <= reserved <= most_reserved(allocated, weights_, largest) + 33 * 2**20
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_plain_call_reserves_at_least_what_it_allocates(phase: str) -> None:
+    trace = traced(small_models.llama(), phase)
+    found = memory(trace, runtime=runtimes.find("transformers"))
+    assert found.reserved is not None
+    assert found.total < found.reserved.low < found.reserved.high
+    assert memory(trace, runtime=runtimes.find("vllm")).reserved is None
+
+
+def test_a_total_that_exceeds_its_parts_says_why() -> None:
+    """Layers wider than the logits: the old keys of one are the most that is alive besides."""
+    found = memory(traced(small_models.llama(), "decode", batch=64, context=30))
+    keys = 64 * 2 * 30 * 16 * 4
+    assert 0 < found.replaced <= keys
+    assert f"{found.replaced:,} bytes of old keys" in " ".join(found.assumptions)

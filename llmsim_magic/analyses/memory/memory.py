@@ -16,10 +16,7 @@ from llmsim_magic.records.trace.workload import Workload
 # Workspace of cuBLAS (ATen/cuda/CublasHandlePool.cpp); on Hopper 32 MiB, and 1 MiB of cublasLt.
 _WORKSPACE = 8 * 2**20 + 128 * 2**10
 _HOPPER_WORKSPACE = 33 * 2**20
-# Reserved bytes exceeded the peak of allocated ones by 4 to 13 % in eight training runs on an H100,
-# and by 16 % where transformers loads Phi-4-mini and generates 128 tokens (pytorch/ao@36027d8
-# docs/source/eager_tutorials). That inference in general stays below is a guess.
-_MOST_KEPT = 0.16
+_UNFILLED = 0.15  # of what is not weights
 _KEYS_AND_VALUES = ("keys", "values")
 
 
@@ -50,6 +47,7 @@ class Memory:
         context: What drivers and libraries hold outside the allocator.
         segments: What the allocator reserves for this pass in a new process, in which the cache
             that it replaces has blocks of its own; None under an engine.
+        largest_weight: The largest parameter, as traced.
         counts_context: Whether the total includes the context, as an engine's budget does.
         assumptions: Sentences for the user.
     """
@@ -61,12 +59,16 @@ class Memory:
     replaced: int = 0
     context: int
     segments: int | None = None
+    largest_weight: int = 0
     counts_context: bool = False
     assumptions: tuple[str, ...]
 
     @property
     def total(self) -> int:
-        """The peak of allocated bytes; under an engine, its whole budget with the context."""
+        """The peak of allocated bytes; under an engine, its whole budget with the context.
+
+        The workspace of cuBLAS, of 8 to 33 MiB by device, is counted as reserved alone.
+        """
         return self.allocated + (self.context if self.counts_context else 0)
 
     @property
@@ -84,12 +86,23 @@ class Memory:
         """What the caching allocator takes from the driver; None under an engine.
 
         At least the allocated bytes and the workspace of cuBLAS. At most the segments of this pass,
-        or what earlier passes and loading left, which later requests of other sizes do not fill.
+        or what loading and earlier passes leave, which later requests of other sizes do not fill.
         """
         if self.segments is None:
             return None
-        most = max(self.segments, int(self.allocated * (1 + _MOST_KEPT)))
-        return Reserved(self.allocated + _WORKSPACE, most + _HOPPER_WORKSPACE)
+        left = most_reserved(self.allocated, self.weights, self.largest_weight)
+        return Reserved(self.allocated + _WORKSPACE, max(self.segments, left) + _HOPPER_WORKSPACE)
+
+
+def most_reserved(allocated: int, weights: int, largest_weight: int) -> int:
+    """The most bytes in segments for a peak of allocated ones, beside workspaces.
+
+    Loading leaves a segment as large as the largest weight, which it makes twice: 1.23 GB for the
+    tied embedding of Phi-4-mini (pytorch/ao@36027d8 docs/source/eager_tutorials). Beside that, 4 to
+    14 % of what is not weights was reserved more in eight training runs on an H100; that inference
+    stays below too is a guess.
+    """
+    return allocated + largest_weight + int((allocated - weights) * _UNFILLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +145,12 @@ def memory(
         replaced=plan.replaced,
         context=runtime.context(trace.model.parallel.ranks) if runtime else 0,
         segments=plan.segments and plan.segments + stored.nbytes + buffer_bytes(trace),
+        largest_weight=max((each.nbytes for each in trace.parameters), default=0),
         counts_context=_is_engine(runtime),
         assumptions=(
             *_storage_assumptions(stored, kv_dtype),
             why,
+            *_replaced_assumptions(plan.replaced),
             *_runtime_assumptions(trace, runtime),
         ),
     )
@@ -253,6 +268,15 @@ def _vocabulary(trace: Trace) -> int:
 def _storage_assumptions(stored: Weights, dtype: str | None) -> tuple[str, ...]:
     cache = f"keys and values in {dtype}, recurrent states as they are" if dtype else None
     return (f"weights {stored.assumption}", *filter(None, (cache,)))
+
+
+def _replaced_assumptions(nbytes: int) -> tuple[str, ...]:
+    if not nbytes:
+        return ()
+    return (
+        f"the total exceeds its parts by {nbytes:,} bytes of old keys or values, which are still "
+        "allocated while the new ones of their layer are written",
+    )
 
 
 def _runtime_assumptions(trace: Trace, runtime: Runtime | None) -> tuple[str, ...]:
