@@ -45,6 +45,10 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=512, n_positions=256, n_embd=256, n_layer=3, n_head=4
     ),
+    "bloom": lambda: transformers.BloomConfig(vocab_size=512, hidden_size=256, n_layer=3, n_head=4),
+    "falcon": lambda: transformers.FalconConfig(
+        vocab_size=512, hidden_size=256, num_hidden_layers=3, num_attention_heads=4
+    ),
     "gemma2": lambda: transformers.Gemma2Config(**SLIDING, head_dim=64),
     "gemma3": lambda: transformers.Gemma3TextConfig(
         **SLIDING, head_dim=64, layer_types=["sliding_attention"] * 3 + ["full_attention"]

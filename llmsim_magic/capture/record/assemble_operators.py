@@ -78,6 +78,7 @@ def _replays(recorder: Recorder, operators_before: list[int]) -> Iterator[Replay
             tensors=event.tensors,
             calls=calls[event.span],
             is_first=event.is_first,
+            held=event.held,
         )
 
 

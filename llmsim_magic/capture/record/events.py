@@ -84,7 +84,8 @@ class ReplayCall:
     """A layer that was replayed instead of run.
 
     `of` and `span` are the path and span of the layer it repeats. `tensors` pairs the tensors
-    that cross the border of that layer with those of this one.
+    that cross the border of that layer with those of this one. `held` are tensors of the layer
+    before that variables of the caller reference meanwhile.
     """
 
     path: str
@@ -92,6 +93,7 @@ class ReplayCall:
     span: LayerSpan
     before_kernel: int
     tensors: tuple[tuple[int, int], ...]
+    held: tuple[int, ...]
     is_first: bool
 
 

@@ -44,6 +44,7 @@ class ModuleRecorder:
         self._replayer = replayer
         self._layers = ReplayedLayers(self.table)
         self._in_layer = False
+        self._last_outputs: frozenset[int] = frozenset()  # of the last layer that returned
         self._open: list[ModuleCall] = []  # module calls that have not returned, outermost first
         self._forward_code = cache(call_stack.forward_code)  # for one pass: it holds modules
 
@@ -63,7 +64,8 @@ class ModuleRecorder:
         with unrecorded():
             replayed = replayer.replay(layer, args, kwargs) if replayer else None
             if replayed is not None:
-                self._record_replay(layer, replayed)
+                self._record_replay(layer, replayed, (args, kwargs))
+                self._last_outputs = frozenset(self.table.add_all(replayed.output))
                 return replayed.output
             start = self._position()
             self.lists.start_section()
@@ -80,6 +82,7 @@ class ModuleRecorder:
             self._in_layer = was_in_layer
             with unrecorded():
                 self.leave(layer.module, output)
+                self._last_outputs = frozenset(self.table.add_all(output))
                 self.lists.start_section()
         if run is not None:
             self._layers.spans[run] = self._span(start)
@@ -89,14 +92,20 @@ class ModuleRecorder:
         """Attributes tensors held around a layer to its caller, for the first of its layers only.
 
         They differ from layer to layer, so a replayed layer could not reproduce them; most that
-        are held at the first layer are held at all.
+        are held at the first layer are held at all. What the layer before returned stays with the
+        layer: a variable such as `outputs` refers to it until this one returns.
         """
         layer, caller = self.calls[-1], self._open[-2] if len(self._open) > 1 else None
         if caller is not None and not caller.has_layers:
             caller.has_layers = True
             inputs = set(layer.inputs)
             caller.held += tuple(index for index in layer.held if index not in inputs)
-        layer.held = ()
+        layer.held = self._held_outputs(layer.held, layer.inputs)
+
+    def _held_outputs(self, held: tuple[int, ...], inputs: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of some tensors that the layer before returned and the next one does not take."""
+        found = self._last_outputs.difference(inputs)
+        return tuple(index for index in dict.fromkeys(held) if index in found)
 
     def _span(self, start: tuple[int, int, int]) -> LayerSpan:
         events, kernels, calls = zip(start, self._position(), strict=True)
@@ -105,18 +114,21 @@ class ModuleRecorder:
     def _position(self) -> tuple[int, int, int]:
         return len(self.events), len(self.kernels), len(self.calls)
 
-    def _record_replay(self, layer: Layer, replayed: Replayed) -> None:
+    def _record_replay(self, layer: Layer, replayed: Replayed, inputs: Any) -> None:
         span = self._layers.spans[replayed.run]
         if span.in_helper:
             self._caller()
         self.lists.start_section()
+        pairs = tuple(self._layers.tensor_pairs(replayed))
+        held = self._held(call_stack.frames_of_caller(1)) if self._last_outputs else ()
         self.events.append(
             ReplayCall(
                 path=layer.path,
                 of=replayed.run.layer.path,
                 span=span,
                 before_kernel=len(self.kernels),
-                tensors=tuple(self._layers.tensor_pairs(replayed)),
+                tensors=pairs,
+                held=self._held_outputs(held, self.table.add_all(inputs)),
                 is_first=self._layers.add_replay(layer.path),
             )
         )

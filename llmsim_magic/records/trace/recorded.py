@@ -139,7 +139,8 @@ class Replay:
     `operators[1]`, and its kernels likewise. In the pass it precedes operator `before_operator` and
     kernel `before_kernel` of the record. `tensors` maps inputs, outputs and state of the recorded
     layer to those of this one. `calls` are the recorded calls inside the layer; `is_first` is True
-    for the first call of this layer.
+    for the first call of this layer. `held` are tensors of the layer before that variables of the
+    caller reference during the call.
     """
 
     path: str
@@ -151,6 +152,7 @@ class Replay:
     tensors: tuple[tuple[int, int], ...]
     calls: tuple[Calls, ...]
     is_first: bool
+    held: tuple[int, ...] = ()
 
     def map_storages(self, tensors: Sequence[Tensor]) -> dict[int, tuple[int, int]]:
         """The storages of this layer's tensors, by those of the recorded layer's counterparts.

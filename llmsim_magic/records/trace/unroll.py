@@ -42,7 +42,7 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
         kernels=tuple(kernels),
         operators=tuple(place.operator(operator) for place, operator in operators),
         calls=tuple(
-            place_of[id(called.replay)].calls(path, called)
+            place_of[id(called.replay)].calls(path, called, here)
             for path, called in sorted(module_calls(record, replays).items(), key=itemgetter(0))
         ),
         results=here.numbers(record.results),
@@ -194,10 +194,15 @@ class _LayerInstance:
             held=self.numbers(operator.held),
         )
 
-    def calls(self, path: str, called: ModuleCalls) -> Calls:
-        first = called.first
+    def calls(self, path: str, called: ModuleCalls, here: "_LayerInstance") -> Calls:
+        """The calls of a module; `here` maps tensors outside replayed layers."""
+        first, replay = called.first, self._replay
         inputs, outputs = self.numbers(first.inputs), self.numbers(first.outputs)
-        return Calls(path, called.number, inputs, outputs, self.numbers(first.held))
+        if replay is not None and path == replay.path:
+            held = here.numbers(replay.held)
+        else:
+            held = self.numbers(first.held)
+        return Calls(path, called.number, inputs, outputs, held)
 
     def _path(self, path: str) -> str:
         return self._replay.map_path(path) if self._replay else path
