@@ -1,21 +1,24 @@
 """Fits the constants of PyTorch's kernels to runs on one GPU, and writes `torch_calibration.json`.
 
-    python -m benchmarks.calibrate_torch --silicon DIR
+    python -m benchmarks.calibrate_torch --silicon DIR [--published FILE]
 
 DIR holds the JSON lines of `benchmarks.silicon`. The bands are those that leaving one model out
-earned. Run it with the release of transformers that was measured, whose kernels the records hold.
+earned; on other devices also those that published runs earned (see `published_generation`). Run it
+with the release of transformers that was measured, whose kernels the records hold.
 """
 
 import argparse
 import json
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from benchmarks.published_generation import generation_logs
 from benchmarks.silicon_rows import (
     FIRST_TRANSFORMERS,
     MeasuredPass,
@@ -28,6 +31,7 @@ from llmsim_magic.analyses.time.calibration_fit import band_of
 from llmsim_magic.analyses.torch_time.constants_fit import fit_constants, predict_pass
 from llmsim_magic.analyses.torch_time.kernel_time import kernel_time
 from llmsim_magic.catalog import accelerators
+from llmsim_magic.catalog.torch_calibration import torch_calibration
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Band
 from llmsim_magic.records.hardware.torch_kernel import (
@@ -81,7 +85,9 @@ Kernels = Sequence[tuple[str, TorchSample]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--silicon", type=Path, required=True)
-    folder = parser.parse_args().silicon
+    parser.add_argument("--published", type=Path)
+    asked = parser.parse_args()
+    folder = asked.silicon
     rows = read_rows(folder, "infer")
     accelerator = device_of(rows)
     passes = list(measured_passes(rows, accelerator))
@@ -91,19 +97,33 @@ def main() -> None:
     found = TorchCalibration(
         device=accelerator.name,
         constants=constants,
-        kernels=earned_band(logs["kernels"]),
-        passes={launch: earned_band(logs[launch]) for launch in ("eager", "graph")},
+        kernels=band_of(np.array(logs["kernels"])),
+        passes={launch: band_of(np.array(logs[launch])) for launch in ("eager", "graph")},
         samples=len(passes) + len(kernels),
         sources=sources(rows),
         models=tuple(dict.fromkeys(each.model for each in passes)),
     )
-    OUT.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    write(found)
+    if asked.published is not None:
+        # After the constants are in place, for it is they that published runs are held against.
+        write(replace(found, carried={"eager": carried_band(asked.published)}))
     FITTED.write_text("".join(f"{each}\n" for each in sorted(map(digest, rows))), encoding="utf-8")
     for name, some in logs.items():
-        every = np.concatenate([np.array(each) for each in some.values()])
-        errors = np.abs(np.expm1(-every))
-        print(f"{name}, one model left out: median {np.median(errors):.1%}, n {len(every)}")
+        errors = np.abs(np.expm1(-np.array(some)))
+        print(f"{name}, one model left out: median {np.median(errors):.1%}, n {len(some)}")
     print(found.kernels, dict(found.passes))
+
+
+def write(found: TorchCalibration) -> None:
+    OUT.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    torch_calibration.cache_clear()
+
+
+def carried_band(path: Path) -> Band:
+    """How much longer or shorter published runs took on devices that were not fitted to."""
+    logs = np.array(list(generation_logs(path)))
+    print(f"published generation: median {np.median(np.abs(np.expm1(-logs))):.1%}, n {len(logs)}")
+    return band_of(logs)
 
 
 def digest(row: Row) -> str:
@@ -138,31 +158,24 @@ def fitted(
     )
 
 
-Logs = dict[str, dict[str, list[float]]]
-
-
-def earned_band(logs: Mapping[str, Sequence[float]]) -> Band:
-    """The band of what was left out; a model counts as one however often it was measured."""
-    each = [np.quantile(some, np.linspace(0, 1, 101)) for some in logs.values()]
-    return band_of(np.concatenate(each))
+Logs = dict[str, list[float]]
 
 
 def left_out_logs(
     kernels: Kernels, passes: Sequence[MeasuredPass], accelerator: Accelerator
 ) -> Logs:
     """log(measured ÷ predicted) by launch, and of kernels, by fits without their model."""
-    logs: Logs = {"eager": {}, "graph": {}, "kernels": {}}
+    logs: Logs = {"eager": [], "graph": [], "kernels": []}
     for model in dict.fromkeys(each.model for each in passes):
         constants = without_model(model, kernels, passes, accelerator)
         for each in passes:
             if each.model == model:
                 guess = predict_pass(each.sample, accelerator, constants)
-                log = math.log(each.sample.seconds / guess)
-                logs[each.sample.launch].setdefault(model, []).append(log)
+                logs[each.sample.launch].append(math.log(each.sample.seconds / guess))
         for name, sample in kernels:
             if name == model:
                 seconds = kernel_time(sample.kernel, accelerator, constants).seconds
-                logs["kernels"].setdefault(model, []).append(math.log(sample.seconds / seconds))
+                logs["kernels"].append(math.log(sample.seconds / seconds))
     return logs
 
 

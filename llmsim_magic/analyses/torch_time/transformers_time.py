@@ -74,7 +74,7 @@ def transformers_time(
             _operator_time(run, time, kernel_band, accelerator)
             for run, time in zip(runs, seconds, strict=True)
         ),
-        band=band_on(accelerator, known, pass_band),
+        band=band_on(accelerator, known, pass_band, known.carried.get(launch)),
         seen=is_seen,
     )
 
@@ -124,15 +124,25 @@ def _class_name(kernel: TorchKernel) -> str:
     )
 
 
-def band_on(accelerator: Accelerator, known: TorchCalibration, band: Band) -> Band:
-    """The band on the device that was measured, wider on others of its vendor, else the default."""
+def band_on(
+    accelerator: Accelerator, known: TorchCalibration, band: Band, earned: Band | None = None
+) -> Band:
+    """The band on a device, from that on the device that was measured.
+
+    Args:
+        accelerator: The device.
+        known: What was measured.
+        band: The band on the measured device.
+        earned: What runs on other devices of its vendor earned; a stated guess if None.
+    """
     if accelerator.name == known.device:
         return band
     measured = entries().get(known.device)
     relatives = (measured.vendor, measured.kind) if measured else ()
     if (accelerator.vendor, accelerator.kind) != relatives:
         return DEFAULT_BAND
-    return Band(
-        max(band.low * _CARRIED_OVER.low, DEFAULT_BAND.low),
-        min(band.high * _CARRIED_OVER.high, DEFAULT_BAND.high),
-    )
+    lows, highs = [band.low * _CARRIED_OVER.low], [band.high * _CARRIED_OVER.high]
+    if earned is not None:
+        lows.append(earned.low)
+        highs.append(earned.high)
+    return Band(max(min(lows), DEFAULT_BAND.low), min(max(highs), DEFAULT_BAND.high))

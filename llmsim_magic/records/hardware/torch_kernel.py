@@ -126,6 +126,8 @@ class TorchCalibration:
         constants: what was fitted.
         kernels: the band of a single kernel.
         passes: the band of a pass, by launch.
+        carried: the band of a pass on other devices of the vendor, by launch, where published runs
+            earned one.
         samples: how many kernels and passes were fitted to.
         models: the models whose runs those are.
         sources: where they come from, with versions.
@@ -138,3 +140,4 @@ class TorchCalibration:
     samples: int
     models: tuple[str, ...]
     sources: tuple[str, ...]
+    carried: Mapping[str, Band] = field(default_factory=dict, hash=False)
