@@ -1,0 +1,206 @@
+"""Times of passes as transformers runs them: properties, and runs on a real H100.
+
+`tests/data/measured_passes.csv` are runs on an H100-SXM with random weights in bfloat16
+(torch 2.11, transformers 5.17): seconds of a pass started by the host, and in a CUDA graph.
+"""
+
+import csv
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmsim_magic as llmsim
+from llmsim_magic.analyses.time.pass_time import PassTime
+from llmsim_magic.analyses.torch_time.constants_fit import (
+    PassSample,
+    fit_constants,
+    predict_pass,
+)
+from llmsim_magic.analyses.torch_time.kernel_time import kernel_time
+from llmsim_magic.analyses.torch_time.pass_time import (
+    eager_seconds,
+    graph_seconds,
+    host_seconds,
+    operator_work,
+    run_operators,
+)
+from llmsim_magic.analyses.torch_time.transformers_time import transformers_time
+from llmsim_magic.catalog import accelerators
+from llmsim_magic.catalog.torch_calibration import torch_calibration
+from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.hardware.torch_kernel import TorchKernel, TorchSample
+from llmsim_magic.records.trace.trace import Trace
+from tests.helpers.small_models import CONFIGS
+
+H100 = accelerators.find("H100-SXM5-80GB")
+A100 = accelerators.find("A100-SXM4-80GB")
+MI300 = accelerators.find("MI300X")
+CONSTANTS = torch_calibration().constants
+MEASURED = Path(__file__).parent.parent / "data" / "measured_passes.csv"
+LAUNCHES = ("eager", "graph")
+each_launch = pytest.mark.parametrize("launch", LAUNCHES)
+
+
+@cache
+def traced(name: str = "qwen3", phase: str = "decode", context: int = 24) -> Trace:
+    report = llmsim.trace(CONFIGS[name](), phase=phase, context=context, dtype="bfloat16")
+    return report.trace
+
+
+def timed(launch: str, device: Any = H100, **options: Any) -> PassTime:
+    return transformers_time(traced(**options), device, launch)
+
+
+@each_launch
+def test_operators_sum_to_the_pass_and_lie_in_their_bands(launch: str) -> None:
+    time = timed(launch)
+    assert len(time.operators) == len(traced().paths)
+    assert time.seconds == pytest.approx(sum(each.seconds for each in time.operators))
+    assert time.low < time.seconds < time.high
+    assert all(each.low <= each.seconds <= each.high for each in time.operators)
+    assert (time.execution.runtime, time.execution.launch) == ("transformers", launch)
+    assert time.seen
+
+
+def test_a_graph_takes_as_long_as_its_kernels_and_the_gaps_between_them() -> None:
+    runs = run_operators(operator_work(traced(), H100), H100, CONSTANTS)
+    kernels = [time for run in runs for time in run.times]
+    assert not any(time.binds == "compute" for time in kernels)  # whose clock power holds down
+    expected = sum(time.seconds + CONSTANTS.gap_s for time in kernels)
+    assert math.fsum(graph_seconds(runs, CONSTANTS)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("slower", [0.001, 1.0, 1000.0], ids=["device", "both", "host"])
+def test_eager_takes_as_long_as_the_slower_of_host_and_device(slower: float) -> None:
+    constants = replace(
+        CONSTANTS,
+        host_kernel_s=CONSTANTS.host_kernel_s * slower,
+        host_gather_s=CONSTANTS.host_gather_s * slower,
+        host_view_s=CONSTANTS.host_view_s * slower,
+        host_call_s=CONSTANTS.host_call_s * slower,
+    )
+    work = operator_work(traced(phase="prefill"), H100)
+    runs = run_operators(work, H100, constants)
+    host = sum(host_seconds(each, constants) for each in work)
+    device = sum(time.seconds for run in runs for time in run.times)
+    whole = math.fsum(eager_seconds(runs, constants))
+    assert whole >= max(host, device) * 0.999
+    assert whole <= host + device
+    if slower != 1.0:
+        assert whole == pytest.approx(max(host, device), rel=0.05)
+
+
+def test_a_result_whose_rows_are_not_aligned_takes_longer() -> None:
+    def product(columns: int) -> float:
+        kernel = TorchKernel(
+            kind="matmul",
+            bytes=2 * (8192 * 768 + 768 * columns + 8192 * columns),
+            elements=8192 * columns,
+            flops=2 * 8192 * 768 * columns,
+            shape=(8192, columns, 768),
+        )
+        return kernel_time(kernel, H100, CONSTANTS).seconds
+
+    assert product(50257) > 2 * product(50264)
+
+
+def test_more_of_anything_takes_no_less() -> None:
+    sizes = [
+        TorchKernel(kind="pointwise", bytes=4 * n, elements=n) for n in (1, 10**4, 10**6, 10**9)
+    ]
+    times = [kernel_time(size, H100, CONSTANTS).seconds for size in sizes]
+    assert times == sorted(times)
+    assert times[0] == pytest.approx(CONSTANTS.kinds["pointwise"].start_s, rel=0.01)
+    assert times[-1] == pytest.approx(4e9 / (CONSTANTS.memory_share * 3.35e12), rel=0.05)
+
+
+@each_launch
+def test_a_band_is_wider_on_a_device_that_was_not_measured(launch: str) -> None:
+    bands = [timed(launch, device).band for device in (H100, A100, MI300)]
+    widths = [band.high / band.low for band in bands]
+    assert widths[0] < widths[1] < widths[2] <= 9.0
+    assert not timed(launch, A100).seen
+
+
+@each_launch
+def test_a_band_is_no_wider_than_what_the_runs_allow(launch: str) -> None:
+    band = timed(launch).band
+    assert band.high / band.low <= {"graph": 2.0, "eager": 3.0}[launch]
+
+
+def test_a_device_must_compute_in_the_dtype() -> None:
+    with pytest.raises(InvalidValue, match="T4"):
+        timed("graph", accelerators.find("T4"))
+
+
+def test_ranks_exchange_what_they_computed() -> None:
+    alone = traced("llama", "decode")
+    report = llmsim.trace(CONFIGS["llama"](), phase="decode", context=24, dtype="bfloat16", tp=2)
+    runs = run_operators(operator_work(report.trace, H100), H100, CONSTANTS)
+    assert sum(run.sent_s for run in runs) > 0
+    assert not any(each.sent for each in operator_work(alone, H100))
+
+
+@cache
+def work_of(name: str, phase: str) -> Any:
+    return operator_work(traced(name, phase), H100)
+
+
+def test_a_fit_finds_the_constants_of_a_device() -> None:
+    """Of a made-up one, three times slower with a host twice as fast, from other models' runs."""
+    true = replace(
+        CONSTANTS,
+        memory_share=CONSTANTS.memory_share / 1.1,
+        matmul_share=CONSTANTS.matmul_share / 1.3,
+        gap_s=CONSTANTS.gap_s * 2,
+        host_call_s=CONSTANTS.host_call_s / 2,
+        kinds={
+            name: replace(kind, start_s=3 * kind.start_s) for name, kind in CONSTANTS.kinds.items()
+        },
+    )
+    names = ("qwen3", "gpt2", "llama")
+
+    def passes(name: str) -> Iterator[PassSample]:
+        for phase in ("prefill", "decode"):
+            for launch in LAUNCHES:
+                sample = PassSample(work=work_of(name, phase), launch=launch, seconds=1.0)
+                yield replace(sample, seconds=predict_pass(sample, H100, true))
+
+    kernels = {kernel for each in work_of("qwen3", "prefill") for kernel in each.kernels}
+    samples = [TorchSample(each, kernel_time(each, H100, true).seconds) for each in kernels]
+    known = [sample for name in names[:2] for sample in passes(name)]
+    found = fit_constants(samples, known, H100, CONSTANTS)
+    for sample in passes(names[2]):
+        assert predict_pass(sample, H100, found) == pytest.approx(sample.seconds, rel=0.2)
+
+
+def measured(launch: str) -> Iterator[tuple[float, PassTime]]:
+    with MEASURED.open() as file:
+        for row in csv.DictReader(file):
+            trace = llmsim.trace(
+                row["model"],
+                phase=row["phase"],
+                batch=int(row["batch"]),
+                context=int(row["context"]),
+                dtype="bfloat16",
+            ).trace
+            # As the release that was measured runs it.
+            trace = replace(trace, versions=trace.versions | {"transformers": "5.17.0"})
+            yield float(row[f"{launch}_s"]), transformers_time(trace, H100, launch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launch", "median", "worst"), [("graph", 0.06, 0.2), ("eager", 0.2, 0.5)])
+def test_predictions_are_as_a_real_h100_measured(launch: str, median: float, worst: float) -> None:
+    pairs = list(measured(launch))
+    errors = [abs(time.seconds / seconds - 1) for seconds, time in pairs]
+    assert statistics.median(errors) < median
+    assert max(errors) < worst
+    inside = [time.low <= seconds <= time.high for seconds, time in pairs]
+    assert sum(inside) >= 0.8 * len(inside)
