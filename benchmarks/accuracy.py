@@ -21,7 +21,16 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.calibrate import FITTED, Groups, digest, grouped, predicted, transfer, without
+from benchmarks.calibrate import (
+    FITTED,
+    Groups,
+    digest,
+    grouped,
+    others,
+    predicted,
+    transfer,
+    without,
+)
 from benchmarks.end_to_end import Pass, bands, model_named, passes
 from benchmarks.measured_kernels import Measured, UnusableRow, operators, read
 from benchmarks.scored import Scored
@@ -93,7 +102,7 @@ def _by_folds(device: str, rows: list[Measured]) -> Iterator[Scored]:
     kind = rows[0].sample.size.kind
     shipped = calibration()
     if len(rows) < FEW:
-        for row, guess in without(device, rows, shipped.fits[kind], shipped.unseen[kind]):
+        for row, guess in without(device, rows, shipped.fits, shipped.unseen[kind]):
             yield _scored(row, guess.seconds, guess.low, guess.high)
         return
     for train, test in folds(len(rows)):
@@ -111,12 +120,11 @@ def if_unseen(groups: Groups) -> Iterator[Scored]:
         if kind not in fits:
             continue
         for device, rows in devices.items():
-            known = {name: each for name, each in fits[kind].items() if name != device}
-            if not known:
+            known = others(device, fits)
+            if kind not in known:
                 continue
-            measured = {name: some for name, some in devices.items() if name in known}
-            carried = transfer(measured, known)
-            for row, guess in without(device, rows, known, carried):
+            measured = {name: some for name, some in devices.items() if name in known[kind]}
+            for row, guess in without(device, rows, known, transfer(measured, known)):
                 yield _scored(row, guess.seconds, guess.low, guess.high)
 
 

@@ -21,19 +21,17 @@ from numpy.typing import NDArray
 
 from benchmarks.end_to_end import bands, passes
 from benchmarks.measured_kernels import Measured, operators
-from llmsim_magic.analyses.time.band import DEFAULT_BAND
+from llmsim_magic.analyses.time.band import DEFAULT_BAND, widest_band
 from llmsim_magic.analyses.time.calibration_fit import band_of, fit
 from llmsim_magic.analyses.time.roofline import Estimate, estimate
 from llmsim_magic.catalog import accelerators
-from llmsim_magic.records.hardware.calibration import Band, Calibration, Fitted, Host, Transfer
+from llmsim_magic.records.hardware.calibration import Band, Calibration, Fitted, Host
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "llmsim_magic" / "catalog" / "calibration.json"
-SHARES = (0.0, 0.5, 1.0)
-EVEN = 0.5
 FITTED = HERE / "fitted_rows.txt.gz"
 Groups = dict[str, dict[str, list[Measured]]]
-Fits = dict[str, dict[str, Fitted]]
+Fits = Mapping[str, Mapping[str, Fitted]]
 
 
 def main() -> None:
@@ -64,8 +62,7 @@ def calibrated(groups: Groups) -> Calibration:
         kind: {device: fitted(device, rows) for device, rows in devices.items()}
         for kind, devices in groups.items()
     }
-    carried = {kind: transfer(groups[kind], fits[kind]) for kind in groups}
-    return Calibration(fits, carried, hosts(groups))
+    return Calibration(fits, {kind: transfer(groups[kind], fits) for kind in groups}, hosts(groups))
 
 
 def hosts(groups: Groups) -> dict[str, Host]:
@@ -90,42 +87,40 @@ def fitted(device: str, rows: list[Measured]) -> Fitted:
     return found
 
 
-def transfer(devices: dict[str, list[Measured]], fits: Mapping[str, Fitted]) -> Transfer:
-    """The share that tells devices best from the others, by the mean of their median errors.
+def transfer(devices: Mapping[str, list[Measured]], fits: Fits) -> Band:
+    """The band that a class earns when each device is predicted from the others.
 
-    Two devices cannot tell the shares apart: half of it goes with either. A kind measured on one
-    device alone earns no band: a factor of three is what remains.
+    It holds nine of ten measurements of every device: so few devices do not tell how far off one
+    in ten of them is. A class measured on one device alone earns no band: a factor of three is what
+    remains.
     """
     if len(devices) < 2:
-        return Transfer(EVEN, DEFAULT_BAND)
+        return DEFAULT_BAND
     some = {device: Random(0).sample(rows, min(len(rows), 200)) for device, rows in devices.items()}
-    tried = {
-        share: [unseen(device, rows, fits, share) for device, rows in some.items()]
-        for share in (SHARES if len(devices) > 2 else (EVEN,))
-    }
-    best = min(tried, key=lambda share: np.mean([np.median(np.abs(e)) for e in tried[share]]))
-    # A device counts as one however often it was measured: as many quantiles of each.
-    each = [np.quantile(errors, np.linspace(0, 1, 101)) for errors in tried[best]]
-    return Transfer(best, band_of(np.concatenate(each)))
+    return widest_band([band_of(unseen(device, rows, fits)) for device, rows in some.items()])
 
 
-def unseen(
-    device: str, rows: list[Measured], fits: Mapping[str, Fitted], share: float
-) -> NDArray[np.float64]:
+def unseen(device: str, rows: list[Measured], fits: Fits) -> NDArray[np.float64]:
     """log(measured ÷ predicted) on a device by what is known of the others."""
-    carried = Transfer(share, Band(1.0, 1.0))
-    ratios = [row.sample.seconds / e.seconds for row, e in without(device, rows, fits, carried)]
-    return np.log(ratios)
+    found = without(device, rows, fits, Band(1.0, 1.0))
+    return np.log([row.sample.seconds / guess.seconds for row, guess in found])
 
 
 def without(
-    device: str, rows: list[Measured], fits: Mapping[str, Fitted], carried: Transfer
+    device: str, rows: list[Measured], fits: Fits, band: Band
 ) -> list[tuple[Measured, Estimate]]:
     """What would be predicted of a device had it never been measured."""
-    kind = rows[0].sample.size.kind
-    others = {name: each for name, each in fits.items() if name != device}
-    known = Calibration({kind: others}, {kind: carried})
+    known = Calibration(others(device, fits), {rows[0].sample.size.kind: band})
     return [(row, predicted(row, known)) for row in rows]
+
+
+def others(device: str, fits: Fits) -> Fits:
+    """The fits of all devices but one."""
+    left = {
+        kind: {name: fit for name, fit in devices.items() if name != device}
+        for kind, devices in fits.items()
+    }
+    return {kind: devices for kind, devices in left.items() if devices}
 
 
 def predicted(row: Measured, known: Calibration) -> Estimate:

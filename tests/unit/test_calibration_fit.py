@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from llmsim_magic.analyses.time.calibration_fit import NOMINAL, fit, folds
-from llmsim_magic.analyses.time.roofline import estimate, roofline_seconds, roofline_terms
+from llmsim_magic.analyses.time.roofline import estimate, roofline_seconds
+from llmsim_magic.analyses.time.roofline_terms import roofline_terms
 from llmsim_magic.catalog import accelerators
-from llmsim_magic.records.hardware.calibration import Band, Calibration, Constants, Sample, Transfer
+from llmsim_magic.records.hardware.calibration import Band, Calibration, Constants, Sample
 from llmsim_magic.records.hardware.kernel_shapes import Matmul
 
 DEVICE = accelerators.find("A100-SXM4-80GB")
@@ -21,6 +22,7 @@ PLANTED = Constants(
     launch_s=8e-6,
     compute=1.25,
     memory=1.15,
+    unit=4.0,
     sharpness=2.5,
     item_s=1e-8,
     hot=1.0,
@@ -43,7 +45,7 @@ def planted(number: int, noise: float, seed: int) -> list[Sample]:
 
 def known(samples: list[Sample]) -> Calibration:
     fits = {KIND: {DEVICE.name: fit(samples, DEVICE)}}
-    return Calibration(fits, {KIND: Transfer(0.0, Band(0.5, 2.0))})
+    return Calibration(fits, {KIND: Band(0.5, 2.0)})
 
 
 def test_planted_constants_are_found() -> None:

@@ -21,9 +21,9 @@ from llmsim_magic.analyses.time.roofline import (
     estimate,
     nearest_devices,
     roofline_seconds,
-    roofline_terms,
 )
 from llmsim_magic.analyses.time.roofline_points import points, roofs
+from llmsim_magic.analyses.time.roofline_terms import roofline_terms
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.catalog.calibration import calibration
 from llmsim_magic.records.errors import LlmsimError

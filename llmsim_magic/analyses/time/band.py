@@ -35,6 +35,11 @@ def interpolate_band(near: Band, far: Band, proximity: float) -> Band:
     return Band(interpolate(near.low, far.low), interpolate(near.high, far.high))
 
 
+def widest_band(bands: Sequence[Band]) -> Band:
+    """The band that contains all of several."""
+    return Band(min(band.low for band in bands), max(band.high for band in bands))
+
+
 def pass_band(times: Sequence[TimeInterval], passes: Mapping[str, Band], phase: str) -> Band:
     """The band of a whole pass, as factors of its predicted time.
 

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from llmsim_magic.analyses.time.roofline import (
     REGIMES,
-    Terms,
     coordinates_of,
     roofline_seconds,
-    roofline_terms,
 )
+from llmsim_magic.analyses.time.roofline_terms import Terms, roofline_terms
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Band, Constants, Fitted, Sample, Surface
 
@@ -28,6 +27,7 @@ START = Constants(
     launch_s=5e-6,
     compute=1.3,
     memory=1.2,
+    unit=4.0,
     sharpness=2.0,
     item_s=1e-6,
     hot=0.5,
@@ -38,10 +38,14 @@ START = Constants(
 # the copies that it takes in turn: the best of these are kept.
 TILES = (0.0, 20.0)
 CACHED = (1.0, 1 / 2, 1 / 6)
+_STARTED_S = {"events": 2e-6, "eager": 2e-5}  # what a host adds, before anything is fitted
 FOLDS = 5
 MAX_CENTRES = 300
 _TOLERANCE = 0.02  # residuals below it count as squares, above it as magnitudes
 _PRIOR_WEIGHT = 0.05  # prior weight that holds undetermined constants at their start
+# What tensor cores and memory lose is much the same everywhere: for each sample, the weight with
+# which they stay at their start, so that what is slower is laid on the compute units if it can be.
+_SHARES_WEIGHT = 0.02
 # Over how many powers of two each coordinate of a place varies as much as the others do, by the
 # family of a class; the last two are the waves' and the regime's. Cross-validation stretches or
 # shrinks all of them.
@@ -133,9 +137,8 @@ def _terms(samples: Sequence[Sample], accelerator: Accelerator, constants: Const
     """The terms of all samples, as one `Terms` of arrays."""
     tile, cached = constants.tile, constants.cached
     each = [roofline_terms(sample.size, accelerator, tile, cached) for sample in samples]
-    names = ("compute_s", "fresh_s", "resident_s", "items", "wave")
     columns: dict[str, Any] = {
-        name: np.array([getattr(one, name) for one in each]) for name in names
+        name: np.array([getattr(one, name) for one in each]) for name in Terms.__slots__
     }
     return Terms(**columns)
 
@@ -164,22 +167,26 @@ def _constants(samples: Sequence[Sample], accelerator: Accelerator, start: Const
     """
     terms = _terms(samples, accelerator, start)
     measured = np.log([sample.seconds for sample in samples])
-    regimes = sorted({sample.regime for sample in samples}, key=REGIMES.index)[1:]
+    regimes = sorted({sample.regime for sample in samples}, key=REGIMES.index)
+    # The quickest way to start has no overhead, but for a GPU that was only started eagerly.
+    if regimes[0] != "eager" or accelerator.kind != "gpu":
+        regimes = regimes[1:]
     started = {name: np.array([s.regime == name for s in samples], float) for name in regimes}
 
     def constants(theta: Array) -> Constants:
         # Sharpness below 1 would make overlapping slower than taking turns; heat is a share.
-        launch, compute, memory, sharp, item, hot = np.exp(theta[:6])
+        launch, compute, memory, unit, sharp, item, hot = np.exp(theta[:7])
         return Constants(
             launch_s=launch,
             compute=compute,
             memory=memory,
+            unit=unit,
             sharpness=1 + sharp,
             item_s=item,
             hot=hot / (1 + hot),
             cached=start.cached,
             tile=start.tile,
-            regimes_s=dict(zip(regimes, np.exp(theta[6:]), strict=True)),
+            regimes_s=dict(zip(regimes, np.exp(theta[7:]), strict=True)),
         )
 
     def predicted(theta: Array) -> Array:
@@ -188,13 +195,16 @@ def _constants(samples: Sequence[Sample], accelerator: Accelerator, start: Const
         return np.asarray(np.log(roofline_seconds(found, terms) + added))
 
     hot = start.hot / (1 - start.hot)
-    given = (start.launch_s, start.compute, start.memory, start.sharpness - 1, start.item_s, hot)
-    added = [start.regimes_s.get(name, 5e-6) for name in regimes]
-    found = constants(_levenberg_marquardt(predicted, measured, np.log([*given, *added])))
+    shares = (start.compute, start.memory, start.unit)
+    given = (start.launch_s, *shares, start.sharpness - 1, start.item_s, hot)
+    added = [start.regimes_s.get(name, _STARTED_S[name]) for name in regimes]
+    prior = np.full(len(given) + len(added), _PRIOR_WEIGHT)
+    prior[1:3] += _SHARES_WEIGHT * len(samples)
+    found = constants(_levenberg_marquardt(predicted, measured, np.log([*given, *added]), prior))
     return replace(
         found,
         regimes_s={name: _round_significant(seconds) for name, seconds in found.regimes_s.items()},
-        **{name: _round_significant(getattr(found, name)) for name in Constants.__slots__[:7]},
+        **{name: _round_significant(getattr(found, name)) for name in Constants.__slots__[:8]},
     )
 
 
@@ -203,13 +213,13 @@ def _round_significant(number: float) -> float:
 
 
 def _levenberg_marquardt(
-    predicted: Callable[[Array], Array], measured: Array, start: Array
+    predicted: Callable[[Array], Array], measured: Array, start: Array, prior: Array
 ) -> Array:
     theta, damping, step = start, 1e-2, 1e-4
 
     def loss(theta: Array) -> float:
         left = np.abs(measured - predicted(theta))
-        return float(left.sum() + _PRIOR_WEIGHT * ((theta - start) ** 2).sum())
+        return float(left.sum() + (prior * (theta - start) ** 2).sum())
 
     best = loss(theta)
     for _ in range(40):
@@ -219,8 +229,8 @@ def _levenberg_marquardt(
             [(predicted(theta + step * unit) - here) / step for unit in np.eye(len(theta))], 1
         )
         weighted = slopes / np.maximum(np.abs(left), _TOLERANCE)[:, None]
-        curvature = weighted.T @ slopes + 2 * _PRIOR_WEIGHT * np.eye(len(theta))
-        downhill = weighted.T @ left - 2 * _PRIOR_WEIGHT * (theta - start)
+        curvature = weighted.T @ slopes + 2 * np.diag(prior)
+        downhill = weighted.T @ left - 2 * prior * (theta - start)
         curvature += damping * np.diag(np.diag(curvature))
         trial = theta + np.clip(np.linalg.solve(curvature, downhill), -1, 1)
         if (tried := loss(trial)) < best:

@@ -1,18 +1,22 @@
 """Predicted time of a kernel on a device: a roofline fitted to measurements.
 
-    seconds = launch + item · items + ((compute · C)^s + (memory · M)^s)^(1/s),  corrected by exp(r)
+    seconds = launch + item · hops + (c^s + m^s + u^s)^(1/s),  corrected by exp(r)
+    c, m, u = compute · C, memory · M, unit · U + item · items
 
-C is the time of the FLOPs at the datasheet's dense peak, in whole waves of tiles. M is the time of
-the minimum bytes at full bandwidth. s is how well the two overlap. r is the residual of nearby
-measurements, which fades to zero far from them. `benchmarks/calibrate.py` fits the constants.
+C is the time of the FLOPs at the datasheet's dense peak, in whole waves of
+tiles. M is the time of the minimum bytes at full bandwidth. U is the time in which the compute
+units load and process those bytes, which goes with their number and clock. s is how well the three
+overlap. r is the residual of nearby measurements, which fades to zero far from them.
+`benchmarks/calibrate.py` fits the constants.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llmsim_magic.analyses.time.band import DEFAULT_BAND, interpolate_band
+from llmsim_magic.analyses.time.band import DEFAULT_BAND, interpolate_band, widest_band
+from llmsim_magic.analyses.time.roofline_terms import Terms, roofline_terms, softmax_overhead
 from llmsim_magic.catalog.accelerators import entries
 from llmsim_magic.records.errors import CannotPredict
 from llmsim_magic.records.hardware.accelerator import Accelerator
@@ -22,28 +26,19 @@ from llmsim_magic.records.hardware.calibration import (
     Fitted,
     Regime,
     Surface,
-    Transfer,
 )
 from llmsim_magic.records.hardware.kernel_shapes import (
-    Attention,
     Collective,
     Coordinates,
     KernelShape,
-    Matmul,
 )
 
 Binds = Literal["compute", "memory", "launch", "interconnect"]
 
-# Tile sizes (rows × columns of the result) of library kernels, one tile per compute unit.
-_TILES = ((256, 128), (128, 256), (128, 128), (64, 256), (128, 64), (64, 128), (64, 64), (16, 64))
 REGIMES: tuple[Regime, ...] = ("graph", "events", "eager")
-_MAX_WAVE = (
-    3.0  # log2; with fewer tiles than an eighth of the units, kernels split the sum (split-k)
-)
 # A class that nobody measured: whose compute constants it has, and whose others. A kernel over a
 # cached latent multiplies blocks of query rows, as in prefill, and streams the cache, as in decode.
 _COMPOSED = {"attention latent": ("attention prefill", "attention decode")}
-_CACHE_STEEPNESS = 16  # how steeply cache hits fall once the working set exceeds the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +49,6 @@ class Estimate:
     low: float
     high: float
     binds: Binds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """A kernel's work in seconds at a device's datasheet figures.
-
-    `fresh_s` is the time of bytes read from memory, `resident_s` of bytes the cache may still hold.
-    `items` are attention sequences per compute unit, or the other ranks of a collective. `wave` is
-    log2 of the tiles in whole waves over the tiles needed.
-    """
-
-    compute_s: float
-    fresh_s: float
-    resident_s: float
-    items: float
-    wave: float
 
 
 def estimate(
@@ -101,28 +80,29 @@ def estimate(
         InvalidValue: If the device cannot compute in the kernel's dtype.
     """
     calibration = _with_composed_class(size.kind, calibration)
-    devices, kind = _reference_fits(size.kind, accelerator, calibration)
+    devices, kind = _reference_fits(size, accelerator, calibration)
     known = devices == [accelerator.name]
     logs = []
     for name in devices:
-        fitted = _with_regime_overhead(calibration.fits[kind], name, regime)
-        here = (
-            accelerator
-            if known
-            else _scaled_to_relative(accelerator, name, calibration.unseen[kind].by_units)
-        )
-        terms = roofline_terms(
-            size, here, fitted.constants.tile, fitted.constants.cached, cold=cold
-        )
+        fitted = calibration.fits[kind][name]
+        measured_so = known and regime in fitted.constants.regimes_s
+        if regime != "graph" and not measured_so:
+            fitted = _with_overhead(fitted, kind, accelerator.name, regime, calibration)
+        constants = fitted.constants
+        terms = roofline_terms(size, accelerator, constants.tile, constants.cached, cold=cold)
+        if not known:
+            terms = _with_softmax_of(name, terms, size, accelerator)
         rest, reach = residual(fitted.surface, coordinates_of(size, terms.wave, regime))
-        started = fitted.constants.launch_s if not launched else 0.0
-        logs.append(math.log(roofline_seconds(fitted.constants, terms, regime) - started) + rest)
+        started = constants.launch_s if not launched else 0.0
+        logs.append(math.log(roofline_seconds(constants, terms, regime) - started) + rest)
     seconds = math.exp(sum(logs) / len(logs))
-    band = calibration.unseen[kind].band
     if not (known or _is_same_vendor(accelerator, devices)):
         band = DEFAULT_BAND
     elif known and kind == size.kind:
         band = interpolate_band(fitted.near, fitted.far, reach)
+    else:  # no better known than what it is predicted from
+        relatives = [calibration.fits[kind][name].far for name in devices]
+        band = widest_band([calibration.unseen[kind], *relatives])
     binds = _binds(fitted.constants, terms, regime, isinstance(size, Collective))
     return Estimate(seconds, seconds * band.low, seconds * band.high, binds)
 
@@ -147,22 +127,23 @@ def _with_composed_class(kind: str, calibration: Calibration) -> Calibration:
     return replace(
         calibration,
         fits={**calibration.fits, kind: fits},
-        unseen={**calibration.unseen, kind: Transfer(by_units=0.0, band=DEFAULT_BAND)},
+        unseen={**calibration.unseen, kind: DEFAULT_BAND},
     )
 
 
 def roofline_seconds(constants: Constants, terms: Terms, regime: Regime = "graph") -> float:
     """The roofline time in seconds without residual; accepts numbers or NumPy arrays."""
     started = constants.launch_s + constants.regimes_s.get(regime, 0.0)
-    compute, memory = _bounds(constants, terms)
     sharpness = constants.sharpness
-    worked: float = (compute**sharpness + memory**sharpness) ** (1 / sharpness)
-    return started + constants.item_s * terms.items + worked
+    worked: float = sum(each**sharpness for each in _bounds(constants, terms)) ** (1 / sharpness)
+    return started + constants.item_s * terms.hops + worked
 
 
-def _bounds(constants: Constants, terms: Terms) -> tuple[float, float]:
+def _bounds(constants: Constants, terms: Terms) -> tuple[float, float, float]:
+    """Seconds that products, memory, and the units' loading and handling would take alone."""
     moved = terms.fresh_s + constants.hot * terms.resident_s
-    return constants.compute * terms.compute_s, constants.memory * moved
+    handled = constants.unit * terms.loaded_s + constants.item_s * terms.items
+    return constants.compute * terms.compute_s, constants.memory * moved, handled
 
 
 def coordinates_of(size: KernelShape, wave: float, regime: Regime) -> Coordinates:
@@ -191,82 +172,24 @@ def matern(distance: float) -> float:
     return (1 + math.sqrt(3) * distance) * math.exp(-math.sqrt(3) * distance)
 
 
-def roofline_terms(
-    size: KernelShape, accelerator: Accelerator, tile: float, cached: float, *, cold: bool = False
-) -> Terms:
-    """A kernel's work in seconds at a device's datasheet figures."""
-    if isinstance(size, Collective):
-        link = _require(
-            accelerator, "interconnect_bytes_per_s", accelerator.interconnect_bytes_per_s
-        )
-        return Terms(
-            compute_s=0.0, fresh_s=size.bytes / link, resident_s=0.0, items=size.ranks - 1, wave=0.0
-        )
-    bandwidth = _require(accelerator, "bandwidth_bytes_per_s", accelerator.bandwidth_bytes_per_s)
-    reused = size.bytes - size.weight_bytes if cold else size.bytes
-    held = reused * _cache_hit_share(reused, cached * (accelerator.llc_bytes or 0))
-    fresh_s, resident_s = (size.bytes - held) / bandwidth, held / bandwidth
-    if isinstance(size, Matmul):
-        compute, wave = _matmul(size, accelerator, tile)
-        return Terms(
-            compute_s=compute, fresh_s=fresh_s, resident_s=resident_s, items=0.0, wave=wave
-        )
-    if isinstance(size, Attention):
-        compute = size.flops / accelerator.peak(size.dtype)
-        tiles = size.batch * size.heads * math.ceil(size.queries / 128)
-        wave = 0.0 if size.queries == 1 else _wave(tiles, accelerator.compute_units)
-        items = size.batch / (accelerator.compute_units or 1)
-        return Terms(
-            compute_s=compute, fresh_s=fresh_s, resident_s=resident_s, items=items, wave=wave
-        )
-    return Terms(compute_s=0.0, fresh_s=fresh_s, resident_s=resident_s, items=0.0, wave=0.0)
-
-
-def _matmul(size: Matmul, accelerator: Accelerator, tile: float) -> tuple[float, float]:
-    """Seconds at peak with the best tile size in whole waves, and the wave overhead."""
-    peak = accelerator.peak(size.dtype)
-    units = accelerator.compute_units
-    if units is None or accelerator.kind != "gpu":
-        return size.flops / peak, 0.0
-
-    def seconds(rows: int, columns: int) -> float:
-        tiles = size.groups * math.ceil(size.m / rows) * math.ceil(size.n / columns)
-        whole = math.ceil(tiles / units) * units
-        work = 2.0 * whole * rows * columns * size.k / peak
-        return work * (1 + tile * (1 / rows + 1 / columns))
-
-    tiles = size.groups * math.ceil(size.m / 128) * math.ceil(size.n / 128)
-    return min(seconds(*each) for each in _TILES), _wave(tiles, units)
-
-
-def _wave(tiles: int, units: int | None) -> float:
-    if not units:
-        return 0.0
-    return min(math.log2(math.ceil(tiles / units) * units / tiles), _MAX_WAVE)
-
-
-def _cache_hit_share(nbytes: float, cache: float) -> float:
-    """The share of a working set that is still cached when it is read again."""
-    return 1 / (1 + (nbytes / cache) ** _CACHE_STEEPNESS) if cache else 0.0
-
-
 def _binds(constants: Constants, terms: Terms, regime: Regime, sends: bool) -> Binds:
-    compute, memory = _bounds(constants, terms)
-    launch = roofline_seconds(constants, terms, regime) - max(compute, memory)
-    if launch > max(compute, memory):
+    compute, *moving = _bounds(constants, terms)
+    longest = max(compute, *moving)
+    if roofline_seconds(constants, terms, regime) - longest > longest:
         return "launch"
     if sends:
         return "interconnect"
-    return "compute" if compute > memory else "memory"
+    return "compute" if compute == longest else "memory"
 
 
 def _reference_fits(
-    kind: str, accelerator: Accelerator, calibration: Calibration
+    size: KernelShape, accelerator: Accelerator, calibration: Calibration
 ) -> tuple[list[str], str]:
     """The devices and kernel class whose fits to use: the device's own, or related devices'.
 
     A class without measurements uses the first class of its family: 32-bit matmuls use 16-bit.
     """
+    kind = size.kind
     family = [each for each in calibration.fits if _family(each) == _family(kind)]
     if not family:
         raise CannotPredict(kind, accelerator.name, "no kernel of its class was measured")
@@ -274,36 +197,65 @@ def _reference_fits(
     if own and (own[0] == kind or kind not in calibration.fits):
         return [accelerator.name], own[0]
     chosen = kind if kind in calibration.fits else family[0]
-    return nearest_devices(accelerator, calibration.fits[chosen]), chosen
+    measured = list(calibration.fits[chosen])
+    if isinstance(size, Collective):
+        measured = _alike_linked(accelerator, measured)
+    return nearest_devices(accelerator, measured), chosen
+
+
+def _alike_linked(accelerator: Accelerator, measured: list[str]) -> list[str]:
+    """The devices with links of the same technology; all if fewer than two were measured.
+
+    What a collective gets of a link is its protocol's affair. Over PCIe it is the machine's too, so
+    that one machine tells little of another.
+    """
+
+    def technology(link: str | None) -> str:
+        return (link or "").partition(" ")[0]
+
+    known = entries()
+    wanted = technology(accelerator.link)
+    alike = [name for name in measured if name in known and technology(known[name].link) == wanted]
+    return alike if len(alike) > 1 else measured
 
 
 def _family(kind: str) -> str:
     return kind.partition(" ")[0]
 
 
-def _with_regime_overhead(fits: Mapping[str, Fitted], name: str, regime: Regime) -> Fitted:
-    """A device's fit; a regime it was not measured in gets the mean overhead of other devices."""
-    fitted = fits[name]
-    others = [
-        f.constants.regimes_s[regime] for f in fits.values() if regime in f.constants.regimes_s
-    ]
-    if regime in fitted.constants.regimes_s or regime == "graph" or not others:
-        return fitted
-    added = fitted.constants.regimes_s | {regime: sum(others) / len(others)}
-    return replace(fitted, constants=replace(fitted.constants, regimes_s=added))
+def _with_overhead(
+    fitted: Fitted, kind: str, host: str, regime: Regime, known: Calibration
+) -> Fitted:
+    """A fit with the overhead of a regime that its class was not measured in on this host.
+
+    Starting a kernel eagerly is the host's work, whichever kernel it is: the mean over the classes
+    that were measured on the host's device, else over all classes and devices.
+    """
+    alike = [[*known.fits[kind].values()]]
+    if regime == "eager":
+        here = [fits[host] for fits in known.fits.values() if host in fits]
+        alike = [here, [fit for fits in known.fits.values() for fit in fits.values()]]
+    for fits in alike:
+        each = [f.constants.regimes_s[regime] for f in fits if regime in f.constants.regimes_s]
+        if each:
+            regimes = fitted.constants.regimes_s | {regime: sum(each) / len(each)}
+            return replace(fitted, constants=replace(fitted.constants, regimes_s=regimes))
+    return fitted
 
 
-def _scaled_to_relative(accelerator: Accelerator, relative: str, by_units: float) -> Accelerator:
-    """The device with the bandwidth of a related device, scaled by the datasheet figures."""
+def _with_softmax_of(
+    relative: str, terms: Terms, size: KernelShape, accelerator: Accelerator
+) -> Terms:
+    """The terms with the softmax of a relative that has another architecture.
+
+    Kernels are written for an architecture, to keep its tensor cores as busy as its other pipelines
+    allow: what they reach carries over to another as a share of the peak.
+    """
     other = entries().get(relative)
-    units, bandwidth = accelerator.compute_units, accelerator.bandwidth_bytes_per_s
-    if other is None or not (units and other.compute_units):
-        return accelerator
-    if not (bandwidth and other.bandwidth_bytes_per_s):
-        return accelerator
-    faster = (bandwidth / other.bandwidth_bytes_per_s) ** (1 - by_units)
-    wider = (units / other.compute_units) ** by_units
-    return replace(accelerator, bandwidth_bytes_per_s=other.bandwidth_bytes_per_s * faster * wider)
+    if other is None or other.architecture == accelerator.architecture:
+        return terms
+    ratio = softmax_overhead(size, other) / softmax_overhead(size, accelerator)
+    return replace(terms, compute_s=terms.compute_s * ratio)
 
 
 def nearest_devices(accelerator: Accelerator, measured: Iterable[str]) -> list[str]:
@@ -327,9 +279,3 @@ def _is_same_vendor(accelerator: Accelerator, devices: Iterable[str]) -> bool:
     others = [entries().get(name) for name in devices]
     alike = [(accelerator.vendor, accelerator.kind)]
     return all(other and (other.vendor, other.kind) in alike for other in others)
-
-
-def _require(accelerator: Accelerator, name: str, value: float | None) -> float:
-    if value is None:
-        raise CannotPredict("time", accelerator.name, f"the catalogue has no {name} for it")
-    return value

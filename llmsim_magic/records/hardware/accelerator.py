@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from llmsim_magic.records.errors import InvalidValue, one_of
 from llmsim_magic.records.hardware.dtypes import arithmetic
 
+USUAL_CLOCK, SLOWEST_CLOCK = 1.9e9, 1.2e9  # Hz, of GPUs under load
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accelerator:
@@ -33,6 +35,21 @@ class Accelerator:
     source: str
     recalled: frozenset[str] = frozenset()
     note: str | None = None
+
+    @property
+    def unit_cycles_per_s(self) -> float | None:
+        """Cycles per second of all compute units of a GPU together; None of other devices.
+
+        By the 32-bit peak: a unit multiplies and adds 128 numbers a cycle, or 64 where that would
+        be an odd clock. Without a peak, a usual clock.
+        """
+        if self.kind != "gpu" or not self.compute_units:
+            return None
+        peak = self.peak_flops.get("fp32")
+        if not peak:
+            return self.compute_units * USUAL_CLOCK
+        wide = peak / 2 / 128
+        return wide if wide >= self.compute_units * SLOWEST_CLOCK else 2 * wide
 
     def peak(self, dtype: str) -> float:
         """Dense FLOP/s in an arithmetic, by any spelling of it; `InvalidValue` if it lacks that."""

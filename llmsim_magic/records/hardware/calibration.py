@@ -24,10 +24,10 @@ class Constants:
     """How a device runs one class of kernels.
 
     `launch_s`: the least time of a kernel replayed in a graph; `regimes_s`: what other ways to
-    start it add. `compute` and `memory`: how many times longer than at peak and at full bandwidth;
-    `sharpness`: how well the two overlap (1 not at all). `item_s`: for each sequence that a
-    compute unit is given, or each other rank.
-    `hot`: what share of the time data takes that the last-level cache still holds, of which
+    start it add. How many times longer than at peak (`compute`), than at full bandwidth (`memory`),
+    and than compute units take to load the bytes (`unit`); `sharpness`: how well those overlap (1
+    not at all). `item_s`: for each sequence that a compute unit of 2 GHz is given, or each other
+    rank. `hot`: what share of the time data takes that the last-level cache still holds, of which
     `cached` is there for it. `tile`: how many rows and columns of a tile the fixed work of a tile
     is worth.
     """
@@ -35,6 +35,7 @@ class Constants:
     launch_s: float
     compute: float
     memory: float
+    unit: float
     sharpness: float
     item_s: float
     hot: float
@@ -79,19 +80,6 @@ class Fitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Transfer:
-    """How a class carries over to a device that was never measured, and the band that this earns.
-
-    `by_units`: what share of its memory's speed goes with the number of compute units rather than
-    with the bandwidth, as of kernels that wait on their own instructions; chosen, and the band
-    earned, leaving one device out at a time.
-    """
-
-    by_units: float
-    band: Band
-
-
-@dataclass(frozen=True, slots=True)
 class Host:
     """What the host takes to start a kernel, to make a view, and to call an operator."""
 
@@ -102,13 +90,14 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Fits by class of kernels and device, and how each class carries over to other devices.
+    """Fits by class of kernels and device.
 
-    `hosts` are what starting eagerly costs, by device; `passes` the bands that whole passes
-    earned end to end, by phase.
+    `unseen` are the bands of devices that were never measured, by class, as earned by leaving one
+    device out at a time. `hosts` are what starting eagerly costs, by device; `passes` the bands
+    that whole passes earned end to end, by phase.
     """
 
     fits: Mapping[str, Mapping[str, Fitted]] = field(hash=False)
-    unseen: Mapping[str, Transfer] = field(hash=False)
+    unseen: Mapping[str, Band] = field(hash=False)
     hosts: Mapping[str, Host] = field(default_factory=dict, hash=False)
     passes: Mapping[str, Band] = field(default_factory=dict, hash=False)

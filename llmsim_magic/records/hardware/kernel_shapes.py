@@ -98,6 +98,17 @@ class Attention:
         return 2.0 * self.batch * self.heads * self._widths * self.pairs
 
     @property
+    def exponentials(self) -> float:
+        """Scores that softmax takes the exponential of."""
+        return self.batch * self.heads * self.pairs
+
+    @property
+    def kv_elements(self) -> int:
+        """Elements of all keys and values."""
+        channels = self.head_dim if self.is_latent else self._widths
+        return self.batch * self.keys * self.kv_heads * channels
+
+    @property
     def _widths(self) -> int:
         """Channels of a key and of a value."""
         return self.head_dim + (self.value_dim or self.head_dim)
@@ -105,9 +116,7 @@ class Attention:
     @property
     def weight_bytes(self) -> float:
         """Keys and values: what is read from a cache."""
-        bits = BITS[arithmetic(self.kv_dtype or self.dtype)]
-        channels = self.head_dim if self.is_latent else self._widths
-        return self.batch * self.keys * self.kv_heads * channels * bits / 8
+        return self.kv_elements * BITS[arithmetic(self.kv_dtype or self.dtype)] / 8
 
     @property
     def bytes(self) -> float:

@@ -16,7 +16,7 @@ from llmsim_magic.catalog.torch_calibration import torch_calibration
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.exclusive import ExclusiveLock
 from llmsim_magic.records.hardware.accelerator import Accelerator
-from llmsim_magic.records.hardware.calibration import Calibration, Sample, Transfer
+from llmsim_magic.records.hardware.calibration import Calibration, Sample
 from llmsim_magic.records.hardware.torch_kernel import TorchCalibration
 from llmsim_magic.simulate.models.recipes import model_recipe, trace_workload
 from llmsim_magic.simulate.request import LOCAL, Build
@@ -132,5 +132,5 @@ def _measured_cpu() -> tuple[Accelerator, Calibration]:
     fits = {
         kind: {accelerator.name: fit(some, accelerator, source)} for kind, some in kinds.items()
     }
-    unseen = dict.fromkeys(fits, Transfer(0.0, DEFAULT_BAND))
+    unseen = dict.fromkeys(fits, DEFAULT_BAND)
     return accelerator, Calibration(fits, unseen, {accelerator.name: found.host})
