@@ -229,18 +229,24 @@ def _with_overhead(
     """A fit with the overhead of a regime that its class was not measured in on this host.
 
     Starting a kernel eagerly is the host's work, whichever kernel it is: the mean over the classes
-    that were measured on the host's device, else over all classes and devices.
+    that were measured on the host's device; else over the hosts of this class, if there are two;
+    else over all classes and hosts.
     """
-    alike = [[*known.fits[kind].values()]]
+
+    def measured(fits: Iterable[Fitted]) -> list[float]:
+        each = (fit.constants.regimes_s for fit in fits)
+        return [regimes_s[regime] for regimes_s in each if regime in regimes_s]
+
+    added = measured(known.fits[kind].values())
     if regime == "eager":
-        here = [fits[host] for fits in known.fits.values() if host in fits]
-        alike = [here, [fit for fits in known.fits.values() for fit in fits.values()]]
-    for fits in alike:
-        each = [f.constants.regimes_s[regime] for f in fits if regime in f.constants.regimes_s]
-        if each:
-            regimes = fitted.constants.regimes_s | {regime: sum(each) / len(each)}
-            return replace(fitted, constants=replace(fitted.constants, regimes_s=regimes))
-    return fitted
+        every = known.fits.values()
+        here = measured(fits[host] for fits in every if host in fits)
+        if here or len(added) < 2:
+            added = here or measured(fit for fits in every for fit in fits.values())
+    if not added:
+        return fitted
+    regimes_s = fitted.constants.regimes_s | {regime: sum(added) / len(added)}
+    return replace(fitted, constants=replace(fitted.constants, regimes_s=regimes_s))
 
 
 def _with_softmax_of(
