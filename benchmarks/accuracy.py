@@ -1,6 +1,7 @@
 """Measures the error of predictions, and how often their bands hold.
 
     python -m benchmarks.accuracy --json FILE [--data DIR] [--silicon DIR] [--table FILE]
+        [--points FILE]
 
 The DIR of `--data` holds `operators.csv.gz`, `end_to_end.csv.gz` and `published.csv`, which an
 engine is scored by; that of `--silicon` runs of models on a GPU (see `silicon_rows`), which
@@ -9,14 +10,17 @@ transformers is scored by. FILE gets a list of
 measurement (0.08 is 8 %), and the share of measurements inside the stated band, which is nine of
 ten by intent. Nothing is scored by what has seen it: rows that the shipped calibration was fitted
 to are predicted by fits to the other folds of their device, all others by the calibration as it
-ships. The table also shows each device as if it had never been measured.
+ships. The table also shows each device as if it had never been measured. The file of `--points`
+gets every whole pass, for `accuracy_plot`.
 """
 
 import argparse
+import csv
 import gzip
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import astuple, fields
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +53,11 @@ CLASSES = (
     *("collective", "prefill_step", "decode_step", "memory"),
     *SILICON_CLASSES,
 )
+PASSES = (
+    "prefill_step",
+    "decode_step",
+    *(name for name in SILICON_CLASSES if "memory" not in name),
+)
 GIB = 2**30
 FEW = 10  # rows that were fitted to, but are too few to fit to a part of: taken as unseen
 
@@ -59,6 +68,7 @@ def main() -> None:
     parser.add_argument("--silicon", type=Path)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--table", type=Path)
+    parser.add_argument("--points", type=Path)
     asked = parser.parse_args()
     if asked.data is None and asked.silicon is None:
         parser.error("nothing to score: give --data, --silicon or both")
@@ -73,6 +83,8 @@ def main() -> None:
         left_out += not_passes
     if asked.silicon is not None:
         found += of_silicon(asked.silicon)
+    if asked.points is not None:
+        write_points(asked.points, found)
     scores = summary(found)
     named = [score for score in scores if score["class"] in CLASSES]
     asked.json.write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
@@ -80,6 +92,16 @@ def main() -> None:
     print(text)
     if asked.table:
         asked.table.write_text(text + "\n", encoding="utf-8")
+
+
+def write_points(path: Path, found: Iterable[Scored]) -> None:
+    """Every whole pass: its class, device, and seconds measured and predicted with the band."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(field.name for field in fields(Scored))
+        for each in found:
+            if each.scored in PASSES:
+                writer.writerow(astuple(each))
 
 
 def of_operators(rows: Iterable[Measured]) -> Iterator[Scored]:
