@@ -23,10 +23,11 @@ from llmsim_magic.analyses.torch_time.transformers_time import band_on
 from llmsim_magic.catalog.torch_calibration import torch_calibration
 from llmsim_magic.records.hardware.accelerator import Accelerator
 
-SILICON_CLASSES = (
+SILICON_TIMES = (
     *("transformers_graph_prefill", "transformers_graph_decode"),
-    *("transformers_eager_prefill", "transformers_eager_decode", "transformers_memory"),
+    *("transformers_eager_prefill", "transformers_eager_decode"),
 )
+SILICON_CLASSES = (*SILICON_TIMES, "transformers_memory")
 _MEMORY_SHARE, _MEMORY_BYTES = 0.01, 6e6  # how far off a peak may be: the larger of both
 
 
