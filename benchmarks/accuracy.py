@@ -38,7 +38,7 @@ from benchmarks.calibrate import (
 from benchmarks.end_to_end import Pass, bands, model_named, passes
 from benchmarks.measured_kernels import Measured, UnusableRow, operators, read
 from benchmarks.scored import Scored
-from benchmarks.silicon_accuracy import SILICON_CLASSES, SILICON_TIMES, of_silicon
+from benchmarks.silicon_accuracy import SILICON_CLASSES, of_silicon
 from llmsim_magic.analyses.memory.capacity import Fit, Setup
 from llmsim_magic.analyses.time.calibration_fit import NOMINAL, fit, folds
 from llmsim_magic.catalog import accelerators
