@@ -162,3 +162,28 @@ def test_weights_stored_in_four_bits_are_read_in_four_bits() -> None:
     assert saved == pytest.approx(0.75 * weights)
     others = [kernel for kernel in traced if kernel.kind != "matmul"]
     assert others == [kernel for kernel in stored if kernel.kind != "matmul"]
+
+
+def test_the_math_implementation_runs_products_mask_and_softmax_one_by_one() -> None:
+    """Of grouped heads whose width no fused kernel of the device takes, in float32."""
+    batch, queries_heads, key_heads, tokens, width = 2, 8, 2, 16, 63
+    query = torch.ones(batch, queries_heads, tokens, width, dtype=torch.float16)
+    key = torch.ones(batch, key_heads, tokens, width, dtype=torch.float16)
+
+    def attend(inputs: Any) -> Any:
+        return nn.functional.scaled_dot_product_attention(
+            inputs[0], inputs[1], inputs[1], is_causal=True, enable_gqa=True
+        )
+
+    trace = llmsim.trace(Runs(attend), inputs=([query, key],)).trace
+    [kernels] = torch_kernels(trace.recorded, accelerators.find("T4"))
+    assert [kernel.kind for kernel in kernels] == (
+        ["strided"] * 2
+        + ["cast"] * 3
+        + ["pointwise"] * 2
+        + ["matmul", "strided", "reduction", "matmul", "cast"]
+    )
+    scores = batch * queries_heads * tokens * tokens
+    assert sum(kernel.flops for kernel in kernels) == 2 * 2 * scores * width
+    assert kernels[9].elements == scores
+    assert {kernel.dtype for kernel in kernels if kernel.kind == "matmul"} == {"fp32"}

@@ -1,6 +1,5 @@
 """The kernels of a pass as PyTorch starts them, by what decides how long they take."""
 
-import math
 from collections.abc import Iterator
 
 from llmsim_magic.analyses.cost.traffic import kernel_bytes
@@ -11,14 +10,13 @@ from llmsim_magic.analyses.time.kernel_sizes import (
     compute_dtype,
     weight_parameter,
 )
-from llmsim_magic.analyses.torch_time.attention_choice import attention_implementation
+from llmsim_magic.analyses.torch_time.attention_kernels import attention_kernels
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.torch_kernel import TorchKernel, TorchKind
 from llmsim_magic.records.trace.recorded import Kernel, Record, Tensor
 from llmsim_magic.records.trace.trace import numel
 
 _ATTENTION = ("scaled_dot_product_attention", "flex_attention")
-_QUERY_KEY_VALUE = 3
 _REDUCTIONS = """
 mean sum prod amax amin max min argmax argmin any all var std var_mean norm linalg_vector_norm
 logsumexp histc bincount cumsum cumprod logcumsumexp softmax _softmax _log_softmax
@@ -74,7 +72,7 @@ def _kernels(
 ) -> Iterator[TorchKernel]:
     name = short_name(kernel.name)
     if name in _ATTENTION:
-        yield from _attention(record, kernel, accelerator, with_masks)
+        yield from attention_kernels(record, kernel, accelerator, with_masks=with_masks)
     elif kernel.flops:
         yield _product(record, kernel, name, stored)
     else:
@@ -112,60 +110,6 @@ def _is_contiguous(tensor: Tensor) -> bool:
     return True
 
 
-def _attention(
-    record: Record, kernel: Kernel, accelerator: Accelerator, with_masks: bool
-) -> Iterator[TorchKernel]:
-    """Attention, after the copies that repeat its keys and values where a mask demands them."""
-    operands = [record.tensors[index] for index in kernel.inputs]
-    query, key, value = operands[:_QUERY_KEY_VALUE]
-    *outer, queries, width = query.shape
-    mask = operands[_QUERY_KEY_VALUE] if len(operands) > _QUERY_KEY_VALUE else None
-    has_mask = mask is not None
-    is_bool = mask is not None and mask.dtype == "bool"
-    flops, nbytes = kernel.flops or 0, sum(kernel_bytes(record, kernel))
-    if with_masks and not has_mask and (kernel.causal or queries == 1):
-        has_mask = is_bool = True
-        if outer[-1:] != list(key.shape[-3:-2]):
-            yield from _repeated_heads(query, key, value)
-            copies = math.prod(outer) // max(math.prod(key.shape[:-2]), 1)
-            nbytes += (copies - 1) * (_nbytes(key) + _nbytes(value))
-    if is_bool:
-        shape = (outer[0] if outer else 1, queries, key.shape[-2]) if mask is None else mask.shape
-        yield from _converted_mask(numel(shape), query.itemsize)
-    implementation = attention_implementation(query, key, value, accelerator, has_mask=has_mask)
-    kind: TorchKind = "attention masked" if has_mask else "attention"
-    if kernel.causal and not has_mask:
-        flops //= 2  # the tiles above the diagonal are skipped
-    yield TorchKernel(
-        kind="attention decode" if queries == 1 else kind,
-        bytes=nbytes,
-        elements=numel(query.shape),
-        flops=flops,
-        dtype=compute_dtype(query.dtype),
-        shape=(queries, key.shape[-2], width),
-        products=math.prod(outer),
-        implementation=implementation,
-    )
-
-
-def _repeated_heads(query: Tensor, key: Tensor, value: Tensor) -> Iterator[TorchKernel]:
-    """The copies of keys and values, one for each query head."""
-    for each in (key, value):
-        elements = math.prod(query.shape[:-2]) * each.shape[-2] * each.shape[-1]
-        nbytes = _nbytes(each) + elements * each.itemsize
-        yield TorchKernel(kind="strided", bytes=nbytes, elements=elements)
-
-
-def _converted_mask(elements: int, itemsize: int) -> Iterator[TorchKernel]:
-    """A mask of booleans, made one of zeros and -inf, which implementations read."""
-    yield TorchKernel(kind="pointwise", bytes=itemsize, elements=1)
-    yield TorchKernel(kind="strided", bytes=elements * (1 + itemsize), elements=elements)
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return numel(tensor.shape) * tensor.itemsize
-
-
 def _product(record: Record, kernel: Kernel, name: str, stored: StoredDtypes) -> TorchKernel:
     out = record.tensors[kernel.outputs[0]]
     flops = kernel.flops or 0
@@ -195,6 +139,10 @@ def _product(record: Record, kernel: Kernel, name: str, stored: StoredDtypes) ->
         shape=(rows, columns, max(round(flops / (2 * elements)), 1)),
         products=products,
     )
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return numel(tensor.shape) * tensor.itemsize
 
 
 def _parameters(record: Record, kernel: Kernel) -> list[Tensor]:
