@@ -194,7 +194,7 @@ def _fit(row: Mapping[str, str]) -> tuple[Fit, int]:
         weight_dtype=stored,
     )
     sizer = CapacityPlanner(model_named(row["model"]))
-    found = sizer.fit(setup, accelerators.find(row["hardware"]), remedies=False)
+    found = sizer.fit(setup, accelerators.find(row["hardware"]), "vllm", remedies=False)
     if found is None:
         raise UnusableRow("a device whose memory is not known")
     return found, tp

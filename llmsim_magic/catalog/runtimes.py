@@ -1,10 +1,12 @@
 """Runtimes that models are served by, and the memory that they take beside the model's own."""
 
 import csv
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 
 from llmsim_magic.records.errors import InvalidValue, one_of
+from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.runtime import Runtime
 
 
@@ -29,6 +31,22 @@ def find(name: str, memory_bytes: int | None = None) -> Runtime:
     if memory_bytes is None:
         return known[-1]
     return [each for each in known if each.from_memory_bytes <= memory_bytes][-1]
+
+
+def on(name: str, device: Accelerator | None) -> Runtime:
+    """The runtime of that name on a device; on a large GPU if none is given.
+
+    A CPU has no context of a GPU's driver, and its software sees the whole memory.
+
+    Raises:
+        InvalidValue: A name that is not known.
+    """
+    if device is None:
+        return find(name)
+    found = find(name, device.memory_bytes)
+    if device.kind != "cpu":
+        return found
+    return replace(found, visible_share=1.0, context_bytes=0, parallel_context_bytes=0)
 
 
 def _runtime(row: dict[str, str]) -> Runtime:

@@ -17,7 +17,11 @@ from llmsim_magic.records.errors import (
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
-from llmsim_magic.simulate.hardware.local_device import benchmark_message, local
+from llmsim_magic.simulate.hardware.executions import (
+    require_executions,
+    require_executions_on_cpu,
+)
+from llmsim_magic.simulate.hardware.local_device import benchmark_message, local, measures_gpu
 from llmsim_magic.simulate.models.recipes import (
     ModelRecipe,
     Progress,
@@ -75,6 +79,8 @@ def answer(
         second = replace(request, model=request.compare, csv=None, compare=None)
         compared = answer(second, progress, cancelled, is_compared=True)
     for name in filter(MEASURED.__contains__, request.deployment.hardware):
+        if not measures_gpu(name):
+            require_executions_on_cpu(request.deployment)
         progress(benchmark_message(name))
         local(name)
     sweep = trace_workloads(known, request, progress, cancelled)
@@ -95,6 +101,7 @@ def answer(
         tracer=sweep.tracer,
         planner=CapacityPlanner(request.model, known.build, {known.build.parallel: known}),
     )
+    _require_executions(report)
     if request.explain is not None:
         report.explain(request.explain)
     report.prepare(progress, cancelled)
@@ -135,7 +142,14 @@ def answer_with_inputs(request: Request, inputs: Any, progress: Progress = no_pr
     trace = run_with_inputs(model, args, keywords, replay=_replays(request.replay))
     require_effect_on_cache(request.deployment, (trace,))
     report = Report(trace=trace, views=views_of(request), deployment=request.deployment)
+    _require_executions(report)
     return report.prepare(progress)
+
+
+def _require_executions(report: Report) -> None:
+    """Raise `InvalidValue` where no runtime that was asked for executes the model."""
+    for device in (None, *(device for device, _ in report.costing.devices)):
+        require_executions(report.deployment, report.trace, device)
 
 
 def trace_workloads(

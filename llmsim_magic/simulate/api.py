@@ -38,7 +38,8 @@ def trace(
     hardware: str | Iterable[str] = (),
     weight_dtype: str | None = None,
     kv_dtype: str | None = None,
-    launch: str = "graph",
+    runtime: str | None = None,
+    launch: str | None = None,
     tp: int = 1,
     pp: int = 1,
     ep: int = 1,
@@ -62,7 +63,10 @@ def trace(
             if it has none), `local-cpu` for its CPU, or `all`.
         weight_dtype: dtype of the stored weights, such as `int4`; by default the model's.
         kv_dtype: dtype of the stored keys and values; by default the model's.
-        launch: `graph` (kernels captured once as a CUDA graph) or `eager` (one by one).
+        runtime: what executes the model: `transformers` (a plain call of it), `vllm` (an engine)
+            or `all`; by default each, and without hardware the memory under transformers.
+        launch: `eager` (kernels started one by one) or `graph` (captured once as a CUDA graph);
+            by default each that the runtime has.
         tp: devices that share each layer (tensor parallel); one rank is traced.
         pp: stages that share the layers (pipeline parallel).
         ep: devices that share the experts (expert parallel).

@@ -9,10 +9,11 @@ from typing import Any
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import InvalidValue, one_of
 from llmsim_magic.records.hardware.dtypes import DTYPE_ALIASES, DTYPES, KV_DTYPES, WEIGHT_DTYPES
+from llmsim_magic.records.hardware.execution import ALL_RUNTIMES, LAUNCHES, RUNTIMES
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import LEVELS, Selection, Unfolded
 from llmsim_magic.records.trace.workload import ATTENTIONS, PHASES
-from llmsim_magic.simulate.request import ALL, LAUNCHES, MEASURED, Build, Deployment, Request
+from llmsim_magic.simulate.request import ALL, MEASURED, Build, Deployment, Request
 
 TRACE, SWEEP, SIZE, PANEL, GRAPH = "trace", "sweep", "size", "panel", "graph"
 
@@ -180,9 +181,17 @@ OPTIONS = (
         help="dtype of the stored keys and values: int8, fp8, bf16, …",
     ),
     Option(
+        name="runtime", field="deployment.runtime", group="devices", metavar="NAME", parse=str,
+        choices=(*RUNTIMES, ALL_RUNTIMES), calls=(TRACE, SIZE, PANEL), label="Runtime",
+        unset="every runtime",
+        help="transformers (a plain call of the model), vllm (an engine) or all "
+        "(default: all; without --hardware, memory under transformers)",
+    ),
+    Option(
         name="launch", field="deployment.launch", group="devices", metavar="KIND", parse=str,
-        default="graph", choices=LAUNCHES, calls=(TRACE, SIZE),
-        help="graph (default: kernels captured once as a CUDA graph) or eager (one by one)",
+        choices=LAUNCHES, calls=(TRACE, SIZE),
+        help="eager (kernels started one by one) or graph (captured once as a CUDA graph); "
+        "default: each that the runtime has",
     ),
     Option(
         name="tp", field="build.parallel.tp", group="devices", metavar="N", parse=_number("tp"),

@@ -38,7 +38,7 @@ class ReportTables:
         trace: the frozen record of the pass.
         sweep: the traces of every requested workload, if there are several.
         selection: depth, layers and level of the graphs.
-        deployment: devices, stored dtypes and kernel launch.
+        deployment: devices, stored dtypes, runtime and launch.
         compared: the report of the second model of a comparison.
         tracer: traces further workloads of the model.
         planner: traces further parallel layouts and setups of the model.
@@ -94,27 +94,27 @@ class ReportTables:
 
     @property
     def costs(self) -> "pd.DataFrame":
-        """One row per type of operator: FLOPs, bytes, their shares, and seconds on a device."""
+        """One row per type of operator: FLOPs, bytes, shares, seconds under the first runtime."""
         return self.costing.types
 
     @property
     def layers(self) -> "pd.DataFrame":
-        """One row per layer and one for the rest: parameters, FLOPs, bytes, seconds on a device."""
+        """One row per layer and one for the rest: FLOPs, bytes, seconds under the first runtime."""
         return self.costing.layers
 
     @property
     def memory(self) -> "pd.DataFrame":
-        """One row per part of device memory in bytes: weights, cache, activations, runtime."""
+        """One row per runtime and part of device memory in bytes: weights, cache, activations."""
         return self.costing.memory
 
     @property
     def latency(self) -> "pd.DataFrame":
-        """One row per device and pass: seconds with their band, tokens/s and the bound."""
+        """One row per device, runtime, launch and pass: seconds with their band, tokens/s."""
         return self.costing.latency
 
     @property
     def times(self) -> "pd.DataFrame":
-        """One row per operator: seconds on the first device, with their band."""
+        """One row per operator, runtime and launch: seconds on the first device, with a band."""
         return self.costing.times
 
     @cached_property
@@ -245,8 +245,8 @@ class ReportTables:
         first, second = self.costing, self.compared.costing
         return comparison_table(
             (first.traces[0], second.traces[0]),
-            (first.needed, second.needed),
-            (first.passes, second.passes),
+            (first.first_memory, second.first_memory),
+            (first.first_passes, second.first_passes),
         )
 
     def _selection(self, depth: int | None, layers: Unfolded, level: Level | None) -> Selection:

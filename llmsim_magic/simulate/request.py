@@ -7,6 +7,7 @@ from llmsim_magic.analyses.memory import quantization
 from llmsim_magic.catalog.accelerators import find
 from llmsim_magic.records.errors import safe_str
 from llmsim_magic.records.hardware.dtypes import dtype_name
+from llmsim_magic.records.hardware.execution import Execution, executions
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import Selection
 from llmsim_magic.records.trace.workload import (
@@ -19,7 +20,6 @@ from llmsim_magic.records.trace.workload import (
 )
 from llmsim_magic.records.validation import choice, flag
 
-LAUNCHES = ("graph", "eager")
 LOCAL, LOCAL_CPU, ALL = "local", "local-cpu", "all"
 MEASURED = (LOCAL, LOCAL_CPU)  # devices of this machine
 SWEEP_BATCHES = (1, 16)
@@ -60,24 +60,28 @@ class Build:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """The devices of a model, its stored dtypes, and how its kernels are launched.
+    """The devices of a model, its stored dtypes, and what executes it.
 
     Attributes:
         hardware: accelerators of the catalogue, `local` for this machine's GPU (its CPU if it has
             none), `local-cpu`, or `all`.
         weight_dtype: dtype of the stored weights; None for the model's.
         kv_dtype: dtype of the stored keys and values; None for the model's.
-        launch: `graph` (kernels captured once as a CUDA graph) or `eager` (one by one).
+        runtime: `transformers` (a plain call of the model), `vllm` (an engine), `all`, or None for
+            each that executes the model on a device.
+        launch: `eager` (kernels started one by one) or `graph` (captured once as a CUDA graph);
+            None for each that a runtime has.
 
     Raises:
-        InvalidValue: an unknown dtype or launch.
+        InvalidValue: an unknown dtype, runtime or launch, or a launch that the runtime lacks.
         UnknownHardware: a device that the catalogue does not list.
     """
 
     hardware: tuple[str, ...] = ()
     weight_dtype: str | None = None
     kv_dtype: str | None = None
-    launch: str = "graph"
+    runtime: str | None = None
+    launch: str | None = None
 
     def __post_init__(self) -> None:
         names = map(safe_str, self.hardware)
@@ -87,7 +91,12 @@ class Deployment:
             object.__setattr__(self, "weight_dtype", quantization.weight_dtype(self.weight_dtype))
         if self.kv_dtype is not None:
             object.__setattr__(self, "kv_dtype", quantization.kv_dtype(self.kv_dtype))
-        choice("launch", self.launch, LAUNCHES)
+        executions(self.runtime, self.launch)
+
+    @property
+    def executions(self) -> tuple[Execution, ...]:
+        """The executions of this runtime and launch, on whatever device."""
+        return executions(self.runtime, self.launch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +110,7 @@ class Request:
         batches: batch sizes, in sequences.
         contexts: context lengths, in tokens.
         build: how the model is built.
-        deployment: devices, stored dtypes and kernel launch.
+        deployment: devices, stored dtypes, runtime and launch.
         selection: depth, layers and level of the graphs.
         explain: path of the module to explain.
         compare: a second model.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from llmsim_magic.records.hardware.execution import under
 from llmsim_magic.simulate.request import ALL, Request
 from llmsim_magic.simulate.view import View
 from llmsim_magic.views.section import Section
@@ -17,7 +18,12 @@ Tables = dict[str, "pd.DataFrame"]
 # Options that some views use and others do not.
 _DRAWING = ("depth", "layers", "level")
 _STORED = ("weight_dtype", "kv_dtype")
-_TIMED = (*_STORED, "launch")
+_IN_MEMORY = (*_STORED, "runtime")
+_TIMED = (*_IN_MEMORY, "launch")
+_PROMPTS = {
+    "transformers": "transformers reads a whole prompt in one pass.",
+    "vllm": "vLLM reads prompts in chunks, and limits itself to a share of the memory.",
+}
 _BAND = "Low to high is a band that is meant to hold nine of ten measurements."
 
 
@@ -29,7 +35,22 @@ def _ops(report: "Report") -> Sections:
     yield Section(f"Modules of {report.title}", report.modules)
     yield Section(f"Operators of {report.title}", report.ops)
     if report.costing.devices:
-        yield Section(f"Time of the operators on {report.costing.first}", report.times, _BAND)
+        yield Section(
+            f"Time of the operators on {report.costing.first}: {_executions(report)}",
+            report.times,
+            _BAND,
+        )
+
+
+def _executions(report: "Report") -> str:
+    """The executions on the first device, by name."""
+    return "; ".join(map(str, report.costing.executions()))
+
+
+def _under(report: "Report") -> str:
+    """The first device and its first execution, which tables of one execution describe."""
+    costing = report.costing
+    return f"on {costing.first} ({costing.first_execution})"
 
 
 def _ops_tables(report: "Report") -> Tables:
@@ -69,12 +90,14 @@ def _multi_config_tables(report: "Report") -> Tables:
 
 
 def _costs(report: "Report") -> Sections:
-    yield Section(f"Costs of {report.title} by type of operator", report.costs)
-    remark = _BAND if report.costing.devices else ""
-    if report.costing.devices:
-        device = report.costing.first
-        yield Section(f"Roofline of {report.title} on {device}", report.costing.roofline)
-    yield Section(f"Costs of {report.title} by layer", report.layers, remark)
+    if not report.costing.devices:
+        yield Section(f"Costs of {report.title} by type of operator", report.costs)
+        yield Section(f"Costs of {report.title} by layer", report.layers)
+        return
+    where = _under(report)
+    yield Section(f"Costs of {report.title} by type of operator, {where}", report.costs, _BAND)
+    yield Section(f"Roofline of {report.title} {where}", report.costing.roofline)
+    yield Section(f"Costs of {report.title} by layer, {where}", report.layers, _BAND)
 
 
 def _costs_tables(report: "Report") -> Tables:
@@ -84,13 +107,17 @@ def _costs_tables(report: "Report") -> Tables:
 
 def _memory(report: "Report") -> Sections:
     parallel, costing = report.trace.model.parallel, report.costing
-    yield Section(f"Memory of {report.title}", report.memory)
+    yield Section(f"Memory of {report.title} {under(costing.runtimes)}", report.memory)
     if not parallel.is_one:
-        yield Section(f"Each device of {parallel}", costing.ranks)
+        yield Section(f"Each device of {parallel} {under(costing.runtimes)}", costing.ranks)
         yield Section("Collectives between the devices in one pass", costing.collectives)
         yield Section("Shard of each parameter on the traced device", costing.shards)
     if costing.can_fit:
-        yield Section("Devices that the model fits", costing.fits)
+        yield Section(
+            "Devices that the model fits, by runtime",
+            costing.fits,
+            " ".join(_PROMPTS[name] for name in costing.runtimes),
+        )
 
 
 def _memory_tables(report: "Report") -> Tables:
@@ -174,20 +201,23 @@ VIEWS: dict[str, View["Report"]] = {
         View(
             name="memory",
             title="Memory",
-            help="weights, cache, activations and runtime; what fits on --hardware",
+            help="weights, cache and activations, by runtime; what fits on --hardware",
             sections=_memory,
             tables=_memory_tables,
             main_table="memory",
             python="report.memory",
             compute=_memory_tables,
-            uses=_STORED,
+            uses=_IN_MEMORY,
         ),
     )
 }
 
 
 def _latency(report: "Report") -> Sections:
-    yield Section(f"Time of {report.trace.model.name}", report.latency, _BAND)
+    remark = f"One row per device, runtime, launch and pass. {_BAND}"
+    yield Section(
+        f"Time of {report.trace.model.name}: {_executions(report)}", report.latency, remark
+    )
 
 
 def _sizing(report: "Report") -> Sections:
@@ -195,7 +225,11 @@ def _sizing(report: "Report") -> Sections:
 
 
 def _comparison(report: "Report") -> Sections:
-    yield Section(" beside ".join(report.compared_names), report.comparison)
+    costing = report.costing
+    what = f"Memory {under(costing.runtimes[:1])}"
+    if costing.devices:
+        what += f", times of {costing.first_execution}"
+    yield Section(" beside ".join(report.compared_names), report.comparison, f"{what}.")
 
 
 def _explanation(report: "Report") -> Sections:
@@ -212,7 +246,7 @@ OPTION_VIEWS = LATENCY, SIZING, COMPARISON, EXPLANATION = (
     View(
         name="hardware",
         title="Time",
-        help="time on each device",
+        help="time on each device, by runtime and launch",
         sections=_latency,
         tables=lambda report: {"latency": report.latency},
         main_table="latency",
@@ -240,7 +274,7 @@ OPTION_VIEWS = LATENCY, SIZING, COMPARISON, EXPLANATION = (
         main_table="comparison",
         compute=lambda report: report.comparison,
         python="report.comparison",
-        uses=_STORED,
+        uses=_IN_MEMORY,
     ),
     View(
         name="explain",

@@ -42,34 +42,42 @@ def test_no_time_is_shown_without_its_unit_and_its_band() -> None:
 
 def test_a_device_is_told_of_in_both_phases() -> None:
     report = llmsim.trace("distilgpt2", hardware=["H100", "L40S"], context=64)
-    rows = report.latency[["device", "phase"]].values.tolist()
+    rows = report.latency[["device", "runtime", "launch", "phase"]].values.tolist()
     assert rows == [
-        [name, phase] for name in ("H100-SXM5-80GB", "L40S") for phase in ("prefill", "decode")
+        [name, *execution, phase]
+        for name in ("H100-SXM5-80GB", "L40S")
+        for execution in (("transformers", "eager"), ("transformers", "graph"), ("vllm", "graph"))
+        for phase in ("prefill", "decode")
     ]
 
 
 def test_an_encoder_has_no_decode_step_to_time() -> None:
     report = llmsim.trace(small_models.bert(), hardware="H100", context=8)
-    assert report.latency["phase"].tolist() == ["prefill"]
+    assert report.latency["phase"].tolist() == ["prefill"] * 2
+    assert report.latency["runtime"].tolist() == ["transformers"] * 2
 
 
 def test_parts_sum_to_the_pass() -> None:
     costing = llmsim.trace("distilgpt2", hardware="H100", context=64).costing
     whole = costing.passes[0][1].seconds
-    for table in (costing.times, costing.layers, costing.types):
+    for table in (costing.layers, costing.types):
         assert table["time_s"].sum() == pytest.approx(whole)
+    sums = costing.times.groupby(["runtime", "launch"], sort=False)["time_s"].sum()
+    prefills = [time for trace, time in costing.passes if trace.workload.phase == "prefill"]
+    assert sums.tolist() == pytest.approx([time.seconds for time in prefills])
 
 
 def test_eager_launches_cost_more_than_a_captured_graph() -> None:
-    graph = llmsim.trace("distilgpt2", hardware="H100", phase="decode").latency
+    graph = llmsim.trace("distilgpt2", hardware="H100", phase="decode", launch="graph").latency
     eager = llmsim.trace("distilgpt2", hardware="H100", phase="decode", launch="eager").latency
     assert eager["time_s"].iloc[0] > graph["time_s"].iloc[0]
 
 
 def test_fewer_bits_take_less_memory_and_a_decode_step_less_time() -> None:
     name = "meta-llama/Llama-3.1-8B"
-    full = llmsim.trace(name, hardware="H100", phase="decode")
-    small_ = llmsim.trace(name, hardware="H100", phase="decode", weight_dtype="int4")
+    given = {"hardware": "H100", "phase": "decode", "runtime": "vllm"}
+    full = llmsim.trace(name, **given)
+    small_ = llmsim.trace(name, **given, weight_dtype="int4")
     assert small_.memory.loc["weights", "bytes"] < full.memory.loc["weights", "bytes"] / 2.5
     assert small_.latency["time_s"].iloc[0] < full.latency["time_s"].iloc[0] / 1.5
 
@@ -83,7 +91,8 @@ def test_stages_take_the_sum_of_their_times() -> None:
 
 def test_size_says_where_it_fits_what_would_make_it_fit_and_how_fast_it_is() -> None:
     names = ["RTX 4090", "H100", "B200"]
-    table = llmsim.size("Qwen/Qwen3-32B", context=4096, hardware=names).table.set_index("device")
+    sizing = llmsim.size("Qwen/Qwen3-32B", context=4096, hardware=names, runtime="vllm")
+    table = sizing.table.set_index("device")
     assert table["fits"].tolist() == [False, True, True]
     assert table.loc["RTX 4090", "makes_it_fit"]
     assert table["decode_s"].isna().tolist() == [True, False, False]
@@ -94,12 +103,17 @@ def test_size_says_where_it_fits_what_would_make_it_fit_and_how_fast_it_is() -> 
 
 def test_what_makes_it_fit_does() -> None:
     name = "Qwen/Qwen3-32B"
-    (found,) = llmsim.size(name, context=4096, hardware="L40S").table.to_dict("records")
-    assert not found["fits"]
-    (then,) = llmsim.size(
-        name, context=4096, hardware="L40S", tp=int(found["fits_with_tp"])
-    ).table.to_dict("records")
-    assert then["fits"]
+    for found in llmsim.size(name, context=4096, hardware="L40S").table.to_dict("records"):
+        assert not found["fits"]
+        (then,) = llmsim.size(
+            name,
+            context=4096,
+            hardware="L40S",
+            runtime=found["runtime"],
+            launch=found["launch"],
+            tp=int(found["fits_with_tp"]),
+        ).table.to_dict("records")
+        assert then["fits"]
 
 
 def test_two_models_stand_side_by_side() -> None:

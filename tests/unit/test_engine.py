@@ -105,10 +105,10 @@ def test_a_kernel_over_a_latent_reads_each_cached_token_once_for_all_heads() -> 
         assert shape.flops == 2 * batch * HEADS * keys * (RANK + ROTARY + RANK)
 
 
-def test_the_time_of_a_latent_is_the_engines_in_a_graph_and_the_models_own_when_eager() -> None:
+def test_the_time_of_a_latent_is_the_engines_under_vllm_and_the_models_own_otherwise() -> None:
     config = latent_config(num_hidden_layers=2)
-    for launch, is_absorbed in (("graph", True), ("eager", False)):
-        report = llmsim.trace(config, phase="decode", context=20, hardware="H100", launch=launch)
+    for runtime, is_absorbed in (("vllm", True), ("transformers", False)):
+        report = llmsim.trace(config, phase="decode", context=20, hardware="H100", runtime=runtime)
         assert ("attention latent" in set(report.times["class"].dropna())) is is_absorbed
         assert any("absorbs" in remark for remark in report.remarks()) is is_absorbed
 

@@ -387,7 +387,7 @@ def test_the_parts_of_a_memory_are_its_total(runtime: str, phase: str) -> None:
     allocated = found.weights + found.buffers + found.cache + found.activations + found.replaced
     assert found.total == allocated + (found.context if runtime == "vllm" else 0)
     assert found.required == allocated + found.context
-    table = memory_table(found)
+    table = memory_table({runtime: found})
     assert table.loc["total", "bytes"] == found.total
     assert table.loc["context", "bytes"] == found.context > 0
     assert table.index[-1].startswith("assumed.")
@@ -412,14 +412,15 @@ def test_every_allowance_has_a_source(name: str) -> None:
 )
 def test_published_cases_fit_or_do_not(case: dict[str, str]) -> None:
     """And are as large as published: weights within 1 %, but for what a runtime pads."""
-    sizer = CapacityPlanner(case["model"], runtime=case["runtime"])
+    sizer = CapacityPlanner(case["model"])
     setup = Setup(
         batch=int(case["batch"]),
         context=int(case["context"]),
         parallel=Parallel(int(case["tp"])),
         weight_dtype=case["weight_dtype"] or None,
     )
-    found = sizer.fit(setup, accelerators.find(case["hardware"]), remedies=False)
+    device = accelerators.find(case["hardware"])
+    found = sizer.fit(setup, device, case["runtime"], remedies=False)
     assert found is not None
     assert found.fits == (case["fits"] == "yes")
     if case["weights_gib"]:
@@ -438,7 +439,7 @@ def test_what_makes_it_fit_fits_and_no_more_would() -> None:
     sizer = CapacityPlanner("Qwen/Qwen3-32B")
     device = accelerators.find("H200-SXM-141GB")
     setup = Setup(batch=8, context=32768)
-    found = sizer.fit(setup, device)
+    found = sizer.fit(setup, device, "vllm")
     assert found is not None
     assert found.binds == "cache"
     ways = dict(change for remedy in found.remedies for change in remedy.changes)
@@ -446,11 +447,11 @@ def test_what_makes_it_fit_fits_and_no_more_would() -> None:
     for what, value in ways.items():
         change = {"parallel": Parallel(int(value))} if what == "tp" else {what: value}
         changed = Setup(**{"batch": 8, "context": 32768, **change})  # type: ignore[arg-type]
-        assert sizer.fit(changed, device).fits, what  # type: ignore[union-attr]
+        assert sizer.fit(changed, device, "vllm").fits, what  # type: ignore[union-attr]
     for what in ("batch", "context"):
         more = Setup(**{"batch": 8, "context": 32768, what: int(ways[what]) + 1})
-        assert not sizer.fit(more, device).fits, what  # type: ignore[union-attr]
-    assert sizer.largest_batch(setup, device) == ways["batch"]
+        assert not sizer.fit(more, device, "vllm").fits, what  # type: ignore[union-attr]
+    assert sizer.largest_batch(setup, device, "vllm") == ways["batch"]
     row = capacity_table([found]).iloc[0]
     assert (row.fits_with_tp, row.fits_with_batch) == (ways["tp"], ways["batch"])
 
@@ -459,7 +460,7 @@ def test_what_makes_it_fit_fits_and_no_more_would() -> None:
 def test_two_changes_are_named_where_none_does_alone() -> None:
     sizer = CapacityPlanner("Qwen/Qwen3-32B")
     device = accelerators.find("T4")
-    found = sizer.fit(Setup(batch=8, context=32768), device)
+    found = sizer.fit(Setup(batch=8, context=32768), device, "vllm")
     assert found is not None
     (both,) = found.remedies
     assert [what for what, _ in both.changes] == ["tp", "weight_dtype"]
@@ -468,7 +469,7 @@ def test_two_changes_are_named_where_none_does_alone() -> None:
         Setup(batch=8, context=32768, parallel=Parallel(int(ranks))),
         Setup(batch=8, context=32768, weight_dtype=str(dtype)),
     )
-    assert not any(sizer.fit(one, device, remedies=False).fits for one in alone)  # type: ignore[union-attr]
+    assert not any(sizer.fit(one, device, "vllm", remedies=False).fits for one in alone)  # type: ignore[union-attr]
     assert both.total <= found.usable
 
 
@@ -477,7 +478,7 @@ def test_a_window_and_a_state_reach_further_than_keys_and_values() -> None:
     device = accelerators.find("RTX 4090")
     windowed = CapacityPlanner("mistralai/Mistral-7B-v0.1")
     setup = Setup(batch=1, context=128)
-    assert windowed.longest_context(setup, device) == windowed.longest
+    assert windowed.longest_context(setup, device, "vllm") == windowed.longest
 
 
 @pytest.mark.parametrize(
@@ -492,22 +493,22 @@ def test_a_window_and_a_state_reach_further_than_keys_and_values() -> None:
 def test_what_cannot_be_is_one_line(setup: Setup, said: str) -> None:
     device = accelerators.find("H100-SXM5-80GB")
     with pytest.raises(InvalidValue) as error:
-        CapacityPlanner("Qwen/Qwen3-0.6B").fit(setup, device)
+        CapacityPlanner("Qwen/Qwen3-0.6B").fit(setup, device, "vllm")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_runtime_that_is_not_known_names_those_that_are() -> None:
     with pytest.raises(InvalidValue, match="runtime must be one of transformers, vllm"):
-        CapacityPlanner("Qwen/Qwen3-0.6B", runtime="sglang").fit(
-            Setup(batch=1, context=128), accelerators.find("H100-SXM5-80GB")
+        CapacityPlanner("Qwen/Qwen3-0.6B").fit(
+            Setup(batch=1, context=128), accelerators.find("H100-SXM5-80GB"), "sglang"
         )
 
 
 def test_a_batch_beyond_all_memory_does_not_fit_and_says_so() -> None:
     device = accelerators.find("H100-SXM5-80GB")
     found = CapacityPlanner("Qwen/Qwen3-0.6B").fit(
-        Setup(batch=2**31 - 1, context=4096), device, remedies=False
+        Setup(batch=2**31 - 1, context=4096), device, "vllm", remedies=False
     )
     assert found is not None
     assert not found.fits
@@ -535,9 +536,9 @@ def test_an_encoder_reads_its_whole_batch_at_once() -> None:
     """Chunks are of prompts: what has no cache is not read in parts."""
     config = small_models.bert()
     batch = 8192 // 7 + 1
-    report = llmsim.trace(config, batch=batch, context=7, hardware="H100")
-    own = peak_activations(traced(config, batch=batch)).nbytes
-    assert report.memory.loc["activations", "bytes"] == own
+    planner = CapacityPlanner(config)
+    found = planner.needed(Setup(batch=batch, context=7), runtimes.find("vllm"))
+    assert found.activations == peak_activations(traced(config, batch=batch)).nbytes
 
 
 @pytest.mark.parametrize("most", [1, 7, 64, 1000])
@@ -586,13 +587,13 @@ def test_the_largest_batch_of_packed_images_is_found_without_large_batches() -> 
     planner = CapacityPlanner(packed_images())
     device = accelerators.find("T4")
     setup = Setup(batch=1, context=128)
-    largest = planner.largest_batch(setup, device)
+    largest = planner.largest_batch(setup, device, "vllm")
     assert largest is not None
     assert largest > 1000
     assert max(workload.batch for _, workload in planner._traces) <= 256
     assert not planner.notes
     for batch, fits in ((largest, True), (largest + 1, False)):
-        found = planner.fit(Setup(batch=batch, context=128), device, remedies=False)
+        found = planner.fit(Setup(batch=batch, context=128), device, "vllm", remedies=False)
         assert found is not None
         assert found.fits is fits
 
@@ -611,7 +612,7 @@ def test_a_search_without_formula_stops_and_the_report_says_where(
 @pytest.mark.slow
 def test_a_long_scan_is_sized_from_short_ones() -> None:
     """A scan that is written in Python makes kernels for each token."""
-    planner = CapacityPlanner(small_models.mamba(), runtime="transformers")
+    planner = CapacityPlanner(small_models.mamba())
     runtime = runtimes.find("transformers")
     found = planner.needed(Setup(batch=2, context=800), runtime)
     assert max(workload.context for _, workload in planner._traces) < 400

@@ -118,7 +118,11 @@ def empty() -> Trace:
 
 
 def tables(trace: Trace, time: PassTime) -> list[pd.DataFrame]:
-    return [times_table(trace, time), layer_times_table(trace, time), type_times_table(trace, time)]
+    return [
+        times_table(trace, [time]),
+        layer_times_table(trace, time),
+        type_times_table(trace, time),
+    ]
 
 
 @pytest.mark.parametrize("name", list(small_models.CONFIGS))
@@ -130,7 +134,7 @@ def test_operators_layers_and_types_each_sum_to_the_pass(name: str, regime: Any)
         assert table["time_s"].sum() == pytest.approx(time.seconds)
         assert table[share].sum() == pytest.approx(1)
         for end in ("time_low_s", "time_high_s"):
-            assert table[end].sum() == pytest.approx(times_table(trace, time)[end].sum())
+            assert table[end].sum() == pytest.approx(times_table(trace, [time])[end].sum())
         spent = table.dropna(subset="time_s")
         assert (spent["time_low_s"] <= spent["time_s"]).all()
         assert (spent["time_s"] <= spent["time_high_s"]).all()
@@ -139,17 +143,17 @@ def test_operators_layers_and_types_each_sum_to_the_pass(name: str, regime: Any)
 def test_where_no_kernel_runs_there_is_no_number() -> None:
     """Views, and what is made of nothing, as `arange` of one position."""
     trace, time = spread("llama"), timed("llama")
-    table = times_table(trace, time)
+    table = times_table(trace, [time])
     idle = [order for order, each in enumerate(time.operators) if not each.kernels]
     assert idle
-    missing = table.loc[idle].drop(columns=["path", "op"])
+    missing = table.loc[idle].drop(columns=["path", "op", "runtime", "launch"])
     assert missing.isna().all(axis=None)
     assert table.drop(index=idle)["time_s"].notna().all()
 
 
 def test_a_layer_or_type_is_bound_by_what_binds_most_of_its_time() -> None:
     trace, time = spread("llama"), timed("llama")
-    each = times_table(trace, time)
+    each = times_table(trace, [time])
     for op, row in type_times_table(trace, time).dropna().iterrows():
         mine = each[each["op"] == op].groupby("binds")["time_s"].sum()
         assert mine[row["binds"]] == mine.max()
@@ -157,7 +161,7 @@ def test_a_layer_or_type_is_bound_by_what_binds_most_of_its_time() -> None:
 
 def test_work_in_a_table_is_that_of_the_kernels_timed() -> None:
     trace, time = spread("llama"), timed("llama")
-    table = times_table(trace, time).dropna(subset="bytes")
+    table = times_table(trace, [time]).dropna(subset="bytes")
     assert table["flops"].sum() == pytest.approx(sum(each.flops for each in time.operators))
     assert ((table["flops"] / table["bytes"]) - table["arithmetic_intensity"]).abs().max() < 1e-9
     assert table["of_bandwidth"].between(0, 1).all()

@@ -62,7 +62,7 @@ class Remedy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """A setup on a device: the bytes each rank needs, and the usable bytes.
+    """A setup on a device under a runtime: the bytes each rank needs, and the usable bytes.
 
     `binds` is the first part that exceeds the memory, adding weights, buffers, context, activations
     and cache in this order; None if the setup fits. Each of `remedies` alone makes it fit.
@@ -70,6 +70,7 @@ class Fit:
 
     setup: Setup
     device: str
+    runtime: str
     memory: Memory
     usable: int
     binds: str | None
@@ -97,7 +98,12 @@ def fit(setup: Setup, device: Accelerator, runtime: Runtime, needed: MemoryOf) -
     usable = runtime.usable_bytes(device.memory_bytes)
     memory = needed(setup)
     return Fit(
-        setup=setup, device=device.name, memory=memory, usable=usable, binds=_binds(memory, usable)
+        setup=setup,
+        device=device.name,
+        runtime=runtime.name,
+        memory=memory,
+        usable=usable,
+        binds=_binds(memory, usable),
     )
 
 
@@ -195,22 +201,46 @@ def _fits(setup: Setup, usable: int, needed: MemoryOf) -> bool:
     return total is not None and total <= usable
 
 
+def likely_limit(usable: int, total: Callable[[int], int], probes: tuple[int, int]) -> int:
+    """A size close to the largest that fits, for a search to begin with; at least 1.
+
+    A line through the totals of two sizes, and a second line through the first and that limit.
+
+    Args:
+        usable: The bytes that may be needed.
+        total: The bytes that a size needs; they grow about linearly.
+        probes: Two sizes, the smaller first.
+    """
+    first, second = probes
+    needed = total(first)
+    for _ in range(2):
+        per_one = (total(second) - needed) / (second - first)
+        if per_one <= 0:
+            break
+        size = first + int((usable - needed) / per_one)
+        if size <= first:
+            return max(size, 1)
+        second = size
+    return second
+
+
 def _largest(most: int, first: int, is_ok: Callable[[int], bool]) -> Limit:
     """The largest number up to `most` that satisfies a monotonic condition.
 
-    By doubling, from `first` if it satisfies the condition and from 1 if not, then by bisection.
+    From `first` with steps that double until the condition changes, then by bisection.
     """
     low, high = 0, most + 1
-    size = min(first, most)
+    size, step = min(first, most), 1
     try:
-        if size > 1 and not is_ok(size):
-            high, size = size, 1
-        while size < high and is_ok(size):
-            low, size = size, 2 * size
-        high = min(high, size)
         while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if is_ok(middle) else (low, middle)
+            if is_ok(size):
+                low = size
+                size = low + step if high > most else (low + high) // 2
+            else:
+                high = size
+                size = high - step if low == 0 else (low + high) // 2
+            size = min(max(size, low + 1), high - 1)
+            step *= 2
     except WorkLimitReached:
         return Limit(low, stopped=True)
     return Limit(low)

@@ -22,7 +22,9 @@ def chrome_trace(trace: Trace, time: PassTime) -> dict[str, Any]:
         `args` has the band, the kernel class and the bounding resource.
     """
     events: list[dict[str, Any]] = [
-        _metadata("process_name", 0, f"{trace.model.name} on {time.accelerator.name}"),
+        _metadata(
+            "process_name", 0, f"{trace.model.name} on {time.accelerator.name}, {time.execution}"
+        ),
         _metadata("thread_name", _OPERATORS, f"operators ({time.execution})"),
         _metadata("thread_name", _LAYERS, "layers"),
     ]

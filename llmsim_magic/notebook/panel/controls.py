@@ -6,6 +6,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from llmsim_magic.records.hardware.dtypes import DTYPES
+from llmsim_magic.records.hardware.execution import RUNTIMES
 from llmsim_magic.records.trace.workload import DEFAULT_CONTEXT, PHASES
 from llmsim_magic.simulate.option_effect import effective_values, options_without_effect
 from llmsim_magic.simulate.options import BY_NAME, OPTIONS, request_of
@@ -45,6 +46,7 @@ class Controls:
         self.hardware = _dropdown(
             "hardware", [name for name in BY_NAME["hardware"].choices if name != ALL]
         )
+        self.runtime = _dropdown("runtime", list(RUNTIMES))
         self.weights = _dropdown("weight_dtype")
         self.cache = _dropdown("kv_dtype")
         self.tp = _dropdown("tp", list(map(str, _TPS)))
@@ -57,6 +59,7 @@ class Controls:
         self.base.value = build.base
         deployed, tp = request.deployment, request.build.parallel.tp
         _select(self.hardware, _first(deployed.hardware, ""))
+        _select(self.runtime, deployed.runtime or "")
         self.weights.value = deployed.weight_dtype or ""
         self.cache.value = deployed.kv_dtype or ""
         _select(self.tp, str(tp))
@@ -73,7 +76,8 @@ class Controls:
         for control in (self.phase, *(part for size in sizes for part in size.widget.children)):
             control.disabled = self.view.value == "multi-config"
         unused = options_without_effect(self._chosen())
-        for name, control in (("weight_dtype", self.weights), ("kv_dtype", self.cache)):
+        controls = {"weight_dtype": self.weights, "kv_dtype": self.cache, "runtime": self.runtime}
+        for name, control in controls.items():
             control.disabled = name in unused
 
     @property
@@ -87,7 +91,7 @@ class Controls:
         return (
             *(self.model, self.view, self.phase, self.batch.widget, self.context.widget),
             *(self.dtype, self.attn, self.base),
-            *(self.hardware, self.weights, self.cache, self.tp),
+            *(self.hardware, self.runtime, self.weights, self.cache, self.tp),
         )
 
     @property
@@ -114,6 +118,7 @@ class Controls:
             "attn": self.attn.value or None,
             "base": self.base.value,
             "hardware": (self.hardware.value,) if self.hardware.value else (),
+            "runtime": self.runtime.value or None,
             "weight_dtype": self.weights.value or None,
             "kv_dtype": self.cache.value or None,
             "tp": int(self.tp.value),
@@ -182,7 +187,8 @@ class NumberSlider:
 def _select(dropdown: widgets.Dropdown, value: Any) -> None:
     """Select a value; one that the dropdown does not have yet is added."""
     if value not in [option for _, option in dropdown.options]:
-        label = str(value) if isinstance(value, int) else ", ".join(map(str, sorted(value)))
+        is_one = isinstance(value, int | str)
+        label = str(value) if is_one else ", ".join(map(str, sorted(value)))
         dropdown.options = (*dropdown.options, (label, value))
     dropdown.value = value
 

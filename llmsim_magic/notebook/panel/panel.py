@@ -250,6 +250,7 @@ def panel(
     attn: str | None = None,
     base: bool = False,
     hardware: str | None = None,
+    runtime: str | None = None,
     trust_remote_code: bool = False,
 ) -> Panel:
     """Explore a model with dropdowns and sliders in a notebook.
@@ -265,6 +266,7 @@ def panel(
         attn: `sdpa` or `eager`; by default the model's.
         base: leave out the head, as `AutoModel` does.
         hardware: a device of the catalogue to predict time and memory for.
+        runtime: `transformers`, `vllm` or `all`; by default as in `trace`.
         trust_remote_code: run code from the model's repository.
 
     Returns:
@@ -293,6 +295,7 @@ def panel(
         "attn": attn,
         "base": base,
         "hardware": () if hardware is None else (hardware,),
+        "runtime": runtime,
         "trust_remote_code": trust_remote_code,
     }
     _require_one_device(hardware)

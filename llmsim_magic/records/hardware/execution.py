@@ -1,11 +1,12 @@
 """What executes a pass: a runtime, and how it launches kernels."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llmsim_magic.records.errors import InvalidValue, one_of
+from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.validation import choice
 
-RUNTIMES = ("transformers", "vllm")
+RUNTIMES = {"transformers": "transformers", "vllm": "vLLM"}  # as typed, and as written in a title
 LAUNCHES = ("eager", "graph")
 ALL_RUNTIMES = "all"
 _NAMES = {
@@ -52,6 +53,16 @@ def executions(runtime: str | None = None, launch: str | None = None) -> tuple[E
     of_runtime = [each for each in EXECUTIONS if runtime in (each.runtime, ALL_RUNTIMES, None)]
     found = tuple(each for each in of_runtime if launch in (each.launch, None))
     if not found:
-        legal = one_of([each.launch for each in of_runtime])
+        legal = " or ".join(each.launch for each in of_runtime)
         raise InvalidValue.must_be("launch", launch, f"{legal} under runtime {runtime}")
     return found
+
+
+def runtimes_of(found: Iterable[Execution]) -> tuple[str, ...]:
+    """Each runtime of several executions once, in their order."""
+    return tuple(dict.fromkeys(each.runtime for each in found))
+
+
+def under(runtimes: Iterable[str]) -> str:
+    """Runtimes as a title names them: `under transformers and vLLM`."""
+    return "under " + " and ".join(RUNTIMES[name] for name in runtimes)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -15,6 +15,7 @@ from llmsim_magic.analyses.memory.capacity import (
     WorkLimitReached,
     fit,
     largest_batch,
+    likely_limit,
     longest_context,
     with_remedies,
 )
@@ -28,6 +29,7 @@ from llmsim_magic.analyses.memory.memory import (
 from llmsim_magic.catalog import runtimes
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
 from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.hardware.execution import RUNTIMES
 from llmsim_magic.records.hardware.runtime import Runtime
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
@@ -45,6 +47,7 @@ from llmsim_magic.simulate.request import Build
 from llmsim_magic.simulate.sweeps.workload_tracer import FAR_CONTEXTS, WorkloadTracer
 
 Tracer = Callable[[Workload], Trace]
+_PROBES = {"batch": (4, 16), "context": (256, 1024)}  # whose needs a search extrapolates
 _MAX_LOOKUPS = 4  # of cache sizes by trace, before a formula is derived
 _MAX_TRACED_TOKENS = 2**22
 _MAX_TRACED_BATCH = 64  # a model that reads packed images one by one makes more kernels with each
@@ -63,7 +66,6 @@ class CapacityPlanner:
         model: a hub id, a path, a config or a live module.
         build: how the model is built.
         recipes: known recipes of the model, by parallel layout.
-        runtime: name of the serving runtime in the catalogue.
         progress: called with a message before each trace.
         cancelled: returns True to stop a trace.
         notes: searches that stopped before their end, in sentences.
@@ -72,7 +74,6 @@ class CapacityPlanner:
     model: Any
     build: Build = field(default_factory=Build)
     recipes: dict[Parallel, ModelRecipe] = field(default_factory=dict)
-    runtime: str = "vllm"
     progress: Progress = no_progress
     cancelled: IsCancelled = never_cancelled
     notes: list[str] = field(default_factory=list, init=False)
@@ -103,59 +104,83 @@ class CapacityPlanner:
         known = [n for n in (tracer.longest, tracer.declared) if n is not None]
         return min(known, default=None)
 
-    def fit(self, setup: Setup, device: Accelerator, *, remedies: bool = True) -> Fit | None:
+    def fit(
+        self, setup: Setup, device: Accelerator, runtime: str, *, remedies: bool = True
+    ) -> Fit | None:
         """Check whether a setup fits a device.
 
         Args:
             setup: batch, context, parallel layout and stored dtypes.
             device: the accelerator.
+            runtime: name of a runtime in the catalogue.
             remedies: also look for changes that would make a setup fit that does not.
 
         Returns:
             The fit, or None if the memory of the device is unknown.
 
         Raises:
-            InvalidValue: a context longer than the model supports, an unknown dtype, or a number
-                of devices that the model's parallel plan does not allow.
+            InvalidValue: a context longer than the model supports, an unknown dtype or runtime, or
+                a number of devices that the model's parallel plan does not allow.
         """
-        runtime = runtimes.find(self.runtime, device.memory_bytes)
-        needed = partial(self.needed, runtime=runtime)
-        found = fit(setup, device, runtime, needed)
+        own = runtimes.on(runtime, device)
+        needed = partial(self.needed, runtime=own)
+        found = fit(setup, device, own, needed)
         if found is None or not remedies:
             return found
         with self._bounded_search():
             return with_remedies(found, needed, self.longest)
 
-    def largest_batch(self, setup: Setup, device: Accelerator) -> int | None:
+    def largest_batch(self, setup: Setup, device: Accelerator, runtime: str) -> int | None:
         """The largest batch that fits at the setup's context; None if the memory is unknown."""
-        return self._limit(setup, device, "batch", largest_batch)
+        return self._limit(setup, device, runtime, "batch", largest_batch)
 
-    def longest_context(self, setup: Setup, device: Accelerator) -> int | None:
+    def longest_context(self, setup: Setup, device: Accelerator, runtime: str) -> int | None:
         """The longest context in tokens that fits at the setup's batch, up to the model's limit."""
-        most = self.longest or 2**20
-        return self._limit(setup, device, "context", partial(longest_context, most=most))
+        search = partial(longest_context, most=self.longest or 2**20)
+        return self._limit(setup, device, runtime, "context", search)
 
     def _limit(
-        self, setup: Setup, device: Accelerator, what: str, search: Callable[..., Limit]
+        self,
+        setup: Setup,
+        device: Accelerator,
+        runtime: str,
+        what: str,
+        search: Callable[..., Limit],
     ) -> int | None:
-        """The result of a search, which begins where the runtime reads prompts in chunks.
-
-        From there on only the cache grows, for which there is a formula.
-        """
+        """The result of a search, from a first guess on."""
         if device.memory_bytes is None:
             return None
-        runtime = runtimes.find(self.runtime, device.memory_bytes)
-        usable = runtime.usable_bytes(device.memory_bytes)
-        other = setup.context if what == "batch" else setup.batch
-        first = runtime.chunk_tokens // max(other, 1) + 1
+        own = runtimes.on(runtime, device)
+        usable = own.usable_bytes(device.memory_bytes)
         with self._bounded_search():
-            found = search(setup, usable, partial(self.needed, runtime=runtime), first=first)
+            first = self._first_guess(setup, own, usable, what)
+            found = search(setup, usable, partial(self.needed, runtime=own), first=first)
         if found.stopped:
             self.notes.append(
-                f"{device.name}: the search for the largest {what} stopped at {found.size}, "
-                "because larger ones take too long to trace; more may fit"
+                f"{device.name}, {RUNTIMES[runtime]}: the search for the largest {what} stopped at "
+                f"{found.size}, because larger ones take too long to trace; more may fit"
             )
         return found.size
+
+    def _first_guess(self, setup: Setup, runtime: Runtime, usable: int, what: str) -> int:
+        """Where a search begins: where the runtime reads prompts in chunks, or a likely limit.
+
+        From the first chunk on only the cache grows, for which there is a formula. Without chunks
+        each size is a trace of its own, so that few should be tried.
+        """
+        if runtime.chunk_tokens:
+            other = setup.context if what == "batch" else setup.batch
+            return runtime.chunk_tokens // max(other, 1) + 1
+        most = self.longest or 2**20
+
+        def total(size: int) -> int:
+            if what == "batch":
+                return self.needed(replace(setup, batch=size), runtime).required
+            return self.needed(replace(setup, context=min(size, most)), runtime).required
+
+        with suppress(WorkLimitReached, LlmsimError):
+            return likely_limit(usable, total, _PROBES[what])
+        return 1
 
     @contextmanager
     def reporting(self, progress: Progress, cancelled: IsCancelled) -> Iterator[None]:
@@ -189,10 +214,14 @@ class CapacityPlanner:
         return self._memories[key]
 
     def _largest_stage(self, setup: Setup, runtime: Runtime) -> Memory:
-        if self.longest is not None and setup.context > self.longest:
-            legal = f"within the {self.longest} tokens that the model supports"
-            raise InvalidValue.must_be("context", setup.context, legal)
+        self.require_context(setup.context)
         return max(self.by_stage(setup, runtime), key=lambda memory: memory.required)
+
+    def require_context(self, context: int) -> None:
+        """Raise `InvalidValue` for a context longer than the model supports."""
+        if self.longest is not None and context > self.longest:
+            legal = f"within the {self.longest} tokens that the model supports"
+            raise InvalidValue.must_be("context", context, legal)
 
     def by_stage(self, setup: Setup, runtime: Runtime) -> list[Memory]:
         """The memory of one rank of each pipeline stage."""

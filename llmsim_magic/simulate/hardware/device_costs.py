@@ -9,20 +9,28 @@ from typing import TYPE_CHECKING
 
 from llmsim_magic.analyses.engine.engine_trace import engine_notes
 from llmsim_magic.analyses.memory.capacity import Setup
-from llmsim_magic.analyses.memory.memory import Memory
+from llmsim_magic.analyses.memory.memory import Memory, memory
 from llmsim_magic.analyses.parallel.shards import shards
 from llmsim_magic.analyses.time.latency import NOT_MODELLED, latency
 from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.analyses.time.perfetto import chrome_trace
 from llmsim_magic.analyses.time.stored_dtypes import stored_dtypes
+from llmsim_magic.analyses.torch_time.transformers_time import transformers_time
 from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.accelerator import Accelerator
-from llmsim_magic.records.hardware.calibration import Calibration, Regime
-from llmsim_magic.records.hardware.runtime import Runtime
+from llmsim_magic.records.hardware.calibration import Calibration
+from llmsim_magic.records.hardware.execution import Execution, runtimes_of
+from llmsim_magic.records.hardware.torch_kernel import TorchCalibration
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
+from llmsim_magic.simulate.hardware.executions import (
+    executions_on,
+    gap_notes,
+    memory_runtimes,
+    require_executions,
+)
 from llmsim_magic.simulate.hardware.local_device import local
 from llmsim_magic.simulate.request import ALL, MEASURED, Deployment
 from llmsim_magic.views.plots.plot import Plot
@@ -37,7 +45,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def device_of(name: str) -> tuple[Accelerator, Calibration | None]:
+# Constants of an engine's kernels or a CPU's, or those of PyTorch's kernels on a GPU.
+AnyCalibration = Calibration | TorchCalibration | None
+
+
+def device_of(name: str) -> tuple[Accelerator, AnyCalibration]:
     """A device by name; one of this machine has its measured calibration."""
     return local(name) if name in MEASURED else (accelerators.find(name), None)
 
@@ -48,53 +60,96 @@ class DeviceCosts:
 
     Attributes:
         traces: the passes.
-        deployment: devices, stored dtypes and kernel launch.
+        deployment: devices, stored dtypes, runtime and launch.
         planner: traces further setups; None for a module that was traced on given inputs.
     """
 
     traces: tuple[Trace, ...]
     deployment: Deployment
     planner: CapacityPlanner | None = None
-    _times: dict[tuple[int, str], PassTime] = field(default_factory=dict, init=False, repr=False)
+    _times: dict[tuple[int, str, Execution], PassTime] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @cached_property
-    def devices(self) -> tuple[tuple[Accelerator, Calibration | None], ...]:
+    def devices(self) -> tuple[tuple[Accelerator, AnyCalibration], ...]:
         """Each requested device once, with its calibration if it is one of this machine."""
         found = (device_of(name) for name in self.deployment.hardware if name != ALL)
         return tuple({device.name: (device, own) for device, own in found}.values())
 
     @property
     def can_fit(self) -> bool:
-        """Whether `fits` is available: it needs a device and a model with batch and context."""
-        return bool(self.devices) and self.planner is not None
+        """Whether `fits` has rows: for devices of known memory, if batch and context can vary."""
+        sizes = [device.memory_bytes for device, _ in self.devices]
+        return self.planner is not None and any(size is not None for size in sizes)
 
     @property
     def first(self) -> str:
         """The name of the first device, which tables of one device describe."""
         return self.devices[0][0].name
 
-    def time(self, trace: Trace, place: int = 0) -> PassTime:
-        """The time of a pass on the device at index `place`."""
-        return self.time_on(trace, *self.devices[place])
+    def executions(self, place: int = 0) -> tuple[Execution, ...]:
+        """What executes the passes on the device at index `place`, as far as times are predicted.
+
+        Raises:
+            LlmsimError: the deployment leaves nothing that is predicted.
+        """
+        return tuple(each for each, error in self._outcomes[place].items() if error is None)
+
+    @cached_property
+    def _outcomes(self) -> tuple[dict[Execution, LlmsimError | None], ...]:
+        """For each device the executions, with the error of one whose times cannot be predicted."""
+        return tuple(self._outcomes_on(*device) for device in self.devices)
+
+    def _outcomes_on(
+        self, device: Accelerator, calibration: AnyCalibration
+    ) -> dict[Execution, LlmsimError | None]:
+        require_executions(self.deployment, self.traces[0], device)
+        found: dict[Execution, LlmsimError | None] = {}
+        for execution in executions_on(self.deployment, self.traces[0], device):
+            try:
+                for trace in self.traces:
+                    self.time_on(trace, device, calibration, execution)
+            except LlmsimError as error:
+                found[execution] = error
+            else:
+                found[execution] = None
+        errors = [error for error in found.values() if error is not None]
+        if len(errors) == len(found):
+            raise errors[0]
+        return found
+
+    @property
+    def first_execution(self) -> Execution:
+        """The first execution on the first device, which tables of one execution describe."""
+        return self.executions()[0]
 
     def time_on(
-        self, trace: Trace, device: Accelerator, calibration: Calibration | None = None
+        self, trace: Trace, device: Accelerator, calibration: AnyCalibration, execution: Execution
     ) -> PassTime:
-        """The time of a pass on a device, summed over pipeline stages."""
-        key = (id(trace), device.name)
+        """The time of a pass on a device under an execution, summed over pipeline stages."""
+        key = (id(trace), device.name, execution)
         if key not in self._times:
-            stages = [self._time(stage, device, calibration) for stage in self._stages(trace)]
+            stages = [
+                self._time(stage, device, calibration, execution) for stage in self._stages(trace)
+            ]
             operators = tuple(operator for stage in stages for operator in stage.operators)
             self._times[key] = replace(stages[0], operators=operators)
         return self._times[key]
 
-    def _time(self, trace: Trace, device: Accelerator, calibration: Calibration | None) -> PassTime:
+    def _time(
+        self, trace: Trace, device: Accelerator, calibration: AnyCalibration, execution: Execution
+    ) -> PassTime:
         stored = stored_dtypes(
             trace, device, self.deployment.weight_dtype, self.deployment.kv_dtype
         )
-        is_eager = self.deployment.launch == "eager" or device.kind == "cpu"  # a CPU has no graphs
-        regime: Regime = "eager" if is_eager else "graph"
-        return latency(trace, device, calibration, regime=regime, stored=stored)
+        of_torch = calibration if isinstance(calibration, TorchCalibration) else None
+        known = calibration if isinstance(calibration, Calibration) else None
+        if execution.runtime == "vllm":
+            return latency(trace, device, known, stored=stored)
+        if device.kind == "cpu":
+            return latency(trace, device, known, regime="eager", stored=stored)
+        return transformers_time(trace, device, execution.launch, of_torch, stored=stored)
 
     def _stages(self, trace: Trace) -> Sequence[Trace]:
         parallel = trace.model.parallel
@@ -104,24 +159,38 @@ class DeviceCosts:
 
     @cached_property
     def passes(self) -> tuple[tuple[Trace, PassTime], ...]:
-        """Every pass on every device, with its time."""
-        places = range(len(self.devices))
-        return tuple((trace, self.time(trace, place)) for place in places for trace in self.traces)
+        """Every pass on every device under every execution, with its time."""
+        return tuple(
+            (trace, self.time_on(trace, device, calibration, execution))
+            for place, (device, calibration) in enumerate(self.devices)
+            for execution in self.executions(place)
+            for trace in self.traces
+        )
+
+    @property
+    def first_passes(self) -> tuple[tuple[Trace, PassTime], ...]:
+        """Every pass on each device under the first execution there."""
+        places = enumerate(self.devices)
+        first = {device.name: self.executions(place)[0] for place, (device, _) in places}
+        return tuple(
+            (trace, time)
+            for trace, time in self.passes
+            if time.execution == first[time.accelerator.name]
+        )
 
     @cached_property
     def latency(self) -> "pd.DataFrame":
-        """One row per device and pass: seconds with their band, tokens/s and the bound."""
+        """One row per device, execution and pass: seconds with their band, tokens/s, the bound."""
         return time_tables.latency_table(self.passes)
 
     @cached_property
     def times(self) -> "pd.DataFrame":
-        """One row per operator of the first pass: its seconds on the first device."""
-        trace = self.traces[0]
-        return time_tables.times_table(trace, self._first_stage)
+        """One row per operator of the first pass and execution: seconds on the first device."""
+        return time_tables.times_table(self.traces[0], self._first_stages)
 
     @cached_property
     def layers(self) -> "pd.DataFrame":
-        """One row per layer of the first pass, with its seconds on the first device if any."""
+        """One row per layer of the first pass, with seconds under `first_execution` if any."""
         trace = self.traces[0]
         table = layers_table(trace)
         if not self.devices:
@@ -131,22 +200,30 @@ class DeviceCosts:
 
     @cached_property
     def types(self) -> "pd.DataFrame":
-        """One row per type of operator, with its seconds on the first device if any."""
+        """One row per type of operator, with its seconds under `first_execution` if any."""
         return costs_table(self.traces[0], self._first_stage if self.devices else None)
 
     @cached_property
     def roofline(self) -> Plot:
-        """Roofline plot: the operators of the first pass on the first device."""
+        """Roofline plot: the operators of the first pass under `first_execution`."""
         return roofline_plot(self.traces[0], self._first_stage)
 
     @cached_property
+    def _first_stages(self) -> tuple[PassTime, ...]:
+        """The first pass on the first device by execution, without further pipeline stages."""
+        device, calibration = self.devices[0]
+        return tuple(
+            self._time(self.traces[0], device, calibration, execution)
+            for execution in self.executions()
+        )
+
+    @property
     def _first_stage(self) -> PassTime:
-        """The time of the first pass, without further pipeline stages."""
-        return self._time(self.traces[0], *self.devices[0])
+        return self._first_stages[0]
 
     @property
     def events(self) -> str:
-        """The first pass on the first device as Chrome trace events, in JSON."""
+        """The first pass under `first_execution` as Chrome trace events, in JSON."""
         return json.dumps(chrome_trace(self.traces[0], self._first_stage))
 
     def timeline(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -167,22 +244,27 @@ class DeviceCosts:
 
     @cached_property
     def memory(self) -> "pd.DataFrame":
-        """One row per part of device memory, on the rank that needs the most. Bytes."""
-        return memory_tables.memory_table(self.needed)
+        """One row per runtime and part of device memory, on the rank that needs the most. Bytes."""
+        return memory_tables.memory_table(self.memories)
 
     @property
-    def _runtime(self) -> Runtime:
-        """The serving runtime on the first device."""
-        return runtimes.find("vllm", self.devices[0][0].memory_bytes if self.devices else None)
+    def runtimes(self) -> tuple[str, ...]:
+        """The runtimes whose memory is shown.
+
+        Raises:
+            InvalidValue: the deployment leaves none that is predicted.
+        """
+        require_executions(self.deployment, self.traces[0], self._first_device)
+        return memory_runtimes(self.deployment, self.traces[0], self._first_device)
+
+    @property
+    def _first_device(self) -> Accelerator | None:
+        return self.devices[0][0] if self.devices else None
 
     @cached_property
     def ranks(self) -> "pd.DataFrame":
-        """One row per pipeline stage: the memory of one of its ranks. Bytes."""
-        if self.planner is None:
-            memories = [self.needed]
-        else:
-            memories = self.planner.by_stage(self.setup, self._runtime)
-        return memory_tables.ranks_table({f"stage {n}": each for n, each in enumerate(memories)})
+        """One row per runtime and pipeline stage: the memory of one of its ranks. Bytes."""
+        return memory_tables.ranks_table({name: self._by_stage(name) for name in self.runtimes})
 
     @cached_property
     def collectives(self) -> "pd.DataFrame":
@@ -197,19 +279,46 @@ class DeviceCosts:
         return memory_tables.shards_table(shards(whole, trace))
 
     @cached_property
-    def needed(self) -> Memory:
-        """The memory of the rank that needs the most, with the overhead of the runtime."""
-        runtime = self._runtime
-        if self.planner is None:
-            from llmsim_magic.analyses.memory.memory import memory
+    def memories(self) -> dict[str, Memory]:
+        """By runtime, the memory of the rank that needs the most.
 
-            return memory(
-                self.traces[0],
+        Raises:
+            InvalidValue: a runtime that is not predicted, or a context that is too long.
+        """
+        if self.planner is not None:
+            self.planner.require_context(self.setup.context)
+        return {
+            name: max(self._by_stage(name), key=lambda found: found.required)
+            for name in self.runtimes
+        }
+
+    @property
+    def first_memory(self) -> tuple[str, Memory]:
+        """The first runtime, and the memory under it."""
+        return next(iter(self.memories.items()))
+
+    def _by_stage(self, runtime: str) -> list[Memory]:
+        """The memory of one rank of each pipeline stage: of this pass under transformers.
+
+        An engine holds what the largest pass of the setup takes: it reads prompts in chunks, and
+        samples.
+        """
+        own = runtimes.on(runtime, self._first_device)
+        if runtime == "vllm" and self.planner is not None:
+            return self.planner.by_stage(self.setup, own)
+        found = [
+            memory(
+                stage,
                 weight_dtype=self.deployment.weight_dtype,
                 kv_dtype=self.deployment.kv_dtype,
-                runtime=runtime,
+                runtime=own,
             )
-        return self.planner.needed(self.setup, runtime)
+            for stage in self._stages(self.traces[0])
+        ]
+        if self._first_device is not None and self._first_device.kind == "cpu":
+            # A CPU's allocator keeps no segments.
+            found = [replace(each, segments=None) for each in found]
+        return found
 
     @property
     def setup(self) -> Setup:
@@ -226,7 +335,7 @@ class DeviceCosts:
 
     @cached_property
     def fits(self) -> "pd.DataFrame":
-        """One row per device: whether the model fits, remedies, largest batch, longest context.
+        """One row per device and runtime: whether the model fits, remedies, largest sizes.
 
         Raises:
             LlmsimError: the module was traced on given inputs.
@@ -236,18 +345,38 @@ class DeviceCosts:
                 "fits is not available: a module that was traced on given inputs has no batch "
                 "and context to vary"
             )
-        found = [self.planner.fit(self.setup, device) for device, _ in self.devices]
-        table = memory_tables.capacity_table(found)
-        known = [device for device, _ in self.devices if device.memory_bytes is not None]
         planner, setup = self.planner, self.setup
-        table["largest_batch"] = [planner.largest_batch(setup, device) for device in known]
-        table["longest_context"] = [planner.longest_context(setup, device) for device in known]
+        places = [
+            (device, runtime)
+            for device, _ in self.devices
+            for runtime in memory_runtimes(self.deployment, self.traces[0], device)
+            if device.memory_bytes is not None
+        ]
+        table = memory_tables.capacity_table(planner.fit(setup, *place) for place in places)
+        table["largest_batch"] = [planner.largest_batch(setup, *place) for place in places]
+        table["longest_context"] = [planner.longest_context(setup, *place) for place in places]
         return table
 
     def remarks(self) -> tuple[str, ...]:
-        """Which kernels of an engine a predicted time is for, and what it does not include."""
+        """What is not predicted and why, and what an engine runs otherwise than the model does."""
         if not self.devices:
             return ()
-        notes = engine_notes(self.traces[0]) if self.deployment.launch != "eager" else ()
+        trace = self.traces[0]
         searches = self.planner.notes if self.planner is not None else ()
-        return (*searches, *(f"time: {note}" for note in notes), NOT_MODELLED)
+        devices = [device for device, _ in self.devices]
+        found = runtimes_of(
+            each for place in range(len(devices)) for each in self.executions(place)
+        )
+        notes = engine_notes(trace) if "vllm" in found else ()
+        return (
+            *searches,
+            *gap_notes(self.deployment, trace, devices),
+            *(
+                f"no rows of {execution} on {device.name}: {error}"
+                for device, outcomes in zip(devices, self._outcomes, strict=True)
+                for execution, error in outcomes.items()
+                if error is not None
+            ),
+            *(f"vLLM: {note}" for note in notes),
+            NOT_MODELLED,
+        )

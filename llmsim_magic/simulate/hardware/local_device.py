@@ -68,6 +68,11 @@ def benchmark_message(name: str) -> str:
     return f"benchmarking kernels on {what} ({how_long}, once per session)"
 
 
+def measures_gpu(name: str) -> bool:
+    """Whether `local` or `local-cpu` is a GPU on this machine."""
+    return _gpu_name(name) is not None
+
+
 def _gpu_name(name: str) -> str | None:
     from llmsim_magic.capture.measure.cuda_device import cuda_name
 

@@ -1,6 +1,6 @@
 """size(): which devices a model fits, and how fast it runs on each."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,8 @@ from llmsim_magic.analyses.time.latency import NOT_MODELLED
 from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import Cancelled, LlmsimError, NoDecode
+from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.hardware.execution import Execution, runtimes_of, under
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import (
     DEFAULT_CONTEXT,
@@ -19,11 +21,18 @@ from llmsim_magic.records.trace.workload import (
 )
 from llmsim_magic.records.validation import as_nonempty_tuple, require_callable
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
-from llmsim_magic.simulate.hardware.device_costs import DeviceCosts, device_of
+from llmsim_magic.simulate.hardware.device_costs import AnyCalibration, DeviceCosts, device_of
+from llmsim_magic.simulate.hardware.executions import (
+    executions_on,
+    gap_notes,
+    require_executions,
+    require_executions_on_cpu,
+)
+from llmsim_magic.simulate.hardware.local_device import measures_gpu
 from llmsim_magic.simulate.models.recipes import Progress, no_progress
 from llmsim_magic.simulate.option_effect import require_effect_on_cache
 from llmsim_magic.simulate.options import request_of
-from llmsim_magic.simulate.request import ALL, Deployment, Request
+from llmsim_magic.simulate.request import ALL, MEASURED, Deployment, Request
 from llmsim_magic.views.page import as_html, as_text
 from llmsim_magic.views.section import Section
 from llmsim_magic.views.tables import memory as memory_tables
@@ -39,14 +48,14 @@ class Sizing:
 
     Attributes:
         title: model, batch, context and parallel layout.
-        table: one row per device: whether the model fits, bytes, seconds of a prefill and of a
-            decode step with their bands, tokens/s and the bound.
+        table: one row per device, runtime and launch: whether the model fits, bytes, seconds of a
+            prefill and of a decode step with their bands, tokens/s and the bound.
         notes: devices and phases without a prediction, and what the times do not include.
 
     >>> import llmsim_magic as llmsim
     >>> sizing = llmsim.size("gpt2", hardware="T4")
     >>> sizing.title
-    'gpt2: batch 1 × context 128, one device'
+    'gpt2: batch 1 × context 128, one device, under transformers and vLLM'
     """
 
     title: str
@@ -58,8 +67,9 @@ class Sizing:
         return Section(
             self.title,
             self.table,
-            "Bytes are per device. Low to high is a band that is meant to hold nine of ten "
-            "measurements. NA: the model does not fit.",
+            "One row per device, runtime and launch. Bytes are per device. Low to high is a band "
+            "that is meant to hold nine of ten measurements. NA: the model does not fit under "
+            "that runtime.",
         )
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
@@ -80,7 +90,8 @@ def size(
     hardware: str | Iterable[str] = ALL,
     weight_dtype: str | None = None,
     kv_dtype: str | None = None,
-    launch: str = "graph",
+    runtime: str | None = None,
+    launch: str | None = None,
     tp: int = 1,
     pp: int = 1,
     ep: int = 1,
@@ -101,7 +112,10 @@ def size(
         hardware: names of devices in the catalogue, or `all`.
         weight_dtype: dtype of the stored weights, such as `int4` or `fp8`; by default the model's.
         kv_dtype: dtype of the stored keys and values; by default the model's.
-        launch: `graph` (kernels captured once as a CUDA graph) or `eager` (one by one).
+        runtime: what executes the model: `transformers` (a plain call of it), `vllm` (an engine)
+            or `all`; by default each.
+        launch: `eager` (kernels started one by one) or `graph` (captured once as a CUDA graph);
+            by default each that the runtime has.
         tp: devices that share each layer (tensor parallel).
         pp: stages that share the layers (pipeline parallel).
         ep: devices that share the experts (expert parallel).
@@ -114,14 +128,14 @@ def size(
         progress: called with a message before each step.
 
     Returns:
-        The sizing: one row per device in `table`.
+        The sizing: one row per device, runtime and launch in `table`.
 
     Raises:
         LlmsimError: one line that says what is wrong; `Cancelled` if `cancelled` returned True.
 
     >>> import llmsim_magic as llmsim
     >>> table = llmsim.size("Qwen/Qwen3-32B", hardware=["L40S", "H100"]).table
-    >>> table[["device", "fits"]].values.tolist()
+    >>> table.loc[table["runtime"] == "vllm", ["device", "fits"]].values.tolist()
     [['L40S', False], ['H100-SXM5-80GB', True]]
     """
     request = _request(model, locals())
@@ -164,34 +178,78 @@ def sizing_of(
     passes, notes = _passes(planner, setup)
     require_effect_on_cache(deployment, passes)
     costing = DeviceCosts(passes, deployment, planner)
-    names = [*accelerators.entries()] if ALL in deployment.hardware else [*deployment.hardware]
-    fits: list[Fit] = []
-    times: list[tuple[PassTime | None, ...]] = []
-    unknown: dict[str, str] = {}
+    is_all = ALL in deployment.hardware
+    names = [*accelerators.entries()] if is_all else [*deployment.hardware]
+    require_executions(deployment, passes[0], None)
+    rows: list[_Row] = []
+    devices: list[Accelerator] = []
     for place, name in enumerate(names, 1):
         if cancelled():
             raise Cancelled(f"size: cancelled after {place - 1} devices")
         progress(f"device {place} of {len(names)}: {name}")
+        if name in MEASURED and not measures_gpu(name):
+            require_executions_on_cpu(deployment)
         device, calibration = device_of(name)
-        fit = planner.fit(setup, device)
-        if fit is None:
-            unknown[name] = "its memory size is unknown"
+        if not is_all:
+            require_executions(deployment, passes[0], device)
+        if device.memory_bytes is None:
+            notes.append(f"{device.name}: its memory size is unknown")
             continue
-        fits.append(fit)
-        each: list[PassTime | None] = [None] * len(passes)
-        if fit.fits:
-            try:
-                each = [costing.time_on(trace, device, calibration) for trace in passes]
-            except LlmsimError as error:
-                unknown[name] = str(error)
-        times.append(tuple(each))
-    notes += [f"{name}: {why}" for name, why in unknown.items()]
-    table = memory_tables.capacity_table(fits)
+        devices.append(device)
+        rows += _rows_on(device, calibration, setup, costing)
+    notes += _error_notes(rows)
+    notes += gap_notes(deployment, passes[0], devices)
+    table = memory_tables.capacity_table(row.fit for row in rows)
+    table.insert(2, "launch", [row.execution.launch for row in rows])
     for place, trace in enumerate(passes):
-        columns = phase_columns(trace, [found[place] for found in times])
+        columns = phase_columns(trace, [row.times[place] for row in rows])
         table = table.assign(**columns)
+    shown = under(runtimes_of(row.execution for row in rows))
     title = f"{passes[0].model.name}: batch {setup.batch} × context {setup.context}, "
-    return Sizing(f"{title}{setup.parallel}", table, (*notes, NOT_MODELLED))
+    return Sizing(f"{title}{setup.parallel}, {shown}", table, (*notes, NOT_MODELLED))
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of the table: whether the model fits, and each pass's time if it does, or an error."""
+
+    fit: Fit
+    execution: Execution
+    times: tuple[PassTime | None, ...]
+    error: str = ""
+
+
+def _error_notes(rows: Iterable[_Row]) -> list[str]:
+    """A sentence for each device and error, with the executions that have it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.error:
+            found.setdefault((row.fit.device, row.error), []).append(str(row.execution))
+    return [f"{device} ({'; '.join(names)}): {why}" for (device, why), names in found.items()]
+
+
+def _rows_on(
+    device: Accelerator, calibration: AnyCalibration, setup: Setup, costing: DeviceCosts
+) -> Iterator[_Row]:
+    """A row for each execution on a device; the fit of a runtime is found once."""
+    fits: dict[str, Fit | None] = {}
+    passes, planner = costing.traces, costing.planner
+    for execution in executions_on(costing.deployment, passes[0], device):
+        if execution.runtime not in fits and planner is not None:
+            fits[execution.runtime] = planner.fit(setup, device, execution.runtime)
+        fit = fits.get(execution.runtime)
+        if fit is None:
+            continue
+        unknown = (None,) * len(passes)
+        if not fit.fits:
+            yield _Row(fit, execution, unknown)
+            continue
+        try:
+            times = [costing.time_on(trace, device, calibration, execution) for trace in passes]
+        except LlmsimError as error:
+            yield _Row(fit, execution, unknown, str(error))
+        else:
+            yield _Row(fit, execution, tuple(times))
 
 
 def _passes(planner: CapacityPlanner, setup: Setup) -> tuple[tuple[Trace, ...], list[str]]:

@@ -44,7 +44,8 @@ def _roofline_data(trace: Trace, time: PassTime) -> RooflineData:
     dots = operator_dots(trace, time)
     share = math.fsum(dot.share for dot in dots)
     title = display_name(
-        f"{display_name(trace.model.name, 60)} on {time.accelerator.name}: {trace.workload}"
+        f"{display_name(trace.model.name, 60)} on {time.accelerator.name} ({time.execution}): "
+        f"{trace.workload}"
     )
     seconds, low, high = map(_format_seconds, (time.seconds, time.low, time.high))
     duration = f"{seconds} ({low} to {high})"

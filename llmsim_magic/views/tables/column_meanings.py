@@ -37,6 +37,11 @@ _WORKLOAD = {
     "batch": "sequences in the batch",
     "context": "tokens read by a prefill, or already cached by a decode step",
 }
+_RUNTIME = {"runtime": "transformers (a plain call of the model) or vllm (an engine)"}
+_EXECUTION = {
+    **_RUNTIME,
+    "launch": "eager (kernels started one by one) or graph (captured once as a CUDA graph)",
+}
 _ORDER = {"order": "position in execution order, from 0"}
 _QUANTITY = {"quantity": "name of the quantity", "means": "explanation of the row"}
 
@@ -133,13 +138,14 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
         },
         "memory": {
             **_QUANTITY,
+            **_RUNTIME,
             "bytes": "bytes on each device",
-            "share": "fraction of the total",
+            "share": "fraction of the total; NA for what the total does not include",
         },
         "latency": {
             "device": "name of the device",
+            **_EXECUTION,
             **_WORKLOAD,
-            "launch": "graph (kernels captured once) or eager (started one by one)",
             **_BAND,
             "tokens_per_s": "tokens read per second; in decode one for each sequence",
             "tokens_per_s_low": "tokens per second at the slow end of the band",
@@ -151,6 +157,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             **_ORDER,
             "path": _OPS["path"],
             "op": _OPS["op"],
+            **_EXECUTION,
             "class": "class of kernel whose calibration gives the time",
             **_BAND,
             "share": "fraction of the time of the pass",
@@ -162,6 +169,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
         },
         "sizing": {
             "device": "name of the device",
+            **_EXECUTION,
             "devices": "how many of them share the model",
             "fits": "whether each device holds its part",
             "usable_bytes": "memory of a device that a runtime can use, in bytes",

@@ -9,6 +9,7 @@ from llmsim_magic.analyses.cost.operator_costs import totals
 from llmsim_magic.analyses.memory.memory import Memory
 from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
+from llmsim_magic.records.hardware.execution import RUNTIMES
 from llmsim_magic.records.trace.trace import Trace
 
 Passes = Sequence[tuple[Trace, PassTime]]
@@ -27,22 +28,25 @@ _TOTALS = {
 
 @defer_interrupt
 def comparison_table(
-    traces: tuple[Trace, Trace], memories: tuple[Memory, Memory], passes: tuple[Passes, Passes]
+    traces: tuple[Trace, Trace],
+    memories: tuple[tuple[str, Memory], tuple[str, Memory]],
+    passes: tuple[Passes, Passes],
 ) -> pd.DataFrame:
     """One row per quantity, index `quantity`: the values of both models and their ratio.
 
     Args:
         traces: the same workload of the first and of the second model.
-        memories: the memory that each model needs per device.
+        memories: the memory that each model needs per device, with the name of the runtime.
         passes: the passes of each model with their predicted times.
 
     Returns:
-        A table whose `ratio` is the second value over the first. Times of a pass that only one
-        of the models has are left out.
+        A table whose `ratio` is the second value over the first. The unit of memory and of times
+        names the runtime. Times of a pass that only one of the models has, or memory under
+        different runtimes, are left out.
     """
     rows = [
         *_total_rows(traces),
-        ("memory_bytes", "bytes", *(memory.total for memory in memories)),
+        *_memory_rows(*memories),
         *_time_rows(*passes),
     ]
     quantities, units, first, second = zip(*rows, strict=True)
@@ -69,17 +73,25 @@ def _total_rows(traces: tuple[Trace, Trace]) -> list[Row]:
     return rows
 
 
+def _memory_rows(first: tuple[str, Memory], second: tuple[str, Memory]) -> list[Row]:
+    runtime, memory = first
+    if second[0] != runtime:
+        return []
+    return [("memory_bytes", f"bytes, {RUNTIMES[runtime]}", memory.total, second[1].total)]
+
+
 def _time_rows(first: Passes, second: Passes) -> list[Row]:
     """Seconds, and the ends of their bands, of each pass that both models have."""
-    other_times = {_pass_name(trace, time): time for trace, time in second}
+    other_times = {(_pass_name(trace, time), time.execution): time for trace, time in second}
     rows: list[Row] = []
     for trace, time in first:
         name = _pass_name(trace, time)
-        other = other_times.get(name)
+        other = other_times.get((name, time.execution))
         if other is not None:
             for part in ("seconds", "low", "high"):
                 suffix = "" if part == "seconds" else f".{part}"
-                rows.append((f"{name}{suffix}", "s", getattr(time, part), getattr(other, part)))
+                values = (getattr(time, part), getattr(other, part))
+                rows.append((f"{name}{suffix}", f"s, {time.execution}", *values))
     return rows
 
 

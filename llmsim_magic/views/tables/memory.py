@@ -1,6 +1,7 @@
 """Tables of memory: what each device holds, exchanges and fits."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -19,41 +20,80 @@ _PARTS = {
     "cache": "keys and values, or recurrent states, kept for the next token after the pass",
     "activations": "peak of the tensors that the pass creates and holds at the same time",
     "context": "held by drivers and libraries, outside the allocator",
-    "total": "peak of allocated bytes; the whole budget under an engine, with the context",
+}
+_TOTAL = "peak of allocated bytes; the context comes on top"
+_ENGINE_TOTAL = "all that the engine needs, with the context"
+_RESERVED = {
+    "reserved_low": "at least what the caching allocator takes from the driver",
+    "reserved_high": "at most what it takes; the driver shows that and the context",
 }
 
 
 @defer_interrupt
-def memory_table(memory: Memory) -> pd.DataFrame:
-    """One row per part of the memory of a device.
+def memory_table(memories: Mapping[str, Memory]) -> pd.DataFrame:
+    """One row per runtime and part of the memory of a device.
+
+    Args:
+        memories: the memory under each runtime, by its name.
 
     Returns:
-        A table with index `quantity`: `bytes`, their `share` of the total, and what the part
-        `means`. Rows `assumed.N` state the assumptions and have no bytes.
+        A table with index `quantity`, which repeats for each runtime: the `runtime`, `bytes`,
+        their `share` of the total, and what the part `means`. The context has a share where the
+        total includes it. Rows `reserved_low` and `reserved_high` are the band of what the caching
+        allocator reserves. Rows `assumed.N` state the assumptions and have no bytes.
     """
-    names = list(_PARTS)
-    sizes: list[int | None] = [getattr(memory, name) for name in names]
-    total = memory.total
-    shares = [size / total if total and size is not None else None for size in sizes]
-    meanings = [f"{units.nbytes(getattr(memory, name))}: {_PARTS[name]}" for name in names]
-    for place, assumption in enumerate(memory.assumptions):
-        names.append(f"assumed.{place}")
-        sizes.append(None)
-        shares.append(None)
-        meanings.append(assumption)
+    names: list[str] = []
+    columns: dict[str, list[Any]] = {"runtime": [], "bytes": [], "share": [], "means": []}
+    for runtime, memory in memories.items():
+        for name, nbytes, is_part, meaning in _rows(memory):
+            names.append(name)
+            columns["runtime"].append(runtime)
+            columns["bytes"].append(nbytes)
+            columns["share"].append(
+                nbytes / memory.total if nbytes is not None and is_part else None
+            )
+            size = "" if nbytes is None else f"{units.nbytes(nbytes)}: "
+            columns["means"].append(f"{size}{meaning}")
     return pd.DataFrame(
-        {"bytes": integers(sizes), "share": floats(shares), "means": meanings},
-        index=pd.Index(names, name="quantity"),
+        {
+            "runtime": texts(columns["runtime"]),
+            "bytes": integers(columns["bytes"]),
+            "share": floats(columns["share"]),
+            "means": columns["means"],
+        },
+        index=pd.Index(names, name="quantity", dtype=object),
     )
 
 
+def _rows(memory: Memory) -> Iterator[tuple[str, int | None, bool, str]]:
+    """The name of each row, its bytes, whether they are part of the total, and the meaning."""
+    for name, meaning in _PARTS.items():
+        is_part = bool(memory.total) and (name != "context" or memory.counts_context)
+        yield name, getattr(memory, name), is_part, meaning
+    total = _ENGINE_TOTAL if memory.counts_context else _TOTAL
+    yield "total", memory.total, bool(memory.total), total
+    reserved = memory.reserved
+    if reserved is not None:
+        ends = (reserved.low, reserved.high)
+        for (name, meaning), nbytes in zip(_RESERVED.items(), ends, strict=True):
+            yield name, nbytes, False, meaning
+    for place, assumption in enumerate(memory.assumptions):
+        yield f"assumed.{place}", None, False, assumption
+
+
 @defer_interrupt
-def ranks_table(memories: Mapping[str, Memory]) -> pd.DataFrame:
-    """One row per stage or rank, index `rank`; one column per part of its memory, in bytes."""
-    columns = {
-        name: integers([getattr(memory, name) for memory in memories.values()]) for name in _PARTS
-    }
-    return pd.DataFrame(columns, index=pd.Index(list(memories), name="rank"))
+def ranks_table(memories: Mapping[str, Sequence[Memory]]) -> pd.DataFrame:
+    """One row per runtime and pipeline stage, index `rank`; a column per part of memory, in bytes.
+
+    Args:
+        memories: the memory of a rank of each stage, by runtime.
+    """
+    rows = [(runtime, memory) for runtime, each in memories.items() for memory in each]
+    columns: dict[str, object] = {"runtime": texts([runtime for runtime, _ in rows])}
+    for name in (*_PARTS, "total"):
+        columns[name] = integers([getattr(memory, name) for _, memory in rows])
+    index = [f"stage {place}" for each in memories.values() for place in range(len(each))]
+    return pd.DataFrame(columns, index=pd.Index(index, name="rank", dtype=object))
 
 
 @defer_interrupt
@@ -97,10 +137,10 @@ def shards_table(shards: Iterable[Shard]) -> pd.DataFrame:
 
 @defer_interrupt
 def capacity_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
-    """One row per device of known memory: whether the model fits, and which change makes it fit.
+    """One row per fit on a device under a runtime, and which change makes it fit.
 
     Args:
-        fits: the answer for each device; None for a device of unknown memory, which gets no row.
+        fits: the answers; None for a device of unknown memory, which gets no row.
 
     Returns:
         A table of bytes per rank. `binds` names the part of the memory that exceeds the device.
@@ -110,6 +150,7 @@ def capacity_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
     rows = [fit for fit in fits if fit is not None]
     columns: dict[str, object] = {
         "device": [fit.device for fit in rows],
+        "runtime": texts([fit.runtime for fit in rows]),
         "devices": [fit.setup.parallel.ranks for fit in rows],
         "fits": [fit.fits for fit in rows],
         "usable_bytes": integers([fit.usable for fit in rows]),

@@ -4,6 +4,7 @@ import pandas as pd
 
 from llmsim_magic.analyses.cost.mixture_of_experts import expert_routings
 from llmsim_magic.analyses.cost.operator_costs import Totals, operator_types, totals
+from llmsim_magic.analyses.engine.engine_coverage import engine_gap
 from llmsim_magic.analyses.engine.engine_trace import engine_notes, engine_trace
 from llmsim_magic.analyses.kernels import elementwise_work
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
@@ -102,11 +103,13 @@ def _cost_rows(sums: Totals) -> list[Row]:
 
 
 def _engine_rows(trace: Trace, sums: Totals) -> list[Row]:
-    """The FLOPs under vllm, where its kernels do other work than the model's own."""
+    """The FLOPs under vLLM, where it serves the model and its kernels do other work."""
+    if engine_gap(trace) is not None:
+        return []
     flops = totals(engine_trace(trace)).flops
     if flops == sums.flops:
         return []
-    return [("flops_vllm", flops, "FLOPs", f"under vllm: {'; '.join(engine_notes(trace))}")]
+    return [("flops_vllm", flops, "FLOPs", f"under vLLM: {'; '.join(engine_notes(trace))}")]
 
 
 def _kernel_coverage_rows(trace: Trace) -> list[Row]:

@@ -29,7 +29,7 @@ _OPERATOR_COLUMNS = {
 
 @defer_interrupt
 def latency_table(passes: Iterable[tuple[Trace, PassTime]]) -> pd.DataFrame:
-    """One row per pass on a device: its time, its tokens per second, and its bottleneck.
+    """One row per pass on a device under an execution: its time, tokens/s, and bottleneck.
 
     Returns:
         A table whose tokens per second count the tokens that a pass reads: one per sequence in
@@ -43,10 +43,11 @@ def latency_table(passes: Iterable[tuple[Trace, PassTime]]) -> pd.DataFrame:
     tokens = [tokens_read(trace) for trace, _ in rows]
     columns: dict[str, object] = {
         "device": _strings([time.accelerator.name for time in times]),
+        "runtime": _strings([time.execution.runtime for time in times]),
+        "launch": _strings([time.execution.launch for time in times]),
         "phase": _strings([workload.phase for workload in workloads]),
         "batch": integers([workload.batch for workload in workloads]),
         "context": integers([workload.context or None for workload in workloads]),
-        "launch": _strings([time.execution.launch for time in times]),
         "time_s": floats([time.seconds for time in times]),
         "time_low_s": floats([time.low for time in times]),
         "time_high_s": floats([time.high for time in times]),
@@ -61,19 +62,30 @@ def latency_table(passes: Iterable[tuple[Trace, PassTime]]) -> pd.DataFrame:
 
 
 @defer_interrupt
-def times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
-    """One row per operator, index `order`; cells are NA for an operator that runs no kernel.
+def times_table(trace: Trace, times: Sequence[PassTime]) -> pd.DataFrame:
+    """One row per operator and execution, index `order`; NA for an operator without kernels.
+
+    Args:
+        trace: the pass.
+        times: its time under each execution, whose rows follow one after the other.
 
     Returns:
         A table whose `class` is the kernel class that the prediction is calibrated on. `flops`
         and `bytes` are those of the operator's kernels, `of_peak` and `of_bandwidth` the
         fractions of the device's peak that they reach, and `share` the fraction of the pass.
     """
+    tables = [_operator_times(trace, time) for time in times]
+    return tables[0] if len(tables) == 1 else pd.concat(tables)
+
+
+def _operator_times(trace: Trace, time: PassTime) -> pd.DataFrame:
     operators = time.operators
     estimates = [Estimate(each.seconds, each.low, each.high, each.binds) for each in operators]
     columns: dict[str, object] = {
         "path": list(trace.paths),
         "op": trace.expand_replays([operator.op for operator in trace.recorded.operators]),
+        "runtime": _strings([time.execution.runtime] * len(operators)),
+        "launch": _strings([time.execution.launch] * len(operators)),
         "class": _strings([operator.kind for operator in operators]),
         **_estimate_columns(estimates, time, "share"),
     }
