@@ -90,6 +90,40 @@ def test_a_mistake_is_one_line_and_greys_what_is_shown_until_the_next_answer(sho
     assert shown.report.trace.model.name == "distilgpt2"
 
 
+def test_a_dropdown_chooses_the_runtime(shown: Panel) -> None:
+    assert shown.controls.runtime.options[0] == ("every runtime", "")
+    assert shown.controls.runtime.disabled, "a summary without a device has no figure of a runtime"
+    ask(shown, "view", "memory")
+    assert not shown.controls.runtime.disabled
+    assert set(shown.report.memory["runtime"]) == {"transformers"}
+    ask(shown, "hardware", "H100-SXM5-80GB")
+    assert set(shown.report.memory["runtime"]) == {"transformers", "vllm"}
+    assert "under transformers and vLLM" in shown.panes["memory"].widget.value
+    ask(shown, "runtime", "vllm")
+    assert set(shown.report.memory["runtime"]) == {"vllm"}
+    assert set(shown.report.latency["runtime"]) == {"vllm"}
+    assert "under vLLM" in shown.panes["memory"].widget.value
+
+
+def test_a_runtime_that_does_not_cover_the_model_is_one_line() -> None:
+    made = panel(small_models.bert(), context=5, hardware="H100", runtime="vllm")
+    assert made.controls.runtime.value == "vllm"
+    run_and_wait(made, made.refresh)
+    assert made.status.error.startswith("runtime must be transformers for")
+    ask(made, "runtime", "")
+    assert made.status.error == ""
+    assert set(made.report.latency["runtime"]) == {"transformers"}
+    assert "no rows of vLLM" in made.panes["summary"].widget.value
+    made.cancel()
+
+
+def test_every_runtime_may_be_given_by_name() -> None:
+    made = panel(small_models.qwen3(), view="memory", context=5, runtime="all")
+    run_and_wait(made, made.refresh)
+    assert set(made.report.memory["runtime"]) == {"transformers", "vllm"}
+    made.cancel()
+
+
 class Gate:
     """Holds a trace until it is opened."""
 

@@ -107,15 +107,24 @@ def fit(setup: Setup, device: Accelerator, runtime: Runtime, needed: MemoryOf) -
     )
 
 
-def with_remedies(found: Fit, needed: MemoryOf, longest: int | None) -> Fit:
-    """The fit with remedies: more devices, fewer bits, a smaller batch or context."""
+def with_remedies(
+    found: Fit, needed: MemoryOf, longest: int | None, first: Callable[[str], int]
+) -> Fit:
+    """The fit with remedies: more devices, fewer bits, a smaller batch or context.
+
+    Args:
+        found: The fit.
+        needed: Computes the memory of a setup.
+        longest: The longest context that the model supports; None if it has no limit.
+        first: The batch or context that a search begins with, by its name.
+    """
     if found.fits:
         return found
     setup, usable = found.setup, found.usable
     ways = (
         _first([(change,) for change in _device_changes(setup)], setup, usable, needed),
         _first([(change,) for change in _dtype_changes(setup)], setup, usable, needed),
-        *_smaller_workloads(found, needed, longest),
+        *_smaller_workloads(found, needed, longest, first),
     )
     remedies = [way for way in ways if way is not None]
     if not remedies:
@@ -152,13 +161,15 @@ def _first(
 
 
 def _smaller_workloads(
-    found: Fit, needed: MemoryOf, longest: int | None
+    found: Fit, needed: MemoryOf, longest: int | None, first: Callable[[str], int]
 ) -> Iterator[Remedy | None]:
     """The largest batch and the longest context that fit, if any does."""
     setup, usable = found.setup, found.usable
     sizes = {
-        "batch": largest_batch(setup, usable, needed, setup.batch),
-        "context": longest_context(setup, usable, needed, longest or setup.context),
+        "batch": largest_batch(setup, usable, needed, setup.batch, first("batch")),
+        "context": longest_context(
+            setup, usable, needed, longest or setup.context, first("context")
+        ),
     }
     for what, limit in sizes.items():
         if limit.size:

@@ -128,7 +128,8 @@ class CapacityPlanner:
         if found is None or not remedies:
             return found
         with self._bounded_search():
-            return with_remedies(found, needed, self.longest)
+            first = partial(self._first_guess, setup, own, found.usable)
+            return with_remedies(found, needed, self.longest, first)
 
     def largest_batch(self, setup: Setup, device: Accelerator, runtime: str) -> int | None:
         """The largest batch that fits at the setup's context; None if the memory is unknown."""
