@@ -21,7 +21,8 @@ _STORED = ("weight_dtype", "kv_dtype")
 _IN_MEMORY = (*_STORED, "runtime")
 _TIMED = (*_IN_MEMORY, "launch")
 _PROMPTS = {
-    "transformers": "transformers reads a whole prompt in one pass.",
+    "transformers": "transformers reads the whole prompt in one pass, before a decode step too, "
+    "and makes all its logits.",
     "vllm": "vLLM reads prompts in chunks, and limits itself to a share of the memory.",
 }
 _BAND = "Low to high is a band that is meant to hold nine of ten measurements."

@@ -204,9 +204,12 @@ def sizing_of(
     for place, trace in enumerate(passes):
         columns = phase_columns(trace, [row.times[place] for row in rows])
         table = table.assign(**columns)
-    shown = under(runtimes_of(row.execution for row in rows))
-    title = f"{passes[0].model.name}: batch {setup.batch} × context {setup.context}, "
-    return Sizing(f"{title}{setup.parallel}, {shown}", table, (*notes, NOT_MODELLED))
+    shown = [row.execution for row in rows] or executions_on(deployment, passes[0])
+    title = (
+        f"{passes[0].model.name}: batch {setup.batch} × context {setup.context}, "
+        f"{setup.parallel}, {under(runtimes_of(shown))}"
+    )
+    return Sizing(title, table, (*notes, NOT_MODELLED))
 
 
 @dataclass(frozen=True, slots=True)
