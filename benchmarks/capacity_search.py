@@ -26,8 +26,11 @@ def seconds(names: list[str], hardware: str) -> Iterator[tuple[str, float, float
         start, start_processor = time.perf_counter(), time.process_time()
         try:
             report = llmsim.trace(name, hardware=hardware)
-            row = report.costing.fits.iloc[0]
-            found = f"largest batch {row.largest_batch}, longest context {row.longest_context}"
+            found = "; ".join(
+                f"{row.runtime}: largest batch {row.largest_batch}, "
+                f"longest context {row.longest_context}"
+                for row in report.costing.fits.itertuples()
+            )
             stopped = [remark for remark in report.remarks() if "the search for" in remark]
             found = "; ".join((found, *stopped))
         except llmsim.LlmsimError as error:

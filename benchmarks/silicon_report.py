@@ -51,6 +51,7 @@ def _traced(model: str, phase: str, batch: int, context: int, hardware: str | No
         context=context,
         dtype="bfloat16",
         hardware=() if hardware is None else hardware,
+        runtime=RUNTIME,
     )
 
 
@@ -69,11 +70,9 @@ def predict(row: Row) -> tuple[Predicted, ...]:
         return ()
     table = _report(row).latency
     table = table[(table["phase"] == row["phase"]) & (table["context"] == row["context"])]
-    if "runtime" in table:
-        table = table[table["runtime"] == RUNTIME]
     return tuple(
         Predicted(
-            runtime=getattr(each, "runtime", "vllm"),  # what a table without the column is for
+            runtime=each.runtime,
             launch=each.launch,
             seconds=each.time_s,
             low=each.time_low_s,
