@@ -212,6 +212,24 @@ def test_decoders_with_keys_and_values_are_covered(name: str) -> None:
         assert engine_gap(llmsim.trace(small_models.CONFIGS[name](), phase=phase).trace) is None
 
 
+def test_recurrent_states_beside_keys_and_values_are_not_covered() -> None:
+    """Their scans would be priced as transformers writes them out, which no engine runs."""
+    from transformers import RecurrentGemmaConfig
+
+    config = RecurrentGemmaConfig(
+        vocab_size=100,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        lru_width=64,
+    )
+    report = llmsim.trace(config, context=9, hardware="H100")
+    assert set(report.latency["runtime"]) == {"transformers"}
+    assert "recurrent states" in str(engine_gap(report.trace))
+
+
 def test_a_pass_on_given_inputs_is_a_plain_call() -> None:
     import torch
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import llmsim_magic as llmsim
-from llmsim_magic.analyses.memory.capacity import Limit, WorkLimitReached, _largest
+from llmsim_magic.analyses.memory.capacity import Limit, WorkLimitReached, _largest, likely_limit
 from llmsim_magic.analyses.memory.memory import cache_bytes, memory, most_reserved
 from llmsim_magic.analyses.memory.quantization import packing_from_config
 from llmsim_magic.analyses.memory.tensor_lifetimes import (
@@ -548,6 +548,34 @@ def test_the_largest_size_that_fits_is_found_from_any_start(
     most: int, first: int, fits_up_to: int
 ) -> None:
     assert _largest(most, first, lambda size: size <= fits_up_to).size == min(most, fits_up_to)
+
+
+@pytest.mark.parametrize("usable", [0, 999, 10_000, 123_457])
+@pytest.mark.parametrize("rounding", [1, 64])
+def test_a_search_of_what_grows_by_a_line_begins_beside_its_end(usable: int, rounding: int) -> None:
+    def total(size: int) -> int:
+        return 700 + -(-37 * size // rounding) * rounding
+
+    tried: list[int] = []
+
+    def is_ok(size: int) -> bool:
+        tried.append(size)
+        return total(size) <= usable
+
+    found = _largest(10**6, likely_limit(usable, total, (4, 16)), is_ok).size
+    assert found == max((n for n in range(1, 4000) if total(n) <= usable), default=0)
+    assert len(tried) <= 6
+
+
+def test_what_needs_no_more_for_more_has_no_likely_limit() -> None:
+    assert likely_limit(100, lambda _: 50, (4, 16)) == 16
+
+
+def test_a_cpu_has_no_context_of_a_driver() -> None:
+    cpu, gpu = accelerators.find("EPYC 9654"), accelerators.find("H100")
+    assert runtimes.on("transformers", cpu).context(1) == 0
+    assert runtimes.on("transformers", gpu) == runtimes.find("transformers", gpu.memory_bytes)
+    assert runtimes.on("vllm", None) == runtimes.find("vllm")
 
 
 def test_a_search_that_may_not_go_on_says_where_it_stopped() -> None:
