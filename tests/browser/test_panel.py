@@ -221,7 +221,7 @@ def test_it_is_reached_by_the_keyboard_in_order(page: Any, lab: tuple[str, Path]
     panel.wait_for("GPT2LMHeadModel")
     panel.root.get_by_label("Model", exact=True).focus()
     names = []
-    for _ in range(15):
+    for _ in range(16):
         names.append(
             page.evaluate("""() => {
           const at = document.activeElement;
@@ -231,7 +231,7 @@ def test_it_is_reached_by_the_keyboard_in_order(page: Any, lab: tuple[str, Path]
         page.keyboard.press("Tab")
     assert names == [
         "Model", "View", "Phase", "Batch", "Batch slider", "Context", "Context slider", "Dtype",
-        "Attention", "Head", "Hardware", "Weights", "Cache", "Devices", "Trace",
+        "Attention", "Head", "Hardware", "Runtime", "Weights", "Cache", "Devices", "Trace",
     ]  # fmt: skip
     panel.root.get_by_role("slider", name="Batch slider").focus()
     page.keyboard.press("ArrowRight")
