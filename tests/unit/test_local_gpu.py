@@ -18,7 +18,7 @@ from llmsim_magic.capture.measure.model_passes import ModelPass
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.catalog.torch_calibration import torch_calibration
 from llmsim_magic.records.hardware.accelerator import Accelerator
-from llmsim_magic.records.hardware.torch_kernel import TorchConstants, TorchSample
+from llmsim_magic.records.hardware.torch_kernel import TorchCalibration, TorchConstants, TorchSample
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.hardware import local_device
 from tests.helpers.small_models import CONFIGS
@@ -121,12 +121,11 @@ def test_local_is_the_gpu_where_there_is_one(
     fake_gpu: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_device, "_measured_cpu", lambda: ("the CPU", "its calibration"))
-    assert local_device.local() == (fake_gpu, None)
-    calibration = local_device.local_transformers()
-    assert calibration is not None
+    accelerator, calibration = local_device.local()
+    assert accelerator == fake_gpu
+    assert isinstance(calibration, TorchCalibration)
     assert calibration.device == fake_gpu.name
     assert local_device.local("local-cpu") == ("the CPU", "its calibration")
-    assert local_device.local_transformers("local-cpu") is None
     message = local_device.benchmark_message("local")
     assert message == (
         "benchmarking kernels on the GPU of this machine, NVIDIA X (up to 2 minutes, once per "
@@ -142,6 +141,11 @@ def test_a_pass_is_predicted_on_the_gpu_of_this_machine(fake_gpu: Accelerator) -
     report = llmsim.trace(CONFIGS["qwen3"](), context=8, hardware="local", progress=said.append)
     assert set(report.latency["device"]) == {"NVIDIA X"}
     assert (report.latency["time_low_s"] < report.latency["time_high_s"]).all()
+    executions = report.latency[["runtime", "launch"]].drop_duplicates().values.tolist()
+    assert executions == [["transformers", "eager"], ["transformers", "graph"], ["vllm", "graph"]]
+    measured = report.latency.set_index("runtime")["measured"]
+    assert measured["transformers"].all()
+    assert not measured["vllm"].any()
     assert local_device.benchmark_message("local") in said
 
 
@@ -158,5 +162,4 @@ def test_local_is_the_cpu_of_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cuda_device, "cuda_name", lambda: None)
     monkeypatch.setattr(local_device, "_measured_cpu", lambda: ("the CPU", "its calibration"))
     assert local_device.local() == ("the CPU", "its calibration")
-    assert local_device.local_transformers() is None
     assert "the CPU of this machine" in local_device.benchmark_message("local")

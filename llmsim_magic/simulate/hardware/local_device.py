@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _measuring = ExclusiveLock("this machine is being measured")
 
 
-def local(name: str = LOCAL) -> tuple[Accelerator, Calibration | None]:
+def local(name: str = LOCAL) -> tuple[Accelerator, Calibration | TorchCalibration]:
     """A device of this machine and its calibration; the first call benchmarks it.
 
     Args:
@@ -37,25 +37,14 @@ def local(name: str = LOCAL) -> tuple[Accelerator, Calibration | None]:
 
     Returns:
         A CPU with the calibration of its kernels, of which a class without measurements gets the
-        default band, a factor of three. A GPU with None, because an engine's kernels are not
-        measured: they carry over from its relatives.
+        default band, a factor of three. A GPU with that of PyTorch's kernels; an engine's are not
+        measured, but carried over from its relatives.
 
     Raises:
         CannotMeasure: the GPU is busy or too small.
     """
     with DeferredInterrupt(), _measuring:
-        if _gpu_name(name) is None:
-            return _measured_cpu()
-        return _measured_gpu()[0], None
-
-
-def local_transformers(name: str = LOCAL) -> TorchCalibration | None:
-    """The calibration of PyTorch's kernels on the GPU of this machine; None for a CPU.
-
-    Args and exceptions are those of `local`.
-    """
-    with DeferredInterrupt(), _measuring:
-        return None if _gpu_name(name) is None else _measured_gpu()[1]
+        return _measured_cpu() if _gpu_name(name) is None else _measured_gpu()
 
 
 def benchmark_message(name: str) -> str:
