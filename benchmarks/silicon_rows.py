@@ -17,7 +17,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
 from llmsim_magic.analyses.torch_time.constants_fit import PassSample
 from llmsim_magic.analyses.torch_time.kernels import torch_kernels
-from llmsim_magic.analyses.torch_time.pass_time import captured_masks, operator_work
+from llmsim_magic.analyses.torch_time.launch_time import captured_masks, operator_work
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.torch_kernel import TorchKernel, TorchSample
 from llmsim_magic.records.trace.trace import Trace

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmsim_magic.analyses.memory import quantization
+from llmsim_magic.analyses.quantization import storage_layouts as layouts
 from llmsim_magic.catalog.accelerators import find
 from llmsim_magic.records.errors import safe_str
 from llmsim_magic.records.hardware.dtypes import dtype_name
@@ -88,9 +88,9 @@ class Deployment:
         known = (name if name in (*MEASURED, ALL) else find(name).name for name in names)
         object.__setattr__(self, "hardware", tuple(dict.fromkeys(known)))
         if self.weight_dtype is not None:
-            object.__setattr__(self, "weight_dtype", quantization.weight_dtype(self.weight_dtype))
+            object.__setattr__(self, "weight_dtype", layouts.weight_dtype(self.weight_dtype))
         if self.kv_dtype is not None:
-            object.__setattr__(self, "kv_dtype", quantization.kv_dtype(self.kv_dtype))
+            object.__setattr__(self, "kv_dtype", layouts.kv_dtype(self.kv_dtype))
         executions(self.runtime, self.launch)
 
     @property

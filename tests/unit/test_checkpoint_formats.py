@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 import llmsim_magic as llmsim
-from llmsim_magic.analyses.memory.quantization import packing_from_config
 from llmsim_magic.analyses.memory.weights import matrices, packing_of, weights
+from llmsim_magic.analyses.quantization.storage_layouts import packing_from_config
 from llmsim_magic.records.errors import InvalidValue
 from tests.helpers import small_models
 

@@ -13,13 +13,13 @@ import transformers
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.memory.capacity import Limit, WorkLimitReached, _largest, likely_limit
 from llmsim_magic.analyses.memory.memory import cache_bytes, memory, most_reserved
-from llmsim_magic.analyses.memory.quantization import packing_from_config
 from llmsim_magic.analyses.memory.tensor_lifetimes import (
     lifetimes,
     peak_activations,
     peak_with_cache,
 )
 from llmsim_magic.analyses.memory.weights import weights
+from llmsim_magic.analyses.quantization.storage_layouts import packing_from_config
 from llmsim_magic.capture.kernels.tensors import held_tensors
 from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.errors import InvalidValue

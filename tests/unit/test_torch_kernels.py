@@ -12,7 +12,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
 from llmsim_magic.analyses.torch_time.attention_choice import attention_implementation
 from llmsim_magic.analyses.torch_time.kernels import torch_kernels
-from llmsim_magic.analyses.torch_time.pass_time import captured_masks
+from llmsim_magic.analyses.torch_time.launch_time import captured_masks
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.hardware.torch_kernel import TorchKernel
 from llmsim_magic.records.trace.recorded import Tensor

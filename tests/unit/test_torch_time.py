@@ -23,7 +23,7 @@ from llmsim_magic.analyses.torch_time.constants_fit import (
     predict_pass,
 )
 from llmsim_magic.analyses.torch_time.kernel_time import kernel_time
-from llmsim_magic.analyses.torch_time.pass_time import (
+from llmsim_magic.analyses.torch_time.launch_time import (
     eager_seconds,
     graph_seconds,
     host_seconds,

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from llmsim_magic.analyses.engine.engine_allocations import engine_allocations
 from llmsim_magic.analyses.engine.engine_trace import engine_notes
 from llmsim_magic.analyses.memory.pass_allocations import pass_allocations
-from llmsim_magic.analyses.memory.quantization import kv_dtype
 from llmsim_magic.analyses.memory.tensor_lifetimes import Peak, peak_activations, peak_with_cache
 from llmsim_magic.analyses.memory.weights import Weights, weights
+from llmsim_magic.analyses.quantization.storage_layouts import kv_dtype
 from llmsim_magic.records.hardware.dtypes import BITS
 from llmsim_magic.records.hardware.runtime import Runtime
 from llmsim_magic.records.trace.trace import CacheSlot, Trace

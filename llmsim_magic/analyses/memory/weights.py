@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import prod
 
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
-from llmsim_magic.analyses.memory.packing import Packing
-from llmsim_magic.analyses.memory.quantization import (
+from llmsim_magic.analyses.quantization.packing import Packing
+from llmsim_magic.analyses.quantization.storage_layouts import (
     packing_for_dtype,
     packing_from_config,
     weight_dtype,

@@ -2,9 +2,9 @@
 
 from collections import Counter
 
-from llmsim_magic.analyses.memory import quantization as layouts
-from llmsim_magic.analyses.memory.packing import Packing
 from llmsim_magic.analyses.memory.weights import matrices, packing_of
+from llmsim_magic.analyses.quantization import storage_layouts as layouts
+from llmsim_magic.analyses.quantization.packing import Packing
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.trace.trace import Trace

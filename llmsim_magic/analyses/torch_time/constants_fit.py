@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmsim_magic.analyses.torch_time.kernel_time import kernel_time
-from llmsim_magic.analyses.torch_time.pass_time import (
+from llmsim_magic.analyses.torch_time.launch_time import (
     OperatorWork,
     eager_seconds,
     graph_seconds,

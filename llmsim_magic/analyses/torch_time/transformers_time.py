@@ -8,7 +8,7 @@ from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
 from llmsim_magic.analyses.time.pass_time import OperatorTime, PassTime
 from llmsim_magic.analyses.time.roofline import Binds
 from llmsim_magic.analyses.torch_time.kernel_time import KernelTime
-from llmsim_magic.analyses.torch_time.pass_time import (
+from llmsim_magic.analyses.torch_time.launch_time import (
     OperatorRun,
     captured_masks,
     eager_seconds,

@@ -11,7 +11,7 @@ from llmsim_magic.analyses.time.band import DEFAULT_BAND
 from llmsim_magic.analyses.time.calibration_fit import band_of, fit
 from llmsim_magic.analyses.torch_time.constants_fit import PassSample, fit_constants
 from llmsim_magic.analyses.torch_time.kernel_time import kernel_time
-from llmsim_magic.analyses.torch_time.pass_time import captured_masks, operator_work
+from llmsim_magic.analyses.torch_time.launch_time import captured_masks, operator_work
 from llmsim_magic.catalog.torch_calibration import torch_calibration
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.exclusive import ExclusiveLock

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmsim_magic.analyses.memory.packing import (
+from llmsim_magic.analyses.quantization.packing import (
     ALL,
     Packing,
     UnknownLayout,

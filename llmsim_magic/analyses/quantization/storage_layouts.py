@@ -6,8 +6,8 @@ Layouts follow the reference library of each format, and sizes are exact to the 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llmsim_magic.analyses.memory import activation_formats, weight_only_formats
-from llmsim_magic.analyses.memory.packing import ALL, Packing, UnknownLayout
+from llmsim_magic.analyses.quantization import activation_formats, weight_only_formats
+from llmsim_magic.analyses.quantization.packing import ALL, Packing, UnknownLayout
 from llmsim_magic.records.errors import InvalidValue, describe, shorten
 from llmsim_magic.records.hardware.dtypes import KV_DTYPES, WEIGHT_DTYPES, short_dtype
 from llmsim_magic.records.trace.quantization_config import quantization_method

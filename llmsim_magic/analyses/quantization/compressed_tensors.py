@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmsim_magic.analyses.memory.packing import ALL, Packing, UnknownLayout, group_columns
+from llmsim_magic.analyses.quantization.packing import ALL, Packing, UnknownLayout, group_columns
 from llmsim_magic.records.errors import InvalidValue, shorten
 from llmsim_magic.records.trace.quantization_config import (
     LINEAR,

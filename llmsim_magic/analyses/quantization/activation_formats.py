@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmsim_magic.analyses.memory.compressed_tensors import compressed_tensors
-from llmsim_magic.analyses.memory.packing import ALL, Packing, UnknownLayout, of_every_linear
+from llmsim_magic.analyses.quantization.compressed_tensors import compressed_tensors
+from llmsim_magic.analyses.quantization.packing import ALL, Packing, UnknownLayout, of_every_linear
 from llmsim_magic.records.errors import one_of, shorten
 from llmsim_magic.records.trace.quantization_config import excluded_names, layouts_by_name
 

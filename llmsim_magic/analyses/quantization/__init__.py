@@ -1,0 +1,1 @@
+"""How quantised weights and caches are stored: codes, scales and zero points."""
