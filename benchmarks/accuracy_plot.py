@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 PANELS = {
     "transformers, eager": ("transformers_eager_prefill", "transformers_eager_decode"),
     "transformers, CUDA graph": ("transformers_graph_prefill", "transformers_graph_decode"),
-    "vLLM": ("prefill_step", "decode_step"),
+    "vLLM and other engines": ("prefill_step", "decode_step"),
 }
 COLORS = {"prefill": "#1f6f8b", "decode": "#c8553d"}
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
