@@ -97,6 +97,15 @@ def kernel_shapes(
     return tuple(found)
 
 
+def view_counts(trace: Trace) -> list[int]:
+    """How many views each recorded operator makes."""
+    views = [0] * len(trace.recorded.operators)
+    for kernel in trace.recorded.kernels:
+        if kernel.is_view and kernel.operator is not None:
+            views[kernel.operator] += 1
+    return views
+
+
 def _worked(
     record: Record, kernel: Kernel, accelerator: Accelerator, stored: StoredDtypes
 ) -> KernelShape | None:

@@ -7,7 +7,7 @@ from functools import cache, partial
 
 from llmsim_magic.analyses.engine.engine_trace import engine_trace
 from llmsim_magic.analyses.time.band import pass_band
-from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, kernel_shapes
+from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, kernel_shapes, view_counts
 from llmsim_magic.analyses.time.pass_time import OperatorTime, PassTime
 from llmsim_magic.analyses.time.roofline import Binds, Estimate, estimate, nearest_devices
 from llmsim_magic.catalog.calibration import calibration as default_calibration
@@ -64,7 +64,7 @@ def latency(
     estimate_kernel = cache(partial(_fastest, accelerator=accelerator, known=known))
     if regime == "eager":
         host = host_overhead(accelerator, known)
-        views = _view_counts(trace)
+        views = view_counts(trace)
         recorded = [
             _eager_time(each, views[order], accelerator, host, estimate_kernel)
             for order, each in enumerate(work)
@@ -201,11 +201,3 @@ def _operator(
 
 def _scaled(time: Estimate, share: float) -> Estimate:
     return Estimate(time.seconds * share, time.low * share, time.high * share, time.binds)
-
-
-def _view_counts(trace: Trace) -> list[int]:
-    views = [0] * len(trace.recorded.operators)
-    for kernel in trace.recorded.kernels:
-        if kernel.is_view and kernel.operator is not None:
-            views[kernel.operator] += 1
-    return views

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, collective_shape
+from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, collective_shape, view_counts
 from llmsim_magic.analyses.time.roofline import estimate
 from llmsim_magic.analyses.torch_time.kernel_time import KernelTime, kernel_time
 from llmsim_magic.analyses.torch_time.kernels import torch_kernels
@@ -66,7 +66,7 @@ def operator_work(
     kernels = torch_kernels(record, accelerator, stored=stored, with_masks=with_masks)
     recorded = [
         OperatorWork(kernels=each, sent=sent, views=views)
-        for each, sent, views in zip(kernels, _sent(trace), _view_counts(trace), strict=True)
+        for each, sent, views in zip(kernels, _sent(trace), view_counts(trace), strict=True)
     ]
     return tuple(trace.expand_replays(recorded))
 
@@ -148,11 +148,3 @@ def _sent(trace: Trace) -> list[tuple[Collective, ...]]:
         )
         for kernels in record.kernels_by_operator
     ]
-
-
-def _view_counts(trace: Trace) -> list[int]:
-    views = [0] * len(trace.recorded.operators)
-    for kernel in trace.recorded.kernels:
-        if kernel.is_view and kernel.operator is not None:
-            views[kernel.operator] += 1
-    return views
