@@ -1,9 +1,9 @@
 """The views of a report. To add one, add a `View` to `VIEWS`: every interface reads this table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from llmsim_magic.records.hardware.execution import under
+from llmsim_magic.records.hardware.execution import Execution, under
 from llmsim_magic.simulate.request import ALL, Request
 from llmsim_magic.simulate.view import View
 from llmsim_magic.views.section import Section
@@ -37,15 +37,15 @@ def _ops(report: "Report") -> Sections:
     yield Section(f"Operators of {report.title}", report.ops)
     if report.costing.devices:
         yield Section(
-            f"Time of the operators on {report.costing.first}: {_executions(report)}",
+            f"Time of the operators on {report.costing.first}: "
+            f"{_named(report.costing.executions())}",
             report.times,
             _BAND,
         )
 
 
-def _executions(report: "Report") -> str:
-    """The executions on the first device, by name."""
-    return "; ".join(map(str, report.costing.executions()))
+def _named(executions: Iterable[Execution]) -> str:
+    return "; ".join(map(str, executions))
 
 
 def _under(report: "Report") -> str:
@@ -216,9 +216,8 @@ VIEWS: dict[str, View["Report"]] = {
 
 def _latency(report: "Report") -> Sections:
     remark = f"One row per device, runtime, launch and pass. {_BAND}"
-    yield Section(
-        f"Time of {report.trace.model.name}: {_executions(report)}", report.latency, remark
-    )
+    executions = _named(report.costing.all_executions)
+    yield Section(f"Time of {report.trace.model.name}: {executions}", report.latency, remark)
 
 
 def _sizing(report: "Report") -> Sections:

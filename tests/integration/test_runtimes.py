@@ -412,6 +412,23 @@ def test_the_terminal_prints_a_row_for_each_runtime(capsys: pytest.CaptureFixtur
         assert words in found
 
 
+def test_a_refused_launch_gives_only_the_reasons_of_runtimes_that_are_there() -> None:
+    """On a CPU an engine is missing too, which is not why a CUDA graph is."""
+    for device in ("EPYC 9654", "local-cpu"):
+        said = said_by(lambda name=device: llmsim.trace("gpt2", hardware=name, launch="graph"))
+        assert said.endswith("not 'graph': a CPU has no CUDA graph")
+
+
+def test_the_heading_names_what_the_rows_of_every_device_are_of() -> None:
+    """The first device may lack what another has."""
+    for devices in (["TPU v5e", "H100"], ["H100", "TPU v5e"]):
+        report = llmsim.trace(small_models.llama(), context=8, dtype="bf16", hardware=devices)
+        heading = next(each.title for each in report.sections() if each.title.startswith("Time of"))
+        named = heading.partition(": ")[2].split("; ")
+        assert named == ["transformers, eager", "transformers, CUDA graph", "vLLM"]
+        assert set(executions(report.latency)) == set(EXECUTIONS)
+
+
 def test_notes_on_an_engine_stand_beside_its_rows_alone() -> None:
     given = {"context": 8, "hardware": "H100", "attn": "eager"}
     config = small_models.llama()

@@ -20,7 +20,7 @@ from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Calibration
-from llmsim_magic.records.hardware.execution import Execution, runtimes_of
+from llmsim_magic.records.hardware.execution import EXECUTIONS, Execution, runtimes_of
 from llmsim_magic.records.hardware.torch_kernel import TorchCalibration
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
@@ -95,6 +95,12 @@ class DeviceCosts:
             LlmsimError: the deployment leaves nothing that is predicted.
         """
         return tuple(each for each, error in self._outcomes[place].items() if error is None)
+
+    @property
+    def all_executions(self) -> tuple[Execution, ...]:
+        """What executes the passes on any of the devices, in the order of `EXECUTIONS`."""
+        found = {each for place in range(len(self.devices)) for each in self.executions(place)}
+        return tuple(each for each in EXECUTIONS if each in found)
 
     @cached_property
     def _outcomes(self) -> tuple[dict[Execution, LlmsimError | None], ...]:
@@ -364,10 +370,7 @@ class DeviceCosts:
         trace = self.traces[0]
         searches = self.planner.notes if self.planner is not None else ()
         devices = [device for device, _ in self.devices]
-        found = runtimes_of(
-            each for place in range(len(devices)) for each in self.executions(place)
-        )
-        notes = engine_notes(trace) if "vllm" in found else ()
+        notes = engine_notes(trace) if "vllm" in runtimes_of(self.all_executions) else ()
         return (
             *searches,
             *gap_notes(self.deployment, trace, devices),

@@ -1,6 +1,6 @@
 """Which executions of a model are predicted on a device, and why the others are not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from llmsim_magic.analyses.engine.engine_coverage import engine_gap
 from llmsim_magic.records.errors import InvalidValue
@@ -71,18 +71,23 @@ def _require(deployment: Deployment, gaps: Mapping[Execution, str | None], subje
     asked = deployment.executions
     if any(gaps[each] is None for each in asked):
         return
-    why = "; ".join(dict.fromkeys(filter(None, (gaps[each] for each in asked))))
     known = [each for each, missing in gaps.items() if missing is None]
     if not known:
+        why = _reasons(gaps, asked)
         raise InvalidValue(f"hardware: no runtime is predicted for {subject}: {why}")
     runtime, launch = deployment.runtime, deployment.launch
     usable = runtimes_of(known)
     if runtime not in (None, ALL_RUNTIMES, *usable):
-        legal = " or ".join(usable)
+        legal, why = " or ".join(usable), _reasons(gaps, asked)
         raise InvalidValue(f"runtime must be {legal} for {subject}, not {runtime!r}: {why}")
     launches = dict.fromkeys(each.launch for each in known if runtime in (None, each.runtime))
     legal = " or ".join(launches)
+    why = _reasons(gaps, (each for each in asked if each.runtime in usable))
     raise InvalidValue(f"launch must be {legal} for {subject}, not {launch!r}: {why}")
+
+
+def _reasons(gaps: Mapping[Execution, str | None], executions: Iterable[Execution]) -> str:
+    return "; ".join(dict.fromkeys(filter(None, (gaps[each] for each in executions))))
 
 
 def gap_notes(
