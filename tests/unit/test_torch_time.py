@@ -96,18 +96,50 @@ def test_eager_takes_as_long_as_the_slower_of_host_and_device(slower: float) -> 
         assert whole == pytest.approx(max(host, device), rel=0.05)
 
 
-def test_a_result_whose_rows_are_not_aligned_takes_longer() -> None:
-    def product(columns: int) -> float:
-        kernel = TorchKernel(
-            kind="matmul",
-            bytes=2 * (8192 * 768 + 768 * columns + 8192 * columns),
-            elements=8192 * columns,
-            flops=2 * 8192 * 768 * columns,
-            shape=(8192, columns, 768),
-        )
-        return kernel_time(kernel, H100, CONSTANTS).seconds
+def product(rows: int, columns: int, length: int, dtype: Any = "bf16") -> TorchKernel:
+    itemsize = 4 if dtype == "fp32" else 2
+    return TorchKernel(
+        kind="matmul",
+        bytes=itemsize * (rows * length + length * columns + rows * columns),
+        elements=rows * columns,
+        flops=2 * rows * columns * length,
+        dtype=dtype,
+        shape=(rows, columns, length),
+    )
 
-    assert product(50257) > 2 * product(50264)
+
+def test_a_result_whose_rows_are_not_aligned_takes_longer() -> None:
+    """On tensor cores, which PyTorch does not use for float32 by default."""
+    for dtype, least, most in (("bf16", 2.0, math.inf), ("fp32", 0.98, 1.02)):
+        odd, even = (
+            kernel_time(product(8192, columns, 768, dtype), H100, CONSTANTS).seconds
+            for columns in (50257, 50264)
+        )
+        assert least <= odd / even <= most
+
+
+@pytest.mark.parametrize("name", ["H100", "A100", "H20", "RTX 4090", "MI300X", "B200"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_weight_by_one_vector_takes_as_long_as_reading_the_weight(name: str, dtype: str) -> None:
+    """One FLOP a byte or less, where each device does ten or more on its fp32 units."""
+    device = accelerators.find(name)
+    for rows, columns in ((1, 25600), (25600, 1)):
+        kernel = product(rows, columns, 5120, dtype)
+        time = kernel_time(kernel, device, CONSTANTS)
+        assert time.binds == "memory"
+        assert device.bandwidth_bytes_per_s is not None
+        reading = kernel.bytes / device.bandwidth_bytes_per_s
+        assert reading <= time.seconds - time.start_s <= 1.1 * reading
+
+
+@pytest.mark.parametrize("name", ["H100", "A100", "H20", "MI300X"])
+def test_a_few_rows_cost_what_the_narrowest_tensor_core_tile_costs(name: str) -> None:
+    """Eight rows fill half of a tile of 16, not an eighth of one of 64."""
+    device = accelerators.find(name)
+    few = kernel_time(product(8, 25600, 5120), device, CONSTANTS)
+    assert few.binds == "memory"
+    assert few.work_s == kernel_time(product(16, 25600, 5120), device, CONSTANTS).work_s
+    assert few.work_s < kernel_time(product(64, 25600, 5120), device, CONSTANTS).work_s / 1.5
 
 
 def test_more_of_anything_takes_no_less() -> None:

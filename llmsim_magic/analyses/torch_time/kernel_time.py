@@ -15,8 +15,11 @@ from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.dtypes import BITS, arithmetic
 from llmsim_magic.records.hardware.torch_kernel import TorchConstants, TorchKernel
 
-# Tiles of a product's rows × columns, one for each unit at a time.
-_TILES = ((256, 128), (128, 256), (128, 128), (64, 256), (128, 64), (64, 128), (64, 64))
+# Tiles of a product's rows × columns, one for each unit at a time. The narrow ones are for a few
+# rows or columns: the instructions of tensor cores take 8 or 16.
+_WIDE_TILES = ((256, 128), (128, 256), (128, 128), (64, 256), (128, 64), (64, 128), (64, 64))
+_NARROW_TILES = tuple((wide, narrow) for wide in (128, 64) for narrow in (32, 16))
+_TILES = (*_WIDE_TILES, *_NARROW_TILES, *(tile[::-1] for tile in _NARROW_TILES))
 _SHARPNESS = 4  # how well work and memory traffic overlap: the sum of fourth powers
 _CACHE_STEEPNESS = 4
 _ALIGNMENT_BITS = 128  # of the rows that tensor cores load and store
@@ -81,8 +84,10 @@ def _product_s(kernel: TorchKernel, accelerator: Accelerator, constants: TorchCo
     peak = accelerator.peak(kernel.dtype)
     if kernel.kind == "grouped matmul":
         return kernel.flops / (constants.grouped_share * peak)
+    if min(kernel.shape[:2]) == 1:  # a matrix by a vector: no tiles, and no tensor cores
+        return kernel.flops / accelerator.peak("fp32")
     peak *= constants.matmul_share
-    if kernel.shape[1] * BITS[arithmetic(kernel.dtype)] % _ALIGNMENT_BITS and min(kernel.shape) > 1:
+    if not _is_aligned(kernel):
         peak *= constants.misaligned_share
     units = accelerator.compute_units
     if units is None:
@@ -96,6 +101,13 @@ def _product_s(kernel: TorchKernel, accelerator: Accelerator, constants: TorchCo
         return 2.0 * whole * tile_rows * tile_columns * length * overhead / peak
 
     return min(seconds(*tile) for tile in _TILES)
+
+
+def _is_aligned(kernel: TorchKernel) -> bool:
+    """Whether tensor cores store rows of the result; PyTorch uses none for fp32 by default."""
+    if kernel.dtype == "fp32" or kernel.shape[2] == 1:
+        return True
+    return kernel.shape[1] * BITS[arithmetic(kernel.dtype)] % _ALIGNMENT_BITS == 0
 
 
 def _memory_s(nbytes: int, accelerator: Accelerator, constants: TorchConstants) -> float:
