@@ -28,9 +28,10 @@ from llmsim_magic.records.hardware.torch_kernel import (
 )
 from llmsim_magic.records.trace.trace import Trace
 
-# A stated guess, until a second device is measured: how much wider a band is on another device of
-# the vendor whose device was.
+# A stated guess, until others are measured: how much wider a band is on another device of the
+# vendor whose device was, and for a pass of another kind than those that were.
 _CARRIED_OVER = Band(0.75, 1.33)
+_MEASURED_DTYPES = ("bfloat16", "float16")
 
 
 def transformers_time(
@@ -64,9 +65,12 @@ def transformers_time(
     work = operator_work(trace, accelerator, stored=stored, with_masks=with_masks)
     runs = run_operators(work, accelerator, known.constants)
     seconds = _SECONDS[launch](runs, known.constants)
-    is_seen = known.device == accelerator.name
-    kernel_band = band_on(accelerator, known, known.kernels)
-    pass_band = known.passes[launch]
+    is_seen = known.device == accelerator.name and _is_like_measured(trace)
+    bands = [
+        band if _is_like_measured(trace) else _carried_over(band)
+        for band in (known.kernels, known.passes[launch])
+    ]
+    kernel_band = band_on(accelerator, known, bands[0])
     return PassTime(
         accelerator=accelerator,
         execution=Execution("transformers", launch),
@@ -74,7 +78,7 @@ def transformers_time(
             _operator_time(run, time, kernel_band, accelerator)
             for run, time in zip(runs, seconds, strict=True)
         ),
-        band=band_on(accelerator, known, pass_band, known.carried.get(launch)),
+        band=band_on(accelerator, known, bands[1], known.carried.get(launch)),
         seen=is_seen,
     )
 
@@ -141,8 +145,18 @@ def band_on(
     relatives = (measured.vendor, measured.kind) if measured else ()
     if (accelerator.vendor, accelerator.kind) != relatives:
         return DEFAULT_BAND
-    lows, highs = [band.low * _CARRIED_OVER.low], [band.high * _CARRIED_OVER.high]
+    wider = _carried_over(band)
+    lows, highs = [wider.low], [wider.high]
     if earned is not None:
         lows.append(earned.low)
         highs.append(earned.high)
     return Band(max(min(lows), DEFAULT_BAND.low), min(max(highs), DEFAULT_BAND.high))
+
+
+def _is_like_measured(trace: Trace) -> bool:
+    """Whether a pass is of the kind that was measured: of a decoder in 16 bits."""
+    return trace.model.generates and trace.model.dtype in _MEASURED_DTYPES
+
+
+def _carried_over(band: Band) -> Band:
+    return Band(band.low * _CARRIED_OVER.low, band.high * _CARRIED_OVER.high)

@@ -381,5 +381,16 @@ class DeviceCosts:
                 if error is not None
             ),
             *(f"vLLM: {note}" for note in notes),
+            *self._unpriced_widening(),
             NOT_MODELLED,
+        )
+
+    def _unpriced_widening(self) -> tuple[str, ...]:
+        """A note on stored weights that a library's kernels widen, which were not measured."""
+        is_packed = self.deployment.weight_dtype or self.traces[0].model.quantisation
+        if not is_packed or "transformers" not in runtimes_of(self.all_executions):
+            return ()
+        return (
+            "transformers: stored weights are priced by the bytes that they are read in; the "
+            "kernels of a quantisation library that widen them were not measured",
         )
