@@ -429,6 +429,16 @@ def test_the_heading_names_what_the_rows_of_every_device_are_of() -> None:
         assert set(executions(report.latency)) == set(EXECUTIONS)
 
 
+def test_stored_weights_under_transformers_have_a_note_on_what_widens_them() -> None:
+    def says(**options: Any) -> bool:
+        report = llmsim.trace(small_models.llama(), context=8, hardware="H100", **options)
+        return any("widen them were not measured" in remark for remark in report.remarks())
+
+    assert says(weight_dtype="int4")
+    assert not says(weight_dtype="int4", runtime="vllm")
+    assert not says()
+
+
 def test_notes_on_an_engine_stand_beside_its_rows_alone() -> None:
     given = {"context": 8, "hardware": "H100", "attn": "eager"}
     config = small_models.llama()

@@ -138,7 +138,13 @@ def test_local_is_the_gpu_where_there_is_one(
 
 def test_a_pass_is_predicted_on_the_gpu_of_this_machine(fake_gpu: Accelerator) -> None:
     said: list[str] = []
-    report = llmsim.trace(CONFIGS["qwen3"](), context=8, hardware="local", progress=said.append)
+    report = llmsim.trace(
+        CONFIGS["qwen3"](),
+        context=8,
+        dtype="bfloat16",
+        hardware="local",
+        progress=said.append,
+    )
     assert set(report.latency["device"]) == {"NVIDIA X"}
     assert (report.latency["time_low_s"] < report.latency["time_high_s"]).all()
     executions = report.latency[["runtime", "launch"]].drop_duplicates().values.tolist()

@@ -161,6 +161,29 @@ def test_a_band_is_wider_on_a_device_that_was_not_measured(launch: str) -> None:
 
 
 @each_launch
+@pytest.mark.parametrize(("name", "dtype"), [("qwen3", "float32"), ("bert", "bfloat16")])
+def test_a_pass_unlike_those_measured_is_not_called_measured(
+    launch: str, name: str, dtype: str
+) -> None:
+    """Decoders in 16 bits were measured, nothing else."""
+    like = timed(launch)
+    trace = llmsim.trace(CONFIGS[name](), context=16, dtype=dtype).trace
+    unlike = transformers_time(trace, H100, launch)
+    assert like.seen
+    assert not unlike.seen
+    assert unlike.band.high / unlike.band.low > like.band.high / like.band.low
+
+
+def test_a_call_that_starts_nothing_costs_a_part_of_a_call() -> None:
+    [idle, *_] = [
+        each
+        for each in operator_work(traced("gpt2", "decode"), H100)
+        if not (each.kernels or each.views)
+    ]
+    assert 0 < host_seconds(idle, CONSTANTS) < CONSTANTS.host_call_s / 2
+
+
+@each_launch
 def test_a_band_is_no_wider_than_what_the_runs_allow(launch: str) -> None:
     band = timed(launch).band
     assert band.high / band.low <= {"graph": 2.0, "eager": 3.0}[launch]
