@@ -210,7 +210,8 @@ def test_gemma_3_27b_w4a16_keeps_its_vision_tower() -> None:
         quantization_config=config,
     )
     report = llmsim.trace(gemma, context=16, hardware="H100")
-    assert report.memory.loc["weights", "bytes"] == pytest.approx(16.87e9, rel=1e-3)
+    weights = report.memory.loc[["weights"], "bytes"]  # under each runtime
+    assert weights.tolist() == pytest.approx([16.87e9] * 2, rel=1e-3)
 
 
 BNB = {"quant_method": "bitsandbytes", "load_in_8bit": True}
