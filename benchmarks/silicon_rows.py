@@ -17,7 +17,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
 from llmsim_magic.analyses.torch_time.constants_fit import PassSample
 from llmsim_magic.analyses.torch_time.kernels import torch_kernels
-from llmsim_magic.analyses.torch_time.launch_time import captured_masks, operator_work
+from llmsim_magic.analyses.torch_time.launch_time import makes_masks, operator_work
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.torch_kernel import TorchKernel, TorchSample
 from llmsim_magic.records.trace.trace import Trace
@@ -76,11 +76,12 @@ def measured_passes(rows: Sequence[Row], accelerator: Accelerator) -> Iterator[M
     """Every launch of every pass."""
     for row in rows:
         trace = trace_of(row)
-        with_masks = captured_masks(str(row.get("transformers", FIRST_TRANSFORMERS)))
+        version = str(row.get("transformers", FIRST_TRANSFORMERS))
         for launch in ("eager", "graph"):
             if f"{launch}_s" not in row:
                 continue
-            work = operator_work(trace, accelerator, with_masks=with_masks and launch == "graph")
+            with_masks = makes_masks(launch, version)
+            work = operator_work(trace, accelerator, with_masks=with_masks)
             sample = PassSample(work=work, launch=launch, seconds=row[f"{launch}_s"])
             yield MeasuredPass(row=row, sample=sample)
 

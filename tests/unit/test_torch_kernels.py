@@ -12,7 +12,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
 from llmsim_magic.analyses.torch_time.attention_choice import attention_implementation
 from llmsim_magic.analyses.torch_time.kernels import torch_kernels
-from llmsim_magic.analyses.torch_time.launch_time import captured_masks
+from llmsim_magic.analyses.torch_time.launch_time import makes_masks
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.hardware.torch_kernel import TorchKernel
 from llmsim_magic.records.trace.recorded import Tensor
@@ -114,7 +114,8 @@ def test_attention_is_run_by_the_first_implementation_that_can(case: tuple[Any, 
     [("5.17.0", True), ("5.17.0.dev0", True), ("5.18.0", False), ("5.24.0", False), ("", False)],
 )
 def test_releases_up_to_5_17_make_masks_while_captured(version: str, makes: bool) -> None:
-    assert captured_masks(version) is makes
+    assert makes_masks("graph", version) is makes
+    assert not makes_masks("eager", version)
 
 
 def kinds_of(trace: Trace, **options: Any) -> list[TorchKernel]:

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from llmsim_magic.analyses.torch_time.kernel_time import kernel_time
 from llmsim_magic.analyses.torch_time.launch_time import (
     OperatorWork,
-    eager_seconds,
-    graph_seconds,
+    operator_seconds,
     run_operators,
 )
 from llmsim_magic.records.hardware.accelerator import Accelerator
@@ -91,8 +90,7 @@ def fit_constants(
 def predict_pass(sample: PassSample, accelerator: Accelerator, constants: TorchConstants) -> float:
     """Predicted seconds of a pass."""
     runs = run_operators(sample.work, accelerator, constants)
-    seconds = graph_seconds if sample.launch == "graph" else eager_seconds
-    return math.fsum(seconds(runs, constants))
+    return math.fsum(operator_seconds(runs, sample.launch, constants))
 
 
 def _kernels(

@@ -50,7 +50,7 @@ def torch_kernels(
         accelerator: The device, which decides the implementation of attention.
         stored: Dtypes that weights are stored in; as traced if None.
         with_masks: Whether attention that skips its mask reads one all the same, as in a model of
-            transformers that is captured; see `captured_masks`.
+            transformers that is captured; see `makes_masks`.
     """
     return tuple(
         tuple(

@@ -45,14 +45,16 @@ class OperatorRun:
         )
 
 
-def captured_masks(version: str) -> bool:
-    """Whether a release of transformers, captured in a CUDA graph, makes masks it skips otherwise.
+def makes_masks(launch: str, version: str) -> bool:
+    """Whether a release of transformers makes masks under a launch that it skips otherwise.
 
-    Up to 5.17 it takes a captured stream for a traced model, whose mask it may not look at, and
-    repeats the keys and values of grouped heads for an attention that reads a mask.
+    Up to 5.17 it takes a stream that a CUDA graph captures for a traced model, whose mask it may
+    not look at, and repeats the keys and values of grouped heads for an attention that reads a
+    mask.
     """
     found = re.match(r"(\d+)\.(\d+)", version)
-    return found is not None and tuple(map(int, found.groups())) < _SKIPS_MASKS
+    is_old = found is not None and tuple(map(int, found.groups())) < _SKIPS_MASKS
+    return launch == "graph" and is_old
 
 
 def operator_work(
@@ -93,6 +95,13 @@ def run_operators(
     return tuple(runs[id(each)] for each in work)
 
 
+def operator_seconds(
+    runs: Sequence[OperatorRun], launch: str, constants: TorchConstants
+) -> list[float]:
+    """Seconds of each operator under a launch, `graph` or `eager`."""
+    return _SECONDS[launch](runs, constants)
+
+
 def graph_seconds(runs: Sequence[OperatorRun], constants: TorchConstants) -> list[float]:
     """Seconds of each operator in a CUDA graph, where the device never waits for the host."""
     slower = _slower(runs, constants)
@@ -118,6 +127,9 @@ def eager_seconds(runs: Sequence[OperatorRun], constants: TorchConstants) -> lis
             device = max(max(device, start) + busy, host + last)
         seconds.append(max(host, device) - before)
     return seconds
+
+
+_SECONDS = {"graph": graph_seconds, "eager": eager_seconds}
 
 
 def host_seconds(work: OperatorWork, constants: TorchConstants) -> float:

@@ -1,18 +1,16 @@
 """Predicted time of a pass as a plain call of the model runs it, with its band."""
 
 import math
-from collections.abc import Callable, Sequence
 
-from llmsim_magic.analyses.time.band import DEFAULT_BAND
+from llmsim_magic.analyses.time.band import DEFAULT_BAND, widest_band
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
 from llmsim_magic.analyses.time.pass_time import OperatorTime, PassTime
 from llmsim_magic.analyses.time.roofline import Binds
 from llmsim_magic.analyses.torch_time.kernel_time import KernelTime
 from llmsim_magic.analyses.torch_time.launch_time import (
     OperatorRun,
-    captured_masks,
-    eager_seconds,
-    graph_seconds,
+    makes_masks,
+    operator_seconds,
     operator_work,
     run_operators,
 )
@@ -23,7 +21,6 @@ from llmsim_magic.records.hardware.calibration import Band
 from llmsim_magic.records.hardware.execution import Execution
 from llmsim_magic.records.hardware.torch_kernel import (
     TorchCalibration,
-    TorchConstants,
     TorchKernel,
 )
 from llmsim_magic.records.trace.trace import Trace
@@ -61,16 +58,16 @@ def transformers_time(
         InvalidValue: If the device cannot compute in a dtype.
     """
     known = calibration or torch_calibration()
-    with_masks = launch == "graph" and captured_masks(trace.versions.get("transformers", ""))
+    with_masks = makes_masks(launch, trace.versions.get("transformers", ""))
     work = operator_work(trace, accelerator, stored=stored, with_masks=with_masks)
     runs = run_operators(work, accelerator, known.constants)
-    seconds = _SECONDS[launch](runs, known.constants)
-    is_seen = known.device == accelerator.name and _is_like_measured(trace)
-    bands = [
-        band if _is_like_measured(trace) else _carried_over(band)
+    seconds = operator_seconds(runs, launch, known.constants)
+    is_like_measured = _is_like_measured(trace)
+    kernel_band, pass_band = (
+        band if is_like_measured else _carried_over(band)
         for band in (known.kernels, known.passes[launch])
-    ]
-    kernel_band = band_on(accelerator, known, bands[0])
+    )
+    kernel_band = band_on(accelerator, known, kernel_band)
     return PassTime(
         accelerator=accelerator,
         execution=Execution("transformers", launch),
@@ -78,15 +75,9 @@ def transformers_time(
             _operator_time(run, time, kernel_band, accelerator)
             for run, time in zip(runs, seconds, strict=True)
         ),
-        band=band_on(accelerator, known, bands[1], known.carried.get(launch)),
-        seen=is_seen,
+        band=band_on(accelerator, known, pass_band, known.carried.get(launch)),
+        seen=known.device == accelerator.name and is_like_measured,
     )
-
-
-_SECONDS: dict[str, Callable[[Sequence[OperatorRun], TorchConstants], list[float]]] = {
-    "graph": graph_seconds,
-    "eager": eager_seconds,
-}
 
 
 def _operator_time(
@@ -146,11 +137,9 @@ def band_on(
     if (accelerator.vendor, accelerator.kind) != relatives:
         return DEFAULT_BAND
     wider = _carried_over(band)
-    lows, highs = [wider.low], [wider.high]
     if earned is not None:
-        lows.append(earned.low)
-        highs.append(earned.high)
-    return Band(max(min(lows), DEFAULT_BAND.low), min(max(highs), DEFAULT_BAND.high))
+        wider = widest_band([wider, earned])
+    return Band(max(wider.low, DEFAULT_BAND.low), min(wider.high, DEFAULT_BAND.high))
 
 
 def _is_like_measured(trace: Trace) -> bool:

@@ -11,7 +11,7 @@ from llmsim_magic.analyses.time.band import DEFAULT_BAND
 from llmsim_magic.analyses.time.calibration_fit import band_of, fit
 from llmsim_magic.analyses.torch_time.constants_fit import PassSample, fit_constants
 from llmsim_magic.analyses.torch_time.kernel_time import kernel_time
-from llmsim_magic.analyses.torch_time.launch_time import captured_masks, operator_work
+from llmsim_magic.analyses.torch_time.launch_time import makes_masks, operator_work
 from llmsim_magic.catalog.torch_calibration import torch_calibration
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.exclusive import ExclusiveLock
@@ -107,8 +107,7 @@ def torch_calibration_of(found: "GpuMeasurement") -> TorchCalibration:
 def _pass_sample(measured: "ModelPass", accelerator: Accelerator) -> PassSample:
     recipe = model_recipe(measured.model, Build(dtype=measured.dtype))
     trace = trace_workload(recipe, measured.workload, replay=True)
-    is_graph = measured.launch == "graph"
-    with_masks = is_graph and captured_masks(trace.versions.get("transformers", ""))
+    with_masks = makes_masks(measured.launch, trace.versions.get("transformers", ""))
     work = operator_work(trace, accelerator, with_masks=with_masks)
     return PassSample(work=work, launch=measured.launch, seconds=measured.seconds)
 
