@@ -52,13 +52,12 @@ def roofline_terms(
 ) -> Terms:
     """A kernel's work in seconds at a device's datasheet figures."""
     if isinstance(size, Collective):
-        link = _require(
-            accelerator, "interconnect_bytes_per_s", accelerator.interconnect_bytes_per_s
-        )
+        link = _required(accelerator, "interconnect_bytes_per_s")
         return Terms(fresh_s=size.bytes / link, hops=_hops(size))
-    bandwidth = _require(accelerator, "bandwidth_bytes_per_s", accelerator.bandwidth_bytes_per_s)
+    bandwidth = memory_bandwidth(accelerator)
     reused = size.bytes - size.weight_bytes if cold else size.bytes
-    held = reused * _cache_hit_share(reused, cached * (accelerator.llc_bytes or 0))
+    cache = cached * (accelerator.llc_bytes or 0)
+    held = reused * cache_hit_share(reused, cache, _CACHE_STEEPNESS)
     fresh_s, resident_s = (size.bytes - held) / bandwidth, held / bandwidth
     if isinstance(size, Matmul):
         compute, wave = _matmul(size, accelerator, tile)
@@ -156,12 +155,24 @@ def _wave(tiles: int, units: int | None) -> float:
     return min(math.log2(math.ceil(tiles / units) * units / tiles), _MAX_WAVE)
 
 
-def _cache_hit_share(nbytes: float, cache: float) -> float:
-    """The share of a working set that is still cached when it is read again."""
-    return 1 / (1 + (nbytes / cache) ** _CACHE_STEEPNESS) if cache else 0.0
+def cache_hit_share(nbytes: float, cache: float, steepness: float) -> float:
+    """The share of a working set that is still cached when it is read again.
+
+    Args:
+        nbytes: Bytes of the working set.
+        cache: Bytes of the cache; without one the share is 0.
+        steepness: How steeply the share falls once the working set exceeds the cache.
+    """
+    return 1 / (1 + (nbytes / cache) ** steepness) if cache else 0.0
 
 
-def _require(accelerator: Accelerator, name: str, value: float | None) -> float:
+def memory_bandwidth(accelerator: Accelerator) -> float:
+    """Bytes/s of the device's memory; `CannotPredict` if the catalogue lacks it."""
+    return _required(accelerator, "bandwidth_bytes_per_s")
+
+
+def _required(accelerator: Accelerator, name: str) -> float:
+    value: float | None = getattr(accelerator, name)
     if value is None:
         raise CannotPredict("time", accelerator.name, f"the catalogue has no {name} for it")
     return value

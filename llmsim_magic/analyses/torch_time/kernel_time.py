@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from llmsim_magic.analyses.time.roofline import Binds
-from llmsim_magic.records.errors import CannotPredict
+from llmsim_magic.analyses.time.roofline_terms import cache_hit_share, memory_bandwidth
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.dtypes import BITS, arithmetic
 from llmsim_magic.records.hardware.torch_kernel import TorchConstants, TorchKernel
@@ -59,7 +59,7 @@ def kernel_time(
     start_s = kind.start_s
     if kernel.kind in ("matmul", "grouped matmul"):
         work_s = _product_s(kernel, accelerator, constants)
-        bandwidth = _bandwidth(accelerator) * constants.matmul_memory_share
+        bandwidth = memory_bandwidth(accelerator) * constants.matmul_memory_share
         return KernelTime(start_s, work_s, kernel.bytes / bandwidth)
     memory_s = _memory_s(kernel.bytes, accelerator, constants)
     if kernel.kind in ("attention", "attention masked"):
@@ -111,16 +111,8 @@ def _is_aligned(kernel: TorchKernel) -> bool:
 
 
 def _memory_s(nbytes: int, accelerator: Accelerator, constants: TorchConstants) -> float:
-    bandwidth = _bandwidth(accelerator)
+    bandwidth = memory_bandwidth(accelerator)
     cache = constants.cache_share * (accelerator.llc_bytes or 0)
-    held = 1 / (1 + (nbytes / cache) ** _CACHE_STEEPNESS) if cache else 0.0
+    held = cache_hit_share(nbytes, cache, _CACHE_STEEPNESS)
     near = held / constants.cache_speed
     return nbytes * (near + (1 - held) / constants.memory_share) / bandwidth
-
-
-def _bandwidth(accelerator: Accelerator) -> float:
-    if accelerator.bandwidth_bytes_per_s is None:
-        raise CannotPredict(
-            "time", accelerator.name, "the catalogue has no bandwidth_bytes_per_s for it"
-        )
-    return accelerator.bandwidth_bytes_per_s
