@@ -188,9 +188,8 @@ def _bytes_lines(
         tensor = record.tensors[access.tensor]
         name = storage_name(tensor.storage)
         label = f"{access.role} {name}" if name else access.role
-        full_bytes = numel(tensor.shape) * tensor.itemsize
         reason = " (each element once)" if 0 in tensor.strides else " (only what is looked up)"
-        remark = reason if access.nbytes < full_bytes else ""
+        remark = reason if access.nbytes < tensor.nbytes else ""
         yield (
             f"  {label} {units.shape(tensor.shape)} {tensor.dtype}: "
             f"{units.count(access.nbytes // tensor.itemsize)} × {tensor.itemsize} = "

@@ -10,7 +10,7 @@ from llmsim_magic.analyses.memory.weights import Weights, weights
 from llmsim_magic.analyses.quantization.storage_layouts import kv_dtype
 from llmsim_magic.records.hardware.dtypes import BITS
 from llmsim_magic.records.hardware.runtime import Runtime
-from llmsim_magic.records.trace.trace import CacheSlot, Trace
+from llmsim_magic.records.trace.trace import CacheSlot, Trace, numel
 from llmsim_magic.records.trace.workload import Workload
 
 # Workspace of cuBLAS (ATen/cuda/CublasHandlePool.cpp); on Hopper 32 MiB, and 1 MiB of cublasLt.
@@ -230,10 +230,7 @@ def _is_key_or_value(slot: CacheSlot) -> bool:
 def _slot_bytes(slot: CacheSlot, bits: int | None) -> int:
     if bits is None or not _is_key_or_value(slot):
         return slot.nbytes
-    count = 1
-    for size in slot.shape:
-        count *= size
-    return count * bits // 8
+    return numel(slot.shape) * bits // 8
 
 
 def _with_sampling(
@@ -282,5 +279,5 @@ def _replaced_assumptions(nbytes: int) -> tuple[str, ...]:
 def _runtime_assumptions(trace: Trace, runtime: Runtime | None) -> tuple[str, ...]:
     if runtime is None:
         return ()
-    notes = engine_notes(trace) if runtime.own_attention else ()
+    notes = engine_notes(trace) if _is_engine(runtime) else ()
     return f"{runtime.name}: {runtime.note}", *(f"{runtime.name}: {note}" for note in notes)

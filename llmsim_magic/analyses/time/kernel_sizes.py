@@ -194,8 +194,8 @@ def _matmul(
     columns = out.shape[1] if name == "convolution" else out.shape[-1] if out.shape else 1
     rows = max(numel(out.shape) // max(columns, 1), 1)
     length = max(round(flops / (2 * rows * columns)), 1) if columns else 1
-    dtype, weight = _dtype(out), weight_parameter(record, kernel)
-    bits = None if weight is None else stored.bits_of(weight)
+    dtype, weight = _dtype(out), stored_weight(record, kernel, stored)
+    bits = None if weight is None else weight[1]
     multiplied = None if bits is None else stored.multiplied
     if multiplied is not None:
         accelerator.peak(multiplied)
@@ -205,12 +205,21 @@ def _matmul(
     )
 
 
-def weight_parameter(record: Record, kernel: Kernel) -> str | None:
-    """The parameter that a product reads: the largest, for a bias may stand beside it."""
+def stored_weight(
+    record: Record, kernel: Kernel, stored: StoredDtypes
+) -> tuple[Tensor, float] | None:
+    """The parameter that a product reads, and the bits of one weight; None where it is as traced.
+
+    It is the largest, for a bias may stand beside it.
+    """
     read = [record.tensors[index] for index in kernel.inputs]
     weights = [each for each in read if record.storages[each.storage].role == "parameter"]
-    largest = max(weights, key=lambda each: numel(each.shape), default=None)
-    return None if largest is None else record.storages[largest.storage].name
+    if not weights:
+        return None
+    largest = max(weights, key=lambda each: numel(each.shape))
+    name = record.storages[largest.storage].name
+    bits = None if name is None else stored.bits_of(name)
+    return None if bits is None else (largest, bits)
 
 
 def _stream(record: Record, kernel: Kernel) -> Stream | None:

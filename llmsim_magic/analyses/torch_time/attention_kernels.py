@@ -72,7 +72,7 @@ def attention_kernels(
     if repeats:
         yield from _repeated_heads(call)
         copies = math.prod(call.lead) // max(math.prod(key.shape[:-2]), 1)
-        nbytes += (copies - 1) * (_nbytes(key) + _nbytes(value))
+        nbytes += (copies - 1) * (key.nbytes + value.nbytes)
     if added or (mask is not None and mask.dtype == "bool"):
         yield from _converted_mask(call)
     key_heads = query if repeats else key
@@ -100,7 +100,7 @@ def _repeated_heads(call: _Call) -> Iterator[TorchKernel]:
     """The copies of keys and values, one for each query head."""
     for each in (call.key, call.value):
         elements = math.prod(call.lead) * each.shape[-2] * each.shape[-1]
-        nbytes = _nbytes(each) + elements * each.itemsize
+        nbytes = each.nbytes + elements * each.itemsize
         yield TorchKernel(kind="strided", bytes=nbytes, elements=elements)
 
 
@@ -153,7 +153,3 @@ def _product(products: int, shape: tuple[int, int, int]) -> TorchKernel:
         shape=shape,
         products=products,
     )
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return numel(tensor.shape) * tensor.itemsize

@@ -8,7 +8,7 @@ from llmsim_magic.analyses.parallel.collectives import collective_kind
 from llmsim_magic.analyses.time.kernel_sizes import (
     StoredDtypes,
     compute_dtype,
-    weight_parameter,
+    stored_weight,
 )
 from llmsim_magic.analyses.torch_time.attention_kernels import attention_kernels
 from llmsim_magic.records.hardware.accelerator import Accelerator
@@ -123,12 +123,11 @@ def _product(record: Record, kernel: Kernel, name: str, stored: StoredDtypes) ->
     columns, products = max(columns, 1), max(products, 1)
     rows = max(-(-elements // (columns * products)), 1)
     nbytes, dtype = sum(kernel_bytes(record, kernel)), compute_dtype(out.dtype)
-    weight = weight_parameter(record, kernel)
-    bits = None if weight is None else stored.bits_of(weight)
-    if weight is not None and bits is not None:
+    weight = stored_weight(record, kernel, stored)
+    if weight is not None:
+        traced, bits = weight
         dtype = stored.multiplied or dtype
-        traced = max(_parameters(record, kernel), key=_nbytes)
-        read = min(_nbytes(traced), nbytes)
+        read = min(traced.nbytes, nbytes)
         nbytes -= round(read * (1 - bits / (8 * traced.itemsize)))
     return TorchKernel(
         kind=kind,
@@ -139,12 +138,3 @@ def _product(record: Record, kernel: Kernel, name: str, stored: StoredDtypes) ->
         shape=(rows, columns, max(round(flops / (2 * elements)), 1)),
         products=products,
     )
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return numel(tensor.shape) * tensor.itemsize
-
-
-def _parameters(record: Record, kernel: Kernel) -> list[Tensor]:
-    read = [record.tensors[index] for index in kernel.inputs]
-    return [each for each in read if record.storages[each.storage].role == "parameter"]

@@ -3,6 +3,7 @@
 They are msgspec structs because there are many: quick to create and invisible to the collector.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,11 @@ class Tensor(Struct, frozen=True, gc=False):
     storage: int
     offset: int
     strides: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements; those that a broadcast repeats count each time."""
+        return math.prod(self.shape) * self.itemsize
 
     def shifted(self, nbytes: int) -> "Tensor":
         """The tensor that lies `nbytes` further on in its storage."""
