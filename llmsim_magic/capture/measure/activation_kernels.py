@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llmsim_magic.capture.kernels.tensors import dtype_name
 from llmsim_magic.capture.measure.bench import Bench, Job, nbytes
 from llmsim_magic.records.hardware.torch_kernel import TorchKernel, TorchKind
 
@@ -52,8 +51,7 @@ def activation_job(case: Case, bench: Bench, rows: int, width: int) -> Job:
     kernel = TorchKernel(
         kind=case.kind, bytes=moved, elements=max(tensor.numel() for tensor in counted)
     )
-    shapes = tuple(tuple(tensor.shape) for tensor in operands)
-    return Job(case.name, kernel, shapes, dtype_name(operands[0].dtype), (run,))
+    return Job.on(operands, case.name, kernel, run)
 
 
 def _one(bench: Bench, rows: int, width: int) -> tuple[Tensor, ...]:

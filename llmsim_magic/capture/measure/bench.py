@@ -1,12 +1,13 @@
 """A bench for kernels: a device with weights, and kernels to time on it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from llmsim_magic.capture.kernels.tensors import dtype_name
 from llmsim_magic.capture.measure.timers import MOST_LAUNCHES, Run
 from llmsim_magic.records.hardware.torch_kernel import TorchKernel
 
@@ -24,6 +25,12 @@ class Job:
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
     runs: tuple[Run, ...]
+
+    @classmethod
+    def on(cls, operands: Sequence[Tensor], name: str, kernel: TorchKernel, *runs: Run) -> "Job":
+        """A job whose shapes and dtype are those of its operands."""
+        shapes = tuple(tuple(tensor.shape) for tensor in operands)
+        return cls(name, kernel, shapes, dtype_name(operands[0].dtype), runs)
 
 
 # Makes a job with its buffers, which are as large as a model's: one job has them at a time.

@@ -21,15 +21,14 @@ AttentionSize = tuple[int, int, int, int, int, int]
 def matmul_job(bench: Bench, m: int, n: int, k: int) -> Job:
     """Activations of m × k by weights of n × k, other weights each time."""
     rows, weights = bench.random(m, k), bench.weights(n, k)
-    runs: tuple[Run, ...] = tuple(partial(functional.linear, rows, each) for each in weights)
-    return _product("mm", "matmul", (rows, weights[0]), m * n, (m, n, k), 1, runs)
+    runs = (partial(functional.linear, rows, each) for each in weights)
+    return _matmul("mm", (rows, weights[0]), (m, n, k), 1, *runs)
 
 
 def batched_job(bench: Bench, products: int, m: int, n: int, k: int) -> Job:
     """Products of activations, m × k by k × n each."""
     left, right = bench.random(products, m, k), bench.random(products, k, n)
-    runs: tuple[Run, ...] = (partial(torch.bmm, left, right),)
-    return _product("bmm", "matmul", (left, right), products * m * n, (m, n, k), products, runs)
+    return _matmul("bmm", (left, right), (m, n, k), products, partial(torch.bmm, left, right))
 
 
 def grouped_job(bench: Bench, experts: int, rows: int, n: int, k: int) -> Job:
@@ -38,7 +37,7 @@ def grouped_job(bench: Bench, experts: int, rows: int, n: int, k: int) -> Job:
     weights = tuple(each.transpose(1, 2) for each in bench.weights(experts, n, k))
     ends = torch.arange(1, experts + 1, device=bench.device) * rows // experts
     offsets = ends.to(torch.int32)
-    runs: tuple[Run, ...] = tuple(partial(_grouped, x, each, offsets) for each in weights)
+    runs = (partial(functional.grouped_mm, x, each, offs=offsets) for each in weights)
     active = min(rows, experts)
     kernel = TorchKernel(
         kind="grouped matmul",
@@ -52,39 +51,28 @@ def grouped_job(bench: Bench, experts: int, rows: int, n: int, k: int) -> Job:
         shape=(-(-rows // active), n, k),
         products=active,
     )
-    return _job("_grouped_mm", kernel, (x, weights[0], offsets), runs)
+    return Job.on((x, weights[0], offsets), "_grouped_mm", kernel, *runs)
 
 
-def _grouped(x: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
-    return functional.grouped_mm(x, weights, offs=offsets)
-
-
-def _product(
+def _matmul(
     name: str,
-    kind: TorchKind,
     operands: tuple[Tensor, Tensor],
-    elements: int,
     shape: tuple[int, int, int],
     products: int,
-    runs: tuple[Run, ...],
+    *runs: Run,
 ) -> Job:
+    rows, columns, length = shape
+    elements = products * rows * columns
     kernel = TorchKernel(
-        kind=kind,
+        kind="matmul",
         bytes=sum(map(nbytes, operands)) + elements * operands[0].itemsize,
         elements=elements,
-        flops=2 * elements * shape[2],
+        flops=2 * elements * length,
         dtype=arithmetic(dtype_name(operands[0].dtype)),
         shape=shape,
         products=products,
     )
-    return _job(name, kernel, operands, runs)
-
-
-def _job(
-    name: str, kernel: TorchKernel, operands: tuple[Tensor, ...], runs: tuple[Run, ...]
-) -> Job:
-    shapes = tuple(tuple(tensor.shape) for tensor in operands)
-    return Job(name, kernel, shapes, dtype_name(operands[0].dtype), runs)
+    return Job.on(operands, name, kernel, *runs)
 
 
 def attention_operands(
@@ -124,9 +112,8 @@ def attention_job(
         products=batch * heads,
         implementation=implementation_name(backend or _selected(*operands)),
     )
-    return _job(
-        "scaled_dot_product_attention", kernel, operands, (partial(_attend, backend, *operands),)
-    )
+    run = partial(_attend, backend, *operands)
+    return Job.on(operands, "scaled_dot_product_attention", kernel, run)
 
 
 def implementation_name(backend: SDPBackend) -> str:
