@@ -21,7 +21,7 @@ from llmsim_magic.catalog.torch_calibration import torch_calibration
 from llmsim_magic.notebook.arguments import parse_line
 from llmsim_magic.notebook.code_export import magic_line, python_call
 from llmsim_magic.simulate.answer import answer
-from llmsim_magic.simulate.hardware import device_costs, local_device
+from llmsim_magic.simulate.hardware import device_passes, local_device
 from tests.helpers import small_models
 from tests.helpers.shells import NO_HISTORY
 
@@ -284,7 +284,7 @@ def test_a_runtime_whose_times_are_unknown_leaves_those_of_the_other(
     def fail(*_: Any, **__: Any) -> None:
         raise LlmsimError("a figure is missing")
 
-    monkeypatch.setattr(device_costs, "transformers_time", fail)
+    monkeypatch.setattr(device_passes, "transformers_time", fail)
     config = small_models.llama()
     report = llmsim.trace(config, context=8, hardware="H100")
     assert executions(report.latency) == EXECUTIONS[2:]
@@ -306,8 +306,8 @@ def test_a_gpu_of_this_machine_is_priced_by_its_own_constants(
         given.append(args[3])
         return transformers_time(*args, **keywords)
 
-    monkeypatch.setattr(device_costs, "device_of", lambda name: (H100, calibration))
-    monkeypatch.setattr(device_costs, "transformers_time", record)
+    monkeypatch.setattr(device_passes, "device_of", lambda name: (H100, calibration))
+    monkeypatch.setattr(device_passes, "transformers_time", record)
     report = llmsim.trace(small_models.llama(), context=8, hardware="H100")
     assert executions(report.latency) == EXECUTIONS
     assert given

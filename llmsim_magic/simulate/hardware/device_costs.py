@@ -1,8 +1,7 @@
-"""Time and memory of forward passes on the requested devices."""
+"""Tables and plots of the time and memory of forward passes on the requested devices."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,28 +10,18 @@ from llmsim_magic.analyses.engine.engine_trace import engine_notes
 from llmsim_magic.analyses.memory.capacity import Setup
 from llmsim_magic.analyses.memory.memory import Memory, memory
 from llmsim_magic.analyses.parallel.shards import shards
-from llmsim_magic.analyses.time.latency import NOT_MODELLED, latency
-from llmsim_magic.analyses.time.pass_time import PassTime
+from llmsim_magic.analyses.time.latency import NOT_MODELLED
 from llmsim_magic.analyses.time.perfetto import chrome_trace
-from llmsim_magic.analyses.time.stored_dtypes import stored_dtypes
-from llmsim_magic.analyses.torch_time.transformers_time import transformers_time
-from llmsim_magic.catalog import accelerators, runtimes
+from llmsim_magic.catalog import runtimes
 from llmsim_magic.records.errors import LlmsimError
-from llmsim_magic.records.hardware.accelerator import Accelerator
-from llmsim_magic.records.hardware.calibration import Calibration
-from llmsim_magic.records.hardware.execution import EXECUTIONS, Execution, runtimes_of
-from llmsim_magic.records.hardware.torch_kernel import TorchCalibration
+from llmsim_magic.records.hardware.execution import runtimes_of
 from llmsim_magic.records.trace.parallel import Parallel
-from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
+from llmsim_magic.simulate.hardware.device_passes import DevicePasses
 from llmsim_magic.simulate.hardware.executions import (
-    executions_on,
     gap_notes,
     memory_runtimes,
     require_executions,
 )
-from llmsim_magic.simulate.hardware.local_device import local
-from llmsim_magic.simulate.request import ALL, MEASURED, Deployment
 from llmsim_magic.views.plots.plot import Plot
 from llmsim_magic.views.plots.roofline_plot import roofline_plot
 from llmsim_magic.views.safe_files import write_file
@@ -45,144 +34,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-# Constants of an engine's kernels or a CPU's, or those of PyTorch's kernels on a GPU.
-AnyCalibration = Calibration | TorchCalibration | None
-
-
-def device_of(name: str) -> tuple[Accelerator, AnyCalibration]:
-    """A device by name; one of this machine has its measured calibration."""
-    return local(name) if name in MEASURED else (accelerators.find(name), None)
-
-
 @dataclass(frozen=True)
-class DeviceCosts:
-    """Time and memory of passes on devices. Tables of one pass describe `traces[0]`.
-
-    Attributes:
-        traces: the passes.
-        deployment: devices, stored dtypes, runtime and launch.
-        planner: traces further setups; None for a module that was traced on given inputs.
-    """
-
-    traces: tuple[Trace, ...]
-    deployment: Deployment
-    planner: CapacityPlanner | None = None
-    _times: dict[tuple[int, str, Execution], PassTime] = field(
-        default_factory=dict, init=False, repr=False
-    )
-
-    @cached_property
-    def devices(self) -> tuple[tuple[Accelerator, AnyCalibration], ...]:
-        """Each requested device once, with its calibration if it is one of this machine."""
-        found = (device_of(name) for name in self.deployment.hardware if name != ALL)
-        return tuple({device.name: (device, own) for device, own in found}.values())
+class DeviceCosts(DevicePasses):
+    """Tables and plots of passes on devices. Those of one pass describe `traces[0]`."""
 
     @property
     def can_fit(self) -> bool:
         """Whether `fits` has rows: for devices of known memory, if batch and context can vary."""
         sizes = [device.memory_bytes for device, _ in self.devices]
         return self.planner is not None and any(size is not None for size in sizes)
-
-    @property
-    def first(self) -> str:
-        """The name of the first device, which tables of one device describe."""
-        return self.devices[0][0].name
-
-    def executions(self, place: int = 0) -> tuple[Execution, ...]:
-        """What executes the passes on the device at index `place`, as far as times are predicted.
-
-        Raises:
-            LlmsimError: the deployment leaves nothing that is predicted.
-        """
-        return tuple(each for each, error in self._outcomes[place].items() if error is None)
-
-    @property
-    def all_executions(self) -> tuple[Execution, ...]:
-        """What executes the passes on any of the devices, in the order of `EXECUTIONS`."""
-        found = {each for place in range(len(self.devices)) for each in self.executions(place)}
-        return tuple(each for each in EXECUTIONS if each in found)
-
-    @cached_property
-    def _outcomes(self) -> tuple[dict[Execution, LlmsimError | None], ...]:
-        """For each device the executions, with the error of one whose times cannot be predicted."""
-        return tuple(self._outcomes_on(*device) for device in self.devices)
-
-    def _outcomes_on(
-        self, device: Accelerator, calibration: AnyCalibration
-    ) -> dict[Execution, LlmsimError | None]:
-        require_executions(self.deployment, self.traces[0], device)
-        found: dict[Execution, LlmsimError | None] = {}
-        for execution in executions_on(self.deployment, self.traces[0], device):
-            try:
-                for trace in self.traces:
-                    self.time_on(trace, device, calibration, execution)
-            except LlmsimError as error:
-                found[execution] = error
-            else:
-                found[execution] = None
-        errors = [error for error in found.values() if error is not None]
-        if len(errors) == len(found):
-            raise errors[0]
-        return found
-
-    @property
-    def first_execution(self) -> Execution:
-        """The first execution on the first device, which tables of one execution describe."""
-        return self.executions()[0]
-
-    def time_on(
-        self, trace: Trace, device: Accelerator, calibration: AnyCalibration, execution: Execution
-    ) -> PassTime:
-        """The time of a pass on a device under an execution, summed over pipeline stages."""
-        key = (id(trace), device.name, execution)
-        if key not in self._times:
-            stages = [
-                self._time(stage, device, calibration, execution) for stage in self._stages(trace)
-            ]
-            operators = tuple(operator for stage in stages for operator in stage.operators)
-            self._times[key] = replace(stages[0], operators=operators)
-        return self._times[key]
-
-    def _time(
-        self, trace: Trace, device: Accelerator, calibration: AnyCalibration, execution: Execution
-    ) -> PassTime:
-        stored = stored_dtypes(
-            trace, device, self.deployment.weight_dtype, self.deployment.kv_dtype
-        )
-        of_torch = calibration if isinstance(calibration, TorchCalibration) else None
-        known = calibration if isinstance(calibration, Calibration) else None
-        if execution.runtime == "vllm":
-            return latency(trace, device, known, stored=stored)
-        if device.kind == "cpu":
-            return latency(trace, device, known, regime="eager", stored=stored)
-        return transformers_time(trace, device, execution.launch, of_torch, stored=stored)
-
-    def _stages(self, trace: Trace) -> Sequence[Trace]:
-        parallel = trace.model.parallel
-        if parallel.pp == 1 or self.planner is None:
-            return (trace,)
-        return self.planner.stages(parallel, trace.workload)
-
-    @cached_property
-    def passes(self) -> tuple[tuple[Trace, PassTime], ...]:
-        """Every pass on every device under every execution, with its time."""
-        return tuple(
-            (trace, self.time_on(trace, device, calibration, execution))
-            for place, (device, calibration) in enumerate(self.devices)
-            for execution in self.executions(place)
-            for trace in self.traces
-        )
-
-    @property
-    def first_passes(self) -> tuple[tuple[Trace, PassTime], ...]:
-        """Every pass on each device under the first execution there."""
-        places = enumerate(self.devices)
-        first = {device.name: self.executions(place)[0] for place, (device, _) in places}
-        return tuple(
-            (trace, time)
-            for trace, time in self.passes
-            if time.execution == first[time.accelerator.name]
-        )
 
     @cached_property
     def latency(self) -> "pd.DataFrame":
@@ -213,19 +73,6 @@ class DeviceCosts:
     def roofline(self) -> Plot:
         """Roofline plot: the operators of the first pass under `first_execution`."""
         return roofline_plot(self.traces[0], self._first_stage)
-
-    @cached_property
-    def _first_stages(self) -> tuple[PassTime, ...]:
-        """The first pass on the first device by execution, without further pipeline stages."""
-        device, calibration = self.devices[0]
-        return tuple(
-            self._time(self.traces[0], device, calibration, execution)
-            for execution in self.executions()
-        )
-
-    @property
-    def _first_stage(self) -> PassTime:
-        return self._first_stages[0]
 
     @property
     def events(self) -> str:
@@ -262,10 +109,6 @@ class DeviceCosts:
         """
         require_executions(self.deployment, self.traces[0], self._first_device)
         return memory_runtimes(self.deployment, self.traces[0], self._first_device)
-
-    @property
-    def _first_device(self) -> Accelerator | None:
-        return self.devices[0][0] if self.devices else None
 
     @cached_property
     def ranks(self) -> "pd.DataFrame":

@@ -21,7 +21,7 @@ from llmsim_magic.records.trace.workload import (
 )
 from llmsim_magic.records.validation import as_nonempty_tuple, require_callable
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
-from llmsim_magic.simulate.hardware.device_costs import AnyCalibration, DeviceCosts, device_of
+from llmsim_magic.simulate.hardware.device_passes import AnyCalibration, DevicePasses, device_of
 from llmsim_magic.simulate.hardware.executions import (
     executions_on,
     gap_notes,
@@ -177,7 +177,7 @@ def sizing_of(
     """`size` for a model whose planner exists already."""
     passes, notes = _passes(planner, setup)
     require_effect_on_cache(deployment, passes)
-    costing = DeviceCosts(passes, deployment, planner)
+    costing = DevicePasses(passes, deployment, planner)
     is_all = ALL in deployment.hardware
     names = [*accelerators.entries()] if is_all else [*deployment.hardware]
     require_executions(deployment, passes[0], None)
@@ -232,7 +232,7 @@ def _error_notes(rows: Iterable[_Row]) -> list[str]:
 
 
 def _rows_on(
-    device: Accelerator, calibration: AnyCalibration, setup: Setup, costing: DeviceCosts
+    device: Accelerator, calibration: AnyCalibration, setup: Setup, costing: DevicePasses
 ) -> Iterator[_Row]:
     """A row for each execution on a device; the fit of a runtime is found once."""
     fits: dict[str, Fit | None] = {}
