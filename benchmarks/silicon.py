@@ -23,8 +23,9 @@ import torch
 import transformers
 
 from benchmarks.silicon_kernels import ceilings, kernels
-from benchmarks.silicon_models import LOADS, Row, fitting, measured
+from benchmarks.silicon_models import LOADS, fitting, measured
 from benchmarks.silicon_report import report
+from benchmarks.silicon_rows import Row, read_file
 from llmsim_magic.capture.configs.resolve import find_config
 from llmsim_magic.catalog import models
 from llmsim_magic.records.errors import LlmsimError
@@ -37,14 +38,12 @@ def main(arguments: list[str] | None = None) -> None:
     asked = _parser().parse_args(arguments)
     names = [name.strip() for name in asked.models.split(",") if name.strip()]
     try:
-        rows = _read(asked.report) if asked.report else _measured(names, asked.seconds, asked.out)
+        rows = (
+            read_file(asked.report) if asked.report else _measured(names, asked.seconds, asked.out)
+        )
     except (LlmsimError, OSError) as error:
         sys.exit(f"silicon: {error}")
     print("\n".join(report(rows)))
-
-
-def _read(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
 
 
 def _measured(names: list[str], seconds: float, out: Path | None) -> list[Row]:

@@ -13,11 +13,11 @@ from benchmarks.scored import Scored
 from benchmarks.silicon_rows import (
     Row,
     measured_passes,
+    predicted_peak,
     profiled_kernels,
     read_rows,
     trace_of,
 )
-from llmsim_magic.analyses.memory.memory import memory
 from llmsim_magic.analyses.torch_time.constants_fit import predict_pass
 from llmsim_magic.analyses.torch_time.transformers_time import band_on
 from llmsim_magic.catalog.torch_calibration import torch_calibration
@@ -38,8 +38,7 @@ def of_silicon(folder: Path) -> Iterator[Scored]:
     yield from _of_times(folder, rows, accelerator)
     for row in rows:
         if "peak_above" in row:
-            found = memory(trace_of(row))
-            guess = float(found.activations + found.cache)
+            guess = float(predicted_peak(trace_of(row)))
             give = max(_MEMORY_SHARE * guess, _MEMORY_BYTES)
             measured = float(row["peak_above"])
             yield Scored(

@@ -5,11 +5,11 @@ A kernel's seconds are those of one among many in a CUDA graph, the gap to the n
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend
 
+from benchmarks.silicon_rows import Row
 from llmsim_magic.capture.measure.bench import Bench, Job, JobMaker
 from llmsim_magic.capture.measure.gpu import copy_bandwidth
 from llmsim_magic.capture.measure.grid import FULL, Grid, makers_without_attention
@@ -17,7 +17,6 @@ from llmsim_magic.capture.measure.product_kernels import AttentionSize, attentio
 from llmsim_magic.capture.measure.timers import Timings, kernel_timings, timings
 from llmsim_magic.records.errors import clip, describe
 
-Row = dict[str, Any]
 BACKENDS = (
     *(SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION),
     *(SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),

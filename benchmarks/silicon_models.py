@@ -9,11 +9,11 @@ not.
 import gc
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity
 
+from benchmarks.silicon_rows import Row
 from llmsim_magic.capture.inputs.context_length import longest_context
 from llmsim_magic.capture.measure.model_passes import build, repeatable_pass
 from llmsim_magic.capture.measure.timers import Run, in_graph, seconds_of, synchronize, timings
@@ -22,13 +22,11 @@ from llmsim_magic.catalog.models import Entry
 from llmsim_magic.records.errors import describe
 from llmsim_magic.records.trace.workload import Workload
 
-Row = dict[str, Any]
 WEIGHTS_SHARE = 0.8  # of the free memory; the rest is for the cache and activations
 PROFILED_KERNELS = 60
 LONG_S = 0.4  # a pass as long is timed three times
 SLOW_S = 2.0  # a pass as long, such as a scan in Python, is not captured
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
-
 
 LOADS = (
     *(

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import llmsim_magic as llmsim
-from benchmarks.silicon_models import Row
-from llmsim_magic.analyses.memory.memory import memory
+from benchmarks.silicon_rows import Row, predicted_peak
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import LOCAL
 
 RUNTIME = "transformers"
-LAUNCHES = ("eager", "graph")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +86,7 @@ def predict_memory(row: Row) -> int:
     Raises:
         LlmsimError: the model cannot be traced.
     """
-    needed = memory(_report(row).trace)
-    return needed.activations + needed.cache
+    return predicted_peak(_report(row).trace)
 
 
 def report(

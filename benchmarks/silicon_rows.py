@@ -7,7 +7,7 @@ A file of JSON lines. `infer`: `model`, `phase`, `batch`, `context`, `eager_s`, 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
+from llmsim_magic.analyses.memory.memory import memory
 from llmsim_magic.analyses.torch_time.constants_fit import PassSample
 from llmsim_magic.analyses.torch_time.kernels import torch_kernels
 from llmsim_magic.analyses.torch_time.launch_time import makes_masks, operator_work
@@ -22,7 +23,7 @@ from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.torch_kernel import TorchKernel, TorchSample
 from llmsim_magic.records.trace.trace import Trace
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 FIRST_TRANSFORMERS = "5.17.0"  # of rows that name none: those of the first measurements
 _PROFILER_NAMES = {  # the kernel that each ATen op comes to
     "_to_copy": "copy",
@@ -50,15 +51,15 @@ class MeasuredPass:
         return f"transformers_{self.sample.launch}_{self.row['phase']}"
 
 
+def read_file(path: Path) -> list[Row]:
+    """Every row of a file."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+
+
 def read_rows(folder: Path, kind: str) -> list[Row]:
     """The rows of a kind in every file of a folder, without those that failed."""
-    rows = []
-    for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text("utf-8").splitlines():
-            row = json.loads(line)
-            if row.get("kind") == kind and "error" not in row:
-                rows.append(row)
-    return rows
+    rows = (row for path in sorted(folder.glob("*.jsonl")) for row in read_file(path))
+    return [row for row in rows if row.get("kind") == kind and "error" not in row]
 
 
 @cache
@@ -70,6 +71,12 @@ def _trace(model: str, phase: str, batch: int, context: int) -> Trace:
 def trace_of(row: Row) -> Trace:
     """The record of the pass of a row, in bfloat16 as it was measured."""
     return _trace(row["model"], row.get("phase", "prefill"), row["batch"], row["context"])
+
+
+def predicted_peak(trace: Trace) -> int:
+    """What `peak_above` should be: bytes of the activations and of the cache that is returned."""
+    needed = memory(trace)
+    return needed.activations + needed.cache
 
 
 def measured_passes(rows: Sequence[Row], accelerator: Accelerator) -> Iterator[MeasuredPass]:

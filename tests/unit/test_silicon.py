@@ -11,8 +11,9 @@ import transformers
 
 from benchmarks import silicon, silicon_models
 from benchmarks.silicon_kernels import ceilings, kernels
-from benchmarks.silicon_models import LOADS, Row, fits, fitting, measured
+from benchmarks.silicon_models import LOADS, fits, fitting, measured
 from benchmarks.silicon_report import Predicted, hardware_of, predict, predict_memory, report
+from benchmarks.silicon_rows import Row
 from llmsim_magic.capture.measure.model_passes import build, repeatable_pass
 from llmsim_magic.catalog.models import Entry, entries
 from llmsim_magic.records.trace.workload import Workload
