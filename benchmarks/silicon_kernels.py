@@ -11,10 +11,10 @@ from torch.nn.attention import SDPBackend
 
 from benchmarks.silicon_rows import Row
 from llmsim_magic.capture.measure.bench import Bench, Job, JobMaker
-from llmsim_magic.capture.measure.gpu import copy_bandwidth
+from llmsim_magic.capture.measure.gpu import copy_bandwidth, matmul_rate
 from llmsim_magic.capture.measure.grid import FULL, Grid, makers_without_attention
 from llmsim_magic.capture.measure.product_kernels import AttentionSize, attention_job
-from llmsim_magic.capture.measure.timers import Timings, kernel_timings, timings
+from llmsim_magic.capture.measure.timers import Timings, kernel_timings
 from llmsim_magic.records.errors import clip, describe
 
 BACKENDS = (
@@ -26,9 +26,8 @@ MOST_SCORES = 2**27  # of `math`, which writes them to memory
 
 def ceilings(device: torch.device, size: int = 8192, nbytes: int = 2**30) -> Iterator[Row]:
     """The rates of one large matmul in bf16, size × size × size, and of one large copy."""
-    x = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    seconds = timings(lambda: x @ x, device).median
-    yield {"kind": "ceiling", "matmul_tflops": 2 * size**3 / seconds / 1e12}
+    rate = matmul_rate(device, torch.bfloat16, size)
+    yield {"kind": "ceiling", "matmul_tflops": rate / 1e12}
     yield {"kind": "ceiling", "copy_tb_s": copy_bandwidth(device, nbytes) / 1e12}
 
 

@@ -11,7 +11,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from llmsim_magic.capture.measure.timers import Run, seconds_of
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.hardware.accelerator import Accelerator
@@ -28,6 +29,7 @@ from llmsim_magic.records.hardware.dtypes import arithmetic
 from llmsim_magic.records.hardware.kernel_shapes import Attention, KernelShape, Matmul, Stream
 from llmsim_magic.records.trace.workload import IsCancelled
 
+_CPU = torch.device("cpu")
 DTYPES = (torch.bfloat16, torch.float32)
 POOL_BYTES = 400 * 2**20
 _MATMULS = (  # m, n, k: the few rows of decode first, the width of a vocabulary last
@@ -66,7 +68,7 @@ class _Job:
     """
 
     size: KernelShape | None
-    run: Callable[[], object]
+    run: Run
     inputs: tuple[Tensor, ...] = ()
     repeats: int = 1
 
@@ -116,13 +118,8 @@ def _rounds(number: int) -> Iterator[int]:
         yield from shuffled.sample(range(number), number)
 
 
-def _seconds(run: Callable[[], object], repeats: int = 1) -> list[float]:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return times
+def _seconds(run: Run, repeats: int) -> list[float]:
+    return [seconds_of(run, _CPU) for _ in range(repeats)]
 
 
 def _accelerator(samples: tuple[Sample, ...], bandwidth: float) -> Accelerator:

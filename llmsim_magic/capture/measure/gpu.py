@@ -95,7 +95,7 @@ def _measure(device: torch.device, grid: Grid, stopped: IsCancelled) -> GpuMeasu
     if not timed:
         raise CannotMeasure(properties.name, f"no kernel runs on it: {left_out[0]}")
     require_steady(properties.name, [found for _, found in timed])
-    peaks = peak_rates(timed) | {"fp32": fp32_rate(device, _FP32_SIZE)}
+    peaks = peak_rates(timed) | {"fp32": matmul_rate(device, torch.float32, _FP32_SIZE)}
     return GpuMeasurement(
         accelerator=cuda_accelerator(properties, bandwidth, peaks, torch.__version__),
         samples=samples(timed, gap_s),
@@ -164,10 +164,10 @@ def peak_rates(timed: Iterable[tuple[Job, Timings]]) -> dict[str, float]:
     return rates
 
 
-def fp32_rate(device: torch.device, size: int) -> float:
-    """FLOP/s of a product of fp32 matrices of size × size, as torch is set to compute it."""
-    x = torch.randn(size, size, device=device)
-    return 2 * size**3 / timings(lambda: x @ x, device, most=9).median
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """FLOP/s of a product of matrices of size × size, as torch is set to compute it."""
+    x = torch.randn(size, size, device=device, dtype=dtype)
+    return 2 * size**3 / timings(lambda: x @ x, device).median
 
 
 def copy_bandwidth(device: torch.device, nbytes: int) -> float:
