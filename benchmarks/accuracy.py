@@ -38,7 +38,7 @@ from benchmarks.calibrate import (
 from benchmarks.end_to_end import Pass, bands, model_named, passes
 from benchmarks.measured_kernels import Measured, UnusableRow, operators, read
 from benchmarks.scored import Scored
-from benchmarks.silicon_accuracy import SILICON_CLASSES, of_silicon
+from benchmarks.silicon_accuracy import SILICON_CLASSES, SILICON_TIMES, of_silicon
 from llmsim_magic.analyses.memory.capacity import Fit, Setup
 from llmsim_magic.analyses.time.calibration_fit import NOMINAL, fit, folds
 from llmsim_magic.catalog import accelerators
@@ -53,11 +53,7 @@ CLASSES = (
     *("collective", "prefill_step", "decode_step", "memory"),
     *SILICON_CLASSES,
 )
-PASSES = (
-    "prefill_step",
-    "decode_step",
-    *(name for name in SILICON_CLASSES if "memory" not in name),
-)
+PASSES = ("prefill_step", "decode_step", *SILICON_TIMES)
 GIB = 2**30
 FEW = 10  # rows that were fitted to, but are too few to fit to a part of: taken as unseen
 

@@ -61,7 +61,6 @@ def test_keys_just_above_one_mebibyte_waste_most_of_one_in_each_segment() -> Non
         given(allocator, MIB + 1024)
     assert allocator.reserved == 20 * MIB
     assert allocator.allocated == 20 * MIB
-    assert allocator.peak_allocated == allocator.allocated
 
 
 def test_the_smallest_free_block_that_fits_is_used_and_segments_are_kept() -> None:

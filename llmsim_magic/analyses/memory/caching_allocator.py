@@ -32,7 +32,7 @@ _Pool = list[tuple[int, int]]
 
 @dataclass(slots=True)
 class CachingAllocator:
-    """Blocks of one device. `allocated` and `reserved` are bytes now, with the most there were.
+    """Blocks of one device. `allocated` and `reserved` are bytes now.
 
     `allocated` counts whole blocks, as `torch.cuda.memory_allocated` does: requests are rounded to
     512 bytes, and a free block of the large pool is not split for a request that leaves 1 MiB or
@@ -41,7 +41,6 @@ class CachingAllocator:
 
     allocated: int = 0
     reserved: int = 0
-    peak_allocated: int = 0
     _pools: tuple[_Pool, _Pool] = field(default_factory=lambda: ([], []))
     _free: dict[int, Block] = field(default_factory=dict)  # free blocks by address
 
@@ -65,7 +64,6 @@ class CachingAllocator:
         if rest >= _MIN_BLOCK if is_small else rest > _SMALL_SIZE:
             self._split(block, nbytes)
         self.allocated += block.nbytes
-        self.peak_allocated = max(self.peak_allocated, self.allocated)
         return block
 
     def free(self, block: Block) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from llmsim_magic.records.errors import InvalidValue, one_of
 from llmsim_magic.records.hardware.dtypes import arithmetic
 
-USUAL_CLOCK, SLOWEST_CLOCK = 1.9e9, 1.2e9  # Hz, of GPUs under load
+_USUAL_CLOCK, _SLOWEST_CLOCK = 1.9e9, 1.2e9  # Hz, of GPUs under load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +47,9 @@ class Accelerator:
             return None
         peak = self.peak_flops.get("fp32")
         if not peak:
-            return self.compute_units * USUAL_CLOCK
+            return self.compute_units * _USUAL_CLOCK
         wide = peak / 2 / 128
-        return wide if wide >= self.compute_units * SLOWEST_CLOCK else 2 * wide
+        return wide if wide >= self.compute_units * _SLOWEST_CLOCK else 2 * wide
 
     def peak(self, dtype: str) -> float:
         """Dense FLOP/s in an arithmetic, by any spelling of it; `InvalidValue` if it lacks that."""
