@@ -28,6 +28,7 @@ from llmsim_magic.records.hardware.kernel_shapes import (
 from llmsim_magic.records.trace.recorded import Kernel, Record, Tensor
 from llmsim_magic.records.trace.trace import Trace, numel
 
+ATTENTIONS = ("scaled_dot_product_attention", "flex_attention")  # by their short names
 _KINDS: dict[str, StreamKind] = {"normalisation": "normalisation", "embedding": "embedding"}
 
 
@@ -114,7 +115,7 @@ def _worked(
         return None
     if kernel.name == LATENT_ATTENTION:
         return _latent_attention(record, kernel, stored)
-    if short_name(kernel.name) in ("scaled_dot_product_attention", "flex_attention"):
+    if short_name(kernel.name) in ATTENTIONS:
         return _attention(record, kernel, stored)
     return _matmul(record, kernel, accelerator, stored)
 
@@ -178,31 +179,38 @@ def _latent_attention(record: Record, kernel: Kernel, stored: StoredDtypes) -> A
 def _matmul(
     record: Record, kernel: Kernel, accelerator: Accelerator, stored: StoredDtypes
 ) -> Matmul | None:
-    """Any kernel that multiplies and adds, as the product of matrices that it comes to.
-
-    Rows and columns are the result's; what they leave of the FLOPs is the length of a sum.
-    """
-    flops = kernel.flops or 0
-    out = record.tensors[kernel.outputs[0]]
-    name = short_name(kernel.name)
-    groups = 1
-    if name == "_grouped_mm":
-        rows, experts = out.shape[0], record.tensors[kernel.inputs[1]].shape[0]
-        groups = min(rows, experts)  # routing is balanced: each expert that runs has its share
-    elif name in ("bmm", "baddbmm"):
-        groups = out.shape[0]
-    columns = out.shape[1] if name == "convolution" else out.shape[-1] if out.shape else 1
-    rows = max(numel(out.shape) // max(columns, 1), 1)
-    length = max(round(flops / (2 * rows * columns)), 1) if columns else 1
-    dtype, weight = _dtype(out), stored_weight(record, kernel, stored)
+    """Any kernel that multiplies and adds, as the product of matrices that it comes to."""
+    (rows, columns, length), groups = product_shape(record, kernel)
+    dtype = _dtype(record.tensors[kernel.outputs[0]])
+    weight = stored_weight(record, kernel, stored)
     bits = None if weight is None else weight[1]
     multiplied = None if bits is None else stored.multiplied
     if multiplied is not None:
         accelerator.peak(multiplied)
-    rows, columns = max(-(-rows // groups), 1), max(columns, 1)
     return Matmul(
         m=rows, n=columns, k=length, dtype=multiplied or dtype, groups=groups, weight_bits=bits
     )
+
+
+def product_shape(record: Record, kernel: Kernel) -> tuple[tuple[int, int, int], int]:
+    """Rows, columns and length of the sums of one product of a kernel, and how many there are.
+
+    Rows and columns are the result's; what they leave of the FLOPs is the length of a sum.
+    """
+    out = record.tensors[kernel.outputs[0]]
+    name = short_name(kernel.name)
+    products = 1
+    if name == "_grouped_mm":
+        experts = record.tensors[kernel.inputs[1]].shape[0]
+        products = min(out.shape[0], experts)  # routing is balanced: each that runs has its share
+    elif name in ("bmm", "baddbmm"):
+        products = out.shape[0]
+    columns = out.shape[1] if name == "convolution" else out.shape[-1] if out.shape else 1
+    elements = max(numel(out.shape), 1)
+    columns, products = max(columns, 1), max(products, 1)
+    rows = max(-(-elements // (columns * products)), 1)
+    length = max(round((kernel.flops or 0) / (2 * elements)), 1)
+    return (rows, columns, length), products
 
 
 def stored_weight(

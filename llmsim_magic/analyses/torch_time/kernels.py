@@ -6,8 +6,10 @@ from llmsim_magic.analyses.cost.traffic import kernel_bytes
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
 from llmsim_magic.analyses.parallel.collectives import collective_kind
 from llmsim_magic.analyses.time.kernel_sizes import (
+    ATTENTIONS,
     StoredDtypes,
     compute_dtype,
+    product_shape,
     stored_weight,
 )
 from llmsim_magic.analyses.torch_time.attention_kernels import attention_kernels
@@ -16,7 +18,6 @@ from llmsim_magic.records.hardware.torch_kernel import TorchKernel, TorchKind
 from llmsim_magic.records.trace.recorded import Kernel, Record, Tensor
 from llmsim_magic.records.trace.trace import numel
 
-_ATTENTION = ("scaled_dot_product_attention", "flex_attention")
 _REDUCTIONS = """
 mean sum prod amax amin max min argmax argmin any all var std var_mean norm linalg_vector_norm
 logsumexp histc bincount cumsum cumprod logcumsumexp softmax _softmax _log_softmax
@@ -71,7 +72,7 @@ def _kernels(
     with_masks: bool,
 ) -> Iterator[TorchKernel]:
     name = short_name(kernel.name)
-    if name in _ATTENTION:
+    if name in ATTENTIONS:
         yield from attention_kernels(record, kernel, accelerator, with_masks=with_masks)
     elif kernel.flops:
         yield _product(record, kernel, name, stored)
@@ -112,16 +113,7 @@ def _is_contiguous(tensor: Tensor) -> bool:
 
 def _product(record: Record, kernel: Kernel, name: str, stored: StoredDtypes) -> TorchKernel:
     out = record.tensors[kernel.outputs[0]]
-    flops = kernel.flops or 0
-    columns = out.shape[1] if name == "convolution" else out.shape[-1] if out.shape else 1
-    products = out.shape[0] if name in ("bmm", "baddbmm") else 1
-    kind: TorchKind = "matmul"
-    if name == "_grouped_mm":
-        kind = "grouped matmul"
-        products = min(out.shape[0], record.tensors[kernel.inputs[1]].shape[0])
-    elements = max(numel(out.shape), 1)
-    columns, products = max(columns, 1), max(products, 1)
-    rows = max(-(-elements // (columns * products)), 1)
+    shape, products = product_shape(record, kernel)
     nbytes, dtype = sum(kernel_bytes(record, kernel)), compute_dtype(out.dtype)
     weight = stored_weight(record, kernel, stored)
     if weight is not None:
@@ -130,11 +122,11 @@ def _product(record: Record, kernel: Kernel, name: str, stored: StoredDtypes) ->
         read = min(traced.nbytes, nbytes)
         nbytes -= round(read * (1 - bits / (8 * traced.itemsize)))
     return TorchKernel(
-        kind=kind,
+        kind="grouped matmul" if name == "_grouped_mm" else "matmul",
         bytes=nbytes,
-        elements=elements,
-        flops=flops,
+        elements=max(numel(out.shape), 1),
+        flops=kernel.flops or 0,
         dtype=dtype,
-        shape=(rows, columns, max(round(flops / (2 * elements)), 1)),
+        shape=shape,
         products=products,
     )
