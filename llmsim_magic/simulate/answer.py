@@ -19,9 +19,9 @@ from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_can
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.executions import (
     require_executions,
-    require_executions_on_cpu,
+    require_executions_here,
 )
-from llmsim_magic.simulate.hardware.local_device import benchmark_message, local, measures_gpu
+from llmsim_magic.simulate.hardware.local_device import benchmark_message, local
 from llmsim_magic.simulate.models.recipes import (
     ModelRecipe,
     Progress,
@@ -79,8 +79,7 @@ def answer(
         second = replace(request, model=request.compare, csv=None, compare=None)
         compared = answer(second, progress, cancelled, is_compared=True)
     for name in filter(MEASURED.__contains__, request.deployment.hardware):
-        if not measures_gpu(name):
-            require_executions_on_cpu(request.deployment)
+        require_executions_here(request.deployment, name)
         progress(benchmark_message(name))
         local(name)
     sweep = trace_workloads(known, request, progress, cancelled)

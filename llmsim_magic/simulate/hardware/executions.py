@@ -12,7 +12,8 @@ from llmsim_magic.records.hardware.execution import (
     runtimes_of,
 )
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.simulate.request import Deployment
+from llmsim_magic.simulate.hardware.local_device import measures_gpu
+from llmsim_magic.simulate.request import MEASURED, Deployment
 
 _MAKERS_WITH_GRAPHS = ("NVIDIA", "AMD")
 _MAX_NAMED = 4  # devices in a note
@@ -62,9 +63,15 @@ def require_executions(deployment: Deployment, trace: Trace, device: Accelerator
     _require(deployment, gaps, f"{trace.model.name}{where}")
 
 
-def require_executions_on_cpu(deployment: Deployment) -> None:
-    """As `require_executions`, before this machine's CPU is measured and a model traced."""
-    _require(deployment, {each: device_gap(each, "cpu", "") for each in EXECUTIONS}, "a CPU")
+def require_executions_here(deployment: Deployment, name: str) -> None:
+    """As `require_executions`, before this machine is measured, if its CPU would be.
+
+    Args:
+        deployment: a runtime and a launch.
+        name: of a device; one that is not of this machine passes.
+    """
+    if name in MEASURED and not measures_gpu(name):
+        _require(deployment, {each: device_gap(each, "cpu", "") for each in EXECUTIONS}, "a CPU")
 
 
 def _require(deployment: Deployment, gaps: Mapping[Execution, str | None], subject: str) -> None:

@@ -26,13 +26,12 @@ from llmsim_magic.simulate.hardware.executions import (
     executions_on,
     gap_notes,
     require_executions,
-    require_executions_on_cpu,
+    require_executions_here,
 )
-from llmsim_magic.simulate.hardware.local_device import measures_gpu
 from llmsim_magic.simulate.models.recipes import Progress, no_progress
 from llmsim_magic.simulate.option_effect import require_effect_on_cache
 from llmsim_magic.simulate.options import request_of
-from llmsim_magic.simulate.request import ALL, MEASURED, Deployment, Request
+from llmsim_magic.simulate.request import ALL, Deployment, Request
 from llmsim_magic.views.page import as_html, as_text
 from llmsim_magic.views.section import Section
 from llmsim_magic.views.tables import memory as memory_tables
@@ -187,8 +186,7 @@ def sizing_of(
         if cancelled():
             raise Cancelled(f"size: cancelled after {place - 1} devices")
         progress(f"device {place} of {len(names)}: {name}")
-        if name in MEASURED and not measures_gpu(name):
-            require_executions_on_cpu(deployment)
+        require_executions_here(deployment, name)
         device, calibration = device_of(name)
         if not is_all:
             require_executions(deployment, passes[0], device)
