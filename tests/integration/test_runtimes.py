@@ -429,6 +429,20 @@ def test_the_heading_names_what_the_rows_of_every_device_are_of() -> None:
         assert set(executions(report.latency)) == set(EXECUTIONS)
 
 
+def test_a_device_that_cannot_compute_in_the_dtype_does_not_stop_a_comparison() -> None:
+    options: dict[str, Any] = {"context": 8, "dtype": "bfloat16"}
+    report = llmsim.trace(small_models.llama(), hardware=["T4", "H100"], **options)
+    assert set(report.latency["device"]) == {"H100-SXM5-80GB"}
+    assert set(report.costing.fits["device"]) == {"T4", "H100-SXM5-80GB"}
+    assert report.costing.first == "H100-SXM5-80GB"
+    assert len(report.times) == 3 * len(report.ops)
+    told = [remark for remark in report.remarks() if "on T4" in remark]
+    assert len(told) == 3
+    assert all("fp16" in remark for remark in told)
+    with pytest.raises(LlmsimError, match="T4 computes in"):
+        _ = llmsim.trace(small_models.llama(), hardware="T4", **options).latency
+
+
 def test_stored_weights_under_transformers_have_a_note_on_what_widens_them() -> None:
     def says(**options: Any) -> bool:
         report = llmsim.trace(small_models.llama(), context=8, hardware="H100", **options)

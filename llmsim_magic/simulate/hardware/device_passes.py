@@ -57,17 +57,26 @@ class DevicePasses:
         return self.devices[0][0] if self.devices else None
 
     @property
-    def first(self) -> str:
-        """The name of the first device, which tables of one device describe."""
-        return self.devices[0][0].name
+    def _first_place(self) -> int:
+        """The index of the first device with a predicted time, which tables of one describe."""
+        return next(place for place in range(len(self.devices)) if self.executions(place))
 
-    def executions(self, place: int = 0) -> tuple[Execution, ...]:
-        """What executes the passes on the device at index `place`, as far as times are predicted.
+    @property
+    def first(self) -> str:
+        """The name of the device that tables of one device describe."""
+        return self.devices[self._first_place][0].name
+
+    def executions(self, place: int | None = None) -> tuple[Execution, ...]:
+        """What executes the passes on a device, as far as times are predicted.
+
+        Args:
+            place: the index of the device; the one that tables of one device describe if None.
 
         Raises:
-            LlmsimError: the deployment leaves nothing that is predicted.
+            LlmsimError: no time is predicted on any device.
         """
-        return tuple(each for each, error in self._outcomes[place].items() if error is None)
+        outcomes = self._outcomes[self._first_place if place is None else place]
+        return tuple(each for each, error in outcomes.items() if error is None)
 
     @property
     def all_executions(self) -> tuple[Execution, ...]:
@@ -78,7 +87,11 @@ class DevicePasses:
     @cached_property
     def _outcomes(self) -> tuple[dict[Execution, LlmsimError | None], ...]:
         """For each device the executions, with the error of one whose times cannot be predicted."""
-        return tuple(self._outcomes_on(*device) for device in self.devices)
+        found = tuple(self._outcomes_on(*device) for device in self.devices)
+        errors = [error for outcomes in found for error in outcomes.values()]
+        if errors and all(errors):
+            raise next(filter(None, errors))
+        return found
 
     def _outcomes_on(
         self, device: Accelerator, calibration: AnyCalibration
@@ -93,14 +106,11 @@ class DevicePasses:
                 found[execution] = error
             else:
                 found[execution] = None
-        errors = [error for error in found.values() if error is not None]
-        if len(errors) == len(found):
-            raise errors[0]
         return found
 
     @property
     def first_execution(self) -> Execution:
-        """The first execution on the first device, which tables of one execution describe."""
+        """The first execution on that device, which tables of one execution describe."""
         return self.executions()[0]
 
     def time_on(
@@ -149,18 +159,20 @@ class DevicePasses:
     @property
     def first_passes(self) -> tuple[tuple[Trace, PassTime], ...]:
         """Every pass on each device under the first execution there."""
-        places = enumerate(self.devices)
-        first = {device.name: self.executions(place)[0] for place, (device, _) in places}
+        first = {
+            device.name: self.executions(place)[:1]
+            for place, (device, _) in enumerate(self.devices)
+        }
         return tuple(
             (trace, time)
             for trace, time in self.passes
-            if time.execution == first[time.accelerator.name]
+            if time.execution in first[time.accelerator.name]
         )
 
     @cached_property
     def _first_stages(self) -> tuple[PassTime, ...]:
-        """The first pass on the first device by execution, without further pipeline stages."""
-        device, calibration = self.devices[0]
+        """The first pass on that device by execution, without further pipeline stages."""
+        device, calibration = self.devices[self._first_place]
         return tuple(
             self._time(self.traces[0], device, calibration, execution)
             for execution in self.executions()
