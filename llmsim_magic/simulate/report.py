@@ -47,9 +47,10 @@ class Report(ReportTables):
         return {name: graph.svg for name, graph in self.drawings.items()}
 
     def files(self) -> dict[str, bytes]:
-        """The displayed tables as CSV, pictures as SVG and explanation: content by file name."""
+        """The displayed tables as CSV, graphs as SVG and JSON, and explanation, by file name."""
         made = {f"{name}.csv": to_csv(table) for name, table in self.tables().items()}
-        made |= {f"{name}.svg": graph.svg.encode() for name, graph in self.drawings.items()}
+        for name, graph in self.drawings.items():
+            made |= {f"{name}.svg": graph.svg.encode(), f"{name}.json": graph.json()}
         if self.explained is not None:
             made["explanation.txt"] = f"{self.explain(self.explained)}\n".encode()
         if self.costing.devices:
@@ -58,7 +59,7 @@ class Report(ReportTables):
         return made
 
     def to_csv(self, folder: str | Path, *, overwrite: bool = False) -> list[Path]:
-        """Write the displayed tables as CSV and pictures as SVG into a folder.
+        """Write the displayed tables as CSV and graphs as SVG and JSON into a folder.
 
         Files that llmsim_magic wrote earlier are replaced. Each file is written atomically.
 

@@ -186,7 +186,8 @@ class ReportTables:
         >>> graph.dot.startswith("digraph")
         True
         """
-        return dependency_graph(self.trace, self._selection(depth, layers, level))
+        selection = self._selection(depth, layers, level)
+        return dependency_graph(self.trace, selection, self._times(selection.level))
 
     def topological_graph(
         self, depth: int | None = None, *, layers: Unfolded = (), level: Level | None = None
@@ -204,7 +205,8 @@ class ReportTables:
         Raises:
             InvalidValue: as in `dependency_graph`.
         """
-        return topological_graph(self.trace, self._selection(depth, layers, level))
+        selection = self._selection(depth, layers, level)
+        return topological_graph(self.trace, selection, self._times(selection.level))
 
     def explain(self, path: str) -> Explanation:
         """Explain the FLOPs and bytes of a module, term by term.
@@ -248,6 +250,11 @@ class ReportTables:
             (first.first_memory, second.first_memory),
             (first.first_passes, second.first_passes),
         )
+
+    def _times(self, level: Level) -> tuple[float, ...] | None:
+        """Seconds of each operator on the first device; None without one, or for kernels."""
+        has_times = self.deployment.hardware and level != "kernel"
+        return self.costing.operator_seconds if has_times else None
 
     def _selection(self, depth: int | None, layers: Unfolded, level: Level | None) -> Selection:
         asked = self.selection

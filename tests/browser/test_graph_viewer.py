@@ -10,15 +10,16 @@ from nbconvert import HTMLExporter
 import llmsim_magic as llmsim
 
 pytestmark = pytest.mark.browser
-LAYER = 'g.cluster:has(text:text-matches("layers.0-27"))'
-ATTENTION = 'g.cluster:has(text:text-matches("self_attn"))'
-Q_PROJ, NORM = 'g[data-name="n5"]', 'g[data-name="n15"]'
+LAYER = 'g[aria-expanded]:has(text:text-matches("layers.0-27"))'
+ATTENTION = 'g[aria-expanded]:has(text:text-matches("self_attn ·"))'
+Q_PROJ, NORM = '[data-kind=operator][data-name="n5"]', '[data-kind=operator][data-name="n15"]'
+CHIP = '[data-chip="model.layers.0"]'
 
 
 @pytest.fixture(scope="module")
 def outputs() -> dict[str, str]:
     """What a notebook stores of the graph."""
-    graph = llmsim.trace("Qwen/Qwen3-0.6B").dependency_graph()
+    graph = llmsim.trace("Qwen/Qwen3-0.6B", hardware="H100").dependency_graph()
     return {"text/html": graph._repr_html_(), "text/plain": repr(graph)}
 
 
@@ -44,7 +45,7 @@ def height(drawing: Any) -> float:
 
 def test_a_click_folds_a_box_and_another_opens_it(drawing: Any) -> None:
     before = height(drawing)
-    drawing.locator(f"{ATTENTION} text").click()
+    drawing.locator(f"{ATTENTION} text").first.click()
     assert not drawing.locator(Q_PROJ).is_visible()
     assert drawing.locator(NORM).is_visible()
     assert drawing.locator(ATTENTION).get_attribute("aria-expanded") == "false"
@@ -56,8 +57,8 @@ def test_a_click_folds_a_box_and_another_opens_it(drawing: Any) -> None:
     assert not drawing.locator(NORM).is_visible()
     assert height(drawing) < folded - 100
 
-    drawing.locator(f"{LAYER} text").click()
-    drawing.locator(f"{ATTENTION} text").click()
+    drawing.locator(f"{LAYER} text").first.click()
+    drawing.locator(f"{ATTENTION} text").first.click()
     assert drawing.locator(Q_PROJ).is_visible()
     assert height(drawing) == pytest.approx(before, abs=1)
 
@@ -107,7 +108,7 @@ def test_it_lives_in_an_exported_page_without_a_network(
     file.write_text(text, "utf-8")
     page.route(lambda url: not url.startswith("file:"), lambda route: route.abort())
     page.goto(file.as_uri())
-    page.locator(f".llmsim-graph {ATTENTION} text").click()
+    page.locator(f".llmsim-graph {ATTENTION} text").first.click()
     assert not page.locator(f".llmsim-graph {Q_PROJ}").is_visible()
 
 

@@ -94,12 +94,15 @@ def test_a_context_beyond_a_rotary_models_declared_maximum_is_only_remarked(
     assert "9000 tokens exceed the 8192" in capsys.readouterr().out
 
 
+GRAPH_FILES = {f"{view}.{ending}" for view in ("deps", "topological") for ending in ("svg", "json")}
+
+
 def test_csv_writes_every_table_shown(tmp_path: Path) -> None:
     line = ["distilgpt2", "--ops", "--deps", "--topological", "--multi-config", "--csv"]
     assert main([*line, str(tmp_path / "out")]) == 0
     written = {file.name for file in (tmp_path / "out").iterdir()}
     tables = {"ops", "modules", "kernels", "edges", "topological", "shapes", "workloads"}
-    assert {f"{name}.csv" for name in tables} | {"deps.svg", "topological.svg"} <= written
+    assert {f"{name}.csv" for name in tables} | GRAPH_FILES <= written
     ops = pd.read_csv(tmp_path / "out" / "ops.csv", index_col="order")
     assert ops.index.tolist() == list(range(len(ops)))
     assert ops.loc[0, "path"] == "transformer.wte"

@@ -298,13 +298,14 @@ def test_saving_writes_what_the_ending_says(report: llmsim.trace, tmp_path: Path
         graph.save(tmp_path / "x.bmp")
 
 
-def test_what_a_format_needs_is_said(
+def test_without_any_layout_a_picture_is_refused(
     report: llmsim.trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(render.util, "find_spec", lambda name: None)
     monkeypatch.setattr(render.shutil, "which", lambda name: None)
-    with pytest.raises(render.CannotDraw, match="png needs the program dot"):
+    with pytest.raises(render.CannotDraw, match="pygraphviz is not installed"):
         report.dependency_graph().save(tmp_path / "x.png")
+    assert report.dependency_graph().save(tmp_path / "x.json").is_file()
 
 
 def test_a_part_says_what_it_is(report: llmsim.trace) -> None:

@@ -289,7 +289,8 @@ def test_save_all_writes_tables_graphs_and_a_page(shown: Panel, tmp_path: Path) 
     shown._export._save.click()
     (folder,) = (tmp_path / "out").iterdir()
     names = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
-    assert names == {"modules.csv", "edges.csv", "deps.svg", "deps.dot", "report.html"}
+    graphs = {"deps.svg", "deps.json", "deps.dot"}
+    assert names == {"modules.csv", "edges.csv", "report.html"} | graphs
     ask(shown, "batch", 2)
     shown._export._save.click()
     assert len(list((tmp_path / "out").iterdir())) == 2  # each in a folder of its own

@@ -190,7 +190,7 @@ def _build(sources: Path, environment: dict[str, str], umask: int = 0o022) -> Bu
 def test_the_wheel_is_the_package_whole_and_nothing_else(built: Built, tracked: list[str]) -> None:
     package = {name for name in tracked if name.startswith("llmsim_magic/")}
     about = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
-    assert {"llmsim_magic/py.typed", "llmsim_magic/views/graphs/viewer.js"} < package
+    assert {"llmsim_magic/py.typed", "llmsim_magic/views/graph_viewer/drawing.js"} < package
     with zipfile.ZipFile(built.wheel) as wheel:
         assert set(wheel.namelist()) == package | {
             f"{DISTRIBUTION}.dist-info/{name}" for name in about

@@ -341,6 +341,7 @@ def test_the_panel_spares_a_foreign_file_and_saves_its_own_anew(
         "modules.csv",
         "edges.csv",
         "deps.svg",
+        "deps.json",
         "deps.dot",
         "report.html",
     }

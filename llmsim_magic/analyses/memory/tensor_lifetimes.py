@@ -41,6 +41,22 @@ def peak_with_cache(trace: Trace) -> Peak:
     return _peak(trace.unrolled, lifetimes(trace.unrolled, (*_ACTIVATION, "cache")))
 
 
+@memoize
+def alive_by_operator(trace: Trace) -> tuple[int, ...]:
+    """For each operator the most bytes of activations that are allocated while it runs.
+
+    Returns:
+        Bytes by order; 0 for an operator that runs no kernel.
+    """
+    record = trace.unrolled
+    alive = _alive(record, lifetimes(record, _ACTIVATION))
+    most = [0] * len(record.operators)
+    for kernel, nbytes in zip(record.kernels, alive, strict=False):
+        if kernel.operator is not None:
+            most[kernel.operator] = max(most[kernel.operator], nbytes)
+    return tuple(most)
+
+
 def lifetimes(record: Record, roles: Collection[Role]) -> tuple[Lifetime, ...]:
     """The lifetimes of all storages of these roles that the pass allocates.
 
@@ -104,12 +120,17 @@ def _referenced(record: Record) -> Iterator[tuple[int, int]]:
                 yield record.tensors[index].storage, ends_below[calls.path]
 
 
-def _peak(record: Record, found: tuple[Lifetime, ...]) -> Peak:
+def _alive(record: Record, found: tuple[Lifetime, ...]) -> list[int]:
+    """The bytes alive during each kernel, and after the last one."""
     changes = [0] * (len(record.kernels) + 2)
     for lifetime in found:
         changes[lifetime.first] += lifetime.nbytes
         changes[lifetime.last + 1] -= lifetime.nbytes
-    alive = list(accumulate(changes))
+    return list(accumulate(changes))
+
+
+def _peak(record: Record, found: tuple[Lifetime, ...]) -> Peak:
+    alive = _alive(record, found)
     place = max(range(len(alive)), key=alive.__getitem__)
     if place >= len(record.kernels):
         return Peak(alive[place], None)

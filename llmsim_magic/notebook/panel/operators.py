@@ -55,22 +55,17 @@ class GraphPicture:
         if graph is not self._graph:
             self._graph = graph
             self.widget.picture = graph.picture()
-        self.widget.chosen = "" if order is None else graph.node_of(order)
+        # The browser finds the node that the operator is drawn in: layers may be open there.
+        self.widget.chosen = f"n{order}" if order is not None and graph.node_of(order) else ""
 
     def hide(self) -> None:
         self._graph = self._order = None
         self.widget.picture = self.widget.chosen = ""
 
     def _select_node(self, change: Any) -> None:
-        """Select the operator of the clicked node, unless it is selected already.
-
-        A node of a folded layer represents the operators of several layers.
-        """
-        graph, node = self._graph, change["new"]
-        if graph is None or (self._order is not None and graph.node_of(self._order) == node):
-            return
-        order = graph.operator_of(node)
-        if order is not None:
+        """Select the operator of the clicked node, unless it is selected already."""
+        order = None if self._graph is None else self._graph.operator_of(change["new"])
+        if order is not None and order != self._order:
             self._on_select(order)
 
 

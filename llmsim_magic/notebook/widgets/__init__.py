@@ -6,7 +6,7 @@ from typing import Any
 import anywidget
 from traitlets import Bool, Float, Unicode
 
-from llmsim_magic.views.graphs.graph import viewer
+from llmsim_magic.views.graph_viewer.script import viewer
 
 
 def _script(name: str) -> str:

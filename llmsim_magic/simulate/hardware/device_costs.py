@@ -75,6 +75,11 @@ class DeviceCosts(DevicePasses):
         return roofline_plot(self.traces[0], self._first_stage)
 
     @property
+    def operator_seconds(self) -> tuple[float, ...]:
+        """Seconds of each operator of the first pass under `first_execution`."""
+        return tuple(operator.seconds for operator in self._first_stage.operators)
+
+    @property
     def events(self) -> str:
         """The first pass under `first_execution` as Chrome trace events, in JSON."""
         return json.dumps(chrome_trace(self.traces[0], self._first_stage))

@@ -15,9 +15,11 @@ from llmsim_magic.analyses.graph.outline import (
     Outline,
     OutlineEdge,
 )
-from llmsim_magic.records.trace.selection import Level
+from llmsim_magic.records.trace.selection import Level, Selection
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
+from llmsim_magic.views.graph_viewer.contents import Contents
+from llmsim_magic.views.graph_viewer.page_data import FirstView
 from llmsim_magic.views.graphs.dot import (
     EDGE_STYLES,
     FILL_COLOURS,
@@ -31,6 +33,7 @@ from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.graphs.labels import Labels
 from llmsim_magic.views.graphs.render import CannotDraw
 
+Times = Sequence[float] | None  # seconds of each operator of the pass
 _MAX_NODES = 5_000
 _MAX_EDGES = 8  # a node with more edges on one side has them cut, each to a stub at its other end
 _LEGEND_TITLE = " thick border: much of the FLOPs "
@@ -54,11 +57,14 @@ def at_level(trace: Trace, level: Level) -> Trace:
 class GraphBuilder:
     """Builds one `Graph` from an outline."""
 
-    def __init__(self, trace: Trace, outlined: Outline, level: Level) -> None:
+    def __init__(
+        self, trace: Trace, outlined: Outline, selection: Selection, times: Times = None
+    ) -> None:
         self.labels = Labels(trace, outlined)
         self._trace = trace
         self._outline = outlined
-        self._level = level
+        self._selection = selection
+        self._times = times
         self._record = trace.recorded
         self._max_flops = max(map(self.labels.flops, outlined.nodes), default=0)
         self._tooltips: dict[str, str] = {}
@@ -106,8 +112,15 @@ class GraphBuilder:
             self._align_ranks(dot, ranks)
         name = f"{self._trace.model.name}: {title.lower()}, {self._trace.workload}"
         # A node of a kernel graph is a kernel, so no node belongs to an operator.
-        node_orders = () if self._level == "kernel" else self._outline.node_of
-        return Graph(dot.source, name, self._tooltips, node_orders)
+        node_orders = () if self._selection.level == "kernel" else self._outline.node_of
+        return Graph(
+            dot=dot.source,
+            title=name,
+            contents=Contents(self._trace, self._times),
+            first_view=FirstView(selection=self._selection, outlined=self._outline, ranks=ranks),
+            tooltips=self._tooltips,
+            node_orders=node_orders,
+        )
 
     def _clusters(self, boxes_of: Callable[[str], list[str]]) -> _Cluster:
         """The nodes sorted into nested boxes."""

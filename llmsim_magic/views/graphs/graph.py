@@ -1,32 +1,25 @@
-"""A graph that displays itself in a notebook and saves itself as SVG, DOT, PNG or PDF."""
+"""A graph that displays itself in a notebook and saves itself as SVG, DOT, PNG, PDF or JSON."""
 
 import base64
 import html
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from importlib import resources
+from functools import cached_property
 from pathlib import Path
 
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
+from llmsim_magic.views.graph_viewer.contents import Contents
+from llmsim_magic.views.graph_viewer.model_explorer import model_explorer_json
+from llmsim_magic.views.graph_viewer.page_data import FirstView, page_data
+from llmsim_magic.views.graph_viewer.script import style, viewer
 from llmsim_magic.views.graphs.render import CannotDraw, render
 from llmsim_magic.views.graphs.svg_postprocess import postprocess_svg
+from llmsim_magic.views.plots.convert_svg import convert_svg
 from llmsim_magic.views.safe_files import as_path, write_file
 
-_STYLE = """\
-.llmsim-graph {background:white; color:#222; color-scheme:light; padding:4px; text-align:center}
-.llmsim-graph[data-live] {max-height:none !important; overflow:hidden !important}
-.llmsim-graph svg {display:block; margin:auto; cursor:grab; touch-action:pan-y}
-.llmsim-graph svg g:is(.cluster,.node) {cursor:pointer}
-.llmsim-graph svg g.chosen :is(path,polygon) {stroke:#b3003b; stroke-width:5}
-.llmsim-graph :is(svg,g):focus-visible {outline:2px solid #0f62ac}
-.llmsim-bar {display:flex; gap:4px; align-items:center; padding-bottom:4px; font-size:12px}
-.llmsim-bar :is(button,input) {font-size:12px; padding:2px 8px; background:#fff; color:#222}
-.llmsim-bar ::placeholder {color:#5c636d}
-@media print {.llmsim-bar {display:none}}"""
-FORMATS = ("svg", "dot", "png", "pdf")
+FORMATS = ("svg", "dot", "png", "pdf", "json")
 
 
 @dataclass(frozen=True)
@@ -39,12 +32,16 @@ class Graph:
         dot: the DOT source.
         title: what the graph shows.
         tooltips: the tooltip of each node, edge and box, by its name in the DOT source.
+        contents: every operator and edge, for the interactive graph and for JSON.
+        first_view: what the interactive graph shows first.
         node_orders: for each operator of the pass, the order of its node; None if it has none.
             The node of order 5 is named `n5`.
     """
 
     dot: str
     title: str
+    contents: Contents
+    first_view: FirstView
     tooltips: Mapping[str, str] = field(default_factory=dict)
     node_orders: tuple[int | None, ...] = ()
 
@@ -54,8 +51,10 @@ class Graph:
         return "" if node is None else f"n{node}"
 
     def operator_of(self, node: str) -> int | None:
-        """The order of the first operator drawn in the node of this name."""
-        return next((o for o in range(len(self.node_orders)) if self.node_of(o) == node), None)
+        """The order of the operator that a node is named after; None if nodes are no operators."""
+        digits = node.removeprefix("n")
+        order = int(digits) if digits.isdecimal() else -1
+        return order if 0 <= order < len(self.node_orders) and self.node_of(order) else None
 
     @cached_property
     def svg(self) -> str:
@@ -75,8 +74,8 @@ class Graph:
         """Write the graph to a file.
 
         Args:
-            path: a file that ends in `.svg`, `.dot`, `.png` or `.pdf`; the last two need
-                Graphviz's program `dot` or pygraphviz.
+            path: a file that ends in `.svg`, `.dot`, `.png`, `.pdf` or `.json`; JSON is what
+                Model Explorer opens, with every layer and operator.
             overwrite: also replace a file that this package did not write.
 
         Returns:
@@ -85,16 +84,25 @@ class Graph:
         Raises:
             InvalidValue: another ending, or a file that cannot be written.
             OverwriteRefused: the file exists and was not written by this package.
-            CannotDraw: no installed program can draw the format.
+            CannotDraw: no installed program can lay the graph out.
         """
         ending = as_path(path).suffix.removeprefix(".")
         if ending not in FORMATS:
             raise InvalidValue.must_be(
                 "path", str(path), "a file ending in ." + ", .".join(FORMATS)
             )
-        renderers = {"dot": lambda: self.dot.encode(), "svg": lambda: self.svg.encode()}
-        content = renderers.get(ending, lambda: render(self.dot, ending))()
-        return write_file(path, content, overwrite=overwrite)
+        return write_file(path, self._content(ending), overwrite=overwrite)
+
+    def json(self) -> bytes:
+        """The graph for Model Explorer, with every layer and operator."""
+        return model_explorer_json(self.contents, self.title)
+
+    def _content(self, ending: str) -> bytes:
+        if ending == "dot":
+            return self.dot.encode()
+        if ending == "json":
+            return self.json()
+        return self.svg.encode() if ending == "svg" else convert_svg(render(self.dot), ending)
 
     def picture(self) -> str:
         """The graph as an HTML image, which `viewer` makes interactive where scripts run."""
@@ -103,12 +111,20 @@ class Graph:
         except CannotDraw as error:
             return f"<p>{html.escape(str(error))}</p><pre>{html.escape(self.dot)}</pre>"
         title = html.escape(self.title, quote=True)
+        # In single quotes, for JSON is full of double ones.
+        about = self.data.replace("&", "&amp;").replace("'", "&#39;").replace("<", "&lt;")
         return (
-            f"<style>{_STYLE}</style>"
-            '<div class="llmsim-graph" style="background:white;overflow:auto;max-height:85vh">'
+            f"<style>{style()}</style>"
+            f"<div class=\"llmsim-graph\" data-graph='{about}' "
+            'style="background:white;overflow:auto;max-height:85vh">'
             f'<img alt="{title}" title="{title}" style="max-width:100%" '
             f'src="data:image/svg+xml;base64,{data}"/></div>'
         )
+
+    @cached_property
+    def data(self) -> str:
+        """The data of the interactive graph, as JSON."""
+        return page_data(self.contents, self.first_view, self.title)
 
     def _repr_html_(self) -> str:
         script = f"(() => {{{viewer()}makeInteractive(document);}})();"
@@ -116,9 +132,3 @@ class Graph:
 
     def __repr__(self) -> str:
         return f"Graph({self.title!r}: .svg, .dot, .save(path))"
-
-
-@cache
-def viewer() -> str:
-    """JavaScript that defines `makeInteractive(root)`: pan, zoom, search and fold the graphs."""
-    return resources.files("llmsim_magic.views.graphs").joinpath("viewer.js").read_text("utf-8")

