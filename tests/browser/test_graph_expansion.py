@@ -124,7 +124,10 @@ def test_the_details_lead_on_and_close(drawing: Any) -> None:
 def test_a_layer_of_its_own_has_its_own_names(drawing: Any) -> None:
     drawing.locator(CHIP).click()
     drawing.locator('g[aria-label^="layers.1 "]').click()
-    assert panel(drawing)["reads"][0].startswith("model.layers.0")
+    rows = panel(drawing)
+    assert rows["reads"][0].startswith("model.layers.0")
+    assert rows["outputs"] == ["[1, 128, 1024] bfloat16"]
+    assert rows["inputs"][0] == "[1, 128, 1024] bfloat16"
     name = drawing.evaluate(
         """box => box.drawing.items.find(({ kind, path }) =>
              kind === "operator" && path === "model.layers.1.self_attn.q_proj").name"""

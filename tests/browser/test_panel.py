@@ -108,7 +108,7 @@ def test_a_model_is_explored_and_what_was_seen_is_kept(page: Any, lab: tuple[str
     panel.model("gpt2")
     panel.wait_for("GPT2LMHeadModel")
     panel.tab("Dependencies")
-    panel.visible(".llmsim-graph svg", "gpt2").wait_for()
+    panel.visible(".llmsim-graph:has(svg)", "gpt2").wait_for()
     line = panel.root.get_by_label("magic", exact=True)
     line.filter(has_text="%llmsim gpt2 --deps").wait_for()
     page.wait_for_timeout(1000)

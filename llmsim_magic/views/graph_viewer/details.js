@@ -77,7 +77,10 @@ class Details {
     this.row("path", item.path);
     if (item.kind === "operator") this.describeOperator(item);
     else {
-      this.row("type", folding.data.types[folding.recordedPath(item.path)] ?? "");
+      const { type, inputs, outputs } = folding.module(item.path);
+      this.row("type", type);
+      this.row("inputs", inputs);
+      this.row("outputs", outputs);
       this.row("operators", `${item.orders.length}${count > 1 ? " in each layer" : ""}`);
     }
     const layer = folding.layerAround(item.path);

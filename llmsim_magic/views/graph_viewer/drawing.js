@@ -122,7 +122,7 @@ class Drawing {
     const isClosed = item.kind === "closed";
     const params = costOf(folding, item, "params"), count = folding.count(item.path);
     const isBlock = isClosed && count > 1 && folding.layers.has(item.path);
-    const outputs = folding.factsOf(item.orders[item.orders.length - 1]).outputs;
+    const { outputs } = isClosed ? folding.module(item.path) : folding.factsOf(item.orders[0]);
     const size = sizeOf(outputs[0] ?? "");
     const second = [size, params ? `${withPrefix(params, "")} params${isBlock ? " each" : ""}` : ""].filter(Boolean).join(" · ");
     const [order] = item.orders, { ranks } = this.data;

@@ -138,13 +138,17 @@ class Folding {
 
   title(path) {
     const layer = this.layers.get(path);
-    const type = this.data.types[this.recordedPath(path)] ?? "";
+    const { type } = this.module(path);
     let name = lastPart(path);
     if (layer && !this.separate.has(path)) {
       const indices = this.block(layer.group);
       if (indices.length > 1) name = `${name.slice(0, name.length - `${layer.index}`.length)}${spans(indices)} ×${indices.length}`;
     }
     return `${name} · ${type}${layer && layer.group.feature ? ` · ${layer.group.feature}` : ""}`;
+  }
+
+  module(path) {
+    return this.data.modules[this.recordedPath(path)] ?? { type: "", inputs: [], outputs: [] };
   }
 
   // The number of layers that an item inside this path stands for.

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import msgspec
 
 from llmsim_magic.analyses.graph.layers import Layer
-from llmsim_magic.analyses.graph.outline import Outline
+from llmsim_magic.analyses.graph.outline import Outline, boxes
 from llmsim_magic.records.trace.selection import Selection
+from llmsim_magic.records.trace.trace import Module
 from llmsim_magic.views.graph_viewer.contents import Contents, OperatorFacts
 
 _MAX_OPEN_NODES = 400  # of a graph whose separate layers are drawn open at first
@@ -65,6 +66,7 @@ def page_data(contents: Contents, first: FirstView, title: str) -> str:
     ]
     trace = contents.trace
     modules = [m for m in trace.modules if not contents.is_in_repeated_layer(m.path)]
+    drawn = {box for each in facts for box in boxes(each.path)}
     data: Json = {
         "title": title,
         "caption": f"{trace.model.name} · {trace.workload}",
@@ -74,7 +76,9 @@ def page_data(contents: Contents, first: FirstView, title: str) -> str:
         "tensors": list(texts),
         "inputs": given,
         "groups": groups,
-        "types": {module.path: module.type for module in modules},
+        "modules": {
+            module.path: _module(contents, module) for module in modules if module.path in drawn
+        },
         "lists": [module.path for module in modules if module.is_list],
         "separate": _separate(contents, first),
         "closed": [node.collapsed for node in first.outlined.nodes if node.collapsed is not None],
@@ -105,6 +109,17 @@ def _node(facts: OperatorFacts) -> Json:
         "weights": facts.weights,
         "source": facts.source,
         "values": values,
+    }
+
+
+def _module(contents: Contents, module: Module) -> Json:
+    """The class of a module, and the tensors of its first call."""
+    calls = contents.trace.calls.get(module.path)
+    inputs, outputs = (calls.first.inputs, calls.first.outputs) if calls else ((), ())
+    return {
+        "type": module.type,
+        "inputs": list(map(contents.tensor, inputs)),
+        "outputs": list(map(contents.tensor, outputs)),
     }
 
 
