@@ -47,8 +47,25 @@ def main() -> None:
         )
         for name, (line, size) in PAGES.items():
             photograph(browser, line, size, IMAGES / f"{name}.png")
+        photograph_layers(browser, IMAGES / "graph-layers.png")
         browser.close()
     (IMAGES / ".llmsim-written").unlink(missing_ok=True)
+
+
+def photograph_layers(browser: Browser, path: Path) -> None:
+    """A graph whose layers are drawn one by one, one of them open, coloured by time."""
+    report = llmsim.trace("Qwen/Qwen3-0.6B", hardware="H100")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "graph.html"
+        html = report.dependency_graph()._repr_html_()
+        file.write_text(f"<!doctype html><meta charset=utf-8>{html}", "utf-8")
+        page = browser.new_page(viewport={"width": 1300, "height": 900})
+        page.goto(file.as_uri())
+        page.locator('[data-chip="model.layers.0"]').click()
+        page.locator('g[aria-label^="layers.1 "]').click()
+        page.get_by_label("colour by").select_option("time")
+        page.locator("g[data-kind=operator]", has_text="q_proj").click()
+        page.screenshot(path=path)
 
 
 def photograph(browser: Browser, line: str, size: tuple[int, int], path: Path) -> None:

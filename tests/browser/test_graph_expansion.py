@@ -121,6 +121,21 @@ def test_the_details_lead_on_and_close(drawing: Any) -> None:
     assert not drawing.locator("aside").is_visible()
 
 
+def test_the_keyboard_brings_what_it_reaches_into_sight(drawing: Any) -> None:
+    drawing.locator(CHIP).focus()
+    drawing.page.keyboard.press("Enter")
+    frame = drawing.locator("svg").bounding_box()
+    for _ in range(40):
+        drawing.page.keyboard.press("Tab")
+    reached = drawing.page.evaluate(
+        "() => { const { y, height } = document.activeElement.getBoundingClientRect();"
+        " return [document.activeElement.getAttribute('aria-label'), y, y + height]; }"
+    )
+    assert "fold the 28" in reached[0] or "layers." in reached[0]
+    assert frame["y"] - 1 <= reached[1]
+    assert reached[2] <= frame["y"] + frame["height"] + 1
+
+
 def test_a_layer_of_its_own_has_its_own_names(drawing: Any) -> None:
     drawing.locator(CHIP).click()
     drawing.locator('g[aria-label^="layers.1 "]').click()

@@ -272,6 +272,12 @@ class Drawing {
         if (clicked) this.clicked(event.target);
       });
     }
+    this.svg.addEventListener("focusin", ({ target }) => {
+      const path = target.dataset.chip;
+      const item = this.items.find((each) => (path === undefined ? this.groups.get(each) === target : each.path === path && each.group));
+      // A click brings the focus along, and stays where it is.
+      if (item && target.matches(":focus-visible")) this.reveal(item);
+    });
     this.svg.addEventListener("keydown", (event) => {
       const [, , width, height] = this.view;
       const step = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] }[event.key];
@@ -442,15 +448,16 @@ class Drawing {
     this.status.textContent = `${this.place + 1} of ${this.hits.length}`;
   }
 
-  // Bring an item, or the node of a name, into sight: out of the details' way, too.
+  // Bring an item, or the chosen node, into sight, out of the details' way, too; of a box its title.
   reveal(target) {
     const item = typeof target === "string" ? this.folding.known.get(this.chosen) : target;
-    if (!item || item.kind === "root" || item.kind === "box") return;
+    if (!item || item.kind === "root") return;
     const [left, top, width, height] = this.view;
+    const tall = item.kind === "box" ? LINE + PAD : item.height;
     const covered = this.details.element.hidden ? 0 : this.details.element.offsetWidth / this.scale;
-    const x = item.x + item.width / 2, y = item.y + item.height / 2;
-    const isAcross = item.x >= left && item.x + item.width <= left + width - covered;
-    const isAlong = item.y >= top && item.y + item.height <= top + height;
+    const x = item.x + item.width / 2, y = item.y + tall / 2;
+    const isAcross = item.kind === "box" || (item.x >= left && item.x + item.width <= left + width - covered);
+    const isAlong = item.y >= top && item.y + tall <= top + height;
     if (isAcross && isAlong) return;
     this.moveTo(isAcross ? left : x - (width - covered) / 2, isAlong ? top : y - height / 2);
   }
