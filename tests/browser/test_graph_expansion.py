@@ -8,6 +8,7 @@ import pytest
 
 import llmsim_magic as llmsim
 from llmsim_magic.views.graphs.graph import Graph
+from tests.helpers import small_models
 
 pytestmark = pytest.mark.browser
 CHIP = '[data-chip="model.layers.0"]'
@@ -205,6 +206,48 @@ def test_what_is_closed_at_first_opens(page: Any, tmp_path: Path) -> None:
     assert drawing.locator("[data-kind=operator]", has_text="c_fc").count() == 0
     drawing.locator("g[data-kind=closed]", has_text="mlp").click()
     assert drawing.locator("[data-kind=operator]", has_text="c_fc").is_visible()
+
+
+# What is wrong with a drawing, as it is at first and with its layers and modules opened and folded:
+# edges that it lacks, items without a place, lines without points.
+FAULTS = """box => {
+  const { drawing } = box, { folding } = drawing, { groups } = folding.data, faults = [];
+  const check = (state) => {
+    drawing.draw();
+    const known = new Set(drawing.edges.map(({ source, target }) => `${source.id} ${target.id}`));
+    for (const [source, target] of folding.data.edges) {
+      const from = folding.item(source), to = folding.item(target);
+      if (from !== to && !known.has(`${from.id} ${to.id}`)) {
+        faults.push(`${state}: no edge from ${source} to ${target}`);
+      }
+    }
+    const parts = [...drawing.layout.lines, ...drawing.layout.stubs];
+    const drawn = new Set(parts.flatMap(({ edges }) => edges));
+    if (drawing.edges.some((edge) => !drawn.has(edge))) faults.push(`${state}: an edge is not drawn`);
+    if (drawing.items.some(({ x, y, width }) => !(x >= 0 && y >= 0 && width > 0))) {
+      faults.push(`${state}: an item has no place`);
+    }
+    const numbers = drawing.layout.lines.flatMap(({ points }) => points.flat());
+    if (!numbers.every(Number.isFinite)) faults.push(`${state}: a line has no points`);
+  };
+  check("at first");
+  for (const group of groups) folding.expand(group);
+  check("layers one by one");
+  for (const { kind, path } of drawing.items) if (kind === "closed") folding.toggle(path);
+  check("layers open");
+  for (const group of groups) folding.fold(group);
+  check("folded again");
+  return faults;
+}"""
+
+
+@pytest.mark.parametrize("selection", [{}, {"layers": (1,)}, {"depth": 2}, {"level": "kernel"}])
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "t5", "mixtral", "mamba", "gemma2", "whisper"])
+def test_no_edge_is_lost_whatever_is_open(page: Any, name: str, selection: dict[str, Any]) -> None:
+    report = llmsim.trace(getattr(small_models, name)(), context=small_models.CONTEXT)
+    for graph in (report.dependency_graph(**selection), report.topological_graph(**selection)):
+        page.set_content(f"<!doctype html>{graph._repr_html_()}")
+        assert page.locator(".llmsim-graph[data-live]").evaluate(FAULTS) == []
 
 
 def contrast(drawing: Any) -> float:

@@ -94,6 +94,7 @@ class Layout {
   // Left, right and bottom of all nodes and lines: dagre leaves out lines that swing wide.
   extent(graph, item) {
     const nodes = graph.nodes().map((id) => graph.node(id));
+    if (!nodes.length) return [0, 0, 0];
     const points = item.drawn.flatMap(({ source, target }) => graph.edge(source.id, target.id).points);
     return [Math.min(...nodes.map(({ x, width }) => x - width / 2), ...points.map(({ x }) => x)),
       Math.max(...nodes.map(({ x, width }) => x + width / 2), ...points.map(({ x }) => x)),

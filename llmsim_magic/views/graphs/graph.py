@@ -40,8 +40,8 @@ class Graph:
 
     dot: str
     title: str
-    contents: Contents
-    first_view: FirstView
+    contents: Contents = field(compare=False)
+    first_view: FirstView = field(compare=False)
     tooltips: Mapping[str, str] = field(default_factory=dict)
     node_orders: tuple[int | None, ...] = ()
 
