@@ -223,7 +223,8 @@ FAULTS = """box => {
     }
     const parts = [...drawing.layout.lines, ...drawing.layout.stubs];
     const drawn = new Set(parts.flatMap(({ edges }) => edges));
-    if (drawing.edges.some((edge) => !drawn.has(edge))) faults.push(`${state}: an edge is not drawn`);
+    const isMissing = (edge) => !drawn.has(edge);
+    if (drawing.edges.some(isMissing)) faults.push(`${state}: an edge is not drawn`);
     if (drawing.items.some(({ x, y, width }) => !(x >= 0 && y >= 0 && width > 0))) {
       faults.push(`${state}: an item has no place`);
     }
