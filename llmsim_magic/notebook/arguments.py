@@ -1,13 +1,14 @@
 """Parse the arguments of `%llmsim` and `python -m llmsim_magic` into a request."""
 
 import argparse
+import difflib
 import keyword
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from llmsim_magic.records.errors import InvalidValue, LlmsimError, shorten
+from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip, shorten
 from llmsim_magic.simulate.options import BY_NAME, OPTIONS, Option, request_of
 from llmsim_magic.simulate.request import Request
 from llmsim_magic.simulate.views import VIEWS
@@ -26,6 +27,10 @@ examples:
   %llmsim Qwen/Qwen3-0.6B --panel
 """
 PROGRAM = "%llmsim"
+# Word processors and phones turn two hyphens into a dash.
+_DASHES = ("-", "–", "—")
+_LONGEST = 80  # characters of an unknown option that are compared
+_ALIKE = 0.7  # similarity of an option that is suggested
 
 
 class UsageMistake(LlmsimError):
@@ -61,13 +66,43 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageMistake(f"{message}; see {self.prog} --help")
 
+    def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
+        """`parse_args`, with the nearest options in the error about an unknown one."""
+        for word in words:
+            # argparse reads `-ops` as `-o ps`, and `-hardware` as `-h`.
+            if word.startswith("-") and f"-{_name_of(word)}" in self._option_string_actions:
+                self._refuse_option(word)
+        found, unknown = self.parse_known_args(words)
+        for word in unknown:
+            if word.startswith(_DASHES):
+                self._refuse_option(word)
+        if unknown:
+            named = ", ".join(map(shorten, unknown))
+            self.error(f"one model is expected, and {named} is given beside it")
+        return found
+
+    def _refuse_option(self, word: str) -> NoReturn:
+        given = _name_of(word)
+        typed = given.lstrip("".join(_DASHES)).replace("_", "-").lower()[:_LONGEST]
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        names = [name.removeprefix("--") for name in options]
+        near = [name for name in names if name.startswith(typed)]
+        near = near or difflib.get_close_matches(typed, names, n=1, cutoff=_ALIKE)
+        meant = f"; did you mean --{near[0]}?" if near else ""
+        self.error(f"unknown option {clip(given)}{meant}")
+
+
+def _name_of(word: str) -> str:
+    """The option of a word such as `--batch=4`."""
+    return word.partition("=")[0]
+
 
 class _HelpAction(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         raise Help(parser.format_help())
 
 
-def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+def parser(program: str = PROGRAM) -> _Parser:
     """The argument parser, built from `VIEWS` and `OPTIONS`."""
     made = _Parser(
         program,
@@ -108,6 +143,7 @@ def _add(group: Any, option: Option) -> None:
     if option.is_flag:
         group.add_argument(
             option.flag,
+            *option.aliases,
             dest=option.name,
             action="store_false" if option.default else "store_true",
             default=argparse.SUPPRESS,  # so that only options on the line are in the result
@@ -166,7 +202,7 @@ def parse(
         LlmsimError: an unknown option or an illegal value.
         Help: the words contain `--help`.
     """
-    found = parser(program).parse_args(words)
+    found = parser(program).parse_words(words)
     if found.model and found.model_option:
         raise UsageMistake(
             f"two models given, {shorten(found.model)} and {shorten(found.model_option)}; "

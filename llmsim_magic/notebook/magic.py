@@ -45,6 +45,7 @@ class LLMSim(Magics):
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self._shown: tuple[int, int] | None = None
+        self.last_paths: tuple[str, ...] = ()  # of modules, for completion
 
     @validate(*_DEFAULTS)
     def _validate_default(self, proposal: Any) -> str:
@@ -102,7 +103,9 @@ class LLMSim(Magics):
         model = find_model(parsed.request.model, self.shell.user_ns)
         request = replace(parsed.request, model=model)
         with ProgressLine() as progress:
-            return answer(request, progress.update)
+            report = answer(request, progress.update)
+        self.last_paths = tuple(module.path for module in report.trace.modules if module.path)
+        return report
 
     def _panel(self, parsed: Line) -> "Panel":
         from llmsim_magic.notebook.panel.panel import Panel

@@ -71,7 +71,7 @@ class TooManyWorkloads(LlmsimError):
         long = f"{hours:,.1f} hours" if hours >= 1.5 else f"{hours * 60:.1f} minutes"
         super().__init__(
             f"sweep: {number:,} workloads would take about {long}; ask for at most {most:,}, "
-            "or confirm with --sure (in Python, sure=True)"
+            "or confirm with --sure or --yes (in Python, sure=True)"
         )
 
 

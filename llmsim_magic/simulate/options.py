@@ -34,6 +34,7 @@ class Option:
         calls: the public functions that take it as a keyword.
         label: the description of its widget in the panel.
         unset: the entry of its dropdown for "not set".
+        aliases: other names of a flag on a line.
     """
 
     name: str
@@ -47,10 +48,16 @@ class Option:
     calls: tuple[str, ...] = ()
     label: str = ""
     unset: str = ""
+    aliases: tuple[str, ...] = ()
 
     @property
     def is_flag(self) -> bool:
         return self.parse is None
+
+    @property
+    def is_list(self) -> bool:
+        """Whether its value is a list with commas."""
+        return "[," in (self.metavar or "")
 
     @property
     def flag(self) -> str:
@@ -133,6 +140,7 @@ OPTIONS = (
     ),
     Option(
         name="sure", field="sure", group="workload", default=False, calls=(SWEEP,),
+        aliases=("--yes",),
         help="confirm a sweep of more than 1,000 workloads",
     ),
     Option(

@@ -1,6 +1,5 @@
 """Explains the FLOPs and bytes of an operator or module as text, with the arithmetic."""
 
-import difflib
 import html
 from collections.abc import Callable, Iterable, Iterator
 
@@ -12,6 +11,7 @@ from llmsim_magic.records.errors import InvalidValue, shorten
 from llmsim_magic.records.trace.recorded import Kernel, Operator, Record, Replay
 from llmsim_magic.records.trace.trace import Trace, numel
 from llmsim_magic.views import units
+from llmsim_magic.views.nearest_paths import nearest_paths
 
 Shapes = list[tuple[int, ...]]
 
@@ -38,10 +38,9 @@ def explain(trace: Trace, path: str) -> Explanation:
     Raises:
         InvalidValue: there is no module at `path`; the message names the nearest ones.
     """
-    paths = {module.path for module in trace.modules}
+    paths = dict.fromkeys(module.path for module in trace.modules)
     if path not in paths:
-        close = difflib.get_close_matches(str(path), sorted(paths), n=3, cutoff=0.4)
-        legal = ", ".join(close or sorted(filter(None, paths))[:3])
+        legal = ", ".join(nearest_paths(str(path), filter(None, paths)))
         raise InvalidValue(
             f"explain: {trace.model.class_name} has no module {shorten(path)}; try {legal}"
         )

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,12 +194,38 @@ def test_a_terminals_ipython_answers_in_text(tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_tab_completes_options_values_and_models(shell: InteractiveShell) -> None:
-    def completions(line: str) -> list[str]:
-        with provisionalcompleter():
-            return [c.text for c in shell.Completer.completions(line, len(line))]
+def _completions(shell: InteractiveShell, line: str) -> list[str]:
+    with provisionalcompleter():
+        return [c.text for c in shell.Completer.completions(line, len(line))]
 
+
+def test_tab_completes_options_values_and_models(shell: InteractiveShell) -> None:
+    completions = partial(_completions, shell)
     assert "--multi-config" in completions("%llmsim gpt2 --mul")
     assert "decode" in completions("%llmsim gpt2 --phase d")
     assert "Qwen/Qwen3-0.6B" in completions("%llmsim Qwen/Qwen3-0")
     assert "gpt2-medium" in completions("r = %llmsim gpt2-")
+    assert "--hardware=H100-SXM5-80GB" in completions("%llmsim gpt2 --hardware=h100")
+
+
+def test_tab_completes_lists_of_devices(shell: InteractiveShell) -> None:
+    completions = partial(_completions, shell)
+    further = completions("%llmsim gpt2 --hardware L4,")
+    assert "L4,T4" in further
+    assert "L4,L4" not in further
+    assert completions("%llmsim gpt2 --hardware L4,T") == ["L4,T4"] + [
+        name for name in further if name.startswith("L4,T") and name != "L4,T4"
+    ]
+    assert "vllm,transformers" not in completions("%llmsim gpt2 --runtime vllm,")
+
+
+def test_tab_completes_the_paths_of_the_last_model(shell: InteractiveShell) -> None:
+    completions = partial(_completions, shell)
+    _run(shell, "%llmsim distilgpt2 --context 8;")
+    every = completions("%llmsim distilgpt2 --explain ")
+    assert {"transformer.h.0.mlp.c_fc", "lm_head"} <= set(every)
+    assert completions("%llmsim distilgpt2 --explain transformer.h.5.mlp.c_f") == [
+        "transformer.h.5.mlp.c_fc"
+    ]
+    by_part = completions("%llmsim distilgpt2 --explain=c_at")
+    assert "--explain=transformer.h.3.attn.c_attn" in by_part

@@ -53,9 +53,23 @@ def test_a_module_that_never_runs_says_so() -> None:
     assert "never called" in report.explain("encoder.block.0.layer.0.SelfAttention.q")
 
 
-def test_an_unknown_path_names_the_nearest() -> None:
-    with pytest.raises(InvalidValue, match=r"model\.layers\.0\.mlp\.up_proj"):
-        llmsim.trace("Qwen/Qwen3-0.6B").explain("model.layers.0.mlp.up_prj")
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [
+        ("model.layers.0.mlp.up_prj", "model.layers.0.mlp.up_proj"),
+        ("model.layers.0.mlp.up", "model.layers.0.mlp.up_proj"),
+        ("mlp.up", "model.layers.0.mlp.up_proj"),
+        ("…mlp.up", "model.layers.0.mlp.up_proj"),
+        ("layers.3.mlp.up_proj", "model.layers.3.mlp.up_proj"),
+        ("self_attn.v", "model.layers.0.self_attn.v_proj"),
+        ("Model.Norm", "model.norm"),
+        ("layers.2", "model.layers.2"),
+    ],
+)
+def test_an_unknown_path_names_the_nearest_by_its_end(given: str, nearest: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        llmsim.trace("Qwen/Qwen3-0.6B").explain(given)
+    assert re.search(rf"; try {re.escape(nearest)}(,|$)", str(caught.value))
 
 
 @pytest.mark.parametrize("name", ["qwen3", "mixtral", "gemma2", "whisper"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import llmsim_magic as llmsim
-from llmsim_magic.notebook.arguments import parse, parser
+from llmsim_magic.notebook.arguments import UsageMistake, parse, parse_line, parser
 from llmsim_magic.simulate.options import BY_NAME, GRAPH, OPTIONS, Option, request_of
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import Request
@@ -51,3 +51,41 @@ def test_every_choice_is_taken() -> None:
         for choice in option.choices:
             words = ["gpt2", option.flag, choice]
             assert parse(words).request.model == "gpt2"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--op", "--ops"),
+        ("--OPS", "--ops"),
+        ("-ops", "--ops"),
+        ("—ops", "--ops"),
+        ("–deps", "--deps"),
+        ("-hardware H100", "--hardware"),
+        ("--hardwre=H100", "--hardware"),
+        ("--weight_dtype int8", "--weight-dtype"),
+        ("--multi", "--multi-config"),
+        ("--contxt=5", "--context"),
+        ("--sumary", "--summary"),
+    ],
+)
+def test_an_unknown_option_names_the_nearest(typed: str, meant: str) -> None:
+    for read in (lambda: parse_line(f"gpt2 {typed}"), lambda: parse(["gpt2", *typed.split()])):
+        with pytest.raises(UsageMistake, match=rf"did you mean {meant}\?"):
+            read()
+
+
+@pytest.mark.parametrize("words", ["gpt2 --zzzzz", "gpt2 --panel"])
+def test_an_option_like_none_gets_no_suggestion(words: str) -> None:
+    with pytest.raises(UsageMistake, match="unknown option") as caught:
+        parse(words.split(), "llmsim")
+    assert "did you mean" not in str(caught.value)
+
+
+def test_a_second_model_is_refused() -> None:
+    with pytest.raises(UsageMistake, match="'bert' is given beside it"):
+        parse(["gpt2", "bert"])
+
+
+def test_yes_is_sure() -> None:
+    assert parse(["gpt2", "--multi-config", "--yes"]) == parse(["gpt2", "--multi-config", "--sure"])
