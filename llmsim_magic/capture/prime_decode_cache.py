@@ -23,6 +23,7 @@ from llmsim_magic.capture.record.dispatch_modes import dispatch_modes
 from llmsim_magic.capture.record.recorder import Recorder
 from llmsim_magic.capture.replay.replay import Replayer, UnrecordedPass
 from llmsim_magic.records.errors import NoDecode
+from llmsim_magic.records.trace.assumptions import BEFORE_STEP
 from llmsim_magic.records.trace.workload import Workload
 
 Candidate = TypeVar("Candidate")
@@ -209,7 +210,7 @@ def primed_cache(
         evaluation: What is known and assumed about its values.
         kept: The tensors that it computed from its inputs and left in attributes of modules.
     """
-    notes = [*inputs.notes, *(f"before the step: {note}" for note in evaluation.notes())]
+    notes = [*inputs.notes, *(f"{BEFORE_STEP}{note}" for note in evaluation.notes())]
     return PrimedCache(
         keywords=inputs.keywords, state=state, kept=kept, notes=notes, evaluation=evaluation
     )

@@ -47,6 +47,7 @@ from llmsim_magic.capture.replay.replay import Replayer
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import CannotTrace, LlmsimError
 from llmsim_magic.records.printable import printable_record
+from llmsim_magic.records.trace.assumptions import BEFORE_STEP
 from llmsim_magic.records.trace.trace import CacheSlot, Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 
@@ -193,9 +194,12 @@ class _Pass:
         slots = _name_cache(recorder, state, left)
         results = recorder.table.add_all(_without(output, state))
         record, replays = assemble_operators(recorder, results)
-        notes = (*self.meta_model.notes, *self.notes, *inputs.notes)
+        assumed = evaluation.notes()
+        in_both = {f"{BEFORE_STEP}{note}" for note in assumed}
+        notes = (*self.meta_model.notes, *self.notes)
+        notes = (*notes, *(note for note in inputs.notes if note not in in_both))
         notes = (*notes, *inference_kernel_notes(recorder.calls, recorder.table.tensors))
-        notes = (*notes, *evaluation.notes(), *_process_notes())
+        notes = (*notes, *assumed, *_process_notes())
         return printable_record(
             Trace(
                 model=self.meta_model.info,

@@ -150,8 +150,8 @@ OPTIONS = (
     Option(
         name="dtype", field="build.dtype", group="model", metavar="DTYPE", parse=str,
         choices=(*DTYPES, *DTYPE_ALIASES), calls=(TRACE, SWEEP, SIZE, PANEL), label="Dtype",
-        unset="the config's",
-        help="bfloat16, float16, float32, or bf16, fp16, fp32 (default: the config's)",
+        unset="default",
+        help="bfloat16, float16, float32, or bf16, fp16, fp32 (default: that of the config)",
     ),
     Option(
         name="base", field="build.base", group="model", default=False,
@@ -161,7 +161,7 @@ OPTIONS = (
     Option(
         name="attn", field="build.attn", group="model", metavar="KIND", parse=str,
         choices=ATTENTIONS, calls=(TRACE, SWEEP, SIZE, PANEL), label="Attention",
-        unset="the model's", help="sdpa (one fused kernel) or eager (separate kernels)",
+        unset="default", help="sdpa (one fused kernel) or eager (separate kernels)",
     ),
     Option(
         name="trust_remote_code", field="build.trust_remote_code", group="model", default=False,
@@ -181,11 +181,11 @@ OPTIONS = (
     Option(
         name="weight_dtype", field="deployment.weight_dtype", group="devices", metavar="DTYPE",
         parse=str, choices=WEIGHT_DTYPES, calls=(TRACE, SIZE), label="Weights",
-        unset="the model's", help="dtype of the stored weights: int4, int8, fp8, bf16, …",
+        unset="default", help="dtype of the stored weights: int4, int8, fp8, bf16, …",
     ),
     Option(
         name="kv_dtype", field="deployment.kv_dtype", group="devices", metavar="DTYPE",
-        parse=str, choices=KV_DTYPES, calls=(TRACE, SIZE), label="Cache", unset="the model's",
+        parse=str, choices=KV_DTYPES, calls=(TRACE, SIZE), label="Cache", unset="default",
         help="dtype of the stored keys and values: int8, fp8, bf16, …",
     ),
     Option(

@@ -1,19 +1,20 @@
 """Report, the result of `trace()`: tables, graphs and explanations of one traced pass."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmsim_magic.records.errors import Cancelled
+from llmsim_magic.records.errors import Cancelled, LlmsimError
 from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
 from llmsim_magic.simulate.models.recipes import Progress, no_progress, no_tracing
 from llmsim_magic.simulate.report_tables import ReportTables
 from llmsim_magic.simulate.view import View
 from llmsim_magic.views.csv_export import to_csv
 from llmsim_magic.views.graphs.graph import Graph
-from llmsim_magic.views.notes import notes
+from llmsim_magic.views.notes import memory_notes, notes
 from llmsim_magic.views.page import as_bundle, as_page, as_text
 from llmsim_magic.views.safe_files import write_file, write_files
 from llmsim_magic.views.section import Section
@@ -155,9 +156,27 @@ class Report(ReportTables):
         return found
 
     def remarks(self) -> tuple[str, ...]:
-        """Notes of the trace, the sweep and the predictions, without duplicates."""
+        """The sentences beside the displayed views: `notes`, of memory only where it is shown."""
         beside = self.sweep.notes if self.sweep else ()
-        return tuple(dict.fromkeys((*notes(self.trace), *beside, *self.costing.remarks())))
+        of_memory = memory_notes(self.costing.memories) if self.shows("memory") else ()
+        found = (*notes(self.trace), *beside, *of_memory, *self.costing.remarks())
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the trace, the memory and the predictions assume, as sentences; each occurs once.
+
+        As `memory` does, the first access may trace further workloads.
+
+        >>> import llmsim_magic as llmsim
+        >>> report = llmsim.trace("mistralai/Mixtral-8x7B-v0.1", context=8)
+        >>> report.notes[0]
+        'assumes balanced expert routing (32 layers)'
+        """
+        of_memory: tuple[str, ...] = ()
+        with suppress(LlmsimError):  # memory that cannot be predicted has no assumptions
+            of_memory = memory_notes(self.costing.memories)
+        return tuple(dict.fromkeys((*self.remarks(), *of_memory)))
 
     @cached_property
     def drawings(self) -> dict[str, Graph]:

@@ -25,7 +25,7 @@ _PROMPTS = {
     "and makes all its logits.",
     "vllm": "vLLM reads prompts in chunks, and limits itself to a share of the memory.",
 }
-_BAND = "Low to high is a band that is meant to hold nine of ten measurements."
+_BAND = "Low to high: 90 % interval."
 
 
 def _summary(report: "Report") -> Sections:
@@ -111,8 +111,8 @@ def _memory(report: "Report") -> Sections:
     yield Section(f"Memory of {report.title} {under(costing.runtimes)}", report.memory)
     if not parallel.is_one:
         yield Section(f"Each device of {parallel} {under(costing.runtimes)}", costing.ranks)
-        yield Section("Collectives between the devices in one pass", costing.collectives)
-        yield Section("Shard of each parameter on the traced device", costing.shards)
+        yield Section("Communication per pass", costing.collectives)
+        yield Section("Parameter shards per device", costing.shards)
     if costing.can_fit:
         yield Section(
             "Devices that the model fits, by runtime",

@@ -1,13 +1,59 @@
-"""Notes about a pass: assumptions of the trace, and mixtures whose code runs every expert."""
+"""Notes about a pass: assumptions of the trace and of its memory, and mixtures run in full."""
 
-from llmsim_magic.analyses.cost.mixture_of_experts import active_parameters, expert_routings
+from collections.abc import Mapping
+
+from llmsim_magic.analyses.cost.mixture_of_experts import (
+    active_parameters,
+    expert_routings,
+    routed_layers,
+)
+from llmsim_magic.analyses.memory.memory import Memory
+from llmsim_magic.records.hardware.execution import RUNTIMES
+from llmsim_magic.records.trace.assumptions import BALANCED_CHOICE, BEFORE_STEP, assumption_note
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
 
+_MODULES_OF_A_ROUTER = (1, 2, 3)  # those of one layer that choose: a gate, and its experts
+
 
 def notes(trace: Trace) -> tuple[str, ...]:
-    """The notes of a trace, then on a context without effect and mixtures that run all experts."""
-    return (*trace.notes, *_ignored_context(trace), *_dense_mixtures(trace))
+    """The notes of a trace, then on a context without effect and mixtures that run all experts.
+
+    Each is a sentence, and each occurs once.
+    """
+    own = (_name_routing(trace, note) for note in trace.notes)
+    return tuple(dict.fromkeys((*own, *_ignored_context(trace), *_dense_mixtures(trace))))
+
+
+def memory_notes(memories: Mapping[str, Memory]) -> tuple[str, ...]:
+    """What the memory under each runtime assumes: sentences, each once.
+
+    One that does not hold for every runtime names those for which it does.
+
+    Args:
+        memories: the memory under each runtime, by its name.
+    """
+    if len(memories) == 1:
+        return tuple(dict.fromkeys(next(iter(memories.values())).assumptions))
+    names: dict[str, list[str]] = {}
+    for name, memory in memories.items():
+        for sentence in dict.fromkeys(memory.assumptions):
+            names.setdefault(sentence.removeprefix(f"{name}: "), []).append(RUNTIMES[name])
+    return tuple(
+        sentence if len(of) == len(memories) else f"{' and '.join(of)}: {sentence}"
+        for sentence, of in names.items()
+    )
+
+
+def _name_routing(trace: Trace, note: str) -> str:
+    """The note, or its own sentence if the balanced choices are those of the routers of experts."""
+    layers = routed_layers(trace) if BALANCED_CHOICE in note else 0
+    if not layers:
+        return note
+    count = f" ({layers} layers)" if layers > 1 else ""
+    choices = {assumption_note(BALANCED_CHOICE, layers * each) for each in _MODULES_OF_A_ROUTER}
+    before, after = note.removeprefix(BEFORE_STEP), f"assumes balanced expert routing{count}"
+    return after if before in choices else note
 
 
 def _ignored_context(trace: Trace) -> tuple[str, ...]:

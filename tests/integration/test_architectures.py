@@ -67,7 +67,7 @@ def test_a_small_mixture_keeps_a_layer_with_experts(model_type: str) -> None:
 @pytest.mark.parametrize(
     ("model_type", "said"),
     [
-        ("switch_transformers", "assumed balanced"),
+        ("switch_transformers", "assumed to be balanced"),
         ("fastspeech2_conformer", "an integer that depends on the data is assumed to be 1"),
         ("vits", "an integer that depends on the data is assumed to be 1"),
     ],

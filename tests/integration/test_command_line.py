@@ -91,7 +91,7 @@ def test_a_context_beyond_a_rotary_models_declared_maximum_is_only_remarked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["HuggingFaceTB/SmolLM2-135M", "--context", "9000"]) == 0
-    assert "9000 tokens exceed the 8192" in capsys.readouterr().out
+    assert "9,000 tokens exceed the model's maximum of 8,192 tokens" in capsys.readouterr().out
 
 
 GRAPH_FILES = {f"{view}.{ending}" for view in ("deps", "topological") for ending in ("svg", "json")}

@@ -124,7 +124,7 @@ def test_a_line_whose_memory_cannot_be_told_is_refused_before_it_is_shown() -> N
     shell = InteractiveShell(config=NO_HISTORY)
     shell.run_line_magic("load_ext", "llmsim_magic")
     shell.user_ns["short"] = small_models.qwen3()
-    with pytest.raises(UsageError, match="within the 32 tokens"):
+    with pytest.raises(UsageError, match=r"exceeds the model.s maximum of 32 tokens"):
         shell.run_line_magic("llmsim", "short --memory ;")
 
 
@@ -236,12 +236,12 @@ def test_a_time_that_a_device_does_not_have_is_refused_before_it_is_shown() -> N
 
 def test_a_context_that_no_device_is_sized_for_is_refused_before_it_is_shown() -> None:
     line = error_line(lambda: llmsim.trace(small_models.qwen3(), context=128, hardware="all"))
-    assert "within the 32 tokens" in line
+    assert "exceeds the model's maximum of 32 tokens" in line
 
 
 def test_a_comparison_that_cannot_be_made_is_refused_before_it_is_shown() -> None:
     line = error_line(lambda: answer(Request(model=small_models.qwen3(), compare="distilgpt2")))
-    assert "within the 32 tokens" in line
+    assert "exceeds the model's maximum of 32 tokens" in line
 
 
 def test_a_config_object_that_cannot_be_written_is_refused() -> None:

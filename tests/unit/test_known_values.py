@@ -61,13 +61,13 @@ def test_a_known_value_decides_as_it_would_on_a_device(ask: str) -> None:
 def test_an_unknown_value_is_answered_no_and_the_report_says_so(ask: str) -> None:
     report = _traced(ask)
     assert _calls(report) == {"yes": 0, "no": 1}
-    assert any("assumed to be False (×1)" in note for note in report.trace.notes)
+    assert any("assumed to be False" in note for note in report.trace.notes)
 
 
 def test_a_check_that_all_of_the_data_is_well_passes_and_the_report_says_so() -> None:
     report = _traced("all of an activation")
     assert _calls(report) == {"yes": 1, "no": 0}
-    assert any("assumed to be True (×1)" in note for note in report.trace.notes)
+    assert any("assumed to be True" in note for note in report.trace.notes)
 
 
 def test_moving_between_host_and_model_is_no_operator() -> None:

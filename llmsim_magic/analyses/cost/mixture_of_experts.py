@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from llmsim_magic.analyses.cost.routers import routed_experts
+from llmsim_magic.analyses.graph.layers import layer_of, list_paths
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
 from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.trace import Module, Trace
@@ -43,6 +44,19 @@ def active_parameters(trace: Trace) -> int:
 def expert_routings(trace: Trace) -> tuple[Routing, ...]:
     """The distinct routings of the model; empty for a dense model."""
     return tuple(dict.fromkeys(routing for routing, _ in _routings(trace)))
+
+
+@memoize
+def routed_layers(trace: Trace) -> int:
+    """The number of layers that route tokens to experts."""
+    of_experts = {name for _, shares in _routings(trace) for name in shares}
+    stacks = list_paths(trace)
+    found = {
+        layer_of(parameter.name, stacks)
+        for parameter in trace.parameters
+        if trace.recorded_path(parameter.name) in of_experts
+    }
+    return len(found)
 
 
 @memoize

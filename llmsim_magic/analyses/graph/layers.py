@@ -23,15 +23,20 @@ class Layer:
 @memoize
 def layers(trace: Trace) -> tuple[Layer | None, ...]:
     """The outermost layer that contains each operator; None outside all layers."""
-    stacks = frozenset(module.path for module in trace.modules if module.is_list)
-    recorded = [_layer_of(operator.path, stacks) for operator in trace.recorded.operators]
+    stacks = list_paths(trace)
+    recorded = [layer_of(operator.path, stacks) for operator in trace.recorded.operators]
     found: list[Layer | None] = []
     for operator, replay in trace.steps:
         layer = recorded[operator]
         if layer is not None and replay is not None:
-            layer = _layer_of(replay.map_path(layer.path), stacks)
+            layer = layer_of(replay.map_path(layer.path), stacks)
         found.append(layer)
     return tuple(found)
+
+
+def list_paths(trace: Trace) -> frozenset[str]:
+    """The paths of the lists of modules, whose elements are layers."""
+    return frozenset(module.path for module in trace.modules if module.is_list)
 
 
 @memoize
@@ -45,7 +50,13 @@ def operators_by_layer(trace: Trace) -> dict[Layer, list[int]]:
 
 
 @lru_cache(maxsize=4096)
-def _layer_of(path: str, stacks: frozenset[str]) -> Layer | None:
+def layer_of(path: str, stacks: frozenset[str]) -> Layer | None:
+    """The outermost layer that contains a module or parameter; None outside all layers.
+
+    Args:
+        path: the path of the module or parameter.
+        stacks: the paths of lists of modules.
+    """
     parts = path.split(".")
     for depth, part in enumerate(parts):
         stack = ".".join(parts[:depth])

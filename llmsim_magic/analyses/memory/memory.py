@@ -237,14 +237,14 @@ def _with_sampling(
     peak: PassActivations, location: str, trace: Trace, runtime: Runtime | None
 ) -> tuple[int, str]:
     """Bytes at the peak of the pass or of sampling after it, if that is larger, and where it is."""
-    where = f"activations at their most in {location}, {peak.workload}"
+    where = f"peak activations in {location}, {peak.workload}"
     if runtime is None or not runtime.sampled_sequences or not trace.model.generates:
         return peak.nbytes, where
     sampling = runtime.sampling_bytes(_vocabulary(trace))
     if sampling <= peak.nbytes:
         return peak.nbytes, where
     logits = f"{runtime.logit_copies:g} × the float32 logits of {runtime.sampled_sequences}"
-    return sampling, f"activations at their most in sampling: {logits} sequences"
+    return sampling, f"peak activations in sampling: {logits} sequences"
 
 
 def _location(trace: Trace, peak: Peak) -> str:
@@ -263,8 +263,12 @@ def _vocabulary(trace: Trace) -> int:
 
 
 def _storage_assumptions(stored: Weights, dtype: str | None) -> tuple[str, ...]:
-    cache = f"keys and values in {dtype}, recurrent states as they are" if dtype else None
-    return (f"weights {stored.assumption}", *filter(None, (cache,)))
+    cache = (
+        f"cache: keys and values in {dtype}, recurrent states in their default dtype"
+        if dtype
+        else None
+    )
+    return (f"weights: {stored.assumption}", *filter(None, (cache,)))
 
 
 def _replaced_assumptions(nbytes: int) -> tuple[str, ...]:

@@ -94,7 +94,7 @@ def _storage(trace: Trace, dtype: str | None) -> _Storage:
         return _Storage(matrices(trace, packing), None, packing.description)
     if name is not None:
         return _Storage({}, BITS[name] // 8, f"every parameter in {name}")
-    return _Storage({}, None, f"as they are: {trace.model.dtype}")
+    return _Storage({}, None, f"default ({trace.model.dtype})")
 
 
 def _stored(trace: Trace, storage_plan: _Storage) -> dict[str, tuple[int, int]]:

@@ -61,7 +61,7 @@ class Packing:
     def description(self) -> str:
         what = "experts" if self.experts_only else "linear layers and experts"
         named = [name for name in self.excluded if name != KEPT_BY_DEFAULT]
-        kept = f", and {len(named)} parts that its config names" if named else ""
+        kept = f" and {len(named)} parts that its config names" if named else ""
         where = "" if self.outer is not None else " inside the repeated layers"
         others = "norms" if self.embeddings else "norms and embeddings"
         if KEPT_BY_DEFAULT in self.excluded:
@@ -71,8 +71,8 @@ class Packing:
         if self.outer is None:
             others = "norms, embeddings, routers and the head"
         return (
-            f"{self.name}: matrices of {what}{where} in {self._description_of_layouts}; "
-            f"{others} as they are{kept}"
+            f"{self.name}, matrices of {what}{where} in {self._description_of_layouts}; "
+            f"{others}{kept} in their default dtype"
         )
 
     @property

@@ -27,7 +27,7 @@ from llmsim_magic.records.trace.trace import Trace
 _EXECUTIONS = {"graph": Execution("vllm", "graph"), "eager": Execution("transformers", "eager")}
 NOT_MODELLED = (
     "not modelled: queueing under load, an engine's scheduler, sampling and detokenising, "
-    "clocks that heat or, under vLLM, power hold down"
+    "thermal throttling and, under vLLM, power throttling"
 )
 Estimator = Callable[..., Estimate]  # from a kernel shape, with or without launch overhead
 

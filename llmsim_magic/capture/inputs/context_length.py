@@ -163,7 +163,7 @@ def context_note(model: HuggingFaceModel, workload: Workload) -> list[str]:
     tokens = workload.context + (workload.phase == "decode")
     if declared is None or not reads_tokens(model) or tokens <= declared:
         return []
-    return [f"{tokens} tokens exceed the {declared} positions that the config declares"]
+    return [f"{tokens:,} tokens exceed the model's maximum of {declared:,} tokens in its config"]
 
 
 def reads_tokens(model: HuggingFaceModel) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
+from llmsim_magic.records.trace.assumptions import BALANCED_CHOICE
 
 META = torch.device("meta")
 
@@ -81,9 +82,7 @@ def _balanced_choices(
     evaluation: PartialEvaluation, scores: torch.Tensor, count: int, dim: int
 ) -> torch.Tensor:
     """Indices of `count` choices along a dimension, each index chosen equally often."""
-    evaluation.assume(
-        "a choice that depends on the data (top-k, argmax, expert routing) is assumed balanced"
-    )
+    evaluation.assume(BALANCED_CHOICE)
     shape = list(scores.shape) or [1]
     options = shape.pop(dim)
     chosen = _round_robin(evaluation, math.prod(shape), count, options).view(*shape, count)

@@ -145,14 +145,14 @@ def computed_share(evaluation: PartialEvaluation, block_mask: Sequence[Any]) -> 
     keys, block = block_mask[1], block_mask[-2]
     counts = [each for each in (block_mask[2], block_mask[4]) if each is not None]
     if not all(map(evaluation.is_known, counts)):
-        evaluation.assumed["flex attention is counted in full: its block mask depends on data"] += 1
+        evaluation.note("flex attention is counted in full: its block mask depends on data")
         return 1.0
     with torch._C._DisableTorchDispatch():
         computed = sum(int(each.sum()) for each in counts)
     blocks = counts[0].numel() * -(-keys // block)
     share = min(computed / blocks, 1.0) if blocks else 1.0
     if share < 1:
-        evaluation.assumed[
+        evaluation.note(
             f"flex attention is counted by its block mask: {share:.1%} of the score matrix"
-        ] += 1
+        )
     return share

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture.kernels import call_stack
+from llmsim_magic.records.trace.assumptions import assumption_note
 
 MAX_KNOWN_ELEMENTS = 4_000_000  # larger tensors are not computed on the host
 MAX_ASSUMPTIONS = 1_000  # made by one line in one module; no model type of transformers makes ten
@@ -45,13 +46,14 @@ class PartialEvaluation:
         before: The evaluation of the pass that computed this pass's cache, if any.
 
     Attributes:
-        assumed: How often each assumption was made about values that depend on data.
+        assumed: How many modules needed each assumption about values that depend on data.
         on_retry: Called when a torch function has failed and is about to run again.
         creates_on_meta: Whether tensors that are created on `meta`, such as zeros, stay there.
     """
 
     def __init__(self, before: "PartialEvaluation | None" = None) -> None:
         self.assumed: Counter[str] = Counter()
+        self._assumed_in: set[tuple[str, int]] = set()
         self.on_retry: Callable[[], None] = _do_nothing
         self.creates_on_meta = False
         self._accesses: Counter[Any] = Counter()
@@ -149,12 +151,24 @@ class PartialEvaluation:
             EndlessLoop: One line made the same kind of assumption more than `MAX_ASSUMPTIONS`
                 times. Every answer is the same, so a loop that ends on data would never end.
         """
-        self.assumed[assumption] += 1
+        self.note(assumption, depth=3)
         self._count_access(
             MAX_ASSUMPTIONS,
             "a value that depends on the data",
             "a loop that ends on such a value cannot be traced",
         )
+
+    def note(self, sentence: str, depth: int = 2) -> None:
+        """Count that the running module needs an assumption; once, however often it does.
+
+        Args:
+            sentence: A sentence for the report.
+            depth: Number of innermost frames to skip on the way to the module.
+        """
+        module = call_stack.call_site(depth)[0]
+        if (sentence, module) not in self._assumed_in:
+            self._assumed_in.add((sentence, module))
+            self.assumed[sentence] += 1
 
     def count_read(self) -> None:
         """Count that Python code reads a known value.
@@ -174,5 +188,5 @@ class PartialEvaluation:
             raise EndlessLoop(f"{line} read {value} more than {limit:,} times; {why}")
 
     def notes(self) -> list[str]:
-        """Return each assumption with how often it was made, for the report."""
-        return [f"{assumption} (×{count})" for assumption, count in self.assumed.items()]
+        """Return each assumption with the number of modules that need it, for the report."""
+        return [assumption_note(sentence, count) for sentence, count in self.assumed.items()]

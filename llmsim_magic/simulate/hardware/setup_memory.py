@@ -118,8 +118,9 @@ class SetupMemory:
     def require_context(self, context: int) -> None:
         """Raise `InvalidValue` for a context longer than the model supports."""
         if self.longest is not None and context > self.longest:
-            legal = f"within the {self.longest} tokens that the model supports"
-            raise InvalidValue.must_be("context", context, legal)
+            raise InvalidValue(
+                f"context {context:,} exceeds the model's maximum of {self.longest:,} tokens"
+            )
 
     def by_stage(self, setup: Setup, runtime: Runtime) -> list[Memory]:
         """The memory of one rank of each pipeline stage."""

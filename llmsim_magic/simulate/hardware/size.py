@@ -66,9 +66,8 @@ class Sizing:
         return Section(
             self.title,
             self.table,
-            "One row per device, runtime and launch. Bytes are per device. Low to high is a band "
-            "that is meant to hold nine of ten measurements. NA: the model does not fit under "
-            "that runtime.",
+            "One row per device, runtime and launch. Bytes are per device. Low to high: 90 % "
+            "interval. NA: the model does not fit under that runtime.",
         )
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:

@@ -285,7 +285,7 @@ def _require_default_build(build: Build) -> None:
     for option in ("base", "attn", "dtype"):
         if value := getattr(build, option):
             raise InvalidValue(
-                f"{option}={value!r} cannot be applied to a live module, which is traced as it is; "
+                f"{option}={value!r} cannot be applied to a live module, which stays unchanged; "
                 f"pass its config or its hub id to choose {option}"
             )
 

@@ -51,7 +51,7 @@ def _roofline_data(trace: Trace, time: PassTime) -> RooflineData:
     duration = f"{seconds} ({low} to {high})"
     caption = (
         f"Operators with FLOPs: {100 * share:.0f} % of {duration}, "
-        f"{time.execution}; bars: nine of ten measurements lie within"
+        f"{time.execution}; bars: 90 % interval"
     )
     return RooflineData(
         title=title,

@@ -40,7 +40,7 @@ def memory_table(memories: Mapping[str, Memory]) -> pd.DataFrame:
         A table with index `quantity`, which repeats for each runtime: the `runtime`, `bytes`,
         their `share` of the total, and what the part `means`. The context has a share where the
         total includes it. Rows `reserved_low` and `reserved_high` are the band of what the caching
-        allocator reserves. Rows `assumed.N` state the assumptions and have no bytes.
+        allocator reserves. `views.notes.memory_notes` has the assumptions, as sentences.
     """
     names: list[str] = []
     columns: dict[str, list[Any]] = {"runtime": [], "bytes": [], "share": [], "means": []}
@@ -49,11 +49,8 @@ def memory_table(memories: Mapping[str, Memory]) -> pd.DataFrame:
             names.append(name)
             columns["runtime"].append(runtime)
             columns["bytes"].append(nbytes)
-            columns["share"].append(
-                nbytes / memory.total if nbytes is not None and is_part else None
-            )
-            size = "" if nbytes is None else f"{units.nbytes(nbytes)}: "
-            columns["means"].append(f"{size}{meaning}")
+            columns["share"].append(nbytes / memory.total if is_part else None)
+            columns["means"].append(f"{units.nbytes(nbytes)}: {meaning}")
     return pd.DataFrame(
         {
             "runtime": texts(columns["runtime"]),
@@ -65,7 +62,7 @@ def memory_table(memories: Mapping[str, Memory]) -> pd.DataFrame:
     )
 
 
-def _rows(memory: Memory) -> Iterator[tuple[str, int | None, bool, str]]:
+def _rows(memory: Memory) -> Iterator[tuple[str, int, bool, str]]:
     """The name of each row, its bytes, whether they are part of the total, and the meaning."""
     for name, meaning in _PARTS.items():
         is_part = bool(memory.total) and (name != "context" or memory.counts_context)
@@ -77,8 +74,6 @@ def _rows(memory: Memory) -> Iterator[tuple[str, int | None, bool, str]]:
         ends = (reserved.low, reserved.high)
         for (name, meaning), nbytes in zip(_RESERVED.items(), ends, strict=True):
             yield name, nbytes, False, meaning
-    for place, assumption in enumerate(memory.assumptions):
-        yield f"assumed.{place}", None, False, assumption
 
 
 @defer_interrupt

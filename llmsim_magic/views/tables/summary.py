@@ -10,7 +10,6 @@ from llmsim_magic.analyses.kernels import elementwise_work
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
-from llmsim_magic.views.notes import notes
 
 Row = tuple[str, object, str, str]  # quantity, value, unit, meaning
 
@@ -26,7 +25,6 @@ def summary_table(trace: Trace) -> pd.DataFrame:
         *_engine_rows(trace, sums),
         *_kernel_coverage_rows(trace),
         *_operator_type_rows(trace),
-        *((f"note.{place}", note, "", "") for place, note in enumerate(notes(trace))),
     ]
     names, values, unit, meaning = zip(*rows, strict=True)
     return pd.DataFrame(
@@ -139,8 +137,8 @@ def _active_parameters_meaning(trace: Trace) -> str:
         for routing in expert_routings(trace)
     ]
     if not routings:
-        return "used by each token: all of them"
-    return f"used by each token: {' or '.join(routings)}, assuming balanced routing"
+        return "active per token: all"
+    return f"active per token: {' or '.join(routings)}, assuming balanced routing"
 
 
 def _attention_meaning(attention: str | None) -> str:
