@@ -50,12 +50,13 @@ def _run(words: list[str] | None) -> int:
             return 0
         require_effect(request, line.given)
         from llmsim_magic.simulate.answer import answer
+        from llmsim_magic.views.safe_files import written_message
 
         report = answer(request, _show_progress)
         _show_progress("")
         print(report)
-        if request.csv is not None:
-            print(f"\nWrote the displayed tables and graphs to {printable(request.csv)}.")
+        if report.written:
+            print(f"\n{written_message(report.written)}")
         if report.sweep is not None and report.sweep.undone:
             undone = f"{report.sweep.undone} workloads were not traced"
             print(f"llmsim: interrupted: {undone}", file=sys.stderr)

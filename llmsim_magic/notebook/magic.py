@@ -14,8 +14,8 @@ from llmsim_magic.notebook.completion import complete
 from llmsim_magic.notebook.progress import ProgressLine
 from llmsim_magic.notebook.variables import find_model
 from llmsim_magic.records.errors import LlmsimError
-from llmsim_magic.records.printable import printable
 from llmsim_magic.simulate.option_effect import require_effect
+from llmsim_magic.views.safe_files import written_message
 
 if TYPE_CHECKING:
     from llmsim_magic.notebook.panel.panel import Panel
@@ -76,8 +76,9 @@ class LLMSim(Magics):
             raise UsageError(str(error)) from None
         if parsed.output is not None:
             self.shell.user_ns[parsed.output] = answer
-        if parsed.request.csv is not None and not parsed.panel:
-            print(f"Wrote the displayed tables and graphs to {printable(parsed.request.csv)}.")
+        written = getattr(answer, "written", ())  # a panel writes by its own button
+        if written:
+            print(written_message(written))
         self._shown = (id(answer), self.shell.execution_count)
         return answer
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from llmsim_magic.simulate.models.recipes import Progress, no_progress, no_traci
 from llmsim_magic.simulate.report_tables import ReportTables
 from llmsim_magic.simulate.view import View
 from llmsim_magic.views.csv_export import to_csv
+from llmsim_magic.views.file_names import file_stem, model_stem
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.notes import memory_notes, notes
 from llmsim_magic.views.page import as_bundle, as_page, as_text
@@ -32,6 +33,7 @@ class Report(ReportTables):
     Attributes:
         views: the views that the report displays.
         explained: path of the module that the page explains.
+        written: the files that `to_csv` wrote last.
 
     >>> import llmsim_magic as llmsim
     >>> report = llmsim.trace("gpt2", context=128)
@@ -41,6 +43,7 @@ class Report(ReportTables):
 
     views: tuple[View["Report"], ...] = ()
     explained: str | None = None
+    written: list[Path] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def graphs(self) -> Mapping[str, str]:
@@ -48,16 +51,40 @@ class Report(ReportTables):
         return {name: graph.svg for name, graph in self.drawings.items()}
 
     def files(self) -> dict[str, bytes]:
-        """The displayed tables as CSV, graphs as SVG and JSON, and explanation, by file name."""
-        made = {f"{name}.csv": to_csv(table) for name, table in self.tables().items()}
+        """The displayed tables as CSV, graphs as SVG and JSON, and explanation: content by file name.
+
+        Names begin with the model and its workload, such as `Qwen3-0.6B.prefill.b1.c128.ops.csv`;
+        those of tables of several workloads with the model alone.
+        """
+        made = {
+            self.file_name(view, f"{name}.csv"): to_csv(table)
+            for view in self.views
+            for name, table in view.tables(self).items()
+        }
+        stem = file_stem(self.trace)
         for name, graph in self.drawings.items():
-            made |= {f"{name}.svg": graph.svg.encode(), f"{name}.json": graph.json()}
+            made |= {
+                f"{stem}.{name}.svg": graph.svg.encode(),
+                f"{stem}.{name}.json": graph.json(),
+            }
         if self.explained is not None:
-            made["explanation.txt"] = f"{self.explain(self.explained)}\n".encode()
+            made[f"{stem}.explanation.txt"] = f"{self.explain(self.explained)}\n".encode()
         if self.costing.devices:
-            made["timeline.json"] = self.costing.events.encode()
-            made["roofline.svg"] = self.costing.roofline.svg.encode()
+            made[f"{stem}.timeline.json"] = self.costing.events.encode()
+            made[f"{stem}.roofline.svg"] = self.costing.roofline.svg.encode()
         return made
+
+    def file_name(self, view: View["Report"], what: str) -> str:
+        """The name of a file of a view, such as `Qwen3-0.6B.prefill.b1.c128.ops.csv`.
+
+        Args:
+            view: the view that shows what is in the file.
+            what: its content and format, such as `ops.csv`.
+        """
+        stem = model_stem(self.trace) if view.has_all_workloads else file_stem(self.trace)
+        if view.name == "compare" and self.compared is not None:
+            stem = f"{stem}.beside.{model_stem(self.compared.trace)[:60]}"
+        return f"{stem}.{what}"
 
     def to_csv(self, folder: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Write the displayed tables as CSV and graphs as SVG and JSON into a folder.
@@ -81,7 +108,8 @@ class Report(ReportTables):
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     files = report.to_csv(folder)
         """
-        return write_files(folder, self.files(), overwrite=overwrite)
+        self.written[:] = write_files(folder, self.files(), overwrite=overwrite)
+        return [*self.written]
 
     def to_html(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the displayed report as an HTML page that works offline.

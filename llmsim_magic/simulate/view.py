@@ -30,6 +30,7 @@ class View(Generic[Subject]):
         pane: how the panel displays it.
         draw: draws its graph, if it has one.
         compute: traces further workloads before the view is displayed, if it needs them.
+        has_all_workloads: its tables describe every workload of a request, not the first.
         uses: names of options that only this view, and others that name them too, use.
     """
 
@@ -43,4 +44,5 @@ class View(Generic[Subject]):
     pane: Pane = "page"
     draw: "Callable[[Subject], Graph] | None" = None
     compute: Callable[[Subject], object] | None = None
+    has_all_workloads: bool = False
     uses: tuple[str, ...] = ()

@@ -164,6 +164,7 @@ VIEWS: dict[str, View["Report"]] = {
             compute=lambda report: report.shapes,
             python="sweep.totals\nsweep.shapes",
             pane="table",
+            has_all_workloads=True,
             uses=("sure",),
         ),
         View(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.errors import InvalidValue, shorten
+from llmsim_magic.records.printable import printable
 from llmsim_magic.records.validation import flag
 
 # A file in each output folder, by which later processes recognise what was written: one line per
@@ -81,6 +82,12 @@ def write_file(path: str | Path, content: bytes, *, overwrite: bool = False) -> 
     """Write one file as `write_files` does, with the same errors."""
     file = as_path(path)
     return write_files(file.parent, {file.name: content}, overwrite=overwrite)[0]
+
+
+def written_message(files: Sequence[Path]) -> str:
+    """`Wrote 6 files to out/`, for files of one folder."""
+    number = f"{len(files)} file{'' if len(files) == 1 else 's'}"
+    return f"Wrote {number} to {printable(os.path.join(files[0].parent, ''))}"
 
 
 def as_path(path: str | Path) -> Path:

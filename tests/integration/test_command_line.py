@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from llmsim_magic.__main__ import main
+from llmsim_magic.views.safe_files import MANIFEST
 
 MISTAKES = [
     ("no/such-model", ["no/such-model"]),
@@ -94,16 +95,17 @@ def test_a_context_beyond_a_rotary_models_declared_maximum_is_only_remarked(
     assert "9,000 tokens exceed the model's maximum of 8,192 tokens" in capsys.readouterr().out
 
 
-GRAPH_FILES = {f"{view}.{ending}" for view in ("deps", "topological") for ending in ("svg", "json")}
-
-
-def test_csv_writes_every_table_shown(tmp_path: Path) -> None:
+def test_csv_writes_every_table_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["distilgpt2", "--ops", "--deps", "--topological", "--multi-config", "--csv"]
     assert main([*line, str(tmp_path / "out")]) == 0
     written = {file.name for file in (tmp_path / "out").iterdir()}
-    tables = {"ops", "modules", "kernels", "edges", "topological", "shapes", "workloads"}
-    assert {f"{name}.csv" for name in tables} | GRAPH_FILES <= written
-    ops = pd.read_csv(tmp_path / "out" / "ops.csv", index_col="order")
+    stem = "distilgpt2.prefill.b1.c128"
+    of_one = {f"{name}.csv" for name in ("ops", "modules", "kernels", "edges", "topological")}
+    of_all = {f"distilgpt2.{name}.csv" for name in ("shapes", "workloads", "sweep_ops")}
+    graphs = {f"{v}.{end}" for v in ("deps", "topological") for end in ("svg", "json")}
+    assert written == {f"{stem}.{name}" for name in of_one | graphs} | of_all | {MANIFEST}
+    assert f"Wrote {len(written) - 1} files to {tmp_path / 'out'}/" in capsys.readouterr().out
+    ops = pd.read_csv(tmp_path / "out" / f"{stem}.ops.csv", index_col="order")
     assert ops.index.tolist() == list(range(len(ops)))
     assert ops.loc[0, "path"] == "transformer.wte"
 

@@ -126,8 +126,10 @@ def test_two_models_stand_side_by_side() -> None:
 def test_csv_writes_times_a_roofline_and_a_timeline(tmp_path: Path) -> None:
     asked(f"distilgpt2 --costs --memory --hardware H100 --csv {tmp_path}")
     names = {file.name for file in tmp_path.iterdir()}
-    assert {"latency.csv", "times.csv", "memory.csv", "fits.csv", "roofline.svg"} <= names
-    events = json.loads((tmp_path / "timeline.json").read_text())["traceEvents"]
+    stem = "distilgpt2.prefill.b1.c128"
+    whats = ("latency.csv", "times.csv", "memory.csv", "fits.csv", "roofline.svg")
+    assert {f"{stem}.{what}" for what in whats} <= names
+    events = json.loads((tmp_path / f"{stem}.timeline.json").read_text())["traceEvents"]
     spans = [event for event in events if event["ph"] == "X"]
     assert spans
     assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in spans)

@@ -132,8 +132,9 @@ def test_a_mistake_is_a_line_without_traceback_and_the_next_cell_works(
 
 
 def test_csv_writes_into_the_folder(shell: InteractiveShell, tmp_path: Path) -> None:
-    _run(shell, f"%llmsim distilgpt2 --ops --csv {tmp_path}")
-    assert (tmp_path / "ops.csv").exists()
+    captured = _run(shell, f"%llmsim distilgpt2 --ops --csv {tmp_path}")
+    assert (tmp_path / "distilgpt2.prefill.b1.c128.ops.csv").exists()
+    assert f"Wrote 3 files to {tmp_path}/" in captured.stdout
 
 
 def test_config_sets_what_lines_leave_out(shell: InteractiveShell) -> None:

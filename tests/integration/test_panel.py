@@ -14,6 +14,8 @@ from llmsim_magic.notebook.panel.panel import Panel, panel
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.models import recipes
 from llmsim_magic.simulate.views import VIEWS
+from llmsim_magic.views.file_names import file_stem
+from llmsim_magic.views.safe_files import MANIFEST
 from tests.helpers import small_models
 
 
@@ -287,14 +289,14 @@ def test_save_all_writes_tables_graphs_and_a_page(shown: Panel, tmp_path: Path) 
     ask(shown, "view", "deps")
     shown._export._folder.value = str(tmp_path / "out")
     shown._export._save.click()
-    (folder,) = (tmp_path / "out").iterdir()
-    names = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
-    graphs = {"deps.svg", "deps.json", "deps.dot"}
-    assert names == {"modules.csv", "edges.csv", "report.html"} | graphs
+    stem = file_stem(shown.report.trace)
+    whats = ("modules.csv", "edges.csv", "deps.svg", "deps.json", "deps.dot", "deps.html")
+    names = {f"{stem}.{what}" for what in whats}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names | {MANIFEST}
+    assert shown.status.message == f"Wrote 6 files to {tmp_path / 'out'}/"
     ask(shown, "batch", 2)
     shown._export._save.click()
-    assert len(list((tmp_path / "out").iterdir())) == 2  # each in a folder of its own
-    assert all(name in shown.status.message for name in names)
+    assert len(list((tmp_path / "out").iterdir())) == 2 * len(names) + 1
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(shown: Panel, tmp_path: Path) -> None:

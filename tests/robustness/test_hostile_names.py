@@ -17,7 +17,6 @@ import llmsim_magic as llmsim
 from llmsim_magic.__main__ import main
 from llmsim_magic.notebook import progress
 from llmsim_magic.notebook.code_export import magic_line, python_call
-from llmsim_magic.notebook.panel import export
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, UnknownModel
 from llmsim_magic.records.printable import printable
 from llmsim_magic.records.trace.trace import Trace
@@ -178,10 +177,10 @@ def test_a_folder_may_be_called_anything(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_download_has_a_name_that_any_system_takes(name: str) -> None:
-    stem = export._stem(report(name), VIEWS["ops"])
-    assert re.fullmatch(r"[\w.-]+", stem)
-    assert len(f"{stem}.html".encode()) <= 255
-    assert not stem.startswith((".", "-"))
+    for file in (report(name).file_name(VIEWS["ops"], "ops.html"), *report(name).files()):
+        assert re.fullmatch(r"[\w.-]+", file)
+        assert len(file.encode()) <= 255
+        assert not file.startswith((".", "-"))
 
 
 @pytest.mark.parametrize("name", [*hostile_names.NAMES.values()])
@@ -221,8 +220,8 @@ def test_code_to_copy_says_the_name_as_data(name: str) -> None:
 
 def test_a_number_stays_one_beside_a_text_that_begins_like_one() -> None:
     table = pd.DataFrame({"=n": [-1, -2.5], "text": ["-1+1", "'quoted"], "shape": [[(1, 2)], []]})
-    assert to_csv(table).decode().splitlines() == [
+    assert to_csv(table).decode("utf-8-sig").splitlines() == [
         "'=n,text,shape",
-        '-1.0,\'-1+1,"[(1, 2)]"',
-        "-2.5,'quoted,[]",
+        '-1.0,\'-1+1,"[1, 2]"',
+        "-2.5,'quoted,",
     ]

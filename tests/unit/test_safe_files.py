@@ -18,6 +18,7 @@ from llmsim_magic.notebook.panel.panel import Panel, panel
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.views import safe_files
+from llmsim_magic.views.file_names import file_stem
 from llmsim_magic.views.safe_files import OverwriteRefused, write_file, write_files
 from tests.helpers import small_models
 from tests.integration.test_panel import run_and_wait
@@ -296,7 +297,9 @@ def test_every_export_spares_a_foreign_file_unless_told(report: Report, tmp_path
         "y.png": report.costing.roofline.save,
         "timeline.json": report.costing.timeline,
         "page.html": report.to_html,
-        "summary.csv": lambda path, **options: report.to_csv(path.parent, **options),
+        f"{file_stem(report.trace)}.summary.csv": lambda path, **options: report.to_csv(
+            path.parent, **options
+        ),
     }.items():
         file = tmp_path / name
         file.write_bytes(b"mine")
@@ -311,16 +314,17 @@ def test_every_export_spares_a_foreign_file_unless_told(report: Report, tmp_path
 def test_the_command_line_spares_a_foreign_file_unless_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "summary.csv").write_bytes(b"mine")
+    name = "distilgpt2.prefill.b1.c128.summary.csv"
+    (tmp_path / name).write_bytes(b"mine")
     line = ["distilgpt2", "--csv", str(tmp_path)]
     assert main(line) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert "summary.csv" in said
+    assert name in said
     assert "--overwrite" in said
-    assert folder_contents(tmp_path) == {"summary.csv": b"mine"}
+    assert folder_contents(tmp_path) == {name: b"mine"}
     assert main([*line, "--overwrite"]) == 0
     assert main(line) == 0
-    assert b"mine" not in folder_contents(tmp_path)["summary.csv"]
+    assert b"mine" not in folder_contents(tmp_path)[name]
 
 
 @pytest.fixture
@@ -336,18 +340,12 @@ def test_the_panel_spares_a_foreign_file_and_saves_its_own_anew(
 ) -> None:
     shown._export._folder.value = str(tmp_path)
     shown._export._save.click()
-    (folder,) = tmp_path.iterdir()
-    assert set(folder_contents(folder)) == {
-        "modules.csv",
-        "edges.csv",
-        "deps.svg",
-        "deps.json",
-        "deps.dot",
-        "report.html",
-    }
+    stem = file_stem(shown.report.trace)
+    whats = ("modules.csv", "edges.csv", "deps.svg", "deps.json", "deps.dot", "deps.html")
+    assert set(folder_contents(tmp_path)) == {f"{stem}.{what}" for what in whats}
     shown._export._save.click()
     assert shown.status.error == ""
-    (folder / "edges.csv").write_bytes(b"mine")
+    (tmp_path / f"{stem}.edges.csv").write_bytes(b"mine")
     shown._export._save.click()
     assert "edges.csv" in shown.status.error
-    assert (folder / "edges.csv").read_bytes() == b"mine"
+    assert (tmp_path / f"{stem}.edges.csv").read_bytes() == b"mine"

@@ -1,6 +1,5 @@
 """The panel's export row: download files, save a folder, and copy the code of the request."""
 
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,8 @@ from llmsim_magic.simulate.request import Request
 from llmsim_magic.simulate.view import View
 from llmsim_magic.simulate.views import VIEWS
 from llmsim_magic.views.csv_export import to_csv
-from llmsim_magic.views.safe_files import write_files
+from llmsim_magic.views.safe_files import write_files, written_message
 
-_MAX_NAME_BYTES = 150  # of a model's name, so that file names stay below 255 bytes
-_WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 Content = Callable[[Report, View[Report]], tuple[str, str]]  # the name and text of a file
 
 
@@ -53,7 +50,7 @@ class Export:
         self._save = widgets.Button(
             description="Save",
             disabled=True,
-            tooltip="save the tables, graphs and page of this tab in a new folder",
+            tooltip="save the tables, graphs and page of this tab in the folder",
         )
         self._save.on_click(self._write)
         self._line, self._call = Code(label="magic"), Code(label="Python")
@@ -87,47 +84,34 @@ class Export:
     def _write(self, _: Any) -> None:
         if self._report is None:
             return
-        folder = Path(self._folder.value.strip() or ".").expanduser() / _stem(
-            self._report, self._view
-        )
+        report, view = self._report, self._view
+        folder = Path(self._folder.value.strip() or ".").expanduser()
         try:
-            files = self._report.files()
-            drawings = self._report.drawings.items()
-            files |= {f"{name}.dot": graph.dot.encode() for name, graph in drawings}
-            files["report.html"] = self._report.page().encode()
+            files = report.files()
+            files |= {
+                report.file_name(view, f"{name}.dot"): graph.dot.encode()
+                for name, graph in report.drawings.items()
+            }
+            files[report.file_name(view, f"{view.name}.html")] = report.page().encode()
             written = write_files(folder, files, overwrite=self._overwrite)
         except LlmsimError as error:
             self._on_error(error)
             return
-        names = ", ".join(file.name for file in written)
-        self._on_message(f"wrote {names} into {folder}")
+        self._on_message(written_message(written))
 
 
 def _csv(report: Report, view: View[Report]) -> tuple[str, str]:
     table = report.tables()[view.main_table]
-    return f"{_stem(report, view)}.csv", to_csv(table).decode()
+    return report.file_name(view, f"{view.main_table}.csv"), to_csv(table).decode()
 
 
 def _svg(report: Report, view: View[Report]) -> tuple[str, str]:
-    return f"{_stem(report, view)}.svg", report.drawings[view.name].svg
+    return report.file_name(view, f"{view.name}.svg"), report.drawings[view.name].svg
 
 
 def _dot(report: Report, view: View[Report]) -> tuple[str, str]:
-    return f"{_stem(report, view)}.dot", report.drawings[view.name].dot
+    return report.file_name(view, f"{view.name}.dot"), report.drawings[view.name].dot
 
 
 def _html(report: Report, view: View[Report]) -> tuple[str, str]:
-    return f"{_stem(report, view)}.html", report.page()
-
-
-def _stem(report: Report, view: View[Report]) -> str:
-    """A file name that every system accepts, such as `Qwen3-0.6B-decode-1x128-ops`."""
-    work = report.trace.workload
-    last = report.trace.model.name.rpartition("/")[2]
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in last)
-    name = name.encode()[:_MAX_NAME_BYTES].decode(errors="ignore").strip(".-")
-    if not name or _WINDOWS_DEVICE.match(name):
-        name = f"model-{name}".strip("-")
-    if report.sweep is not None:
-        return f"{name}-{view.name}"
-    return f"{name}-{work.phase}-{work.batch}x{work.context}-{view.name}"
+    return report.file_name(view, f"{view.name}.html"), report.page()
