@@ -51,7 +51,7 @@ class Report(ReportTables):
         return {name: graph.svg for name, graph in self.drawings.items()}
 
     def files(self) -> dict[str, bytes]:
-        """The displayed tables as CSV, graphs as SVG and JSON, and explanation: content by file name.
+        """Tables shown as CSV, graphs as SVG and JSON, explanation: content by file name.
 
         Names begin with the model and its workload, such as `Qwen3-0.6B.prefill.b1.c128.ops.csv`;
         those of tables of several workloads with the model alone.
@@ -184,15 +184,19 @@ class Report(ReportTables):
         return found
 
     def remarks(self) -> tuple[str, ...]:
-        """The sentences beside the displayed views: `notes`, of memory only where it is shown."""
+        """The sentences beside the displayed views: what does not fit, then `notes`.
+
+        Those of memory are among them where it is shown.
+        """
         beside = self.sweep.notes if self.sweep else ()
         of_memory = memory_notes(self.costing.memories) if self.shows("memory") else ()
-        found = (*notes(self.trace), *beside, *of_memory, *self.costing.remarks())
+        costing = self.costing
+        found = (*costing.misfits, *notes(self.trace), *beside, *of_memory, *costing.remarks())
         return tuple(dict.fromkeys(found))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the trace, the memory and the predictions assume, as sentences; each occurs once.
+        """What does not fit and what is assumed, as sentences; each occurs once.
 
         As `memory` does, the first access may trace further workloads.
 

@@ -251,7 +251,7 @@ OPTION_VIEWS = LATENCY, SIZING, COMPARISON, EXPLANATION = (
         sections=_latency,
         tables=lambda report: {"latency": report.latency},
         main_table="latency",
-        compute=lambda report: report.latency,
+        compute=lambda report: (report.latency, report.costing.larger_devices),
         python="report.latency",
         uses=_TIMED,
     ),

@@ -7,6 +7,7 @@ from llmsim_magic.analyses.cost.mixture_of_experts import (
     expert_routings,
     routed_layers,
 )
+from llmsim_magic.analyses.memory.capacity import Fit, Remedy
 from llmsim_magic.analyses.memory.memory import Memory
 from llmsim_magic.records.hardware.execution import RUNTIMES
 from llmsim_magic.records.trace.assumptions import BALANCED_CHOICE, BEFORE_STEP, assumption_note
@@ -43,6 +44,48 @@ def memory_notes(memories: Mapping[str, Memory]) -> tuple[str, ...]:
         sentence if len(of) == len(memories) else f"{' and '.join(of)}: {sentence}"
         for sentence, of in names.items()
     )
+
+
+def fit_note(fit: Fit, larger_device: str | None) -> str:
+    """How much a model needs of a device that cannot hold it, and every remedy that was found.
+
+    Args:
+        fit: the model on the device under a runtime.
+        larger_device: a device that holds the same setup, if there is one.
+    """
+    ranks = fit.setup.parallel.ranks
+    where = fit.device if ranks == 1 else f"each of {ranks} × {fit.device}"
+    what = f"{_gigabytes(fit.needed)} of {_gigabytes(fit.available)}"
+    ways = [_remedy(fit, remedy) for remedy in fit.remedies]
+    if larger_device is not None:
+        more = [remedy for remedy in fit.remedies if dict(remedy.changes).keys() <= {"tp", "pp"}]
+        ways.insert(len(more), f"on {'one' if ranks == 1 else f'{ranks} ×'} {larger_device}")
+    how = f"fits {_alternatives(ways)}" if ways else "no change that was tried makes it fit"
+    return f"does not fit: {what} on {where} under {RUNTIMES[fit.runtime]}; {how}"
+
+
+def _remedy(fit: Fit, remedy: Remedy) -> str:
+    """Changes as words: `with int4 weights on 16 × L4 (tp 8 pp 2)`."""
+    changes, parallel = dict(remedy.changes), remedy.setup.parallel
+    words = []
+    if "weight_dtype" in changes:
+        words.append(f"with {changes['weight_dtype']} weights")
+    if "tp" in changes or "pp" in changes:
+        words.append(f"on {parallel.ranks} × {fit.device} ({parallel})")
+    if "batch" in changes:
+        words.append(f"with batch {changes['batch']:,} or less")
+    if "context" in changes:
+        words.append(f"with context {changes['context']:,} or less")
+    return " ".join(words)
+
+
+def _alternatives(ways: list[str]) -> str:
+    return " or ".join((", ".join(ways[:-1]), ways[-1]) if len(ways) > 1 else ways)
+
+
+def _gigabytes(number: int) -> str:
+    """Bytes in GB of 10⁹ with three digits, such as `21.7 GB`."""
+    return f"{float(f'{number / 1e9:.3g}'):,g} GB"
 
 
 def _name_routing(trace: Trace, note: str) -> str:

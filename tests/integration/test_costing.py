@@ -146,7 +146,7 @@ def test_csv_writes_times_a_roofline_and_a_timeline(tmp_path: Path) -> None:
         ("gpt2 --tp 2", "plan"),
         ("Qwen/Qwen3-0.6B --tp 3", "3"),
         ("Qwen/Qwen3-0.6B --tp 0", "at least 1"),
-        ("Qwen/Qwen3-0.6B --memory --context 1000000", "1000000"),
+        ("Qwen/Qwen3-0.6B --memory --context 1000000", "1,000,000"),
         ("Qwen/Qwen3-0.6B --hardware H100 --batch 99999999999", "99999999999"),
         ("gpt2 --compare no/such-model", "no/such-model"),
     ],
@@ -177,4 +177,4 @@ def test_a_model_on_several_devices_says_what_each_holds_and_hands_on() -> None:
     split = shards[shards["style"].notna()]
     assert (split["bytes_per_rank"] <= split["bytes"]).all()
     assert shards["bytes_per_rank"].sum() == tables["ranks"].loc["stage 0", "weights"]
-    assert "Collectives between the devices" in repr(report)
+    assert "Communication per pass" in repr(report)

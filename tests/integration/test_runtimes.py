@@ -22,6 +22,7 @@ from llmsim_magic.notebook.arguments import parse_line
 from llmsim_magic.notebook.code_export import magic_line, python_call
 from llmsim_magic.simulate.answer import answer
 from llmsim_magic.simulate.hardware import device_passes, local_device
+from llmsim_magic.views.notes import memory_notes
 from tests.helpers import small_models
 from tests.helpers.shells import NO_HISTORY
 
@@ -152,10 +153,11 @@ def test_memory_without_hardware_is_that_of_a_plain_call(phase: str) -> None:
 def test_allowances_of_an_engine_are_those_of_vllm_alone() -> None:
     report = llmsim.trace(small_models.llama(), context=9, runtime="all")
     plain, engine = (report.memory[report.memory["runtime"] == name] for name in runtimes.entries())
-    assert "sampling" in " ".join(engine["means"])
-    assert "gpu_memory_utilization" in " ".join(engine["means"])
-    assert "sampling" not in " ".join(plain["means"])
-    assert "gpu_memory_utilization" not in " ".join(plain["means"])
+    said = memory_notes(report.costing.memories)
+    (sampling,) = (note for note in said if "sampling" in note)
+    (share,) = (note for note in said if "gpu_memory_utilization" in note)
+    assert sampling.startswith("vLLM: ")
+    assert share.startswith("vLLM: ")
     assert engine.loc["activations", "bytes"] > 100 * plain.loc["activations", "bytes"]
     assert engine.loc["context", "share"] > 0
     assert not any(name.startswith("reserved") for name in engine.index)

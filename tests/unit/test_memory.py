@@ -464,7 +464,10 @@ def test_two_changes_are_named_where_none_does_alone() -> None:
     device = accelerators.find("T4")
     found = sizer.fit(Setup(batch=8, context=32768), device, "vllm")
     assert found is not None
-    (both,) = found.remedies
+    devices, both = found.remedies
+    assert [what for what, _ in devices.changes] == ["tp", "pp"]
+    assert devices.total <= found.usable
+    assert devices.setup.parallel.ranks > both.setup.parallel.ranks
     assert [what for what, _ in both.changes] == ["tp", "weight_dtype"]
     ranks, dtype = (value for _, value in both.changes)
     alone = (

@@ -182,7 +182,7 @@ def test_a_pass_is_a_row_with_its_rate_and_what_binds() -> None:
         for workload in (PREFILL, DECODE)
         for regime in ("graph", "eager")
     ]
-    table = latency_table(rows)
+    table = latency_table(rows, [True] * len(rows))
     assert list(table["launch"]) == ["graph", "eager"] * 2
     for row, (_, time) in zip(table.itertuples(), rows, strict=True):
         tokens = 2 * 7 if row.phase == "prefill" else 2
@@ -207,15 +207,18 @@ def test_tokens_are_what_was_really_read(name: str, each: int) -> None:
 
 def test_a_device_never_measured_says_so() -> None:
     stranger = replace(H100, name="Unheard-of 9000")
-    [row] = latency_table([(spread("llama"), latency(spread("llama"), stranger))]).itertuples()
+    [row] = latency_table(
+        [(spread("llama"), latency(spread("llama"), stranger))], [None]
+    ).itertuples()
     assert not row.measured
+    assert pd.isna(row.fits)
 
 
 def test_a_pass_that_runs_nothing_has_tables_without_rows() -> None:
     trace = empty()
     time = latency(trace, H100)
     assert all(table.empty for table in tables(trace, time))
-    [row] = latency_table([(trace, time)]).to_dict("records")
+    [row] = latency_table([(trace, time)], [None]).to_dict("records")
     assert pd.isna(row["tokens_per_s"])
     assert pd.isna(row["binds"])
-    assert latency_table([]).empty
+    assert latency_table([], []).empty

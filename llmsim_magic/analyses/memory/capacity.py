@@ -1,7 +1,6 @@
-"""Whether a model fits on a device, which part does not, and which changes make it fit."""
+"""Whether a model fits on a device, which part does not, and the largest sizes that fit."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from llmsim_magic.analyses.memory.memory import Memory
@@ -10,8 +9,6 @@ from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.runtime import Runtime
 from llmsim_magic.records.trace.parallel import Parallel
 
-TP_SIZES = (2, 4, 8, 16, 32, 64)
-SMALLER_WEIGHT_DTYPES = ("fp8", "int4")
 MAX_BATCH = 1 << 20
 
 
@@ -48,13 +45,14 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """A change that makes a setup fit, or two if no single one does, and the bytes then needed.
+    """Changes that together make a setup fit, and the bytes that each rank then needs.
 
-    The smallest change of its kind: fewest devices, most bits, largest batch or context.
+    The smallest changes of their kind: fewest devices, most bits, largest batch or context.
     """
 
     changes: tuple[tuple[str, int | str], ...]
     total: int
+    setup: Setup
 
     def __str__(self) -> str:
         return " and ".join(f"{what} {value}" for what, value in self.changes)
@@ -79,6 +77,16 @@ class Fit:
     @property
     def fits(self) -> bool:
         return self.binds is None
+
+    @property
+    def needed(self) -> int:
+        """Bytes that each rank needs."""
+        return self.memory.required
+
+    @property
+    def available(self) -> int:
+        """Bytes of a device that the runtime can use."""
+        return self.usable
 
 
 def fit(setup: Setup, device: Accelerator, runtime: Runtime, needed: MemoryOf) -> Fit | None:
@@ -107,83 +115,7 @@ def fit(setup: Setup, device: Accelerator, runtime: Runtime, needed: MemoryOf) -
     )
 
 
-def with_remedies(
-    found: Fit, needed: MemoryOf, longest: int | None, first: Callable[[str], int]
-) -> Fit:
-    """The fit with remedies: more devices, fewer bits, a smaller batch or context.
-
-    Args:
-        found: The fit.
-        needed: Computes the memory of a setup.
-        longest: The longest context that the model supports; None if it has no limit.
-        first: The batch or context that a search begins with, by its name.
-    """
-    if found.fits:
-        return found
-    setup, usable = found.setup, found.usable
-    ways = (
-        _first([(change,) for change in _device_changes(setup)], setup, usable, needed),
-        _first([(change,) for change in _dtype_changes(setup)], setup, usable, needed),
-        *_smaller_workloads(found, needed, longest, first),
-    )
-    remedies = [way for way in ways if way is not None]
-    if not remedies:
-        pairs = [
-            (more, fewer) for more in _device_changes(setup) for fewer in _dtype_changes(setup)
-        ]
-        both = _first(pairs, setup, usable, needed)
-        remedies = [] if both is None else [both]
-    return replace(found, remedies=tuple(remedies))
-
-
-Change = tuple[str, int | str]
-
-
-def _device_changes(setup: Setup) -> list[Change]:
-    return [("tp", tp) for tp in TP_SIZES if tp > setup.parallel.width]
-
-
-def _dtype_changes(setup: Setup) -> list[Change]:
-    dtypes = [dtype for dtype in SMALLER_WEIGHT_DTYPES if dtype != setup.weight_dtype]
-    return [("weight_dtype", dtype) for dtype in dtypes]
-
-
-def _first(
-    tries: Iterable[tuple[Change, ...]], setup: Setup, usable: int, needed: MemoryOf
-) -> Remedy | None:
-    """The first of several changes that makes the setup fit, if it is found within the limit."""
-    with suppress(WorkLimitReached):
-        for changes in tries:
-            total = _total(_changed(setup, changes), needed)
-            if total is not None and total <= usable:
-                return Remedy(changes, total)
-    return None
-
-
-def _smaller_workloads(
-    found: Fit, needed: MemoryOf, longest: int | None, first: Callable[[str], int]
-) -> Iterator[Remedy | None]:
-    """The largest batch and the longest context that fit, if any does."""
-    setup, usable = found.setup, found.usable
-    sizes = {
-        "batch": largest_batch(setup, usable, needed, setup.batch, first("batch")),
-        "context": longest_context(
-            setup, usable, needed, longest or setup.context, first("context")
-        ),
-    }
-    for what, limit in sizes.items():
-        if limit.size:
-            yield _first([((what, limit.size),)], setup, usable, needed)
-
-
-def _changed(setup: Setup, changes: tuple[Change, ...]) -> Setup:
-    values: dict[str, object] = dict(changes)
-    if "tp" in values:
-        values["parallel"] = replace(setup.parallel, tp=values.pop("tp"), ep=1)  # type: ignore[arg-type]
-    return replace(setup, **values)  # type: ignore[arg-type]
-
-
-def _total(setup: Setup, needed: MemoryOf) -> int | None:
+def total_bytes(setup: Setup, needed: MemoryOf) -> int | None:
     """The bytes of each rank; None for an impossible setup."""
     try:
         return needed(setup).required
@@ -208,7 +140,7 @@ def longest_context(
 
 
 def _fits(setup: Setup, usable: int, needed: MemoryOf) -> bool:
-    total = _total(setup, needed)
+    total = total_bytes(setup, needed)
     return total is not None and total <= usable
 
 

@@ -14,8 +14,8 @@ from llmsim_magic.analyses.memory.capacity import (
     largest_batch,
     likely_limit,
     longest_context,
-    with_remedies,
 )
+from llmsim_magic.analyses.memory.remedies import MAX_STAGES, with_remedies
 from llmsim_magic.catalog import runtimes
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.accelerator import Accelerator
@@ -39,7 +39,13 @@ class CapacityPlanner(SetupMemory):
     notes: list[str] = field(default_factory=list, init=False)
 
     def fit(
-        self, setup: Setup, device: Accelerator, runtime: str, *, remedies: bool = True
+        self,
+        setup: Setup,
+        device: Accelerator,
+        runtime: str,
+        *,
+        remedies: bool = True,
+        max_stages: int = MAX_STAGES,
     ) -> Fit | None:
         """Check whether a setup fits a device.
 
@@ -48,6 +54,7 @@ class CapacityPlanner(SetupMemory):
             device: the accelerator.
             runtime: name of a runtime in the catalogue.
             remedies: also look for changes that would make a setup fit that does not.
+            max_stages: the largest number of pipeline stages among these changes.
 
         Returns:
             The fit, or None if the memory of the device is unknown.
@@ -63,7 +70,7 @@ class CapacityPlanner(SetupMemory):
             return found
         with self._bounded_search():
             first = partial(self._first_guess, setup, own, found.usable)
-            return with_remedies(found, needed, self.longest, first)
+            return with_remedies(found, needed, self.longest, first, max_stages)
 
     def largest_batch(self, setup: Setup, device: Accelerator, runtime: str) -> int | None:
         """The largest batch that fits at the setup's context; None if the memory is unknown."""

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmsim_magic.analyses.engine.engine_trace import engine_notes
-from llmsim_magic.analyses.memory.capacity import Setup
 from llmsim_magic.analyses.memory.memory import Memory, memory
 from llmsim_magic.analyses.parallel.shards import shards
 from llmsim_magic.analyses.time.latency import NOT_MODELLED
 from llmsim_magic.analyses.time.perfetto import chrome_trace
 from llmsim_magic.catalog import runtimes
-from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.execution import runtimes_of
 from llmsim_magic.records.trace.parallel import Parallel
-from llmsim_magic.simulate.hardware.device_passes import DevicePasses
+from llmsim_magic.simulate.hardware.device_fits import DeviceFits
 from llmsim_magic.simulate.hardware.executions import (
     gap_notes,
     memory_runtimes,
@@ -35,19 +33,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DeviceCosts(DevicePasses):
+class DeviceCosts(DeviceFits):
     """Tables and plots of passes on devices. Those of one pass describe `traces[0]`."""
-
-    @property
-    def can_fit(self) -> bool:
-        """Whether `fits` has rows: for devices of known memory, if batch and context can vary."""
-        sizes = [device.memory_bytes for device, _ in self.devices]
-        return self.planner is not None and any(size is not None for size in sizes)
 
     @cached_property
     def latency(self) -> "pd.DataFrame":
         """One row per device, execution and pass: seconds with their band, tokens/s, the bound."""
-        return time_tables.latency_table(self.passes)
+        devices = {device.name: device for device, _ in self.devices}
+        fits = [
+            self.holds(trace, devices[time.accelerator.name], time.execution.runtime)
+            for trace, time in self.passes
+        ]
+        return time_tables.latency_table(self.passes, fits)
 
     @cached_property
     def times(self) -> "pd.DataFrame":
@@ -173,43 +170,6 @@ class DeviceCosts(DevicePasses):
             # A CPU's allocator keeps no segments.
             found = [replace(each, segments=None) for each in found]
         return found
-
-    @property
-    def setup(self) -> Setup:
-        """Phase, batch, context, parallel layout and stored dtypes of the first pass."""
-        trace = self.traces[0]
-        return Setup(
-            phase=trace.workload.phase,
-            batch=trace.workload.batch,
-            context=trace.workload.context,
-            parallel=trace.model.parallel,
-            weight_dtype=self.deployment.weight_dtype,
-            kv_dtype=self.deployment.kv_dtype,
-        )
-
-    @cached_property
-    def fits(self) -> "pd.DataFrame":
-        """One row per device and runtime: whether the model fits, remedies, largest sizes.
-
-        Raises:
-            LlmsimError: the module was traced on given inputs.
-        """
-        if self.planner is None:
-            raise LlmsimError(
-                "fits is not available: a module that was traced on given inputs has no batch "
-                "and context to vary"
-            )
-        planner, setup = self.planner, self.setup
-        places = [
-            (device, runtime)
-            for device, _ in self.devices
-            for runtime in memory_runtimes(self.deployment, self.traces[0], device)
-            if device.memory_bytes is not None
-        ]
-        table = memory_tables.capacity_table(planner.fit(setup, *place) for place in places)
-        table["largest_batch"] = [planner.largest_batch(setup, *place) for place in places]
-        table["longest_context"] = [planner.longest_context(setup, *place) for place in places]
-        return table
 
     def remarks(self) -> tuple[str, ...]:
         """What is not predicted and why, and what an engine runs otherwise than the model does."""

@@ -236,7 +236,7 @@ def _rows_on(
     passes, planner = costing.traces, costing.planner
     for execution in executions_on(costing.deployment, passes[0], device):
         if execution.runtime not in fits and planner is not None:
-            fits[execution.runtime] = planner.fit(setup, device, execution.runtime)
+            fits[execution.runtime] = planner.fit(setup, device, execution.runtime, max_stages=1)
         fit = fits.get(execution.runtime)
         if fit is None:
             continue

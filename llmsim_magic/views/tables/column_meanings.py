@@ -152,6 +152,8 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             "tokens_per_s_high": "tokens per second at the fast end of the band",
             "binds": "what limits most of the time, and its share",
             "measured": "whether this device was measured, or only related ones",
+            "fits": "whether the device holds the pass; the time of one that it does not is "
+            "hypothetical",
         },
         "times": {
             **_ORDER,

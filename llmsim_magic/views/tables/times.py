@@ -28,14 +28,21 @@ _OPERATOR_COLUMNS = {
 
 
 @defer_interrupt
-def latency_table(passes: Iterable[tuple[Trace, PassTime]]) -> pd.DataFrame:
+def latency_table(
+    passes: Iterable[tuple[Trace, PassTime]], fits: Iterable[bool | None]
+) -> pd.DataFrame:
     """One row per pass on a device under an execution: its time, tokens/s, and bottleneck.
+
+    Args:
+        passes: the passes with their times.
+        fits: for each pass, whether the device holds it; None if its memory is unknown.
 
     Returns:
         A table whose tokens per second count the tokens that a pass reads: one per sequence in
         decode, and those of the whole group for ranks that share a model. `binds` names what
         limits most of the time, with its share. `measured` is True if this device was measured,
-        and False if its constants come from similar devices.
+        and False if its constants come from similar devices. The time of a pass that does not
+        fit (`fits` is False) is hypothetical.
     """
     rows = list(passes)
     workloads = [trace.workload for trace, _ in rows]
@@ -58,6 +65,7 @@ def latency_table(passes: Iterable[tuple[Trace, PassTime]]) -> pd.DataFrame:
         )
     columns["binds"] = _strings([_main_bottleneck(time) for time in times])
     columns["measured"] = pd.array([time.seen for time in times], dtype="boolean")
+    columns["fits"] = pd.array(list(fits), dtype="boolean")
     return pd.DataFrame(columns)
 
 

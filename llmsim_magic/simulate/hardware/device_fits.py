@@ -1,0 +1,156 @@
+"""Whether forward passes fit the requested devices, and what would make them fit."""
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+from llmsim_magic.analyses.memory.capacity import Fit, Setup
+from llmsim_magic.analyses.memory.memory import Memory, memory
+from llmsim_magic.catalog import accelerators, runtimes
+from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.simulate.hardware.device_passes import DevicePasses
+from llmsim_magic.simulate.hardware.executions import memory_runtimes
+from llmsim_magic.views.notes import fit_note
+from llmsim_magic.views.tables.memory import capacity_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class DeviceFits(DevicePasses):
+    """Bytes that passes need on devices, beside those that there are."""
+
+    _fits: dict[tuple[str, str], Fit | None] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def can_fit(self) -> bool:
+        """Whether `fits` has rows: for devices of known memory, if batch and context can vary."""
+        sizes = [device.memory_bytes for device, _ in self.devices]
+        return self.planner is not None and any(size is not None for size in sizes)
+
+    @property
+    def setup(self) -> Setup:
+        """Phase, batch, context, parallel layout and stored dtypes of the first pass."""
+        return self._setup_of(self.traces[0])
+
+    def _setup_of(self, trace: Trace) -> Setup:
+        return Setup(
+            phase=trace.workload.phase,
+            batch=trace.workload.batch,
+            context=trace.workload.context,
+            parallel=trace.model.parallel,
+            weight_dtype=self.deployment.weight_dtype,
+            kv_dtype=self.deployment.kv_dtype,
+        )
+
+    def holds(self, trace: Trace, device: Accelerator, runtime: str) -> bool | None:
+        """Whether a device has room for a pass under a runtime; None if its memory is unknown."""
+        if device.memory_bytes is None:
+            return None
+        own = runtimes.on(runtime, device)
+        found: Memory | None = None
+        if self.planner is not None:
+            with suppress(LlmsimError):  # a context that the config does not declare
+                found = self.planner.needed(self._setup_of(trace), own)
+        if found is None:
+            found = memory(
+                trace,
+                weight_dtype=self.deployment.weight_dtype,
+                kv_dtype=self.deployment.kv_dtype,
+                runtime=own,
+            )
+        return found.required <= own.usable_bytes(device.memory_bytes)
+
+    @cached_property
+    def capacities(self) -> tuple[Fit, ...]:
+        """For each device and runtime: bytes needed and available, and what would make it fit.
+
+        Of the first pass, on devices of known memory; remedies are traced. Empty for a module that
+        was traced on given inputs, and for what no memory is predicted.
+        """
+        found: list[Fit | None] = []
+        for device, runtime in self._places:
+            with suppress(LlmsimError):
+                found.append(self._fit(device, runtime))
+        return tuple(each for each in found if each is not None)
+
+    @cached_property
+    def _places(self) -> tuple[tuple[Accelerator, str], ...]:
+        """Each device of known memory with each runtime on it."""
+        return tuple(
+            (device, runtime)
+            for device, _ in self.devices
+            for runtime in memory_runtimes(self.deployment, self.traces[0], device)
+            if device.memory_bytes is not None
+        )
+
+    def _fit(self, device: Accelerator, runtime: str) -> Fit | None:
+        if self.planner is None:
+            return None
+        key = (device.name, runtime)
+        if key not in self._fits:
+            self._fits[key] = self.planner.fit(self.setup, device, runtime)
+        return self._fits[key]
+
+    @cached_property
+    def larger_devices(self) -> dict[tuple[str, str], str]:
+        """By device and runtime of a pass that does not fit, the smallest device that holds it."""
+        found = {}
+        for fit in self.capacities:
+            name = None if fit.fits else self._larger_device(fit)
+            if name is not None:
+                found[fit.device, fit.runtime] = name
+        return found
+
+    def _larger_device(self, fit: Fit) -> str | None:
+        """The device of the same maker with the least memory that holds the setup.
+
+        Its memory is at least as fast, so that it is no smaller machine in another way.
+        """
+        own = next(device for device, _ in self.devices if device.name == fit.device)
+        others = [
+            (device.memory_bytes, device)
+            for device in map(accelerators.find, accelerators.entries())
+            if device.memory_bytes is not None
+            and (device.vendor, device.kind) == (own.vendor, own.kind)
+            and device.memory_bytes > (own.memory_bytes or 0)
+            and (device.bandwidth_bytes_per_s or 0) >= (own.bandwidth_bytes_per_s or 0)
+        ]
+        runtimes_there = partial(memory_runtimes, self.deployment, self.traces[0])
+        for _, device in sorted(others, key=lambda each: each[0]):
+            if fit.runtime in runtimes_there(device) and self.holds(
+                self.traces[0], device, fit.runtime
+            ):
+                return device.name
+        return None
+
+    @cached_property
+    def fits(self) -> "pd.DataFrame":
+        """One row per device and runtime: whether the model fits, remedies, largest sizes.
+
+        Raises:
+            LlmsimError: the module was traced on given inputs.
+        """
+        if self.planner is None:
+            raise LlmsimError(
+                "fits is not available: a module that was traced on given inputs has no batch "
+                "and context to vary"
+            )
+        planner, setup, places = self.planner, self.setup, self._places
+        table = capacity_table(self._fit(*place) for place in places)
+        table["largest_batch"] = [planner.largest_batch(setup, *place) for place in places]
+        table["longest_context"] = [planner.longest_context(setup, *place) for place in places]
+        return table
+
+    @property
+    def misfits(self) -> tuple[str, ...]:
+        """A sentence for each device and runtime that does not fit: by how much, and remedies."""
+        return tuple(
+            fit_note(fit, self.larger_devices.get((fit.device, fit.runtime)))
+            for fit in self.capacities
+            if not fit.fits
+        )
