@@ -94,7 +94,7 @@ def test_an_explanation_is_a_file_of_its_folder(tmp_path: Path) -> None:
         main(["gpt2", "--context", "8", "--explain", "transformer.h.0", "--csv", str(folder)]) == 0
     )
     (file,) = (path for path in folder.iterdir() if not path.name.startswith("."))
-    assert file.name == "explanation.txt"
+    assert file.name == "gpt2.prefill.b1.c8.explanation.txt"
     assert "transformer.h.0: add, operator" in file.read_text("utf-8")
 
 
