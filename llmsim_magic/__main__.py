@@ -1,6 +1,7 @@
 """The command line, `python -m llmsim_magic MODEL --ops`: prints a report as text."""
 
 import os
+import shutil
 import sys
 from contextlib import suppress
 
@@ -54,7 +55,7 @@ def _run(words: list[str] | None) -> int:
 
         report = answer(request, _show_progress)
         _show_progress("")
-        print(report)
+        print(report.text(_width(), color=_wants_color()))
         if report.written:
             print(f"\n{written_message(report.written)}")
         if report.sweep is not None and report.sweep.undone:
@@ -70,6 +71,17 @@ def _run(words: list[str] | None) -> int:
         print("llmsim: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _width() -> int:
+    """Columns of the terminal, or of COLUMNS; 80 where the output is no terminal."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def _wants_color() -> bool:
+    """Whether standard output is a terminal, and neither NO_COLOR nor TERM=dumb forbids colour."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _discard_output() -> None:

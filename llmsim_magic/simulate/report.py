@@ -16,9 +16,10 @@ from llmsim_magic.views.csv_export import to_csv
 from llmsim_magic.views.file_names import file_stem, model_stem
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.notes import memory_notes, notes
-from llmsim_magic.views.page import as_bundle, as_page, as_text
+from llmsim_magic.views.page import as_bundle, as_page
 from llmsim_magic.views.safe_files import write_file, write_files
 from llmsim_magic.views.section import Section
+from llmsim_magic.views.text.document import DEFAULT_WIDTH, as_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,6 +220,15 @@ class Report(ReportTables):
         with no_tracing():
             return as_bundle(self.sections(), self.remarks())
 
-    def __repr__(self) -> str:
+    def text(self, width: int = DEFAULT_WIDTH, *, color: bool = False) -> str:
+        """The displayed report as text: identical layers folded, the columns that fit.
+
+        Args:
+            width: characters of a line; of a terminal narrower than 40, 40.
+            color: whether to add escape sequences of colour, which a terminal shows.
+        """
         with no_tracing():
-            return as_text(self.sections(), self.remarks())
+            return as_text(self.sections(), self.remarks(), width=width, color=color)
+
+    def __repr__(self) -> str:
+        return self.text()

@@ -1,4 +1,4 @@
-"""Lays out a report as HTML for a notebook or as text for a terminal."""
+"""Lays out a report as HTML for a notebook, with its text beside it."""
 
 import html
 import re
@@ -10,9 +10,8 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.views import units
-from llmsim_magic.views.graphs.graph import Graph
-from llmsim_magic.views.plots.plot import Plot
 from llmsim_magic.views.section import Section
+from llmsim_magic.views.text.document import as_text
 
 MAX_ROWS = 1500
 SCROLLED_ROWS = 50  # a longer table gets a scroll bar
@@ -60,28 +59,6 @@ def as_page(title: str, sections: Iterable[Section], remarks: Iterable[str]) -> 
         '</title><meta name="viewport" content="width=device-width"></head>\n'
         f'<body style="font-family:sans-serif">\n{as_html(sections, remarks)}\n</body></html>\n'
     )
-
-
-@defer_interrupt
-def as_text(
-    sections: Iterable[Section], remarks: Iterable[str], max_rows: int | None = None
-) -> str:
-    """Plain text; of a table of more than `max_rows` rows, its first and last rows."""
-    parts = []
-    for section in sections:
-        lines = [section.title, "=" * len(section.title)]
-        if section.remark:
-            lines.append(section.remark)
-        if isinstance(section.body, pd.DataFrame):
-            is_cut = max_rows is not None and len(section.body) > max_rows
-            texts = format_table(section.body)
-            lines.append(texts.to_string(max_rows=max_rows, show_dimensions=is_cut))
-        elif isinstance(section.body, (Graph, Plot)):
-            lines.append(f"{section.body.title}: a picture; --csv DIR writes it as SVG")
-        else:
-            lines.append(str(section.body))
-        parts.append("\n".join(lines))
-    return "\n\n".join([*parts, *remarks])
 
 
 def _html_table(table: pd.DataFrame, max_rows: int) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from llmsim_magic.__main__ import main
+from llmsim_magic.simulate.views import VIEWS
 from llmsim_magic.views.safe_files import MANIFEST
 
 MISTAKES = [
@@ -80,11 +81,14 @@ def test_a_folder_that_holds_no_model_is_told_in_one_line(
     assert said in error
 
 
-def test_every_view_at_once_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_view_at_once_as_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
     views = ["--ops", "--summary", "--deps", "--topological", "--multi-config"]
     assert main(["distilgpt2", *views]) == 0
     text = capsys.readouterr().out
-    for word in ("transformer.h.0.attn.c_attn", "81,912,576", "waits_for", "decode 16×128"):
+    for word in ("transformer.h.0–5 ×6", "attn.c_attn", "81.9 M", "rank", "decode 16×128"):
         assert word in text
 
 
@@ -150,3 +154,61 @@ def test_a_closed_pipe_ends_the_process_silently(words: list[str], stream: str) 
     assert done.returncode == 141
     assert not done.stdout
     assert not done.stderr
+
+
+def _printed(line: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(line.split()) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-0.6B", "gpt2", "deepseek-ai/DeepSeek-V3"])
+def test_no_line_is_wider_than_the_terminal(
+    model: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    views = " ".join(f"--{name}" for name in VIEWS)
+    text = _printed(f"{model} {views} --hardware H100", capsys)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\x1b" not in text
+
+
+def test_identical_layers_are_one_block_of_text(capsys: pytest.CaptureFixture[str]) -> None:
+    text = _printed("Qwen/Qwen3-0.6B --ops", capsys)
+    assert "model.layers.0–27 ×28" in text
+    assert "596 M" in text
+    assert text.count("mlp.up_proj") == 2  # once among the modules, once among the operators
+    assert len(text.splitlines()) < 70
+
+
+def test_the_layers_that_differ_are_blocks_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    text = _printed("deepseek-ai/DeepSeek-V3 --ops", capsys)
+    assert "model.layers.0–2 ×3" in text
+    assert "model.layers.3–60 ×58" in text
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({"NO_COLOR": ""}, True)],
+)
+def test_colour_is_for_a_terminal_that_wants_it(
+    environment: dict[str, str],
+    is_coloured: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert ("\x1b[" in _printed("gpt2 --summary", capsys)) is is_coloured
+
+
+def test_the_text_of_a_notebook_is_80_columns_without_colour() -> None:
+    import llmsim_magic as llmsim
+
+    report = llmsim.trace("gpt2", hardware="H100")
+    for text in (repr(report), report._repr_mimebundle_()["text/plain"]):
+        assert max(map(len, text.splitlines())) <= 80
+        assert "\x1b" not in text

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-HEAVY = ("torch", "transformers", "pandas", "graphviz", "wasmtime")
+HEAVY = ("torch", "transformers", "pandas", "graphviz", "wasmtime", "rich")
 
 
 def _loaded_after(code: str) -> set[str]:

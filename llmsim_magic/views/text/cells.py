@@ -1,0 +1,86 @@
+"""The cells of a column as text."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llmsim_magic.records.printable import printable
+from llmsim_magic.views import units
+from llmsim_magic.views.text import quantities
+from llmsim_magic.views.text.columns import Kind
+
+_PERCENT = re.compile(r"(\w) (\d+ %)$")
+_MANY_SHAPES = 24  # characters of shapes from which only the first is written
+
+
+def format_cells(values: Sequence[Any], kind: Kind) -> list[str]:
+    """Each value as text on one line; empty for a missing value."""
+    return ["" if _is_missing(value) else printable(_format(value, kind)) for value in values]
+
+
+def quantity_text(value: Any, unit: str) -> str:
+    """A value of a table that names the unit of each row, such as `bytes` or `FLOPs`."""
+    if _is_missing(value):
+        return ""
+    if isinstance(value, str):
+        return printable(value)
+    name = unit.partition(",")[0]
+    if name in _BY_UNIT:
+        return _BY_UNIT[name](value)
+    text = quantities.whole(value) if value == int(value) else quantities.si(value)
+    return f"{text} {name}".rstrip() if name not in ("", "calls") else text
+
+
+def _is_missing(value: Any) -> bool:
+    return not isinstance(value, (list, tuple)) and bool(pd.isna(value))
+
+
+def _format(value: Any, kind: Kind) -> str:
+    if isinstance(value, (list, tuple)):
+        return _listed(value)
+    if isinstance(value, str):
+        return _PERCENT.sub(r"\1, \2", value) if kind == "text" else value
+    if kind == "bool" or pd.api.types.is_bool(value):
+        return "yes" if value else "no"
+    if kind in _BY_KIND:
+        return _BY_KIND[kind](value)
+    return _number(value) if isinstance(value, (int, float, np.number)) else str(value)
+
+
+def _listed(value: Sequence[Any]) -> str:
+    """`[1, 128, 1024]`; of many shapes the first and how many more."""
+    if not value or not isinstance(value[0], (list, tuple)):
+        is_shape = isinstance(value, tuple)
+        return units.shape(value) if is_shape else ", ".join(map(str, value))
+    text = units.shapes(value)
+    if len(text) <= _MANY_SHAPES or len(value) == 1:
+        return text
+    return f"{units.shape(value[0])} +{len(value) - 1}"
+
+
+def _number(value: Any) -> str:
+    if value == int(value):
+        return quantities.whole(int(value))
+    return quantities.si(value) if abs(value) >= 0.01 else f"{value:.2g}"
+
+
+_BY_KIND: dict[str, Callable[[Any], str]] = {
+    "whole": lambda value: quantities.whole(int(value)),
+    "parameters": quantities.parameters,
+    "bytes": quantities.nbytes,
+    "si": quantities.si,
+    "seconds": quantities.seconds,
+    "rate": quantities.rate,
+    "share": quantities.share,
+    "number": _number,
+}
+_BY_UNIT: dict[str, Callable[[Any], str]] = {
+    "parameters": quantities.parameters,
+    "bytes": quantities.nbytes,
+    "FLOPs": lambda value: quantities.si(value, "FLOPs"),
+    "operations": lambda value: f"{quantities.si(value)} operations",
+    "s": quantities.seconds,
+}

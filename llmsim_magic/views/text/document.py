@@ -1,0 +1,157 @@
+"""A report as text that fits a terminal, with or without colour."""
+
+import io
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from llmsim_magic.records.deferred_interrupt import defer_interrupt
+from llmsim_magic.records.printable import printable
+from llmsim_magic.views.graphs.graph import Graph
+from llmsim_magic.views.plots.plot import Plot
+from llmsim_magic.views.section import Section
+from llmsim_magic.views.text.fit import as_table, fit, names_of
+from llmsim_magic.views.text.grid import Grid, grids
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+DEFAULT_WIDTH = 80
+MIN_WIDTH = 40
+_LEAST_NAMES = 24  # characters of names of columns, also where the line then wraps
+_FILES = "--csv DIR or --json FILE"
+
+
+@defer_interrupt
+def as_text(
+    sections: Iterable[Section],
+    remarks: Iterable[str],
+    max_rows: int | None = None,
+    *,
+    width: int = DEFAULT_WIDTH,
+    color: bool = False,
+) -> str:
+    """The parts of a report as text: folded layers, people's units, the columns that fit.
+
+    Args:
+        sections: the parts.
+        remarks: notes below them.
+        max_rows: most lines of a table; None for all.
+        width: columns of the terminal, of which at least 40 are used.
+        color: whether to add escape sequences of colour.
+    """
+    console = _console(max(width, MIN_WIDTH), color=color)
+    notes = list(remarks)
+    for place, section in enumerate(sections):
+        if place:
+            console.print()
+        _print_section(console, section, max_rows, frozenset(notes))
+    if notes:
+        console.print()
+        _print_line(console, "Notes", "bold")
+        _print_notes(console, notes)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.rstrip("\n").split("\n"))
+
+
+def _console(width: int, *, color: bool) -> "Console":
+    from rich.console import Console
+
+    return Console(
+        file=io.StringIO(),
+        width=width,
+        force_terminal=color,
+        no_color=not color,
+        color_system="standard" if color else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+        _environ={},
+    )
+
+
+def _print_section(
+    console: "Console", section: Section, max_rows: int | None, said: frozenset[str]
+) -> None:
+    """Print a part; its sentences except those that are `said` in the notes."""
+    import pandas as pd
+
+    _print_line(console, section.title, "bold")
+    if section.remark:
+        _print_line(console, section.remark, "dim")
+    if isinstance(section.body, pd.DataFrame):
+        _print_table(console, section.body, max_rows, said)
+    elif isinstance(section.body, (Graph, Plot)):
+        _print_line(console, "A picture: --csv DIR writes it as SVG.", "dim")
+    else:
+        for line in str(section.body).split("\n"):
+            _print_line(console, line)
+
+
+def _print_table(
+    console: "Console", table: "pd.DataFrame", max_rows: int | None, said: frozenset[str]
+) -> None:
+    for name, grid in grids(table):
+        if name:
+            _print_line(console, name, "italic")
+        if grid.once:
+            _print_line(console, " · ".join(grid.once), "dim")
+        shown = _first_lines(grid, max_rows)
+        fitted = fit(shown, console.width)
+        console.print(as_table(shown, fitted))
+        _print_notes(console, [each for each in grid.sentences if each not in said])
+        for sentence in _footnotes(
+            grid, fitted.left_out, len(grid.lines) - len(shown.lines), console.width
+        ):
+            _print_line(console, sentence, "dim")
+
+
+def _first_lines(grid: Grid, most: int | None) -> Grid:
+    if most is None or len(grid.lines) <= most:
+        return grid
+    from dataclasses import replace
+
+    columns = [
+        replace(
+            each,
+            texts=each.texts[:most],
+            shorter=None if each.shorter is None else each.shorter[:most],
+        )
+        for each in grid.columns
+    ]
+    paths = None if grid.with_operators is None else grid.with_operators[:most]
+    return replace(grid, lines=grid.lines[:most], columns=columns, with_operators=paths)
+
+
+def _footnotes(grid: Grid, left_out: list[str], rows: int, width: int) -> Iterator[str]:
+    """What a line stands for, and what is not shown, in one line."""
+    if grid.layers > 1:
+        yield "×N: N identical layers; the figures are those of one."
+    more_rows = f"{rows:,} more rows" if rows > 0 else ""
+    missing = [*left_out, *(name.replace("_", " ") for name in grid.details)]
+    if not missing and not more_rows:
+        return
+    start, end = "Not shown: ", f"; all in {_FILES}"
+    room = width - len(start) - len(end) - (len(more_rows) + 2 if more_rows else 0)
+    names = names_of(missing, max(room, _LEAST_NAMES)) if missing else ""
+    yield f"{start}{'; '.join(filter(None, (names, more_rows)))}{end}"
+
+
+def _print_line(console: "Console", text: str, style: str | None = None) -> None:
+    from rich.text import Text
+
+    console.print(Text(printable(text), style=style or "", overflow="fold"))
+
+
+def _print_notes(console: "Console", notes: Iterable[str]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table.grid(padding=(0, 1, 0, 0))
+    rows.add_column(width=1)
+    rows.add_column(overflow="fold")
+    for note in notes:
+        rows.add_row("•", Text(printable(note)))
+    if rows.row_count:
+        console.print(rows)

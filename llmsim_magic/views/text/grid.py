@@ -1,0 +1,247 @@
+"""A DataFrame as the lines and columns that a terminal shows, whatever its width."""
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+from pandas.api.types import is_float_dtype
+
+from llmsim_magic.records.printable import printable
+from llmsim_magic.views.text import cells, quantities
+from llmsim_magic.views.text.columns import COLUMNS, Column, declared
+from llmsim_magic.views.text.folding import OWN_ROW, Line, fold, relative
+from llmsim_magic.views.text.screen_table import WORKLOAD, for_screen
+
+# Columns that are said once above the table where every row has the same value.
+_SAID_ONCE = ("device", "runtime", "launch", "phase", "batch", "context", "measured", "devices")
+_NUMBER = re.compile(r"\d+")
+_SHORT_OP = 18  # characters of a type of operator in a narrow terminal
+_BETWEEN_SHAPES = "], ["
+
+
+@dataclass(frozen=True, slots=True)
+class ShownColumn:
+    """One column: how it is shown, its text in each line, and a shorter text if it has one."""
+
+    column: Column
+    texts: list[str]
+    shorter: list[str] | None = None
+
+    @property
+    def importance(self) -> int:
+        return self.column.importance or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What a terminal shows of a table, before it is cut to a width.
+
+    Attributes:
+        lines: the lines, in which identical layers are one block.
+        columns: the columns, in the order of the table.
+        once: what is the same in every row, such as `batch 1`.
+        details: names of columns that only files have.
+        sentences: rows of the table that are sentences.
+        with_operators: paths with the function that each line calls, for a table without room for
+            its operators.
+    """
+
+    lines: list[Line]
+    columns: list[ShownColumn]
+    once: list[str]
+    details: list[str]
+    sentences: list[str]
+    with_operators: list[str] | None = None
+
+    @property
+    def layers(self) -> int:
+        """The most layers that one line stands for."""
+        return max((line.layers for line in self.lines), default=1)
+
+
+def grids(table: pd.DataFrame) -> Iterator[tuple[str, Grid]]:
+    """The grid of a table; where operators repeat by execution, one for each, with its name."""
+    if table.index.name == "order" and {"runtime", "launch"} <= set(table):
+        by_execution = table.groupby(["runtime", "launch"], sort=False)
+        if len(by_execution) > 1:
+            for (runtime, launch), rows in by_execution:
+                yield f"{runtime}, {launch}", grid(rows.drop(columns=["runtime", "launch"]))
+            return
+    yield "", grid(table)
+
+
+def grid(table: pd.DataFrame) -> Grid:
+    """The lines and columns of a table."""
+    named = table.reset_index() if table.index.name else table.reset_index(drop=True)
+    values = _model_columns(named)
+    named, sentences = for_screen(named)
+    once = [name for name in _SAID_ONCE if _is_constant(named, name)]
+    said = [f"{declared(name).head} {_text(named[name].iloc[0], name)}" for name in once]
+    named = named.drop(columns=once)
+    details = [
+        name
+        for name in map(str, named)
+        if declared(name).importance is None and name not in ("order", "changes")
+    ]
+    shown = [name for name in map(str, named) if declared(name).importance is not None]
+    shown = [name for name in shown if not named[name].isna().all() or name == "path"]
+    path = next((name for name in shown if _is_row_path(name)), None)
+    if path is not None:
+        shown = [path, *(name for name in shown if name != path)]
+    lines = _lines(named, path, shown)
+    columns = [
+        replace(each, column=values.get(name, each.column))
+        for name in shown
+        for each in [_shown(named, name, lines, is_path=name == path)]
+    ]
+    return Grid(lines, columns, said, details, sentences, _with_operators(named, lines))
+
+
+def _model_columns(table: pd.DataFrame) -> dict[str, Column]:
+    """The columns of a comparison that have the name of a model."""
+    if "unit" not in table:
+        return {}
+    return {
+        name: Column(printable(name), "number", 1)
+        for name in map(str, table)
+        if name not in COLUMNS
+    }
+
+
+def _with_operators(table: pd.DataFrame, lines: list[Line]) -> list[str] | None:
+    """`self_attn:apply_rotary_pos_emb` where a line is a function that a module calls."""
+    if not {"path", "op"} <= set(table):
+        return None
+    paths, ops = list(map(str, table["path"])), [printable(str(op)) for op in table["op"]]
+    containers = {path[:end] for path in paths for end in _dots(path)}
+    containers |= {path for path, number in Counter(paths).items() if number > 1}
+    found = []
+    for line in lines:
+        row = line.rows[0] if line.rows else None
+        if row is None or paths[row] not in containers:
+            found.append(line.label)
+        else:
+            found.append(f"{line.label.replace(OWN_ROW, '')}:{ops[row]}")
+    return found
+
+
+def _dots(path: str) -> list[int]:
+    return [place for place, character in enumerate(path) if character == "."]
+
+
+def _lines(table: pd.DataFrame, path: str | None, shown: list[str]) -> list[Line]:
+    if path is None:
+        return [Line("", (place,)) for place in range(len(table))]
+    rest = [name for name in shown if name != path and not is_float_dtype(table[name])]
+    # The rank of an operator in the pass differs from layer to layer, and a band by a rounding.
+    rest = [name for name in rest if name != "rank" and declared(name).kind != "interval"]
+    texts = [[_key(value, name) for value in table[name]] for name in rest]
+    keys = list(zip(*texts, strict=True)) if texts else [()] * len(table)
+    paths = ["" if pd.isna(value) else printable(str(value)) for value in table[path]]
+    if path == "path" and "layer" in table:  # the table of layers ends with all other operators
+        paths = [
+            "(outside layers)" if pd.isna(value) else text
+            for value, text in zip(table[path], paths, strict=True)
+        ]
+    return fold(paths, keys)
+
+
+def _key(value: Any, name: str = "") -> Hashable:
+    """What has to be equal in identical layers; `keys of layer 3` without the number."""
+    text = value if isinstance(value, str) else str(value)
+    return _NUMBER.sub("#", text) if name == "through" else text
+
+
+def _shown(table: pd.DataFrame, name: str, lines: list[Line], *, is_path: bool) -> ShownColumn:
+    column = declared(name)
+    if is_path:
+        return ShownColumn(column, [line.label for line in lines])
+    of_row = list(table[name])
+    averaged = is_float_dtype(table[name])
+    values = [_value(of_row, line.rows, averaged=averaged) for line in lines]
+    if WORKLOAD.fullmatch(name):
+        return _shapes_column(name, values)
+    if column.kind == "interval":
+        return ShownColumn(column, [_interval(value, name) for value in values])
+    if column.kind == "path":
+        values = _relative_paths(values, lines)
+    texts = cells.format_cells(values, column.kind)
+    return ShownColumn(column, texts, _shorter(name, texts))
+
+
+def _value(of_row: list[Any], rows: tuple[int, ...], *, averaged: bool) -> Any:
+    """The value of a line: that of its first row, or the mean over its layers."""
+    if not rows:
+        return pd.NA
+    if not averaged or len(rows) == 1:
+        return of_row[rows[0]]
+    known = [of_row[row] for row in rows if not pd.isna(of_row[row])]
+    return sum(known) / len(known) if known else pd.NA
+
+
+def _shorter(name: str, texts: list[str]) -> list[str] | None:
+    """Shorter texts of a column for a narrow terminal, if it has them."""
+    if declared(name).kind == "shapes":
+        return _without_blanks(texts)
+    if name in ("op", "type"):
+        return [text if len(text) <= _SHORT_OP else f"{text[: _SHORT_OP - 1]}…" for text in texts]
+    return None
+
+
+def _relative_paths(values: list[Any], lines: list[Line]) -> list[Any]:
+    """Paths below the head of a block, relative to the layer that the block shows."""
+    found, stack, index = [], "", 0
+    for value, line in zip(values, lines, strict=True):
+        if line.is_block and not line.label.startswith(" "):
+            stack, _, rest = line.label.partition(" ×")[0].rpartition(".")
+            index = int(re.split("[–,]", rest)[0])
+        elif not line.label.startswith(" "):
+            stack = ""
+        found.append(relative(value, stack, index) if isinstance(value, str) else value)
+    return found
+
+
+def _shapes_column(name: str, values: list[Any]) -> ShownColumn:
+    """A workload's shapes: only the outputs; formulas of a phase with their inputs if they fit."""
+    sides = [("", "", "") if pd.isna(value) else value.rpartition(" → ") for value in values]
+    outputs = [_first_shape(output) for _, _, output in sides]
+    if " " in name:
+        return ShownColumn(Column(name, "shapes", 20), outputs, _without_blanks(outputs))
+    full = [f"{_first_shape(side)}{arrow}{output}" for side, arrow, output in sides]
+    return ShownColumn(Column(name, "shapes", 1), full, _without_blanks(outputs))
+
+
+def _without_blanks(shapes: list[str]) -> list[str]:
+    return [text.replace(", ", ",") for text in shapes]
+
+
+def _first_shape(text: str) -> str:
+    """`[B, S, 128] +1`: the first of several shapes, and how many more."""
+    first, *rest = text.split(_BETWEEN_SHAPES)
+    return f"{first}] +{len(rest)}" if rest else text
+
+
+def _is_row_path(name: str) -> bool:
+    column = declared(name)
+    return column.kind == "path" and column.importance == 0
+
+
+def _is_constant(table: pd.DataFrame, name: str) -> bool:
+    if name not in table or len(table) < 2 or table[name].isna().any():
+        return False
+    return len({_key(value) for value in table[name]}) == 1
+
+
+def _text(value: Any, name: str) -> str:
+    return cells.format_cells([value], declared(name).kind)[0]
+
+
+def _interval(ends: Any, name: str) -> str:
+    if not isinstance(ends, tuple) or any(map(pd.isna, ends)):
+        return ""
+    if name.endswith("per_s_interval"):
+        return f"{quantities.rate(ends[0])}–{quantities.rate(ends[1])}"
+    return quantities.seconds_interval(*ends)

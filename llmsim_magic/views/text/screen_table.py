@@ -1,0 +1,125 @@
+"""Tables with their rows and columns as a reader needs them, before layers fold."""
+
+import re
+from typing import Any
+
+import pandas as pd
+
+from llmsim_magic.views.text import cells
+
+_INTERVALS = ("time", "prefill", "decode", "tokens_per_s", "prefill_tokens_per_s",
+              "decode_tokens_per_s")  # fmt: skip
+_PHASE_FORMULA = re.compile(r"(?:(prefill|decode) )?(.*)")
+# The size of a row in binary units, which its value says already.
+_SIZE_AGAIN = re.compile(r"^[\d.,]+ (?:[KMGT]i)?B(?:: | (?=in )|$)")
+_SENTENCE = re.compile(r"(?:assumed|note)\.\d+$")
+WORKLOAD = re.compile(r"(prefill|decode|forward)( \d+×\d+)?")
+
+
+def for_screen(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The table for a screen, and its rows that are sentences.
+
+    Values of rows with a unit become text. Both ends of a band share a column. Shapes of workloads
+    have the formulas of each phase before them.
+    """
+    rows, sentences = _take_sentences(table)
+    return _with_intervals(_split_shapes(_named_parts(_with_units(rows)))), sentences
+
+
+def _take_sentences(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """A table of quantities without its rows that are sentences or counts of one type, and these.
+
+    Rows `assumed.0` and `note.0` are sentences. Rows `operators.Linear` become a list in the row
+    `operator_types`.
+    """
+    if "quantity" not in table:
+        return table, []
+    names = table["quantity"].astype(str)
+    is_sentence = names.str.match(_SENTENCE)
+    is_count = names.str.startswith("operators.")
+    sentences: list[str] = []
+    for name, row in zip(names, table.to_dict("records"), strict=True):
+        if re.match(_SENTENCE, name):
+            sentences.append(str(row["means"] if name.startswith("assumed") else row["value"]))
+    if "means" in table:
+        means = table["means"].str.replace(_SIZE_AGAIN, "", regex=True)
+        counted = (
+            zip(names[is_count], table["value"][is_count], strict=True) if any(is_count) else ()
+        )
+        listed = ", ".join(f"{name.removeprefix('operators.')} {value}" for name, value in counted)
+        table = table.assign(means=means.mask(names == "operator_types", listed))
+    said = names.map(_as_words)
+    return table.assign(quantity=said)[~(is_sentence | is_count)].reset_index(drop=True), [
+        *dict.fromkeys(sentences)
+    ]
+
+
+def _as_words(name: str) -> str:
+    """`prefill time on H100, low` for `prefill_s on H100.low`."""
+    words = re.sub(r"_s on ", " time on ", name).replace("_", " ")
+    return re.sub(r"\.(low|high)$", r", \1", words)
+
+
+def _with_units(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its values as text in the unit of their row, where it names one."""
+    if "unit" not in table:
+        return table
+    units = [str(unit) for unit in table["unit"]]
+    texts: dict[str, Any] = {}
+    for name in map(str, table):
+        if name == "unit":
+            under = [unit.partition(", ")[2] or pd.NA for unit in units]
+            texts["under"] = under
+        elif name in ("quantity", "means", "ratio"):
+            texts[name] = table[name]
+        else:
+            pairs = zip(table[name], units, strict=True)
+            texts[name] = [cells.quantity_text(value, unit) for value, unit in pairs]
+    return pd.DataFrame({name: texts[name] for name in ("quantity", *texts) if name in texts})
+
+
+def _named_parts(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of ranks with the same names of the parts of memory as the others have."""
+    if "activations" not in table:
+        return table
+    parts = ("weights", "buffers", "cache", "activations", "context")
+    return table.rename(columns={name: f"{name}_bytes" for name in parts} | {"rank": "stage"})
+
+
+def _split_shapes(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of shapes with the formulas of each phase first."""
+    if "symbolic" not in table:
+        return table
+    phases: dict[str, list[Any]] = {}
+    names = [str(name) for name in table]
+    first = next((name for name in names if WORKLOAD.fullmatch(name)), "prefill").split()[0]
+    for place, value in enumerate(table["symbolic"]):
+        for part in [] if pd.isna(value) else str(value).split("; "):
+            found = _PHASE_FORMULA.fullmatch(part)
+            if found is not None:
+                column = phases.setdefault(found[1] or first, [pd.NA] * len(table))
+                column[place] = found[2]
+    keys = [name for name in ("path", "op", "call") if name in names]
+    rest = [name for name in names if name not in (*keys, "symbolic")]
+    parts = [table[keys], pd.DataFrame(phases, dtype=object), table[rest]]
+    if (table["call"] == 0).all():
+        parts[0] = parts[0].drop(columns="call")
+    return pd.concat(parts, axis=1)
+
+
+def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with both ends of a band in one column."""
+    made: dict[str, Any] = {}
+    low_names = {}
+    for name in _INTERVALS:
+        is_rate = name.endswith("per_s")
+        low, high = (f"{name}_{end}" if is_rate else f"{name}_{end}_s" for end in ("low", "high"))
+        if low in table and high in table:
+            low_names[low], low_names[high] = f"{name}_interval", ""
+            made[f"{name}_interval"] = pd.Series(zip(table[low], table[high], strict=True))
+    columns: dict[str, Any] = {}
+    for name in map(str, table):
+        new = low_names.get(name, name)
+        if new:
+            columns[new] = made.get(new, table.get(name))
+    return pd.DataFrame(columns)

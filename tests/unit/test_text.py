@@ -1,0 +1,179 @@
+"""Reports as text: numbers in people's units, folded layers, columns that fit."""
+
+import pandas as pd
+import pytest
+
+from llmsim_magic.views.section import Section
+from llmsim_magic.views.text import quantities
+from llmsim_magic.views.text.document import as_text
+from llmsim_magic.views.text.folding import Line, fold
+from llmsim_magic.views.text.grid import grid
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 B"),
+        (512, "512 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (16_381_470_720, "16.4 GB"),
+        (999_600, "1.00 MB"),
+        (1_342_000_000_000, "1.34 TB"),
+    ],
+)
+def test_bytes_have_decimal_units_and_three_digits(number: int, text: str) -> None:
+    assert quantities.nbytes(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(8_190_735_360, "8.19 B"), (596_049_920, "596 M"), (768, "768"), (671e9, "671 B")],
+)
+def test_parameters_count_in_billions(number: float, text: str) -> None:
+    assert quantities.parameters(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0.00875, "8.75 ms"),
+        (0.0009996, "1.00 ms"),
+        (114.3e-6, "114 µs"),
+        (4.83e-10, "0.483 ns"),
+        (1.0, "1.00 s"),
+        (119.0, "119 s"),
+        (150.0, "2.50 min"),
+        (7200.0, "2.00 h"),
+        (90_000.0, "1.04 d"),
+        (0.0, "0 ns"),
+    ],
+)
+def test_times_have_the_unit_that_people_say(number: float, text: str) -> None:
+    assert quantities.seconds(number) == text
+
+
+def test_an_interval_has_one_unit() -> None:
+    assert quantities.seconds_interval(0.0235, 0.0531) == "23.5–53.1 ms"
+    assert quantities.seconds_interval(0.311, 1.1) == "0.311–1.10 s"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(38_712.0, "38.7k"), (23.98, "24.0"), (228.2, "228"), (999.7, "1.00k")]
+)
+def test_rates_are_three_digits(number: float, text: str) -> None:
+    assert quantities.rate(number) == text
+
+
+def test_a_share_that_is_not_nothing_is_not_zero() -> None:
+    assert quantities.share(0.0) == "0.0 %"
+    assert quantities.share(0.0001) == "<0.1 %"
+    assert quantities.share(0.976) == "97.6 %"
+
+
+def _labels(lines: list[Line]) -> list[str]:
+    return [line.label for line in lines]
+
+
+def test_identical_layers_are_one_block_and_a_different_one_stands_apart() -> None:
+    paths = ["embed", *(f"h.{i}.{name}" for i in range(4) for name in ("a", "b")), "head"]
+    sizes = [0, 1, 2, 1, 2, 1, 99, 1, 2, 0]
+    lines = fold(paths, [(size,) for size in sizes])
+    assert _labels(lines) == ["embed", "h.0–1, 3 ×3", "  a", "  b", "h.2", "  a", "  b", "head"]
+    assert lines[2].rows == (1, 3, 7)
+    assert lines[1].layers == 3
+
+
+def test_the_row_of_a_layer_itself_is_the_head_of_its_block() -> None:
+    paths = [path for i in range(3) for path in (f"m.layers.{i}", f"m.layers.{i}.mlp")]
+    lines = fold(paths, [()] * 6)
+    assert _labels(lines) == ["m.layers.0–2 ×3", "  mlp"]
+    assert lines[0].rows == (0, 2, 4)
+
+
+def test_layers_inside_a_layer_fold_too() -> None:
+    paths = [f"layers.{i}.experts.{j}.up" for i in range(2) for j in range(8)]
+    lines = fold(paths, [()] * 16)
+    assert _labels(lines) == ["layers.0–1 ×2", "  experts.0–7 ×8", "    up"]
+    assert len(lines[-1].rows) == 16
+
+
+def test_a_key_counts_relative_to_its_layer() -> None:
+    paths = [f"layers.{i}:add" for i in range(4)]
+    sources = ["embed", *(f"layers.{i}:add" for i in range(3))]
+    lines = fold(paths, [(source,) for source in sources])
+    assert _labels(lines) == ["layers.0", "  :add", "layers.1–3 ×3", "  :add"]
+
+
+def test_numbered_modules_that_all_differ_stay_as_they_are() -> None:
+    assert _labels(fold(["net.0", "net.1"], [("Conv",), ("ReLU",)])) == ["net.0", "net.1"]
+
+
+def test_a_block_shows_the_mean_of_its_layers_times() -> None:
+    table = pd.DataFrame({"path": ["h.0", "h.1"], "time_s": [1e-3, 3e-3], "flops": [5, 5]})
+    shown = grid(table)
+    texts = {column.column.head: column.texts for column in shown.columns}
+    assert texts == {"path": ["h.0–1 ×2"], "time": ["2.00 ms"], "FLOPs": ["5"]}
+
+
+def test_what_every_row_has_is_said_once() -> None:
+    table = pd.DataFrame({"phase": ["prefill", "decode"], "batch": [4, 4], "flops": [10, 20]})
+    text = as_text([Section("Title", table)], ())
+    assert text.splitlines()[1] == "batch 4"
+    assert text.count("batch") == 1
+
+
+def _wide() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "path": ["a" * 60, "b"],
+            "op": ["Linear", "x" * 40],
+            "flops": [10**12, 3],
+            **{f"extra_{i}": ["y" * 20, "z"] for i in range(9)},
+        }
+    )
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 200])
+def test_columns_that_do_not_fit_are_named_and_no_line_is_wider(width: int) -> None:
+    text = as_text([Section("Title", _wide(), "A remark. " * 30)], ["note " * 50], width=width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "Not shown: " in text
+    assert "--csv DIR or --json FILE" in " ".join(text.split())
+
+
+def test_a_path_that_is_too_wide_keeps_its_end() -> None:
+    table = pd.DataFrame({"path": [f"{'deep.' * 40}up_proj"], "flops": [1]})
+    assert "…" in as_text([Section("T", table)], (), width=60)
+    assert "up_proj" in as_text([Section("T", table)], (), width=60)
+
+
+def test_the_least_important_columns_go_first() -> None:
+    table = pd.DataFrame(
+        {"op": ["Linear" * 3], "elementwise_ops": [1], "time_s": [0.5], "bytes_weights": [10**9]}
+    )
+    narrow = as_text([Section("T", table)], (), width=40)
+    assert "500 ms" in narrow
+    assert "1.00 GB" not in narrow
+    assert "Not shown: weight bytes" in narrow
+
+
+def test_more_rows_than_asked_for_are_counted() -> None:
+    table = pd.DataFrame({"op": [f"op{i}" for i in range(100)]})
+    text = as_text([Section("T", table)], (), max_rows=10)
+    assert "op9\n" in text
+    assert "op10" not in text
+    assert "90 more rows" in text
+
+
+def test_colour_is_only_where_it_is_asked_for() -> None:
+    sections = [Section("Title", _wide(), "Remark.")]
+    assert "\x1b[" not in as_text(sections, ["note"])
+    assert "\x1b[1mTitle" in as_text(sections, ["note"], color=True)
+
+
+def test_markup_and_escapes_in_a_name_are_shown_as_they_are() -> None:
+    table = pd.DataFrame({"path": ["[bold]x[/bold]", "\x1b[31mred"], "op": [":smile:", "[/]"]})
+    text = as_text([Section("[red]T", table, "[link]")], ["[i]n"], color=False)
+    for said in ("[bold]x[/bold]", r"\x1b[31mred", ":smile:", "[/]", "[red]T", "[link]", "[i]n"):
+        assert said in text
