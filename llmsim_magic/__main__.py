@@ -4,11 +4,16 @@ import os
 import shutil
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from llmsim_magic.notebook.arguments import Help, parse, parser
+from llmsim_magic.notebook.arguments import Help, parse, parser, written
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
 from llmsim_magic.records.printable import printable
 from llmsim_magic.simulate.option_effect import require_effect
+from llmsim_magic.simulate.request import Request
+
+if TYPE_CHECKING:
+    from llmsim_magic.simulate.report import Report
 
 PROGRAM = "python -m llmsim_magic"
 _CLOSED_PIPE = 141  # 128 + SIGPIPE, the status of a program that a closed pipe ends
@@ -51,13 +56,10 @@ def _run(words: list[str] | None) -> int:
             return 0
         require_effect(request, line.given)
         from llmsim_magic.simulate.answer import answer
-        from llmsim_magic.views.safe_files import written_message
 
         report = answer(request, _show_progress)
         _show_progress("")
-        print(report.text(_width(), color=_wants_color()))
-        if report.written:
-            print(f"\n{written_message(report.written)}")
+        _print_report(report, request)
         if report.sweep is not None and report.sweep.undone:
             undone = f"{report.sweep.undone} workloads were not traced"
             print(f"llmsim: interrupted: {undone}", file=sys.stderr)
@@ -71,6 +73,16 @@ def _run(words: list[str] | None) -> int:
         print("llmsim: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _print_report(report: "Report", request: Request) -> None:
+    """Print a report as text, or as JSON and nothing else."""
+    if request.prints_json:
+        print(report.json())
+        return
+    print(report.text(_width(), color=_wants_color()))
+    for sentence in written(request, report.written):
+        print(f"\n{sentence}")
 
 
 def _width() -> int:

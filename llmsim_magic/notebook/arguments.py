@@ -4,14 +4,17 @@ import argparse
 import difflib
 import keyword
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip, shorten
+from llmsim_magic.records.printable import printable
 from llmsim_magic.simulate.options import BY_NAME, OPTIONS, Option, request_of
 from llmsim_magic.simulate.request import Request
 from llmsim_magic.simulate.views import VIEWS
+from llmsim_magic.views.safe_files import written_message
 
 EXAMPLES = """\
 examples:
@@ -224,6 +227,14 @@ def parse(
         panel=getattr(found, "panel", False),
         quiet=False,
     )
+
+
+def written(request: Request, files: Sequence[Path]) -> Iterator[str]:
+    """Sentences that say where a report was written: its tables and graphs, and its JSON."""
+    if files:
+        yield written_message(files)
+    if request.json_file is not None:
+        yield f"Wrote {printable(request.json_file)}"
 
 
 def _parsed(defaults: Mapping[str, Any]) -> dict[str, Any]:

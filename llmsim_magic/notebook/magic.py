@@ -9,13 +9,12 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.display import display
 from traitlets import Bool, TraitError, Unicode, validate
 
-from llmsim_magic.notebook.arguments import Help, Line, parse_line, parser
+from llmsim_magic.notebook.arguments import Help, Line, parse_line, parser, written
 from llmsim_magic.notebook.completion import complete
 from llmsim_magic.notebook.progress import ProgressLine
 from llmsim_magic.notebook.variables import find_model
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.option_effect import require_effect
-from llmsim_magic.views.safe_files import written_message
 
 if TYPE_CHECKING:
     from llmsim_magic.notebook.panel.panel import Panel
@@ -66,8 +65,14 @@ class LLMSim(Magics):
     def llmsim(self, line: str) -> "Report | Panel | None":  # `register` sets its docstring
         try:
             parsed = parse_line(line, self.defaults())
-            answer = self._panel(parsed) if self._wants_panel(parsed) else self._report(parsed)
-            if not parsed.quiet:
+            answer: Report | Panel
+            if self._wants_panel(parsed):
+                answer = self._panel(parsed)
+            else:
+                answer = report = self._report(parsed)
+                if parsed.request.prints_json:
+                    print(report.json())
+            if not parsed.quiet and not parsed.request.prints_json:
                 self.show(answer)
         except Help as help_text:
             print(help_text)
@@ -76,9 +81,10 @@ class LLMSim(Magics):
             raise UsageError(str(error)) from None
         if parsed.output is not None:
             self.shell.user_ns[parsed.output] = answer
-        written = getattr(answer, "written", ())  # a panel writes by its own button
-        if written:
-            print(written_message(written))
+        if not parsed.request.prints_json:
+            files = getattr(answer, "written", ())  # a panel writes by its own button
+            for sentence in written(parsed.request, files):
+                print(sentence)
         self._shown = (id(answer), self.shell.execution_count)
         return answer
 

@@ -39,7 +39,7 @@ from llmsim_magic.simulate.sweeps.sweep import Sweep
 from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
 from llmsim_magic.simulate.views import views_of
 from llmsim_magic.views.notes import notes
-from llmsim_magic.views.safe_files import check_writable
+from llmsim_magic.views.safe_files import as_path, check_writable
 
 if TYPE_CHECKING:
     from llmsim_magic.capture.models.meta_model import MetaModel
@@ -71,12 +71,11 @@ def answer(
         LlmsimError: the model, a workload or a view is impossible; one line says why.
         Cancelled: cancelled before any workload was traced.
     """
-    if request.csv is not None:
-        check_writable(request.csv)
+    _check_files(request)
     known = recipe or model_recipe(request.model, request.build, progress, cancelled)
     compared = None
     if request.compare is not None:
-        second = replace(request, model=request.compare, csv=None, compare=None)
+        second = replace(request, model=request.compare, csv=None, json=None, compare=None)
         compared = answer(second, progress, cancelled, is_compared=True)
     for name in filter(MEASURED.__contains__, request.deployment.hardware):
         require_executions_here(request.deployment, name)
@@ -104,10 +103,25 @@ def answer(
     if request.explain is not None:
         report.explain(request.explain)
     report.prepare(progress, cancelled)
+    _write_files(report, request, progress)
+    return report
+
+
+def _check_files(request: Request) -> None:
+    """Raise `InvalidValue` if what the request writes could not be written."""
+    if request.csv is not None:
+        check_writable(request.csv)
+    if request.json_file is not None:
+        check_writable(as_path(request.json_file).parent)
+
+
+def _write_files(report: Report, request: Request, progress: Progress) -> None:
     if request.csv is not None:
         progress(f"writing {request.csv}")
         report.to_csv(request.csv, overwrite=request.overwrite)
-    return report
+    if request.json_file is not None:
+        progress(f"writing {request.json_file}")
+        report.to_json(request.json_file, overwrite=request.overwrite)
 
 
 def answer_with_inputs(request: Request, inputs: Any, progress: Progress = no_progress) -> Report:

@@ -15,7 +15,7 @@ from llmsim_magic.simulate.options import BY_NAME, OPTIONS, Option, text_of
 from llmsim_magic.simulate.request import ALL, Deployment, Request
 from llmsim_magic.simulate.views import OPTION_VIEWS, VIEWS, views_of
 
-ABSENT_FROM_PANEL = ("explain", "compare", "csv", "sure")
+ABSENT_FROM_PANEL = ("explain", "compare", "csv", "json", "sure")
 _TOKENS = frozenset({"input_ids", "decoder_input_ids"})
 _EVERY_VIEW = (*VIEWS.values(), *OPTION_VIEWS)
 
@@ -133,7 +133,7 @@ def options_without_effect(request: Request) -> frozenset[str]:
     """Names of the options that have no effect on what the views of a request show."""
     of_some_views = {name for view in _EVERY_VIEW for name in view.uses}
     used = {name for view in views_of(request) for name in view.uses}
-    if request.csv is not None:
+    if request.csv is not None or request.json_file is not None:
         used.add("overwrite")
     return frozenset((of_some_views | {"overwrite"}) - used)
 
@@ -150,7 +150,7 @@ def effective_values(request: Request) -> dict[str, Any]:
 def _users(option: Option) -> Collection[str]:
     """Names of the views and options without which an option has no effect."""
     if option.name == "overwrite":
-        return ("csv",)
+        return ("csv", "json")
     users = [view.name for view in _EVERY_VIEW if option.name in view.uses]
     return list(dict.fromkeys(name.split()[0] for name in users))
 

@@ -225,8 +225,12 @@ OPTIONS = (
         help="write the displayed tables and graphs into a folder",
     ),
     Option(
+        name="json", field="json", group="result", metavar="FILE", parse=str,
+        help="write the displayed report as JSON; - prints it, and nothing else",
+    ),
+    Option(
         name="overwrite", field="overwrite", group="result", default=False,
-        help="replace files in the folder even if another program wrote them",
+        help="replace files even if another program wrote them",
     ),
     Option(
         name="explain", field="explain", group="views", metavar="PATH", parse=str,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from llmsim_magic.simulate.view import View
 from llmsim_magic.views.csv_export import to_csv
 from llmsim_magic.views.file_names import file_stem, model_stem
 from llmsim_magic.views.graphs.graph import Graph
+from llmsim_magic.views.json_export import Exported, to_json
 from llmsim_magic.views.notes import memory_notes, notes
 from llmsim_magic.views.page import as_bundle, as_page
 from llmsim_magic.views.safe_files import write_file, write_files
@@ -127,6 +128,49 @@ class Report(ReportTables):
             InvalidValue: the file cannot be written.
         """
         return write_file(path, self.page().encode(), overwrite=overwrite)
+
+    def json(self) -> str:
+        """The displayed tables with model, workloads, versions and notes as JSON, `llmsim/1`."""
+        failures = self.sweep.failures if self.sweep else ()
+        traces = self.sweep.traces if self.sweep else (self.trace,)
+        others = [trace.workload for trace in traces if trace is not self.trace]
+        explained = None if self.explained is None else str(self.explain(self.explained))
+        with no_tracing():
+            return to_json(
+                Exported(
+                    trace=self.trace,
+                    workloads=(self.trace.workload, *others),
+                    failures=failures,
+                    compared=self.compared.trace.model if self.compared else None,
+                    deployment=asdict(self.deployment),
+                    views=tuple(view.name for view in self.views),
+                    tables=self.tables(),
+                    notes=self.remarks(),
+                    explanation=explained,
+                )
+            )
+
+    def to_json(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the displayed report as JSON; docs/reference/json.md describes the schema.
+
+        Args:
+            path: the JSON file.
+            overwrite: replace a file that another program wrote or changed.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            OverwriteRefused: another program wrote or changed the file.
+            InvalidValue: the file cannot be written.
+
+        >>> import json
+        >>> import llmsim_magic as llmsim
+        >>> report = llmsim.trace("gpt2", context=8)
+        >>> json.loads(report.json())["schema"]
+        'llmsim/1'
+        """
+        return write_file(path, f"{self.json()}\n".encode(), overwrite=overwrite)
 
     def page(self) -> str:
         """The displayed report as an HTML page that works offline."""

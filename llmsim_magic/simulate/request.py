@@ -20,6 +20,7 @@ from llmsim_magic.records.trace.workload import (
 )
 from llmsim_magic.records.validation import choice, flag
 
+STANDARD_OUTPUT = "-"  # a file that the terminal and the notebook print
 LOCAL, LOCAL_CPU, ALL = "local", "local-cpu", "all"
 MEASURED = (LOCAL, LOCAL_CPU)  # devices of this machine
 SWEEP_BATCHES = (1, 16)
@@ -115,7 +116,8 @@ class Request:
         explain: path of the module to explain.
         compare: a second model.
         csv: folder to write tables and graphs into.
-        overwrite: replace files in `csv` that another program wrote.
+        json: file to write the report into; `-` for standard output.
+        overwrite: replace files that another program wrote.
         replay: run identical layers only once.
         sure: confirm a sweep of more than 1,000 workloads.
 
@@ -134,6 +136,7 @@ class Request:
     explain: str | None = None
     compare: Any = None
     csv: str | None = None
+    json: str | None = None
     overwrite: bool = False
     replay: bool = True
     sure: bool = False
@@ -145,6 +148,16 @@ class Request:
         for name, values in (("batch", self.batches), ("context", self.contexts)):
             for value in values:
                 whole_number(name, value)
+
+    @property
+    def json_file(self) -> str | None:
+        """The file to write as JSON, if it is not standard output."""
+        return None if self.json == STANDARD_OUTPUT else self.json
+
+    @property
+    def prints_json(self) -> bool:
+        """Whether JSON, and nothing else, goes to standard output."""
+        return self.json == STANDARD_OUTPUT
 
     @property
     def is_sweep(self) -> bool:
