@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from llmsim_magic.notebook.arguments import Help, parse, parser, written
+from llmsim_magic.notebook.arguments import Help, Line, parse, parser, written
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
 from llmsim_magic.records.printable import printable
 from llmsim_magic.simulate.option_effect import require_effect
@@ -16,21 +16,22 @@ if TYPE_CHECKING:
     from llmsim_magic.simulate.report import Report
 
 PROGRAM = "python -m llmsim_magic"
+CHECK = "check"  # the first word of a line that checks conditions; a folder of this name is ./check
 _CLOSED_PIPE = 141  # 128 + SIGPIPE, the status of a program that a closed pipe ends
 
 
 def main(words: list[str] | None = None) -> int:
-    """Print the report of one request.
+    """Print the report of one request, or check one where the first word is `check`.
 
     Args:
         words: the arguments; by default those of the process.
 
     Returns:
-        The exit status: 0, 2 after an error, 130 after an interrupt, 141 after whoever reads the
-        output has closed it, as `head` does.
+        The exit status: 0, 1 if a condition does not hold, 2 after an error, 130 after an
+        interrupt, 141 after whoever reads the output has closed it, as `head` does.
     """
     try:
-        status = _run(words)
+        status = _run(sys.argv[1:] if words is None else words)
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:  # it is None where the process started without it
                 stream.flush()
@@ -40,30 +41,22 @@ def main(words: list[str] | None = None) -> int:
     return status
 
 
-def _run(words: list[str] | None) -> int:
+def _run(words: list[str]) -> int:
     """Print the report of one request, and return the exit status."""
-    given = sys.argv[1:] if words is None else words
+    is_check = words[:1] == [CHECK]
+    program, given = (f"{PROGRAM} {CHECK}", words[1:]) if is_check else (PROGRAM, words)
     try:
-        line = parse(given, PROGRAM)
-        request = line.request
-        if request.model is None:
-            if given:
-                raise InvalidValue(
-                    "no model is given; name a hub id, a folder or a config.json, as in "
-                    f"{PROGRAM} gpt2 --ops"
-                )
-            print(parser(PROGRAM).format_help())
+        if not given:
+            print(parser(program, check=is_check).format_help())
             return 0
-        require_effect(request, line.given)
-        from llmsim_magic.simulate.answer import answer
-
-        report = answer(request, _show_progress)
-        _show_progress("")
-        _print_report(report, request)
-        if report.sweep is not None and report.sweep.undone:
-            undone = f"{report.sweep.undone} workloads were not traced"
-            print(f"llmsim: interrupted: {undone}", file=sys.stderr)
-            return 130
+        line = parse(given, program, check=is_check)
+        if line.request.model is None:
+            example = "--max-memory 24GB" if is_check else "--ops"
+            raise InvalidValue(
+                "no model is given; name a hub id, a folder or a config.json, as in "
+                f"{program} gpt2 {example}"
+            )
+        return _answer(line)
     except Help as help_text:
         print(help_text)
     except LlmsimError as error:
@@ -75,12 +68,32 @@ def _run(words: list[str] | None) -> int:
     return 0
 
 
+def _answer(line: Line) -> int:
+    """Compute and print the report of a line, and return the exit status."""
+    request = line.request
+    require_effect(request, line.given)
+    from llmsim_magic.simulate.answer import answer
+
+    report = answer(request, _show_progress)
+    _show_progress("")
+    _print_report(report, request)
+    if report.sweep is not None and report.sweep.undone:
+        undone = f"{report.sweep.undone} workloads were not traced"
+        print(f"llmsim: interrupted: {undone}", file=sys.stderr)
+        return 130
+    is_checked = request.check or request.limits.is_any
+    return 1 if is_checked and not all(each.holds for each in report.checked) else 0
+
+
 def _print_report(report: "Report", request: Request) -> None:
     """Print a report as text, or as JSON and nothing else."""
     if request.prints_json:
         print(report.json())
         return
-    print(report.text(_width(), color=_wants_color()))
+    if request.check:
+        print("\n".join(report.check_lines()))
+    else:
+        print(report.text(_width(), color=_wants_color()))
     for sentence in written(request, report.written):
         print(f"\n{sentence}")
 

@@ -34,6 +34,25 @@ PROGRAM = "%llmsim"
 _DASHES = ("-", "–", "—")
 _LONGEST = 80  # characters of an unknown option that are compared
 _ALIKE = 0.7  # similarity of an option that is suggested
+_SHOW = "Show the operators, costs and memory of a HuggingFace model, without weights."
+_CHECK = (
+    "Check a HuggingFace model against limits, without weights: one line per condition. With "
+    "--hardware, it also has to fit the devices."
+)
+_CHECK_EXAMPLES = """\
+examples:
+  %llmsim Qwen/Qwen3-8B --max-memory 24GB --max-params 9B
+  %llmsim Qwen/Qwen3-8B --hardware L4 --runtime vllm --context 8192 --batch 4
+  %llmsim Qwen/Qwen3-0.6B --hardware H100 --phase decode --max-time 10ms --launch graph
+"""
+_STATUS = """\
+exit status:
+  0    answered; every condition holds
+  1    a condition does not hold
+  2    a mistake in the line, or a model that cannot be traced
+  130  interrupted
+  141  the reader of the output closed it
+"""
 
 
 class UsageMistake(LlmsimError):
@@ -105,12 +124,17 @@ class _HelpAction(argparse.Action):
         raise Help(parser.format_help())
 
 
-def parser(program: str = PROGRAM) -> _Parser:
-    """The argument parser, built from `VIEWS` and `OPTIONS`."""
+def parser(program: str = PROGRAM, *, check: bool = False) -> _Parser:
+    """The argument parser, built from `VIEWS` and `OPTIONS`.
+
+    Args:
+        program: the name of the program in its help.
+        check: leave out what a check has no use for: views, graphs and a second model.
+    """
     made = _Parser(
         program,
-        description="Show the operators, costs and memory of a HuggingFace model, without weights.",
-        epilog=_examples(program),
+        description=_CHECK if check else _SHOW,
+        epilog=_epilog(program, check=check),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,
@@ -125,12 +149,16 @@ def parser(program: str = PROGRAM) -> _Parser:
     made.add_argument(
         "--model", dest="model_option", metavar="MODEL", help="the same as the positional MODEL"
     )
-    groups = {"views": made.add_argument_group("views (--summary by default)")}
-    for view in VIEWS.values():
+    groups: dict[str, Any] = {}
+    if not check:
+        groups["views"] = made.add_argument_group("views (--summary by default)")
+    for view in () if check else VIEWS.values():
         groups["views"].add_argument(
             f"--{view.name}", action="append_const", const=view.name, dest="views", help=view.help
         )
     for option in OPTIONS:
+        if check and (option.group in ("views", "graphs") or option.name == "compare"):
+            continue
         if option.group not in groups:
             groups[option.group] = made.add_argument_group(option.group)
         _add(groups[option.group], option)
@@ -161,6 +189,13 @@ def _add(group: Any, option: Option) -> None:
             default=argparse.SUPPRESS,
             help=option.help,
         )
+
+
+def _epilog(program: str, *, check: bool) -> str:
+    if program == PROGRAM:
+        return _examples(program)
+    examples = _CHECK_EXAMPLES.replace(PROGRAM, program) if check else _examples(program)
+    return f"{examples}\n{_STATUS}"
 
 
 def _examples(program: str) -> str:
@@ -197,15 +232,25 @@ def parse_line(line: str, defaults: Mapping[str, Any] | None = None) -> Line:
 
 
 def parse(
-    words: Sequence[str], program: str = PROGRAM, defaults: Mapping[str, Any] | None = None
+    words: Sequence[str],
+    program: str = PROGRAM,
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    check: bool = False,
 ) -> Line:
     """Parse the words of a line of the magic or the terminal.
+
+    Args:
+        words: the words.
+        program: the name of the program in its help and messages.
+        defaults: default text of options, by name.
+        check: the line is one of `llmsim check`, which shows conditions and no view.
 
     Raises:
         LlmsimError: an unknown option or an illegal value.
         Help: the words contain `--help`.
     """
-    found = parser(program).parse_words(words)
+    found = parser(program, check=check).parse_words(words)
     if found.model and found.model_option:
         raise UsageMistake(
             f"two models given, {shorten(found.model)} and {shorten(found.model_option)}; "
@@ -215,11 +260,11 @@ def parse(
     if output is not None and (not output.isidentifier() or keyword.iskeyword(output)):
         raise InvalidValue.must_be("-o", output, "a variable name")
     given = {name: value for name, value in vars(found).items() if name in BY_NAME}
-    views = tuple(dict.fromkeys(found.views or ()))
-    if not views and "explain" not in given:
+    views = tuple(dict.fromkeys(getattr(found, "views", None) or ()))
+    if not views and "explain" not in given and not check:
         views = ("summary",)
     model = found.model or found.model_option
-    request = request_of(model, views, _parsed(defaults or {}) | given)
+    request = request_of(model, views, _parsed(defaults or {}) | given, check=check)
     return Line(
         request=request,
         given=frozenset(given),

@@ -95,6 +95,7 @@ def answer(
         explained=request.explain,
         selection=request.selection,
         deployment=request.deployment,
+        limits=request.limits,
         compared=compared,
         tracer=sweep.tracer,
         planner=CapacityPlanner(request.model, known.build, {known.build.parallel: known}),

@@ -15,7 +15,9 @@ from llmsim_magic.simulate.options import BY_NAME, OPTIONS, Option, text_of
 from llmsim_magic.simulate.request import ALL, Deployment, Request
 from llmsim_magic.simulate.views import OPTION_VIEWS, VIEWS, views_of
 
-ABSENT_FROM_PANEL = ("explain", "compare", "csv", "json", "sure")
+ABSENT_FROM_PANEL = (
+    "explain", "compare", "csv", "json", "sure", "max_memory", "max_params", "max_time",
+)  # fmt: skip
 _TOKENS = frozenset({"input_ids", "decoder_input_ids"})
 _EVERY_VIEW = (*VIEWS.values(), *OPTION_VIEWS)
 
@@ -135,6 +137,8 @@ def options_without_effect(request: Request) -> frozenset[str]:
     used = {name for view in views_of(request) for name in view.uses}
     if request.csv is not None or request.json_file is not None:
         used.add("overwrite")
+    if request.limits.seconds is not None:
+        used.add("launch")
     return frozenset((of_some_views | {"overwrite"}) - used)
 
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -10,11 +11,13 @@ from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import InvalidValue, one_of
 from llmsim_magic.records.hardware.dtypes import DTYPE_ALIASES, DTYPES, KV_DTYPES, WEIGHT_DTYPES
 from llmsim_magic.records.hardware.execution import ALL_RUNTIMES, LAUNCHES, RUNTIMES
+from llmsim_magic.records.sizes import parse_bytes, parse_parameters, parse_seconds
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import LEVELS, Selection, Unfolded
 from llmsim_magic.records.trace.workload import ATTENTIONS, PHASES
-from llmsim_magic.simulate.request import ALL, MEASURED, Build, Deployment, Request
+from llmsim_magic.simulate.request import ALL, MEASURED, Build, Deployment, Limits, Request
 
+CONDITIONS = "conditions (exit status 1 where one does not hold)"
 TRACE, SWEEP, SIZE, PANEL, GRAPH = "trace", "sweep", "size", "panel", "graph"
 
 
@@ -217,6 +220,21 @@ OPTIONS = (
         help="expert parallel: number of devices that split the experts",
     ),
     Option(
+        name="max_memory", field="limits.memory", group=CONDITIONS,
+        metavar="SIZE", parse=partial(parse_bytes, "--max-memory"),
+        help="the memory that a device needs is at most SIZE, such as 24GB or 24GiB",
+    ),
+    Option(
+        name="max_params", field="limits.parameters", group=CONDITIONS,
+        metavar="N", parse=partial(parse_parameters, "--max-params"),
+        help="the model has at most N parameters, such as 8B or 500M",
+    ),
+    Option(
+        name="max_time", field="limits.seconds", group=CONDITIONS,
+        metavar="TIME", parse=partial(parse_seconds, "--max-time"),
+        help="each pass takes at most TIME on --hardware, such as 10ms",
+    ),
+    Option(
         name="compare", field="compare", group="devices", metavar="MODEL", parse=str,
         help="a second model to show side by side",
     ),
@@ -249,13 +267,16 @@ def text_of(option: Option, value: Any) -> str:
     return str(value)
 
 
-def request_of(model: Any, views: tuple[str, ...], values: Mapping[str, Any]) -> Request:
+def request_of(
+    model: Any, views: tuple[str, ...], values: Mapping[str, Any], *, check: bool = False
+) -> Request:
     """Build a request from option values by name; a missing option has its default.
 
     Args:
         model: a hub id, a path, a config or a live module.
         views: names of views in `VIEWS`.
         values: option values by `Option.name`.
+        check: show conditions and no view.
 
     Raises:
         InvalidValue: an illegal value.
@@ -269,8 +290,10 @@ def request_of(model: Any, views: tuple[str, ...], values: Mapping[str, Any]) ->
     return Request(
         model=model,
         views=views,
+        check=check,
         build=Build(parallel=parallel, **parts["build"]),
         deployment=Deployment(**parts["deployment"]),
         selection=Selection(**parts["selection"]),
+        limits=Limits(**parts["limits"]),
         **parts[""],
     )

@@ -20,6 +20,7 @@ from llmsim_magic.views.notes import memory_notes, notes
 from llmsim_magic.views.page import as_bundle, as_page
 from llmsim_magic.views.safe_files import write_file, write_files
 from llmsim_magic.views.section import Section
+from llmsim_magic.views.tables.conditions import condition_lines
 from llmsim_magic.views.text.document import DEFAULT_WIDTH, as_text
 
 if TYPE_CHECKING:
@@ -273,6 +274,10 @@ class Report(ReportTables):
         """
         with no_tracing():
             return as_text(self.sections(), self.remarks(), width=width, color=color)
+
+    def check_lines(self) -> tuple[str, ...]:
+        """A line for each condition: whether it holds, the figure and the limit."""
+        return tuple(condition_lines(self.checked))
 
     def __repr__(self) -> str:
         return self.text()

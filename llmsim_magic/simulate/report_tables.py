@@ -10,10 +10,11 @@ from llmsim_magic.records.errors import InvalidValue, LlmsimError
 from llmsim_magic.records.trace.selection import Level, Selection, Unfolded
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import PHASES
+from llmsim_magic.simulate.conditions import conditions
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.device_costs import DeviceCosts
 from llmsim_magic.simulate.hardware.size import Sizing, sizing_of
-from llmsim_magic.simulate.request import Deployment
+from llmsim_magic.simulate.request import Deployment, Limits
 from llmsim_magic.simulate.sweeps.formulas import Symbolic, derive_formulas
 from llmsim_magic.simulate.sweeps.sweep import Sweep
 from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
@@ -23,6 +24,7 @@ from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.graphs.topological import topological_graph
 from llmsim_magic.views.tables import modules, operators, summary
 from llmsim_magic.views.tables.comparison import comparison_table
+from llmsim_magic.views.tables.conditions import Condition, conditions_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +41,7 @@ class ReportTables:
         sweep: the traces of every requested workload, if there are several.
         selection: depth, layers and level of the graphs.
         deployment: devices, stored dtypes, runtime and launch.
+        limits: what the model may take at most.
         compared: the report of the second model of a comparison.
         tracer: traces further workloads of the model.
         planner: traces further parallel layouts and setups of the model.
@@ -48,6 +51,7 @@ class ReportTables:
     sweep: Sweep | None = None
     selection: Selection = field(default_factory=Selection)
     deployment: Deployment = field(default_factory=Deployment)
+    limits: Limits = field(default_factory=Limits)
     compared: "ReportTables | None" = None
     tracer: WorkloadTracer | None = field(default=None, repr=False, compare=False)
     planner: CapacityPlanner | None = field(default=None, repr=False, compare=False)
@@ -131,6 +135,20 @@ class ReportTables:
             )
         setup = replace(self.costing.setup, phase="prefill")
         return sizing_of(self.planner, setup, self.deployment)
+
+    @cached_property
+    def checked(self) -> tuple[Condition, ...]:
+        """Each limit with the figure that it is for; on devices, also whether the model fits.
+
+        Raises:
+            LlmsimError: a figure cannot be predicted.
+        """
+        return conditions(self)
+
+    @property
+    def conditions(self) -> "pd.DataFrame":
+        """One row per condition of `checked`: whether it holds, the figure and its limit."""
+        return conditions_table(self.checked)
 
     @cached_property
     def topological(self) -> "pd.DataFrame":

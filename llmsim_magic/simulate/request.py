@@ -5,7 +5,7 @@ from typing import Any
 
 from llmsim_magic.analyses.quantization import storage_layouts as layouts
 from llmsim_magic.catalog.accelerators import find
-from llmsim_magic.records.errors import safe_str
+from llmsim_magic.records.errors import InvalidValue, safe_str
 from llmsim_magic.records.hardware.dtypes import dtype_name
 from llmsim_magic.records.hardware.execution import Execution, executions
 from llmsim_magic.records.trace.parallel import Parallel
@@ -101,6 +101,25 @@ class Deployment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a model may take at most; None is no limit.
+
+    Attributes:
+        memory: bytes that a device needs, with what drivers hold.
+        parameters: parameters of the whole model.
+        seconds: predicted time of each pass.
+    """
+
+    memory: int | None = None
+    parameters: int | None = None
+    seconds: float | None = None
+
+    @property
+    def is_any(self) -> bool:
+        return (self.memory, self.parameters, self.seconds) != (None, None, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A model, its workloads and the views to show. An empty tuple means the default.
 
@@ -113,6 +132,8 @@ class Request:
         build: how the model is built.
         deployment: devices, stored dtypes, runtime and launch.
         selection: depth, layers and level of the graphs.
+        limits: what the model may take at most.
+        check: show the conditions and nothing else, also without limits: does it fit.
         explain: path of the module to explain.
         compare: a second model.
         csv: folder to write tables and graphs into.
@@ -122,7 +143,8 @@ class Request:
         sure: confirm a sweep of more than 1,000 workloads.
 
     Raises:
-        InvalidValue: a batch or context below 1, or a flag that is not a bool.
+        InvalidValue: a batch or context below 1, a flag that is not a bool, or a limit that
+            needs a device.
     """
 
     model: Any
@@ -133,6 +155,8 @@ class Request:
     build: Build = field(default_factory=Build)
     deployment: Deployment = field(default_factory=Deployment)
     selection: Selection = field(default_factory=Selection)
+    limits: Limits = field(default_factory=Limits)
+    check: bool = False
     explain: str | None = None
     compare: Any = None
     csv: str | None = None
@@ -148,6 +172,23 @@ class Request:
         for name, values in (("batch", self.batches), ("context", self.contexts)):
             for value in values:
                 whole_number(name, value)
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        hardware = self.deployment.hardware
+        if self.check and not self.limits.is_any and not hardware:
+            raise InvalidValue(
+                "check needs a condition: --max-memory, --max-params, --max-time or --hardware"
+            )
+        if self.limits.seconds is not None and not hardware:
+            raise InvalidValue(
+                "--max-time has no effect without --hardware; add it, or leave --max-time out"
+            )
+        if ALL in hardware and (self.check or self.limits.is_any):
+            raise InvalidValue(
+                "a check of --max-memory, --max-params or --max-time cannot be combined with "
+                "--hardware all; name the devices, as in --hardware L4,H100"
+            )
 
     @property
     def json_file(self) -> str | None:

@@ -215,6 +215,10 @@ VIEWS: dict[str, View["Report"]] = {
 }
 
 
+def _conditions(report: "Report") -> Sections:
+    yield Section(f"Conditions of {report.title}", report.conditions)
+
+
 def _latency(report: "Report") -> Sections:
     remark = f"One row per device, runtime, launch and pass. {_BAND}"
     executions = _named(report.costing.all_executions)
@@ -243,7 +247,7 @@ def _no_tables(report: "Report") -> Tables:
 
 
 # Views that an option selects instead of a flag with their name.
-OPTION_VIEWS = LATENCY, SIZING, COMPARISON, EXPLANATION = (
+OPTION_VIEWS = LATENCY, SIZING, COMPARISON, EXPLANATION, CONDITIONS = (
     View(
         name="hardware",
         title="Time",
@@ -286,14 +290,27 @@ OPTION_VIEWS = LATENCY, SIZING, COMPARISON, EXPLANATION = (
         main_table="",
         python="report.explain()",
     ),
+    View(
+        name="max-memory",
+        title="Conditions",
+        help="whether parameters, memory and time are within their limits",
+        sections=_conditions,
+        tables=lambda report: {"conditions": report.conditions},
+        main_table="conditions",
+        compute=lambda report: report.checked,
+        python="report.conditions",
+        uses=_IN_MEMORY,
+    ),
 )
 
 
 def views_of(request: Request) -> tuple[View["Report"], ...]:
-    """The views of a request in display order: devices, named views, comparison, explanation."""
+    """The views of a request: conditions, devices, named views, comparison, explanation."""
+    if request.check:
+        return (CONDITIONS,)
     hardware = request.deployment.hardware
     names = (*request.views, *(("multi-config",) if request.is_sweep else ()))
-    shown: list[View[Report]] = []
+    shown: list[View[Report]] = [CONDITIONS] if request.limits.is_any else []
     if any(name != ALL for name in hardware):
         shown.append(LATENCY)
     if ALL in hardware:

@@ -73,14 +73,14 @@ class DeviceFits(DevicePasses):
         was traced on given inputs, and for what no memory is predicted.
         """
         found: list[Fit | None] = []
-        for device, runtime in self._places:
+        for device, runtime in self.places:
             with suppress(LlmsimError):
                 found.append(self._fit(device, runtime))
         return tuple(each for each in found if each is not None)
 
     @cached_property
-    def _places(self) -> tuple[tuple[Accelerator, str], ...]:
-        """Each device of known memory with each runtime on it."""
+    def places(self) -> tuple[tuple[Accelerator, str], ...]:
+        """Each device of known memory with each runtime under which the model may fit it."""
         return tuple(
             (device, runtime)
             for device, _ in self.devices
@@ -140,7 +140,7 @@ class DeviceFits(DevicePasses):
                 "fits is not available: a module that was traced on given inputs has no batch "
                 "and context to vary"
             )
-        planner, setup, places = self.planner, self.setup, self._places
+        planner, setup, places = self.planner, self.setup, self.places
         table = capacity_table(self._fit(*place) for place in places)
         table["largest_batch"] = [planner.largest_batch(setup, *place) for place in places]
         table["longest_context"] = [planner.longest_context(setup, *place) for place in places]

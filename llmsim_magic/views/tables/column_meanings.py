@@ -109,6 +109,15 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             "is_view": "whether it only makes a view, which moves no data",
         },
         "summary": {**_QUANTITY, "value": "the quantity itself", "unit": "its unit"},
+        "conditions": {
+            "quantity": "what is limited: parameters, memory, a device that has to fit, or time",
+            "holds": "whether the figure is within its limit",
+            "value": "the figure itself",
+            "limit": "the most that it may be",
+            "unit": "the unit of both",
+            "where": "workload, device and runtime of the figure",
+            "detail": "the band of a time, or what would make a model fit; NA for the others",
+        },
         "topological": {
             **_ORDER,
             "path": _OPS["path"],

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from llmsim_magic.views.text import cells
+from llmsim_magic.views.text.columns import COLUMNS
 
 _INTERVALS = ("time", "prefill", "decode", "tokens_per_s", "prefill_tokens_per_s",
               "decode_tokens_per_s")  # fmt: skip
@@ -70,7 +71,7 @@ def _with_units(table: pd.DataFrame) -> pd.DataFrame:
         if name == "unit":
             under = [unit.partition(", ")[2] or pd.NA for unit in units]
             texts["under"] = under
-        elif name in ("quantity", "means", "ratio"):
+        elif name == "ratio" or (name in COLUMNS and COLUMNS[name].kind != "number"):
             texts[name] = table[name]
         else:
             pairs = zip(table[name], units, strict=True)
