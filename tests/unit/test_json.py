@@ -7,10 +7,15 @@ from typing import Any
 import jsonschema
 import pandas as pd
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 import llmsim_magic as llmsim
 from llmsim_magic.__main__ import main
+from llmsim_magic.notebook.arguments import parse
+from llmsim_magic.notebook.panel.panel import Panel
+from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.views.json_export import SCHEMA, json_schema, records
+from tests.helpers.shells import NO_HISTORY
 
 LINES = [
     "distilgpt2",
@@ -108,3 +113,16 @@ def test_both_workloads_and_failures_are_listed(capsys: pytest.CaptureFixture[st
     sizes = {(each["phase"], each["batch"]) for each in document["workloads"]}
     assert sizes == {(phase, batch) for phase in ("prefill", "decode") for batch in (1, 2)}
     assert document["workloads"][0] == {"phase": "prefill", "batch": 1, "context": 8}
+
+
+def test_the_magic_prints_json_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    shell = InteractiveShell.instance(config=NO_HISTORY)
+    shell.run_line_magic("load_ext", "llmsim_magic")
+    capsys.readouterr()
+    shell.run_line_magic("llmsim", "distilgpt2 --json -")
+    assert json.loads(capsys.readouterr().out)["views"] == ["summary"]
+
+
+def test_a_panel_refuses_to_write_json() -> None:
+    with pytest.raises(InvalidValue, match="--json - cannot be combined with the panel"):
+        Panel(parse(["distilgpt2", "--json", "-"]).request)

@@ -177,3 +177,10 @@ def test_markup_and_escapes_in_a_name_are_shown_as_they_are() -> None:
     text = as_text([Section("[red]T", table, "[link]")], ["[i]n"], color=False)
     for said in ("[bold]x[/bold]", r"\x1b[31mred", ":smile:", "[/]", "[red]T", "[link]", "[i]n"):
         assert said in text
+
+
+def test_what_does_not_fit_is_red_in_colour() -> None:
+    table = pd.DataFrame({"device": ["L4", "H100"], "fits": [False, True]})
+    text = as_text([Section("T", table)], (), color=True)
+    assert "\x1b[1;31mno" in text
+    assert "\x1b[32myes" in text

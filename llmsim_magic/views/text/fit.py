@@ -9,8 +9,10 @@ from llmsim_magic.views.text.grid import Grid, ShownColumn
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 _OPERATOR = COLUMNS["op"]
+_VERDICTS = {"yes": "green", "no": "bold red"}
 _GAP = 2  # blank characters between columns
 _LEAST_PROSE = 30  # width below which a sentence is not worth its column
 _LEAST_TEXT = 12
@@ -62,9 +64,10 @@ def _choose(columns: list[ShownColumn], width: int) -> Fitted:
             needed = min(needed, max(_LEAST_PROSE, left - _GAP))
         if column.importance == 0 and needed + _GAP > left:
             needed = max(left - _GAP, _LEAST_TEXT if chosen else width)
-        if needed + _GAP <= left:
-            chosen[place] = needed
-            left -= needed + _GAP
+        if needed + _GAP > left:
+            break
+        chosen[place] = needed
+        left -= needed + _GAP
     places = sorted(chosen)
     return Fitted(
         [columns[place] for place in places],
@@ -105,11 +108,20 @@ def as_table(grid: Grid, fitted: Fitted) -> "Table":
         )
     for place, line in enumerate(grid.lines):
         cells = [
-            Text(_crop_path(shown.texts[place], width, shown.column))
+            _cell(shown.texts[place], width, shown.column)
             for shown, width in zip(fitted.columns, fitted.widths, strict=True)
         ]
         table.add_row(*cells, style="bold cyan" if line.is_block else None)
     return table
+
+
+def _cell(text: str, width: int, column: Column) -> "Text":
+    from rich.text import Text
+
+    if column.kind == "path":
+        return Text(_crop_path(text, width))
+    verdict = _VERDICTS.get(text, "") if column.head in ("fits", "holds") else ""
+    return Text(text, style=verdict)
 
 
 def _is_text(shown: ShownColumn) -> bool:
@@ -118,9 +130,9 @@ def _is_text(shown: ShownColumn) -> bool:
     return shown.column.kind in TEXTS
 
 
-def _crop_path(text: str, width: int, column: Column) -> str:
+def _crop_path(text: str, width: int) -> str:
     """A path without its beginning where it is too wide: its end tells it from others."""
-    if column.kind != "path" or len(text) <= width:
+    if len(text) <= width:
         return text
     indent = len(text) - len(text.lstrip())
     room = max(width - indent - 1, 1)

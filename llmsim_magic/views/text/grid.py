@@ -76,7 +76,7 @@ def grids(table: pd.DataFrame) -> Iterator[tuple[str, Grid]]:
 def grid(table: pd.DataFrame) -> Grid:
     """The lines and columns of a table."""
     named = table.reset_index() if table.index.name else table.reset_index(drop=True)
-    values = _model_columns(named)
+    special = _columns_of(named)
     named, sentences = for_screen(named)
     once = [name for name in _SAID_ONCE if _is_constant(named, name)]
     said = [f"{declared(name).head} {_text(named[name].iloc[0], name)}" for name in once]
@@ -90,18 +90,25 @@ def grid(table: pd.DataFrame) -> Grid:
     shown = [name for name in shown if not named[name].isna().all() or name == "path"]
     path = next((name for name in shown if _is_row_path(name)), None)
     if path is not None:
-        shown = [path, *(name for name in shown if name != path)]
+        beside = [name for name in shown if name == "source_operator"]
+        shown = [path, *beside, *(name for name in shown if name not in (path, *beside))]
     lines = _lines(named, path, shown)
     columns = [
-        replace(each, column=values.get(name, each.column))
+        replace(each, column=special.get(name, each.column))
         for name in shown
         for each in [_shown(named, name, lines, is_path=name == path)]
     ]
     return Grid(lines, columns, said, details, sentences, _with_operators(named, lines))
 
 
-def _model_columns(table: pd.DataFrame) -> dict[str, Column]:
-    """The columns of a comparison that have the name of a model."""
+def _columns_of(table: pd.DataFrame) -> dict[str, Column]:
+    """Columns that this table shows in another way than most.
+
+    Parameters of an operator are all that it has, those of a module are its own. A comparison has
+    columns with the names of models.
+    """
+    if "params" in table and "params_total" not in table:
+        return {"params": replace(COLUMNS["params"], head="params")}
     if "unit" not in table:
         return {}
     return {
@@ -210,7 +217,8 @@ def _shapes_column(name: str, values: list[Any]) -> ShownColumn:
     outputs = [_first_shape(output) for _, _, output in sides]
     if " " in name:
         return ShownColumn(Column(name, "shapes", 20), outputs, _without_blanks(outputs))
-    full = [f"{_first_shape(side)}{arrow}{output}" for side, arrow, output in sides]
+    inputs = [f"{_first_shape(side)}{arrow}" for side, arrow, _ in sides]
+    full = [f"{side}{output}" for side, output in zip(inputs, outputs, strict=True)]
     return ShownColumn(Column(name, "shapes", 1), full, _without_blanks(outputs))
 
 
