@@ -184,3 +184,14 @@ def test_what_does_not_fit_is_red_in_colour() -> None:
     text = as_text([Section("T", table)], (), color=True)
     assert "\x1b[1;31mno" in text
     assert "\x1b[32myes" in text
+
+
+def test_only_the_signs_that_a_table_uses_are_explained() -> None:
+    plain = as_text([Section("T", pd.DataFrame({"op": ["Linear"]}))], ())
+    assert "N:" not in plain
+    many = pd.DataFrame(
+        {"path": ["h.0", "h.1"], "output_shapes": [[(1, 16, 128, 128), (1, 8, 128, 128)]] * 2}
+    )
+    shown = as_text([Section("T", many)], ())
+    assert "[1, 16, 128, 128] +1" in shown
+    assert "×N: N identical layers, with the figures of one; +N: N more shapes." in shown

@@ -74,7 +74,7 @@ class Sweep:
         yield Section(
             f"Shapes of {name} by workload (batch × context)",
             self.shapes if has_formulas else sweeps.shapes_table(self.traces, {}),
-            "Input shapes → output shapes; sizes that change are bold. "
+            "Input shapes → output shapes; in a notebook, sizes that change are bold. "
             "call numbers the repeated calls of an operator at one path."
             + ("" if has_formulas else _NO_FORMULAS),
         )

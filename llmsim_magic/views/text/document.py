@@ -1,6 +1,7 @@
 """A report as text that fits a terminal, with or without colour."""
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 DEFAULT_WIDTH = 80
 MIN_WIDTH = 40
 _LEAST_NAMES = 24  # characters of names of columns, also where the line then wraps
+_MORE_SHAPES = re.compile(r"\] \+\d")
+_SYMBOL = re.compile(r"\[(?:.*, )?[BSC][],· ]")
 _FILES = "--csv DIR or --json FILE"
 
 
@@ -126,8 +129,9 @@ def _first_lines(grid: Grid, most: int | None) -> Grid:
 
 def _footnotes(grid: Grid, left_out: list[str], rows: int, width: int) -> Iterator[str]:
     """What a line stands for, and what is not shown, in one line."""
-    if grid.layers > 1:
-        yield "×N: N identical layers; the figures are those of one."
+    legend = [sign for is_used, sign in _legend(grid) if is_used]
+    if legend:
+        yield f"{'; '.join(legend)}."
     more_rows = f"{rows:,} more rows" if rows > 0 else ""
     missing = [*left_out, *(name.replace("_", " ") for name in grid.details)]
     if not missing and not more_rows:
@@ -136,6 +140,14 @@ def _footnotes(grid: Grid, left_out: list[str], rows: int, width: int) -> Iterat
     room = width - len(start) - len(end) - (len(more_rows) + 2 if more_rows else 0)
     names = names_of(missing, max(room, _LEAST_NAMES)) if missing else ""
     yield f"{start}{'; '.join(filter(None, (names, more_rows)))}{end}"
+
+
+def _legend(grid: Grid) -> Iterator[tuple[bool, str]]:
+    """Each sign that a table may use, and whether this one does."""
+    yield grid.layers > 1, "×N: N identical layers, with the figures of one"
+    texts = [text for column in grid.columns for text in column.texts]
+    yield any(map(_MORE_SHAPES.search, texts)), "+N: N more shapes"
+    yield any(map(_SYMBOL.search, texts)), "B: batch, S: tokens read, C: tokens cached"
 
 
 def _print_line(console: "Console", text: str, style: str | None = None) -> None:
