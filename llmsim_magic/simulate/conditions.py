@@ -10,8 +10,8 @@ from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.device_costs import DeviceCosts
+from llmsim_magic.views.screen import quantities
 from llmsim_magic.views.tables.conditions import Condition
-from llmsim_magic.views.text import quantities
 
 if TYPE_CHECKING:
     from llmsim_magic.simulate.report_tables import ReportTables

@@ -17,11 +17,11 @@ from llmsim_magic.views.file_names import file_stem, model_stem
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.json_export import Exported, to_json
 from llmsim_magic.views.notes import memory_notes, notes
-from llmsim_magic.views.page import as_bundle, as_page
+from llmsim_magic.views.pages.html_page import as_bundle, as_page
+from llmsim_magic.views.pages.text_page import DEFAULT_WIDTH, as_text
 from llmsim_magic.views.safe_files import write_file, write_files
 from llmsim_magic.views.section import Section
 from llmsim_magic.views.tables.conditions import condition_lines
-from llmsim_magic.views.text.document import DEFAULT_WIDTH, as_text
 
 if TYPE_CHECKING:
     import pandas as pd

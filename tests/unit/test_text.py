@@ -3,11 +3,11 @@
 import pandas as pd
 import pytest
 
+from llmsim_magic.views.pages.text_page import as_text
+from llmsim_magic.views.screen import quantities
+from llmsim_magic.views.screen.folding import Line, fold
+from llmsim_magic.views.screen.grid import grid
 from llmsim_magic.views.section import Section
-from llmsim_magic.views.text import quantities
-from llmsim_magic.views.text.document import as_text
-from llmsim_magic.views.text.folding import Line, fold
-from llmsim_magic.views.text.grid import grid
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from llmsim_magic.records.trace.workload import IsCancelled
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.views.explain import Explanation, explain_operator
 from llmsim_magic.views.graphs.graph import Graph
-from llmsim_magic.views.page import as_html
+from llmsim_magic.views.pages.html_page import as_html
 from llmsim_magic.views.section import Section
 from llmsim_magic.views.tables.operators import filter_operators, layer_indices
 

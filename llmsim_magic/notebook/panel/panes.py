@@ -9,7 +9,7 @@ from llmsim_magic.notebook.panel.table import Table
 from llmsim_magic.records.trace.workload import IsCancelled
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.view import View
-from llmsim_magic.views.page import as_html
+from llmsim_magic.views.pages.html_page import as_html
 
 if TYPE_CHECKING:
     import pandas as pd

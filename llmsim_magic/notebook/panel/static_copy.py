@@ -7,7 +7,7 @@ from IPython.display import DisplayHandle, display
 
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.views.graphs.graph import Graph
-from llmsim_magic.views.page import as_html
+from llmsim_magic.views.pages.html_page import as_html
 
 _MAX_ROWS = 60  # of a table
 _UPDATE_DELAY_S = 0.8  # after the last change

@@ -32,11 +32,11 @@ from llmsim_magic.simulate.models.recipes import Progress, no_progress
 from llmsim_magic.simulate.option_effect import require_effect_on_cache
 from llmsim_magic.simulate.options import request_of
 from llmsim_magic.simulate.request import ALL, Deployment, Request
-from llmsim_magic.views.page import as_html
+from llmsim_magic.views.pages.html_page import as_html
+from llmsim_magic.views.pages.text_page import as_text
 from llmsim_magic.views.section import Section
 from llmsim_magic.views.tables import memory as memory_tables
 from llmsim_magic.views.tables.times import phase_columns
-from llmsim_magic.views.text.document import as_text
 
 if TYPE_CHECKING:
     import pandas as pd

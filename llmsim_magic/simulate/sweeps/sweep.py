@@ -10,10 +10,10 @@ from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.sweeps.formulas import sweep_formulas
 from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
-from llmsim_magic.views.page import as_bundle
+from llmsim_magic.views.pages.html_page import as_bundle
+from llmsim_magic.views.pages.text_page import as_text
 from llmsim_magic.views.section import Section
 from llmsim_magic.views.tables import sweeps
-from llmsim_magic.views.text.document import as_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
+from llmsim_magic.views.screen import quantities
 from llmsim_magic.views.tables.columns import texts
-from llmsim_magic.views.text import quantities
 
 _FORMATS = {
     "bytes": quantities.nbytes,

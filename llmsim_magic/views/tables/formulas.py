@@ -10,7 +10,7 @@ import sympy
 from llmsim_magic.analyses.formulas.polynomials import Formula, Point
 from llmsim_magic.analyses.formulas.symbolic import QUANTITIES, Key, OperatorFormulas, Shape, Size
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
-from llmsim_magic.views.page import as_html as page_as_html
+from llmsim_magic.views.pages.html_page import as_html as page_as_html
 from llmsim_magic.views.section import Section
 
 ToCell = Callable[[Size], Any]

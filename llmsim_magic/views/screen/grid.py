@@ -10,10 +10,10 @@ import pandas as pd
 from pandas.api.types import is_float_dtype
 
 from llmsim_magic.records.printable import printable
-from llmsim_magic.views.text import cells, quantities
-from llmsim_magic.views.text.columns import COLUMNS, Column, declared
-from llmsim_magic.views.text.folding import OWN_ROW, Line, fold, relative
-from llmsim_magic.views.text.screen_table import WORKLOAD, for_screen
+from llmsim_magic.views.screen import cells, quantities
+from llmsim_magic.views.screen.columns import COLUMNS, Column, declared
+from llmsim_magic.views.screen.folding import OWN_ROW, Line, fold, relative
+from llmsim_magic.views.screen.screen_table import WORKLOAD, for_screen
 
 # Columns that are said once above the table where every row has the same value.
 _SAID_ONCE = ("device", "runtime", "launch", "phase", "batch", "context", "measured", "devices")

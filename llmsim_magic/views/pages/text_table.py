@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llmsim_magic.views.text.columns import COLUMNS, TEXTS, Column
-from llmsim_magic.views.text.grid import Grid, ShownColumn
+from llmsim_magic.views.screen.columns import COLUMNS, TEXTS, Column
+from llmsim_magic.views.screen.grid import Grid, ShownColumn
 
 if TYPE_CHECKING:
     from rich.table import Table

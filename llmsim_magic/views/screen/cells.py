@@ -9,8 +9,8 @@ import pandas as pd
 
 from llmsim_magic.records.printable import printable
 from llmsim_magic.views import units
-from llmsim_magic.views.text import quantities
-from llmsim_magic.views.text.columns import Kind
+from llmsim_magic.views.screen import quantities
+from llmsim_magic.views.screen.columns import Kind
 
 _PERCENT = re.compile(r"(\w) (\d+ %)$")
 _MANY_SHAPES = 24  # characters of shapes from which only the first is written

@@ -10,8 +10,8 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.views import units
+from llmsim_magic.views.pages.text_page import as_text
 from llmsim_magic.views.section import Section
-from llmsim_magic.views.text.document import as_text
 
 MAX_ROWS = 1500
 SCROLLED_ROWS = 50  # a longer table gets a scroll bar

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from llmsim_magic.views.text import cells
-from llmsim_magic.views.text.columns import COLUMNS
+from llmsim_magic.views.screen import cells
+from llmsim_magic.views.screen.columns import COLUMNS
 
 _INTERVALS = ("time", "prefill", "decode", "tokens_per_s", "prefill_tokens_per_s",
               "decode_tokens_per_s")  # fmt: skip

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.printable import printable
 from llmsim_magic.views.graphs.graph import Graph
+from llmsim_magic.views.pages.text_table import as_table, fit, names_of
 from llmsim_magic.views.plots.plot import Plot
+from llmsim_magic.views.screen.grid import Grid, grids
 from llmsim_magic.views.section import Section
-from llmsim_magic.views.text.fit import as_table, fit, names_of
-from llmsim_magic.views.text.grid import Grid, grids
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,0 +1,1 @@
+"""A report as a page: HTML for notebooks and browsers, text for terminals."""

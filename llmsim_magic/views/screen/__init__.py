@@ -1,0 +1,1 @@
+"""Tables as a screen shows them: people's units, folded layers, columns by importance."""
