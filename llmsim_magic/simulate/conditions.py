@@ -10,7 +10,7 @@ from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.device_costs import DeviceCosts
-from llmsim_magic.views.screen import quantities
+from llmsim_magic.views import units
 from llmsim_magic.views.tables.conditions import Condition
 
 if TYPE_CHECKING:
@@ -90,5 +90,5 @@ def _time(report: "ReportTables", traces: Sequence[Trace]) -> Iterator[Condition
             value=time.seconds,
             limit=limit,
             unit="s",
-            detail=f"90 % interval {quantities.seconds_interval(time.low, time.high)}",
+            detail=f"90 % interval {units.seconds_interval(time.low, time.high)}",
         )

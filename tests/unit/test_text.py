@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
+from llmsim_magic.views import units
 from llmsim_magic.views.pages.text_page import as_text
-from llmsim_magic.views.screen import quantities
 from llmsim_magic.views.screen.folding import Line, fold
 from llmsim_magic.views.screen.grid import grid
 from llmsim_magic.views.section import Section
@@ -23,7 +23,7 @@ from llmsim_magic.views.section import Section
     ],
 )
 def test_bytes_have_decimal_units_and_three_digits(number: int, text: str) -> None:
-    assert quantities.nbytes(number) == text
+    assert units.nbytes(number) == text
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_bytes_have_decimal_units_and_three_digits(number: int, text: str) -> No
     [(8_190_735_360, "8.19 B"), (596_049_920, "596 M"), (768, "768"), (671e9, "671 B")],
 )
 def test_parameters_count_in_billions(number: float, text: str) -> None:
-    assert quantities.parameters(number) == text
+    assert units.parameters(number) == text
 
 
 @pytest.mark.parametrize(
@@ -50,25 +50,25 @@ def test_parameters_count_in_billions(number: float, text: str) -> None:
     ],
 )
 def test_times_have_the_unit_that_people_say(number: float, text: str) -> None:
-    assert quantities.seconds(number) == text
+    assert units.seconds(number) == text
 
 
 def test_an_interval_has_one_unit() -> None:
-    assert quantities.seconds_interval(0.0235, 0.0531) == "23.5–53.1 ms"
-    assert quantities.seconds_interval(0.311, 1.1) == "0.311–1.10 s"
+    assert units.seconds_interval(0.0235, 0.0531) == "23.5–53.1 ms"
+    assert units.seconds_interval(0.311, 1.1) == "0.311–1.10 s"
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(38_712.0, "38.7k"), (23.98, "24.0"), (228.2, "228"), (999.7, "1.00k")]
 )
 def test_rates_are_three_digits(number: float, text: str) -> None:
-    assert quantities.rate(number) == text
+    assert units.rate(number) == text
 
 
 def test_a_share_that_is_not_nothing_is_not_zero() -> None:
-    assert quantities.share(0.0) == "0.0 %"
-    assert quantities.share(0.0001) == "<0.1 %"
-    assert quantities.share(0.976) == "97.6 %"
+    assert units.share(0.0) == "0.0 %"
+    assert units.share(0.0001) == "<0.1 %"
+    assert units.share(0.976) == "97.6 %"
 
 
 def _labels(lines: list[Line]) -> list[str]:

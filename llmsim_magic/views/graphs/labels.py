@@ -92,7 +92,7 @@ class Labels:
         note = f"\n{skipped} calls that run no kernel are not drawn" if skipped else ""
         return (
             f"{title} · {self._trace.model.name} · {self._trace.workload}\n"
-            f"{units.parameters(sums.parameters)} parameters · {units.scaled(sums.flops)} FLOPs · "
+            f"{units.parameters(sums.parameters)} parameters · {units.si(sums.flops, 'FLOPs')} · "
             f"{sums.operators} operators{note}"
         )
 

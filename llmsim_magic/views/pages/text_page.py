@@ -48,7 +48,7 @@ def as_text(
     for place, section in enumerate(sections):
         if place:
             console.print()
-        _print_section(console, section, max_rows, frozenset(notes))
+        _print_section(console, section, max_rows)
     if notes:
         console.print()
         _print_line(console, "Notes", "bold")
@@ -74,17 +74,14 @@ def _console(width: int, *, color: bool) -> "Console":
     )
 
 
-def _print_section(
-    console: "Console", section: Section, max_rows: int | None, said: frozenset[str]
-) -> None:
-    """Print a part; its sentences except those that are `said` in the notes."""
+def _print_section(console: "Console", section: Section, max_rows: int | None) -> None:
     import pandas as pd
 
     _print_line(console, section.title, "bold")
     if section.remark:
         _print_line(console, section.remark, "dim")
     if isinstance(section.body, pd.DataFrame):
-        _print_table(console, section.body, max_rows, said)
+        _print_table(console, section.body, max_rows)
     elif isinstance(section.body, (Graph, Plot)):
         _print_line(console, "A picture: --csv DIR writes it as SVG.", "dim")
     else:
@@ -92,9 +89,7 @@ def _print_section(
             _print_line(console, line)
 
 
-def _print_table(
-    console: "Console", table: "pd.DataFrame", max_rows: int | None, said: frozenset[str]
-) -> None:
+def _print_table(console: "Console", table: "pd.DataFrame", max_rows: int | None) -> None:
     for name, grid in grids(table):
         if name:
             _print_line(console, name, "italic")
@@ -103,7 +98,6 @@ def _print_table(
         shown = _first_lines(grid, max_rows)
         fitted = fit(shown, console.width)
         console.print(as_table(shown, fitted))
-        _print_notes(console, [each for each in grid.sentences if each not in said])
         for sentence in _footnotes(
             grid, fitted.left_out, len(grid.lines) - len(shown.lines), console.width
         ):

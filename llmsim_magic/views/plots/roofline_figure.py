@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmsim_magic.analyses.time.roofline_points import Point, Roof
-from llmsim_magic.views.units import scaled
+from llmsim_magic.views import units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,8 +40,8 @@ class Dot:
         """Performance, intensity, share and bottleneck in one line."""
         point = self.point
         return (
-            f"{self.label}: {scaled(point.flops_per_s)}FLOP/s ({scaled(point.low)} to "
-            f"{scaled(point.high)}) at {point.intensity:.3g} FLOPs per byte, "
+            f"{self.label}: {units.si(point.flops_per_s, 'FLOP/s')} ({units.si(point.low)} to "
+            f"{units.si(point.high)}) at {point.intensity:.3g} FLOPs per byte, "
             f"{100 * self.share:.1f} % of the time, {point.binds} binds"
         )
 
@@ -128,7 +128,7 @@ def _label_roofs(axes: "Axes", data: RooflineData) -> None:
     for peak, dtypes in dtypes_by_peak.items():
         is_bold = data.dtype in dtypes
         axes.annotate(
-            f"{', '.join(dtypes)}: {scaled(peak)}FLOP/s",
+            f"{', '.join(dtypes)}: {units.si(peak, 'FLOP/s')}",
             (right, peak),
             (-2, 3),
             textcoords="offset points",
@@ -147,7 +147,7 @@ def _label_bandwidth(axes: "Axes", roof: Roof) -> None:
         [(end / 2, end / 2 * bandwidth), (end, end * bandwidth)]
     )
     axes.annotate(
-        f"memory: {scaled(bandwidth)}B/s",
+        f"memory: {units.si(bandwidth, 'B/s')}",
         (end, end * bandwidth),
         (-3, 5),
         textcoords="offset points",

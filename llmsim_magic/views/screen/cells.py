@@ -9,7 +9,6 @@ import pandas as pd
 
 from llmsim_magic.records.printable import printable
 from llmsim_magic.views import units
-from llmsim_magic.views.screen import quantities
 from llmsim_magic.views.screen.columns import Kind
 
 _PERCENT = re.compile(r"(\w) (\d+ %)$")
@@ -30,7 +29,7 @@ def quantity_text(value: Any, unit: str) -> str:
     name = unit.partition(",")[0]
     if name in _BY_UNIT:
         return _BY_UNIT[name](value)
-    text = quantities.whole(value) if value == int(value) else quantities.si(value)
+    text = units.whole(value) if value == int(value) else units.si(value)
     return f"{text} {name}".rstrip() if name not in ("", "calls") else text
 
 
@@ -63,24 +62,24 @@ def _listed(value: Sequence[Any]) -> str:
 
 def _number(value: Any) -> str:
     if value == int(value):
-        return quantities.whole(int(value))
-    return quantities.si(value) if abs(value) >= 0.01 else f"{value:.2g}"
+        return units.whole(int(value))
+    return units.si(value) if abs(value) >= 0.01 else f"{value:.2g}"
 
 
 _BY_KIND: dict[str, Callable[[Any], str]] = {
-    "whole": lambda value: quantities.whole(int(value)),
-    "parameters": quantities.parameters,
-    "bytes": quantities.nbytes,
-    "si": quantities.si,
-    "seconds": quantities.seconds,
-    "rate": quantities.rate,
-    "share": quantities.share,
+    "whole": lambda value: units.whole(int(value)),
+    "parameters": units.parameters,
+    "bytes": units.nbytes,
+    "si": units.si,
+    "seconds": units.seconds,
+    "rate": units.rate,
+    "share": units.share,
     "number": _number,
 }
 _BY_UNIT: dict[str, Callable[[Any], str]] = {
-    "parameters": quantities.parameters,
-    "bytes": quantities.nbytes,
-    "FLOPs": lambda value: quantities.si(value, "FLOPs"),
-    "operations": lambda value: f"{quantities.si(value)} operations",
-    "s": quantities.seconds,
+    "parameters": units.parameters,
+    "bytes": units.nbytes,
+    "FLOPs": lambda value: units.si(value, "FLOPs"),
+    "operations": lambda value: f"{units.si(value)} operations",
+    "s": units.seconds,
 }

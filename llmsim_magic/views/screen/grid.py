@@ -10,7 +10,8 @@ import pandas as pd
 from pandas.api.types import is_float_dtype
 
 from llmsim_magic.records.printable import printable
-from llmsim_magic.views.screen import cells, quantities
+from llmsim_magic.views import units
+from llmsim_magic.views.screen import cells
 from llmsim_magic.views.screen.columns import COLUMNS, Column, declared
 from llmsim_magic.views.screen.folding import OWN_ROW, Line, fold, relative
 from llmsim_magic.views.screen.screen_table import WORKLOAD, for_screen
@@ -44,7 +45,6 @@ class Grid:
         columns: the columns, in the order of the table.
         once: what is the same in every row, such as `batch 1`.
         details: names of columns that only files have.
-        sentences: rows of the table that are sentences.
         with_operators: paths with the function that each line calls, for a table without room for
             its operators.
     """
@@ -53,7 +53,6 @@ class Grid:
     columns: list[ShownColumn]
     once: list[str]
     details: list[str]
-    sentences: list[str]
     with_operators: list[str] | None = None
 
     @property
@@ -77,7 +76,7 @@ def grid(table: pd.DataFrame) -> Grid:
     """The lines and columns of a table."""
     named = table.reset_index() if table.index.name else table.reset_index(drop=True)
     special = _columns_of(named)
-    named, sentences = for_screen(named)
+    named = for_screen(named)
     once = [name for name in _SAID_ONCE if _is_constant(named, name)]
     said = [f"{declared(name).head} {_text(named[name].iloc[0], name)}" for name in once]
     named = named.drop(columns=once)
@@ -98,7 +97,7 @@ def grid(table: pd.DataFrame) -> Grid:
         for name in shown
         for each in [_shown(named, name, lines, is_path=name == path)]
     ]
-    return Grid(lines, columns, said, details, sentences, _with_operators(named, lines))
+    return Grid(lines, columns, said, details, _with_operators(named, lines))
 
 
 def _columns_of(table: pd.DataFrame) -> dict[str, Column]:
@@ -251,5 +250,5 @@ def _interval(ends: Any, name: str) -> str:
     if not isinstance(ends, tuple) or any(map(pd.isna, ends)):
         return ""
     if name.endswith("per_s_interval"):
-        return f"{quantities.rate(ends[0])}–{quantities.rate(ends[1])}"
-    return quantities.seconds_interval(*ends)
+        return f"{units.rate(ends[0])}–{units.rate(ends[1])}"
+    return units.seconds_interval(*ends)

@@ -11,48 +11,29 @@ from llmsim_magic.views.screen.columns import COLUMNS
 _INTERVALS = ("time", "prefill", "decode", "tokens_per_s", "prefill_tokens_per_s",
               "decode_tokens_per_s")  # fmt: skip
 _PHASE_FORMULA = re.compile(r"(?:(prefill|decode) )?(.*)")
-# The size of a row in binary units, which its value says already.
-_SIZE_AGAIN = re.compile(r"^[\d.,]+ (?:[KMGT]i)?B(?:: | (?=in )|$)")
-_SENTENCE = re.compile(r"(?:assumed|note)\.\d+$")
 WORKLOAD = re.compile(r"(prefill|decode|forward)( \d+×\d+)?")
 
 
-def for_screen(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The table for a screen, and its rows that are sentences.
+def for_screen(table: pd.DataFrame) -> pd.DataFrame:
+    """The table for a screen.
 
     Values of rows with a unit become text. Both ends of a band share a column. Shapes of workloads
     have the formulas of each phase before them.
     """
-    rows, sentences = _take_sentences(table)
-    return _with_intervals(_split_shapes(_named_parts(_with_units(rows)))), sentences
+    return _with_intervals(_split_shapes(_named_parts(_with_units(_list_types(table)))))
 
 
-def _take_sentences(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """A table of quantities without its rows that are sentences or counts of one type, and these.
-
-    Rows `assumed.0` and `note.0` are sentences. Rows `operators.Linear` become a list in the row
-    `operator_types`.
-    """
+def _list_types(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of quantities whose row `operator_types` lists the rows `operators.Linear`."""
     if "quantity" not in table:
-        return table, []
+        return table
     names = table["quantity"].astype(str)
-    is_sentence = names.str.match(_SENTENCE)
     is_count = names.str.startswith("operators.")
-    sentences: list[str] = []
-    for name, row in zip(names, table.to_dict("records"), strict=True):
-        if re.match(_SENTENCE, name):
-            sentences.append(str(row["means"] if name.startswith("assumed") else row["value"]))
-    if "means" in table:
-        means = table["means"].str.replace(_SIZE_AGAIN, "", regex=True)
-        counted = (
-            zip(names[is_count], table["value"][is_count], strict=True) if any(is_count) else ()
-        )
+    if is_count.any():
+        counted = zip(names[is_count], table["value"][is_count], strict=True)
         listed = ", ".join(f"{name.removeprefix('operators.')} {value}" for name, value in counted)
-        table = table.assign(means=means.mask(names == "operator_types", listed))
-    said = names.map(_as_words)
-    return table.assign(quantity=said)[~(is_sentence | is_count)].reset_index(drop=True), [
-        *dict.fromkeys(sentences)
-    ]
+        table = table.assign(means=table["means"].mask(names == "operator_types", listed))
+    return table.assign(quantity=names.map(_as_words))[~is_count].reset_index(drop=True)
 
 
 def _as_words(name: str) -> str:

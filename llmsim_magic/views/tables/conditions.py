@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import pandas as pd
 
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
-from llmsim_magic.views.screen import quantities
+from llmsim_magic.views import units
 from llmsim_magic.views.tables.columns import texts
 
 _FORMATS = {
-    "bytes": quantities.nbytes,
-    "parameters": quantities.parameters,
-    "s": quantities.seconds,
+    "bytes": units.nbytes,
+    "parameters": units.parameters,
+    "s": units.seconds,
 }
 
 

@@ -11,7 +11,6 @@ from llmsim_magic.analyses.parallel.collectives import collectives
 from llmsim_magic.analyses.parallel.shards import Shard
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.views import units
 from llmsim_magic.views.tables.columns import floats, integers, texts
 
 _PARTS = {
@@ -50,7 +49,7 @@ def memory_table(memories: Mapping[str, Memory]) -> pd.DataFrame:
             columns["runtime"].append(runtime)
             columns["bytes"].append(nbytes)
             columns["share"].append(nbytes / memory.total if is_part else None)
-            columns["means"].append(f"{units.nbytes(nbytes)}: {meaning}")
+            columns["means"].append(meaning)
     return pd.DataFrame(
         {
             "runtime": texts(columns["runtime"]),

@@ -9,7 +9,6 @@ from llmsim_magic.analyses.engine.engine_trace import engine_notes, engine_trace
 from llmsim_magic.analyses.kernels import elementwise_work
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.views import units
 
 Row = tuple[str, object, str, str]  # quantity, value, unit, meaning
 
@@ -63,9 +62,9 @@ def _size_rows(trace: Trace, sums: Totals) -> list[Row]:
         ("parameters", sums.parameters, "parameters", "shared parameters counted once"),
         ("parameters_active", sums.active, "parameters", _active_parameters_meaning(trace)),
         ("parameters_trainable", sums.trainable, "parameters", "with requires_grad=True"),
-        ("parameter_bytes", sums.parameter_bytes, "bytes", units.nbytes(sums.parameter_bytes)),
-        ("buffer_bytes", sums.buffer_bytes, "bytes", units.nbytes(sums.buffer_bytes)),
-        ("cache_bytes", sums.cache_bytes, "bytes", _cache_meaning(trace, sums)),
+        ("parameter_bytes", sums.parameter_bytes, "bytes", "parameters in their dtype"),
+        ("buffer_bytes", sums.buffer_bytes, "bytes", "tensors kept beside parameters"),
+        ("cache_bytes", sums.cache_bytes, "bytes", _cache_meaning(trace)),
     ]
 
 
@@ -149,7 +148,7 @@ def _attention_meaning(attention: str | None) -> str:
     return "the module declares no attention implementation"
 
 
-def _cache_meaning(trace: Trace, sums: Totals) -> str:
+def _cache_meaning(trace: Trace) -> str:
     if not trace.cache:
         return "the model keeps no cache"
-    return f"{units.nbytes(sums.cache_bytes)} in {len(trace.cache)} tensors, after this pass"
+    return f"in {len(trace.cache)} tensors, after this pass"
