@@ -20,7 +20,7 @@ from llmsim_magic.views.notes import memory_notes, notes
 from llmsim_magic.views.pages.html_page import as_bundle, as_page
 from llmsim_magic.views.pages.text_page import DEFAULT_WIDTH, as_text
 from llmsim_magic.views.safe_files import write_file, write_files
-from llmsim_magic.views.section import Section
+from llmsim_magic.views.section import Page, Part
 from llmsim_magic.views.tables.conditions import condition_lines
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Report(ReportTables):
     def page(self) -> str:
         """The displayed report as an HTML page that works offline."""
         with no_tracing():
-            return as_page(self.title, self.sections(), self.remarks())
+            return as_page(self.content())
 
     @property
     def title(self) -> str:
@@ -217,10 +217,24 @@ class Report(ReportTables):
                     view.compute(self)
         return self
 
-    def sections(self) -> tuple[Section, ...]:
-        """The parts of the page, view by view; traces nothing."""
+    def content(self) -> Page:
+        """What is displayed: an answer for each view, and the sentences beside them.
+
+        Traces nothing.
+        """
         with no_tracing():
-            return tuple(section for view in self.views for section in view.sections(self))
+            parts = tuple(
+                Part(
+                    name=view.name.replace(" ", "-"),
+                    title=view.heading(self),
+                    figures=tuple(view.headline(self)),
+                    sections=tuple(view.sections(self)),
+                )
+                for view in self.views
+            )
+            warnings = self.costing.misfits
+            notes = tuple(note for note in self.remarks() if note not in warnings)
+            return Page(self.title, parts, warnings, notes)
 
     def tables(self) -> "dict[str, pd.DataFrame]":
         """The tables of the displayed views, by file name."""
@@ -263,7 +277,7 @@ class Report(ReportTables):
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
         with no_tracing():
-            return as_bundle(self.sections(), self.remarks())
+            return as_bundle(self.content())
 
     def text(self, width: int = DEFAULT_WIDTH, *, color: bool = False) -> str:
         """The displayed report as text: identical layers folded, the columns that fit.
@@ -273,7 +287,7 @@ class Report(ReportTables):
             color: whether to add escape sequences of colour, which a terminal shows.
         """
         with no_tracing():
-            return as_text(self.sections(), self.remarks(), width=width, color=color)
+            return as_text(self.content(), width=width, color=color)
 
     def check_lines(self) -> tuple[str, ...]:
         """A line for each condition: whether it holds, the figure and the limit."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from llmsim_magic.views.section import Section
+from llmsim_magic.views.section import Figure, Section
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,9 @@ class View(Generic[Subject]):
         name: the flag of the magic, without `--`.
         title: the title of its tab in the panel.
         help: its line in `--help`.
-        sections: returns the parts of its page.
+        heading: returns what the answer is of: a view's subject, model and workload.
+        headline: returns the figures that answer the question, three to six.
+        sections: returns the pictures and tables of its answer.
         tables: returns its tables by file name.
         main_table: the table that the tab shows or downloads.
         python: the Python expression for the same result; `{}` takes the options of a graph.
@@ -37,6 +39,8 @@ class View(Generic[Subject]):
     name: str
     title: str
     help: str
+    heading: Callable[[Subject], str]
+    headline: Callable[[Subject], Iterable[Figure]]
     sections: Callable[[Subject], Iterable[Section]]
     tables: Callable[[Subject], "Mapping[str, pd.DataFrame]"]
     main_table: str

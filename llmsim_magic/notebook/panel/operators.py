@@ -12,7 +12,7 @@ from llmsim_magic.simulate.report import Report
 from llmsim_magic.views.explain import Explanation, explain_operator
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.pages.html_page import as_html
-from llmsim_magic.views.section import Section
+from llmsim_magic.views.section import Page, Part, Section
 from llmsim_magic.views.tables.operators import filter_operators, layer_indices
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class Detail:
             return
         row = Section(f"Operator {order}", report.ops.loc[[order], _DEFAULT_COLUMNS])
         arithmetic = Section("Its arithmetic", Explanation(explain_operator(report.trace, order)))
-        self.widget.value = as_html((row, arithmetic), ())
+        page = Page("", (Part("operator", "", (), (row, arithmetic)),))
+        self.widget.value = as_html(page, has_script=False)
 
 
 class GraphPicture:

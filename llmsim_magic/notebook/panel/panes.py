@@ -6,10 +6,12 @@ import ipywidgets as widgets
 
 from llmsim_magic.notebook.panel.operators import Detail, GraphPicture, OnSelect, OperatorsPane
 from llmsim_magic.notebook.panel.table import Table
+from llmsim_magic.notebook.widgets import PageView
 from llmsim_magic.records.trace.workload import IsCancelled
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.view import View
 from llmsim_magic.views.pages.html_page import as_html
+from llmsim_magic.views.section import Page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,14 +34,14 @@ class PagePane:
     """A view displayed as the magic displays it."""
 
     def __init__(self) -> None:
-        self.widget = widgets.HTML()
+        self.widget = PageView()
 
     def prepare(self, report: Report, cancelled: IsCancelled) -> None:
         """Compute the tables and pictures, which the report caches."""
-        report.sections()
+        report.content()
 
     def show(self, report: Report, order: int | None) -> None:
-        self.widget.value = as_html(report.sections(), report.remarks())
+        self.widget.content = as_html(report.content(), has_script=False)
 
 
 class TablePane:
@@ -62,7 +64,8 @@ class TablePane:
         if report is not self._report:
             self._report = report
             self._table.show(self._table_of(report))
-            self._notes.value = as_html((), report.remarks())
+            page = Page(report.title, (), notes=report.remarks())
+            self._notes.value = as_html(page, has_script=False)
 
 
 class GraphPane:

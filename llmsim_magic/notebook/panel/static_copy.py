@@ -6,7 +6,6 @@ from threading import Timer
 from IPython.display import DisplayHandle, display
 
 from llmsim_magic.simulate.report import Report
-from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.pages.html_page import as_html
 
 _MAX_ROWS = 60  # of a table
@@ -47,8 +46,7 @@ class StaticCopy:
         if self._shown is None:
             return {"text/html": f'<div class="{self._name}"></div>', "text/plain": ""}
         report, line = self._shown
-        sections = sorted(report.sections(), key=lambda part: not isinstance(part.body, Graph))
-        page = as_html(sections, report.remarks(), _MAX_ROWS)
+        page = as_html(report.content(), _MAX_ROWS)
         code = f"<p><code>{html.escape(line)}</code></p>"
         return {"text/html": f'<div class="{self._name}">{code}{page}</div>', "text/plain": line}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from itables import JavascriptFunction
 from itables.widget import ITable
 
-from llmsim_magic.views.pages.html_page import format_table
+from llmsim_magic.views.screen.raw_cells import format_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,6 +7,7 @@ import anywidget
 from traitlets import Bool, Float, Unicode
 
 from llmsim_magic.views.graph_viewer.script import viewer
+from llmsim_magic.views.pages.html_page import script as page_script
 
 
 def _script(name: str) -> str:
@@ -26,6 +27,17 @@ class Drawing(anywidget.AnyWidget):
     picture = Unicode().tag(sync=True)
     chosen = Unicode().tag(sync=True)
     window = Float().tag(sync=True)
+
+
+class PageView(anywidget.AnyWidget):
+    """A page of a report, as HTML, whose folded layers open.
+
+    Attributes:
+        content: the HTML.
+    """
+
+    _esm = page_script() + _script("page.js")
+    content = Unicode().tag(sync=True)
 
 
 class Status(anywidget.AnyWidget):

@@ -39,17 +39,26 @@ class DeviceCosts(DeviceFits):
     @cached_property
     def latency(self) -> "pd.DataFrame":
         """One row per device, execution and pass: seconds with their band, tokens/s, the bound."""
-        devices = {device.name: device for device, _ in self.devices}
-        fits = [
-            self.holds(trace, devices[time.accelerator.name], time.execution.runtime)
-            for trace, time in self.passes
-        ]
-        return time_tables.latency_table(self.passes, fits)
+        return time_tables.latency_table(self.passes, self.passes_fit)
+
+    @property
+    def ranked_latency(self) -> "pd.DataFrame":
+        """`latency` by workload, what fits first, the fastest first."""
+        workloads = {str(trace.workload): rank for rank, (trace, _) in enumerate(self.passes)}
+        ranks = [workloads[str(trace.workload)] for trace, _ in self.passes]
+        table = self.latency.assign(rank=ranks, misfit=[fit is False for fit in self.passes_fit])
+        ranked = table.sort_values(["rank", "misfit", "time_s"], kind="stable")
+        return ranked.drop(columns=["rank", "misfit"])
 
     @cached_property
     def times(self) -> "pd.DataFrame":
         """One row per operator of the first pass and execution: seconds on the first device."""
         return time_tables.times_table(self.traces[0], self._first_stages)
+
+    @cached_property
+    def operators(self) -> "pd.DataFrame":
+        """`ops` of the first pass with its time under `first_execution`, share and bottleneck."""
+        return time_tables.timed_operators_table(self.traces[0], self._first_stage)
 
     @cached_property
     def layers(self) -> "pd.DataFrame":

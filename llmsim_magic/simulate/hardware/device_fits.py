@@ -66,6 +66,15 @@ class DeviceFits(DevicePasses):
         return found.required <= own.usable_bytes(device.memory_bytes)
 
     @cached_property
+    def passes_fit(self) -> tuple[bool | None, ...]:
+        """For each of `passes`, whether its device holds it; None if its memory is unknown."""
+        devices = {device.name: device for device, _ in self.devices}
+        return tuple(
+            self.holds(trace, devices[time.accelerator.name], time.execution.runtime)
+            for trace, time in self.passes
+        )
+
+    @cached_property
     def capacities(self) -> tuple[Fit, ...]:
         """For each device and runtime: bytes needed and available, and what would make it fit.
 

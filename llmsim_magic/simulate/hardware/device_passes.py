@@ -53,6 +53,11 @@ class DevicePasses:
         return tuple({device.name: (device, own) for device, own in found}.values())
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the devices."""
+        return tuple(device.name for device, _ in self.devices)
+
+    @property
     def _first_device(self) -> Accelerator | None:
         return self.devices[0][0] if self.devices else None
 

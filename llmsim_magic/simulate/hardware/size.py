@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.analyses.memory.capacity import Fit, Setup
@@ -32,14 +33,22 @@ from llmsim_magic.simulate.models.recipes import Progress, no_progress
 from llmsim_magic.simulate.option_effect import require_effect_on_cache
 from llmsim_magic.simulate.options import request_of
 from llmsim_magic.simulate.request import ALL, Deployment, Request
-from llmsim_magic.views.pages.html_page import as_html
+from llmsim_magic.views.charts.device_scatter import device_scatter
+from llmsim_magic.views.headlines import sizing_figures
+from llmsim_magic.views.pages.html_page import as_bundle
 from llmsim_magic.views.pages.text_page import as_text
-from llmsim_magic.views.section import Section
+from llmsim_magic.views.section import Page, Part, Section
 from llmsim_magic.views.tables import memory as memory_tables
+from llmsim_magic.views.tables.memory import ranked
 from llmsim_magic.views.tables.times import phase_columns
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_REMARK = (
+    "One row per device, runtime and launch; what fits first, the fastest first. Bytes are per "
+    "device. Low to high: 90 % interval."
+)
 
 
 @dataclass(frozen=True)
@@ -62,23 +71,34 @@ class Sizing:
     table: "pd.DataFrame"
     notes: tuple[str, ...]
 
-    def section(self) -> Section:
-        """The table with its title and a remark, as a part of a page."""
-        return Section(
+    @cached_property
+    def part(self) -> Part:
+        """The answer: the fastest devices that hold the model, a chart, and all devices."""
+        phases = [phase for phase in PHASES if f"{phase}_s" in self.table]
+        charts = [device_scatter(self.table, phase) for phase in reversed(phases)]
+        return Part(
+            "hardware-all",
             self.title,
-            self.table,
-            "One row per device, runtime and launch. Bytes are per device. Low to high: 90 % "
-            "interval. NA: the model does not fit under that runtime.",
+            tuple(sizing_figures(self.table, phases)),
+            (
+                *(Section(chart.title, chart) for chart in charts[:1] if chart.dots),
+                Section("", ranked(self.table, phases), _REMARK),
+                *(
+                    Section(chart.title, chart, is_detail=True)
+                    for chart in charts[1:]
+                    if chart.dots
+                ),
+            ),
         )
 
+    def _page(self) -> Page:
+        return Page(self.title, (self.part,), notes=self.notes)
+
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
-        return {
-            "text/html": as_html([self.section()], self.notes),
-            "text/plain": as_text([self.section()], self.notes),
-        }
+        return as_bundle(self._page())
 
     def __repr__(self) -> str:
-        return as_text([self.section()], self.notes)
+        return as_text(self._page())
 
 
 def size(

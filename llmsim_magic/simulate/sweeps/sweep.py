@@ -1,6 +1,6 @@
 """Sweep, the result of `sweep()`: traces of several workloads of one model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,15 +10,19 @@ from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.sweeps.formulas import sweep_formulas
 from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
+from llmsim_magic.views.charts.workload_maps import workload_maps
+from llmsim_magic.views.headlines import size_figures
 from llmsim_magic.views.pages.html_page import as_bundle
 from llmsim_magic.views.pages.text_page import as_text
-from llmsim_magic.views.section import Section
+from llmsim_magic.views.section import Figure, Page, Part, Section
 from llmsim_magic.views.tables import sweeps
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+_MOST_COLUMNS = 12  # workloads beside each other in one table
+_SHAPE_COLUMNS = ("path", "op", "call", "symbolic", "changes")
 _NO_FORMULAS = " Read `.shapes` to add the formulas; this traces a few more workloads."
 
 
@@ -65,22 +69,43 @@ class Sweep:
         """One row per workload: FLOPs, bytes and cache bytes of the pass, or why it failed."""
         return sweeps.totals_table(self.traces, self.failures)
 
-    def sections(self) -> Iterator[Section]:
-        """The tables of the page; traces nothing."""
-        name = self.traces[0].model.name
+    def sections(self, seconds: Mapping[Workload, float] | None = None) -> Iterator[Section]:
+        """The workloads side by side, and the shapes of each operator; traces nothing.
+
+        Args:
+            seconds: the time of each workload on a device, if there is one.
+        """
         totals = self.totals if self.failures else self.totals.drop(columns="error")
-        yield Section(f"Workloads of {name}", totals)
+        if seconds:
+            totals = sweeps.with_times(totals, seconds)
+        is_small = len(self.traces) <= _MOST_COLUMNS
+        if not is_small:
+            for heat_map in workload_maps(self.traces, seconds):
+                yield Section("", heat_map)
+        bars = ("flops", "bytes_read", "cache_bytes", "time_s")
+        yield Section("" if is_small else "Workloads", totals, bars=bars, is_detail=not is_small)
         has_formulas = "shapes" in vars(self)
+        shapes = self.shapes if has_formulas else sweeps.shapes_table(self.traces, {})
+        if not is_small:
+            shapes = shapes[[name for name in shapes if name in _SHAPE_COLUMNS]]
+        remark = "" if is_small else f"Shapes of {len(self.traces)} workloads: --csv or `.shapes`."
         yield Section(
-            f"Shapes of {name} by workload (batch × context)",
-            self.shapes if has_formulas else sweeps.shapes_table(self.traces, {}),
-            "Input shapes → output shapes; in a notebook, sizes that change are bold. "
-            "call numbers the repeated calls of an operator at one path."
-            + ("" if has_formulas else _NO_FORMULAS),
+            "Shapes by workload (batch × context)" if is_small else "Shapes as formulas",
+            shapes,
+            remark + ("" if has_formulas else _NO_FORMULAS),
         )
 
+    def _page(self) -> Page:
+        name = self.traces[0].model.name
+        figures = (
+            *size_figures(self.traces[0]),
+            Figure(str(len(self.traces)), "workloads"),
+        )
+        part = Part("multi-config", f"Workloads of {name}", figures, tuple(self.sections()))
+        return Page(name, (part,), notes=self.notes)
+
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
-        return as_bundle(tuple(self.sections()), self.notes)
+        return as_bundle(self._page())
 
     def __repr__(self) -> str:
-        return as_text(self.sections(), self.notes)
+        return as_text(self._page())

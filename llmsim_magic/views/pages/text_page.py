@@ -1,17 +1,17 @@
 """A report as text that fits a terminal, with or without colour."""
 
 import io
-import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.printable import printable
+from llmsim_magic.views.charts.chart import BarChart, Card, HeatMap, Scatter
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.pages.text_table import as_table, fit, names_of
 from llmsim_magic.views.plots.plot import Plot
 from llmsim_magic.views.screen.grid import Grid, grids
-from llmsim_magic.views.section import Section
+from llmsim_magic.views.section import Page, Part, Section
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,39 +20,37 @@ if TYPE_CHECKING:
 DEFAULT_WIDTH = 80
 MIN_WIDTH = 40
 _LEAST_NAMES = 24  # characters of names of columns, also where the line then wraps
-_MORE_SHAPES = re.compile(r"\] \+\d")
-_SYMBOL = re.compile(r"\[(?:.*, )?[BSC][],· ]")
 _FILES = "--csv DIR or --json FILE"
 
 
 @defer_interrupt
 def as_text(
-    sections: Iterable[Section],
-    remarks: Iterable[str],
+    page: Page,
     max_rows: int | None = None,
     *,
     width: int = DEFAULT_WIDTH,
     color: bool = False,
 ) -> str:
-    """The parts of a report as text: folded layers, people's units, the columns that fit.
+    """A page as text: headlines, folded layers, people's units, the columns that fit.
 
     Args:
-        sections: the parts.
-        remarks: notes below them.
+        page: what is shown. Charts have no text; a table that is folded away is left out where
+            its view has another one.
         max_rows: most lines of a table; None for all.
         width: columns of the terminal, of which at least 40 are used.
         color: whether to add escape sequences of colour.
     """
     console = _console(max(width, MIN_WIDTH), color=color)
-    notes = list(remarks)
-    for place, section in enumerate(sections):
-        if place:
+    for warning in page.warnings:
+        _print_line(console, warning, "bold red")
+    for place, part in enumerate(page.parts):
+        if place or page.warnings:
             console.print()
-        _print_section(console, section, max_rows)
-    if notes:
+        _print_part(console, part, max_rows)
+    if page.notes:
         console.print()
         _print_line(console, "Notes", "bold")
-        _print_notes(console, notes)
+        _print_notes(console, page.notes)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.rstrip("\n").split("\n"))
 
@@ -74,19 +72,58 @@ def _console(width: int, *, color: bool) -> "Console":
     )
 
 
+def _print_part(console: "Console", part: Part, max_rows: int | None) -> None:
+    _print_line(console, part.title, "bold")
+    if part.figures:
+        _print_line(console, " · ".join(map(str, part.figures)))
+    has_answer = any(_has_text(each) and not each.is_detail for each in part.sections)
+    shown = [each for each in part.sections if not (each.is_detail and has_answer)]
+    for section in filter(_has_text, shown):
+        console.print()
+        _print_section(console, section, max_rows)
+    left = [each.title for each in part.sections if each not in shown and _has_text(each)]
+    pictures = [each.title for each in part.sections if isinstance(each.body, (Graph, Plot))]
+    if left or pictures:
+        console.print()
+        names = "; ".join([*left, *(f"{title} (a picture)" for title in pictures)])
+        _print_line(console, f"More in {_FILES}: {names}", "dim")
+
+
+def _has_text(section: Section) -> bool:
+    """Whether a section says anything in a terminal, where charts are not drawn."""
+    return not isinstance(section.body, (Graph, Plot, BarChart, HeatMap, Scatter, tuple))
+
+
 def _print_section(console: "Console", section: Section, max_rows: int | None) -> None:
     import pandas as pd
 
-    _print_line(console, section.title, "bold")
+    if section.title:
+        _print_line(console, section.title, "bold")
     if section.remark:
         _print_line(console, section.remark, "dim")
     if isinstance(section.body, pd.DataFrame):
         _print_table(console, section.body, max_rows)
-    elif isinstance(section.body, (Graph, Plot)):
-        _print_line(console, "A picture: --csv DIR writes it as SVG.", "dim")
+    elif isinstance(section.body, Card):
+        _print_card(console, section.body)
     else:
         for line in str(section.body).split("\n"):
             _print_line(console, line)
+
+
+def _print_card(console: "Console", card: Card) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table.grid(padding=(0, 2, 0, 0))
+    rows.add_column(no_wrap=True)
+    rows.add_column(overflow="fold")
+    for title, facts in card.groups:
+        if facts:
+            rows.add_row(Text(title, style="bold"), "")
+        for fact in facts:
+            said = f"{fact.value}, {fact.meaning}" if fact.meaning else fact.value
+            rows.add_row(Text(f"  {fact.label}", style="dim"), Text(printable(said)))
+    console.print(rows)
 
 
 def _print_table(console: "Console", table: "pd.DataFrame", max_rows: int | None) -> None:
@@ -123,9 +160,8 @@ def _first_lines(grid: Grid, most: int | None) -> Grid:
 
 def _footnotes(grid: Grid, left_out: list[str], rows: int, width: int) -> Iterator[str]:
     """What a line stands for, and what is not shown, in one line."""
-    legend = [sign for is_used, sign in _legend(grid) if is_used]
-    if legend:
-        yield f"{'; '.join(legend)}."
+    if grid.legend:
+        yield f"{'; '.join(grid.legend)}."
     more_rows = f"{rows:,} more rows" if rows > 0 else ""
     missing = [*left_out, *(name.replace("_", " ") for name in grid.details)]
     if not missing and not more_rows:
@@ -134,14 +170,6 @@ def _footnotes(grid: Grid, left_out: list[str], rows: int, width: int) -> Iterat
     room = width - len(start) - len(end) - (len(more_rows) + 2 if more_rows else 0)
     names = names_of(missing, max(room, _LEAST_NAMES)) if missing else ""
     yield f"{start}{'; '.join(filter(None, (names, more_rows)))}{end}"
-
-
-def _legend(grid: Grid) -> Iterator[tuple[bool, str]]:
-    """Each sign that a table may use, and whether this one does."""
-    yield grid.layers > 1, "×N: N identical layers, with the figures of one"
-    texts = [text for column in grid.columns for text in column.texts]
-    yield any(map(_MORE_SHAPES.search, texts)), "+N: N more shapes"
-    yield any(map(_SYMBOL.search, texts)), "B: batch, S: tokens read, C: tokens cached"
 
 
 def _print_line(console: "Console", text: str, style: str | None = None) -> None:

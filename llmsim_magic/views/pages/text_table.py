@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llmsim_magic.views.screen.columns import COLUMNS, TEXTS, Column
+from llmsim_magic.views.screen.columns import COLUMNS, Column
 from llmsim_magic.views.screen.grid import Grid, ShownColumn
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def as_table(grid: Grid, fitted: Fitted) -> "Table":
         is_prose = shown.column.kind == "prose"
         table.add_column(
             Text(shown.column.head),
-            justify="left" if _is_text(shown) else "right",
+            justify="left" if shown.is_text else "right",
             no_wrap=not is_prose,
             overflow="fold" if is_prose else "ellipsis",
             width=width,
@@ -122,12 +122,6 @@ def _cell(text: str, width: int, column: Column) -> "Text":
         return Text(_crop_path(text, width))
     verdict = _VERDICTS.get(text, "") if column.head in ("fits", "holds") else ""
     return Text(text, style=verdict)
-
-
-def _is_text(shown: ShownColumn) -> bool:
-    if shown.column.kind == "number":  # a table of quantities has names among its values
-        return False
-    return shown.column.kind in TEXTS
 
 
 def _crop_path(text: str, width: int) -> str:

@@ -20,6 +20,30 @@ def format_cells(values: Sequence[Any], kind: Kind) -> list[str]:
     return ["" if _is_missing(value) else printable(_format(value, kind)) for value in values]
 
 
+def exact_cells(values: Sequence[Any]) -> list[str]:
+    """Each value with all its digits or all its shapes; empty for a missing value or a text."""
+    return [_exact(value) for value in values]
+
+
+def sizes(values: Sequence[Any]) -> list[float] | None:
+    """The values as numbers, zero for a missing one; None if one is no number."""
+    found = [0.0 if _is_missing(value) else value for value in values]
+    if all(isinstance(value, (int, float, np.number)) for value in found):
+        return [float(value) for value in found]
+    return None
+
+
+def _exact(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        is_nested = bool(value) and isinstance(value[0], (list, tuple))
+        return units.shapes(value) if is_nested else ""
+    if _is_missing(value) or isinstance(value, (str, bool, np.bool_)):
+        return ""
+    if isinstance(value, (int, np.integer)):
+        return units.count(int(value))
+    return f"{value:.9g}" if isinstance(value, (float, np.floating)) else ""
+
+
 def quantity_text(value: Any, unit: str) -> str:
     """A value of a table that names the unit of each row, such as `bytes` or `FLOPs`."""
     if _is_missing(value):

@@ -20,13 +20,25 @@ class Line:
         rows: positions of the rows of the table that the line stands for, one for each layer;
             empty for the head of a block that has no row of its own.
         is_block: whether it is the head of a block of layers.
-        layers: how many layers it stands for.
+        stack: the path of the list that the layers of a block are in.
+        indices: the layers of a block.
     """
 
     label: str
     rows: tuple[int, ...]
     is_block: bool = False
-    layers: int = 1
+    stack: str = ""
+    indices: tuple[int, ...] = ()
+
+    @property
+    def layers(self) -> int:
+        """How many layers the line stands for."""
+        return len(self.indices) or 1
+
+    @property
+    def depth(self) -> int:
+        """In how many blocks the line is."""
+        return (len(self.label) - len(self.label.lstrip())) // len(_INDENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +112,8 @@ def _block(
         f"{_INDENT * depth}{stack}{spans}{times}",
         together[0] if own else (),
         is_block=True,
-        layers=len(group),
+        stack=first.stack,
+        indices=tuple(sorted(layer.index for layer in group)),
     )
     start = 1 if own else 0
     inner_keys = [_relative_key(keys[place], first) for place in places[start:]]

@@ -12,7 +12,7 @@ from pandas.api.types import is_float_dtype
 from llmsim_magic.records.printable import printable
 from llmsim_magic.views import units
 from llmsim_magic.views.screen import cells
-from llmsim_magic.views.screen.columns import COLUMNS, Column, declared
+from llmsim_magic.views.screen.columns import COLUMNS, TEXTS, Column, declared
 from llmsim_magic.views.screen.folding import OWN_ROW, Line, fold, relative
 from llmsim_magic.views.screen.screen_table import WORKLOAD, for_screen
 
@@ -21,19 +21,39 @@ _SAID_ONCE = ("device", "runtime", "launch", "phase", "batch", "context", "measu
 _NUMBER = re.compile(r"\d+")
 _SHORT_OP = 18  # characters of a type of operator in a narrow terminal
 _BETWEEN_SHAPES = "], ["
+_MORE_SHAPES = re.compile(r"\] \+\d")
+_SYMBOL = re.compile(r"\[(?:.*, )?[BSC][],· ]")
 
 
 @dataclass(frozen=True, slots=True)
 class ShownColumn:
-    """One column: how it is shown, its text in each line, and a shorter text if it has one."""
+    """One column of a grid.
+
+    Attributes:
+        column: how it is shown.
+        texts: its text in each line.
+        shorter: shorter texts for a narrow screen, if it has them.
+        exact: the exact value of each line where the text rounds it; otherwise empty.
+        sizes: the value of each line as a number, of a column of numbers.
+        name: its name in the table.
+    """
 
     column: Column
     texts: list[str]
     shorter: list[str] | None = None
+    exact: list[str] | None = None
+    sizes: list[float] | None = None
+    name: str = ""
 
     @property
     def importance(self) -> int:
+        """How early the column goes where not all fit: 0 stays."""
         return self.column.importance or 0
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is aligned to the left; a table of quantities has names among its values."""
+        return self.column.kind != "number" and self.column.kind in TEXTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +79,17 @@ class Grid:
     def layers(self) -> int:
         """The most layers that one line stands for."""
         return max((line.layers for line in self.lines), default=1)
+
+    @property
+    def legend(self) -> list[str]:
+        """What each sign that the grid uses stands for."""
+        texts = [text for column in self.columns for text in column.texts]
+        signs = (
+            (self.layers > 1, "×N: N identical layers, with the figures of one"),
+            (any(map(_MORE_SHAPES.search, texts)), "+N: N more shapes"),
+            (any(map(_SYMBOL.search, texts)), "B: batch, S: tokens read, C: tokens cached"),
+        )
+        return [sign for is_used, sign in signs if is_used]
 
 
 def grids(table: pd.DataFrame) -> Iterator[tuple[str, Grid]]:
@@ -93,7 +124,7 @@ def grid(table: pd.DataFrame) -> Grid:
         shown = [path, *beside, *(name for name in shown if name not in (path, *beside))]
     lines = _lines(named, path, shown)
     columns = [
-        replace(each, column=special.get(name, each.column))
+        replace(each, column=special.get(name, each.column), name=name)
         for name in shown
         for each in [_shown(named, name, lines, is_path=name == path)]
     ]
@@ -175,7 +206,8 @@ def _shown(table: pd.DataFrame, name: str, lines: list[Line], *, is_path: bool) 
     if column.kind == "path":
         values = _relative_paths(values, lines)
     texts = cells.format_cells(values, column.kind)
-    return ShownColumn(column, texts, _shorter(name, texts))
+    exact = cells.exact_cells(values)
+    return ShownColumn(column, texts, _shorter(name, texts), exact, cells.sizes(values))
 
 
 def _value(of_row: list[Any], rows: tuple[int, ...], *, averaged: bool) -> Any:
@@ -215,7 +247,8 @@ def _shapes_column(name: str, values: list[Any]) -> ShownColumn:
     sides = [("", "", "") if pd.isna(value) else value.rpartition(" → ") for value in values]
     outputs = [_first_shape(output) for _, _, output in sides]
     if " " in name:
-        return ShownColumn(Column(name, "shapes", 20), outputs, _without_blanks(outputs))
+        exact = ["" if pd.isna(value) else value for value in values]
+        return ShownColumn(Column(name, "shapes", 20), outputs, _without_blanks(outputs), exact)
     inputs = [f"{_first_shape(side)}{arrow}" for side, arrow, _ in sides]
     full = [f"{side}{output}" for side, output in zip(inputs, outputs, strict=True)]
     return ShownColumn(Column(name, "shapes", 1), full, _without_blanks(outputs))

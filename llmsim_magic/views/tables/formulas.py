@@ -11,7 +11,7 @@ from llmsim_magic.analyses.formulas.polynomials import Formula, Point
 from llmsim_magic.analyses.formulas.symbolic import QUANTITIES, Key, OperatorFormulas, Shape, Size
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.views.pages.html_page import as_html as page_as_html
-from llmsim_magic.views.section import Section
+from llmsim_magic.views.section import Page, Part, Section
 
 ToCell = Callable[[Size], Any]
 CONTEXTS = {"prefill": "S", "decode": "C"}  # the symbol of the context in each phase
@@ -91,13 +91,11 @@ def _formula_text(expression: Any) -> str:
 @defer_interrupt
 def as_html(totals: pd.DataFrame, ops: pd.DataFrame) -> str:
     """Both tables as HTML for a notebook."""
-    return page_as_html(
-        [
-            Section("Sums over the pass", _with_formula_texts(totals)),
-            Section("Operators", _with_formula_texts(ops)),
-        ],
-        (),
+    sections = (
+        Section("Sums over the pass", _with_formula_texts(totals)),
+        Section("Operators", _with_formula_texts(ops)),
     )
+    return page_as_html(Page("Formulas", (Part("formulas", "Formulas", (), sections),)))
 
 
 def _with_formula_texts(table: pd.DataFrame) -> pd.DataFrame:

@@ -170,3 +170,10 @@ def capacity_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
         ]
     )
     return pd.DataFrame(columns)
+
+
+def ranked(sizing: pd.DataFrame, phases: Sequence[str]) -> pd.DataFrame:
+    """The table of `size` with what fits first, and of that the fastest in the last phase."""
+    columns = [f"{phase}_s" for phase in reversed(phases)]
+    order = [False, *(True for _ in columns), True]
+    return sizing.sort_values(["fits", *columns, "total_bytes"], ascending=order, kind="stable")

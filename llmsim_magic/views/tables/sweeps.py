@@ -10,7 +10,7 @@ from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.views import units
-from llmsim_magic.views.tables.columns import integers, texts
+from llmsim_magic.views.tables.columns import floats, integers, texts
 from llmsim_magic.views.tables.formulas import shapes_by_operator
 from llmsim_magic.views.tables.operators import ops_table
 
@@ -46,6 +46,13 @@ def totals_table(
         columns[name] = integers([*(getattr(of_pass, name) for of_pass in sums), *missing])
     columns["error"] = texts([*(None for _ in traces), *(reason for _, reason in failures)])
     return pd.DataFrame(columns)
+
+
+def with_times(totals: pd.DataFrame, seconds: Mapping[Workload, float]) -> pd.DataFrame:
+    """The table of totals with the time of each workload in seconds, NA where it is unknown."""
+    known = {(each.phase, each.batch, each.context): time for each, time in seconds.items()}
+    workloads = totals[list(_WORKLOAD_COLUMNS)].itertuples(index=False, name=None)
+    return totals.assign(time_s=floats([known.get(workload) for workload in workloads]))
 
 
 @defer_interrupt

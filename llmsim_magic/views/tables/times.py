@@ -16,6 +16,7 @@ from llmsim_magic.analyses.time.roofline import Estimate
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views.tables.columns import floats, integers
+from llmsim_magic.views.tables.operators import ops_table
 
 # Column of `times_table` → attribute of an operator's time.
 _OPERATOR_COLUMNS = {
@@ -84,6 +85,15 @@ def times_table(trace: Trace, times: Sequence[PassTime]) -> pd.DataFrame:
     """
     tables = [_operator_times(trace, time) for time in times]
     return tables[0] if len(tables) == 1 else pd.concat(tables)
+
+
+@defer_interrupt
+def timed_operators_table(trace: Trace, time: PassTime) -> pd.DataFrame:
+    """The `ops_table` with the time of each operator, its share of the pass and its bottleneck."""
+    operators = time.operators
+    estimates = [Estimate(each.seconds, each.low, each.high, each.binds) for each in operators]
+    columns: dict[str, Any] = _estimate_columns(estimates, time, "time_share")
+    return ops_table(trace).assign(**columns)
 
 
 def _operator_times(trace: Trace, time: PassTime) -> pd.DataFrame:

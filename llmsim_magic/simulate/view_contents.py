@@ -1,0 +1,269 @@
+"""The answer of each view: its heading, its figures, and its pictures and tables."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from llmsim_magic.analyses.memory.memory import Memory
+from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.records.hardware.execution import Execution, under
+from llmsim_magic.records.trace.workload import Workload
+from llmsim_magic.views import headlines
+from llmsim_magic.views.charts.cost_chart import cost_charts
+from llmsim_magic.views.charts.memory_chart import fit_chart, memory_chart
+from llmsim_magic.views.charts.summary_card import summary_card
+from llmsim_magic.views.charts.time_chart import time_charts
+from llmsim_magic.views.section import Figure, Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from llmsim_magic.simulate.report import Report
+
+Sections = Iterator[Section]
+Figures = Iterator[Figure]
+Tables = dict[str, "pd.DataFrame"]
+_PROMPTS = {
+    "transformers": "transformers reads the whole prompt in one pass, before a decode step too, "
+    "and makes all its logits.",
+    "vllm": "vLLM reads prompts in chunks, and limits itself to a share of the memory.",
+}
+_BAND = "Low to high: 90 % interval."
+_COMPARED = {
+    "parameters": "parameters",
+    "memory_bytes": "memory",
+    "flops": "FLOPs",
+    "cache_bytes": "cache",
+}
+
+
+def named(executions: Iterable[Execution]) -> str:
+    """Executions as a heading names them."""
+    return "; ".join(map(str, executions))
+
+
+def under_first(report: "Report") -> str:
+    """The first device and its first execution, which tables of one execution describe."""
+    costing = report.costing
+    return f"on {costing.first} ({costing.first_execution})" if costing.devices else ""
+
+
+def summary_figures(report: "Report") -> Figures:
+    """The size of the model, and the work of the pass."""
+    yield from headlines.size_figures(report.trace)
+    yield from headlines.work_figures(report.trace)
+
+
+def summary_sections(report: "Report") -> Sections:
+    """The card, and every quantity below it."""
+    yield Section("", summary_card(report.trace, _plain_memory(report)))
+    yield Section("All quantities", report.summary, is_detail=True)
+
+
+def _plain_memory(report: "Report") -> Memory | None:
+    """The memory under transformers, where it can be predicted."""
+    try:
+        return report.costing.memories.get("transformers")
+    except LlmsimError:
+        return None
+
+
+def ops_figures(report: "Report") -> Figures:
+    """Operators, the work of the pass, and on a device its time."""
+    yield from list(headlines.structure_figures(report.trace))[1:]
+    yield from headlines.work_figures(report.trace)
+    if report.costing.devices:
+        yield from _first_time(report)
+
+
+def _first_time(report: "Report") -> Figures:
+    trace, time = report.costing.first_passes[0]
+    yield from headlines.time_figures(trace, time)
+
+
+def ops_sections(report: "Report") -> Sections:
+    """Operators with what each costs; modules, and times of each execution, on demand."""
+    costing = report.costing
+    operators = report.ops
+    title = "Operators"
+    if costing.devices:
+        operators = costing.operators
+        title = f"Operators, with their time {under_first(report)}"
+    yield Section(title, operators, bars=("time_s",) if costing.devices else ("flops",))
+    yield Section("Modules", report.modules, is_detail=True)
+    if costing.devices:
+        what = f"Time of the operators on {costing.first}: {named(costing.executions())}"
+        yield Section(what, report.times, _BAND, is_detail=True)
+
+
+def ops_tables(report: "Report") -> Tables:
+    """Modules, operators and kernels; on a device also times."""
+    found = {"modules": report.modules, "ops": report.ops, "kernels": report.kernels}
+    return found | ({"times": report.times} if report.costing.devices else {})
+
+
+def deps_sections(report: "Report") -> Sections:
+    """The graph; modules and dataflow on demand."""
+    yield Section("", report.drawings["deps"])
+    yield Section("Modules", report.modules, is_detail=True)
+    yield Section(
+        "Dataflow",
+        report.edges,
+        "Each row is a tensor that one operator writes and another one reads.",
+        is_detail=True,
+    )
+
+
+def topological_sections(report: "Report") -> Sections:
+    """The graph; the order of operators on demand."""
+    yield Section("", report.drawings["topological"])
+    yield Section(
+        "Execution order",
+        report.topological,
+        "rank: the longest chain of operators before this one; equal ranks could run in parallel.",
+        is_detail=True,
+    )
+
+
+def multi_config_figures(report: "Report") -> Figures:
+    """The size of the model, and how many workloads there are."""
+    yield from headlines.size_figures(report.trace)
+    if report.sweep is not None:
+        yield Figure(str(len(report.sweep.traces)), "workloads")
+
+
+def multi_config_sections(report: "Report") -> Sections:
+    """The workloads side by side, then shapes by operator."""
+    if report.sweep is not None:
+        yield from report.sweep.sections(_seconds(report))
+
+
+def _seconds(report: "Report") -> dict[Workload, float]:
+    """The time of each workload under the first execution of the first device."""
+    if not report.costing.devices:
+        return {}
+    first = report.costing.first
+    passes = report.costing.first_passes
+    return {
+        trace.workload: time.seconds for trace, time in passes if time.accelerator.name == first
+    }
+
+
+def multi_config_tables(report: "Report") -> Tables:
+    """Shapes and totals of each workload, and the operators of all."""
+    sweep = report.sweep
+    if sweep is None:
+        return {}
+    return {"shapes": sweep.shapes, "workloads": sweep.totals, "sweep_ops": sweep.ops}
+
+
+def costs_figures(report: "Report") -> Figures:
+    """Work, and on a device its time and bottleneck."""
+    costing = report.costing
+    time = costing.first_passes[0][1] if costing.devices else None
+    return headlines.cost_figures(report.trace, time)
+
+
+def costs_sections(report: "Report") -> Sections:
+    """What makes up the costs as bars, the table by type, and on a device the roofline."""
+    costing = report.costing
+    time = costing.first_passes[0][1] if costing.devices else None
+    remark = _BAND if costing.devices else ""
+    by_type, by_layer = cost_charts(report.trace, time)
+    yield Section(by_type.title, by_type)
+    yield Section("", report.costs, remark)
+    yield Section(by_layer.title, by_layer)
+    if costing.devices:
+        yield Section("Roofline", costing.roofline)
+    yield Section("Layers", report.layers, remark, is_detail=True)
+
+
+def costs_tables(report: "Report") -> Tables:
+    """Costs by type and by layer; on a device also times."""
+    found = {"costs": report.costs, "layers": report.layers}
+    return found | ({"times": report.times} if report.costing.devices else {})
+
+
+def memory_figures(report: "Report") -> Figures:
+    """The peak of the first runtime and its parts; whether it fits."""
+    yield from headlines.memory_figures(*report.costing.first_memory)
+    yield from headlines.fit_figures(report.costing.capacities)
+
+
+def memory_sections(report: "Report") -> Sections:
+    """What fills a device as bars, then parts of memory; shards and what fits."""
+    parallel, costing = report.trace.model.parallel, report.costing
+    if costing.capacities:
+        yield Section("", fit_chart(costing.capacities))
+    else:
+        yield Section("", memory_chart(costing.memories))
+    yield Section("", report.memory)
+    if costing.can_fit:
+        yield Section(
+            "Largest sizes that fit, by device and runtime",
+            costing.fits,
+            " ".join(_PROMPTS[name] for name in costing.runtimes),
+        )
+    if not parallel.is_one:
+        yield Section(f"Each device of {parallel}", costing.ranks)
+        yield Section("Communication per pass", costing.collectives, is_detail=True)
+        yield Section("Parameter shards per device", costing.shards, is_detail=True)
+
+
+def memory_tables(report: "Report") -> Tables:
+    """Parts of memory, shards and communication of a parallel layout, and what fits."""
+    costing, found = report.costing, {"memory": report.memory}
+    if not report.trace.model.parallel.is_one:
+        found |= {
+            "ranks": costing.ranks,
+            "collectives": costing.collectives,
+            "shards": costing.shards,
+        }
+    return found | ({"fits": costing.fits} if costing.can_fit else {})
+
+
+def hardware_figures(report: "Report") -> Figures:
+    """Whether the model fits; the time of the passes on the first device."""
+    costing = report.costing
+    yield from headlines.fit_figures(costing.capacities)
+    shown: set[str] = set()
+    for trace, time in costing.first_passes:
+        phase = trace.workload.phase
+        if time.accelerator.name == costing.first and phase not in shown:
+            shown.add(phase)
+            yield from headlines.time_figures(trace, time)
+    if shown:
+        yield from headlines.bottleneck_figures(costing.first_passes[0][1])
+
+
+def hardware_sections(report: "Report") -> Sections:
+    """Memory beside the device's, times with their bands as bars, and the table."""
+    costing = report.costing
+    if costing.capacities:
+        yield Section("Does it fit?", fit_chart(costing.capacities))
+    for chart in time_charts(costing.passes, costing.passes_fit):
+        yield Section(chart.title, chart)
+    remark = f"One row per device, runtime, launch and pass, fastest first. {_BAND}"
+    yield Section("", costing.ranked_latency, remark)
+
+
+def comparison_figures(report: "Report") -> Figures:
+    """How many times the second model is the first, in size and work."""
+    ratios = report.comparison["ratio"].dropna()
+    for quantity, label in _COMPARED.items():
+        ratio = ratios.get(quantity)
+        if ratio is not None:
+            yield Figure(f"×{ratio:.3g}", label, exact=f"{ratio:.9g}")
+
+
+def comparison_sections(report: "Report") -> Sections:
+    """The quantities of two models side by side."""
+    costing = report.costing
+    what = f"Memory {under(costing.runtimes[:1])}"
+    if costing.devices:
+        what += f", times of {costing.first_execution}"
+    yield Section("", report.comparison, f"{what}.")
+
+
+def explanation_sections(report: "Report") -> Sections:
+    """The arithmetic of one module."""
+    yield Section("", report.explain(report.explained or ""))

@@ -1,0 +1,1 @@
+"""Charts and cards as data: what each shows of a trace, and nothing of how it is drawn."""

@@ -1,0 +1,36 @@
+"""The chart of devices: how fast a pass is on each, over the memory that each has."""
+
+from typing import TYPE_CHECKING
+
+from llmsim_magic.views import units
+from llmsim_magic.views.charts.chart import Dot, Scatter
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NAMED = 6  # the fastest devices have their names beside their dots
+
+
+def device_scatter(sizing: "pd.DataFrame", phase: str) -> Scatter:
+    """The fastest time of a pass on each device that holds the model.
+
+    Args:
+        sizing: the table of `size`, with columns `device, usable_bytes` and those of the phase.
+        phase: `prefill` or `decode`.
+    """
+    times = sizing[sizing[f"{phase}_s"].notna()].sort_values(f"{phase}_s")
+    fastest = times.drop_duplicates("device")
+    dots = []
+    for rank, row in enumerate(fastest.to_dict("records")):
+        seconds, usable = float(row[f"{phase}_s"]), int(row["usable_bytes"])
+        where = f"{row['device']}, {row['runtime']}, {row['launch']}"
+        tooltip = f"{where}: {units.seconds(seconds)}, {units.nbytes(usable)} usable"
+        dots.append(Dot(usable, seconds, tooltip, row["device"] if rank < _NAMED else ""))
+    return Scatter(
+        f"Fastest {phase} on each device over its memory",
+        "usable memory",
+        {"prefill": "prefill (TTFT)", "decode": "decode step (TPOT)"}[phase],
+        "B",
+        "s",
+        tuple(dots),
+    )

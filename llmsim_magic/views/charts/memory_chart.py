@@ -1,0 +1,45 @@
+"""The chart of memory: what fills a device, beside what the device has."""
+
+from collections.abc import Iterable, Mapping
+
+from llmsim_magic.analyses.memory.capacity import Fit
+from llmsim_magic.analyses.memory.memory import Memory
+from llmsim_magic.records.hardware.execution import RUNTIMES
+from llmsim_magic.views import units
+from llmsim_magic.views.charts.chart import Bar, BarChart, Piece
+
+_PARTS = ("weights", "buffers", "cache", "replaced", "activations", "context")
+_NAMES = {"replaced": "replaced cache", "context": "driver context"}
+
+
+def memory_chart(memories: Mapping[str, Memory]) -> BarChart:
+    """A bar for each runtime: the parts of the memory of one device."""
+    bars = (
+        Bar(RUNTIMES[name], _pieces(memory), units.nbytes(memory.required))
+        for name, memory in memories.items()
+    )
+    return BarChart("Memory of one device", tuple(bars))
+
+
+def fit_chart(fits: Iterable[Fit]) -> BarChart:
+    """A bar for each device and runtime, with a mark at the memory that it can use."""
+    bars = tuple(
+        Bar(
+            f"{fit.device}, {RUNTIMES[fit.runtime]}",
+            _pieces(fit.memory),
+            f"{units.nbytes(fit.memory.required)} of {units.nbytes(fit.usable)}",
+            limit=fit.usable,
+            limit_text=f"usable: {units.nbytes(fit.usable)}",
+        )
+        for fit in fits
+    )
+    return BarChart("Memory needed on each device", bars, "Line: the memory that can be used.")
+
+
+def _pieces(memory: Memory) -> tuple[Piece, ...]:
+    sizes = {name: getattr(memory, name) for name in _PARTS}
+    return tuple(
+        Piece(_NAMES.get(name, name), size, units.nbytes(size))
+        for name, size in sizes.items()
+        if size
+    )

@@ -1,0 +1,107 @@
+"""The card of a pass: the model, its size, its work and its structure at a glance."""
+
+from collections.abc import Iterator
+
+from llmsim_magic.analyses.cost.mixture_of_experts import expert_routings
+from llmsim_magic.analyses.cost.operator_costs import Totals, operator_types, totals
+from llmsim_magic.analyses.graph.layer_folding import identical_layers
+from llmsim_magic.analyses.kernels import elementwise_work
+from llmsim_magic.analyses.memory.memory import Memory
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.views import units
+from llmsim_magic.views.charts.chart import Card, Fact
+
+_MOST_TYPES = 5
+Facts = Iterator[Fact]
+
+
+def summary_card(trace: Trace, memory: Memory | None) -> Card:
+    """What a pass is of, how large the model is, what the pass does and what it takes.
+
+    Args:
+        trace: the pass.
+        memory: the memory under transformers; None if it cannot be predicted.
+    """
+    sums = totals(trace)
+    return Card(
+        (
+            ("Model", tuple(_model(trace))),
+            ("Parameters", tuple(_parameters(trace, sums))),
+            ("Memory under transformers", () if memory is None else tuple(_memory(memory))),
+            ("Work of the pass", tuple(_work(trace, sums))),
+            ("Structure", tuple(_structure(trace, sums))),
+        )
+    )
+
+
+def _model(trace: Trace) -> Facts:
+    model, workload = trace.model, trace.workload
+    yield Fact("model", model.name, meaning=f"config from: {model.origin}")
+    yield Fact("class", model.class_name, meaning=f"head: {model.head}")
+    yield Fact("workload", str(workload))
+    yield Fact("dtype", model.dtype)
+    if model.attention:
+        yield Fact("attention", model.attention)
+
+
+def _parameters(trace: Trace, sums: Totals) -> Facts:
+    yield _count("total", sums.parameters)
+    routed = [
+        f"{routing.experts_per_token:g} of {routing.experts} experts"
+        for routing in expert_routings(trace)
+    ]
+    meaning = " or ".join(routed) if routed else "all"
+    yield _count("active per token", sums.active, meaning)
+    if sums.trainable != sums.parameters:
+        yield _count("trainable", sums.trainable)
+    yield _nbytes("bytes", sums.parameter_bytes)
+
+
+def _memory(memory: Memory) -> Facts:
+    yield _nbytes("peak allocated", memory.total)
+    yield _nbytes("weights and buffers", memory.weights + memory.buffers)
+    yield _nbytes("cache", memory.cache)
+    yield _nbytes("peak activations", memory.activations)
+
+
+def _work(trace: Trace, sums: Totals) -> Facts:
+    yield Fact("FLOPs", units.si(sums.flops), f"{sums.flops:,}")
+    if sums.causal_skippable_flops:
+        skipped = sums.causal_skippable_flops
+        meaning = f"{units.si(skipped)} above the causal diagonal"
+        yield Fact("of these skippable", units.share(skipped / sums.flops), f"{skipped:,}", meaning)
+    elementwise = sums.elementwise_ops
+    yield Fact("elementwise operations", units.si(elementwise), f"{elementwise:,}")
+    yield _nbytes("bytes read", sums.bytes_read, "at least")
+    yield _nbytes("bytes written", sums.bytes_written, "at least")
+    if sums.arithmetic_intensity is not None:
+        intensity = sums.arithmetic_intensity
+        yield Fact("FLOPs per byte", units.three_digits(intensity), f"{intensity:.9g}")
+    if trace.cache:
+        yield _nbytes("cache after the pass", sums.cache_bytes)
+
+
+def _structure(trace: Trace, sums: Totals) -> Facts:
+    groups = identical_layers(trace)
+    if groups:
+        numbers = [f"{len(group.indices)} × {group.first.stack or 'layer'}" for group in groups]
+        shown = ", ".join(numbers[:3]) + (f" and {len(numbers) - 3} more" if numbers[3:] else "")
+        yield Fact("layers", units.count(sum(len(g.indices) for g in groups)), meaning=shown)
+    yield Fact("modules", units.count(len(trace.modules)))
+    types = operator_types(trace)
+    largest = sorted(types, key=lambda name: -types[name])[:_MOST_TYPES]
+    listed = ", ".join(f"{types[name]} {name}" for name in largest)
+    yield Fact("operators", units.count(sums.operators), meaning=listed)
+    yield Fact("ATen kernels", units.count(sums.kernels))
+    uncounted = elementwise_work.kernels_without_formula(trace)
+    if uncounted:
+        number, names = sum(uncounted.values()), ", ".join(uncounted)
+        yield Fact("kernels not counted", units.count(number), meaning=names)
+
+
+def _count(label: str, number: int, meaning: str = "") -> Fact:
+    return Fact(label, units.parameters(number), f"{number:,}", meaning)
+
+
+def _nbytes(label: str, number: int, meaning: str = "") -> Fact:
+    return Fact(label, units.nbytes(number), f"{number:,} bytes", meaning)

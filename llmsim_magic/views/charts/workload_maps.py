@@ -1,0 +1,57 @@
+"""Heat maps of many workloads: a quantity over batch and context, one map for each phase."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from llmsim_magic.analyses.cost.operator_costs import totals
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.workload import Workload
+from llmsim_magic.views import units
+from llmsim_magic.views.charts.chart import HeatCell, HeatMap
+
+
+def workload_maps(
+    traces: Sequence[Trace], seconds: Mapping[Workload, float] | None = None
+) -> Iterator[HeatMap]:
+    """FLOPs, bytes moved, cache and time of each phase, over batch and context.
+
+    Args:
+        traces: a trace of each workload.
+        seconds: the time of each workload on a device; None without one.
+    """
+    for phase in dict.fromkeys(trace.workload.phase for trace in traces):
+        mine = [trace for trace in traces if trace.workload.phase == phase]
+        of_phase = {trace.workload: totals(trace) for trace in mine}
+        yield _map(f"FLOPs of {phase}", "FLOPs", {w: each.flops for w, each in of_phase.items()})
+        moved = {w: each.bytes_read + each.bytes_written for w, each in of_phase.items()}
+        yield _map(f"Bytes moved by {phase}", "B", moved)
+        cache = {w: each.cache_bytes for w, each in of_phase.items()}
+        if any(cache.values()):
+            yield _map(f"Cache after {phase}", "B", cache)
+        if seconds:
+            times = {w: seconds[w] for w in of_phase if w in seconds}
+            yield _map(f"Time of {phase}", "s", times)
+
+
+def _map(title: str, unit: str, values: Mapping[Workload, float]) -> HeatMap:
+    batches = sorted({workload.batch for workload in values})
+    contexts = sorted({workload.context for workload in values})
+    by_size = {(workload.batch, workload.context): value for workload, value in values.items()}
+    return HeatMap(
+        title,
+        "batch",
+        tuple(map(units.count, batches)),
+        "context",
+        tuple(map(units.count, contexts)),
+        tuple(
+            tuple(_cell(by_size.get((batch, context)), unit) for context in contexts)
+            for batch in batches
+        ),
+    )
+
+
+def _cell(value: float | None, unit: str) -> HeatCell:
+    if value is None:
+        return HeatCell(None, "")
+    if unit == "s":
+        return HeatCell(value, units.seconds(value), f"{value:.6g} s")
+    return HeatCell(value, units.si(value, unit), f"{value:,} {unit}")

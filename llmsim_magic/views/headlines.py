@@ -1,0 +1,155 @@
+"""The figures with which each view opens its answer."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from llmsim_magic.analyses.cost.operator_costs import totals
+from llmsim_magic.analyses.cost.tokens_read import tokens_read
+from llmsim_magic.analyses.graph.dataflow import ranks
+from llmsim_magic.analyses.graph.layer_folding import identical_layers
+from llmsim_magic.analyses.memory.capacity import Fit
+from llmsim_magic.analyses.memory.memory import Memory
+from llmsim_magic.analyses.time.pass_time import PassTime
+from llmsim_magic.records.hardware.execution import RUNTIMES
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.views import units
+from llmsim_magic.views.section import Figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Figures = Iterator[Figure]
+
+
+def size_figures(trace: Trace) -> Figures:
+    """Parameters, and those that a token uses if they are fewer; the bytes of the weights."""
+    sums = totals(trace)
+    yield _parameters(sums.parameters, "parameters")
+    if sums.active != sums.parameters:
+        yield _parameters(sums.active, "active per token")
+    yield _nbytes(sums.parameter_bytes, f"of weights in {trace.model.dtype}")
+
+
+def work_figures(trace: Trace) -> Figures:
+    """FLOPs, bytes moved, and the cache after the pass."""
+    sums = totals(trace)
+    moved = sums.bytes_read + sums.bytes_written
+    yield Figure(units.si(sums.flops, "FLOPs"), "", exact=f"{sums.flops:,} FLOPs")
+    yield _nbytes(moved, "moved at least")
+    if trace.cache:
+        yield _nbytes(sums.cache_bytes, "of cache")
+
+
+def structure_figures(trace: Trace) -> Figures:
+    """Modules, operators, and layers with how many of them differ."""
+    groups = identical_layers(trace)
+    count = sum(len(group.indices) for group in groups)
+    yield Figure(units.count(len(trace.modules)), "modules")
+    yield Figure(units.count(len(trace.steps)), "operators")
+    if count:
+        kinds = (
+            f" of {len(groups)} kinds" if len(groups) > 1 else ", all alike" if count > 1 else ""
+        )
+        yield Figure(units.count(count), f"layers{kinds}")
+
+
+def order_figures(trace: Trace) -> Figures:
+    """Operators, the longest chain of them, and how many can run at the same time."""
+    found = ranks(trace)
+    width = max((found.count(rank) for rank in set(found)), default=0)
+    yield Figure(units.count(len(found)), "operators")
+    yield Figure(units.count(max(found, default=-1) + 1), "in the longest chain")
+    yield Figure(units.count(width), "at most at the same time")
+
+
+def cost_figures(trace: Trace, time: PassTime | None) -> Figures:
+    """FLOPs, bytes, FLOPs per byte, and on a device the time and what limits it."""
+    sums = totals(trace)
+    yield from list(work_figures(trace))[:2]
+    if sums.arithmetic_intensity is not None:
+        intensity = sums.arithmetic_intensity
+        yield Figure(units.three_digits(intensity), "FLOPs per byte", exact=f"{intensity:.9g}")
+    if time is not None:
+        yield from time_figures(trace, time)
+        yield from bottleneck_figures(time)
+
+
+def memory_figures(runtime: str, memory: Memory) -> Figures:
+    """The peak under a runtime and its largest parts."""
+    yield _nbytes(memory.total, f"peak under {RUNTIMES[runtime]}")
+    yield _nbytes(memory.weights, "weights")
+    if memory.cache:
+        yield _nbytes(memory.cache, "cache")
+    yield _nbytes(memory.activations, "peak activations")
+
+
+def time_figures(trace: Trace, time: PassTime) -> Figures:
+    """The time of a pass, and the tokens per second: of each user and in total in decode.
+
+    A prefill is the time to the first token (TTFT), a decode step that of each further one (TPOT).
+    """
+    phase, batch = trace.workload.phase, trace.workload.batch
+    name = {"prefill": "prefill (TTFT)", "decode": "decode step (TPOT)"}.get(phase, phase)
+    interval = units.seconds_interval(time.low, time.high)
+    exact = f"{time.seconds:.6g} s, 90 % interval {interval}; {time.execution}"
+    yield Figure(units.seconds(time.seconds), name, exact=exact)
+    if not time.seconds:
+        return
+    total = tokens_read(trace) / time.seconds
+    exact = f"{total:.6g} tokens/s"
+    if phase == "decode" and batch > 1:
+        yield Figure(units.rate(1 / time.seconds), "tokens/s per user")
+        yield Figure(units.rate(total), "tokens/s in total", exact=exact)
+    else:
+        yield Figure(units.rate(total), "tokens/s", exact=exact)
+
+
+def bottleneck_figures(time: PassTime) -> Figures:
+    """What limits most of the time, with its share."""
+    for name, share in list(time.bound.items())[:1]:
+        yield Figure(name, f"is the bottleneck ({share:.0%} of time)".replace("%", " %"))
+
+
+def fit_figures(fits: Sequence[Fit]) -> Figures:
+    """On how many devices the model fits, or whether it fits the only one."""
+    if not fits:
+        return
+    devices = {fit.device for fit in fits}
+    if len(devices) > 1:
+        held = {fit.device for fit in fits if fit.fits}
+        yield Figure(f"{len(held)} of {len(devices)}", "devices hold it", is_bad=not held)
+        return
+    needed = [f"{RUNTIMES[fit.runtime]}: {fit.memory.required:,} bytes" for fit in fits]
+    first = fits[0]
+    sizes = f"{units.nbytes(first.memory.required)} of {units.nbytes(first.usable)}"
+    verdict = "fits" if all(fit.fits for fit in fits) else "does not fit"
+    if any(fit.fits for fit in fits) and verdict != "fits":
+        names = [RUNTIMES[fit.runtime] for fit in fits if fit.fits]
+        verdict = f"fits under {' and '.join(names)} only"
+    yield Figure(verdict, f"{first.device}: {sizes}", "; ".join(needed), verdict != "fits")
+
+
+def sizing_figures(sizing: "pd.DataFrame", phases: Sequence[str]) -> Figures:
+    """How many devices hold the model, and the fastest of them in the last of the phases.
+
+    Args:
+        sizing: the table of `size`.
+        phases: the phases that it has times of.
+    """
+    devices = sizing["device"].nunique()
+    held = sizing[sizing["fits"]]["device"].nunique()
+    yield Figure(f"{held} of {devices}", "devices hold it", is_bad=not held)
+    if held and phases:
+        column = f"{phases[-1]}_s"
+        timed = sizing[sizing[column].notna()].sort_values(column)
+        for row in timed.head(1).to_dict("records"):
+            where = f"{row['device']}, {row['runtime']}, {row['launch']}"
+            yield Figure(units.seconds(row[column]), f"fastest {phases[-1]}: {where}")
+
+
+def _parameters(number: int, label: str) -> Figure:
+    return Figure(units.parameters(number), label, exact=f"{number:,} parameters")
+
+
+def _nbytes(number: int, label: str) -> Figure:
+    return Figure(units.nbytes(number), label, exact=f"{number:,} bytes")
