@@ -226,6 +226,7 @@ class Report(ReportTables):
             parts = tuple(
                 Part(
                     name=view.name.replace(" ", "-"),
+                    label=view.title,
                     title=view.heading(self),
                     figures=tuple(view.headline(self)),
                     sections=tuple(view.sections(self)),

@@ -78,6 +78,7 @@ def ops_figures(report: "Report") -> Figures:
 def _first_time(report: "Report") -> Figures:
     trace, time = report.costing.first_passes[0]
     yield from headlines.time_figures(trace, time)
+    yield from headlines.bottleneck_figures(time)
 
 
 def ops_sections(report: "Report") -> Sections:
@@ -193,7 +194,8 @@ def memory_sections(report: "Report") -> Sections:
     """What fills a device as bars, then parts of memory; shards and what fits."""
     parallel, costing = report.trace.model.parallel, report.costing
     if costing.capacities:
-        yield Section("", fit_chart(costing.capacities))
+        chart = fit_chart(costing.capacities)
+        yield Section(chart.title, chart)
     else:
         yield Section("", memory_chart(costing.memories))
     yield Section("", report.memory)
@@ -222,28 +224,38 @@ def memory_tables(report: "Report") -> Tables:
 
 
 def hardware_figures(report: "Report") -> Figures:
-    """Whether the model fits; the time of the passes on the first device."""
+    """Whether the model fits, and its times under the first execution under which it does."""
     costing = report.costing
     yield from headlines.fit_figures(costing.capacities)
-    shown: set[str] = set()
-    for trace, time in costing.first_passes:
-        phase = trace.workload.phase
-        if time.accelerator.name == costing.first and phase not in shown:
-            shown.add(phase)
-            yield from headlines.time_figures(trace, time)
-    if shown:
-        yield from headlines.bottleneck_figures(costing.first_passes[0][1])
+    able = [
+        each
+        for each, fits in zip(costing.passes, costing.passes_fit, strict=True)
+        if fits is not False
+    ]
+    if not able:
+        return
+    first = able[0][1]
+    shown = {
+        trace.workload.phase: (trace, time)
+        for trace, time in reversed(able)
+        if (time.accelerator, time.execution) == (first.accelerator, first.execution)
+    }
+    for trace, time in shown.values():
+        yield from headlines.time_figures(trace, time)
+    yield from headlines.bottleneck_figures(first)
 
 
 def hardware_sections(report: "Report") -> Sections:
     """Memory beside the device's, times with their bands as bars, and the table."""
     costing = report.costing
     if costing.capacities:
-        yield Section("Does it fit?", fit_chart(costing.capacities))
+        chart = fit_chart(costing.capacities)
+        yield Section(chart.title, chart)
     for chart in time_charts(costing.passes, costing.passes_fit):
         yield Section(chart.title, chart)
-    remark = f"One row per device, runtime, launch and pass, fastest first. {_BAND}"
-    yield Section("", costing.ranked_latency, remark)
+    remark = "Times that are grey are hypothetical: the model does not fit. "
+    has_misfit = False in costing.passes_fit
+    yield Section("", costing.ranked_latency, f"{remark if has_misfit else ''}{_BAND}")
 
 
 def comparison_figures(report: "Report") -> Figures:

@@ -220,19 +220,23 @@ LATENCY, SIZING, COMPARISON, EXPLANATION, CONDITIONS = OPTION_VIEWS
 
 
 def views_of(request: Request) -> tuple[View["Report"], ...]:
-    """The views of a request: conditions, devices, views as named, comparison, explanation."""
+    """The views of a request, in the order in which their answers are shown.
+
+    Conditions and a comparison come first. Named views come in the order in which they are named,
+    and devices after them; without a named view, devices come before the summary.
+    """
     if request.check:
         return (CONDITIONS,)
     hardware = request.deployment.hardware
-    names = (*request.views, *(("multi-config",) if request.is_sweep else ()))
     shown: list[View[Report]] = [CONDITIONS] if request.limits.is_any else []
-    if any(name != ALL for name in hardware):
-        shown.append(LATENCY)
-    if ALL in hardware:
-        shown.append(SIZING)
-    shown += [VIEWS[name] for name in dict.fromkeys(names)]
     if request.compare is not None:
         shown.append(COMPARISON)
+    on_devices = [LATENCY] if any(name != ALL for name in hardware) else []
+    on_devices += [SIZING] if ALL in hardware else []
+    many = ("multi-config",) if request.is_sweep else ()
+    named = [VIEWS[name] for name in dict.fromkeys((*request.views, *many))]
+    is_default = request.views == ("summary",)
+    shown += [*on_devices, *named] if is_default else [*named, *on_devices]
     if request.explain is not None:
         shown.append(EXPLANATION)
     return tuple(shown)

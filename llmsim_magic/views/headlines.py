@@ -91,23 +91,27 @@ def time_figures(trace: Trace, time: PassTime) -> Figures:
     phase, batch = trace.workload.phase, trace.workload.batch
     name = {"prefill": "prefill (TTFT)", "decode": "decode step (TPOT)"}.get(phase, phase)
     interval = units.seconds_interval(time.low, time.high)
-    exact = f"{time.seconds:.6g} s, 90 % interval {interval}; {time.execution}"
-    yield Figure(units.seconds(time.seconds), name, exact=exact)
+    yield Figure(
+        units.seconds(time.seconds),
+        name,
+        f"{time.seconds:.6g} s, 90 % interval {interval}",
+    )
     if not time.seconds:
         return
     total = tokens_read(trace) / time.seconds
     exact = f"{total:.6g} tokens/s"
     if phase == "decode" and batch > 1:
         yield Figure(units.rate(1 / time.seconds), "tokens/s per user")
-        yield Figure(units.rate(total), "tokens/s in total", exact=exact)
+        yield Figure(units.rate(total), "tokens/s in total", exact)
     else:
-        yield Figure(units.rate(total), "tokens/s", exact=exact)
+        yield Figure(units.rate(total), "tokens/s", exact)
 
 
 def bottleneck_figures(time: PassTime) -> Figures:
-    """What limits most of the time, with its share."""
+    """What limits most of the time, and what the times are of."""
     for name, share in list(time.bound.items())[:1]:
-        yield Figure(name, f"is the bottleneck ({share:.0%} of time)".replace("%", " %"))
+        yield Figure(name, f"is the bottleneck ({units.share(share)} of time)")
+    yield Figure("", f"under {time.execution} on {time.accelerator.name}")
 
 
 def fit_figures(fits: Sequence[Fit]) -> Figures:

@@ -60,12 +60,14 @@ class Part:
 
     Attributes:
         name: the name of the view.
+        label: the name of the view for people, as in a table of contents.
         title: what it shows, and of which model and workload.
         figures: three to six figures that answer the question.
         sections: the pictures and tables, in the order in which they are shown.
     """
 
     name: str
+    label: str
     title: str
     figures: tuple[Figure, ...]
     sections: tuple[Section, ...]

@@ -71,8 +71,8 @@ def rate(number: float) -> str:
 
 
 def whole(number: int) -> str:
-    """`510`, `2,660`, `81.9 M`: a number of things, exact below 10,000."""
-    return f"{number:,}" if abs(number) < 10_000 else si(number)
+    """`510`, `2,660`, `81.9M`: a number of things, exact below 10,000."""
+    return count(number) if abs(number) < 10_000 else rate(number)
 
 
 def seconds(number: float) -> str:

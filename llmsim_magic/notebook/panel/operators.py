@@ -37,7 +37,7 @@ class Detail:
             return
         row = Section(f"Operator {order}", report.ops.loc[[order], _DEFAULT_COLUMNS])
         arithmetic = Section("Its arithmetic", Explanation(explain_operator(report.trace, order)))
-        page = Page("", (Part("operator", "", (), (row, arithmetic)),))
+        page = Page("", (Part("operator", "", "", (), (row, arithmetic)),))
         self.widget.value = as_html(page, has_script=False)
 
 

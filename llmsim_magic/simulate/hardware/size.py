@@ -78,6 +78,7 @@ class Sizing:
         charts = [device_scatter(self.table, phase) for phase in reversed(phases)]
         return Part(
             "hardware-all",
+            "Sizing",
             self.title,
             tuple(sizing_figures(self.table, phases)),
             (

@@ -101,7 +101,9 @@ class Sweep:
             *size_figures(self.traces[0]),
             Figure(str(len(self.traces)), "workloads"),
         )
-        part = Part("multi-config", f"Workloads of {name}", figures, tuple(self.sections()))
+        part = Part(
+            "multi-config", "Shapes", f"Workloads of {name}", figures, tuple(self.sections())
+        )
         return Page(name, (part,), notes=self.notes)
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:

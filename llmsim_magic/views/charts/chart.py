@@ -55,13 +55,11 @@ class BarChart:
     Attributes:
         title: what the lengths are.
         bars: the bars, from top to bottom.
-        caption: how to read it.
         has_own_scales: whether each bar fills its row, because only its parts are compared.
     """
 
     title: str
     bars: tuple[Bar, ...]
-    caption: str = ""
     has_own_scales: bool = False
 
 

@@ -33,7 +33,7 @@ def fit_chart(fits: Iterable[Fit]) -> BarChart:
         )
         for fit in fits
     )
-    return BarChart("Memory needed on each device", bars, "Line: the memory that can be used.")
+    return BarChart("Memory needed on each device (line: memory that can be used)", bars)
 
 
 def _pieces(memory: Memory) -> tuple[Piece, ...]:

@@ -54,4 +54,5 @@ def _cell(value: float | None, unit: str) -> HeatCell:
         return HeatCell(None, "")
     if unit == "s":
         return HeatCell(value, units.seconds(value), f"{value:.6g} s")
-    return HeatCell(value, units.si(value, unit), f"{value:,} {unit}")
+    text = units.nbytes(value) if unit == "B" else units.rate(value)
+    return HeatCell(value, text, f"{value:,} {unit}")

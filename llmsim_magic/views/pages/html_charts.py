@@ -40,10 +40,9 @@ def _bar_chart(chart: BarChart) -> str:
         _bar(bar, bar.reach if chart.has_own_scales else reach, colors) for bar in chart.bars
     )
     legend = _legend(colors) if len(names) > 1 else ""
-    caption = f'<p class="dim">{html.escape(chart.caption)}</p>' if chart.caption else ""
     return (
         f'<figure class="chart" role="group" aria-label="{html.escape(chart.title, quote=True)}">'
-        f'{legend}<div class="bars">{rows}</div>{caption}</figure>'
+        f'{legend}<div class="bars">{rows}</div></figure>'
     )
 
 
@@ -187,12 +186,12 @@ def _dot(dot: Dot, x: float, y: float) -> str:
 
 
 def _labels(named: Iterable[tuple[str, float, float]]) -> list[str]:
-    """Names to the right of their dots, moved down where they would cover one above."""
+    """Names to the right of their dots, moved up where they would cover one below."""
     found, taken = [], list[tuple[float, float]]()
-    for label, x, top in sorted(named, key=lambda each: each[2]):
-        y = top
+    for label, x, own in sorted(named, key=lambda each: -each[2]):
+        y = own
         while any(abs(other[1] - y) < 12 and abs(other[0] - x) < 110 for other in taken):
-            y += 12
+            y -= 12
         taken.append((x, y))
         place = f'x="{x + 8:.1f}" y="{y + 4:.1f}"'
         found.append(f'<text class="name" {place}>{html.escape(label)}</text>')

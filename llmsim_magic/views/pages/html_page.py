@@ -81,7 +81,7 @@ def _style() -> str:
 
 def _contents(parts: Iterable[Part]) -> str:
     links = "".join(
-        f'<a href="#llmsim-{html.escape(part.name)}">{html.escape(part.title)}</a>'
+        f'<a href="#llmsim-{html.escape(part.name)}">{html.escape(part.label)}</a>'
         for part in parts
     )
     return f'<nav aria-label="Contents">{links}</nav>'

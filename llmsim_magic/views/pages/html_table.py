@@ -14,13 +14,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCROLLED_ROWS = 40  # a longer table gets a scroll bar
-_CHARACTER_PX = 6.7  # of the font of a table, on average
-_CELL_PX = 15  # padding and border of a cell
+_FONT_PX = 12
+_SHAPES_PX = 11  # font of a column of shapes
+_CELL_PX = 12  # padding of a cell
+# Widths of characters in a wide font, as parts of its size.
+_NARROW, _NORMAL, _WIDE = 0.34, 0.62, 0.85
+_NARROW_ONES = frozenset(" ,.:;|()[]il'fjrt·")
+_WIDE_ONES = frozenset("mwMWGOQ%→")
 _FRAME_PX = 12  # border and scroll bar of a box
 _STEP_PX = 40
 _WIDEST_PX = 2400
 # A sentence wraps, and a longer path is cropped at its beginning.
-_MOST_PX = {"prose": 240, "text": 240, "path": 280}
+_MOST_PX = {"prose": 240, "text": 240, "path": 230}
 _BAR_PX = 60
 _CERTAIN = 2  # columns that are shown however narrow the box is
 _VERDICTS = {"yes": "good", "no": "bad"}
@@ -54,12 +59,13 @@ def _grid_html(name: str, grid: Grid, max_rows: int, bars: Sequence[str]) -> str
     lines = range(min(len(grid.lines), max_rows))
     body = "\n".join(_row(grid, columns, place, bars) for place in lines)
     heads = "".join(_head(column, place) for place, column in enumerate(columns))
+    below = f"{_choice(columns)}{_footnote(grid, len(grid.lines) - len(lines))}"
     is_long = len(lines) > SCROLLED_ROWS
     return (
-        f"{head}{once}{_choice(columns)}"
+        f"{head}{once}"
         f'<div class="box{" long" if is_long else ""}" tabindex="0">'
         f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-        f"{_footnote(grid, len(grid.lines) - len(lines))}"
+        f'<div class="below">{below}</div>'
     )
 
 
@@ -84,13 +90,13 @@ def _fitted(grid: Grid, bars: Sequence[str]) -> list[_HtmlColumn]:
             fitted.append(column)
             continue
         total += max(full.width - columns[place].width, 0)
-        until = f"{column.classes} m{_bucket(total)}".strip()
+        until = f"{column.classes} brief m{_bucket(total)}".strip()
         fitted += [_HtmlColumn(column.shown, column.texts, column.width, until), _from(full, total)]
     return fitted
 
 
 def _from(column: _HtmlColumn, width: float) -> _HtmlColumn:
-    return _HtmlColumn(column.shown, column.texts, column.width, f"w{_bucket(width)}")
+    return _HtmlColumn(column.shown, column.texts, column.width, f"wide w{_bucket(width)}")
 
 
 def _bucket(width: float) -> int:
@@ -115,20 +121,27 @@ def _beside_path(grid: Grid) -> ShownColumn | None:
 
 def _column(grid: Grid, shown: ShownColumn, bars: Sequence[str], *, shorter: bool) -> _HtmlColumn:
     texts = shown.shorter if shorter and shown.shorter is not None else shown.texts
-    longest = max(map(len, (shown.column.head, *texts)))
-    beside = _beside_path(grid)
+    kind, beside = shown.column.kind, _beside_path(grid)
     if shown is grid.columns[0] and beside is not None:
-        longest = max(
-            (
-                len(text) + len(line.label)
-                for text, line in zip(beside.texts, grid.lines, strict=True)
-            ),
-            default=longest,
+        pairs = zip(grid.lines, beside.texts, strict=True)
+        width = max((_pixels(f"{line.label} {text}") for line, text in pairs), default=0.0)
+    else:
+        size = _SHAPES_PX if kind == "shapes" else _FONT_PX
+        width = max(
+            (_pixels(line, size) for text in texts for line in text.split("\n")), default=0.0
         )
-    width = longest * _CHARACTER_PX
-    if shown.column.kind in _MOST_PX:
-        width = min(width, _MOST_PX[shown.column.kind])
+    if kind in _MOST_PX:
+        width = min(width, _MOST_PX[kind])
+    width = max(width, *map(_pixels, shown.column.head.split()), 0.0)
     return _HtmlColumn(shown, texts, width + _CELL_PX + (_BAR_PX if shown.name in bars else 0))
+
+
+def _pixels(text: str, size: int = _FONT_PX) -> float:
+    """About the width of a text in a wide font."""
+    narrow = sum(each in _NARROW_ONES for each in text)
+    wide = sum(each in _WIDE_ONES for each in text)
+    normal = len(text) - narrow - wide
+    return size * (narrow * _NARROW + wide * _WIDE + normal * _NORMAL)
 
 
 def _head(column: _HtmlColumn, place: int) -> str:
@@ -146,11 +159,15 @@ def _row(grid: Grid, columns: list[_HtmlColumn], place: int, bars: Sequence[str]
         else _cell(column, place, rank, bars)
         for rank, column in enumerate(columns)
     )
+    is_hypothetical = any(
+        column.shown.name == "fits" and column.texts[place] == "no" for column in columns
+    )
     about = f' data-depth="{line.depth}"' if line.depth or line.is_block else ""
     if line.layers > 1:
         stack = html.escape(line.stack, quote=True)
         about += f' data-stack="{stack}" data-layers="{",".join(map(str, line.indices))}"'
-    return f"<tr{_classes('block' if line.is_block else '')}{about}>{cells}</tr>"
+    kinds = _classes("block" if line.is_block else "", "hypothetical" if is_hypothetical else "")
+    return f"<tr{kinds}{about}>{cells}</tr>"
 
 
 def _path_cell(grid: Grid, place: int) -> str:
@@ -173,8 +190,8 @@ def _cell(column: _HtmlColumn, place: int, rank: int, bars: Sequence[str]) -> st
     title = f' title="{html.escape(exact, quote=True)}"' if exact and exact != text else ""
     kind = "" if shown.is_text else "n"
     verdict = _VERDICTS.get(text, "") if shown.column.head in ("fits", "holds") else ""
-    prose = "prose" if shown.column.kind == "prose" else ""
-    inside = html.escape(text)
+    prose = shown.column.kind if shown.column.kind in ("prose", "shapes") else ""
+    inside = html.escape(text).replace("\n", "<br>")
     if shown.name in bars and shown.sizes:
         inside = f"{inside}{_bar(shown.sizes, place)}"
     classes = _classes(kind, verdict, prose, column.classes, _frozen(rank))
@@ -199,14 +216,13 @@ def _frozen(place: int) -> str:
 
 def _choice(columns: list[_HtmlColumn]) -> str:
     """A box to tick that shows every column, with a scroll bar where they do not fit."""
-    if not any("w" in column.classes for column in columns):
+    wide = [column for column in columns if column.classes.startswith("wide")]
+    if not wide:
         return ""
-    names = dict.fromkeys(
-        column.shown.column.head for column in columns if column.classes.startswith("w")
-    )
+    names = dict.fromkeys(column.shown.column.head for column in wide)
     listed = html.escape(", ".join(names), quote=True)
     return (
-        f'<label class="choice" title="{listed}"><input type="checkbox" class="wide"/> '
+        f'<label class="choice" title="{listed}"><input type="checkbox" class="all"/> '
         "all columns</label>"
     )
 
@@ -218,4 +234,4 @@ def _footnote(grid: Grid, rest: int) -> str:
     if grid.details:
         names = ", ".join(name.replace("_", " ") for name in grid.details)
         parts.append(f"in the DataFrame and the CSV only: {names}")
-    return f'<p class="dim">{html.escape("; ".join(parts))}.</p>' if parts else ""
+    return f'<span class="dim">{html.escape("; ".join(parts))}.</span>' if parts else ""

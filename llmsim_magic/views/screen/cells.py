@@ -91,6 +91,7 @@ def _number(value: Any) -> str:
 
 
 _BY_KIND: dict[str, Callable[[Any], str]] = {
+    "asked": lambda value: units.count(int(value)),
     "whole": lambda value: units.whole(int(value)),
     "parameters": units.parameters,
     "bytes": units.nbytes,

@@ -8,7 +8,7 @@ from llmsim_magic.records.printable import printable
 
 Kind = Literal[
     "path", "text", "prose", "shapes", "bool", "whole", "parameters", "bytes", "si", "seconds",
-    "rate", "share", "number", "interval",
+    "rate", "share", "number", "interval", "asked",
 ]  # fmt: skip
 TEXTS: tuple[Kind, ...] = ("path", "text", "prose", "shapes", "bool")
 LAST = 90  # importance of a column that is not declared
@@ -121,8 +121,8 @@ COLUMNS: MappingProxyType[str, Column] = MappingProxyType(
         "runtime": Column("runtime", "text", 1),
         "launch": Column("launch", "text", 2),
         "phase": Column("phase", "text", 0),
-        "batch": Column("batch", "whole", 0),
-        "context": Column("context", "whole", 0),
+        "batch": Column("batch", "asked", 0),
+        "context": Column("context", "asked", 0),
         "devices": Column("devices", "whole", 2),
         "operators": Column("operators", "whole", 25),
         "calls": Column("calls", "whole", 13),

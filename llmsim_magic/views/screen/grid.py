@@ -14,7 +14,7 @@ from llmsim_magic.views import units
 from llmsim_magic.views.screen import cells
 from llmsim_magic.views.screen.columns import COLUMNS, TEXTS, Column, declared
 from llmsim_magic.views.screen.folding import OWN_ROW, Line, fold, relative
-from llmsim_magic.views.screen.screen_table import WORKLOAD, for_screen
+from llmsim_magic.views.screen.screen_table import FORMULA, WORKLOAD, for_screen
 
 # Columns that are said once above the table where every row has the same value.
 _SAID_ONCE = ("device", "runtime", "launch", "phase", "batch", "context", "measured", "devices")
@@ -87,7 +87,10 @@ class Grid:
         signs = (
             (self.layers > 1, "×N: N identical layers, with the figures of one"),
             (any(map(_MORE_SHAPES.search, texts)), "+N: N more shapes"),
-            (any(map(_SYMBOL.search, texts)), "B: batch, S: tokens read, C: tokens cached"),
+            (
+                any(map(_SYMBOL.search, texts)),
+                "B: batch, S: tokens read (1 in decode), C: tokens cached",
+            ),
         )
         return [sign for is_used, sign in signs if is_used]
 
@@ -199,8 +202,10 @@ def _shown(table: pd.DataFrame, name: str, lines: list[Line], *, is_path: bool) 
     of_row = list(table[name])
     averaged = is_float_dtype(table[name])
     values = [_value(of_row, line.rows, averaged=averaged) for line in lines]
+    if name == FORMULA:
+        return _formula_column(values)
     if WORKLOAD.fullmatch(name):
-        return _shapes_column(name, values)
+        return _workload_column(name, values)
     if column.kind == "interval":
         return ShownColumn(column, [_interval(value, name) for value in values])
     if column.kind == "path":
@@ -242,16 +247,31 @@ def _relative_paths(values: list[Any], lines: list[Line]) -> list[Any]:
     return found
 
 
-def _shapes_column(name: str, values: list[Any]) -> ShownColumn:
-    """A workload's shapes: only the outputs; formulas of a phase with their inputs if they fit."""
-    sides = [("", "", "") if pd.isna(value) else value.rpartition(" → ") for value in values]
-    outputs = [_first_shape(output) for _, _, output in sides]
-    if " " in name:
-        exact = ["" if pd.isna(value) else value for value in values]
-        return ShownColumn(Column(name, "shapes", 20), outputs, _without_blanks(outputs), exact)
-    inputs = [f"{_first_shape(side)}{arrow}" for side, arrow, _ in sides]
-    full = [f"{side}{output}" for side, output in zip(inputs, outputs, strict=True)]
-    return ShownColumn(Column(name, "shapes", 1), full, _without_blanks(outputs))
+def _workload_column(name: str, values: list[Any]) -> ShownColumn:
+    """A workload's output shapes; the exact value has the inputs too."""
+    exact = ["" if pd.isna(value) else value for value in values]
+    outputs = _without_blanks([_first_shape(value.rpartition(" → ")[2]) for value in exact])
+    return ShownColumn(Column(name, "shapes", 20), outputs, exact=exact)
+
+
+def _formula_column(values: list[Any]) -> ShownColumn:
+    """Shapes as formulas: inputs and outputs, or outputs alone where these do not fit."""
+    exact = ["" if pd.isna(value) else value for value in values]
+    full, outputs = (["\n".join(map(short, text.split("\n"))) for text in exact]
+                     for short in (_first_shapes, _first_output))  # fmt: skip
+    column = Column("formula", "shapes", 1)
+    return ShownColumn(column, _without_blanks(full), _without_blanks(outputs), exact)
+
+
+def _first_shapes(text: str) -> str:
+    """`[B, S, 1024] +1 → [B, S, 128]`: the first shape of each side, and how many more."""
+    return " → ".join(map(_first_shape, text.split(" → ")))
+
+
+def _first_output(text: str) -> str:
+    """`[B, S, 128]`, with the phase before it if the text names one."""
+    phase = text.split(" [", maxsplit=1)[0] if text.startswith(("prefill", "decode")) else ""
+    return f"{phase} {_first_shape(text.rpartition(' → ')[2])}".strip()
 
 
 def _without_blanks(shapes: list[str]) -> list[str]:

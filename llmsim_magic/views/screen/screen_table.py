@@ -11,7 +11,9 @@ from llmsim_magic.views.screen.columns import COLUMNS
 _INTERVALS = ("time", "prefill", "decode", "tokens_per_s", "prefill_tokens_per_s",
               "decode_tokens_per_s")  # fmt: skip
 _PHASE_FORMULA = re.compile(r"(?:(prefill|decode) )?(.*)")
-WORKLOAD = re.compile(r"(prefill|decode|forward)( \d+×\d+)?")
+WORKLOAD = re.compile(r"(?:prefill|decode) \d+×\d+|forward")
+FORMULA = "formula"
+_TOKENS_READ = re.compile(r"\bS\b")
 
 
 def for_screen(table: pd.DataFrame) -> pd.DataFrame:
@@ -69,24 +71,29 @@ def _named_parts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _split_shapes(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of shapes with the formulas of each phase first."""
+    """The table of shapes with its formulas first."""
     if "symbolic" not in table:
         return table
-    phases: dict[str, list[Any]] = {}
     names = [str(name) for name in table]
-    first = next((name for name in names if WORKLOAD.fullmatch(name)), "prefill").split()[0]
-    for place, value in enumerate(table["symbolic"]):
-        for part in [] if pd.isna(value) else str(value).split("; "):
-            found = _PHASE_FORMULA.fullmatch(part)
-            if found is not None:
-                column = phases.setdefault(found[1] or first, [pd.NA] * len(table))
-                column[place] = found[2]
     keys = [name for name in ("path", "op", "call") if name in names]
     rest = [name for name in names if name not in (*keys, "symbolic")]
-    parts = [table[keys], pd.DataFrame(phases, dtype=object), table[rest]]
+    formulas = pd.DataFrame({FORMULA: list(map(_formula, table["symbolic"]))}, dtype=object)
+    head = table[keys]
     if (table["call"] == 0).all():
-        parts[0] = parts[0].drop(columns="call")
-    return pd.concat(parts, axis=1)
+        head = head.drop(columns="call")
+    return pd.concat([head, formulas, table[rest]], axis=1)
+
+
+def _formula(text: Any) -> Any:
+    """One formula for both phases, or a line for each if decode has others than with S = 1."""
+    if pd.isna(text):
+        return pd.NA
+    parts = [_PHASE_FORMULA.fullmatch(part) for part in str(text).split("; ")]
+    by_phase = {found[1] or "": found[2] for found in parts if found is not None}
+    prefill, decode = by_phase.get("prefill"), by_phase.get("decode")
+    if prefill is not None and decode == _TOKENS_READ.sub("1", prefill):
+        return prefill
+    return "\n".join(f"{phase} {text}".strip() for phase, text in by_phase.items())
 
 
 def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:

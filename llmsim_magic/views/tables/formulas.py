@@ -95,7 +95,7 @@ def as_html(totals: pd.DataFrame, ops: pd.DataFrame) -> str:
         Section("Sums over the pass", _with_formula_texts(totals)),
         Section("Operators", _with_formula_texts(ops)),
     )
-    return page_as_html(Page("Formulas", (Part("formulas", "Formulas", (), sections),)))
+    return page_as_html(Page("Formulas", (Part("formulas", "Formulas", "Formulas", (), sections),)))
 
 
 def _with_formula_texts(table: pd.DataFrame) -> pd.DataFrame:
