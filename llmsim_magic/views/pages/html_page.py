@@ -10,7 +10,7 @@ import pandas as pd
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.views.charts.chart import BarChart, Card, HeatMap, Scatter
 from llmsim_magic.views.pages.html_charts import chart_html
-from llmsim_magic.views.pages.html_table import bucket_rules, table_html
+from llmsim_magic.views.pages.html_table import table_html, width_rules
 from llmsim_magic.views.pages.text_page import as_text
 from llmsim_magic.views.section import Figure, Page, Part, Section
 
@@ -37,7 +37,7 @@ def as_html(page: Page, max_rows: int = MAX_ROWS, *, has_script: bool = True) ->
         max_rows: most rows of a table.
         has_script: whether to add the script that opens folded layers.
     """
-    parts = [f"<style>{_style()}</style>", '<div class="llmsim">']
+    parts = ['<div class="llmsim">']
     parts += [f'<p class="warning" role="alert">{html.escape(each)}</p>' for each in page.warnings]
     if len(page.parts) > 1:
         parts.append(_contents(page.parts))
@@ -46,6 +46,7 @@ def as_html(page: Page, max_rows: int = MAX_ROWS, *, has_script: bool = True) ->
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in page.notes)
         parts.append(f'<ul class="notes">{notes}</ul>')
     parts.append("</div>")
+    parts.insert(0, f"<style>{_style()}{width_rules(''.join(parts))}</style>")
     if has_script:
         parts.append(f"<script>(() => {{{script()}answerClicks(document);}})();</script>")
     return "\n".join(parts)
@@ -75,8 +76,7 @@ def script() -> str:
 
 @cache
 def _style() -> str:
-    rules = resources.files(__package__).joinpath("page.css").read_text("utf-8")
-    return f"{rules}{bucket_rules()}"
+    return resources.files(__package__).joinpath("page.css").read_text("utf-8")
 
 
 def _contents(parts: Iterable[Part]) -> str:

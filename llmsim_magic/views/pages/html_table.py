@@ -4,29 +4,32 @@ A column has a class such as `w640`: it is shown where the table's box is at lea
 """
 
 import html
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmsim_magic.views.screen.grid import Grid, ShownColumn, grids
+from llmsim_magic.views.screen.screen_table import FORMULA
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCROLLED_ROWS = 40  # a longer table gets a scroll bar
 _FONT_PX = 12
-_SHAPES_PX = 11  # font of a column of shapes
-_CELL_PX = 12  # padding of a cell
+_SHAPES_PX = 10.5  # font of a column of shapes
+_CELL_PX = 10  # padding of a cell
+_NARROW_PATH_PX = 145  # beside the shapes of many workloads
 # Widths of characters in a wide font, as parts of its size.
-_NARROW, _NORMAL, _WIDE = 0.34, 0.62, 0.85
+_NARROW, _NORMAL, _WIDE = 0.35, 0.64, 0.86
 _NARROW_ONES = frozenset(" ,.:;|()[]il'fjrt·")
 _WIDE_ONES = frozenset("mwMWGOQ%→")
 _FRAME_PX = 12  # border and scroll bar of a box
-_STEP_PX = 40
-_WIDEST_PX = 2400
+_WIDTH_CLASS = re.compile(r"\b(?:wide w|brief m)(\d+)\b")
 # A sentence wraps, and a longer path is cropped at its beginning.
 _MOST_PX = {"prose": 240, "text": 240, "path": 230}
-_BAR_PX = 60
+_BAR_PX = 66
 _CERTAIN = 2  # columns that are shown however narrow the box is
 _VERDICTS = {"yes": "good", "no": "bad"}
 
@@ -64,7 +67,8 @@ def _grid_html(name: str, grid: Grid, max_rows: int, bars: Sequence[str]) -> str
     return (
         f"{head}{once}"
         f'<div class="box{" long" if is_long else ""}" tabindex="0">'
-        f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<table{_classes('workloads' if _has_workloads(grid) else '')}><thead><tr>{heads}</tr>"
+        f"</thead><tbody>{body}</tbody></table></div>"
         f'<div class="below">{below}</div>'
     )
 
@@ -90,25 +94,25 @@ def _fitted(grid: Grid, bars: Sequence[str]) -> list[_HtmlColumn]:
             fitted.append(column)
             continue
         total += max(full.width - columns[place].width, 0)
-        until = f"{column.classes} brief m{_bucket(total)}".strip()
+        until = f"{column.classes} brief m{_rounded(total)}".strip()
         fitted += [_HtmlColumn(column.shown, column.texts, column.width, until), _from(full, total)]
     return fitted
 
 
 def _from(column: _HtmlColumn, width: float) -> _HtmlColumn:
-    return _HtmlColumn(column.shown, column.texts, column.width, f"wide w{_bucket(width)}")
+    return _HtmlColumn(column.shown, column.texts, column.width, f"wide w{_rounded(width)}")
 
 
-def _bucket(width: float) -> int:
-    return min(int(width // _STEP_PX + 1) * _STEP_PX, _WIDEST_PX)
+def _rounded(width: float) -> int:
+    return math.ceil(width)
 
 
-def bucket_rules() -> str:
-    """The style rules that hide and show columns by the width of their box."""
+def width_rules(page: str) -> str:
+    """The style rules for the columns of a page that depend on the width of their box."""
     return "".join(
-        f"@container (max-width:{width - 1}px){{.llmsim table .w{width}{{display:none}}}}"
-        f"@container (min-width:{width}px){{.llmsim table .m{width}{{display:none}}}}"
-        for width in range(_STEP_PX, _WIDEST_PX + 1, _STEP_PX)
+        f"@container (max-width:{width}px){{.llmsim table .w{width}{{display:none}}}}"
+        f"@container (min-width:{width}.1px){{.llmsim table .m{width}{{display:none}}}}"
+        for width in sorted({int(found) for found in _WIDTH_CLASS.findall(page)})
     )
 
 
@@ -132,11 +136,17 @@ def _column(grid: Grid, shown: ShownColumn, bars: Sequence[str], *, shorter: boo
         )
     if kind in _MOST_PX:
         width = min(width, _MOST_PX[kind])
+    if kind == "path" and _has_workloads(grid):
+        width = min(width, _NARROW_PATH_PX)
     width = max(width, *map(_pixels, shown.column.head.split()), 0.0)
     return _HtmlColumn(shown, texts, width + _CELL_PX + (_BAR_PX if shown.name in bars else 0))
 
 
-def _pixels(text: str, size: int = _FONT_PX) -> float:
+def _has_workloads(grid: Grid) -> bool:
+    return any(column.name == FORMULA for column in grid.columns)
+
+
+def _pixels(text: str, size: float = _FONT_PX) -> float:
     """About the width of a text in a wide font."""
     narrow = sum(each in _NARROW_ONES for each in text)
     wide = sum(each in _WIDE_ONES for each in text)

@@ -62,6 +62,7 @@ def _console(width: int, *, color: bool) -> "Console":
         file=io.StringIO(),
         width=width,
         force_terminal=color,
+        force_jupyter=False,
         no_color=not color,
         color_system="standard" if color else None,
         highlight=False,

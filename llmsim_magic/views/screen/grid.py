@@ -14,7 +14,7 @@ from llmsim_magic.views import units
 from llmsim_magic.views.screen import cells
 from llmsim_magic.views.screen.columns import COLUMNS, TEXTS, Column, declared
 from llmsim_magic.views.screen.folding import OWN_ROW, Line, fold, relative
-from llmsim_magic.views.screen.screen_table import FORMULA, WORKLOAD, for_screen
+from llmsim_magic.views.screen.screen_table import FORMULA, WORKLOAD, for_screen, one_formula
 
 # Columns that are said once above the table where every row has the same value.
 _SAID_ONCE = ("device", "runtime", "launch", "phase", "batch", "context", "measured", "devices")
@@ -250,15 +250,15 @@ def _relative_paths(values: list[Any], lines: list[Line]) -> list[Any]:
 def _workload_column(name: str, values: list[Any]) -> ShownColumn:
     """A workload's output shapes; the exact value has the inputs too."""
     exact = ["" if pd.isna(value) else value for value in values]
-    outputs = _without_blanks([_first_shape(value.rpartition(" → ")[2]) for value in exact])
+    outputs = _without_blanks([_only_first(value.rpartition(" → ")[2]) for value in exact])
     return ShownColumn(Column(name, "shapes", 20), outputs, exact=exact)
 
 
 def _formula_column(values: list[Any]) -> ShownColumn:
     """Shapes as formulas: inputs and outputs, or outputs alone where these do not fit."""
     exact = ["" if pd.isna(value) else value for value in values]
-    full, outputs = (["\n".join(map(short, text.split("\n"))) for text in exact]
-                     for short in (_first_shapes, _first_output))  # fmt: skip
+    full = ["\n".join(map(_first_shapes, text.split("\n"))) for text in exact]
+    outputs = [one_formula([_first_output(line) for line in text.split("\n")]) for text in exact]
     column = Column("formula", "shapes", 1)
     return ShownColumn(column, _without_blanks(full), _without_blanks(outputs), exact)
 
@@ -271,11 +271,16 @@ def _first_shapes(text: str) -> str:
 def _first_output(text: str) -> str:
     """`[B, S, 128]`, with the phase before it if the text names one."""
     phase = text.split(" [", maxsplit=1)[0] if text.startswith(("prefill", "decode")) else ""
-    return f"{phase} {_first_shape(text.rpartition(' → ')[2])}".strip()
+    return f"{phase} {_only_first(text.rpartition(' → ')[2])}".strip()
 
 
 def _without_blanks(shapes: list[str]) -> list[str]:
-    return [text.replace(", ", ",") for text in shapes]
+    return [text.replace(", ", ",").replace(" + ", "+") for text in shapes]
+
+
+def _only_first(text: str) -> str:
+    """`[B, S, 128]` of several shapes."""
+    return f"{text.partition(_BETWEEN_SHAPES)[0].rstrip(']')}]" if text else ""
 
 
 def _first_shape(text: str) -> str:

@@ -85,10 +85,13 @@ def _split_shapes(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _formula(text: Any) -> Any:
-    """One formula for both phases, or a line for each if decode has others than with S = 1."""
-    if pd.isna(text):
-        return pd.NA
-    parts = [_PHASE_FORMULA.fullmatch(part) for part in str(text).split("; ")]
+    """`prefill [B, S] → [B, S, 8]; decode [B, 1] → [B, 1, 8]` as one formula, or one a line."""
+    return pd.NA if pd.isna(text) else one_formula(str(text).split("; "))
+
+
+def one_formula(phases: list[str]) -> str:
+    """The formula of prefill alone if that of decode is the same with S = 1; else one a line."""
+    parts = [_PHASE_FORMULA.fullmatch(phase) for phase in phases]
     by_phase = {found[1] or "": found[2] for found in parts if found is not None}
     prefill, decode = by_phase.get("prefill"), by_phase.get("decode")
     if prefill is not None and decode == _TOKENS_READ.sub("1", prefill):
