@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from llmsim_magic.analyses.time.pass_time import OperatorTime
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
 from llmsim_magic.records.trace.selection import Level, Selection, Unfolded
 from llmsim_magic.records.trace.trace import Trace
@@ -269,10 +270,10 @@ class ReportTables:
             (first.first_passes, second.first_passes),
         )
 
-    def _times(self, level: Level) -> tuple[float, ...] | None:
-        """Seconds of each operator on the first device; None without one, or for kernels."""
+    def _times(self, level: Level) -> tuple[OperatorTime, ...] | None:
+        """The time of each operator on the first device; None without one, or for kernels."""
         has_times = self.deployment.hardware and level != "kernel"
-        return self.costing.operator_seconds if has_times else None
+        return self.costing.operator_times if has_times else None
 
     def _selection(self, depth: int | None, layers: Unfolded, level: Level | None) -> Selection:
         asked = self.selection

@@ -274,6 +274,9 @@ def comparison_sections(report: "Report") -> Sections:
     if costing.devices:
         what += f", times of {costing.first_execution}"
     yield Section("", report.comparison, f"{what}.")
+    if report.compared is not None:
+        graphs = (report.dependency_graph(), report.compared.dependency_graph())
+        yield Section("Dependencies side by side", graphs)
 
 
 def explanation_sections(report: "Report") -> Sections:

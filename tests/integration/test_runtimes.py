@@ -103,8 +103,10 @@ def test_tables_of_one_execution_say_which() -> None:
         own = transformers_time(report.trace, H100, launch)
         assert report.layers["time_s"].sum() == pytest.approx(own.seconds)
         assert report.costs["time_s"].sum() == pytest.approx(own.seconds)
-        titles = [section.title for section in report.sections()]
-        for start in ("Costs of", "Roofline of", "Time of distilgpt2", "Time of the operators"):
+        parts = report.content().parts
+        titles = [part.title for part in parts]
+        titles += [section.title for part in parts for section in part.sections]
+        for start in ("Costs of", "distilgpt2 on", "Operators, with", "Time of the operators"):
             named = [title for title in titles if title.startswith(start)]
             assert named
             assert all(name in title for title in named)
@@ -126,7 +128,9 @@ def test_a_comparison_is_of_the_first_execution_and_names_it() -> None:
     assert report.comparison.loc["memory_bytes", "unit"] == "bytes, transformers"
     total = report.memory.loc["total"].set_index("runtime")["bytes"]
     assert report.comparison.loc["memory_bytes", "distilgpt2"] == total["transformers"]
-    (section,) = (each for each in report.sections() if "beside" in each.title)
+    part = report.content().parts[0]
+    assert part.title == "distilgpt2 beside gpt2"
+    (section,) = (each for each in part.sections if each.remark)
     assert section.remark == "Memory under transformers, times of transformers, eager."
     one = answer(
         parse_line("distilgpt2 --compare gpt2 --hardware H100 --runtime vllm").request
@@ -425,7 +429,7 @@ def test_the_heading_names_what_the_rows_of_every_device_are_of() -> None:
     """The first device may lack what another has."""
     for devices in (["TPU v5e", "H100"], ["H100", "TPU v5e"]):
         report = llmsim.trace(small_models.llama(), context=8, dtype="bf16", hardware=devices)
-        heading = next(each.title for each in report.sections() if each.title.startswith("Time of"))
+        heading = next(each.title for each in report.content().parts if each.name == "hardware")
         named = heading.partition(": ")[2].split("; ")
         assert named == ["transformers, eager", "transformers, CUDA graph", "vLLM"]
         assert set(executions(report.latency)) == set(EXECUTIONS)

@@ -30,7 +30,11 @@ def test_a_view_has_help_sections_tables_and_a_graph_where_it_says_so(view: View
     report = asked(f"--{view.name} --batch 1 --context 8")
     assert view.help in " ".join(parser().format_help().split())
     assert [shown.name for shown in report.views] == [view.name]
-    assert all(section.title for section in report.sections())
+    (part,) = report.content().parts
+    assert part.title
+    assert part.figures
+    assert part.sections
+    assert all(section.title for section in part.sections if section.is_detail)
     assert isinstance(report.tables()[view.main_table], pd.DataFrame)
     assert (view.draw is not None) == (view.pane == "graph") == bool(report.drawings)
     assert all(isinstance(graph, Graph) for graph in report.drawings.values())

@@ -1,13 +1,21 @@
 """Reports as text: numbers in people's units, folded layers, columns that fit."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import pandas as pd
 import pytest
 
 from llmsim_magic.views import units
-from llmsim_magic.views.pages.text_page import as_text
+from llmsim_magic.views.pages.text_page import as_text as page_as_text
 from llmsim_magic.views.screen.folding import Line, fold
 from llmsim_magic.views.screen.grid import grid
-from llmsim_magic.views.section import Section
+from llmsim_magic.views.section import Page, Part, Section
+
+
+def as_text(sections: Iterable[Section], notes: Iterable[str], **options: Any) -> str:
+    part = Part("part", "Part", "A part", (), tuple(sections))
+    return page_as_text(Page("A page", (part,), notes=tuple(notes)), **options)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +127,7 @@ def test_a_block_shows_the_mean_of_its_layers_times() -> None:
 def test_what_every_row_has_is_said_once() -> None:
     table = pd.DataFrame({"phase": ["prefill", "decode"], "batch": [4, 4], "flops": [10, 20]})
     text = as_text([Section("Title", table)], ())
-    assert text.splitlines()[1] == "batch 4"
+    assert "batch 4" in text.splitlines()
     assert text.count("batch") == 1
 
 

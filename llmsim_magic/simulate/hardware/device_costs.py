@@ -10,6 +10,7 @@ from llmsim_magic.analyses.engine.engine_trace import engine_notes
 from llmsim_magic.analyses.memory.memory import Memory, memory
 from llmsim_magic.analyses.parallel.shards import shards
 from llmsim_magic.analyses.time.latency import NOT_MODELLED
+from llmsim_magic.analyses.time.pass_time import OperatorTime
 from llmsim_magic.analyses.time.perfetto import chrome_trace
 from llmsim_magic.catalog import runtimes
 from llmsim_magic.records.hardware.execution import runtimes_of
@@ -81,9 +82,9 @@ class DeviceCosts(DeviceFits):
         return roofline_plot(self.traces[0], self._first_stage)
 
     @property
-    def operator_seconds(self) -> tuple[float, ...]:
-        """Seconds of each operator of the first pass under `first_execution`."""
-        return tuple(operator.seconds for operator in self._first_stage.operators)
+    def operator_times(self) -> tuple[OperatorTime, ...]:
+        """The time of each operator of the first pass under `first_execution`."""
+        return self._first_stage.operators
 
     @property
     def events(self) -> str:

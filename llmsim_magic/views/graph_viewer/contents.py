@@ -15,6 +15,7 @@ from llmsim_magic.analyses.graph.layers import Layer, operators_by_layer
 from llmsim_magic.analyses.graph.outline import Outline, outline
 from llmsim_magic.analyses.kernels.operator_kinds import operator_kinds
 from llmsim_magic.analyses.memory.tensor_lifetimes import alive_by_operator
+from llmsim_magic.analyses.time.pass_time import OperatorTime
 from llmsim_magic.records.trace.recorded import Operator
 from llmsim_magic.records.trace.selection import Selection
 from llmsim_magic.records.trace.trace import Trace
@@ -41,6 +42,7 @@ class OperatorFacts:
         bytes_written: least bytes written.
         memory: most bytes of activations allocated while it runs.
         time_s: predicted seconds; None without a device.
+        bottleneck: what limits its time, such as `memory`; None without a device or a kernel.
     """
 
     order: int
@@ -58,6 +60,7 @@ class OperatorFacts:
     bytes_written: int
     memory: int
     time_s: float | None
+    bottleneck: str | None
 
     @property
     def name(self) -> str:
@@ -68,7 +71,7 @@ class OperatorFacts:
 class Contents:
     """Every operator of a pass with its facts, the edges between all of them, and the layers."""
 
-    def __init__(self, trace: Trace, times: Sequence[float] | None = None) -> None:
+    def __init__(self, trace: Trace, times: Sequence[OperatorTime] | None = None) -> None:
         self.trace = trace
         self.times = times
 
@@ -129,6 +132,7 @@ class Contents:
         operator, cost = self.recorded(order), costs(self.trace)[order]
         replay = self.trace.steps[order][1]
         own_name = replay.map_path if replay else str
+        time = None if self.times is None else self.times[order]
         return OperatorFacts(
             order=order,
             path=self.trace.paths[order],
@@ -147,7 +151,8 @@ class Contents:
             bytes_read=cost.bytes_read,
             bytes_written=cost.bytes_written,
             memory=alive_by_operator(self.trace)[order],
-            time_s=None if self.times is None else self.times[order],
+            time_s=None if time is None else time.seconds,
+            bottleneck=time.binds if time is not None and time.seconds else None,
         )
 
     def tensor(self, index: int) -> str:

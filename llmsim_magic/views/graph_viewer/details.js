@@ -5,11 +5,11 @@ const UNITS = { flops: "FLOPs", bytes: "B", read: "B", written: "B", memory: "B"
 const withPrefix = (number, unit) => {
   if (!number) return unit ? `0 ${unit}` : "0";
   const isSmall = unit === "s";
-  const prefixes = isSmall ? ["n", "µ", "m", ""] : unit ? ["", "k", "M", "G", "T", "P"] : ["", "K", "M", "B", "T"];
+  const prefixes = isSmall ? ["n", "µ", "m", ""] : unit ? ["", "k", "M", "G", "T", "P"] : ["", "k", "M", "B", "T"];
   let place = isSmall ? 3 : 0, value = number;
   while (isSmall && value < 1 && place > 0) [value, place] = [value * 1000, place - 1];
   while (!isSmall && value >= 1000 && place < prefixes.length - 1) [value, place] = [value / 1000, place + 1];
-  return `${Number(value.toPrecision(4))} ${prefixes[place]}${unit}`.trim();
+  return `${Number(value.toPrecision(3))} ${prefixes[place]}${unit}`.trim();
 };
 
 const exact = (number, unit) => `${Number.isInteger(number) ? number.toLocaleString("en-US") : number} ${unit}`.trim();
@@ -32,6 +32,16 @@ const costOf = (folding, item, quantity) => {
 const totalOf = (folding, item, quantity) => {
   const value = costOf(folding, item, quantity);
   return value === null || quantity === "memory" ? value : value * folding.count(item.path);
+};
+
+// What limits most of the time of an item; null without a device.
+const bottleneckOf = (folding, item) => {
+  const seconds = new Map();
+  for (const order of item.orders ?? []) {
+    const { bottleneck, values } = folding.factsOf(order);
+    if (bottleneck) seconds.set(bottleneck, (seconds.get(bottleneck) ?? 0) + values.time);
+  }
+  return [...seconds].reduce((one, other) => (one && one[1] >= other[1] ? one : other), null)?.[0] ?? null;
 };
 
 class Details {
@@ -88,6 +98,7 @@ class Details {
     const rows = [["params", "parameters"], ["flops", "FLOPs"], ["read", "bytes read"], ["written", "bytes written"],
       ["memory", "activations while it runs"], ["time", "time"]];
     for (const [quantity, label] of rows) this.quantity(item, quantity, label, count);
+    this.row("bottleneck", bottleneckOf(folding, item) ?? "");
   }
 
   describeOperator(item) {

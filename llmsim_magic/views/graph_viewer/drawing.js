@@ -2,7 +2,9 @@
 // Where scripts do not run, the graphs stay images.
 const ZOOM = 1.25, POINT = 4 / 3;
 const MANY_ITEMS = 150; // of a drawing whose lines say no shapes
-const COLOURINGS = { kind: "kind of work", flops: "FLOPs", bytes: "bytes moved", memory: "memory in use", time: "time" };
+const COLOURINGS = { kind: "kind of work", flops: "FLOPs", bytes: "bytes moved", memory: "memory in use", time: "time", bottleneck: "bottleneck" };
+// The colour of each bottleneck is that of a kind of work.
+const BOTTLENECKS = { compute: "matmul", memory: "attention", launch: "movement", interconnect: "embedding" };
 const KINDS = ["matmul", "attention", "normalisation", "elementwise", "embedding", "movement"];
 const FLOWS = ["tensor", "residual", "cache", "next layer"];
 
@@ -19,6 +21,12 @@ const sizeOf = (tensor) => tensor.slice(0, tensor.lastIndexOf("]") + 1);
 const flowOf = (edges) => {
   const kinds = new Set(edges.flatMap((edge) => [...edge.kinds]));
   return FLOWS.find((flow) => kinds.has(flow));
+};
+
+const swatch = (name, color) => {
+  const made = element("span", { class: "llmsim-swatch" }, name);
+  made.style.setProperty("--colour", `var(--llmsim-${color})`);
+  return made;
 };
 
 class Drawing {
@@ -54,7 +62,8 @@ class Drawing {
     button("full size", "text as large as the page's", () => this.natural());
     const colours = element("select", { "aria-label": "colour by" });
     for (const [name, label] of Object.entries(COLOURINGS)) {
-      const isKnown = name === "kind" || this.data.nodes.some((node) => node.values[name] !== null);
+      const value = (node) => (name === "bottleneck" ? node.bottleneck : node.values[name]);
+      const isKnown = name === "kind" || this.data.nodes.some((node) => value(node) !== null);
       if (isKnown) colours.append(element("option", { value: name }, label));
     }
     colours.addEventListener("change", () => {
@@ -210,6 +219,17 @@ class Drawing {
       this.kindLegend(new Set(filled.map((item) => this.kindOf(item))));
       return;
     }
+    if (this.colouring === "bottleneck") {
+      const found = filled.map((item) => bottleneckOf(this.folding, item));
+      filled.forEach((item, place) => {
+        const frame = this.groups.get(item).querySelector("rect");
+        frame.style.fill = found[place] ? `var(--llmsim-${BOTTLENECKS[found[place]]})` : "var(--llmsim-unknown)";
+        frame.style.strokeWidth = "1";
+      });
+      const swatches = Object.keys(BOTTLENECKS).filter((name) => found.includes(name)).map((name) => swatch(name, BOTTLENECKS[name]));
+      this.legend.replaceChildren(element("span", {}, "limits most of the time of a node:"), ...swatches);
+      return;
+    }
     const values = filled.map((item) => totalOf(this.folding, item, this.colouring)), most = Math.max(...values, 0);
     filled.forEach((item, place) => {
       const frame = this.groups.get(item).querySelector("rect"), value = values[place];
@@ -232,15 +252,10 @@ class Drawing {
   }
 
   kindLegend(kinds) {
-    const swatch = (kind) => {
-      const made = element("span", { class: "llmsim-swatch" }, kind);
-      made.style.setProperty("--colour", `var(--llmsim-${kind})`);
-      return made;
-    };
     const flows = new Set(this.layout.lines.map(({ edges }) => flowOf(edges)));
     const lines = FLOWS.filter((flow) => flow !== "tensor" && flows.has(flow))
       .map((flow) => element("span", { class: `llmsim-line ${flow.replace(" ", "-")}` }, flow));
-    this.legend.replaceChildren(...KINDS.filter((kind) => kinds.has(kind)).map(swatch), ...lines,
+    this.legend.replaceChildren(...KINDS.filter((kind) => kinds.has(kind)).map((kind) => swatch(kind, kind)), ...lines,
       element("span", {}, "thick border: much of the FLOPs"));
   }
 

@@ -108,6 +108,7 @@ def _node(facts: OperatorFacts) -> Json:
         "outputs": facts.outputs,
         "weights": facts.weights,
         "source": facts.source,
+        "bottleneck": facts.bottleneck,
         "values": values,
     }
 

@@ -15,6 +15,7 @@ from llmsim_magic.analyses.graph.outline import (
     Outline,
     OutlineEdge,
 )
+from llmsim_magic.analyses.time.pass_time import OperatorTime
 from llmsim_magic.records.trace.selection import Level, Selection
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
@@ -33,7 +34,7 @@ from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.graphs.labels import Labels
 from llmsim_magic.views.graphs.render import CannotDraw
 
-Times = Sequence[float] | None  # seconds of each operator of the pass
+Times = Sequence[OperatorTime] | None  # of each operator of the pass
 _MAX_NODES = 5_000
 _MAX_EDGES = 8  # a node with more edges on one side has them cut, each to a stub at its other end
 _LEGEND_TITLE = " thick border: much of the FLOPs "

@@ -17,7 +17,7 @@ def dependency_graph(trace: Trace, selection: Selection, times: Times = None) ->
         selection: the depth to which modules are opened, the layers to draw one by one, and
             whether a node is a module, an operator or a kernel. Without a depth, modules are
             opened as far as the graph still fits a screen.
-        times: seconds of each operator, for the interactive graph; not for kernels.
+        times: the time of each operator, for the interactive graph; not for kernels.
 
     Raises:
         InvalidValue: a selected layer does not exist.

@@ -17,7 +17,7 @@ def topological_graph(trace: Trace, selection: Selection, times: Times = None) -
     Args:
         trace: the pass.
         selection: as for `dependency_graph`; without a depth, every operator is drawn.
-        times: seconds of each operator, for the interactive graph; not for kernels.
+        times: the time of each operator, for the interactive graph; not for kernels.
 
     Raises:
         InvalidValue: a selected layer does not exist.
