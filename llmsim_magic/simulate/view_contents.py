@@ -170,9 +170,9 @@ def costs_sections(report: "Report") -> Sections:
     time = costing.first_passes[0][1] if costing.devices else None
     remark = _BAND if costing.devices else ""
     by_type, by_layer = cost_charts(report.trace, time)
-    yield Section(by_type.title, by_type)
+    yield Section("", by_type)
     yield Section("", report.costs, remark)
-    yield Section(by_layer.title, by_layer)
+    yield Section("", by_layer)
     if costing.devices:
         yield Section("Roofline", costing.roofline)
     yield Section("Layers", report.layers, remark, is_detail=True)
@@ -195,7 +195,7 @@ def memory_sections(report: "Report") -> Sections:
     parallel, costing = report.trace.model.parallel, report.costing
     if costing.capacities:
         chart = fit_chart(costing.capacities)
-        yield Section(chart.title, chart)
+        yield Section("", chart)
     else:
         yield Section("", memory_chart(costing.memories))
     yield Section("", report.memory)
@@ -250,9 +250,8 @@ def hardware_sections(report: "Report") -> Sections:
     costing = report.costing
     if costing.capacities:
         chart = fit_chart(costing.capacities)
-        yield Section(chart.title, chart)
-    for chart in time_charts(costing.passes, costing.passes_fit):
-        yield Section(chart.title, chart)
+        yield Section("", chart)
+    yield Section("", time_charts(costing.passes, costing.passes_fit))
     remark = "Times that are grey are hypothetical: the model does not fit. "
     has_misfit = False in costing.passes_fit
     yield Section("", costing.ranked_latency, f"{remark if has_misfit else ''}{_BAND}")

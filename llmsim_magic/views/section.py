@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from llmsim_magic.views.plots.plot import Plot
 
     Chart = BarChart | HeatMap | Scatter
-    Body = pd.DataFrame | Graph | Plot | Explanation | Chart | Card | tuple[Graph, ...]
+    Picture = Graph | Plot | Chart
+    Body = pd.DataFrame | Picture | Explanation | Card | tuple[Picture, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Section:
 
     Attributes:
         title: what the body shows.
-        body: a table, a card, a chart, a plot, a graph, several graphs side by side, or a text.
+        body: a table, a card, a text, a picture, or pictures side by side.
         remark: sentences below the title.
         is_detail: whether it is folded away below the answer.
         bars: columns of a table whose cells have a bar as long as their value.

@@ -41,7 +41,7 @@ class PagePane:
         report.content()
 
     def show(self, report: Report, order: int | None) -> None:
-        self.widget.content = as_html(report.content(), has_script=False)
+        self.widget.value = as_html(report.content(), has_script=False)
 
 
 class TablePane:

@@ -33,11 +33,11 @@ class PageView(anywidget.AnyWidget):
     """A page of a report, as HTML, whose folded layers open.
 
     Attributes:
-        content: the HTML.
+        value: the HTML.
     """
 
     _esm = page_script() + _script("page.js")
-    content = Unicode().tag(sync=True)
+    value = Unicode().tag(sync=True)
 
 
 class Status(anywidget.AnyWidget):

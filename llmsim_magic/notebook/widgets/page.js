@@ -1,10 +1,10 @@
 // A page of a report; its folded layers open, and its table of contents scrolls.
 const render = ({ model, el }) => {
   const show = () => {
-    el.innerHTML = model.get("content");
+    el.innerHTML = model.get("value");
     answerClicks(el);
   };
-  model.on("change:content", show);
+  model.on("change:value", show);
   show();
 };
 

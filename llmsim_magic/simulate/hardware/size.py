@@ -82,7 +82,7 @@ class Sizing:
             self.title,
             tuple(sizing_figures(self.table, phases)),
             (
-                *(Section(chart.title, chart) for chart in charts[:1] if chart.dots),
+                *(Section("", chart) for chart in charts[:1] if chart.dots),
                 Section("", ranked(self.table, phases), _REMARK),
                 *(
                     Section(chart.title, chart, is_detail=True)

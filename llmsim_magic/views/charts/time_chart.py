@@ -7,7 +7,7 @@ from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
 from llmsim_magic.views.charts.chart import Bar, BarChart, Piece
 
-_MOST_BARS = 12
+_MOST_BARS = 8
 
 
 def time_charts(
@@ -36,7 +36,7 @@ def _bar(time: PassTime, *, fits: bool) -> Bar:
     return Bar(
         f"{time.accelerator.name}, {time.execution}",
         (Piece("", time.seconds, text),),
-        text if fits else f"{text}, if it fitted",
+        text if fits else f"({text})",
         band=(time.low, time.high),
         is_hypothetical=not fits,
     )

@@ -41,7 +41,7 @@ def _bar_chart(chart: BarChart) -> str:
     )
     legend = _legend(colors) if len(names) > 1 else ""
     return (
-        f'<figure class="chart" role="group" aria-label="{html.escape(chart.title, quote=True)}">'
+        f'<figure class="chart"><figcaption>{html.escape(chart.title)}</figcaption>'
         f'{legend}<div class="bars">{rows}</div></figure>'
     )
 
@@ -167,8 +167,8 @@ def _scatter(chart: Scatter) -> str:
     ]
     title = html.escape(chart.title, quote=True)
     return (
-        f'<figure class="chart"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{title}">{"".join(marks)}'
+        f'<figure class="chart"><figcaption>{title}</figcaption>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}">{"".join(marks)}'
         f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">'
         f"{html.escape(chart.x_title)}</text>"
         f'<text x="12" y="{(_TOP + bottom) / 2}" text-anchor="middle" '

@@ -4,6 +4,7 @@ import html
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -13,6 +14,10 @@ from llmsim_magic.views.pages.html_charts import chart_html
 from llmsim_magic.views.pages.html_table import table_html, width_rules
 from llmsim_magic.views.pages.text_page import as_text
 from llmsim_magic.views.section import Figure, Page, Part, Section
+
+if TYPE_CHECKING:
+    from llmsim_magic.views.explain import Explanation
+    from llmsim_magic.views.section import Picture
 
 MAX_ROWS = 1500
 _DARK = (
@@ -120,8 +125,12 @@ def _body(section: Section, max_rows: int) -> str:
     body = section.body
     if isinstance(body, pd.DataFrame):
         return table_html(body, max_rows, section.bars)
+    if isinstance(body, tuple):
+        return f'<div class="beside">{"".join(map(_shown, body))}</div>'
+    return _shown(body)
+
+
+def _shown(body: "Picture | Explanation | Card") -> str:
     if isinstance(body, (BarChart, HeatMap, Scatter, Card)):
         return chart_html(body)
-    if isinstance(body, tuple):
-        return f'<div class="beside">{"".join(each._repr_html_() for each in body)}</div>'
     return body._repr_html_()

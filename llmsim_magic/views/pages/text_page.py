@@ -82,7 +82,8 @@ def _print_part(console: "Console", part: Part, max_rows: int | None) -> None:
     for section in filter(_has_text, shown):
         console.print()
         _print_section(console, section, max_rows)
-    left = [each.title for each in part.sections if each not in shown and _has_text(each)]
+    hidden = [each for each in part.sections if each.is_detail and has_answer]
+    left = [each.title for each in filter(_has_text, hidden)]
     pictures = [each.title for each in part.sections if isinstance(each.body, (Graph, Plot))]
     if left or pictures:
         console.print()
