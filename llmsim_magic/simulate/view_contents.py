@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from llmsim_magic.analyses.memory.memory import Memory
+from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.execution import Execution, under
+from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
-from llmsim_magic.views import headlines
+from llmsim_magic.views import headlines, units
 from llmsim_magic.views.charts.cost_chart import cost_charts
 from llmsim_magic.views.charts.memory_chart import fit_chart, memory_chart
 from llmsim_magic.views.charts.summary_card import summary_card
@@ -27,7 +29,6 @@ _PROMPTS = {
     "and makes all its logits.",
     "vllm": "vLLM reads prompts in chunks, and limits itself to a share of the memory.",
 }
-_BAND = "Low to high: 90 % interval."
 _COMPARED = {
     "parameters": "parameters",
     "memory_bytes": "memory",
@@ -93,7 +94,7 @@ def ops_sections(report: "Report") -> Sections:
     yield Section("Modules", report.modules, is_detail=True)
     if costing.devices:
         what = f"Time of the operators on {costing.first}: {named(costing.executions())}"
-        yield Section(what, report.times, _BAND, is_detail=True)
+        yield Section(what, report.times, is_detail=True)
 
 
 def ops_tables(report: "Report") -> Tables:
@@ -168,14 +169,13 @@ def costs_sections(report: "Report") -> Sections:
     """What makes up the costs as bars, the table by type, and on a device the roofline."""
     costing = report.costing
     time = costing.first_passes[0][1] if costing.devices else None
-    remark = _BAND if costing.devices else ""
     by_type, by_layer = cost_charts(report.trace, time)
     yield Section("", by_type)
-    yield Section("", report.costs, remark)
+    yield Section("", report.costs)
     yield Section("", by_layer)
     if costing.devices:
         yield Section("Roofline", costing.roofline)
-    yield Section("Layers", report.layers, remark, is_detail=True)
+    yield Section("Layers", report.layers, is_detail=True)
 
 
 def costs_tables(report: "Report") -> Tables:
@@ -235,11 +235,10 @@ def hardware_figures(report: "Report") -> Figures:
     if not able:
         return
     first = able[0][1]
-    shown = {
-        trace.workload.phase: (trace, time)
-        for trace, time in reversed(able)
-        if (time.accelerator, time.execution) == (first.accelerator, first.execution)
-    }
+    shown: dict[str, tuple[Trace, PassTime]] = {}
+    for trace, time in able:
+        if (time.accelerator, time.execution) == (first.accelerator, first.execution):
+            shown.setdefault(trace.workload.phase, (trace, time))
     for trace, time in shown.values():
         yield from headlines.time_figures(trace, time)
     yield from headlines.bottleneck_figures(first)
@@ -252,9 +251,8 @@ def hardware_sections(report: "Report") -> Sections:
         chart = fit_chart(costing.capacities)
         yield Section("", chart)
     yield Section("", time_charts(costing.passes, costing.passes_fit))
-    remark = "Times that are grey are hypothetical: the model does not fit. "
-    has_misfit = False in costing.passes_fit
-    yield Section("", costing.ranked_latency, f"{remark if has_misfit else ''}{_BAND}")
+    remark = "Times that are grey are hypothetical: the model does not fit."
+    yield Section("", costing.ranked_latency, remark if False in costing.passes_fit else "")
 
 
 def comparison_figures(report: "Report") -> Figures:
@@ -263,7 +261,7 @@ def comparison_figures(report: "Report") -> Figures:
     for quantity, label in _COMPARED.items():
         ratio = ratios.get(quantity)
         if ratio is not None:
-            yield Figure(f"×{ratio:.3g}", label, exact=f"{ratio:.9g}")
+            yield Figure(f"×{units.three_digits(ratio)}", label, exact=f"{ratio:.9g}")
 
 
 def comparison_sections(report: "Report") -> Sections:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 _REMARK = (
     "One row per device, runtime and launch; what fits first, the fastest first. Bytes are per "
-    "device. Low to high: 90 % interval."
+    "device."
 )
 
 

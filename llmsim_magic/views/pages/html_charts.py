@@ -20,7 +20,7 @@ from llmsim_magic.views.charts.chart import (
 _COLORS = 8  # of the style sheet, `--c0` to `--c7`
 _WIDTH, _HEIGHT = 760, 300  # of a scatter chart, in its own units
 _LEFT, _BOTTOM, _TOP, _RIGHT = 64, 40, 10, 130
-_LEAST_SHADE, _MOST_SHADE = 6, 70  # per cent of the colour of a heat map
+_LEAST_SHADE, _MOST_SHADE = 6, 58  # per cent of the colour of a heat map
 
 
 def chart_html(chart: BarChart | HeatMap | Scatter | Card) -> str:

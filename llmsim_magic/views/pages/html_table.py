@@ -29,7 +29,8 @@ _FRAME_PX = 12  # border and scroll bar of a box
 _WIDTH_CLASS = re.compile(r"\b(?:wide w|brief m)(\d+)\b")
 # A sentence wraps, and a longer path is cropped at its beginning.
 _MOST_PX = {"prose": 240, "text": 240, "path": 230}
-_BAR_PX = 66
+_BAR_PX = 70
+_IMPORTANCE_OF_BARS = 2
 _CERTAIN = 2  # columns that are shown however narrow the box is
 _VERDICTS = {"yes": "good", "no": "bad"}
 
@@ -81,7 +82,16 @@ def _fitted(grid: Grid, bars: Sequence[str]) -> list[_HtmlColumn]:
     beside = _beside_path(grid)
     shown = [each for each in grid.columns if each is not beside]
     columns = [_column(grid, each, bars, shorter=True) for each in shown]
-    by_importance = sorted(range(len(columns)), key=lambda place: columns[place].shown.importance)
+
+    def importance(place: int) -> int:
+        column = columns[place].shown
+        return (
+            min(column.importance, _IMPORTANCE_OF_BARS)
+            if column.name in bars
+            else column.importance
+        )
+
+    by_importance = sorted(range(len(columns)), key=importance)
     total, found = float(_FRAME_PX), dict(enumerate(columns))
     for rank, place in enumerate(by_importance):
         total += columns[place].width
@@ -202,7 +212,7 @@ def _cell(column: _HtmlColumn, place: int, rank: int, bars: Sequence[str]) -> st
     verdict = _VERDICTS.get(text, "") if shown.column.head in ("fits", "holds") else ""
     prose = shown.column.kind if shown.column.kind in ("prose", "shapes") else ""
     inside = html.escape(text).replace("\n", "<br>")
-    if shown.name in bars and shown.sizes:
+    if text and shown.name in bars and shown.sizes:
         inside = f"{inside}{_bar(shown.sizes, place)}"
     classes = _classes(kind, verdict, prose, column.classes, _frozen(rank))
     return f"<td{classes}{title}>{inside}</td>"

@@ -41,6 +41,7 @@ def _list_types(table: pd.DataFrame) -> pd.DataFrame:
 def _as_words(name: str) -> str:
     """`prefill time on H100, low` for `prefill_s on H100.low`."""
     words = re.sub(r"_s on ", " time on ", name).replace("_", " ")
+    words = re.sub(r"\bflops\b", "FLOPs", words)
     return re.sub(r"\.(low|high)$", r", \1", words)
 
 
