@@ -14,6 +14,7 @@ from llmsim_magic.capture.inputs.cache_in_output import (
 )
 from llmsim_magic.capture.inputs.decode_inputs import priming_inputs
 from llmsim_magic.capture.kernels.call_stack import call_model
+from llmsim_magic.capture.kernels.tensors import tensors_in
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEvaluation, Progress
 from llmsim_magic.capture.modalities.model_inputs import ModelInputs
@@ -26,6 +27,7 @@ from llmsim_magic.records.errors import NoDecode
 from llmsim_magic.records.trace.assumptions import BEFORE_STEP
 from llmsim_magic.records.trace.workload import Workload
 
+MAX_CACHED_BYTES = 16 << 20  # of the host; a larger prefill runs again for its decode step
 Candidate = TypeVar("Candidate")
 Result = TypeVar("Result")
 
@@ -47,6 +49,13 @@ class PrimedCache:
     def is_returned(self) -> bool:
         """Whether the prefill returned a state, beside a cache that it was given."""
         return not self.state.keys() <= self.keywords.keys()
+
+    def host_bytes(self) -> int:
+        """Bytes of host memory that it holds: token ids, and storages that stand for a state."""
+        tensors = tensors_in((self.keywords, self.state, self.kept))
+        storages = [tensor.untyped_storage() for tensor in tensors if not tensor.is_meta]
+        storages += self.evaluation.overwritten()
+        return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 @dataclass(frozen=True, slots=True)

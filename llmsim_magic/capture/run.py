@@ -32,6 +32,7 @@ from llmsim_magic.capture.modalities.signature import parameters
 from llmsim_magic.capture.models.copy_to_meta import inputs_on_meta
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.prime_decode_cache import (
+    MAX_CACHED_BYTES,
     PrefillCache,
     first_that_runs,
     is_state_complete,
@@ -186,8 +187,9 @@ class _Pass:
             hooks.states = self._states_that_decode_reads()
         if is_state_complete(self.meta_model, self.workload, state):
             primed = primed_cache(inputs, state, evaluation, left)
-            size = self.workload.batch, self.workload.context
-            hooks.prefill_cache = PrefillCache(*size, self.replay, primed)
+            if primed.host_bytes() <= MAX_CACHED_BYTES:
+                size = self.workload.batch, self.workload.context
+                hooks.prefill_cache = PrefillCache(*size, self.replay, primed)
         if kept:
             hooks.states = _read_by_kernels(recorder, kept)
         left = {name: tensor for name, tensor in left.items() if name in (hooks.states or ())}

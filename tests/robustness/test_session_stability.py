@@ -27,6 +27,7 @@ from benchmarks.session_stability import (
     state,
 )
 from llmsim_magic.capture.models.meta_model import MetaModel
+from llmsim_magic.capture.prime_decode_cache import MAX_CACHED_BYTES
 from llmsim_magic.records.errors import LlmsimError
 from tests.helpers import small_models
 from tests.helpers.global_state import assert_state_unchanged
@@ -144,3 +145,32 @@ def test_a_graph_too_large_for_this_process_leaves_none_behind() -> None:
     assert len(os.listdir("/proc/self/fd")) <= descriptors
     assert threading.active_count() <= threads
     assert not os.listdir(tempfile.gettempdir())
+
+
+def _host_bytes() -> int:
+    """Bytes of all tensors on the host that anything still holds."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+    storages = [each.untyped_storage() for each in tensors if not each.is_meta]
+    return sum({each._cdata: each.nbytes() for each in storages}.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "sizes"),
+    [
+        pytest.param(small_models.llama, {"batch": 2**20, "context": 5}, id="token ids"),
+        pytest.param(small_models.mamba, {"batch": 2**12, "context": 5}, id="a state"),
+    ],
+)
+def test_what_a_large_batch_needs_of_the_host_is_gone_after_the_answer(
+    make: Callable[[], Any], sizes: dict[str, int]
+) -> None:
+    """The memory of an accelerator holds millions of requests of a small model."""
+    llmsim.forget()
+    before = _host_bytes()
+    llmsim.trace(make(), **sizes)
+    assert _host_bytes() <= before + MAX_CACHED_BYTES
+    step = llmsim.trace(make(), phase="decode", **sizes).trace
+    llmsim.forget()
+    assert llmsim.trace(make(), phase="decode", **sizes).trace == step

@@ -1,7 +1,7 @@
 """Which tensors of a pass have known values, and what was assumed about the others."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +88,10 @@ class PartialEvaluation:
         storage = tensor.untyped_storage()
         if not tensor.is_meta:
             self._overwritten[storage._cdata] = storage
+
+    def overwritten(self) -> Collection[torch.UntypedStorage]:
+        """The storages on the host into which unknown values were written; they are held."""
+        return self._overwritten.values()
 
     def mark_check(self, condition: torch.Tensor) -> torch.Tensor:
         """Mark an unknown boolean as a validity check, which is assumed to pass if it is read.
