@@ -79,7 +79,7 @@ def ops_figures(report: "Report") -> Figures:
 def _first_time(report: "Report") -> Figures:
     trace, time = report.costing.first_passes[0]
     yield from headlines.time_figures(trace, time)
-    yield from headlines.bottleneck_figures(time)
+    yield headlines.execution_figure(time)
 
 
 def ops_sections(report: "Report") -> Sections:
@@ -241,7 +241,7 @@ def hardware_figures(report: "Report") -> Figures:
             shown.setdefault(trace.workload.phase, (trace, time))
     for trace, time in shown.values():
         yield from headlines.time_figures(trace, time)
-    yield from headlines.bottleneck_figures(first)
+    yield headlines.execution_figure(first)
 
 
 def hardware_sections(report: "Report") -> Sections:

@@ -71,7 +71,7 @@ def cost_figures(trace: Trace, time: PassTime | None) -> Figures:
         yield Figure(units.three_digits(intensity), "FLOPs per byte", exact=f"{intensity:.9g}")
     if time is not None:
         yield from time_figures(trace, time)
-        yield from bottleneck_figures(time)
+        yield execution_figure(time)
 
 
 def memory_figures(runtime: str, memory: Memory) -> Figures:
@@ -90,10 +90,11 @@ def time_figures(trace: Trace, time: PassTime) -> Figures:
     """
     phase, batch = trace.workload.phase, trace.workload.batch
     name = {"prefill": "prefill (TTFT)", "decode": "decode step (TPOT)"}.get(phase, phase)
+    limit = next(iter(time.bound), None)
     interval = units.seconds_interval(time.low, time.high)
     yield Figure(
         units.seconds(time.seconds),
-        name,
+        f"{name}, limited by {limit}" if limit else name,
         f"{time.seconds:.6g} s, 90 % interval {interval}",
     )
     if not time.seconds:
@@ -107,11 +108,9 @@ def time_figures(trace: Trace, time: PassTime) -> Figures:
         yield Figure(units.rate(total), "tokens/s", exact)
 
 
-def bottleneck_figures(time: PassTime) -> Figures:
-    """What limits most of the time, and what the times are of."""
-    for name, share in list(time.bound.items())[:1]:
-        yield Figure(name, f"is the bottleneck ({units.share(share)} of time)")
-    yield Figure("", f"under {time.execution} on {time.accelerator.name}")
+def execution_figure(time: PassTime) -> Figure:
+    """What the times of a headline are of."""
+    return Figure("", f"under {time.execution} on {time.accelerator.name}")
 
 
 def fit_figures(fits: Sequence[Fit]) -> Figures:

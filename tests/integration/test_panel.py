@@ -279,7 +279,7 @@ def test_many_workloads_take_no_phase_batch_and_context(shown: Panel) -> None:
 def test_a_device_is_chosen_like_anything_else(shown: Panel) -> None:
     ask(shown, "view", "costs")
     ask(shown, "hardware", "H100-SXM5-80GB")
-    assert "is the bottleneck" in shown.panes["costs"].widget.value
+    assert "limited by" in shown.panes["costs"].widget.value
     assert "--hardware H100-SXM5-80GB" in shown._export._line.text
     ask(shown, "tp", "2")
     assert "plan" in shown.status.error or shown.report.trace.model.parallel.tp == 2

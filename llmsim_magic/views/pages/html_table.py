@@ -85,11 +85,8 @@ def _fitted(grid: Grid, bars: Sequence[str]) -> list[_HtmlColumn]:
 
     def importance(place: int) -> int:
         column = columns[place].shown
-        return (
-            min(column.importance, _IMPORTANCE_OF_BARS)
-            if column.name in bars
-            else column.importance
-        )
+        most = _IMPORTANCE_OF_BARS if column.name in bars else column.importance
+        return min(column.importance, most)
 
     by_importance = sorted(range(len(columns)), key=importance)
     total, found = float(_FRAME_PX), dict(enumerate(columns))
