@@ -17,7 +17,8 @@ from mkdocs.structure.pages import Page
 
 import llmsim_magic as llmsim
 from llmsim_magic.catalog import accelerators, models
-from llmsim_magic.notebook.arguments import parser
+from llmsim_magic.notebook.arguments import parse_line, parser
+from llmsim_magic.simulate.answer import answer
 from llmsim_magic.simulate.options import OPTIONS
 from llmsim_magic.views.tables.column_meanings import meaning
 
@@ -121,6 +122,8 @@ def _tables() -> "dict[str, tuple[str, pd.DataFrame]]":
     names = ("ops", "modules", "edges", "kernels", "summary", "topological", "costs", "layers",
              "memory", "latency", "times")  # fmt: skip
     found = {name: (f"report.{name}", getattr(report, name)) for name in names}
+    compared = answer(parse_line("gpt2 --compare distilgpt2").request)
+    found["differences"] = ("report.differences", compared.differences)
     found["sizing"] = ("llmsim.size(…).table", llmsim.size("gpt2", hardware=["H100"]).table)
     found["workloads"] = ("sweep.totals", sweep.totals)
     found["shapes"] = ("sweep.shapes", sweep.shapes)

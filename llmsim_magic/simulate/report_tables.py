@@ -26,6 +26,7 @@ from llmsim_magic.views.graphs.topological import topological_graph
 from llmsim_magic.views.tables import modules, operators, summary
 from llmsim_magic.views.tables.comparison import comparison_table
 from llmsim_magic.views.tables.conditions import Condition, conditions_table
+from llmsim_magic.views.tables.differences import differences_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -259,16 +260,31 @@ class ReportTables:
         Raises:
             InvalidValue: the report has no second model.
         """
-        if self.compared is None:
-            raise InvalidValue(
-                "comparison is not available: request a second model with --compare MODEL"
-            )
-        first, second = self.costing, self.compared.costing
+        first, second = self.costing, self._second("comparison").costing
         return comparison_table(
             (first.traces[0], second.traces[0]),
             (first.first_memory, second.first_memory),
             (first.first_passes, second.first_passes),
         )
+
+    @cached_property
+    def differences(self) -> "pd.DataFrame":
+        """Modules of two models: one row per module, with `status` and what differs in words.
+
+        Identical layers are one row. A row has the module of both models where one is the other's:
+        by path, or by structure and order where names differ.
+
+        Raises:
+            InvalidValue: the report has no second model.
+        """
+        return differences_table(self.trace, self._second("differences").trace)
+
+    def _second(self, what: str) -> "ReportTables":
+        if self.compared is None:
+            raise InvalidValue(
+                f"{what} is not available: request a second model with --compare MODEL"
+            )
+        return self.compared
 
     def _times(self, level: Level) -> tuple[OperatorTime, ...] | None:
         """The time of each operator on the first device; None without one, or for kernels."""

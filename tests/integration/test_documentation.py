@@ -95,6 +95,8 @@ def test_pictures_are_small_and_used() -> None:
 
 def test_every_column_has_a_meaning() -> None:
     import llmsim_magic as llmsim
+    from llmsim_magic.notebook.arguments import parse_line
+    from llmsim_magic.simulate.answer import answer
     from llmsim_magic.views.tables.column_meanings import MEANINGS, missing
 
     report = llmsim.trace("gpt2", context=8, hardware="H100")
@@ -103,6 +105,7 @@ def test_every_column_has_a_meaning() -> None:
         "sizing": llmsim.size("gpt2", hardware=["H100"]).table,
         "workloads": sweep.totals,
         "sweep_ops": sweep.ops,
+        "differences": answer(parse_line("gpt2 --compare distilgpt2").request).differences,
     }
     workloads = {"shapes"}  # its columns are named by workload
     for name in MEANINGS.keys() - workloads:

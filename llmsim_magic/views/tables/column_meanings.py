@@ -45,6 +45,30 @@ _EXECUTION = {
 _ORDER = {"order": "position in execution order, from 0"}
 _QUANTITY = {"quantity": "name of the quantity", "means": "explanation of the row"}
 
+# Columns of the structural difference, one for each model.
+_OF_EACH = {
+    "path": "path of the module in the {} model, with its layers as ranges; NA if it has none",
+    "type": "class of the module in the {} model",
+    "layers": "how many identical modules the row stands for in the {} model; 1 outside of layers",
+    "params": "parameters of its own in the {} model, of one layer; a shared one is counted at its "
+    "first owner",
+    "params_total": "parameters of the module and everything below it in the {} model, of one "
+    "layer",
+    "weight_shapes": "shapes of the module's own parameters in the {} model",
+    "layer_indices": "indices of the layers, in the outermost list, that the row stands for in the "
+    "{} model",
+}
+_DIFFERENCES = {
+    "status": "same, changed, added (only the second model has it) or removed (only the first)",
+    **{
+        f"{name}_{which}": meaning.format(which)
+        for name, meaning in _OF_EACH.items()
+        for which in ("first", "second")
+    },
+    "change": "what differs in the module itself: class, name, number of layers, weights, "
+    "attributes; `none` is what a model does not have",
+}
+
 _OPS = {
     **_ORDER,
     "path": "path of the module; of a function, the module that calls it",
@@ -204,6 +228,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             "cache_bytes": "bytes of the cache after the pass",
             "error": "why the workload could not be traced; NA for the others",
         },
+        "differences": _DIFFERENCES,
         "sweep_ops": {**_WORKLOAD, **_OPS},
         "shapes": {
             "path": _OPS["path"],

@@ -1,0 +1,1 @@
+"""Which module of one model is which of another, and what differs in them."""
