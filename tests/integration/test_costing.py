@@ -118,7 +118,7 @@ def test_what_makes_it_fit_does() -> None:
 
 def test_two_models_stand_side_by_side() -> None:
     table = asked("distilgpt2 --compare gpt2 --hardware H100").comparison
-    assert [*table] == ["unit", "distilgpt2", "gpt2", "ratio"]
+    assert [*table] == ["unit", "distilgpt2", "gpt2", "ratio", "difference"]
     assert table.loc["parameters", "gpt2"] == 124_439_808
     assert table.loc["decode_s on H100-SXM5-80GB", "ratio"] > 1
 

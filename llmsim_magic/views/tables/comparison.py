@@ -1,6 +1,7 @@
 """Compares two models on the same workload."""
 
 from collections.abc import Sequence
+from itertools import chain, count
 from typing import Any
 
 import pandas as pd
@@ -11,9 +12,11 @@ from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.hardware.execution import RUNTIMES
 from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.views.tables.columns import floats
 
 Passes = Sequence[tuple[Trace, PassTime]]
 Row = tuple[str, str, float | None, float | None]  # quantity, unit, first value, second value
+_OTHERS = ("quantity", "unit", "ratio", "difference")  # columns that are not a model's
 _TOTALS = {
     "parameters": "parameters",
     "parameters_active": "parameters",
@@ -32,7 +35,7 @@ def comparison_table(
     memories: tuple[tuple[str, Memory], tuple[str, Memory]],
     passes: tuple[Passes, Passes],
 ) -> pd.DataFrame:
-    """One row per quantity, index `quantity`: the values of both models and their ratio.
+    """One row per quantity, index `quantity`: both models' values, their ratio and difference.
 
     Args:
         traces: the same workload of the first and of the second model.
@@ -40,7 +43,8 @@ def comparison_table(
         passes: the passes of each model with their predicted times.
 
     Returns:
-        A table whose `ratio` is the second value over the first. The unit of memory and of times
+        A table whose `ratio` is the second value over the first and `difference` the second minus
+        the first; a column for each model has its name. The unit of memory and of times
         names the runtime. Times of a pass that only one of the models has, or memory under
         different runtimes, are left out.
     """
@@ -50,18 +54,27 @@ def comparison_table(
         *_time_rows(*passes),
     ]
     quantities, units, first, second = zip(*rows, strict=True)
-    names = [trace.model.name for trace in traces]
-    if names[0] == names[1]:
-        names[1] = f"{names[1]} (2)"
+    names = _column_names([trace.model.name for trace in traces])
+    pairs = list(zip(first, second, strict=True))
     table = pd.DataFrame(
-        {"unit": units, names[0]: _cells(first), names[1]: _cells(second)},
-        index=pd.Index(quantities, name="quantity"),
+        {
+            "unit": units,
+            names[0]: _cells(first),
+            names[1]: _cells(second),
+            "ratio": floats(b / a if a and b is not None else None for a, b in pairs),
+            "difference": _cells([None if None in (a, b) else b - a for a, b in pairs]),
+        }
     )
-    table["ratio"] = pd.array(
-        [b / a if a and b is not None else pd.NA for a, b in zip(first, second, strict=True)],
-        dtype="Float64",
-    )
-    return table
+    return table.set_index(pd.Index(quantities, name="quantity"))
+
+
+def _column_names(models: Sequence[str]) -> list[str]:
+    """A name for the column of each model; a name that is taken gets a number."""
+    names: list[str] = []
+    for model in models:
+        numbered = (f"{model} ({number})" for number in count(2))
+        names.append(next(n for n in chain([model], numbered) if n not in (*_OTHERS, *names)))
+    return names
 
 
 def _total_rows(traces: tuple[Trace, Trace]) -> list[Row]:
@@ -99,6 +112,6 @@ def _pass_name(trace: Trace, time: PassTime) -> str:
     return f"{trace.workload.phase}_s on {time.accelerator.name}"
 
 
-def _cells(values: Sequence[float | None]) -> list[Any]:
-    """Values with NA for None; a list keeps integers exact in a column that also has floats."""
-    return [pd.NA if value is None else value for value in values]
+def _cells(values: Sequence[float | None]) -> "pd.Series[Any]":
+    """Values with NA for None; integers stay exact beside the floats of their column."""
+    return pd.Series([pd.NA if value is None else value for value in values], dtype=object)
