@@ -421,6 +421,30 @@ def test_numbers_of_layers_are_no_change() -> None:
     ]
 
 
+def test_a_module_that_becomes_a_layer() -> None:
+    def inner() -> _Chain:
+        return _Chain(up=nn.Linear(8, 32), down=nn.Linear(32, 8))
+
+    rows = _live_rows(_Chain(mlp=inner()), _Chain(mlps=nn.ModuleList([inner(), inner()])))
+    assert _unlike(rows) == [
+        ("added", None, "mlps", ""),
+        ("changed", "mlp", "mlps.0–1", "name mlp → 0; layers ×1 → ×2"),
+    ]
+
+
+def test_a_stack_is_not_a_list_inside_one_layer_of_another() -> None:
+    """T5's first block differs from the others, and each has a list of its parts."""
+
+    def rows(first: str, second: str) -> dict[str | None, str | None]:
+        traces = [_trace(small_models.CONFIGS[name]()) for name in (first, second)]
+        return {row[1]: row[2] for row in _rows(*traces)}
+
+    partner = rows("t5", "whisper")
+    for stack in ("encoder", "decoder"):
+        assert partner[stack] == f"model.{stack}"
+        assert partner[f"{stack}.block"] == f"model.{stack}.layers"
+
+
 def test_layers_in_layers_fold_and_count_as_their_product() -> None:
     def model(experts: int) -> _Chain:
         return _stack(

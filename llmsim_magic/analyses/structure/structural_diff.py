@@ -73,8 +73,9 @@ def _changes(first: ModuleNode, second: ModuleNode) -> Iterator[Change]:
     has_names = bool(first.name and second.name) and not (first.is_layer and second.is_layer)
     if has_names and first.name != second.name:
         yield Change("name", first.name, second.name)
-    if len(first.place.indices) != len(second.place.indices):
-        yield Change("layers", len(first.place.indices), len(second.place.indices))
+    counts = [max(1, len(node.place.indices)) for node in (first, second)]
+    if counts[0] != counts[1]:
+        yield Change("layers", *counts)
     weights = list(_weight_changes(first, second))
     yield from weights
     yield from _attribute_changes(first, second, weights)

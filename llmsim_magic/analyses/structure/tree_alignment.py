@@ -107,12 +107,14 @@ class _Aligner:
     def _tree(self, first: ModuleNode, second: ModuleNode) -> _Choice:
         """The cheapest way to align two trees.
 
-        Modules of one name correspond, unless what is inside one is the other unchanged.
+        A single module, or one with the name of the other, is found inside the other only if it is
+        there unchanged.
         """
         key = first.place.path, second.place.path
         if key not in self._trees:
             has_one_name = first.name == second.name != ""
-            most = _RENAMED if has_one_name else _INFINITE
+            is_single = not (first.children and second.children)
+            most = _RENAMED if has_one_name or is_single else _INFINITE
             cost = self._match_cost(first, second)
             self._trees[key] = _descend(first, second, cost, self._tree, most)
         return self._trees[key]
@@ -221,13 +223,11 @@ def _descend(
     best = _Choice(match_cost)
     inside: list[tuple[_Choice, ModuleNode, ModuleNode]] = [
         (_Choice(first.size - child.size, "into first", place), child, second)
-        for place, child in enumerate(first.children)
-        if not _share_a_name([*first.children[:place], *first.children[place + 1 :]], second)
+        for place, child in _candidates(first, second)
     ]
     inside += [
         (_Choice(second.size - child.size, "into second", place), first, child)
-        for place, child in enumerate(second.children)
-        if not _share_a_name([*second.children[:place], *second.children[place + 1 :]], first)
+        for place, child in _candidates(second, first)
     ]
     for around, a, b in inside:
         if around.cost + abs(a.size - b.size) < best.cost:
@@ -237,10 +237,23 @@ def _descend(
     return best
 
 
-def _share_a_name(nodes: list[ModuleNode], other: ModuleNode) -> bool:
-    """Whether one of the modules has the name of one below the other module."""
-    names = {node.name for node in other.children if not node.is_layer}
-    return any(node.name in names and not node.is_layer for node in nodes)
+def _candidates(outer: ModuleNode, inner: ModuleNode) -> Iterator[tuple[int, ModuleNode]]:
+    """The children of one module that may have all of another inside, with their indices.
+
+    Nothing beside such a child has the name of a module below the other one. A layer does not stand
+    around what is no layer.
+    """
+    if outer.is_layer and not inner.is_layer:
+        return
+    names = {node.name for node in inner.children if not node.is_layer}
+    shared = [
+        place
+        for place, child in enumerate(outer.children)
+        if not child.is_layer and child.name in names
+    ]
+    for place, child in enumerate(outer.children):
+        if shared in ([], [place]):
+            yield place, child
 
 
 def _around(
