@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from llmsim_magic.analyses.graph.layers import index_spans
 from llmsim_magic.analyses.kernels.memoize import memoize
@@ -83,7 +84,7 @@ class ModuleNode:
         """Whether it is an element of a `ModuleList`."""
         return bool(self.place.indices)
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of its own parameters, by name."""
         return {name: each.shape for name, each in self.weights.items() if not each.is_buffer}

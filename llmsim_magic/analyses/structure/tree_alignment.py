@@ -122,11 +122,14 @@ class _Aligner:
     def _match_cost(self, first: ModuleNode, second: ModuleNode) -> float:
         """The cost of two trees whose roots correspond."""
         may = may_correspond(first, second)
-        if not may and not (first.children and second.children):
-            return _INFINITE
-        below = self._forest(first, second).cost
-        if not may and below > (1 - _LEAST_IN_COMMON) * (first.size + second.size - 2):
-            return _INFINITE
+        if not (first.children and second.children):
+            if not may:
+                return _INFINITE
+            below: float = first.size + second.size - 2
+        else:
+            below = self._forest(first, second).cost
+            if not may and below > (1 - _LEAST_IN_COMMON) * (first.size + second.size - 2):
+                return _INFINITE
         return renaming_cost(first, second) + place_cost(first, second) + below
 
     def _forest(self, first: ModuleNode, second: ModuleNode) -> _Choice:
@@ -243,7 +246,7 @@ def _candidates(outer: ModuleNode, inner: ModuleNode) -> Iterator[tuple[int, Mod
     Nothing beside such a child has the name of a module below the other one. A layer does not stand
     around what is no layer.
     """
-    if outer.is_layer and not inner.is_layer:
+    if not outer.children or (outer.is_layer and not inner.is_layer):
         return
     names = {node.name for node in inner.children if not node.is_layer}
     shared = [
