@@ -23,6 +23,7 @@ from llmsim_magic.notebook.arguments import parse_line
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.answer import answer
+from llmsim_magic.simulate.report_tables import ReportTables
 from llmsim_magic.views.tables.differences import change_text, differences_table
 from tests.helpers import small_models
 
@@ -529,7 +530,9 @@ def test_without_a_second_model_there_is_no_difference(name: str) -> None:
 
 
 def test_quantities_are_exact_with_ratio_and_difference() -> None:
-    table = answer(parse_line("distilgpt2 --compare gpt2 --context 8").request).comparison
+    report = answer(parse_line("distilgpt2 --compare gpt2 --context 8").request)
+    table = report.comparison
+    assert '<td class="n">124,439,808</td>' in report.page()
     # gpt2: 12 layers of 12·768² + 13·768; embeddings of 50257 tokens and 1024 positions; a norm
     layer = 12 * 768**2 + 13 * 768
     rest = (50257 + 1024) * 768 + 2 * 768
@@ -557,3 +560,26 @@ def test_large_models_are_compared_at_once() -> None:
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.2
     assert {row.status for row in rows} == {"same", "changed"}
+
+
+def _beside(first: Trace, second: Trace) -> pd.DataFrame:
+    return ReportTables(trace=first, compared=ReportTables(trace=second)).comparison
+
+
+@pytest.mark.parametrize("name", ["unit", "ratio", "difference", "quantity", "gpt2"])
+def test_models_with_the_name_of_another_column_get_one_of_their_own(name: str) -> None:
+    trace = _trace(small_models.gpt2())
+    named = replace(trace, model=replace(trace.model, name=name))
+    table = _beside(named, named)
+    assert len({*table}) == len([*table]) == 5
+    assert list(table)[2] in (f"{name} (2)", f"{name} (3)")
+    assert set(table["ratio"]) == {1}
+    assert set(table["difference"]) == {0}
+
+
+def test_a_quantity_that_the_first_model_has_not_has_no_ratio() -> None:
+    table = _beside(_trace(small_models.bert()), _trace(small_models.gpt2()))
+    cache = table.loc["cache_bytes"]
+    size = 4 * 2 * 2 * 64 * 4  # 4 tokens, 2 layers, keys and values, 64 wide, float32
+    assert (cache.iloc[1], cache.iloc[2], cache["difference"]) == (0, size, size)
+    assert pd.isna(cache["ratio"])
