@@ -129,6 +129,25 @@ def test_a_list_of_unlike_layers_is_aligned_by_structure_and_not_by_index() -> N
     ]
 
 
+def test_one_layer_of_many_that_was_edited_is_a_row_of_its_own() -> None:
+    def block() -> Chain:
+        return Chain(norm=nn.LayerNorm(8), up=nn.Linear(8, 32), down=nn.Linear(32, 8))
+
+    first = Chain(layers=nn.ModuleList(block() for _ in range(6)))
+    second = copy.deepcopy(first)
+    layers = list(second.get_submodule("layers").children())
+    layers[3].up = nn.Linear(8, 32, bias=False)
+    layers[4].add_module("last", nn.LayerNorm(8))
+    rows = module_rows(first, second)
+    assert unlike(rows) == [
+        ("changed", "layers.3.up", "layers.3.up", "bias [32] → none"),
+        ("added", None, "layers.4.last", ""),
+    ]
+    assert ("same", "layers.0–2, 5.up", "layers.0–2, 5.up", "") in rows
+    fewer = Chain(layers=nn.ModuleList(block() for _ in range(4)))
+    assert ("same", "layers.0–3", "layers.0–2, 5", "") in module_rows(fewer, second)
+
+
 def test_a_single_layer_corresponds_to_many() -> None:
     def model(layers: int) -> Chain:
         return Chain(layers=nn.ModuleList(nn.Linear(8, 8) for _ in range(layers)))

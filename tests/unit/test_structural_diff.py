@@ -147,9 +147,17 @@ def test_kinds_of_layers_by_turns_correspond_kind_by_kind() -> None:
         ("changed", "model.layers.0, 2", "model.layers.0, 2, …, 8", "layers ×2 → ×5"),
         ("changed", "model.layers.1, 3", "model.layers.1, 3, …, 9", "layers ×2 → ×5"),
     ]
-    swapped = difference_rows(model(4), model(4, full_first=True))
-    assert {row[0] for row in swapped} == {"same"}
-    assert ("same", "model.layers.0, 2", "model.layers.1, 3", "") in swapped
+    swapped = difference_rows(model(4), model(6, full_first=True))
+    assert unlike(swapped) == [
+        ("changed", "model.layers.1, 3", "model.layers.0, 2, 4", "layers ×2 → ×3"),
+        ("changed", "model.layers.0, 2", "model.layers.1, 3, 5", "layers ×2 → ×3"),
+    ]
+    of_one_length = unlike(difference_rows(model(4), model(4, full_first=True)))
+    assert [row[:3] for row in of_one_length] == [
+        ("changed", f"model.layers.{spans}.self_attn", f"model.layers.{spans}.self_attn")
+        for spans in ("0, 2", "1, 3")
+    ]
+    assert "layer_type sliding_attention → full_attention" in of_one_length[0][3]
     more = structural_diff(model(4), model(10))
     (block,) = (row for row in more if row.second and row.second.place.path.endswith("9"))
     assert block.second is not None

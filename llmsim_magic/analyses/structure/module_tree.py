@@ -100,6 +100,20 @@ def module_tree(trace: Trace) -> ModuleNode:
     return _Builder(trace).node("", Place())
 
 
+def at_place(node: ModuleNode, place: Place) -> ModuleNode:
+    """A node and everything below it at another place, such as for some of its layers."""
+    if place == node.place:
+        return node
+    return replace(
+        node,
+        name=str(place.indices[0]) if place.indices else node.name,
+        place=place,
+        children=tuple(
+            at_place(child, place.below(child.name, child.place.indices)) for child in node.children
+        ),
+    )
+
+
 class _Builder:
     """Builds nodes from what a trace has of each module."""
 

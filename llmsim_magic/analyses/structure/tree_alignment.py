@@ -7,8 +7,9 @@ to separate subtrees. To leave out or insert a module costs 1, and to make one i
 `module_similarity` says. A module around a part of a model, or missing around it, shifts the part
 by a level. What is below two modules that correspond is aligned by names first: modules with one
 name correspond, in whatever order. The others are aligned in the order in which they run; where
-another alignment is as cheap, as when two equal modules face one, they stay apart. Layers have no
-names: they correspond by structure and order, and kinds that take turns by structure alone.
+another alignment is as cheap, as when two equal modules face one, they stay apart. Layers of lists
+of one length correspond by index, unless other layers are more alike; in lists of other lengths by
+structure and order, and kinds that take turns by structure alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from llmsim_magic.analyses.structure.module_similarity import (
     place_cost,
     renaming_cost,
 )
-from llmsim_magic.analyses.structure.module_tree import ModuleNode
+from llmsim_magic.analyses.structure.module_tree import ModuleNode, at_place
 from llmsim_magic.analyses.structure.sequence_alignment import align_sequences
 
 Siblings = tuple[ModuleNode, ...]
@@ -55,13 +56,23 @@ class _Choice:
     child: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Children:
+    """The children of two modules, and which of them correspond, ordered by the second."""
+
+    cost: float
+    first: Siblings
+    second: Siblings
+    matches: list[tuple[int, int]]
+
+
 class _Aligner:
     """Alignments of the subtrees of two trees; each is computed once."""
 
     def __init__(self) -> None:
         self._trees: dict[tuple[str, str], _Choice] = {}
         self._below: dict[tuple[str, str], _Choice] = {}
-        self._sequences: dict[tuple[str, str], tuple[float, list[tuple[int, int]]]] = {}
+        self._sequences: dict[tuple[str, str], _Children] = {}
 
     def pairs(self, first: ModuleNode, second: ModuleNode) -> Iterator[Pair]:
         """The pairs of two trees."""
@@ -91,17 +102,17 @@ class _Aligner:
 
         What only the first has is before what only the second has at the same place.
         """
-        _, matches = self._children(first, second)
-        matched = {a for a, _ in matches}
+        found = self._children(first, second)
+        matched = {a for a, _ in found.matches}
         done = [0, 0]
-        for a, b in [*matches, (len(first.children), len(second.children))]:
+        for a, b in [*found.matches, (len(found.first), len(found.second))]:
             for place in range(done[0], a):
                 if place not in matched:
-                    yield from _only_first(first.children[place])
+                    yield from _only_first(found.first[place])
             for place in range(done[1], b):
-                yield from _only_second(second.children[place])
-            if b < len(second.children):
-                yield from self.pairs(first.children[a], second.children[b])
+                yield from _only_second(found.second[place])
+            if b < len(found.second):
+                yield from self.pairs(found.first[a], found.second[b])
             done = [max(done[0], a), b + 1]
 
     def _tree(self, first: ModuleNode, second: ModuleNode) -> _Choice:
@@ -136,25 +147,52 @@ class _Aligner:
         """The cheapest way to align what is below two modules."""
         key = first.place.path, second.place.path
         if key not in self._below:
-            cost = self._children(first, second)[0]
+            cost = self._children(first, second).cost
             self._below[key] = _descend(first, second, cost, self._forest, _INFINITE)
         return self._below[key]
 
-    def _children(
-        self, first: ModuleNode, second: ModuleNode
-    ) -> tuple[float, list[tuple[int, int]]]:
-        """The cost of aligning the children of two modules, and which correspond.
+    def _children(self, first: ModuleNode, second: ModuleNode) -> _Children:
+        """The children of two modules, aligned with each other.
 
-        They are ordered by the second.
+        Layers of lists of one length are aligned by index, unless fewer modules differ otherwise.
         """
         key = first.place.path, second.place.path
         if key not in self._sequences:
-            self._sequences[key] = self._align_children(first.children, second.children)
+            found = self._align_children(first.children, second.children)
+            by_index = self._align_by_index(first, second)
+            if by_index is not None and by_index.cost < found.cost + 1:
+                found = by_index
+            self._sequences[key] = found
         return self._sequences[key]
 
-    def _align_children(
-        self, first: Siblings, second: Siblings
-    ) -> tuple[float, list[tuple[int, int]]]:
+    def _align_by_index(self, first: ModuleNode, second: ModuleNode) -> _Children | None:
+        """Layers aligned by index, of which those that are alike in both models are one.
+
+        None if the lists have other indices, or too many layers differ.
+        """
+        layers = [
+            {index: node for node in module.children for index in node.place.indices}
+            for module in (first, second)
+        ]
+        are_layers = all(child.is_layer for child in (*first.children, *second.children))
+        if not are_layers or layers[0].keys() != layers[1].keys():
+            return None
+        groups: dict[tuple[str, str], list[int]] = {}
+        for index in sorted(layers[0]):
+            groups.setdefault((layers[0][index].name, layers[1][index].name), []).append(index)
+        if len(groups) > len(first.children) + len(second.children):
+            return None
+        nodes = [
+            tuple(
+                at_place(below[group[0]], module.place.below("", tuple(group)))
+                for group in groups.values()
+            )
+            for module, below in zip((first, second), layers, strict=True)
+        ]
+        cost = sum(self._tree(a, b).cost for a, b in zip(*nodes, strict=True))
+        return _Children(cost, nodes[0], nodes[1], [(place, place) for place in range(len(groups))])
+
+    def _align_children(self, first: Siblings, second: Siblings) -> _Children:
         partners = dict(self._sure_partners(first, second))
         taken = set(partners.values())
         others = (
@@ -179,7 +217,7 @@ class _Aligner:
         matched = set(partners.values())
         alone_second = sum(node.size for j, node in enumerate(second) if j not in matched)
         in_order = sorted(partners.items(), key=itemgetter(1))
-        return paired + alone_first + alone_second, in_order
+        return _Children(paired + alone_first + alone_second, first, second, in_order)
 
     def _sure_partners(self, first: Siblings, second: Siblings) -> Iterator[tuple[int, int]]:
         """Children that correspond wherever they are: of one name, or kinds of layers by turns."""
