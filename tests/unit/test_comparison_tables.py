@@ -62,9 +62,7 @@ def test_without_a_second_model_there_is_no_difference(name: str) -> None:
 
 
 def test_quantities_are_exact_with_ratio_and_difference() -> None:
-    report = answer(parse_line("distilgpt2 --compare gpt2 --context 8").request)
-    table = report.comparison
-    assert '<td class="n">124,439,808</td>' in report.page()
+    table = answer(parse_line("distilgpt2 --compare gpt2 --context 8").request).comparison
     # gpt2: 12 layers of 12·768² + 13·768; embeddings of 50257 tokens and 1024 positions; a norm
     layer = 12 * 768**2 + 13 * 768
     rest = (50257 + 1024) * 768 + 2 * 768

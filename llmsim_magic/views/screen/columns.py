@@ -115,6 +115,7 @@ COLUMNS: MappingProxyType[str, Column] = MappingProxyType(
         "detail": Column("detail", "prose", 6),
         "under": Column("under", "text", 3),
         "ratio": Column("ratio", "number", 2),
+        "difference": Column("difference", "number", 3),
         "means": Column("meaning", "prose", 5),
         "error": Column("error", "prose", 2),
         "device": Column("device", "text", 0),
