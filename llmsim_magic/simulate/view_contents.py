@@ -262,15 +262,24 @@ def comparison_figures(report: "Report") -> Figures:
         ratio = ratios.get(quantity)
         if ratio is not None:
             yield Figure(f"×{units.three_digits(ratio)}", label, exact=f"{ratio:.9g}")
+    differing = int((report.differences["status"] != "same").sum())
+    yield Figure(units.count(differing), "modules differ")
 
 
 def comparison_sections(report: "Report") -> Sections:
-    """The quantities of two models side by side."""
+    """The quantities of two models, the modules that differ, and both graphs."""
+    from llmsim_magic.views.tables.differences import only_differing
+
     costing = report.costing
     what = f"Memory {under(costing.runtimes[:1])}"
     if costing.devices:
         what += f", times of {costing.first_execution}"
     yield Section("", report.comparison, f"{what}.")
+    differing = only_differing(report.differences)
+    same = len(report.differences) - len(differing)
+    first, second = report.compared_names
+    remark = f"Of one layer of each kind: {same} modules are the same. Added: only in {second}; "
+    yield Section("Modules that differ", differing, f"{remark}removed: only in {first}.")
     if report.compared is not None:
         graphs = (report.dependency_graph(), report.compared.dependency_graph())
         yield Section("Dependencies side by side", graphs)

@@ -75,3 +75,20 @@ def _value_text(what: str, value: Value) -> str:
     if what == "layers":
         return f"×{value}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def only_differing(differences: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `differences_table` that are not the same in both models, for a screen.
+
+    Each has the path in the first model, or in the second if the first lacks it.
+    """
+    rows = differences[differences["status"] != "same"]
+    return pd.DataFrame(
+        {
+            "path": rows["path_first"].fillna(rows["path_second"]),
+            "status": rows["status"],
+            "change": rows["change"],
+            "params_first": rows["params_first"],
+            "params_second": rows["params_second"],
+        }
+    ).reset_index(drop=True)
