@@ -16,10 +16,19 @@ from llmsim_magic.simulate.api import answer
 IMAGES = Path(__file__).parent / "images"
 # Options of a line, and the size of its picture in pixels.
 PAGES = {
-    "summary": ("Qwen/Qwen3-0.6B --summary", (900, 560)),
-    "ops": ("Qwen/Qwen3-0.6B --ops", (1100, 520)),
-    "multi-config": ("Qwen/Qwen3-0.6B --multi-config", (1100, 520)),
-    "memory": ("Qwen/Qwen3-8B --memory --hardware H100,L40S --context 32768", (1100, 520)),
+    "summary": ("Qwen/Qwen3-0.6B --summary", (1000, 520)),
+    "ops": ("Qwen/Qwen3-0.6B --ops --hardware H100", (1000, 640)),
+    "multi-config": ("Qwen/Qwen3-0.6B --multi-config", (1060, 800)),
+    "many-workloads": (
+        "Qwen/Qwen3-0.6B --multi-config --batch 1,2,4,8,16 --context 1,16,128,512,1024,2048,4096",
+        (1060, 620),
+    ),
+    "costs": ("Qwen/Qwen3-0.6B --costs --hardware H100", (1060, 640)),
+    "memory": ("Qwen/Qwen3-8B --memory --hardware H100,L40S --context 32768", (1060, 620)),
+    "hardware": ("Qwen/Qwen3-8B --hardware H100,L4 --context 4096", (1060, 640)),
+    "misfit": ("meta-llama/Llama-3.1-70B --hardware L40S", (1060, 560)),
+    "sizing": ("Qwen/Qwen3-8B --hardware all", (1060, 700)),
+    "compare": ("Qwen/Qwen3-8B --compare meta-llama/Llama-3.1-8B", (1060, 760)),
     "explain": (
         "Qwen/Qwen3-0.6B --explain model.layers.0.mlp.up_proj --phase decode --batch 16",
         (900, 380),

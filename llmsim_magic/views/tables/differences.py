@@ -80,7 +80,8 @@ def _value_text(what: str, value: Value) -> str:
 def only_differing(differences: pd.DataFrame) -> pd.DataFrame:
     """The rows of `differences_table` that are not the same in both models, for a screen.
 
-    Each has the path in the first model, or in the second if the first lacks it.
+    Each has the path in the first model, or in the second if the first lacks it, and the parameters
+    of the module with all that it contains, of one layer.
     """
     rows = differences[differences["status"] != "same"]
     return pd.DataFrame(
@@ -88,7 +89,7 @@ def only_differing(differences: pd.DataFrame) -> pd.DataFrame:
             "path": rows["path_first"].fillna(rows["path_second"]),
             "status": rows["status"],
             "change": rows["change"],
-            "params_first": rows["params_first"],
-            "params_second": rows["params_second"],
+            "params_first": rows["params_total_first"],
+            "params_second": rows["params_total_second"],
         }
     ).reset_index(drop=True)
