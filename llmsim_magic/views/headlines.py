@@ -108,9 +108,10 @@ def time_figures(trace: Trace, time: PassTime) -> Figures:
         yield Figure(units.rate(total), "tokens/s", exact)
 
 
-def execution_figure(time: PassTime) -> Figure:
-    """What the times of a headline are of."""
-    return Figure("", f"under {time.execution} on {time.accelerator.name}")
+def execution_figure(time: PassTime, *, is_fastest: bool = False) -> Figure:
+    """What the times of a headline are of, and whether there are slower ones."""
+    where = f"under {time.execution} on {time.accelerator.name}"
+    return Figure("", f"{where}, the fastest here" if is_fastest else where)
 
 
 def fit_figures(fits: Sequence[Fit]) -> Figures:
@@ -123,13 +124,14 @@ def fit_figures(fits: Sequence[Fit]) -> Figures:
         yield Figure(f"{len(held)} of {len(devices)}", "devices hold it", is_bad=not held)
         return
     needed = [f"{RUNTIMES[fit.runtime]}: {fit.memory.required:,} bytes" for fit in fits]
-    first = fits[0]
+    first = next((fit for fit in fits if not fit.fits), fits[0])
     sizes = f"{units.nbytes(first.memory.required)} of {units.nbytes(first.usable)}"
     verdict = "fits" if all(fit.fits for fit in fits) else "does not fit"
     if any(fit.fits for fit in fits) and verdict != "fits":
         names = [RUNTIMES[fit.runtime] for fit in fits if fit.fits]
         verdict = f"fits under {' and '.join(names)} only"
-    yield Figure(verdict, f"{first.device}: {sizes}", "; ".join(needed), verdict != "fits")
+    where = f"{first.device}, {RUNTIMES[first.runtime]}: {sizes}"
+    yield Figure(verdict, where, "; ".join(needed), verdict != "fits")
 
 
 def sizing_figures(sizing: "pd.DataFrame", phases: Sequence[str]) -> Figures:

@@ -1,6 +1,6 @@
 """Notes about a pass: assumptions of the trace and of its memory, and mixtures run in full."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from llmsim_magic.analyses.cost.mixture_of_experts import (
     active_parameters,
@@ -46,12 +46,13 @@ def memory_notes(memories: Mapping[str, Memory]) -> tuple[str, ...]:
     )
 
 
-def fit_note(fit: Fit, larger_device: str | None) -> str:
+def fit_note(fit: Fit, larger_device: str | None, other_runtimes: Sequence[str] = ()) -> str:
     """How much a model needs of a device that cannot hold it, and every remedy that was found.
 
     Args:
         fit: the model on the device under a runtime.
         larger_device: a device that holds the same setup, if there is one.
+        other_runtimes: the runtimes under which the device holds it.
     """
     ranks = fit.setup.parallel.ranks
     where = fit.device if ranks == 1 else f"each of {ranks} × {fit.device}"
@@ -60,6 +61,7 @@ def fit_note(fit: Fit, larger_device: str | None) -> str:
     if larger_device is not None:
         more = [remedy for remedy in fit.remedies if dict(remedy.changes).keys() <= {"tp", "pp"}]
         ways.insert(len(more), f"on {'one' if ranks == 1 else f'{ranks} ×'} {larger_device}")
+    ways[:0] = [f"under {RUNTIMES[name]}" for name in other_runtimes]
     how = f"fits {_alternatives(ways)}" if ways else "no change that was tried makes it fit"
     return f"does not fit: {what} on {where} under {RUNTIMES[fit.runtime]}; {how}"
 

@@ -158,8 +158,14 @@ class DeviceFits(DevicePasses):
     @property
     def misfits(self) -> tuple[str, ...]:
         """A sentence for each device and runtime that does not fit: by how much, and remedies."""
+        held: dict[str, list[str]] = {}
+        for fit in self.capacities:
+            if fit.fits:
+                held.setdefault(fit.device, []).append(fit.runtime)
         return tuple(
-            fit_note(fit, self.larger_devices.get((fit.device, fit.runtime)))
+            fit_note(
+                fit, self.larger_devices.get((fit.device, fit.runtime)), held.get(fit.device, ())
+            )
             for fit in self.capacities
             if not fit.fits
         )

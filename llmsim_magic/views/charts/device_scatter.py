@@ -8,7 +8,7 @@ from llmsim_magic.views.charts.chart import Dot, Scatter
 if TYPE_CHECKING:
     import pandas as pd
 
-_NAMED = 6  # the fastest devices have their names beside their dots
+_NAMED = 4  # the fastest devices have their names beside their dots
 
 
 def device_scatter(sizing: "pd.DataFrame", phase: str) -> Scatter:

@@ -18,7 +18,7 @@ def memory_chart(memories: Mapping[str, Memory]) -> BarChart:
         Bar(RUNTIMES[name], _pieces(memory), units.nbytes(memory.required))
         for name, memory in memories.items()
     )
-    return BarChart("Memory of one device", tuple(bars))
+    return BarChart("Memory of one device, with its driver's context", tuple(bars))
 
 
 def fit_chart(fits: Iterable[Fit]) -> BarChart:
@@ -33,7 +33,9 @@ def fit_chart(fits: Iterable[Fit]) -> BarChart:
         )
         for fit in fits
     )
-    return BarChart("Memory needed on each device (line: memory that can be used)", bars)
+    return BarChart(
+        "Memory needed, with the driver's context (line: memory that can be used)", bars
+    )
 
 
 def _pieces(memory: Memory) -> tuple[Piece, ...]:

@@ -91,6 +91,8 @@ def _structure(trace: Trace, sums: Totals) -> Facts:
     types = operator_types(trace)
     largest = sorted(types, key=lambda name: -types[name])[:_MOST_TYPES]
     listed = ", ".join(f"{types[name]} {name}" for name in largest)
+    if len(types) > len(largest):
+        listed += f" and {len(types) - len(largest)} more types"
     yield Fact("operators", units.count(sums.operators), meaning=listed)
     yield Fact("ATen kernels", units.count(sums.kernels))
     uncounted = elementwise_work.kernels_without_formula(trace)

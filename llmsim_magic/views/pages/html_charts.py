@@ -19,7 +19,7 @@ from llmsim_magic.views.charts.chart import (
 
 _COLORS = 8  # of the style sheet, `--c0` to `--c7`
 _WIDTH, _HEIGHT = 760, 300  # of a scatter chart, in its own units
-_LEFT, _BOTTOM, _TOP, _RIGHT = 64, 40, 10, 130
+_LEFT, _BOTTOM, _TOP, _RIGHT = 76, 40, 10, 130
 _LEAST_SHADE, _MOST_SHADE = 6, 58  # per cent of the colour of a heat map
 
 
@@ -187,13 +187,15 @@ def _dot(dot: Dot, x: float, y: float) -> str:
 
 def _labels(named: Iterable[tuple[str, float, float]]) -> list[str]:
     """Names to the right of their dots, moved up where they would cover one below."""
-    found, taken = [], list[tuple[float, float]]()
+    found, taken = list[str](), list[tuple[float, float]]()
     for label, x, own in sorted(named, key=lambda each: -each[2]):
         y = own
-        while any(abs(other[1] - y) < 12 and abs(other[0] - x) < 110 for other in taken):
+        while any(abs(other[1] - y) < 12 and abs(other[0] - x) < 90 for other in taken):
             y -= 12
         taken.append((x, y))
         place = f'x="{x + 8:.1f}" y="{y + 4:.1f}"'
+        if y != own:
+            found.append(f'<path class="leader" d="M{x:.1f} {own:.1f}L{x + 6:.1f} {y:.1f}"/>')
         found.append(f'<text class="name" {place}>{html.escape(label)}</text>')
     return found
 

@@ -29,7 +29,7 @@ _FRAME_PX = 12  # border and scroll bar of a box
 _WIDTH_CLASS = re.compile(r"\b(?:wide w|brief m)(\d+)\b")
 # A sentence wraps, and a longer path is cropped at its beginning.
 _MOST_PX = {"prose": 240, "text": 240, "path": 230}
-_BAR_PX = 70
+_BAR_PX = 74
 _IMPORTANCE_OF_BARS = 2
 _CERTAIN = 2  # columns that are shown however narrow the box is
 _VERDICTS = {"yes": "good", "no": "bad"}
@@ -58,7 +58,8 @@ def table_html(table: "pd.DataFrame", max_rows: int, bars: Sequence[str] = ()) -
 
 def _grid_html(name: str, grid: Grid, max_rows: int, bars: Sequence[str]) -> str:
     head = f"<h5>{html.escape(name)}</h5>" if name else ""
-    once = f'<p class="dim">{html.escape(" · ".join(grid.once))}</p>' if grid.once else ""
+    said = " · ".join([*grid.once, *grid.legend])
+    once = f'<p class="dim">{html.escape(said)}</p>' if said else ""
     columns = _fitted(grid, bars)
     lines = range(min(len(grid.lines), max_rows))
     body = "\n".join(_row(grid, columns, place, bars) for place in lines)
@@ -193,11 +194,11 @@ def _path_cell(grid: Grid, place: int) -> str:
     label, _, times = line.label.strip().partition(" ×")
     is_same = operator and label.split(":")[-1] == operator
     beside = f' <i class="dim">{html.escape(operator)}</i>' if operator and not is_same else ""
-    fold = f' <button class="fold" aria-expanded="false">×{times}</button>' if times else ""
+    fold = f'<button class="fold" aria-expanded="false">×{times}</button> ' if times else ""
     indent = f' style="padding-left:{8 + 14 * line.depth}px"' if line.depth else ""
     return (
         f'<th scope="row" class="frozen path" title="{html.escape(label, quote=True)}"{indent}>'
-        f"<span>{html.escape(label)}</span>{fold}{beside}</th>"
+        f"{fold}<span>{html.escape(label)}</span>{beside}</th>"
     )
 
 
@@ -209,7 +210,7 @@ def _cell(column: _HtmlColumn, place: int, rank: int, bars: Sequence[str]) -> st
     verdict = _VERDICTS.get(text, "") if shown.column.head in ("fits", "holds") else ""
     prose = shown.column.kind if shown.column.kind in ("prose", "shapes") else ""
     inside = html.escape(text).replace("\n", "<br>")
-    if text and shown.name in bars and shown.sizes:
+    if shown.name in bars and shown.sizes and shown.sizes[place]:
         inside = f"{inside}{_bar(shown.sizes, place)}"
     classes = _classes(kind, verdict, prose, column.classes, _frozen(rank))
     return f"<td{classes}{title}>{inside}</td>"
@@ -245,7 +246,7 @@ def _choice(columns: list[_HtmlColumn]) -> str:
 
 
 def _footnote(grid: Grid, rest: int) -> str:
-    parts = [*grid.legend]
+    parts = []
     if rest > 0:
         parts.append(f"{rest:,} more rows are in the DataFrame and the CSV")
     if grid.details:

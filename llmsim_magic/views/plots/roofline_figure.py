@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = ("o", "s", "D", "^", "v", "P")
 _TEXT_COLOUR, _LINE_COLOUR = "#222222", "#9aa0a6"
+_TITLE_SIZE, _SMALL_TITLE_SIZE, _SHORT_TITLE = 12, 9, 60  # points, points, characters
 _MAX_LABELS = 8  # dots with the largest shares of the time are labelled
 _MIN_LABELLED_SHARE = 0.01
 _LABEL_SPACING = 13.0  # points
@@ -66,7 +67,8 @@ def roofline_figure(data: RooflineData) -> "Figure":
     FigureCanvasAgg(fig)
     axes = fig.add_axes((0.1, 0.145, 0.87, 0.765))
     _set_up_axes(axes, data)
-    fig.text(0.1, 0.945, data.title, size=12, weight="bold", color=_TEXT_COLOUR, parse_math=False)
+    size = _TITLE_SIZE if len(data.title) <= _SHORT_TITLE else _SMALL_TITLE_SIZE
+    fig.text(0.1, 0.945, data.title, size=size, weight="bold", color=_TEXT_COLOUR, parse_math=False)
     fig.text(0.1, 0.025, data.caption, size=8.5, color="#555555", parse_math=False)
     for roof in data.roofs:
         _draw_roof(axes, roof, is_bold=roof.dtype == data.dtype)

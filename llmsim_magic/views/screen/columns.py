@@ -41,8 +41,8 @@ def _costs() -> dict[str, Column]:
         "bytes_weights": Column("weight bytes", "bytes", 41),
         "bytes_activations": Column("activation bytes", "bytes", 42),
         "bytes_cache": Column("cache bytes", "bytes", 32),
-        "flops_share": Column("of FLOPs", "share", 15),
-        "bytes_share": Column("of bytes", "share", 16),
+        "flops_share": Column("% of FLOPs", "share", 15),
+        "bytes_share": Column("% of bytes", "share", 16),
     }
 
 
@@ -50,14 +50,14 @@ def _times() -> dict[str, Column]:
     return {
         "time_s": Column("time", "seconds", 3),
         "time_interval": Column("90 % interval", "interval", 14),
-        "time_share": Column("of time", "share", 8),
+        "time_share": Column("% of time", "share", 8),
         "share": Column("share", "share", 4),
         "binds": Column("bottleneck", "text", 9),
         "tokens_per_s": Column("tokens/s", "rate", 5),
         "tokens_per_s_interval": Column("90 % interval, tokens/s", "interval", 50),
-        "measured": Column("measured", "bool", 33),
+        "measured": Column("device measured", "bool", 33),
         "class": Column("kernel class", "text", 35),
-        "of_peak": Column("of peak", "share", 27),
+        "of_peak": Column("of peak FLOP/s", "share", 27),
         "of_bandwidth": Column("of bandwidth", "share", 26),
         **{
             f"{phase}_{name}": column
@@ -118,8 +118,8 @@ COLUMNS: MappingProxyType[str, Column] = MappingProxyType(
         "where": Column("where", "prose", 4),
         "detail": Column("detail", "prose", 6),
         "under": Column("under", "text", 3),
-        "ratio": Column("ratio", "number", 2),
-        "difference": Column("difference", "number", 3),
+        "ratio": Column("second ÷ first", "number", 2),
+        "difference": Column("second − first", "number", 3),
         "means": Column("meaning", "prose", 5),
         "error": Column("error", "prose", 2),
         "device": Column("device", "text", 0),

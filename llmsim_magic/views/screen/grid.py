@@ -18,6 +18,9 @@ from llmsim_magic.views.screen.screen_table import FORMULA, WORKLOAD, for_screen
 
 # Columns that are said once above the table where every row has the same value.
 _SAID_ONCE = ("device", "runtime", "launch", "phase", "batch", "context", "measured", "devices")
+# Columns of which the head of a block has the sum over its layers.
+_SUMMED = frozenset({"flops", "elementwise_ops", "bytes_read", "bytes_written", "time_s",
+                     "time_share", "share"})  # fmt: skip
 _NUMBER = re.compile(r"\d+")
 _SHORT_OP = 18  # characters of a type of operator in a narrow terminal
 _BETWEEN_SHAPES = "], ["
@@ -34,7 +37,7 @@ class ShownColumn:
         texts: its text in each line.
         shorter: shorter texts for a narrow screen, if it has them.
         exact: the exact value of each line where the text rounds it; otherwise empty.
-        sizes: the value of each line as a number, of a column of numbers.
+        sizes: the value of each line as a number, of a column of numbers; 0 for a sum of layers.
         name: its name in the table.
     """
 
@@ -85,7 +88,7 @@ class Grid:
         """What each sign that the grid uses stands for."""
         texts = [text for column in self.columns for text in column.texts]
         signs = (
-            (self.layers > 1, "×N: N identical layers, with the figures of one"),
+            (self.layers > 1, "×N: N identical layers, and below it one of them"),
             (any(map(_MORE_SHAPES.search, texts)), "+N: N more shapes"),
             (
                 any(map(_SYMBOL.search, texts)),
@@ -202,6 +205,10 @@ def _shown(table: pd.DataFrame, name: str, lines: list[Line], *, is_path: bool) 
     of_row = list(table[name])
     averaged = is_float_dtype(table[name])
     values = [_value(of_row, line.rows, averaged=averaged) for line in lines]
+    sizes = cells.sizes(values)
+    if name in _SUMMED:
+        for place in _heads_without_rows(lines):
+            values[place] = _sum(of_row, _rows_inside(lines, place))
     if name == FORMULA:
         return _formula_column(values)
     if WORKLOAD.fullmatch(name):
@@ -212,7 +219,7 @@ def _shown(table: pd.DataFrame, name: str, lines: list[Line], *, is_path: bool) 
         values = _relative_paths(values, lines)
     texts = cells.format_cells(values, column.kind)
     exact = cells.exact_cells(values)
-    return ShownColumn(column, texts, _shorter(name, texts), exact, cells.sizes(values))
+    return ShownColumn(column, texts, _shorter(name, texts), exact, sizes)
 
 
 def _value(of_row: list[Any], rows: tuple[int, ...], *, averaged: bool) -> Any:
@@ -223,6 +230,24 @@ def _value(of_row: list[Any], rows: tuple[int, ...], *, averaged: bool) -> Any:
         return of_row[rows[0]]
     known = [of_row[row] for row in rows if not pd.isna(of_row[row])]
     return sum(known) / len(known) if known else pd.NA
+
+
+def _heads_without_rows(lines: list[Line]) -> list[int]:
+    return [place for place, line in enumerate(lines) if line.is_block and not line.rows]
+
+
+def _rows_inside(lines: list[Line], head: int) -> tuple[int, ...]:
+    found: list[int] = []
+    for line in lines[head + 1 :]:
+        if line.depth <= lines[head].depth:
+            break
+        found += line.rows
+    return tuple(found)
+
+
+def _sum(of_row: list[Any], rows: tuple[int, ...]) -> Any:
+    known = [of_row[row] for row in rows if not pd.isna(of_row[row])]
+    return sum(known) if known else pd.NA
 
 
 def _shorter(name: str, texts: list[str]) -> list[str] | None:

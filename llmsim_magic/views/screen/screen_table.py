@@ -35,7 +35,10 @@ def _list_types(table: pd.DataFrame) -> pd.DataFrame:
         counted = zip(names[is_count], table["value"][is_count], strict=True)
         listed = ", ".join(f"{name.removeprefix('operators.')} {value}" for name, value in counted)
         table = table.assign(means=table["means"].mask(names == "operator_types", listed))
-    return table.assign(quantity=names.map(_as_words))[~is_count].reset_index(drop=True)
+    said = names.map(_as_words)
+    if "share" in table:  # of memory, where it is no length of a prompt
+        said = said.replace("context", "driver context")
+    return table.assign(quantity=said)[~is_count].reset_index(drop=True)
 
 
 def _as_words(name: str) -> str:

@@ -20,6 +20,7 @@ _PARTS = {
     "activations": "peak of the tensors that the pass creates and holds at the same time",
     "context": "held by drivers and libraries, outside the allocator",
 }
+_FIRST = ("device", "runtime", "launch", "devices", "fits")  # columns of `ranked`
 _TOTAL = "peak of allocated bytes; the context comes on top"
 _ENGINE_TOTAL = "all that the engine needs, with the context"
 _RESERVED = {
@@ -173,7 +174,10 @@ def capacity_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
 
 
 def ranked(sizing: pd.DataFrame, phases: Sequence[str]) -> pd.DataFrame:
-    """The table of `size` with what fits first, and of that the fastest in the last phase."""
+    """The table of `size` with what fits first, the fastest first, and with its times first."""
     columns = [f"{phase}_s" for phase in reversed(phases)]
     order = [False, *(True for _ in columns), True]
-    return sizing.sort_values(["fits", *columns, "total_bytes"], ascending=order, kind="stable")
+    rows = sizing.sort_values(["fits", *columns, "total_bytes"], ascending=order, kind="stable")
+    times = [name for name in rows if str(name).startswith(tuple(f"{each}_" for each in phases))]
+    first = [*(name for name in _FIRST if name in rows), *times]
+    return rows[[*first, *(name for name in rows if name not in first)]]
