@@ -23,6 +23,7 @@ _CELL_PX = 10  # padding of a cell
 _NARROW_PATH_PX = 145  # beside the shapes of many workloads
 # Widths of characters in a wide font, as parts of its size.
 _NARROW, _NORMAL, _WIDE = 0.35, 0.64, 0.86
+_BOLD = 1.1  # how much wider bold text is
 _NARROW_ONES = frozenset(" ,.:;|()[]il'fjrt·")
 _WIDE_ONES = frozenset("mwMWGOQ%→")
 _FRAME_PX = 12  # border and scroll bar of a box
@@ -140,13 +141,18 @@ def _column(grid: Grid, shown: ShownColumn, bars: Sequence[str], *, shorter: boo
     else:
         size = _SHAPES_PX if kind == "shapes" else _FONT_PX
         width = max(
-            (_pixels(line, size) for text in texts for line in text.split("\n")), default=0.0
+            (
+                _pixels(part, size) * (_BOLD if line.is_block else 1)
+                for line, text in zip(grid.lines, texts, strict=True)
+                for part in text.split("\n")
+            ),
+            default=0.0,
         )
     if kind in _MOST_PX:
         width = min(width, _MOST_PX[kind])
     if kind == "path" and _has_workloads(grid):
         width = min(width, _NARROW_PATH_PX)
-    width = max(width, *map(_pixels, shown.column.head.split()), 0.0)
+    width = max(width, *(_BOLD * _pixels(word) for word in shown.column.head.split()), 0.0)
     return _HtmlColumn(shown, texts, width + _CELL_PX + (_BAR_PX if shown.name in bars else 0))
 
 
