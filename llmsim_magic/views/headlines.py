@@ -141,8 +141,9 @@ def sizing_figures(sizing: "pd.DataFrame", phases: Sequence[str]) -> Figures:
         sizing: the table of `size`.
         phases: the phases that it has times of.
     """
-    devices = sizing["device"].nunique()
-    held = sizing[sizing["fits"]]["device"].nunique()
+    fits = sizing["fits"]
+    devices = sizing[fits.notna()]["device"].nunique()
+    held = sizing[fits.fillna(value=False)]["device"].nunique()
     yield Figure(f"{held} of {devices}", "devices hold it", is_bad=not held)
     if held and phases:
         column = f"{phases[-1]}_s"

@@ -1,14 +1,14 @@
 """size(): which devices a model fits, and how fast it runs on each."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.analyses.memory.capacity import Fit, Setup
 from llmsim_magic.analyses.time.latency import NOT_MODELLED
 from llmsim_magic.analyses.time.pass_time import PassTime
-from llmsim_magic.catalog import accelerators
+from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.errors import Cancelled, LlmsimError, NoDecode
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.execution import Execution, runtimes_of, under
@@ -39,7 +39,7 @@ from llmsim_magic.views.pages.html_page import as_bundle
 from llmsim_magic.views.pages.text_page import as_text
 from llmsim_magic.views.section import Page, Part, Section
 from llmsim_magic.views.tables import memory as memory_tables
-from llmsim_magic.views.tables.memory import ranked
+from llmsim_magic.views.tables.memory import ranked, with_unknown_memory
 from llmsim_magic.views.tables.times import phase_columns
 
 if TYPE_CHECKING:
@@ -211,14 +211,19 @@ def sizing_of(
         device, calibration = device_of(name)
         if not is_all:
             require_executions(deployment, passes[0], device)
-        if device.memory_bytes is None:
-            notes.append(f"{device.name}: its memory size is unknown")
-            continue
         devices.append(device)
         rows += _rows_on(device, calibration, setup, costing)
+    rows.sort(key=lambda row: row.fit is None)
     notes += _error_notes(rows)
+    unknown = [row for row in rows if row.fit is None]
+    if unknown:
+        names_of = ", ".join(dict.fromkeys(row.device for row in unknown))
+        notes.append(f"memory is what is installed, so whether it fits is unknown: {names_of}")
     notes += gap_notes(deployment, passes[0], devices)
-    table = memory_tables.capacity_table(row.fit for row in rows)
+    table = with_unknown_memory(
+        memory_tables.capacity_table(row.fit for row in rows),
+        [(row.device, row.execution.runtime, setup.parallel.ranks, row.needed) for row in unknown],
+    )
     table.insert(2, "launch", [row.execution.launch for row in rows])
     for place, trace in enumerate(passes):
         columns = phase_columns(trace, [row.times[place] for row in rows])
@@ -233,10 +238,15 @@ def sizing_of(
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A row of the table: whether the model fits, and each pass's time if it does, or an error."""
+    """A row of the table: each pass's time, or an error; None for what does not fit.
 
-    fit: Fit
+    `fit` is None for a device of unknown memory; `needed` is the bytes that a device needs.
+    """
+
+    device: str
     execution: Execution
+    fit: Fit | None
+    needed: int
     times: tuple[PassTime | None, ...]
     error: str = ""
 
@@ -246,7 +256,7 @@ def _error_notes(rows: Iterable[_Row]) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.error:
-            found.setdefault((row.fit.device, row.error), []).append(str(row.execution))
+            found.setdefault((row.device, row.error), []).append(str(row.execution))
     return [f"{device} ({'; '.join(names)}): {why}" for (device, why), names in found.items()]
 
 
@@ -256,22 +266,30 @@ def _rows_on(
     """A row for each execution on a device; the fit of a runtime is found once."""
     fits: dict[str, Fit | None] = {}
     passes, planner = costing.traces, costing.planner
+    if planner is None:
+        return
     for execution in executions_on(costing.deployment, passes[0], device):
-        if execution.runtime not in fits and planner is not None:
-            fits[execution.runtime] = planner.fit(setup, device, execution.runtime, max_stages=1)
-        fit = fits.get(execution.runtime)
-        if fit is None:
-            continue
-        unknown = (None,) * len(passes)
-        if not fit.fits:
-            yield _Row(fit, execution, unknown)
-            continue
-        try:
-            times = [costing.time_on(trace, device, calibration, execution) for trace in passes]
-        except LlmsimError as error:
-            yield _Row(fit, execution, unknown, str(error))
-        else:
-            yield _Row(fit, execution, tuple(times))
+        runtime = execution.runtime
+        if runtime not in fits:
+            fits[runtime] = planner.fit(setup, device, runtime, max_stages=1)
+        fit, own = fits[runtime], runtimes.on(runtime, device)
+        memory = planner.needed(setup, own) if fit is None else fit.memory
+        row = _Row(device.name, execution, fit, memory.required, (None,) * len(passes))
+        if fit is None or fit.fits:
+            row = _timed(row, costing, device, calibration)
+        yield row
+
+
+def _timed(
+    row: _Row, costing: DevicePasses, device: Accelerator, calibration: AnyCalibration
+) -> _Row:
+    try:
+        times = tuple(
+            costing.time_on(trace, device, calibration, row.execution) for trace in costing.traces
+        )
+    except LlmsimError as error:
+        return replace(row, error=str(error))
+    return replace(row, times=times)
 
 
 def _passes(planner: CapacityPlanner, setup: Setup) -> tuple[tuple[Trace, ...], list[str]]:

@@ -18,7 +18,8 @@ def device_scatter(sizing: "pd.DataFrame", phase: str) -> Scatter:
         sizing: the table of `size`, with columns `device, usable_bytes` and those of the phase.
         phase: `prefill` or `decode`.
     """
-    times = sizing[sizing[f"{phase}_s"].notna()].sort_values(f"{phase}_s")
+    is_known = sizing[f"{phase}_s"].notna() & sizing["usable_bytes"].notna()
+    times = sizing[is_known].sort_values(f"{phase}_s")
     fastest = times.drop_duplicates("device")
     dots = []
     for rank, row in enumerate(fastest.to_dict("records")):

@@ -147,7 +147,7 @@ def capacity_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
         "device": [fit.device for fit in rows],
         "runtime": texts([fit.runtime for fit in rows]),
         "devices": [fit.setup.parallel.ranks for fit in rows],
-        "fits": [fit.fits for fit in rows],
+        "fits": pd.array([fit.fits for fit in rows], dtype="boolean"),
         "usable_bytes": integers([fit.usable for fit in rows]),
         "total_bytes": integers([fit.memory.required for fit in rows]),
     }
@@ -171,6 +171,31 @@ def capacity_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
         ]
     )
     return pd.DataFrame(columns)
+
+
+def with_unknown_memory(
+    capacities: pd.DataFrame, unknown: Sequence[tuple[str, str, int, int]]
+) -> pd.DataFrame:
+    """The `capacity_table` with a row for each device whose memory is unknown, as a CPU's.
+
+    Args:
+        capacities: the table of the other devices.
+        unknown: name of the device, runtime, number of devices, and bytes that each needs.
+
+    Returns:
+        A table in which `fits` and `usable_bytes` of these rows are NA.
+    """
+    names, runtimes, devices, needed = zip(*unknown, strict=True) if unknown else ((),) * 4
+    added = pd.DataFrame(
+        {
+            "device": list(names),
+            "runtime": texts(runtimes),
+            "devices": list(devices),
+            "total_bytes": integers(needed),
+        }
+    )
+    table = pd.concat([capacities, added], ignore_index=True) if unknown else capacities
+    return table[list(capacities)]
 
 
 def ranked(sizing: pd.DataFrame, phases: Sequence[str]) -> pd.DataFrame:
