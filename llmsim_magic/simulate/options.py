@@ -18,6 +18,7 @@ from llmsim_magic.records.trace.workload import ATTENTIONS, PHASES
 from llmsim_magic.simulate.request import ALL, MEASURED, Build, Deployment, Limits, Request
 
 CONDITIONS = "conditions (exit status 1 where one does not hold)"
+_MAX_DIGITS = 40  # of a number that is read; `int` refuses more than 4,300
 TRACE, SWEEP, SIZE, PANEL, GRAPH = "trace", "sweep", "size", "panel", "graph"
 
 
@@ -75,7 +76,7 @@ class Option:
 
 def _number(name: str) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.lstrip("-").isdecimal():
+        if not text.removeprefix("-").isdecimal() or len(text) > _MAX_DIGITS:
             raise InvalidValue.must_be(f"--{name}", text, "a whole number of at least 1")
         if int(text) < 1:
             raise InvalidValue.must_be(f"--{name}", text, "at least 1")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llmsim_magic.views.graphs.graph import Graph
 
 Subject = TypeVar("Subject")
-Pane = Literal["page", "operators", "table", "graph"]
+Pane = Literal["page", "operators", "graph"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

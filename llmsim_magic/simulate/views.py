@@ -88,7 +88,6 @@ VIEWS: dict[str, View["Report"]] = {
             main_table="shapes",
             compute=lambda report: report.shapes,
             python="sweep.totals\nsweep.shapes",
-            pane="table",
             has_all_workloads=True,
             uses=("sure",),
         ),

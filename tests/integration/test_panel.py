@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from transformers import GPT2Config
 
 import llmsim_magic as llmsim
+from llmsim_magic.notebook.arguments import parse
 from llmsim_magic.notebook.panel.panel import Panel, panel
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.models import recipes
+from llmsim_magic.simulate.option_effect import require_panel_options
 from llmsim_magic.simulate.views import VIEWS
+from llmsim_magic.views import units
 from llmsim_magic.views.file_names import file_stem
 from llmsim_magic.views.safe_files import MANIFEST
 from tests.helpers import small_models
@@ -43,7 +47,14 @@ def wait_for(holds: Callable[[], bool], limit_s: float = 30) -> None:
 
 def ask(shown: Panel, name: str, value: Any) -> None:
     control = getattr(shown.controls, name)
-    run_and_wait(shown, lambda: setattr(getattr(control, "number", control), "value", value))
+    is_size = hasattr(control, "number")
+    given = str(value) if is_size else value
+    run_and_wait(shown, lambda: setattr(control.number if is_size else control, "value", given))
+
+
+def open_tab(shown: Panel, view: str) -> None:
+    place = list(VIEWS).index(view)
+    run_and_wait(shown, lambda: setattr(shown._tabs.widget, "selected_index", place))
 
 
 def test_it_answers_what_the_controls_ask_for(shown: Panel) -> None:
@@ -58,16 +69,11 @@ def test_it_answers_what_the_controls_ask_for(shown: Panel) -> None:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_view_has_a_tab(shown: Panel, view: str) -> None:
-    ask(shown, "view", view)
+    open_tab(shown, view)
     assert shown.report.shows(view)
     tabs = shown._tabs.widget
     assert tabs.titles[tabs.selected_index]
     assert tabs.children[tabs.selected_index] is shown.panes[view].widget
-
-
-def test_a_tab_is_the_view_that_is_asked_for(shown: Panel) -> None:
-    run_and_wait(shown, lambda: setattr(shown._tabs.widget, "selected_index", 3))
-    assert [view.name for view in shown.report.views] == ["deps"]
 
 
 def test_what_is_known_is_not_asked_again(shown: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +101,7 @@ def test_a_mistake_is_one_line_and_greys_what_is_shown_until_the_next_answer(sho
 def test_a_dropdown_chooses_the_runtime(shown: Panel) -> None:
     assert shown.controls.runtime.options[0] == ("every runtime", "")
     assert shown.controls.runtime.disabled, "a summary without a device has no figure of a runtime"
-    ask(shown, "view", "memory")
+    open_tab(shown, "memory")
     assert not shown.controls.runtime.disabled
     assert set(shown.report.memory["runtime"]) == {"transformers"}
     ask(shown, "hardware", "H100-SXM5-80GB")
@@ -146,7 +152,7 @@ class Gate:
 
 def test_two_quick_clicks_are_one_trace(shown: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
-    shown.controls.batch.number.value = 4
+    shown.controls.batch.number.value = "4"
     shown._buttons.trace.click()
     shown._buttons.trace.click()
     wait_for(lambda: bool(gate.entered))
@@ -160,9 +166,9 @@ def test_a_newer_question_takes_the_place_of_an_older(
     shown: Panel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
-    shown.controls.batch.number.value = 4
+    shown.controls.batch.number.value = "4"
     wait_for(lambda: len(gate.entered) == 1)
-    shown.controls.batch.number.value = 8
+    shown.controls.batch.number.value = "8"
     wait_for(lambda: len(gate.entered) == 2)
     gate.open.set()
     wait_for(lambda: not shown.status.is_busy)
@@ -173,7 +179,7 @@ def test_cancel_answers_at_once_leaves_no_thread_and_the_next_try_works(
     shown: Panel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
-    shown.controls.batch.number.value = 4
+    shown.controls.batch.number.value = "4"
     wait_for(lambda: bool(gate.entered))
     assert not shown._buttons.cancel.disabled
     started = time.monotonic()
@@ -199,7 +205,7 @@ def test_building_can_be_cancelled() -> None:
 
 
 def test_a_row_that_is_chosen_is_explained_and_marked_in_the_graph(shown: Panel) -> None:
-    ask(shown, "view", "ops")
+    open_tab(shown, "ops")
     pane: Any = shown.panes["ops"]
     ops = shown.report.ops
     order = int(ops.index[(ops["layer"] == 1) & (ops["op"] == "Linear")][0])
@@ -208,21 +214,21 @@ def test_a_row_that_is_chosen_is_explained_and_marked_in_the_graph(shown: Panel)
     # The browser finds the node, for there its layer may be open or folded.
     node = pane._place.widget.chosen
     assert node == f"n{order}"
-    ask(shown, "view", "deps")
+    open_tab(shown, "deps")
     assert shown.panes["deps"]._picture.widget.chosen == node
     assert f"operator {order}" in shown.panes["deps"]._detail.widget.value
 
 
 def test_a_node_that_is_clicked_selects_its_row(shown: Panel) -> None:
-    ask(shown, "view", "topological")
+    open_tab(shown, "topological")
     shown.panes["topological"]._picture.widget.chosen = "n5"
     assert "operator 5" in shown.panes["topological"]._detail.widget.value
-    ask(shown, "view", "ops")
+    open_tab(shown, "ops")
     assert shown.panes["ops"]._table.widget.selected_rows == [5]
 
 
 def test_a_chosen_operator_stays_chosen_under_another_workload(shown: Panel) -> None:
-    ask(shown, "view", "ops")
+    open_tab(shown, "ops")
     shown.select_operator(5)
     ask(shown, "batch", 8)
     assert shown.panes["ops"]._table.selected == 5
@@ -230,8 +236,8 @@ def test_a_chosen_operator_stays_chosen_under_another_workload(shown: Panel) -> 
     assert shown.panes["ops"]._table.selected is None
 
 
-def test_filters_leave_the_rows_that_match_and_give_way_to_the_one_chosen(shown: Panel) -> None:
-    ask(shown, "view", "ops")
+def test_filters_leave_the_rows_that_match_while_another_row_is_selected(shown: Panel) -> None:
+    open_tab(shown, "ops")
     pane: Any = shown.panes["ops"]
     ops = shown.report.ops
     pane._layer.value = (1,)
@@ -242,26 +248,37 @@ def test_filters_leave_the_rows_that_match_and_give_way_to_the_one_chosen(shown:
     ]
     assert pane._table._labels == [*wanted]
     shown.select_operator(0)
-    assert pane._table._labels == [*ops.index]
-    shown.select_operator(None)
+    assert pane._table._labels == [*wanted]
+    assert "operator 0" in pane._detail.widget.value
+    shown.select_operator(wanted[1])
+    assert pane._table.widget.selected_rows == [1]
+    pane._path.value = "down"
+    assert pane._table._labels == [*ops.index[ops["path"].str.contains("layers.1.mlp.down")]]
+    assert f"operator {wanted[1]}" in pane._detail.widget.value
     pane._path.value, pane._kind.value, pane._layer.value = "", "", (None,)
     assert set(pane._table._labels) == {*ops.index[ops["layer"].isna()]}
 
 
 def test_an_operator_is_chosen_by_its_number(shown: Panel) -> None:
-    ask(shown, "view", "ops")
+    open_tab(shown, "ops")
     pane: Any = shown.panes["ops"]
     for number in (0, 7):
         pane._number.value = str(number)
         assert pane._table.selected == number
-    pane._number.value = "100000"
-    assert pane._number.value == "7"
+    last = len(shown.report.ops) - 1
+    for illegal in ("100000", str(last + 1), "-1", "1.5", "seven"):
+        pane._number.value = illegal
+        assert pane._number.value == illegal
+        assert f"operator must be a whole number from 0 to {last}" in pane._refusal.value
+        assert pane._table.selected == 7
+    pane._number.value = "8"
+    assert pane._refusal.value == ""
     pane._number.value = ""
     assert pane._table.selected is None
 
 
 def test_any_size_is_typed_and_the_usual_ones_are_slid_to(shown: Panel) -> None:
-    run_and_wait(shown, lambda: setattr(shown.controls.context.number, "value", 200))
+    run_and_wait(shown, lambda: setattr(shown.controls.context.number, "value", "200"))
     assert shown.report.trace.workload.context == 200
     assert shown.controls.context.slider.value == 128
     run_and_wait(shown, lambda: setattr(shown.controls.context.slider, "value", 512))
@@ -269,15 +286,15 @@ def test_any_size_is_typed_and_the_usual_ones_are_slid_to(shown: Panel) -> None:
 
 
 def test_many_workloads_take_no_phase_batch_and_context(shown: Panel) -> None:
-    ask(shown, "view", "multi-config")
+    open_tab(shown, "multi-config")
     assert shown.controls.phase.disabled
     assert "8 workloads" in shown.status.message
-    ask(shown, "view", "summary")
+    open_tab(shown, "summary")
     assert not shown.controls.phase.disabled
 
 
 def test_a_device_is_chosen_like_anything_else(shown: Panel) -> None:
-    ask(shown, "view", "costs")
+    open_tab(shown, "costs")
     ask(shown, "hardware", "H100-SXM5-80GB")
     assert "limited by" in shown.panes["costs"].widget.value
     assert "--hardware H100-SXM5-80GB" in shown._export._line.text
@@ -285,8 +302,112 @@ def test_a_device_is_chosen_like_anything_else(shown: Panel) -> None:
     assert "plan" in shown.status.error or shown.report.trace.model.parallel.tp == 2
 
 
+@pytest.mark.parametrize("field", ["batch", "context"])
+def test_an_illegal_size_is_refused_as_the_magic_refuses_it_and_stays(
+    shown: Panel, field: str
+) -> None:
+    before, control = shown.report, getattr(shown.controls, field)
+    for typed in ("0", "-1", "", "many", "1.5", "1e3", "--5", str(2**31), "9" * 5000, "1,2"):
+        ask(shown, field, typed)
+        assert control.number.value == typed
+        with pytest.raises(LlmsimError) as refused:
+            require_panel_options(parse(["small", f"--{field}={typed}"]).request)
+        assert shown.status.error == str(refused.value)
+        assert shown.report is before
+        assert "llmsim-stale" in shown._tabs.widget._dom_classes
+    ask(shown, field, 3)
+    assert shown.status.error == ""
+    assert getattr(shown.report.trace.workload, field) == 3
+
+
+def test_the_slider_leads_back_from_an_illegal_size(shown: Panel) -> None:
+    ask(shown, "batch", "many")
+    run_and_wait(shown, lambda: setattr(shown.controls.batch.slider, "value", 8))
+    assert shown.controls.batch.number.value == "8"
+    assert shown.report.trace.workload.batch == 8
+
+
+def downloads(shown: Panel) -> dict[str, Any]:
+    return {button.label: button for button, _ in shown._export._files.values()}
+
+
+def downloaded(shown: Panel, label: str) -> list[str]:
+    """The names of the files that a click on a download sends."""
+    names: list[str] = []
+    button = downloads(shown)[label]
+    button.send_file = lambda name, content: names.append(name)
+    button._handle_custom_msg({}, [])
+    return names
+
+
+def test_without_a_report_there_is_nothing_to_download() -> None:
+    empty = panel()
+    assert all(button.is_disabled for button in downloads(empty).values())
+    assert empty._export._save.disabled
+    assert downloaded(empty, "CSV") == []
+
+
+def test_a_download_is_always_of_the_tab_that_is_shown(
+    shown: Panel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stem = file_stem(shown.report.trace)
+    for view, table in {"memory": "memory", "ops": "ops", "costs": "costs"}.items():
+        open_tab(shown, view)
+        assert downloaded(shown, "CSV") == [f"{stem}.{table}.csv"]
+        assert downloaded(shown, "HTML") == [f"{stem}.{view}.html"]
+    open_tab(shown, "deps")
+    assert downloaded(shown, "DOT") == [f"{stem}.deps.dot"]
+    gate = Gate(monkeypatch)
+    shown.controls.batch.number.value = "4"
+    wait_for(lambda: bool(gate.entered))
+    assert all(button.is_disabled for button in downloads(shown).values())
+    assert shown._export._save.disabled
+    assert downloaded(shown, "CSV") == []
+    shown._buttons.cancel.click()
+    assert downloaded(shown, "CSV") == []
+    ask(shown, "batch", 1)
+    assert not any(button.is_disabled for button in downloads(shown).values())
+    assert downloaded(shown, "CSV") == [f"{stem}.edges.csv"]
+
+
+def test_with_a_device_each_operator_has_a_time_under_each_execution(shown: Panel) -> None:
+    open_tab(shown, "ops")
+    pane: Any = shown.panes["ops"]
+    assert not [name for name in pane._table.widget.df if "time" in name]
+    ask(shown, "hardware", "H100-SXM5-80GB")
+    table, times = pane._table.widget.df, shown.report.times
+    executions = shown.report.costing.executions()
+    assert len(executions) == 3
+    for execution in executions:
+        rows = times[
+            (times["runtime"] == execution.runtime) & (times["launch"] == execution.launch)
+        ]
+        seconds = rows["time_s"].fillna(0)
+        exact = pd.to_numeric(table[f"exact time ({execution})"]).fillna(0)
+        assert exact.tolist() == pytest.approx(seconds.tolist())
+        longest = int(seconds.argmax())
+        shown_text = table[f"time ({execution})"].iloc[longest]
+        assert shown_text == units.seconds(seconds.iloc[longest])
+    ask(shown, "runtime", "vllm")
+    assert "time" in pane._table.widget.df
+
+
+def test_quantities_are_sorted_and_hovered_by_their_exact_numbers(shown: Panel) -> None:
+    open_tab(shown, "ops")
+    table = shown.panes["ops"]._table.widget
+    names = list(table.df)
+    definitions = table._dt_args["columnDefs"]
+    exact = next(
+        each["orderData"] for each in definitions if each["targets"] == names.index("FLOPs")
+    )
+    assert names[exact] == "exact flops"
+    assert [int(text.replace(",", "")) for text in table.df["exact flops"]] == [
+        int(flops) for flops in shown.report.ops["flops"]
+    ]
+
+
 def test_save_all_writes_tables_graphs_and_a_page(shown: Panel, tmp_path: Path) -> None:
-    ask(shown, "view", "deps")
+    open_tab(shown, "deps")
     shown._export._folder.value = str(tmp_path / "out")
     shown._export._save.click()
     stem = file_stem(shown.report.trace)
@@ -329,7 +450,7 @@ def test_a_live_model_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     shown = panel(small_models.build("qwen3"), context=5)
     run_and_wait(shown, shown.refresh)
-    ask(shown, "view", "ops")
+    open_tab(shown, "ops")
     ask(shown, "batch", 2)
     assert len(copied) == 1
     assert shown.report.trace.model.origin == "live module"

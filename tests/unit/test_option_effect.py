@@ -134,7 +134,7 @@ def test_a_panel_refuses_what_it_does_not_show(options: str) -> None:
 def test_a_panel_keeps_every_other_option() -> None:
     line = "gpt2 --panel --deps --layers 0 --level kernel --hardware H100 --launch eager --ep 2"
     controls = Panel(parse_line(line).request).controls
-    request = controls.request()
+    request = controls.request("deps")
     assert (request.selection.layers, request.selection.level) == ({0}, "kernel")
     assert (request.deployment.launch, request.build.parallel.ep) == ("eager", 2)
 
@@ -142,14 +142,14 @@ def test_a_panel_keeps_every_other_option() -> None:
 def test_a_panel_requests_only_what_its_view_uses() -> None:
     controls = Panel(parse_line("gpt2 --panel --layers 99 --kv-dtype fp8").request).controls
     shown = parse_line("gpt2 --phase prefill --batch 1 --context 128").request
-    assert controls.request() == shown
+    assert controls.request("summary") == shown
     assert (controls.weights.disabled, controls.cache.disabled) == (True, True)
-    controls.view.value = "memory"
-    assert controls.request().deployment.kv_dtype == "fp8"
+    controls.disable_unused("memory")
+    assert controls.request("memory").deployment.kv_dtype == "fp8"
     assert (controls.weights.disabled, controls.cache.disabled) == (False, False)
-    controls.view.value = "deps"
-    assert controls.request().selection.layers == {99}
+    assert controls.request("deps").selection.layers == {99}
     controls.hardware.value = "L40S"
+    controls.disable_unused("deps")
     assert controls.weights.disabled is False
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import llmsim_magic as llmsim
 from llmsim_magic.notebook.arguments import UsageMistake, parse, parse_line, parser
+from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.simulate.options import BY_NAME, GRAPH, OPTIONS, Option, request_of
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import Request
@@ -89,3 +90,9 @@ def test_a_second_model_is_refused() -> None:
 
 def test_yes_is_sure() -> None:
     assert parse(["gpt2", "--multi-config", "--yes"]) == parse(["gpt2", "--multi-config", "--sure"])
+
+
+@pytest.mark.parametrize("text", ["--5", "9" * 5000, "", "1.5", "x"])
+def test_a_number_that_is_none_is_one_line(text: str) -> None:
+    with pytest.raises(InvalidValue, match="--batch must be a whole number of at least 1"):
+        BY_NAME["batch"].parse(text)

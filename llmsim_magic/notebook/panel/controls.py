@@ -1,28 +1,37 @@
 """The panel's dropdowns and sliders: set from a request, and read as one."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ipywidgets as widgets
 
+from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.hardware.dtypes import DTYPES
 from llmsim_magic.records.hardware.execution import RUNTIMES
 from llmsim_magic.records.trace.workload import DEFAULT_CONTEXT, PHASES
-from llmsim_magic.simulate.option_effect import effective_values, options_without_effect
+from llmsim_magic.simulate.option_effect import (
+    effective_values,
+    options_without_effect,
+    require_panel_options,
+)
 from llmsim_magic.simulate.options import BY_NAME, OPTIONS, request_of
 from llmsim_magic.simulate.request import ALL, Request
-from llmsim_magic.simulate.views import VIEWS
 
 # A dropdown treats the value None as "nothing selected", so "not set" is "", 0 or an empty set.
 _BATCHES = tuple(2**power for power in range(11))
 _CONTEXTS = (1, 16, DEFAULT_CONTEXT, *(2**power for power in range(9, 21)))
 _TPS = (1, 2, 4, 8, 16)
 _DEPTHS = [(BY_NAME["depth"].unset, 0), *((str(depth), depth) for depth in range(1, 9))]
+_ALL_WORKLOADS = "multi-config"  # the view without one phase, batch and context
 _LAYERS = [("repeated layers once", frozenset()), ("every layer", "all")]
 
 
 class Controls:
-    """The widgets of the panel that select a model, a view, a workload and a device."""
+    """The widgets of the panel that select a model, a workload and a device.
+
+    Which options have an effect depends on the view, which the panel's tabs select.
+    """
 
     def __init__(self, request: Request, models: Iterable[str]) -> None:
         build, selection = request.build, request.selection
@@ -33,9 +42,6 @@ class Controls:
             description="Model",
             placeholder="a hub id, a folder, a variable",
             continuous_update=False,
-        )
-        self.view = widgets.Dropdown(
-            description="View", options=[(view.title, name) for name, view in VIEWS.items()]
         )
         self.phase = _dropdown("phase", PHASES)
         self.batch = NumberSlider("batch", _BATCHES, _first(request.batches, 1))
@@ -53,7 +59,6 @@ class Controls:
         self.depth = _dropdown("depth", _DEPTHS)
         self.level = _dropdown("level")
         self.layers = _dropdown("layers", _LAYERS)
-        self.view.value = _first(request.views, "summary")
         self.phase.value = _first(request.phases, PHASES[0])
         self.dtype.value, self.attn.value = build.dtype or "", build.attn or ""
         self.base.value = build.base
@@ -66,16 +71,26 @@ class Controls:
         self.level.value = selection.level
         _select(self.depth, selection.depth or 0)
         _select(self.layers, selection.layers)
-        for control in (self.view, self.hardware):
-            control.observe(self._disable_unused, "value")
-        self._disable_unused()
+        self.model.add_class("llmsim-model")
 
-    def _disable_unused(self, _: Any = None) -> None:
-        """Disable the controls that have no effect on the selected view."""
+    def request(self, view: str) -> Request:
+        """The request of a view with the values that have an effect on it.
+
+        Its model is the text of the field.
+
+        Raises:
+            InvalidValue: a field has an illegal value.
+        """
+        chosen = self._chosen(view, *self._workload(view))
+        require_panel_options(chosen)
+        return request_of(chosen.model, chosen.views, effective_values(chosen))
+
+    def disable_unused(self, view: str) -> None:
+        """Disable the controls that have no effect on a view."""
         sizes = (self.batch, self.context)
         for control in (self.phase, *(part for size in sizes for part in size.widget.children)):
-            control.disabled = self.view.value == "multi-config"
-        unused = options_without_effect(self._chosen())
+            control.disabled = view == _ALL_WORKLOADS
+        unused = options_without_effect(self._chosen(view))
         controls = {"weight_dtype": self.weights, "kv_dtype": self.cache, "runtime": self.runtime}
         for name, control in controls.items():
             control.disabled = name in unused
@@ -89,7 +104,7 @@ class Controls:
     def of_model(self) -> tuple[widgets.Widget, ...]:
         """The controls that every view uses, in display order."""
         return (
-            *(self.model, self.view, self.phase, self.batch.widget, self.context.widget),
+            *(self.model, self.phase, self.batch.widget, self.context.widget),
             *(self.dtype, self.attn, self.base),
             *(self.hardware, self.runtime, self.weights, self.cache, self.tp),
         )
@@ -101,15 +116,15 @@ class Controls:
         for control in (*self.of_model, *self.drawing):
             yield sizes.get(control, control)
 
-    def request(self) -> Request:
-        """The request of the current values that have an effect; its model is the field's text."""
-        chosen = self._chosen()
-        return request_of(chosen.model, chosen.views, effective_values(chosen))
-
-    def _chosen(self) -> Request:
-        """The request of all current values."""
+    def _chosen(
+        self,
+        view: str,
+        phases: tuple[str, ...] = (),
+        batches: tuple[int, ...] = (),
+        contexts: tuple[int, ...] = (),
+    ) -> Request:
+        """The request of a view and a workload with all other values."""
         kept = {option.name: option.value(self._given) for option in OPTIONS}
-        phases, batches, contexts = self._workload()
         chosen = {
             "phase": phases,
             "batch": batches,
@@ -127,19 +142,18 @@ class Controls:
             "layers": self.layers.value,
             "level": self.level.value,
         }
-        model, views = self.model.value.strip(), (self.view.value,)
-        return request_of(model, views, kept | chosen)
+        return request_of(self.model.value.strip(), (view,), kept | chosen)
 
     def _ep(self) -> int:
         """The first request's expert-parallel size while `tp` is unchanged; otherwise 1."""
         given = self._given.build.parallel
         return given.ep if int(self.tp.value) == given.tp else 1
 
-    def _workload(self) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
+    def _workload(self, view: str) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
         """Phases, batches and contexts: one each, or empty (the default) for many workloads."""
-        if self.view.value == "multi-config":
+        if view == _ALL_WORKLOADS:
             return (), (), ()
-        return (self.phase.value,), (self.batch.number.value,), (self.context.number.value,)
+        return (self.phase.value,), self.batch.sizes(), self.context.sizes()
 
 
 def _dropdown(name: str, values: Sequence[Any] = ()) -> widgets.Dropdown:
@@ -154,16 +168,21 @@ def _dropdown(name: str, values: Sequence[Any] = ()) -> widgets.Dropdown:
 
 
 class NumberSlider:
-    """A number field, and a slider over common values; the number field has the exact value."""
+    """A number field, and a slider over common values.
+
+    The number field keeps whatever is typed: a legal value moves the slider, an illegal one is an
+    error of `sizes`.
+    """
 
     def __init__(self, name: str, common: Sequence[int], value: int) -> None:
-        label = BY_NAME[name].label
+        option = BY_NAME[name]
+        self._option = option
         self._common = common
-        self.number = widgets.BoundedIntText(value, 1, 2**31 - 1, description=label)
+        self.number = widgets.Text(str(value), description=option.label, continuous_update=False)
         self.slider = widgets.SelectionSlider(
             options=[(f"{size:,}", size) for size in common],
             value=self._nearest(value),
-            description=f"{label} slider",
+            description=f"{option.label} slider",
             readout=False,
             continuous_update=False,
         )
@@ -172,16 +191,28 @@ class NumberSlider:
         self.number.observe(self._move_slider, "value")
         self.slider.observe(self._set_number, "value")
 
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes that are typed, as the option of the magic reads them.
+
+        Raises:
+            InvalidValue: the text is no list of whole numbers of at least 1.
+        """
+        parse: Any = self._option.parse
+        return tuple(parse(self.number.value))
+
     def _nearest(self, value: int) -> int:
         """The largest common value that is not larger."""
         return max(size for size in self._common if size <= value)
 
-    def _move_slider(self, change: Any) -> None:
-        self.slider.value = self._nearest(change["new"])
+    def _move_slider(self, _: Any) -> None:
+        with suppress(InvalidValue):
+            self.slider.value = self._nearest(self.sizes()[0])
 
     def _set_number(self, change: Any) -> None:
-        if self._nearest(self.number.value) != change["new"]:
-            self.number.value = change["new"]
+        with suppress(InvalidValue):
+            if self._nearest(self.sizes()[0]) == change["new"]:
+                return
+        self.number.value = str(change["new"])
 
 
 def _select(dropdown: widgets.Dropdown, value: Any) -> None:

@@ -23,6 +23,8 @@ Content = Callable[[Report, View[Report]], tuple[str, str]]  # the name and text
 class Export:
     """Download and Save buttons, and the code of the displayed report.
 
+    The buttons are disabled unless the open tab shows what the controls request.
+
     `on_message` is called with what was written, `on_error` with the error if that fails.
     """
 
@@ -57,18 +59,28 @@ class Export:
         buttons = [button for button, _ in self._files.values()]
         bar = widgets.HBox([widgets.Label("Download"), *buttons, self._folder, self._save])
         bar.add_class("llmsim-controls")
-        self.widget = widgets.VBox([bar, self._line, self._call])
-        self.widget.layout.display = "none"  # until there is a report
+        self._code = widgets.VBox([self._line, self._call])
+        self._code.layout.display = "none"  # until there is a report
+        self.widget = widgets.VBox([bar, self._code])
 
     def show(self, report: Report, request: Request, *, is_variable: bool) -> None:
         """Offer the files and the code of a report."""
         self._report, self._view = report, VIEWS[request.views[0]]
         self._save.disabled = False
-        self.widget.layout.display = ""
+        self._code.layout.display = ""
+        self._code.remove_class("llmsim-stale")
         for name, (button, _) in self._files.items():
             button.is_disabled = name in ("SVG", "DOT") and not report.drawings
         self._line.text = magic_line(request)
         self._call.text = python_call(request, is_variable=is_variable)
+
+    def disable(self) -> None:
+        """Offer no files: the open tab does not show what the controls request."""
+        self._report = None
+        self._save.disabled = True
+        self._code.add_class("llmsim-stale")
+        for button, _ in self._files.values():
+            button.is_disabled = True
 
     def _send(self, content: Content, button: Download, *_: Any) -> None:
         if self._report is None:

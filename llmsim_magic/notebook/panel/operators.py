@@ -1,17 +1,21 @@
 """The Operators tab: a filtered table, with the arithmetic and the graph of the selected row."""
 
+import html
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
+from llmsim_magic.notebook.panel.page_parts import PageParts
 from llmsim_magic.notebook.panel.table import Table
 from llmsim_magic.notebook.widgets import Drawing
+from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.workload import IsCancelled
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.views.explain import Explanation, explain_operator
 from llmsim_magic.views.graphs.graph import Graph
 from llmsim_magic.views.pages.html_page import as_html
+from llmsim_magic.views.screen.columns import Column
 from llmsim_magic.views.section import Page, Part, Section
 from llmsim_magic.views.tables.operators import filter_operators, layer_indices
 
@@ -19,8 +23,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OnSelect = Callable[[int | None], None]  # called with the order of an operator, or None
-_DEFAULT_COLUMNS = ["path", "op", "layer", "params", "flops", "bytes_read", "bytes_written",
-             "input_shapes", "output_shapes"]  # fmt: skip
+_NAMES = ["path", "op"]
+_COSTS = ["flops", "bytes_read", "bytes_written", "params"]
+_SHAPES = ["input_shapes", "output_shapes"]
+_SHOWN = frozenset({*_NAMES, *_COSTS, "output_shapes"})
 _ALL, _OUTSIDE = ("all", ""), ("outside of layers", (None,))
 
 
@@ -35,7 +41,7 @@ class Detail:
         if order is None:
             self.widget.value = self._hint
             return
-        row = Section(f"Operator {order}", report.ops.loc[[order], _DEFAULT_COLUMNS])
+        row = Section(f"Operator {order}", report.ops.loc[[order], [*_NAMES, *_COSTS, *_SHAPES]])
         arithmetic = Section("Its arithmetic", Explanation(explain_operator(report.trace, order)))
         page = Page("", (Part("operator", "", "", (), (row, arithmetic)),))
         self.widget.value = as_html(page, has_script=False)
@@ -91,6 +97,7 @@ class OperatorsPane:
         self._number = widgets.Text(
             description="Operator", placeholder="its number", continuous_update=False
         )
+        self._refusal = widgets.HTML()  # of the number
         self._number.observe(self._select_number, "value")
         filters = [self._layer, self._kind, self._path]
         for control in filters:
@@ -99,16 +106,27 @@ class OperatorsPane:
         bar.add_class("llmsim-controls")
         beside = widgets.HBox([self._detail.widget, self._place.widget])
         beside.add_class("llmsim-beside")
-        self.widget = widgets.VBox([bar, self._table.widget, beside])
+        self._page = PageParts("ops")
+        self.widget = widgets.VBox(
+            [
+                self._page.above,
+                bar,
+                self._refusal,
+                self._table.widget,
+                beside,
+                self._page.below,
+            ]
+        )
 
     def prepare(self, report: Report, cancelled: IsCancelled) -> None:
-        """Compute the table, which the report caches."""
-        _ = report.ops
+        """Compute the tables and pictures, which the report caches."""
+        report.content()
 
     def show(self, report: Report, order: int | None) -> None:
         is_new = report is not self._report
         if is_new:
             self._set_layers(report)
+            self._page.show(report)
         if is_new or order != self._order:
             self._order = order
             if is_new or order != self._table.selected:
@@ -133,26 +151,48 @@ class OperatorsPane:
 
     def _apply_filters(self, _: Any = None) -> None:
         if self._report is not None:
-            table = self._matching(self._report)
-            hidden = [str(name) for name in table if name not in _DEFAULT_COLUMNS]
-            self._table.show(table[_DEFAULT_COLUMNS + hidden], hidden, self._order)
+            times = _times(self._report)
+            table = self._matching(self._report).join(times)
+            first = [*_NAMES, *times, *_COSTS, *_SHAPES]
+            ordered = first + [name for name in table if name not in first]
+            hidden = {*ordered} - {*_SHOWN, *times.columns[:1]}
+            columns = {str(name): Column(str(name), "seconds") for name in times}
+            self._table.show(table[ordered], hidden, self._order, columns)
 
     def _matching(self, report: Report) -> "pd.DataFrame":
-        """The rows that pass the filters; all rows if the filters would hide the selected one."""
-        table = filter_operators(
+        """The rows that pass the filters; the selected one may not be among them."""
+        return filter_operators(
             report.ops,
             path=self._path.value.strip(),
             layers=self._layer.value or None,
             kind=self._kind.value or None,
         )
-        return report.ops if self._order is not None and self._order not in table.index else table
 
     def _select_number(self, change: Any) -> None:
-        """Select the operator of a typed number; restore the field if there is none."""
+        """Select the operator of a typed number; an illegal one stays, with an error."""
         report, text = self._report, change["new"].strip()
-        if report is None or text == ("" if self._order is None else str(self._order)):
+        if report is None:
             return
-        if text and not (text.isdecimal() and int(text) < len(report.ops)):
-            self._number.value = "" if self._order is None else str(self._order)
-        else:
+        operators = len(report.ops)
+        is_legal = not text or (text in map(str, range(operators)))
+        self._refusal.value = "" if is_legal else _refusal(text, operators)
+        if is_legal and text != ("" if self._order is None else str(self._order)):
             self._on_select(int(text) if text else None)
+
+
+def _times(report: Report) -> "pd.DataFrame":
+    """Seconds of each operator on the device, with a column for each execution."""
+    found = report.ops[[]].copy()
+    executions = report.costing.executions() if report.costing.devices else ()
+    for execution in executions:
+        rows = report.times
+        is_own = (rows["runtime"] == execution.runtime) & (rows["launch"] == execution.launch)
+        head = "time" if len(executions) == 1 else f"time ({execution})"
+        found[head] = rows.loc[is_own, "time_s"]
+    return found
+
+
+def _refusal(text: str, operators: int) -> str:
+    """The error of an operator's number that is none of 0 to `operators` - 1, as HTML."""
+    error = InvalidValue.must_be("operator", text, f"a whole number from 0 to {operators - 1}")
+    return f'<span role="alert" class="llmsim-error">{html.escape(str(error))}</span>'

@@ -75,15 +75,20 @@ class Panel:
         self.controls = Controls(request, self._models.names)
         self._buttons = ButtonBar(self._trace_again, self.cancel, static_class)
         self.status = self._buttons.status
-        self._tabs = ViewTabs(self.controls.view, self.controls.drawing, self.select_operator)
+        self._tabs = ViewTabs(
+            request.views[0] if request.views else self._view,
+            self.controls.drawing,
+            self.select_operator,
+        )
         self.panes = self._tabs.panes
         self._export = Export(
-            self._buttons.show_message, self._show_error, overwrite=request.overwrite
+            self._buttons.show_message, self._buttons.show_error, overwrite=request.overwrite
         )
         self.widget = self._layout()
         for control in self.controls.observed:
             control.observe(self.refresh, "value")
-        self._tabs.observe()
+        self._tabs.observe(self.refresh)
+        self.controls.disable_unused(self._tabs.view)
 
     def _layout(self) -> widgets.Widget:
         style = resources.files(__package__).joinpath("panel.css").read_text("utf-8")
@@ -124,6 +129,7 @@ class Panel:
         Returns:
             The thread that computes the report; None if none is needed.
         """
+        self.controls.disable_unused(self._tabs.view)
         try:
             question = self._question()
         except LlmsimError as error:
@@ -133,7 +139,7 @@ class Panel:
         if question is None:
             self._stop()
             self._buttons.show_message(EMPTY_MESSAGE)
-            self._tabs.mark_stale()
+            self._mark_stale()
             return None
         if question.key in self._reports:
             self._stop()
@@ -142,7 +148,7 @@ class Panel:
         thread = self._worker.take(Job(question.key, partial(self._compute, question)))
         if thread is not None:
             self._buttons.clear_error()
-            self._tabs.mark_stale()
+            self._mark_stale()
             self._update_busy()
             thread.start()
         return thread
@@ -176,7 +182,7 @@ class Panel:
 
     def _question(self) -> PanelQuestion | None:
         """What the controls request; None without a model."""
-        request = self.controls.request()
+        request = self.controls.request(self._tabs.view)
         return self._models.question(request) if request.model else None
 
     def _compute(self, question: PanelQuestion, job: Job[Report]) -> Report:
@@ -233,7 +239,12 @@ class Panel:
 
     def _show_error(self, error: Exception) -> None:
         self._buttons.show_error(error)
+        self._mark_stale()
+
+    def _mark_stale(self) -> None:
+        """Grey out the tabs and offer no files, until the requested report is displayed."""
         self._tabs.mark_stale()
+        self._export.disable()
 
     def _update_busy(self) -> None:
         self._buttons.set_busy(self._worker.job is not None)

@@ -1,12 +1,15 @@
 """A sortable, searchable table widget with selectable columns and rows."""
 
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from itables import JavascriptFunction
 from itables.widget import ITable
 
+from llmsim_magic.views.screen.cells import exact_cells, format_cells
+from llmsim_magic.views.screen.columns import TEXTS, Column, declared
 from llmsim_magic.views.screen.raw_cells import format_table
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ _LAYOUT = {
                 "text": "Columns",
                 "background": False,
                 "collectionLayout": "fixed three-column",
+                "columns": ":not(.llmsim-exact)",
             }
         ]
     },
@@ -28,6 +32,7 @@ _LAYOUT = {
     "bottomStart": "info",
     "bottomEnd": "paging",
 }
+_SHOW_EXACT = "function (cell, text, row) {cell.title = row[%d];}"
 # After the first draw, opens the page of a row, in the current sort order.
 _SHOW_ROW = """function (settings) {
   if (settings.isShown) return;
@@ -52,17 +57,23 @@ class Table:
         self.widget = ITable(text_in_header_can_be_selected=False)  # a click sorts
         self.widget.observe(self._select_row, "selected_rows")
 
-    def show(self, frame: "pd.DataFrame", hidden: Collection[str] = (), row: Any = None) -> None:
-        """Show another table.
+    def show(
+        self,
+        frame: "pd.DataFrame",
+        hidden: Collection[str] = (),
+        row: Any = None,
+        columns: Mapping[str, Column] = MappingProxyType({}),
+    ) -> None:
+        """Show another table, with numbers in people's units and the exact ones on hover.
 
         Args:
             frame: the table.
             hidden: columns that the user can switch on.
             row: label of the row to select and scroll to.
+            columns: how to show columns that `declared` does not know.
         """
         self._labels = list(frame.index)
-        cells = format_table(frame.reset_index() if frame.index.name else frame)
-        places = [place for place, name in enumerate(cells) if name in hidden]
+        cells, definitions = _as_texts(frame, hidden, columns)
         selected = self._labels.index(row) if row in self._labels else None
         self.selected = None if selected is None else row
         options: dict[str, Any] = {
@@ -75,7 +86,7 @@ class Table:
             "maxBytes": 0,
             "text_in_header_can_be_selected": False,
             "showIndex": False,
-            "columnDefs": [{"visible": False, "targets": places}] if places else [],
+            "columnDefs": definitions,
             "select": "single" if self._on_select else False,
             "selected_rows": [],
             "drawCallback": JavascriptFunction(_SHOW_ROW % (-1 if selected is None else selected)),
@@ -94,3 +105,45 @@ class Table:
         if self._on_select and row is not None and row != self.selected:
             self.selected = row
             self._on_select(row)
+
+
+def _as_texts(
+    frame: "pd.DataFrame", hidden: Collection[str], columns: Mapping[str, Column]
+) -> "tuple[pd.DataFrame, list[dict[str, Any]]]":
+    """A table's cells as text, and DataTables' definitions of its columns.
+
+    After the columns of the table there is one more for each column of quantities, with the exact
+    numbers: it is never shown, and the column of quantities is sorted by it.
+    """
+    table = frame.reset_index() if frame.index.name else frame
+    known = {name: columns.get(name) or declared(name) for name in map(str, table)}
+    plain = format_table(table[[name for name in table if known[str(name)].kind in TEXTS]])
+    cells: dict[str, list[str]] = {}
+    exact: dict[str, list[str]] = {}
+    places: dict[int, str] = {}
+    heads = [column.head for column in known.values()]
+    for place, (name, column) in enumerate(known.items()):
+        head = column.head if heads.count(column.head) == 1 else name
+        if name in plain:
+            cells[head] = list(plain[name])
+            continue
+        values = list(table[name])
+        cells[head] = format_cells(values, column.kind)
+        exact[f"exact {name}"] = exact_cells(values)
+        places[place] = name
+    definitions: list[dict[str, Any]] = [
+        {
+            "targets": place,
+            "orderData": len(cells) + shift,
+            "className": "dt-right",
+            "createdCell": JavascriptFunction(_SHOW_EXACT % (len(cells) + shift)),
+        }
+        for shift, place in enumerate(places)
+    ]
+    is_hidden = [place for place, name in enumerate(known) if name in hidden]
+    last = [len(cells) + shift for shift in range(len(exact))]
+    definitions += [
+        {"targets": last, "className": "llmsim-exact"},
+        {"targets": is_hidden + last, "visible": False},
+    ]
+    return type(frame)(cells | exact, index=table.index), definitions

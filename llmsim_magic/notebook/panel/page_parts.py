@@ -1,0 +1,50 @@
+"""The page of a view, around the interactive part of its tab."""
+
+from dataclasses import replace
+
+from llmsim_magic.notebook.widgets import PageView
+from llmsim_magic.simulate.report import Report
+from llmsim_magic.views.graphs.graph import Graph
+from llmsim_magic.views.pages.html_page import as_html
+from llmsim_magic.views.section import Page, Section
+
+
+class PageParts:
+    """What a page has beside the table or graph that its tab shows interactively.
+
+    Attributes:
+        above: warnings, headline and pictures of the view, for the top of the tab.
+        below: its tables, folded away, other views, and notes, for the bottom.
+    """
+
+    def __init__(self, view: str) -> None:
+        self._view = view
+        self.above, self.below = PageView(), PageView()
+
+    def show(self, report: Report) -> None:
+        """Show the page of a report whose graphs are shown elsewhere."""
+        page = report.content()
+        above, below = [], []
+        for part in page.parts:
+            if part.name != self._view:
+                below.append(part)
+                continue
+            pictures = tuple(each for each in part.sections if not _is_table(each))
+            tables = tuple(
+                replace(each, title=each.title or part.label, is_detail=True)
+                for each in part.sections
+                if _is_table(each)
+            )
+            shown = (each for each in pictures if not isinstance(each.body, Graph))
+            above.append(replace(part, sections=tuple(shown)))
+            below.insert(0, replace(part, title="", figures=(), sections=tables))
+        self.above.value = _html(Page(page.title, tuple(above), page.warnings))
+        self.below.value = _html(Page(page.title, tuple(below), notes=page.notes))
+
+
+def _html(page: Page) -> str:
+    return as_html(page, has_script=False)
+
+
+def _is_table(section: Section) -> bool:
+    return hasattr(section.body, "columns")
