@@ -79,6 +79,20 @@ class PanelPage:
     def tab(self, name: str) -> None:
         self.root.get_by_role("tab", name=name).click()
 
+    def wait_until_current(self) -> None:
+        """Wait until the tab shows what is requested, and for the end of the fade of stale ones."""
+        self.page.wait_for_timeout(300)
+        self.root.locator(":not(.llmsim-stale) > .widget-tab-contents").wait_for()
+        self.page.wait_for_timeout(700)
+
+    def theme(self, name: str) -> None:
+        """`Light` or `Dark`."""
+        self.page.evaluate(
+            "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})",
+            f"JupyterLab {name}",
+        )
+        self.page.locator(f"body[data-jp-theme-light={str(name == 'Light').lower()}]").wait_for()
+
     def visible(self, selector: str, text: str = "") -> Any:
         """The first of its kind that is seen, with that text in it."""
         return self.root.locator(f"{selector}:visible", has_text=text).first

@@ -1,4 +1,4 @@
-"""The panel's bar: the Trace and Cancel buttons, and the status line."""
+"""The panel's Trace and Cancel buttons, and its status line."""
 
 import re
 import traceback
@@ -20,7 +20,6 @@ class ButtonBar:
         trace: the Trace button.
         cancel: the Cancel button; disabled while nothing is running.
         status: the status line.
-        widget: the bar.
     """
 
     def __init__(
@@ -38,7 +37,6 @@ class ButtonBar:
             description="Cancel", disabled=True, tooltip="stop the running trace"
         )
         self.status = Status(message=EMPTY_MESSAGE, twin=twin)
-        self.widget = widgets.HBox([self.trace, self.cancel, self.status])
         self.trace.on_click(on_trace)
         self.cancel.on_click(on_cancel)
 

@@ -24,7 +24,7 @@ _CONTEXTS = (1, 16, DEFAULT_CONTEXT, *(2**power for power in range(9, 21)))
 _TPS = (1, 2, 4, 8, 16)
 _DEPTHS = [(BY_NAME["depth"].unset, 0), *((str(depth), depth) for depth in range(1, 9))]
 _ALL_WORKLOADS = "multi-config"  # the view without one phase, batch and context
-_LAYERS = [("repeated layers once", frozenset()), ("every layer", "all")]
+_LAYERS = [("fold identical", frozenset()), ("every layer", "all")]
 
 
 class Controls:
@@ -71,7 +71,6 @@ class Controls:
         self.level.value = selection.level
         _select(self.depth, selection.depth or 0)
         _select(self.layers, selection.layers)
-        self.model.add_class("llmsim-model")
 
     def request(self, view: str) -> Request:
         """The request of a view with the values that have an effect on it.
@@ -101,10 +100,10 @@ class Controls:
         return self.depth, self.level, self.layers
 
     @property
-    def of_model(self) -> tuple[widgets.Widget, ...]:
-        """The controls that every view uses, in display order."""
+    def options(self) -> tuple[widgets.Widget, ...]:
+        """The controls besides the model that every view uses, in display order."""
         return (
-            *(self.model, self.phase, self.batch.widget, self.context.widget),
+            *(self.phase, self.batch.widget, self.context.widget),
             *(self.dtype, self.attn, self.base),
             *(self.hardware, self.runtime, self.weights, self.cache, self.tp),
         )
@@ -113,7 +112,7 @@ class Controls:
     def observed(self) -> Iterator[widgets.Widget]:
         """The controls whose change requests a report; a slider changes its number field."""
         sizes = {self.batch.widget: self.batch.number, self.context.widget: self.context.number}
-        for control in (*self.of_model, *self.drawing):
+        for control in (self.model, *self.options, *self.drawing):
             yield sizes.get(control, control)
 
     def _chosen(

@@ -58,7 +58,7 @@ class Export:
         self._line, self._call = Code(label="magic"), Code(label="Python")
         buttons = [button for button, _ in self._files.values()]
         bar = widgets.HBox([widgets.Label("Download"), *buttons, self._folder, self._save])
-        bar.add_class("llmsim-controls")
+        bar.add_class("llmsim-row")
         self._code = widgets.VBox([self._line, self._call])
         self._code.layout.display = "none"  # until there is a report
         self.widget = widgets.VBox([bar, self._code])

@@ -26,7 +26,7 @@ OnSelect = Callable[[int | None], None]  # called with the order of an operator,
 _NAMES = ["path", "op"]
 _COSTS = ["flops", "bytes_read", "bytes_written", "params"]
 _SHAPES = ["input_shapes", "output_shapes"]
-_SHOWN = frozenset({*_NAMES, *_COSTS, "output_shapes"})
+_SHOWN = frozenset({*_NAMES, "flops", "bytes_read", "params", "output_shapes"})
 _ALL, _OUTSIDE = ("all", ""), ("outside of layers", (None,))
 
 

@@ -92,10 +92,12 @@ class Panel:
 
     def _layout(self) -> widgets.Widget:
         style = resources.files(__package__).joinpath("panel.css").read_text("utf-8")
-        controls = widgets.HBox(self.controls.of_model)
-        controls.add_class("llmsim-controls")
         css = widgets.HTML(f"<style>{style}</style>")
-        bars = (controls, self._buttons.widget, self._tabs.widget, self._export.widget)
+        model = widgets.HBox([self.controls.model, self._buttons.trace, self._buttons.cancel])
+        model.add_class("llmsim-row")
+        options = widgets.HBox(self.controls.options)
+        options.add_class("llmsim-controls")
+        bars = (model, options, self.status, self._tabs.widget, self._export.widget)
         box = widgets.VBox([css, *bars])
         box.add_class("llmsim-panel")
         return box

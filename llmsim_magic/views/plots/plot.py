@@ -30,6 +30,11 @@ _RC_PARAMS: dict[str, Any] = {
 }
 
 
+# In JupyterLab's dark theme: white becomes the theme's dark grey, and hues stay.
+_DARK = (
+    "<style>[data-jp-theme-light=false] img.llmsim-plot "
+    "{filter:invert(.88) hue-rotate(180deg)}</style>"
+)
 # `matplotlib.rc_context` changes the whole process, so one thread at a time may draw.
 _matplotlib_lock = ExclusiveLock("a plot is being drawn")
 
@@ -38,7 +43,7 @@ _matplotlib_lock = ExclusiveLock("a plot is being drawn")
 class Plot:
     """A plot on a white background.
 
-    A notebook displays it as an image, which needs no trust.
+    A notebook displays it as an image, which needs no trust; on a dark one in a dark theme.
 
     Attributes:
         svg: the plot as SVG.
@@ -76,8 +81,8 @@ class Plot:
         data = base64.b64encode(self.svg.encode()).decode()
         title = html.escape(self.title, quote=True)
         return (
-            f'<img alt="{title}" style="max-width:100%;background:white" '
-            f'src="data:image/svg+xml;base64,{data}"/>'
+            f'{_DARK}<img class="llmsim-plot" alt="{title}" '
+            f'style="max-width:100%;background:white" src="data:image/svg+xml;base64,{data}"/>'
         )
 
     def __repr__(self) -> str:
