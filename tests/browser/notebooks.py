@@ -91,7 +91,9 @@ class PanelPage:
             "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})",
             f"JupyterLab {name}",
         )
-        self.page.locator(f"body[data-jp-theme-light={str(name == 'Light').lower()}]").wait_for()
+        body = self.page.locator(f"body[data-jp-theme-light={str(name == 'Light').lower()}]")
+        body.wait_for(state="attached")
+        self.page.wait_for_timeout(1500)  # its style sheet
 
     def visible(self, selector: str, text: str = "") -> Any:
         """The first of its kind that is seen, with that text in it."""

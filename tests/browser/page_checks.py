@@ -64,7 +64,10 @@ _CONTRAST = (
   const ground = (e) => {
     const layers = [];
     for (let at = e; at; at = at.parentElement) {
-      layers.push(rgba(getComputedStyle(at).backgroundColor));
+      const style = getComputedStyle(at);
+      const shadow = style.boxShadow.match(/^(rgba?[(][^)]*[)]).* 9999px inset/);
+      if (shadow) layers.push(rgba(shadow[1]));  // which colours the selected rows of a table
+      layers.push(rgba(style.backgroundColor));
     }
     return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255]);
   };

@@ -231,9 +231,13 @@ def test_it_is_reached_by_the_keyboard_in_order(page: Any, lab: tuple[str, Path]
         )
         page.keyboard.press("Tab")
     assert names == [
-        "Model", "Phase", "Batch", "Batch slider", "Context", "Context slider", "Dtype",
-        "Attention", "Head", "Hardware", "Runtime", "Weights", "Cache", "Devices", "Trace",
+        "Model", "Trace", "Phase", "Batch", "Batch slider", "Context", "Context slider", "Dtype",
+        "Attention", "Head", "Hardware", "Runtime", "Weights", "Cache", "Devices", "Memory",
     ]  # fmt: skip
+    page.keyboard.press("Shift+Tab")  # to the open tab
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    panel.visible("[role=tab][aria-selected=true]", "Costs").wait_for()
     panel.root.get_by_role("slider", name="Batch slider").focus()
     page.keyboard.press("ArrowRight")
     panel.wait_for("batch 2")
