@@ -77,7 +77,7 @@ def test_texts_labels_and_placeholders_stand_out(
     for name in each_tab(panel):
         assert low_contrasts(panel.root) == [], name
     panel.tab("Operators")
-    panel.visible("tbody tr", "layers.0.self_attn.q_proj").click()
+    panel.visible(".dt-container tbody tr", "layers.0.self_attn.q_proj").click()
     panel.visible("pre", "operator 5 at").wait_for()
     panel.root.get_by_label("Operator", exact=True).fill("seven")
     panel.root.get_by_label("Operator", exact=True).press("Enter")

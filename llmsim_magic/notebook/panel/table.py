@@ -128,8 +128,11 @@ def _as_texts(
             cells[head] = list(plain[name])
             continue
         values = list(table[name])
-        cells[head] = format_cells(values, column.kind)
-        exact[f"exact {name}"] = exact_cells(values)
+        distinct = list(dict.fromkeys(values))  # few: identical layers repeat them
+        texts = dict(zip(distinct, format_cells(distinct, column.kind), strict=True))
+        digits = dict(zip(distinct, exact_cells(distinct), strict=True))
+        cells[head] = [texts[value] for value in values]
+        exact[f"exact {name}"] = [digits[value] for value in values]
         places[place] = name
     definitions: list[dict[str, Any]] = [
         {
