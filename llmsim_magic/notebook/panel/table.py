@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROWS_PER_PAGE = 12
+_PLAIN = frozenset(TEXTS) - {"shapes"}  # kinds that need no second, exact text
 _LAYOUT = {
     "topStart": {
         "buttons": [
@@ -112,12 +113,12 @@ def _as_texts(
 ) -> "tuple[pd.DataFrame, list[dict[str, Any]]]":
     """A table's cells as text, and DataTables' definitions of its columns.
 
-    After the columns of the table there is one more for each column of quantities, with the exact
-    numbers: it is never shown, and the column of quantities is sorted by it.
+    After the columns of the table there is one more for each column of quantities or shapes, with
+    the exact ones: it is never shown, and the column before is sorted by it.
     """
     table = frame.reset_index() if frame.index.name else frame
     known = {name: columns.get(name) or declared(name) for name in map(str, table)}
-    plain = format_table(table[[name for name in table if known[str(name)].kind in TEXTS]])
+    plain = format_table(table[[name for name in table if known[str(name)].kind in _PLAIN]])
     cells: dict[str, list[str]] = {}
     exact: dict[str, list[str]] = {}
     places: dict[int, str] = {}
@@ -128,20 +129,22 @@ def _as_texts(
             cells[head] = list(plain[name])
             continue
         values = list(table[name])
-        distinct = list(dict.fromkeys(values))  # few: identical layers repeat them
-        texts = dict(zip(distinct, format_cells(distinct, column.kind), strict=True))
-        digits = dict(zip(distinct, exact_cells(distinct), strict=True))
-        cells[head] = [texts[value] for value in values]
-        exact[f"exact {name}"] = [digits[value] for value in values]
-        places[place] = name
+        keys = [id(value) if isinstance(value, list) else value for value in values]
+        distinct = dict(zip(keys, values, strict=True))  # few: identical layers repeat them
+        shown = [*distinct.values()]
+        texts = dict(zip(distinct, format_cells(shown, column.kind), strict=True))
+        digits = dict(zip(distinct, exact_cells(shown), strict=True))
+        cells[head] = [texts[key] for key in keys]
+        exact[f"exact {name}"] = [digits[key] for key in keys]
+        places[place] = column.kind
     definitions: list[dict[str, Any]] = [
         {
             "targets": place,
             "orderData": len(cells) + shift,
-            "className": "dt-right",
+            "className": "" if kind == "shapes" else "dt-right",
             "createdCell": JavascriptFunction(_SHOW_EXACT % (len(cells) + shift)),
         }
-        for shift, place in enumerate(places)
+        for shift, (place, kind) in enumerate(places.items())
     ]
     is_hidden = [place for place, name in enumerate(known) if name in hidden]
     last = [len(cells) + shift for shift in range(len(exact))]
