@@ -392,6 +392,21 @@ def test_with_a_device_each_operator_has_a_time_under_each_execution(shown: Pane
     assert "time" in pane._table.widget.df
 
 
+@pytest.mark.parametrize(("view", "folded"), [("deps", "Dataflow"), ("ops", "Modules")])
+def test_a_tab_shows_the_page_of_its_view_around_what_is_interactive(
+    shown: Panel, view: str, folded: str
+) -> None:
+    open_tab(shown, view)
+    ask(shown, "hardware", "H100-SXM5-80GB")
+    page: Any = shown.panes[view]._page
+    (own,) = [part for part in shown.report.content().parts if part.name == view]
+    assert all(figure.value in page.above.value for figure in own.figures)
+    assert "<table" not in page.above.value
+    assert f"<summary>{folded}</summary>" in page.below.value
+    assert "Time" in page.below.value
+    assert "llmsim-graph" not in page.above.value + page.below.value
+
+
 def test_quantities_are_sorted_and_hovered_by_their_exact_numbers(shown: Panel) -> None:
     open_tab(shown, "ops")
     table = shown.panes["ops"]._table.widget
