@@ -3,6 +3,7 @@
 import csv
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.hardware.dtypes import WEIGHT_DTYPES
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.workload import never_cancelled
 from llmsim_magic.simulate.hardware import capacity_planner
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner, Setup
 from llmsim_magic.simulate.sweeps import workload_tracer
@@ -538,6 +540,19 @@ def test_a_model_that_generates_needs_the_logits_of_the_sampler(name: str) -> No
     config = small_models.CONFIGS[name]()
     found = memory(traced(config), runtime=runtimes.find("vllm"))
     assert found.activations == int(9.7 * 1024 * config.vocab_size * 4)
+
+
+@pytest.mark.parametrize("what", ["largest_batch", "longest_context"])
+@pytest.mark.parametrize("runtime", ["vllm", "transformers"])
+def test_no_size_is_tried_where_the_weights_alone_do_not_fit(what: str, runtime: str) -> None:
+    planner = CapacityPlanner("Qwen/Qwen3-0.6B")
+    small = replace(accelerators.find("T4"), name="small", memory_bytes=10**9)
+    setup = Setup(batch=2, context=16)
+    planner.fit(setup, small, runtime, remedies=False)
+    traced: list[str] = []
+    with planner.reporting(traced.append, never_cancelled):
+        assert getattr(planner, what)(setup, small, runtime) == 0
+    assert not traced
 
 
 def test_an_encoder_reads_its_whole_batch_at_once() -> None:

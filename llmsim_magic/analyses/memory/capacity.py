@@ -79,6 +79,11 @@ class Fit:
         return self.binds is None
 
     @property
+    def fits_empty(self) -> bool:
+        """Whether the device holds what does not depend on batch and context."""
+        return self.binds not in ("weights", "buffers", "context")
+
+    @property
     def needed(self) -> int:
         """Bytes that each rank needs."""
         return self.memory.required

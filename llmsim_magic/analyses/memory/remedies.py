@@ -137,8 +137,8 @@ def _smaller_workloads(
 ) -> Iterator[Remedy | None]:
     """The largest batch and the longest context that fit; one sequence if neither does alone."""
     setup, usable = found.setup, found.usable
-    if found.binds in ("weights", "buffers", "context"):
-        return  # even an empty pass does not fit
+    if not found.fits_empty:
+        return
     most = longest or setup.context
     sizes = {
         "batch": largest_batch(setup, usable, needed, setup.batch, first("batch")),

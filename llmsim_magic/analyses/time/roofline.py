@@ -13,6 +13,7 @@ overlap. r is the residual of nearby measurements, which fades to zero far from 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from llmsim_magic.analyses.time.band import DEFAULT_BAND, interpolate_band, widest_band
@@ -151,6 +152,7 @@ def coordinates_of(size: KernelShape, wave: float, regime: Regime) -> Coordinate
     return (*size.place, wave, float(REGIMES.index(regime)))
 
 
+@lru_cache(maxsize=10_000)
 def residual(surface: Surface, place: Coordinates) -> tuple[float, float]:
     """The log residual at `place`, and the proximity of the nearest measurement (1 near, 0 far).
 

@@ -8,6 +8,7 @@ is that of the least bytes, from the last-level cache as far as it holds them.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from llmsim_magic.analyses.time.roofline import Binds
 from llmsim_magic.analyses.time.roofline_terms import cache_hit_share, memory_bandwidth
@@ -26,7 +27,7 @@ _ALIGNMENT_BITS = 128  # of the rows that tensor cores load and store
 _LENGTH = 1024  # keys, at which the share of attention is stated
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class KernelTime:
     """Seconds of a kernel, without the gap before it: its start, and the work that bounds it."""
 
@@ -34,7 +35,7 @@ class KernelTime:
     work_s: float
     memory_s: float
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         bound: float = (self.work_s**_SHARPNESS + self.memory_s**_SHARPNESS) ** (1 / _SHARPNESS)
         return self.start_s + bound

@@ -1,9 +1,10 @@
 """Predicted time of a pass as transformers runs it: in a CUDA graph, or started from Python."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, collective_shape, view_counts
 from llmsim_magic.analyses.time.roofline import estimate
@@ -17,6 +18,8 @@ from llmsim_magic.records.trace.trace import Trace
 
 _IDLE_SHARE = 0.3  # of a call: dropout in inference against a linear layer, 3.2 to 10.4 µs on a CPU
 _SEVERAL_LAUNCHES = ("sort", "topk", "gathered", "grouped matmul")
+Each = TypeVar("Each")
+Result = TypeVar("Result")
 _SKIPS_MASKS = (5, 18)  # the first release of transformers that skips masks while it is captured
 
 
@@ -84,15 +87,21 @@ def run_operators(
         InvalidValue: If the device cannot compute in a dtype.
     """
     price = cache(lambda kernel: kernel_time(kernel, accelerator, constants))
-    runs = {
-        id(each): OperatorRun(
+
+    def run(each: OperatorWork) -> OperatorRun:
+        return OperatorRun(
             work=each,
             times=tuple(map(price, each.kernels)),
             sent_s=sum(estimate(size, accelerator, calibration()).seconds for size in each.sent),
         )
-        for each in work
-    }
-    return tuple(runs[id(each)] for each in work)
+
+    return tuple(_once_for_replays(run, work))
+
+
+def _once_for_replays(compute: Callable[[Each], Result], values: Sequence[Each]) -> list[Result]:
+    """A result for each value, computed once for the operators of replayed layers."""
+    results = {key: compute(each) for key, each in {id(each): each for each in values}.items()}
+    return [results[id(each)] for each in values]
 
 
 def operator_seconds(
@@ -105,7 +114,7 @@ def operator_seconds(
 def graph_seconds(runs: Sequence[OperatorRun], constants: TorchConstants) -> list[float]:
     """Seconds of each operator in a CUDA graph, where the device never waits for the host."""
     slower = _slower(runs, constants)
-    return [each.device_s(constants.gap_s, slower) for each in runs]
+    return _once_for_replays(lambda run: run.device_s(constants.gap_s, slower), runs)
 
 
 def eager_seconds(runs: Sequence[OperatorRun], constants: TorchConstants) -> list[float]:
@@ -115,14 +124,15 @@ def eager_seconds(runs: Sequence[OperatorRun], constants: TorchConstants) -> lis
     waits for it. They sum to the time until both are done.
     """
     slower = _slower(runs, constants)
+    called = _once_for_replays(lambda run: host_seconds(run.work, constants), runs)
+    worked = _once_for_replays(lambda run: run.device_s(0.0, slower), runs)
     host = device = 0.0
     seconds = []
-    for each in runs:
+    for each, call_s, busy in zip(runs, called, worked, strict=True):
         before = max(host, device)
         start = host
-        host += host_seconds(each.work, constants)
+        host += call_s
         if each.times or each.sent_s:
-            busy = each.device_s(0.0, slower)
             last = each.times[-1].seconds if each.times else 0.0
             device = max(max(device, start) + busy, host + last)
         seconds.append(max(host, device) - before)

@@ -1,6 +1,7 @@
 """Predicted time of a pass as a plain call of the model runs it, with its band."""
 
 import math
+from collections.abc import Sequence
 
 from llmsim_magic.analyses.time.band import DEFAULT_BAND, widest_band
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
@@ -71,13 +72,24 @@ def transformers_time(
     return PassTime(
         accelerator=accelerator,
         execution=Execution("transformers", launch),
-        operators=tuple(
-            _operator_time(run, time, kernel_band, accelerator)
-            for run, time in zip(runs, seconds, strict=True)
-        ),
+        operators=_operator_times(runs, seconds, kernel_band, accelerator),
         band=band_on(accelerator, known, pass_band, known.carried.get(launch)),
         seen=known.device == accelerator.name and is_like_measured,
     )
+
+
+def _operator_times(
+    runs: Sequence[OperatorRun], seconds: Sequence[float], band: Band, accelerator: Accelerator
+) -> tuple[OperatorTime, ...]:
+    """The time of each operator; those of replayed layers share one."""
+    known: dict[tuple[int, float], OperatorTime] = {}
+    found = []
+    for run, time in zip(runs, seconds, strict=True):
+        key = id(run), time
+        if key not in known:
+            known[key] = _operator_time(run, time, band, accelerator)
+        found.append(known[key])
+    return tuple(found)
 
 
 def _operator_time(

@@ -44,11 +44,12 @@ class Constants:
     regimes_s: dict[str, float] = field(default_factory=dict, hash=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Surface:
     """What the constants leave over: log(measured ÷ predicted) as a sum over measured places.
 
     `scales` are the distances, in powers of two, over which two places have much in common.
+    Surfaces are compared by identity: they are large, and results are cached by them.
     """
 
     scales: Coordinates

@@ -92,6 +92,10 @@ class CapacityPlanner(SetupMemory):
         """The result of a search, from a first guess on."""
         if device.memory_bytes is None:
             return None
+        with suppress(LlmsimError):  # a context that only a smaller one of the search replaces
+            given = self.fit(setup, device, runtime, remedies=False)
+            if given is not None and not given.fits_empty:
+                return 0
         own = runtimes.on(runtime, device)
         usable = own.usable_bytes(device.memory_bytes)
         with self._bounded_search():
