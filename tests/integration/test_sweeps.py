@@ -246,3 +246,26 @@ def test_a_changed_folder_is_another_question(tmp_path: Path) -> None:
     first = llmsim.trace(str(tmp_path), context=5).trace
     small_models.llama().save_pretrained(tmp_path)
     assert llmsim.trace(str(tmp_path), context=5).trace.model.class_name != first.model.class_name
+
+
+def test_a_sweep_runs_few_passes_beyond_its_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own traces show that kernels do not grow; a decode step reuses its prefill's cache."""
+    passes: list[tuple[str, int, int]] = []
+    primed: list[Workload] = []
+    run, prime = capture.run, capture.prime_decode_cache
+
+    def counted(weightless: Any, workload: Workload, **options: Any) -> Any:
+        passes.append((workload.phase, workload.batch, workload.context))
+        return run(weightless, workload, **options)
+
+    def counted_priming(weightless: Any, workload: Workload, cache: Any, **options: Any) -> Any:
+        if cache is None or not cache.fits(weightless, workload, **options):
+            primed.append(workload)
+        return prime(weightless, workload, cache, **options)
+
+    monkeypatch.setattr(capture, "run", counted)
+    monkeypatch.setattr(capture, "prime_decode_cache", counted_priming)
+    formulas = llmsim.sweep(small_models.qwen3()).formulas
+    assert all(each.is_complete for found in formulas.values() for each in found)
+    assert len(passes) == len(set(passes)) <= 8 + 3 + 3 + 1
+    assert len(primed) <= 1

@@ -13,7 +13,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.analyses.cost.operator_costs import totals
 from llmsim_magic.analyses.formulas.polynomials import Grid, formula
 from llmsim_magic.records.errors import InvalidValue
-from llmsim_magic.simulate.sweeps.formulas import shape_formulas
+from llmsim_magic.simulate.sweeps.formulas import sweep_formulas
 from tests.helpers import small_models
 
 QUANTITIES = ["flops", "elementwise_ops", "bytes_read", "bytes_written"]
@@ -180,7 +180,7 @@ def test_formulas_hold_at_lengths_that_a_model_treats_otherwise(config: Callable
     """They once held at 13 tokens and at the longest alone."""
     report = llmsim.trace(config(), batch=2, context=16)
     assert report.tracer is not None
-    of_shapes = shape_formulas(report.tracer, "prefill", {(2, 16): report.trace})
+    of_shapes = sweep_formulas(report.tracer, [report.trace])["prefill"]
     sums = report.symbolic.totals["formula"].dropna()
     for context in (64, 112, 113, 160, 256):
         trace = llmsim.trace(config(), batch=2, context=context).trace

@@ -1,7 +1,7 @@
 """Derive shapes, FLOPs and bytes as formulas of batch and context."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -130,17 +130,24 @@ def sweep_formulas(
     tracer: WorkloadTracer, traces: Iterable[Trace]
 ) -> dict[str, tuple[OperatorFormulas, ...]]:
     """Formulas of the shapes of each phase of a sweep; traces a few more workloads."""
-    known: dict[str, dict[Point, Trace]] = {}
-    for trace in traces:
+    found: dict[str, dict[Point, Trace]] = {}
+    known = tuple(traces)
+    for trace in known:
         workload = trace.workload
-        known.setdefault(workload.phase, {})[workload.batch, workload.context] = trace
-    return {phase: shape_formulas(tracer, phase, found) for phase, found in known.items()}
+        found.setdefault(workload.phase, {})[workload.batch, workload.context] = trace
+    tracer = replace(tracer, known=known)
+    grids = {phase: _grid(each) for phase, each in found.items()}
+    points = {
+        phase: (*grid.points, (1, 1), *tracer.long_checks(phase)) for phase, grid in grids.items()
+    }
+    tracer.add_phases(found, points)
+    return {
+        phase: _shape_formulas(tracer, phase, each, grids[phase]) for phase, each in found.items()
+    }
 
 
-def shape_formulas(
-    tracer: WorkloadTracer, phase: str, known: Traces
-) -> tuple[OperatorFormulas, ...]:
-    """Formulas of the shapes of one phase of a sweep.
+def _grid(known: Traces) -> Grid:
+    """The workloads that determine the shapes of one phase of a sweep.
 
     Sizes are mostly linear in batch and in context, so two batches and two contexts determine
     them; a sweep that has these needs only a few more workloads as a check.
@@ -148,9 +155,14 @@ def shape_formulas(
     batches, contexts = (sorted({point[axis] for point in known}) for axis in (0, 1))
     grid = Grid((batches[0], batches[-1]), (contexts[0], contexts[-1]))
     if len(set(grid.points)) < 4 or not set(grid.points) <= set(known):
-        grid = Grid(NEAR_GRID.batches, NEAR_GRID.contexts[:2])
-    traces = dict(known)
-    tracer.add(phase, traces, (*grid.points, (1, 1), *tracer.long_checks(phase)))
+        return Grid(NEAR_GRID.batches, NEAR_GRID.contexts[:2])
+    return grid
+
+
+def _shape_formulas(
+    tracer: WorkloadTracer, phase: str, traces: dict[Point, Trace], grid: Grid
+) -> tuple[OperatorFormulas, ...]:
+    """Formulas of the shapes of one phase, from its grid or else in two regimes."""
     found = operator_formulas(traces, Regimes(grid), only_shapes=True)
     if all(each.is_complete for each in found):
         return found

@@ -1,6 +1,6 @@
 """Choose the workloads that determine and check formulas, and trace them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +8,7 @@ from functools import cached_property
 from llmsim_magic.analyses.formulas.polynomials import Formula, Grid, Point, formula
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import Workload
+from llmsim_magic.records.trace.workload import PHASES, Workload
 
 NEAR_GRID = Grid((2, 3), (6, 9, 13))
 CHECK_BATCH = 1024  # enough to reach every expert of a mixture
@@ -32,11 +32,13 @@ class WorkloadTracer:
         trace: traces one workload.
         longest: rows of the position table, the longest context in tokens; None if unlimited.
         declared: longest context in tokens that the config declares; None if it declares none.
+        known: traces of the model that exist already.
     """
 
     trace: Callable[[Workload], Trace]
     longest: int | None
     declared: int | None
+    known: tuple[Trace, ...] = ()
 
     def add(self, phase: str, traces: dict[Point, Trace], points: Iterable[Point]) -> None:
         """Add the traces of (batch, context) points; skip points that the model cannot run."""
@@ -45,12 +47,24 @@ class WorkloadTracer:
                 with suppress(LlmsimError):
                     traces[batch, context] = self.trace(Workload(phase, batch, context))
 
+    def add_phases(
+        self, traces: Mapping[str, dict[Point, Trace]], points: Mapping[str, Iterable[Point]]
+    ) -> None:
+        """As `add` for each phase; a decode step follows the prefill whose cache it reuses."""
+        wanted = {phase: set(each) for phase, each in points.items()}
+        for point in sorted(set().union(*wanted.values())):
+            for phase in PHASES:
+                if point in wanted.get(phase, ()):
+                    self.add(phase, traces[phase], [point])
+
     def checks(self, phase: str) -> list[Point]:
         """Points that check formulas, with the largest batch that is fast to trace."""
         return [(1, 1), (5, 17), (min(CHECK_BATCH, self._largest_affordable_batch(phase)), 10)]
 
     def _largest_affordable_batch(self, phase: str) -> int:
         """The largest batch that is fast to trace; `CHECK_BATCH` if kernels do not grow with it."""
+        if self._has_constant_kernels(phase):
+            return CHECK_BATCH
         traces: dict[Point, Trace] = {}
         self.add(phase, traces, [(batch, 10) for batch in FAR_BATCHES])
         counts = [len(trace.recorded.kernels) for trace in traces.values()]
@@ -96,7 +110,7 @@ class WorkloadTracer:
         farthest = self.far(phase).contexts[-1]
         declared = min(self.declared or 1, self.longest_affordable or 2**20, 2**20)
         most = max(declared - (phase == "decode"), 1)
-        return [(4, farthest), (1, most), (1, max(most - 3, 1))]
+        return [(4, farthest), (1, most), (1, max(declared - 4, 1))]
 
     def far(self, phase: str) -> Grid:
         """A grid of long contexts that the model supports and that are fast to trace."""
@@ -114,12 +128,32 @@ class WorkloadTracer:
 
         It is `longest`, unless the number of kernels grows with the context, as in a scan.
         """
+        if self._has_constant_kernels("prefill", SCAN_CONTEXTS[-1][1]):
+            return self.longest
         for contexts in SCAN_CONTEXTS:
             more = self._kernels_per_token(contexts)
             if more:
                 soon = contexts[-1] + int(MAX_EXTRA_KERNELS / more)
                 return min(soon, self.longest or soon)
         return self.longest
+
+    def _has_constant_kernels(self, phase: str, reach: int = 0) -> bool:
+        """Whether several batches and contexts, up to `reach` tokens, run equally many kernels.
+
+        Only from known traces, and one more for `reach`.
+        """
+        known = [trace for trace in self.known if trace.workload.phase == phase]
+        batches, contexts = (
+            {getattr(trace.workload, name) for trace in known} for name in ("batch", "context")
+        )
+        if min(len(batches), len(contexts)) < 2:
+            return False
+        counts = {len(trace.recorded.kernels) for trace in known}
+        if len(counts) == 1 and max(contexts) < reach:
+            further: dict[Point, Trace] = {}
+            self.add(phase, further, [(FAR_BATCHES[-1], reach)])
+            counts |= {len(trace.recorded.kernels) for trace in further.values()}
+        return len(counts) == 1
 
     def _kernels_per_token(self, contexts: tuple[int, ...]) -> float:
         """Kernels that each further token adds to a prefill; 0 if the model has no scan.
