@@ -63,3 +63,51 @@ def test_other_shapes_strides_or_values_are_another_kernel() -> None:
     assert repeats.run(add, (whole, 1), {}).dtype is torch.int64
     assert repeats.run(add, (whole, 1.0), {}).dtype is torch.float32
     assert repeats.run(add, (whole, True), {}).dtype is torch.int64
+
+
+_LAYOUTS = (  # axes from the innermost outwards, and sizes: each letter is one
+    ("abc", (2, 1, 0)),
+    ("abc", (2, 0, 1)),
+    ("abc", (0, 1, 2)),
+    ("1bc", (2, 1, 0)),
+    ("a1c", (2, 0, 1)),
+    ("ab1", (2, 1, 0)),
+    ("abb", (2, 1, 0)),
+    ("c", (0,)),
+    ("", ()),
+)
+_SIZES = ({"a": 2, "b": 3, "c": 4, "1": 1}, {"a": 7, "b": 5, "c": 2, "1": 1})
+
+
+def _dense(names: str, axes: tuple[int, ...], sizes: dict[str, int]) -> torch.Tensor:
+    shape = [sizes[name] for name in names]
+    made = torch.empty([shape[axis] for axis in reversed(axes)], device="meta")
+    return made.permute([axes[::-1].index(axis) for axis in range(len(axes))])
+
+
+@pytest.mark.parametrize("kernel", [torch.ops.aten.mul.Tensor, torch.ops.aten.atan2.default])
+@pytest.mark.parametrize("one", _LAYOUTS, ids=str)
+@pytest.mark.parametrize("other", _LAYOUTS, ids=str)
+def test_a_pointwise_kernel_is_run_once_for_all_sizes(
+    kernel: Any, one: tuple[str, tuple[int, ...]], other: tuple[str, tuple[int, ...]]
+) -> None:
+    repeats = KernelCache()
+    for sizes in _SIZES:
+        given = _dense(*one, sizes), _dense(*other, sizes)
+        try:
+            real = kernel(*given)
+        except RuntimeError:  # shapes that do not broadcast
+            with pytest.raises(RuntimeError):
+                repeats.run(kernel, given, {})
+            continue
+        found = repeats.run(kernel, given, {})
+        assert (found.shape, found.stride(), found.dtype) == (real.shape, real.stride(), real.dtype)
+        assert len(repeats) == 1
+
+
+def test_sizes_that_are_equal_or_one_are_another_pattern() -> None:
+    repeats, add = KernelCache(), torch.ops.aten.add.Tensor
+    for shape, other in (((2, 3), (2, 3)), ((3, 3), (3, 3)), ((2, 3), (1, 3)), ((2, 3), (2, 1))):
+        given = torch.empty(shape, device="meta"), torch.empty(other, device="meta")
+        assert repeats.run(add, given, {}).shape == (shape[0], shape[1])
+    assert len(repeats) == 4

@@ -2,9 +2,11 @@
 
 The result of a meta kernel depends only on the shapes, strides and dtypes of its tensors and on
 plain values. Many meta kernels are written in Python and slow, and the layers of a model call
-them again and again with equal arguments.
+them again and again with equal arguments. That of a pointwise kernel on dense tensors depends on
+their sizes only by which of them are equal, so that another batch or context needs no other run.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ from llmsim_magic.capture.kernels.kernel_facts import facts
 
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout)
 _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+_FIXED_SIZES = (0, 1)  # which broadcast or hold nothing, unlike all others
 
 
 class _Uncacheable(Exception):
@@ -28,7 +31,7 @@ class KernelCache:
     """
 
     def __init__(self, max_entries: int = 4_000) -> None:
-        self._factories: dict[Any, Callable[[], Any]] = {}
+        self._factories: dict[Any, Callable[[list[int]], Any]] = {}
         self._max_entries = max_entries
 
     def __len__(self) -> int:
@@ -45,29 +48,35 @@ class KernelCache:
         Returns:
             New tensors on `meta`; never the ones of an earlier call.
         """
-        if facts(func).may_alias:
+        kernel = facts(func)
+        if kernel.may_alias:
             return func(*args, **kwargs)
+        call = (args, tuple(kwargs.items()))
+        sizes = [*_FIXED_SIZES]
         try:
-            key = (func, _key(args), _key(tuple(kwargs.items())))
+            key = _pattern(call, sizes) if kernel.is_pointwise else None
+            if key is None:
+                sizes.clear()
+                key = _key(call)
         except _Uncacheable:
             return func(*args, **kwargs)
-        factory = self._factories.get(key)
+        factory = self._factories.get((func, key))
         if factory is not None:
-            return factory()
+            return factory(sizes)
         out = func(*args, **kwargs)
-        factory = _factory(out, args)
+        factory = _factory(out, args, sizes)
         if factory is not None:
             if len(self._factories) >= self._max_entries:
                 self._factories.clear()
-            self._factories[key] = factory
+            self._factories[func, key] = factory
         return out
 
 
 def _key(value: Any) -> Any:
+    """A key that is equal for equal arguments."""
     kind = type(value)
     if kind in _PLAIN_TENSORS:
-        if not value.is_meta or value.is_complex() or value.layout is not torch.strided:
-            raise _Uncacheable
+        _require_strided(value)
         return (value.shape, value.stride(), value.dtype)
     if kind is tuple or kind is list:
         return tuple(map(_key, value))
@@ -76,22 +85,96 @@ def _key(value: Any) -> Any:
     raise _Uncacheable
 
 
-def _factory(out: Any, args: tuple[Any, ...]) -> Callable[[], Any] | None:
-    """A function that creates tensors like `out`; None unless all are new plain tensors."""
+def _pattern(value: Any, sizes: list[int]) -> Any:
+    """As `_key`, but with the places of sizes in `sizes`, which it extends, instead of the sizes.
+
+    Returns None if a tensor is not dense.
+    """
+    kind = type(value)
+    if kind in _PLAIN_TENSORS:
+        _require_strided(value)
+        layout = _layout(value.shape, value.stride(), sizes)
+        return None if layout is None else (layout, value.dtype)
+    if kind is tuple or kind is list:
+        parts = [_pattern(each, sizes) for each in value]
+        return None if None in parts else tuple(parts)
+    return _key(value)
+
+
+def _require_strided(tensor: torch.Tensor) -> None:
+    if not tensor.is_meta or tensor.is_complex() or tensor.layout is not torch.strided:
+        raise _Uncacheable
+
+
+def _layout(
+    shape: tuple[int, ...], strides: tuple[int, ...], sizes: list[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The places in `sizes` of a dense tensor's sizes, and its axes from the innermost outwards.
+
+    Returns None if memory is skipped or shared; `sizes` is extended by what it lacks.
+    """
+    axes = sorted(range(len(shape)), key=lambda axis: (strides[axis], shape[axis], -axis))
+    if strides != _dense_strides(shape, axes):
+        return None
+    sizes += [size for size in dict.fromkeys(shape) if size not in sizes]
+    return tuple(map(sizes.index, shape)), tuple(axes)
+
+
+def _dense_strides(shape: tuple[int, ...], axes: list[int] | tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [0] * len(shape), 1
+    for axis in axes:
+        strides[axis] = step
+        step *= max(shape[axis], 1)
+    return tuple(strides)
+
+
+def _factory(
+    out: Any, args: tuple[Any, ...], sizes: list[int]
+) -> Callable[[list[int]], Any] | None:
+    """A function that creates tensors like `out`; None unless all are new plain tensors.
+
+    If there are `sizes`, the function takes those of another call with the same pattern.
+    """
     outs = out if isinstance(out, tuple) else (out,)
     if any(type(tensor) is not torch.Tensor or not tensor.is_meta for tensor in outs):
         return None
     inputs = {a.untyped_storage()._cdata for a in args if isinstance(a, torch.Tensor)}
     if any(tensor.untyped_storage()._cdata in inputs or tensor.storage_offset() for tensor in outs):
         return None
-    specs = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in outs]
-    is_tuple = isinstance(out, tuple)
+    create = _same_sizes(outs)
+    if sizes:
+        created = _other_sizes(outs, sizes)
+        if created is None:
+            return None
+        create = created
+    return create if isinstance(out, tuple) else lambda sizes: create(sizes)[0]
 
-    def create() -> Any:
-        created = tuple(
-            torch.empty_strided(shape, stride, dtype=dtype, device="meta")
-            for shape, stride, dtype in specs
+
+def _same_sizes(outs: tuple[torch.Tensor, ...]) -> Callable[[list[int]], tuple[torch.Tensor, ...]]:
+    specs = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in outs]
+    return lambda _: tuple(itertools.starmap(_empty, specs))
+
+
+def _other_sizes(
+    outs: tuple[torch.Tensor, ...], sizes: list[int]
+) -> Callable[[list[int]], tuple[torch.Tensor, ...]] | None:
+    """As `_same_sizes`, from sizes that take the places of these; None if some are not theirs."""
+    known = [*sizes]
+    specs = [(_layout(tensor.shape, tensor.stride(), known), tensor.dtype) for tensor in outs]
+    layouts = [(*layout, dtype) for layout, dtype in specs if layout is not None]
+    if len(layouts) < len(outs) or len(known) > len(sizes):
+        return None
+
+    def create(sizes: list[int]) -> tuple[torch.Tensor, ...]:
+        shaped = [
+            (tuple([sizes[i] for i in places]), axes, dtype) for places, axes, dtype in layouts
+        ]
+        return tuple(
+            [_empty(shape, _dense_strides(shape, axes), dtype) for shape, axes, dtype in shaped]
         )
-        return created if is_tuple else created[0]
 
     return create
+
+
+def _empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_strided(shape, strides, dtype=dtype, device="meta")

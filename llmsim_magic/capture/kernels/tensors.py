@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -36,16 +37,25 @@ def values_in(tensor: torch.Tensor) -> bytes:
 def tensors_in(value: Any) -> list[torch.Tensor]:
     """Return every tensor in nested tuples, lists, mappings and dataclasses, in order."""
     found: list[torch.Tensor] = []
-    _collect(value, found, 0)
+    _collect((value,), found, 0)
     return found
 
 
-def _collect(value: Any, found: list[torch.Tensor], depth: int) -> None:
-    if isinstance(value, torch.Tensor):
-        found.append(value)
-    elif type(value) not in _PLAIN and depth <= _MAX_DEPTH:
-        for _, item in _items(value):
-            _collect(item, found, depth + 1)
+def _collect(values: Iterable[Any], found: list[torch.Tensor], depth: int) -> None:
+    for value in values:
+        kind: type = type(value)
+        if kind in _PLAIN:
+            continue
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif depth <= _MAX_DEPTH and _may_have_items(kind):
+            _collect([item for _, item in _items(value)], found, depth + 1)
+
+
+@lru_cache(maxsize=4_096)  # a recorder reads the variables of a model's code again and again
+def _may_have_items(kind: type) -> bool:
+    """Whether `_items` may find any in a value of this type."""
+    return issubclass(kind, (tuple, list, Mapping)) or dataclasses.is_dataclass(kind)
 
 
 def named_tensors(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
@@ -127,12 +137,12 @@ class TensorTable:
             TypeError: The tensor has symbolic sizes.
         """
         storage = self.storage(tensor)
-        shape = tuple(tensor.shape)
         strides = tensor.stride()
-        offset = int(tensor.storage_offset())
-        key = (storage, offset, shape, strides, tensor.dtype)
+        offset = tensor.storage_offset()
+        key = (storage, offset, tensor.shape, strides, tensor.dtype)
         number = self._numbers.get(key)
         if number is None:
+            shape = tuple(tensor.shape)
             if not all(type(size) is int for size in shape):
                 raise TypeError(
                     "tensor sizes are symbolic: torch.jit.trace or torch.export runs inside"
@@ -140,7 +150,7 @@ class TensorTable:
             number = self._numbers[key] = len(self.tensors)
             name = dtype_name(tensor.dtype)
             self.tensors.append(
-                Tensor(shape, name, tensor.dtype.itemsize, storage, offset, tuple(strides))
+                Tensor(shape, name, tensor.dtype.itemsize, storage, int(offset), tuple(strides))
             )
         return number
 

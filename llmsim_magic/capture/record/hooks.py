@@ -71,7 +71,8 @@ class ModelHooks:
                 self._hook(path, module)
         if add_collectives is not None:
             add_collectives(model)
-        self._snapshot = Snapshot(model.modules())
+        self._paths = {module: path for path, module in model.named_modules()}
+        self._snapshot = Snapshot(self._paths)
 
     @contextmanager
     def reporting_to(self, listener: HookListener) -> Iterator[None]:
@@ -128,7 +129,7 @@ class ModelHooks:
 
         A tensor whose values are known, such as a table of angles, depends on no data.
         """
-        paths = {module: path for path, module in self._model.named_modules()}
+        paths = self._paths
         ran = [module for module in paths if module in self._ran]
         found: dict[str, torch.Tensor] = {}
         for module, name, value, saved in self._snapshot.changed(ran):
