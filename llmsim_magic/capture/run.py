@@ -25,7 +25,7 @@ from llmsim_magic.capture.kernels.failure_reason import failure_reason
 from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.higher_order_operators import computed_share
-from llmsim_magic.capture.meta.isolation import isolated, model_lock
+from llmsim_magic.capture.meta.isolation import isolated, model_lock, one_thread
 from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEvaluation, Progress
 from llmsim_magic.capture.modalities.model_inputs import ModelInputs
 from llmsim_magic.capture.modalities.signature import parameters
@@ -47,7 +47,7 @@ from llmsim_magic.capture.record.recorder import Recorder
 from llmsim_magic.capture.replay.replay import Replayer
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import CannotTrace, LlmsimError
-from llmsim_magic.records.printable import printable_record
+from llmsim_magic.records.printable import is_printable, printable_record
 from llmsim_magic.records.trace.assumptions import BEFORE_STEP
 from llmsim_magic.records.trace.trace import CacheSlot, Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
@@ -77,7 +77,12 @@ def run(
         CannotTrace: The forward failed, for example because it needs the values of weights.
         KeyboardInterrupt: The pass was cancelled.
     """
-    with DeferredInterrupt(cancelled), model_lock, _error_context(meta_model, workload):
+    with (
+        DeferredInterrupt(cancelled),
+        model_lock,
+        one_thread(),
+        _error_context(meta_model, workload),
+    ):
         hooks, notes = meta_model.hooks, context_note(meta_model.module, workload)
         hooks.restore()  # a fork may have copied the model in the middle of another thread's pass
         cache, hooks.prefill_cache = hooks.prefill_cache, None
@@ -117,7 +122,7 @@ def run_with_inputs(
     """
     on_device, named = inputs_on_meta((args, dict(keywords)))
     workload = Workload("forward", batch_size((*on_device, *named.values())), 0)
-    with model_lock, _error_context(meta_model, workload):
+    with model_lock, one_thread(), _error_context(meta_model, workload):
         return _Pass(meta_model=meta_model, workload=workload, replay=replay).trace(
             ModelInputs(named), Progress(), on_device
         )
@@ -202,19 +207,21 @@ class _Pass:
         notes = (*notes, *(note for note in inputs.notes if note not in in_both))
         notes = (*notes, *inference_kernel_notes(recorder.calls, recorder.table.tensors))
         notes = (*notes, *assumed, *_process_notes())
-        return printable_record(
-            Trace(
-                model=self.meta_model.info,
-                workload=self.workload,
-                modules=hooks.modules,
-                parameters=hooks.parameters,
-                recorded=record,
-                replays=replays,
-                cache=slots,
-                notes=tuple(dict.fromkeys(notes)),
-                versions=dict(_versions()),
-            )
+        trace = Trace(
+            model=self.meta_model.info,
+            workload=self.workload,
+            modules=hooks.modules,
+            parameters=hooks.parameters,
+            recorded=record,
+            replays=replays,
+            cache=slots,
+            notes=tuple(dict.fromkeys(notes)),
+            versions=dict(_versions()),
         )
+        of_pass = replace(trace, modules=(), parameters=())
+        if hooks.are_names_printable and is_printable(of_pass):
+            return trace
+        return printable_record(trace)
 
     def _states_that_decode_reads(self) -> frozenset[str]:
         """Names of the tensors that a prefill leaves in modules and a short decode step reads."""

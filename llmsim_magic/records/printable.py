@@ -20,15 +20,18 @@ def _escaped(character: str) -> str:
 
 def printable_record(record: Record) -> Record:
     """The record with every string printable; the same object if all are already."""
+    if is_printable(record):
+        return record
+    return msgspec.convert(_convert(msgspec.to_builtins(record)), type(record))
+
+
+def is_printable(record: object) -> bool:
+    """Whether every string in a record is printable and without backslashes."""
     try:
         encoded = msgspec.json.encode(record).decode()
     except UnicodeEncodeError:  # a lone surrogate
-        encoded = ""
-    if (
-        encoded and encoded.isprintable() and "\\" not in encoded
-    ):  # JSON escapes unprintable characters
-        return record
-    return msgspec.convert(_convert(msgspec.to_builtins(record)), type(record))
+        return False
+    return encoded.isprintable() and "\\" not in encoded  # JSON escapes unprintable characters
 
 
 def _convert(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from llmsim_magic.capture.meta.snapshot import Snapshot
 from llmsim_magic.capture.record.lazy_outputs import computed
 from llmsim_magic.capture.replay.layer_matching import Layer, matched_layers
 from llmsim_magic.records.errors import CannotTrace
+from llmsim_magic.records.printable import is_printable
 from llmsim_magic.records.trace.recorded import Role
 from llmsim_magic.records.trace.trace import Module, Parameter, Scalar
 
@@ -73,6 +75,11 @@ class ModelHooks:
             add_collectives(model)
         self._paths = {module: path for path, module in model.named_modules()}
         self._snapshot = Snapshot(self._paths)
+
+    @cached_property
+    def are_names_printable(self) -> bool:
+        """Whether every string in `modules` and `parameters` is printable."""
+        return is_printable((self.modules, self.parameters))
 
     @contextmanager
     def reporting_to(self, listener: HookListener) -> Iterator[None]:
