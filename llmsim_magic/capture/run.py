@@ -25,7 +25,7 @@ from llmsim_magic.capture.kernels.failure_reason import failure_reason
 from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.higher_order_operators import computed_share
-from llmsim_magic.capture.meta.isolation import isolated, model_lock, one_thread
+from llmsim_magic.capture.meta.isolation import isolated, model_lock
 from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEvaluation, Progress
 from llmsim_magic.capture.modalities.model_inputs import ModelInputs
 from llmsim_magic.capture.modalities.signature import parameters
@@ -80,7 +80,6 @@ def run(
     with (
         DeferredInterrupt(cancelled),
         model_lock,
-        one_thread(),
         _error_context(meta_model, workload),
     ):
         hooks, notes = meta_model.hooks, context_note(meta_model.module, workload)
@@ -122,7 +121,7 @@ def run_with_inputs(
     """
     on_device, named = inputs_on_meta((args, dict(keywords)))
     workload = Workload("forward", batch_size((*on_device, *named.values())), 0)
-    with model_lock, one_thread(), _error_context(meta_model, workload):
+    with model_lock, _error_context(meta_model, workload):
         return _Pass(meta_model=meta_model, workload=workload, replay=replay).trace(
             ModelInputs(named), Progress(), on_device
         )

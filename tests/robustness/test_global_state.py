@@ -569,26 +569,3 @@ def test_a_config_that_transformers_refuses_is_one_line_and_not_changed() -> Non
     assert "no such function" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert config.to_dict() == before
-
-
-def test_host_kernels_run_in_one_thread_which_ends_with_the_pass() -> None:
-    seen: list[int] = []
-
-    class Counting(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            seen.append(torch.get_num_threads())
-            if len(seen) > 1:
-                raise RuntimeError("stop")
-            return x + 1
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        llmsim.trace(Counting(), inputs=(torch.ones(2),))
-        assert torch.get_num_threads() == 3
-        with pytest.raises(LlmsimError):
-            llmsim.trace(Counting(), inputs=(torch.ones(2),))
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-    assert seen == [1, 1]
