@@ -42,7 +42,7 @@ def test_two_panels_show_each_its_own(same: bool) -> None:
     with no_error_in_a_thread(), assert_state_unchanged(), hasty():
         for context in CONTEXTS:
             for shown in panels:
-                shown.controls.context.number.value = context
+                shown.controls.context.number.value = str(context)
             for shown, model in zip(panels, models, strict=True):
                 wait_for(lambda shown=shown: not shown.status.is_busy, 60)
                 assert shown.status.error == ""
@@ -56,7 +56,7 @@ def test_a_panel_and_cells_at_once_have_each_their_answer() -> None:
     with no_error_in_a_thread(), assert_state_unchanged(), hasty():
         for place, context in enumerate(CONTEXTS):
             llmsim.forget()
-            shown.controls.context.number.value = context
+            shown.controls.context.number.value = str(context)
             cell = llmsim.trace("gpt2", context=context, phase="decode").trace
             wait_for(lambda: not shown.status.is_busy, 60)
             assert cell == wanted[place]

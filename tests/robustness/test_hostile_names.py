@@ -97,7 +97,8 @@ def test_a_page_has_the_elements_of_a_plain_name(name: str) -> None:
     for view, graph in asked.drawings.items():
         check_page(graph._repr_html_(), like.drawings[view]._repr_html_(), "")
     assert Elements(asked.costing.roofline._repr_html_()).found == [
-        ("img", ("alt", "style", "src"))
+        ("style", ()),
+        ("img", ("class", "alt", "style", "src")),
     ]
 
 

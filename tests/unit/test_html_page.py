@@ -165,7 +165,7 @@ def test_many_workloads_are_heat_maps_and_formulas() -> None:
     report = answer(parse_line(line).request)
     (part,) = report.content().parts
     html = as_html(report.content())
-    assert html.count('class="chart heat"') == 6  # FLOPs, bytes and cache, of each phase
+    assert html.count('class="chart heat"') == 5  # FLOPs and bytes of each phase, and the cache
     shapes = part.sections[-1].body
     assert isinstance(shapes, pd.DataFrame)
     assert set(shapes) <= {"path", "op", "call", "symbolic", "changes"}

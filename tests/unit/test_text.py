@@ -202,4 +202,4 @@ def test_only_the_signs_that_a_table_uses_are_explained() -> None:
     )
     shown = as_text([Section("T", many)], ())
     assert "[1, 16, 128, 128] +1" in shown
-    assert "×N: N identical layers, with the figures of one; +N: N more shapes." in shown
+    assert "×N: N identical layers, and below it one of them; +N: N more shapes." in shown
