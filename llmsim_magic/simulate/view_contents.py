@@ -256,7 +256,7 @@ def hardware_sections(report: "Report") -> Sections:
         chart = fit_chart(costing.capacities)
         yield Section("", chart)
     yield Section("", time_charts(costing.passes, costing.passes_fit))
-    remark = "Times that are grey are hypothetical: the model does not fit."
+    remark = "Times of what does not fit are hypothetical."
     yield Section("", costing.ranked_latency, remark if False in costing.passes_fit else "")
 
 

@@ -123,7 +123,7 @@ def _print_card(console: "Console", card: Card) -> None:
         if facts:
             rows.add_row(Text(title, style="bold"), "")
         for fact in facts:
-            said = f"{fact.value}, {fact.meaning}" if fact.meaning else fact.value
+            said = f"{fact.value} ({fact.meaning})" if fact.meaning else fact.value
             rows.add_row(Text(f"  {fact.label}", style="dim"), Text(printable(said)))
     console.print(rows)
 
