@@ -10,8 +10,9 @@ import pandas as pd
 
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.views.charts.chart import BarChart, Card, HeatMap, Scatter
+from llmsim_magic.views.pages.column_widths import width_rules
 from llmsim_magic.views.pages.html_charts import chart_html
-from llmsim_magic.views.pages.html_table import table_html, width_rules
+from llmsim_magic.views.pages.html_table import table_html
 from llmsim_magic.views.pages.text_page import as_text
 from llmsim_magic.views.section import Figure, Page, Part, Section
 

@@ -1,49 +1,22 @@
-"""A table as HTML: folded layers, exact values on hover, columns by the width that there is.
-
-A column has a class such as `w640`: it is shown where the table's box is at least 640 pixels wide.
-"""
+"""A table as HTML: folded layers, exact values on hover, columns that its box has room for."""
 
 import html
-import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmsim_magic.views.screen.grid import Grid, ShownColumn, grids
-from llmsim_magic.views.screen.screen_table import FORMULA
+from llmsim_magic.views.pages.column_widths import (
+    FittedColumn,
+    beside_paths,
+    fit_columns,
+    has_workloads,
+)
+from llmsim_magic.views.screen.grid import Grid, grids
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCROLLED_ROWS = 40  # a longer table gets a scroll bar
-_FONT_PX = 12
-_SHAPES_PX = 10.5  # font of a column of shapes
-_CELL_PX = 10  # padding of a cell
-_NARROW_PATH_PX = 145  # beside the shapes of many workloads
-# Widths of characters in a wide font, as parts of its size.
-_NARROW, _NORMAL, _WIDE = 0.35, 0.64, 0.86
-_BOLD = 1.1  # how much wider bold text is
-_NARROW_ONES = frozenset(" ,.:;|()[]il'fjrt·")
-_WIDE_ONES = frozenset("mwMWGOQ%→")
-_FRAME_PX = 12  # border and scroll bar of a box
-_WIDTH_CLASS = re.compile(r"\b(?:wide w|brief m)(\d+)\b")
-# A sentence wraps, and a longer path is cropped at its beginning.
-_MOST_PX = {"prose": 240, "text": 240, "path": 230}
-_BAR_PX = 74
-_IMPORTANCE_OF_BARS = 2
-_CERTAIN = 2  # columns that are shown however narrow the box is
 _VERDICTS = {"yes": "good", "no": "bad"}
-
-
-@dataclass(frozen=True, slots=True)
-class _HtmlColumn:
-    """A column with its width and its classes: the widths of a box in which it is shown."""
-
-    shown: ShownColumn
-    texts: list[str]
-    width: float
-    classes: str = ""
 
 
 def table_html(table: "pd.DataFrame", max_rows: int, bars: Sequence[str] = ()) -> str:
@@ -61,7 +34,7 @@ def _grid_html(name: str, grid: Grid, max_rows: int, bars: Sequence[str]) -> str
     head = f"<h5>{html.escape(name)}</h5>" if name else ""
     said = " · ".join([*grid.once, *grid.legend])
     once = f'<p class="dim">{html.escape(said)}</p>' if said else ""
-    columns = _fitted(grid, bars)
+    columns = fit_columns(grid, bars)
     lines = range(min(len(grid.lines), max_rows))
     body = "\n".join(_row(grid, columns, place, bars) for place in lines)
     heads = "".join(_head(column, place) for place, column in enumerate(columns))
@@ -70,112 +43,20 @@ def _grid_html(name: str, grid: Grid, max_rows: int, bars: Sequence[str]) -> str
     return (
         f"{head}{once}"
         f'<div class="box{" long" if is_long else ""}" tabindex="0">'
-        f"<table{_classes('workloads' if _has_workloads(grid) else '')}><thead><tr>{heads}</tr>"
+        f"<table{_classes('workloads' if has_workloads(grid) else '')}><thead><tr>{heads}</tr>"
         f"</thead><tbody>{body}</tbody></table></div>"
         f'<div class="below">{below}</div>'
     )
 
 
-def _fitted(grid: Grid, bars: Sequence[str]) -> list[_HtmlColumn]:
-    """The columns with the widths from which each is shown, the most important ones first.
-
-    A column with shorter texts shows these, and its full ones where everything fits.
-    """
-    beside = _beside_path(grid)
-    shown = [each for each in grid.columns if each is not beside]
-    columns = [_column(grid, each, bars, shorter=True) for each in shown]
-
-    def importance(place: int) -> int:
-        column = columns[place].shown
-        most = _IMPORTANCE_OF_BARS if column.name in bars else column.importance
-        return min(column.importance, most)
-
-    by_importance = sorted(range(len(columns)), key=importance)
-    total, found = float(_FRAME_PX), dict(enumerate(columns))
-    for rank, place in enumerate(by_importance):
-        total += columns[place].width
-        if rank >= _CERTAIN:
-            found[place] = _from(columns[place], total)
-    fitted: list[_HtmlColumn] = []
-    for place, column in found.items():
-        full = _column(grid, column.shown, bars, shorter=False)
-        if full.texts == column.texts:
-            fitted.append(column)
-            continue
-        total += max(full.width - columns[place].width, 0)
-        until = f"{column.classes} brief m{_rounded(total)}".strip()
-        fitted += [_HtmlColumn(column.shown, column.texts, column.width, until), _from(full, total)]
-    return fitted
-
-
-def _from(column: _HtmlColumn, width: float) -> _HtmlColumn:
-    return _HtmlColumn(column.shown, column.texts, column.width, f"wide w{_rounded(width)}")
-
-
-def _rounded(width: float) -> int:
-    return math.ceil(width)
-
-
-def width_rules(page: str) -> str:
-    """The style rules for the columns of a page that depend on the width of their box."""
-    return "".join(
-        f"@container (max-width:{width}px){{.llmsim table .w{width}{{display:none}}}}"
-        f"@container (min-width:{width}.1px){{.llmsim table .m{width}{{display:none}}}}"
-        for width in sorted({int(found) for found in _WIDTH_CLASS.findall(page)})
-    )
-
-
-def _beside_path(grid: Grid) -> ShownColumn | None:
-    """The column of operators or types, which stands beside the paths that it is of."""
-    if not grid.columns or grid.columns[0].column.kind != "path":
-        return None
-    return next((each for each in grid.columns if each.name in ("op", "type")), None)
-
-
-def _column(grid: Grid, shown: ShownColumn, bars: Sequence[str], *, shorter: bool) -> _HtmlColumn:
-    texts = shown.shorter if shorter and shown.shorter is not None else shown.texts
-    kind, beside = shown.column.kind, _beside_path(grid)
-    if shown is grid.columns[0] and beside is not None:
-        pairs = zip(grid.lines, beside.texts, strict=True)
-        width = max((_pixels(f"{line.label} {text}") for line, text in pairs), default=0.0)
-    else:
-        size = _SHAPES_PX if kind == "shapes" else _FONT_PX
-        width = max(
-            (
-                _pixels(part, size) * (_BOLD if line.is_block else 1)
-                for line, text in zip(grid.lines, texts, strict=True)
-                for part in text.split("\n")
-            ),
-            default=0.0,
-        )
-    if kind in _MOST_PX:
-        width = min(width, _MOST_PX[kind])
-    if kind == "path" and _has_workloads(grid):
-        width = min(width, _NARROW_PATH_PX)
-    width = max(width, *(_BOLD * _pixels(word) for word in shown.column.head.split()), 0.0)
-    return _HtmlColumn(shown, texts, width + _CELL_PX + (_BAR_PX if shown.name in bars else 0))
-
-
-def _has_workloads(grid: Grid) -> bool:
-    return any(column.name == FORMULA for column in grid.columns)
-
-
-def _pixels(text: str, size: float = _FONT_PX) -> float:
-    """About the width of a text in a wide font."""
-    narrow = sum(each in _NARROW_ONES for each in text)
-    wide = sum(each in _WIDE_ONES for each in text)
-    normal = len(text) - narrow - wide
-    return size * (narrow * _NARROW + wide * _WIDE + normal * _NORMAL)
-
-
-def _head(column: _HtmlColumn, place: int) -> str:
+def _head(column: FittedColumn, place: int) -> str:
     kind = "" if column.shown.is_text else "n"
     return f'<th scope="col"{_classes(kind, column.classes, _frozen(place))}>' + (
         f"{html.escape(column.shown.column.head)}</th>"
     )
 
 
-def _row(grid: Grid, columns: list[_HtmlColumn], place: int, bars: Sequence[str]) -> str:
+def _row(grid: Grid, columns: list[FittedColumn], place: int, bars: Sequence[str]) -> str:
     line = grid.lines[place]
     cells = "".join(
         _path_cell(grid, place)
@@ -195,7 +76,7 @@ def _row(grid: Grid, columns: list[_HtmlColumn], place: int, bars: Sequence[str]
 
 
 def _path_cell(grid: Grid, place: int) -> str:
-    line, operators = grid.lines[place], _beside_path(grid)
+    line, operators = grid.lines[place], beside_paths(grid)
     operator = "" if operators is None else operators.texts[place]
     label, _, times = line.label.strip().partition(" ×")
     is_same = operator and label.split(":")[-1] == operator
@@ -208,7 +89,7 @@ def _path_cell(grid: Grid, place: int) -> str:
     )
 
 
-def _cell(column: _HtmlColumn, place: int, rank: int, bars: Sequence[str]) -> str:
+def _cell(column: FittedColumn, place: int, rank: int, bars: Sequence[str]) -> str:
     shown, text = column.shown, column.texts[place]
     exact = shown.exact[place] if shown.exact else ""
     title = f' title="{html.escape(exact, quote=True)}"' if exact and exact != text else ""
@@ -238,7 +119,7 @@ def _frozen(place: int) -> str:
     return "frozen" if place == 0 else ""
 
 
-def _choice(columns: list[_HtmlColumn]) -> str:
+def _choice(columns: list[FittedColumn]) -> str:
     """A box to tick that shows every column, with a scroll bar where they do not fit."""
     wide = [column for column in columns if column.classes.startswith("wide")]
     if not wide:
