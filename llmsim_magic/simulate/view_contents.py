@@ -10,6 +10,7 @@ from llmsim_magic.records.hardware.execution import Execution, under
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.views import headlines, units
+from llmsim_magic.views.charts.comparison_chart import comparison_chart
 from llmsim_magic.views.charts.cost_chart import cost_charts
 from llmsim_magic.views.charts.memory_chart import fit_chart, memory_chart
 from llmsim_magic.views.charts.summary_card import summary_card
@@ -273,12 +274,19 @@ def comparison_figures(report: "Report") -> Figures:
 
 def comparison_sections(report: "Report") -> Sections:
     """The quantities of two models, the modules that differ, and both graphs."""
+    from llmsim_magic.views.screen.screen_table import quantity_words
     from llmsim_magic.views.tables.differences import only_differing
 
     costing = report.costing
     what = f"Memory {under(costing.runtimes[:1])}"
     if costing.devices:
         what += f", times of {costing.first_execution}"
+    ratios = {
+        quantity_words(name): ratio
+        for name, ratio in report.comparison["ratio"].dropna().items()
+        if not name.endswith((".low", ".high"))
+    }
+    yield Section("", comparison_chart(ratios, report.compared_names))
     yield Section("", report.comparison, f"{what}.")
     differing = only_differing(report.differences)
     same = len(report.differences) - len(differing)

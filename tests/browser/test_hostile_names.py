@@ -86,7 +86,7 @@ def test_in_every_tab_of_the_panel(guarded: Any, lab: tuple[str, Path]) -> None:
     panel = PanelPage(page)
     panel.wait()
     panel.wait_for("prefill, batch 1 × context 5")
-    panel.visible("td", MARKUP).wait_for()
+    panel.visible("dd", MARKUP).wait_for()
     for tab in ("Shapes", "Costs", "Memory", "Dependencies", "Topological"):
         panel.tab(tab)
         panel.visible("g.node text" if tab in ("Dependencies", "Topological") else "td").wait_for()

@@ -24,8 +24,9 @@ class Bar:
         pieces: the parts that add up to the bar.
         text: its length in people's units.
         band: both ends of the 90 % interval, in the unit of the pieces.
-        limit: what the bar must not exceed.
+        limit: where its row has a mark.
         limit_text: the limit in people's units.
+        must_not_exceed: whether a bar beyond the limit is a fault, and its mark red.
         is_hypothetical: whether the bar is of something that cannot run, and is drawn grey.
     """
 
@@ -35,6 +36,7 @@ class Bar:
     band: tuple[float, float] | None = None
     limit: float | None = None
     limit_text: str = ""
+    must_not_exceed: bool = True
     is_hypothetical: bool = False
 
     @property

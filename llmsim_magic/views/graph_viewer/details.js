@@ -8,8 +8,9 @@ const withPrefix = (number, unit) => {
   const prefixes = isSmall ? ["n", "µ", "m", ""] : unit ? ["", "k", "M", "G", "T", "P"] : ["", "k", "M", "B", "T"];
   let place = isSmall ? 3 : 0, value = number;
   while (isSmall && value < 1 && place > 0) [value, place] = [value * 1000, place - 1];
-  while (!isSmall && value >= 1000 && place < prefixes.length - 1) [value, place] = [value / 1000, place + 1];
-  return `${Number(value.toPrecision(3))} ${prefixes[place]}${unit}`.trim();
+  while (!isSmall && value >= 999.5 && place < prefixes.length - 1) [value, place] = [value / 1000, place + 1];
+  const isExact = Number.isInteger(number) && Math.abs(number) < 1000;
+  return `${isExact ? number : value.toPrecision(3)} ${prefixes[place]}${unit}`.trim();
 };
 
 const exact = (number, unit) => `${Number.isInteger(number) ? number.toLocaleString("en-US") : number} ${unit}`.trim();

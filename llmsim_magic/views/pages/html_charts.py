@@ -53,7 +53,8 @@ def _bar(bar: Bar, reach: float, colors: dict[str, int]) -> str:
         low, high = (_percent(end, reach) for end in bar.band)
         marks += f'<b class="band" style="left:{low:.2f}%;width:{max(high - low, 0):.2f}%"></b>'
     if bar.limit is not None:
-        kind = "limit over" if bar.size > bar.limit else "limit"
+        is_over = bar.must_not_exceed and bar.size > bar.limit
+        kind = "limit over" if is_over else "limit"
         marks += (
             f'<b class="{kind}" style="left:{_percent(bar.limit, reach):.2f}%" '
             f'title="{html.escape(bar.limit_text, quote=True)}"></b>'

@@ -35,13 +35,13 @@ def _list_types(table: pd.DataFrame) -> pd.DataFrame:
         counted = zip(names[is_count], table["value"][is_count], strict=True)
         listed = ", ".join(f"{name.removeprefix('operators.')} {value}" for name, value in counted)
         table = table.assign(means=table["means"].mask(names == "operator_types", listed))
-    said = names.map(_as_words)
+    said = names.map(quantity_words)
     if "share" in table:  # of memory, where it is no length of a prompt
         said = said.replace("context", "driver context")
     return table.assign(quantity=said)[~is_count].reset_index(drop=True)
 
 
-def _as_words(name: str) -> str:
+def quantity_words(name: str) -> str:
     """`prefill time on H100, low` for `prefill_s on H100.low`."""
     words = re.sub(r"_s on ", " time on ", name).replace("_", " ")
     words = re.sub(r"\bflops\b", "FLOPs", words)
