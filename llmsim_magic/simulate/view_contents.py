@@ -281,18 +281,19 @@ def comparison_sections(report: "Report") -> Sections:
     what = f"Memory {under(costing.runtimes[:1])}"
     if costing.devices:
         what += f", times of {costing.first_execution}"
+    compared = report.comparison["ratio"].dropna()
     ratios = {
         quantity_words(name): ratio
-        for name, ratio in report.comparison["ratio"].dropna().items()
+        for name, ratio in zip(compared.index.astype(str), compared, strict=True)
         if not name.endswith((".low", ".high"))
     }
     yield Section("", comparison_chart(ratios, report.compared_names))
-    yield Section("", report.comparison, f"{what}.")
     differing = only_differing(report.differences)
     same = len(report.differences) - len(differing)
     first, second = report.compared_names
     remark = f"Of one layer of each kind: {same} modules are the same. Added: only in {second}; "
     yield Section("Modules that differ", differing, f"{remark}removed: only in {first}.")
+    yield Section("Quantities", report.comparison, f"{what}.")
     if report.compared is not None:
         graphs = (report.dependency_graph(), report.compared.dependency_graph())
         yield Section("Dependencies side by side", graphs)

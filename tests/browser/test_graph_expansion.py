@@ -105,7 +105,7 @@ def test_a_click_tells_all_that_is_known_of_a_node(drawing: Any, graph: Graph) -
     assert rows["weights"] == ["model.layers.0.self_attn.q_proj.weight [2048, 1024] bfloat16"]
     # 2 · 128 · 1024 · 2048 multiply-adds are 536.9 MFLOPs.
     assert rows["FLOPs"] == ["537 MFLOPs each, 15.0 GFLOPs in 28 layers"]
-    assert rows["parameters"] == ["2.097 M each, 58.72 M in 28 layers"]
+    assert rows["parameters"] == ["2.10 M each, 58.7 M in 28 layers"]
     assert rows["layers"] == ["0-27: 28 alike"]
     assert rows["source"][0].startswith("modeling_qwen3.py:")
     assert "s each" in rows["time"][0]

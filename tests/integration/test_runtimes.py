@@ -130,7 +130,7 @@ def test_a_comparison_is_of_the_first_execution_and_names_it() -> None:
     assert report.comparison.loc["memory_bytes", "distilgpt2"] == total["transformers"]
     part = report.content().parts[0]
     assert part.title == "distilgpt2 beside gpt2"
-    section = next(each for each in part.sections if each.remark)
+    section = next(each for each in part.sections if each.title == "Quantities")
     assert section.remark == "Memory under transformers, times of transformers, eager."
     one = answer(
         parse_line("distilgpt2 --compare gpt2 --hardware H100 --runtime vllm").request
