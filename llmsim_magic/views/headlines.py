@@ -1,5 +1,6 @@
 """The figures with which each view opens its answer."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -63,11 +64,19 @@ def order_figures(trace: Trace) -> Figures:
 
 
 def cost_figures(trace: Trace, time: PassTime | None) -> Figures:
-    """FLOPs, bytes, FLOPs per byte, and on a device the time and what limits it."""
+    """FLOPs, bytes, FLOPs per byte, and on a device the time and what limits it.
+
+    FLOPs and bytes are those of the kernels that the time is of: an engine's are not the model's.
+    """
     sums = totals(trace)
-    yield from list(work_figures(trace))[:2]
-    if sums.arithmetic_intensity is not None:
-        intensity = sums.arithmetic_intensity
+    flops, moved = float(sums.flops), float(sums.bytes_read + sums.bytes_written)
+    if time is not None and time.execution.runtime != "transformers":
+        flops = math.fsum(operator.flops for operator in time.operators)
+        moved = math.fsum(operator.bytes for operator in time.operators)
+    yield Figure(units.si(flops, "FLOPs"), "", exact=f"{flops:,.0f} FLOPs")
+    yield _nbytes(round(moved), "moved at least")
+    if moved:
+        intensity = flops / moved
         yield Figure(units.three_digits(intensity), "FLOPs per byte", exact=f"{intensity:.9g}")
     if time is not None:
         yield from time_figures(trace, time)

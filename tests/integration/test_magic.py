@@ -191,7 +191,7 @@ def test_a_terminals_ipython_answers_in_text(tmp_path: Path) -> None:
         check=True,
     )
     assert "usage: %llmsim" in done.stdout
-    assert "81,912,576" in done.stdout
+    assert "81.9 M" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 

@@ -119,6 +119,27 @@ def test_tables_of_one_execution_say_which() -> None:
         assert name in process
 
 
+def test_bytes_beside_times_of_an_engine_are_those_of_its_kernels() -> None:
+    """A paged cache is written in place: of each layer, the keys and values of the new token."""
+    line = "Qwen/Qwen3-0.6B --costs --phase decode --context 4096 --hardware H100 --runtime"
+    own = answer(parse_line(f"{line} transformers").request)
+    engine = answer(parse_line(f"{line} vllm").request)
+    new_tokens = 28 * 2 * 8 * 128 * 2  # layers, keys and values, heads, sizes, bytes
+    assert engine.costs.loc["DynamicCache.update", "bytes"] == 2 * new_tokens  # read and written
+    assert engine.costs.loc["DynamicCache.update", "bytes_share"] < 0.001
+    assert own.costs.loc["DynamicCache.update", "bytes_share"] > 0.3
+    assert "bytes" not in own.costs
+    time = engine.costing.first_passes[0][1]
+    moved = sum(operator.bytes for operator in time.operators)
+    for table in (engine.costs, engine.layers, engine.costing.operators):
+        assert table["bytes"].sum() == pytest.approx(moved)
+        assert table["bytes_read"].isna().all()
+    assert engine.costs["bytes_share"].sum() == pytest.approx(1)
+    (headline, *_) = engine.content().parts
+    assert headline.figures[1].exact == f"{round(moved):,} bytes"
+    assert engine.ops["bytes_read"].notna().all()  # the record is what the model runs
+
+
 def test_a_comparison_is_of_the_first_execution_and_names_it() -> None:
     report = answer(parse_line("distilgpt2 --compare gpt2 --hardware H100").request)
     row = report.comparison.loc["decode_s on H100-SXM5-80GB"]

@@ -2,8 +2,8 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -34,6 +34,10 @@ def values_in(tensor: torch.Tensor) -> bytes:
         return bytes(flat.view(torch.uint8).numpy().tobytes())
 
 
+# The answers of `_may_have_items`: a recorder reads the variables of a model's code very often.
+_have_items: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+
+
 def tensors_in(value: Any) -> list[torch.Tensor]:
     """Return every tensor in nested tuples, lists, mappings and dataclasses, in order."""
     found: list[torch.Tensor] = []
@@ -52,10 +56,13 @@ def _collect(values: Iterable[Any], found: list[torch.Tensor], depth: int) -> No
             _collect([item for _, item in _items(value)], found, depth + 1)
 
 
-@lru_cache(maxsize=4_096)  # a recorder reads the variables of a model's code again and again
 def _may_have_items(kind: type) -> bool:
     """Whether `_items` may find any in a value of this type."""
-    return issubclass(kind, (tuple, list, Mapping)) or dataclasses.is_dataclass(kind)
+    found = _have_items.get(kind)
+    if found is None:
+        found = issubclass(kind, (tuple, list, Mapping)) or dataclasses.is_dataclass(kind)
+        _have_items[kind] = found
+    return found
 
 
 def named_tensors(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:

@@ -27,6 +27,7 @@ from llmsim_magic.views.safe_files import write_file
 from llmsim_magic.views.tables import memory as memory_tables
 from llmsim_magic.views.tables import times as time_tables
 from llmsim_magic.views.tables.costs import costs_table
+from llmsim_magic.views.tables.engine_costs import with_engine_costs
 from llmsim_magic.views.tables.modules import layers_table
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class DeviceCosts(DeviceFits):
         table = layers_table(trace)
         if not self.devices:
             return table
+        orders = list(time_tables.orders_by_layer(trace).values())
+        table = with_engine_costs(table, orders, self._first_stage)
         found = time_tables.layer_times_table(trace, self._first_stage)
         return table.join(found.drop(columns=["path", "layer", "operators"]))
 

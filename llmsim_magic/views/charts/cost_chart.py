@@ -31,11 +31,15 @@ def cost_charts(trace: Trace, time: PassTime | None) -> tuple[BarChart, BarChart
 
 
 def _quantities(trace: Trace, time: PassTime | None) -> dict[str, tuple[Amounts, str]]:
-    costs = trace.expand_replays(list(recorded_costs(trace)))
-    found: dict[str, tuple[Amounts, str]] = {
-        "FLOPs": ([cost.flops or 0 for cost in costs], "FLOPs"),
-        "bytes moved": ([cost.bytes_read + cost.bytes_written for cost in costs], "B"),
-    }
+    """FLOPs and bytes of the kernels that the times are of: an engine's are not the model's."""
+    if time is None or time.execution.runtime == "transformers":
+        costs = trace.expand_replays(list(recorded_costs(trace)))
+        flops = [float(cost.flops or 0) for cost in costs]
+        moved = [float(cost.bytes_read + cost.bytes_written) for cost in costs]
+    else:
+        flops = [operator.flops for operator in time.operators]
+        moved = [float(operator.bytes) for operator in time.operators]
+    found: dict[str, tuple[Amounts, str]] = {"FLOPs": (flops, "FLOPs"), "bytes moved": (moved, "B")}
     if time is not None:
         found["time"] = ([operator.seconds for operator in time.operators], "s")
     return found

@@ -6,7 +6,8 @@ from llmsim_magic.analyses.cost.operator_costs import recorded_costs
 from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.views.tables.times import type_times_table
+from llmsim_magic.views.tables.engine_costs import with_engine_costs
+from llmsim_magic.views.tables.times import orders_by_type, type_times_table
 
 _SUMS = ("calls", "flops", "elementwise_ops", "bytes_read", "bytes_written")
 
@@ -17,7 +18,8 @@ def costs_table(trace: Trace, time: PassTime | None = None) -> pd.DataFrame:
 
     Args:
         trace: the pass.
-        time: the time of the pass on a device, which adds the columns of `type_times_table`.
+        time: the time of the pass on a device, which adds the columns of `type_times_table`. Of an
+            engine, FLOPs and bytes are those of its kernels, as in `with_engine_costs`.
 
     Returns:
         A table of sums over the operators of a type. `flops_share` and `bytes_share` are
@@ -40,8 +42,11 @@ def costs_table(trace: Trace, time: PassTime | None = None) -> pd.DataFrame:
     intensity = (table["flops"] / bytes_moved).where(bytes_moved > 0)
     table["arithmetic_intensity"] = intensity.astype("Float64")
     if time is not None:
+        orders = orders_by_type(trace)
+        table = with_engine_costs(table, [orders[op] for op in table.index], time)
         table = table.join(type_times_table(trace, time))
-    return table.sort_values(["flops", "bytes_read", "calls"], ascending=False)
+    moved = "bytes" if "bytes" in table else "bytes_read"
+    return table.sort_values(["flops", moved, "calls"], ascending=False)
 
 
 def _share(column: "pd.Series[int]") -> "pd.Series[float]":

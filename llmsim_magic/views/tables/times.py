@@ -16,6 +16,7 @@ from llmsim_magic.analyses.time.roofline import Estimate
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views.tables.columns import floats, integers
+from llmsim_magic.views.tables.engine_costs import with_engine_costs
 from llmsim_magic.views.tables.operators import ops_table
 
 # Column of `times_table` → attribute of an operator's time.
@@ -89,11 +90,15 @@ def times_table(trace: Trace, times: Sequence[PassTime]) -> pd.DataFrame:
 
 @defer_interrupt
 def timed_operators_table(trace: Trace, time: PassTime) -> pd.DataFrame:
-    """The `ops_table` with the time of each operator, its share of the pass and its bottleneck."""
+    """The `ops_table` with the time of each operator, its share of the pass and its bottleneck.
+
+    Of an engine, FLOPs and bytes are those of its kernels, as in `with_engine_costs`.
+    """
     operators = time.operators
     estimates = [Estimate(each.seconds, each.low, each.high, each.binds) for each in operators]
     columns: dict[str, Any] = _estimate_columns(estimates, time, "time_share")
-    return ops_table(trace).assign(**columns)
+    table = with_engine_costs(ops_table(trace), [[order] for order in range(len(operators))], time)
+    return table.assign(**columns)
 
 
 def _operator_times(trace: Trace, time: PassTime) -> pd.DataFrame:
@@ -117,13 +122,29 @@ def _operator_times(trace: Trace, time: PassTime) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.RangeIndex(len(operators), name="order"))
 
 
-@defer_interrupt
-def layer_times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
-    """One row per layer in execution order; a last row without a path is for all others."""
+def orders_by_type(trace: Trace) -> dict[str, list[int]]:
+    """The operators of each type, by their order in the pass."""
+    orders: dict[str, list[int]] = {}
+    ops = trace.expand_replays([operator.op for operator in trace.recorded.operators])
+    for order, op in enumerate(ops):
+        orders.setdefault(op, []).append(order)
+    return orders
+
+
+def orders_by_layer(trace: Trace) -> dict[Layer | None, list[int]]:
+    """The operators of each layer in execution order; those outside all layers come last."""
     orders: dict[Layer | None, list[int]] = {}
     for order, layer in enumerate(layers(trace)):
         orders.setdefault(layer, []).append(order)
-    rows = [layer for layer in orders if layer is not None] + ([None] if None in orders else [])
+    outside = orders.pop(None, None)
+    return orders if outside is None else {**orders, None: outside}
+
+
+@defer_interrupt
+def layer_times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
+    """One row per layer in execution order; a last row without a path is for all others."""
+    orders = orders_by_layer(trace)
+    rows = list(orders)
     columns: dict[str, object] = {
         "path": _strings([None if layer is None else layer.path for layer in rows]),
         "layer": integers([None if layer is None else layer.index for layer in rows]),
@@ -136,10 +157,7 @@ def layer_times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
 @defer_interrupt
 def type_times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
     """One row per operator type, index `op`: its total time, share of the pass and bottleneck."""
-    orders: dict[str, list[int]] = {}
-    ops = trace.expand_replays([operator.op for operator in trace.recorded.operators])
-    for order, op in enumerate(ops):
-        orders.setdefault(op, []).append(order)
+    orders = orders_by_type(trace)
     estimates = [time.of(of_type) for of_type in orders.values()]
     index = pd.Index(list(orders), name="op", dtype=object)
     return pd.DataFrame(_estimate_columns(estimates, time, "time_share"), index=index)
