@@ -23,7 +23,7 @@ SWEEP = "--batch 1,2,4,8,16 --context 1,16,128,512,1024,2048,4096 --phase both -
 LARGE = "meta-llama/Llama-3.1-70B"
 # model, another model, options, seconds that it may take once the kernel is warm
 ROWS = (
-    ("Qwen/Qwen3-0.6B", "meta-llama/Llama-3.1-8B", "--multi-config", 0.3),
+    ("Qwen/Qwen3-0.6B", "meta-llama/Llama-3.1-8B", "--multi-config", 0.5),
     ("Qwen/Qwen3-0.6B", "meta-llama/Llama-3.1-8B", SWEEP, 3.0),
     ("Qwen/Qwen3-8B", "meta-llama/Llama-3.1-8B", "--hardware all", 3.0),
     (LARGE, "Qwen/Qwen2.5-72B", "--tp 4 --memory", 2.0),
