@@ -288,7 +288,7 @@ class ReportTables:
 
     def _times(self, level: Level) -> tuple[OperatorTime, ...] | None:
         """The time of each operator on the first device; None without one, or for kernels."""
-        has_times = self.deployment.hardware and level != "kernel"
+        has_times = self.costing.devices and level != "kernel"
         return self.costing.operator_times if has_times else None
 
     def _selection(self, depth: int | None, layers: Unfolded, level: Level | None) -> Selection:

@@ -78,9 +78,13 @@ def ops_figures(report: "Report") -> Figures:
 
 
 def _first_time(report: "Report") -> Figures:
+    """The time that the tables of one device describe, unless the model does not fit there."""
     trace, time = report.costing.first_passes[0]
-    yield from headlines.time_figures(trace, time)
-    yield headlines.execution_figure(time)
+    if report.costing.first_fits:
+        yield from headlines.time_figures(trace, time)
+        yield headlines.execution_figure(time)
+    else:
+        yield headlines.misfit_figure(time)
 
 
 def ops_sections(report: "Report") -> Sections:
@@ -131,7 +135,7 @@ def multi_config_figures(report: "Report") -> Figures:
     """The size of the model, and how many workloads there are."""
     yield from headlines.size_figures(report.trace)
     if report.sweep is not None:
-        yield Figure(str(len(report.sweep.traces)), "workloads")
+        yield headlines.workloads_figure(len(report.sweep.traces))
 
 
 def multi_config_sections(report: "Report") -> Sections:
@@ -163,7 +167,9 @@ def costs_figures(report: "Report") -> Figures:
     """Work, and on a device its time and bottleneck."""
     costing = report.costing
     time = costing.first_passes[0][1] if costing.devices else None
-    return headlines.cost_figures(report.trace, time)
+    yield from headlines.cost_figures(report.trace, time)
+    if time is not None:
+        yield from _first_time(report)
 
 
 def costs_sections(report: "Report") -> Sections:
@@ -269,7 +275,7 @@ def comparison_figures(report: "Report") -> Figures:
         if ratio is not None:
             yield Figure(f"×{units.three_digits(ratio)}", label, exact=f"{ratio:.9g}")
     differing = int((report.differences["status"] != "same").sum())
-    yield Figure(units.count(differing), "modules differ")
+    yield Figure(units.count(differing), "module differs" if differing == 1 else "modules differ")
 
 
 def comparison_sections(report: "Report") -> Sections:

@@ -64,9 +64,9 @@ def order_figures(trace: Trace) -> Figures:
 
 
 def cost_figures(trace: Trace, time: PassTime | None) -> Figures:
-    """FLOPs, bytes, FLOPs per byte, and on a device the time and what limits it.
+    """FLOPs, bytes and FLOPs per byte.
 
-    FLOPs and bytes are those of the kernels that the time is of: an engine's are not the model's.
+    FLOPs and bytes are those of the kernels that a time is of: an engine's are not the model's.
     """
     sums = totals(trace)
     flops, moved = float(sums.flops), float(sums.bytes_read + sums.bytes_written)
@@ -78,9 +78,6 @@ def cost_figures(trace: Trace, time: PassTime | None) -> Figures:
     if moved:
         intensity = flops / moved
         yield Figure(units.three_digits(intensity), "FLOPs per byte", exact=f"{intensity:.9g}")
-    if time is not None:
-        yield from time_figures(trace, time)
-        yield execution_figure(time)
 
 
 def memory_figures(runtime: str, memory: Memory) -> Figures:
@@ -121,6 +118,17 @@ def execution_figure(time: PassTime, *, is_fastest: bool = False) -> Figure:
     """What the times of a headline are of, and whether there are slower ones."""
     where = f"under {time.execution} on {time.accelerator.name}"
     return Figure("", f"{where}, the fastest here" if is_fastest else where)
+
+
+def misfit_figure(time: PassTime) -> Figure:
+    """That times in the tables below are of a device which cannot hold the model."""
+    where = f"{time.accelerator.name}: its times below are hypothetical"
+    return Figure("does not fit", where, is_bad=True)
+
+
+def workloads_figure(number: int) -> Figure:
+    """How many workloads there are."""
+    return Figure(units.count(number), "workload" if number == 1 else "workloads")
 
 
 def fit_figures(fits: Sequence[Fit]) -> Figures:

@@ -49,6 +49,10 @@ class _Balance(HTMLParser):
         "gpt2 --compare distilgpt2",
         "gpt2 --multi-config --batch 1,2,3,4,5,6,7 --context 8,16",
         "gpt2 --hardware all",
+        "gpt2 --hardware all --compare distilgpt2 --deps",
+        "bert-base-uncased --multi-config --costs --hardware H100",
+        "gpt2 --multi-config --batch 2 --context 4 --phase decode",
+        "gpt2 --costs --ops --memory --hardware H100 --runtime vllm",
     ],
 )
 def test_a_page_is_well_formed_and_small(line: str) -> None:
@@ -72,6 +76,22 @@ def test_what_does_not_fit_is_said_before_everything_else() -> None:
     assert not any("TTFT" in figure.label for figure in first.figures)
     assert 'class="bar hypothetical"' in html
     assert '<tr class="hypothetical">' in html
+
+
+@pytest.mark.parametrize("view", ["costs", "ops"])
+def test_no_headline_has_the_time_of_what_cannot_run(view: str) -> None:
+    line = f"Qwen/Qwen3-32B --{view} --hardware T4 --dtype float16"
+    part = answer(parse_line(line).request).content().parts[0]
+    assert part.name == view
+    assert not any("TTFT" in figure.label for figure in part.figures)
+    assert [figure.value for figure in part.figures if figure.is_bad] == ["does not fit"]
+    fitting = answer(parse_line(f"gpt2 --{view} --hardware T4 --dtype float16").request)
+    assert any("TTFT" in figure.label for figure in fitting.content().parts[0].figures)
+
+
+def test_one_is_singular() -> None:
+    line = "gpt2 --multi-config --batch 2 --context 4 --phase decode"
+    assert "1 workload" in map(str, answer(parse_line(line).request).content().parts[0].figures)
 
 
 def test_views_come_in_the_order_in_which_they_are_named() -> None:

@@ -74,6 +74,13 @@ class DeviceFits(DevicePasses):
             for trace, time in self.passes
         )
 
+    @property
+    def first_fits(self) -> bool:
+        """Whether the pass that tables of one device describe fits it, as far as is known."""
+        first = self.first_passes[0]
+        fits = zip(self.passes, self.passes_fit, strict=True)
+        return next(fit for each, fit in fits if each == first) is not False
+
     @cached_property
     def capacities(self) -> tuple[Fit, ...]:
         """For each device and runtime: bytes needed and available, and what would make it fit.

@@ -11,10 +11,10 @@ from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.sweeps.formulas import sweep_formulas
 from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
 from llmsim_magic.views.charts.workload_maps import workload_maps
-from llmsim_magic.views.headlines import size_figures
+from llmsim_magic.views.headlines import size_figures, workloads_figure
 from llmsim_magic.views.pages.html_page import as_bundle
 from llmsim_magic.views.pages.text_page import as_text
-from llmsim_magic.views.section import Figure, Page, Part, Section
+from llmsim_magic.views.section import Page, Part, Section
 from llmsim_magic.views.tables import sweeps
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Sweep:
         name = self.traces[0].model.name
         figures = (
             *size_figures(self.traces[0]),
-            Figure(str(len(self.traces)), "workloads"),
+            workloads_figure(len(self.traces)),
         )
         part = Part(
             "multi-config", "Shapes", f"Workloads of {name}", figures, tuple(self.sections())
