@@ -72,9 +72,10 @@ def _plain_memory(report: "Report") -> Memory | None:
 def ops_figures(report: "Report") -> Figures:
     """Operators, the work of the pass, and on a device its time."""
     yield from list(headlines.structure_figures(report.trace))[1:]
-    yield from headlines.work_figures(report.trace)
     if report.costing.devices:
-        yield from _first_time(report)
+        yield from costs_figures(report)
+    else:
+        yield from headlines.work_figures(report.trace)
 
 
 def _first_time(report: "Report") -> Figures:
@@ -165,20 +166,24 @@ def multi_config_tables(report: "Report") -> Tables:
 
 def costs_figures(report: "Report") -> Figures:
     """Work, and on a device its time and bottleneck."""
-    costing = report.costing
-    time = costing.first_passes[0][1] if costing.devices else None
-    yield from headlines.cost_figures(report.trace, time)
-    if time is not None:
+    yield from headlines.cost_figures(report.trace, _first_stage(report))
+    if report.costing.devices:
         yield from _first_time(report)
+
+
+def _first_stage(report: "Report") -> PassTime | None:
+    """The time of the traced pipeline stage, which tables and charts of operators describe."""
+    return report.costing.first_stage if report.costing.devices else None
 
 
 def costs_sections(report: "Report") -> Sections:
     """What makes up the costs as bars, the table by type, and on a device the roofline."""
-    costing = report.costing
-    time = costing.first_passes[0][1] if costing.devices else None
+    costing, time = report.costing, _first_stage(report)
     by_type, by_layer = cost_charts(report.trace, time)
     yield Section("", by_type)
-    costs = report.costs.sort_values("time_s", ascending=False) if time else report.costs
+    costs = report.costs
+    if time is not None:
+        costs = costs.sort_values("time_s", ascending=False)
     yield Section("", costs)
     yield Section("", by_layer)
     if costing.devices:

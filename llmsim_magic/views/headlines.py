@@ -1,6 +1,7 @@
 """The figures with which each view opens its answer."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -57,16 +58,19 @@ def structure_figures(trace: Trace) -> Figures:
 def order_figures(trace: Trace) -> Figures:
     """Operators, the longest chain of them, and how many can run at the same time."""
     found = ranks(trace)
-    width = max((found.count(rank) for rank in set(found)), default=0)
+    width = max(Counter(found).values(), default=0)
     yield Figure(units.count(len(found)), "operators")
     yield Figure(units.count(max(found, default=-1) + 1), "in the longest chain")
     yield Figure(units.count(width), "at most at the same time")
 
 
 def cost_figures(trace: Trace, time: PassTime | None) -> Figures:
-    """FLOPs, bytes and FLOPs per byte.
+    """FLOPs, bytes, and FLOPs per byte.
 
-    FLOPs and bytes are those of the kernels that a time is of: an engine's are not the model's.
+    Args:
+        trace: the pass, of one pipeline stage.
+        time: its time, whose kernels are counted: an engine's are not the model's. None without
+            a device.
     """
     sums = totals(trace)
     flops, moved = float(sums.flops), float(sums.bytes_read + sums.bytes_written)
@@ -161,8 +165,9 @@ def sizing_figures(sizing: "pd.DataFrame", phases: Sequence[str]) -> Figures:
     fits = sizing["fits"]
     devices = sizing[fits.notna()]["device"].nunique()
     held = sizing[fits.fillna(value=False)]["device"].nunique()
-    yield Figure(f"{held} of {devices}", "devices hold it", is_bad=not held)
-    if held and phases:
+    if devices:  # whose memory is known
+        yield Figure(f"{held} of {devices}", "devices hold it", is_bad=not held)
+    if phases and (held or not devices):
         column = f"{phases[-1]}_s"
         timed = sizing[sizing[column].notna()].sort_values(column)
         for row in timed.head(1).to_dict("records"):

@@ -11,6 +11,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.notebook.arguments import parse_line
 from llmsim_magic.simulate.answer import answer
 from llmsim_magic.views.charts.chart import Bar, BarChart, Card, Fact, Piece
+from llmsim_magic.views.headlines import sizing_figures
 from llmsim_magic.views.pages.html_page import as_html, as_page
 from llmsim_magic.views.section import Figure, Page, Part, Section
 from tests.helpers import small_models
@@ -53,6 +54,7 @@ class _Balance(HTMLParser):
         "bert-base-uncased --multi-config --costs --hardware H100",
         "gpt2 --multi-config --batch 2 --context 4 --phase decode",
         "gpt2 --costs --ops --memory --hardware H100 --runtime vllm",
+        "Qwen/Qwen3-0.6B --ops --costs --hardware H100 --context 8 --pp 2",
     ],
 )
 def test_a_page_is_well_formed_and_small(line: str) -> None:
@@ -230,6 +232,20 @@ def test_a_report_on_several_devices_ranks_what_fits_first() -> None:
     of_prefill = ranked[ranked["phase"] == "prefill"]
     assert of_prefill["time_s"].is_monotonic_increasing
     assert sorted(ranked.index) == sorted(report.latency.index)
+
+
+def test_a_device_of_unknown_memory_is_no_device_that_does_not_hold_the_model() -> None:
+    sizing = pd.DataFrame(
+        {
+            "device": ["CPU"],
+            "runtime": ["transformers"],
+            "launch": ["eager"],
+            "fits": pd.array([pd.NA], dtype="boolean"),
+            "decode_s": pd.array([0.25], dtype="Float64"),
+        }
+    )
+    (figure,) = sizing_figures(sizing, ["decode"])
+    assert str(figure) == "250 ms fastest decode: CPU, transformers, eager"
 
 
 def test_text_goes_to_no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:

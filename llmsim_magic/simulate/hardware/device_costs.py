@@ -60,7 +60,7 @@ class DeviceCosts(DeviceFits):
     @cached_property
     def operators(self) -> "pd.DataFrame":
         """`ops` of the first pass with its time under `first_execution`, share and bottleneck."""
-        return time_tables.timed_operators_table(self.traces[0], self._first_stage)
+        return time_tables.timed_operators_table(self.traces[0], self.first_stage)
 
     @cached_property
     def layers(self) -> "pd.DataFrame":
@@ -70,29 +70,29 @@ class DeviceCosts(DeviceFits):
         if not self.devices:
             return table
         orders = list(time_tables.orders_by_layer(trace).values())
-        table = with_engine_costs(table, orders, self._first_stage)
-        found = time_tables.layer_times_table(trace, self._first_stage)
+        table = with_engine_costs(table, orders, self.first_stage)
+        found = time_tables.layer_times_table(trace, self.first_stage)
         return table.join(found.drop(columns=["path", "layer", "operators"]))
 
     @cached_property
     def types(self) -> "pd.DataFrame":
         """One row per type of operator, with its seconds under `first_execution` if any."""
-        return costs_table(self.traces[0], self._first_stage if self.devices else None)
+        return costs_table(self.traces[0], self.first_stage if self.devices else None)
 
     @cached_property
     def roofline(self) -> Plot:
         """Roofline plot: the operators of the first pass under `first_execution`."""
-        return roofline_plot(self.traces[0], self._first_stage)
+        return roofline_plot(self.traces[0], self.first_stage)
 
     @property
     def operator_times(self) -> tuple[OperatorTime, ...]:
         """The time of each operator of the first pass under `first_execution`."""
-        return self._first_stage.operators
+        return self.first_stage.operators
 
     @property
     def events(self) -> str:
         """The first pass under `first_execution` as Chrome trace events, in JSON."""
-        return json.dumps(chrome_trace(self.traces[0], self._first_stage))
+        return json.dumps(chrome_trace(self.traces[0], self.first_stage))
 
     def timeline(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write `events` to a file that Perfetto and chrome://tracing open.

@@ -184,5 +184,6 @@ class DevicePasses:
         )
 
     @property
-    def _first_stage(self) -> PassTime:
+    def first_stage(self) -> PassTime:
+        """The time of the first pass under `first_execution`, of the pipeline stage it traces."""
         return self._first_stages[0]
