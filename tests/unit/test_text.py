@@ -124,6 +124,15 @@ def test_a_block_shows_the_mean_of_its_layers_times() -> None:
     assert texts == {"path": ["h.0–1 ×2"], "time": ["2.00 ms"], "FLOPs": ["5"]}
 
 
+def test_a_block_inside_a_layer_has_the_sum_of_one_layer() -> None:
+    paths = [f"layers.{i}.experts.{j}.up" for i in range(2) for j in range(8)]
+    shown = grid(pd.DataFrame({"path": paths, "flops": [5] * 16, "time_s": [1e-3] * 16}))
+    flops, time = (next(c for c in shown.columns if c.name == n) for n in ("flops", "time_s"))
+    assert flops.texts == ["80", "40", "5"]
+    assert flops.of_layer == {0: "40", 1: "5"}
+    assert time.texts == ["16.0 ms", "8.00 ms", "1.00 ms"]
+
+
 def test_what_every_row_has_is_said_once() -> None:
     table = pd.DataFrame({"phase": ["prefill", "decode"], "batch": [4, 4], "flops": [10, 20]})
     text = as_text([Section("Title", table)], ())

@@ -100,7 +100,9 @@ def _cell(column: FittedColumn, place: int, rank: int, bars: Sequence[str]) -> s
     if shown.name in bars and shown.sizes and shown.sizes[place]:
         inside = f"{inside}{_bar(shown.sizes, place)}"
     classes = _classes(kind, verdict, prose, column.classes, _frozen(rank))
-    return f"<td{classes}{title}>{inside}</td>"
+    one = shown.of_layer.get(place)
+    of_layer = "" if one is None else f' data-of-layer="{html.escape(one, quote=True)}"'
+    return f"<td{classes}{title}{of_layer}>{inside}</td>"
 
 
 def _bar(sizes: list[float], place: int) -> str:

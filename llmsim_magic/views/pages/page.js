@@ -14,8 +14,12 @@ function inside(head) {
   return rows;
 }
 
-function blockOf(head) {
-  return `${head.dataset.stack}/${head.dataset.layers}`;
+// Of the head of an open block, the rows that were made for its layers; of a layer, its own.
+const opened = new WeakMap();
+const contents = new WeakMap();
+
+function closeBlocksAmong(rows) {
+  for (const row of rows) if (opened.has(row)) closeBlock(row);
 }
 
 function copied(row, owner) {
@@ -25,45 +29,60 @@ function copied(row, owner) {
   return copy;
 }
 
+function layerHead(head, name) {
+  const layer = head.cloneNode(true);
+  layer.dataset.layer = name;
+  const path = layer.querySelector(".path");
+  path.title = name;
+  path.querySelector("span").textContent = name;
+  const button = path.querySelector(".fold");
+  button.textContent = "open";
+  button.setAttribute("aria-expanded", "false");
+  for (const cell of layer.querySelectorAll("[data-of-layer]")) {
+    cell.textContent = cell.dataset.ofLayer;
+    cell.removeAttribute("title");
+  }
+  return layer;
+}
+
 function openBlock(head) {
-  const {stack, layers, depth} = head.dataset;
+  closeBlocksAmong(inside(head));
+  const {stack, layers} = head.dataset;
   const rows = inside(head);
   const made = [];
   for (const index of layers.split(",")) {
     const name = stack ? `${stack}.${index}` : index;
-    const owner = `${depth}/${name}`;
-    const layer = head.cloneNode(true);
-    layer.dataset.layer = owner;
-    layer.querySelector(".path span").textContent = name;
-    const button = layer.querySelector(".fold");
-    button.textContent = "open";
-    button.setAttribute("aria-expanded", "false");
-    made.push(layer, ...rows.map((row) => copied(row, owner)));
+    const layer = layerHead(head, name);
+    const copies = rows.map((row) => copied(row, name));
+    contents.set(layer, copies);
+    made.push(layer, ...copies);
   }
   for (const row of rows) row.hidden = true;
   (rows.at(-1) ?? head).after(...made);
-  for (const row of made) row.dataset.block = blockOf(head);
+  opened.set(head, made);
 }
 
 function closeBlock(head) {
-  for (const row of head.parentElement.querySelectorAll("tr")) {
-    if (row.dataset.block === blockOf(head)) row.remove();
-  }
+  const made = opened.get(head);
+  closeBlocksAmong(made);
+  for (const row of made) row.remove();
+  opened.delete(head);
   for (const row of inside(head)) row.hidden = false;
+  head.querySelector(".fold").setAttribute("aria-expanded", "false");
 }
 
 function toggle(button) {
   const head = button.closest("tr");
   const isOpen = button.getAttribute("aria-expanded") === "true";
-  button.setAttribute("aria-expanded", String(!isOpen));
-  if (head.dataset.layer === undefined) {
+  const rows = contents.get(head);
+  if (rows === undefined) {
     (isOpen ? closeBlock : openBlock)(head);
-    return;
+  } else {
+    if (isOpen) closeBlocksAmong(rows);
+    button.textContent = isOpen ? "open" : "close";
+    for (const row of rows) row.hidden = isOpen;
   }
-  button.textContent = isOpen ? "open" : "close";
-  for (const row of head.parentElement.querySelectorAll("tr")) {
-    if (row.dataset.owner === head.dataset.layer) row.hidden = isOpen;
-  }
+  button.setAttribute("aria-expanded", String(!isOpen));
 }
 
 function answerClicks(root) {

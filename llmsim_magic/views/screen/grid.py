@@ -3,11 +3,11 @@
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
-from pandas.api.types import is_float_dtype
+from pandas.api.types import is_float, is_float_dtype
 
 from llmsim_magic.records.printable import printable
 from llmsim_magic.views import units
@@ -18,7 +18,7 @@ from llmsim_magic.views.screen.screen_table import FORMULA, WORKLOAD, for_screen
 
 # Columns that are said once above the table where every row has the same value.
 _SAID_ONCE = ("device", "runtime", "launch", "phase", "batch", "context", "measured", "devices")
-# Columns of which the head of a block has the sum over its layers.
+# Columns of which the head of a block without a row of its own has the sum over its layers.
 _SUMMED = frozenset({"flops", "elementwise_ops", "bytes_read", "bytes_written", "time_s",
                      "time_share", "share"})  # fmt: skip
 _NUMBER = re.compile(r"\d+")
@@ -38,6 +38,7 @@ class ShownColumn:
         shorter: shorter texts for a narrow screen, if it has them.
         exact: the exact value of each line where the text rounds it; otherwise empty.
         sizes: the value of each line as a number, of a column of numbers; 0 for a sum of layers.
+        of_layer: of the head of a block that has a sum over its layers, the text for one layer.
         name: its name in the table.
     """
 
@@ -46,6 +47,7 @@ class ShownColumn:
     shorter: list[str] | None = None
     exact: list[str] | None = None
     sizes: list[float] | None = None
+    of_layer: dict[int, str] = field(default_factory=dict)
     name: str = ""
 
     @property
@@ -206,9 +208,13 @@ def _shown(table: pd.DataFrame, name: str, lines: list[Line], *, is_path: bool) 
     averaged = is_float_dtype(table[name])
     values = [_value(of_row, line.rows, averaged=averaged) for line in lines]
     sizes = cells.sizes(values)
+    of_layer: dict[int, str] = {}
     if name in _SUMMED:
         for place in _heads_without_rows(lines):
-            values[place] = _sum(of_row, _rows_inside(lines, place))
+            total = _sum(of_row, _rows_inside(lines, place))
+            values[place] = _divided(total, _layers_around(lines, place))
+            one = _divided(values[place], lines[place].layers)
+            (of_layer[place],) = cells.format_cells([one], column.kind)
     if name == FORMULA:
         return _formula_column(values)
     if WORKLOAD.fullmatch(name):
@@ -219,7 +225,7 @@ def _shown(table: pd.DataFrame, name: str, lines: list[Line], *, is_path: bool) 
         values = _relative_paths(values, lines)
     texts = cells.format_cells(values, column.kind)
     exact = cells.exact_cells(values)
-    return ShownColumn(column, texts, _shorter(name, texts), exact, sizes)
+    return ShownColumn(column, texts, _shorter(name, texts), exact, sizes, of_layer)
 
 
 def _value(of_row: list[Any], rows: tuple[int, ...], *, averaged: bool) -> Any:
@@ -248,6 +254,22 @@ def _rows_inside(lines: list[Line], head: int) -> tuple[int, ...]:
 def _sum(of_row: list[Any], rows: tuple[int, ...]) -> Any:
     known = [of_row[row] for row in rows if not pd.isna(of_row[row])]
     return sum(known) if known else pd.NA
+
+
+def _layers_around(lines: list[Line], head: int) -> int:
+    """How many layers have the block at a place; the lines below a block are of one layer."""
+    depth, number = lines[head].depth, 1
+    for line in reversed(lines[:head]):
+        if line.is_block and line.depth < depth:
+            depth, number = line.depth, number * line.layers
+    return number
+
+
+def _divided(value: Any, layers: int) -> Any:
+    """The part of a sum that one of several identical layers has."""
+    if pd.isna(value):
+        return value
+    return value / layers if is_float(value) or value % layers else value // layers
 
 
 def _shorter(name: str, texts: list[str]) -> list[str] | None:
