@@ -29,7 +29,8 @@ def size_figures(trace: Trace) -> Figures:
     yield _parameters(sums.parameters, "parameters")
     if sums.active != sums.parameters:
         yield _parameters(sums.active, "active per token")
-    yield _nbytes(sums.parameter_bytes, f"of weights in {trace.model.dtype}")
+    if sums.parameters:
+        yield _nbytes(sums.parameter_bytes, f"of weights in {trace.model.dtype}")
 
 
 def work_figures(trace: Trace) -> Figures:

@@ -234,6 +234,22 @@ def test_a_report_on_several_devices_ranks_what_fits_first() -> None:
     assert sorted(ranked.index) == sorted(report.latency.index)
 
 
+def test_an_operator_without_outputs_has_no_half_of_a_shape() -> None:
+    shapes = ["[1, 8] → [1, 8], [4]", "[1, 8] → none", "[1] → []"]
+    table = pd.DataFrame(
+        {
+            "path": ["a", "b", "c"],
+            "op": ["x", "y", "z"],
+            "call": [0, 0, 0],
+            "prefill 1×8": shapes,
+            "symbolic": [pd.NA, pd.NA, pd.NA],
+        }
+    )
+    html = shown(Section("", table))
+    assert "none]" not in html
+    assert all(f">{text}</td>" in html for text in ("[1,8]", "none", "[]"))
+
+
 def test_a_device_of_unknown_memory_is_no_device_that_does_not_hold_the_model() -> None:
     sizing = pd.DataFrame(
         {

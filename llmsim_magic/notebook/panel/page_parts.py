@@ -47,4 +47,4 @@ def _html(page: Page) -> str:
 
 
 def _is_table(section: Section) -> bool:
-    return hasattr(section.body, "columns")
+    return hasattr(section.body, "iloc")  # a heat map has columns too

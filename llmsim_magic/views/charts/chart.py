@@ -1,9 +1,6 @@
 """Charts and cards as records. A page draws them in the colours of its theme."""
 
 from dataclasses import dataclass
-from typing import Literal
-
-Scale = Literal["linear", "log"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,8 @@ def time_charts(
 def _chart(workload: str, times: list[tuple[PassTime, bool]]) -> BarChart:
     by_speed = sorted(times, key=lambda each: (not each[1], each[0].seconds))
     bars = tuple(_bar(time, fits=fits) for time, fits in by_speed[:_MOST_BARS])
-    return BarChart(f"Time of {workload} (line: 90 % interval)", bars)
+    which = f", the first {len(bars)} of {len(times)}" if len(bars) < len(times) else ""
+    return BarChart(f"Time of {workload}{which} (line: 90 % interval)", bars)
 
 
 def _bar(time: PassTime, *, fits: bool) -> Bar:

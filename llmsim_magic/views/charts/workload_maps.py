@@ -27,8 +27,8 @@ def workload_maps(
         cache = {w: each.cache_bytes for w, each in of_phase.items()}
         if any(cache.values()) and phase != "decode":  # there it is one token longer
             yield _map(f"Cache after {phase}", "B", cache)
-        if seconds:
-            times = {w: seconds[w] for w in of_phase if w in seconds}
+        times = {w: seconds[w] for w in of_phase if w in seconds} if seconds else {}
+        if times:
             yield _map(f"Time of {phase}", "s", times)
 
 

@@ -326,8 +326,9 @@ def _without_blanks(shapes: list[str]) -> list[str]:
 
 
 def _only_first(text: str) -> str:
-    """`[B, S, 128]` of several shapes."""
-    return f"{text.partition(_BETWEEN_SHAPES)[0].rstrip(']')}]" if text else ""
+    """`[B, S, 128]` of several shapes; `none` stays."""
+    first, separator, _ = text.partition(_BETWEEN_SHAPES)
+    return f"{first}]" if separator else text
 
 
 def _first_shape(text: str) -> str:
