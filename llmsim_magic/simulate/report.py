@@ -72,7 +72,7 @@ class Report(ReportTables):
             }
         if self.explained is not None:
             made[f"{stem}.explanation.txt"] = f"{self.explain(self.explained)}\n".encode()
-        if self.costing.devices:
+        if self.costing.devices and self._shows_times:
             made[f"{stem}.timeline.json"] = self.costing.events.encode()
             made[f"{stem}.roofline.svg"] = self.costing.roofline.svg.encode()
         return made
@@ -252,8 +252,15 @@ class Report(ReportTables):
         beside = self.sweep.notes if self.sweep else ()
         of_memory = memory_notes(self.costing.memories) if self.shows("memory") else ()
         costing = self.costing
-        found = (*costing.misfits, *notes(self.trace), *beside, *of_memory, *costing.remarks())
+        of_times = costing.remarks() if self._shows_times else ()
+        found = (*costing.misfits, *notes(self.trace), *beside, *of_memory, *of_times)
         return tuple(dict.fromkeys(found))
+
+    @property
+    def _shows_times(self) -> bool:
+        """Whether a view has times on devices; whether a model fits needs none, nor its dtype."""
+        is_check = all(view.name == "max-memory" for view in self.views)
+        return not is_check or self.limits.seconds is not None
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -182,6 +182,16 @@ def test_a_check_as_json_has_the_figures(capsys: pytest.CaptureFixture[str]) -> 
     assert rows[0]["limit"] == 10**6
 
 
+def test_what_fits_does_not_depend_on_the_dtypes_a_device_computes_in(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Times of bfloat16 are not predicted on a T4, and a check without --max-time has none."""
+    line = ["check", "Qwen/Qwen3-0.6B", "--context", "8", "--hardware", "T4", "--json", "-"]
+    assert main(line) == 0
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    assert {row["quantity"] for row in tables["conditions"]} == {"fits T4"}
+
+
 def test_every_workload_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
     line = "distilgpt2 --max-memory 24GB --batch 1,2 --context 8 --phase both"
     status, lines, _ = _check(line, capsys)
