@@ -30,6 +30,10 @@ def _costs_heading(report: "Report") -> str:
     return f"Costs of {report.title} {contents.under_first(report)}".rstrip()
 
 
+def _workloads_heading(report: "Report") -> str:
+    return f"Workloads of {report.trace.model.name} {contents.under_first(report)}".rstrip()
+
+
 def _memory_heading(report: "Report") -> str:
     return f"Memory of {report.title} {under(report.costing.runtimes)}"
 
@@ -81,7 +85,7 @@ VIEWS: dict[str, View["Report"]] = {
             name="multi-config",
             title="Shapes",
             help="shapes of 8 workloads: batch 1 and 16, context 1 and 128, prefill and decode",
-            heading=lambda report: f"Workloads of {report.trace.model.name}",
+            heading=_workloads_heading,
             headline=contents.multi_config_figures,
             sections=contents.multi_config_sections,
             tables=contents.multi_config_tables,

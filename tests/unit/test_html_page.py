@@ -202,6 +202,7 @@ def test_on_a_device_the_heat_maps_have_times() -> None:
     html = answer(parse_line(line).request).page()
     assert "Time of prefill" in html
     assert "Time of decode" in html
+    assert "Workloads of gpt2 on H100-SXM5-80GB (transformers, eager)" in html  # what they are of
 
 
 def test_markup_in_names_is_text() -> None:
