@@ -200,14 +200,14 @@ def costs_tables(report: "Report") -> Tables:
 def memory_figures(report: "Report") -> Figures:
     """The peak of the first runtime and its parts; whether it fits."""
     yield from headlines.memory_figures(*report.costing.first_memory)
-    yield from headlines.fit_figures(report.costing.capacities)
+    yield from headlines.fit_figures(report.costing.capacities, report.costing.largest_name)
 
 
 def memory_sections(report: "Report") -> Sections:
     """What fills a device as bars, then parts of memory; shards and what fits."""
     parallel, costing = report.trace.model.parallel, report.costing
     if costing.capacities:
-        chart = fit_chart(costing.capacities)
+        chart = fit_chart(costing.capacities, costing.largest_name)
         yield Section("", chart)
     else:
         yield Section("", memory_chart(costing.memories))
@@ -239,7 +239,7 @@ def memory_tables(report: "Report") -> Tables:
 def hardware_figures(report: "Report") -> Figures:
     """Whether the model fits, and its times where it is fastest."""
     costing = report.costing
-    yield from headlines.fit_figures(costing.capacities)
+    yield from headlines.fit_figures(costing.capacities, costing.largest_name)
     able = [
         each
         for each, fits in zip(costing.passes, costing.passes_fit, strict=True)
@@ -264,7 +264,7 @@ def hardware_sections(report: "Report") -> Sections:
     """Memory beside the device's, times with their bands as bars, and the table."""
     costing = report.costing
     if costing.capacities:
-        chart = fit_chart(costing.capacities)
+        chart = fit_chart(costing.capacities, costing.largest_name)
         yield Section("", chart)
     yield Section("", time_charts(costing.passes, costing.passes_fit))
     remark = "Times of what does not fit are hypothetical."

@@ -38,7 +38,7 @@ def work_figures(trace: Trace) -> Figures:
     sums = totals(trace)
     moved = sums.bytes_read + sums.bytes_written
     yield Figure(units.si(sums.flops, "FLOPs"), "", exact=f"{sums.flops:,} FLOPs")
-    yield _nbytes(moved, "moved at least")
+    yield _nbytes(moved, "of traffic at least")
     if trace.cache:
         yield _nbytes(sums.cache_bytes, "of cache")
 
@@ -47,22 +47,22 @@ def structure_figures(trace: Trace) -> Figures:
     """Modules, operators, and layers with how many of them differ."""
     groups = identical_layers(trace)
     count = sum(len(group.indices) for group in groups)
-    yield Figure(units.count(len(trace.modules)), "modules")
-    yield Figure(units.count(len(trace.steps)), "operators")
+    yield _count(len(trace.modules), "module")
+    yield _count(len(trace.steps), "operator")
     if count:
         kinds = (
             f" of {len(groups)} kinds" if len(groups) > 1 else ", all alike" if count > 1 else ""
         )
-        yield Figure(units.count(count), f"layers{kinds}")
+        yield _count(count, "layer", kinds)
 
 
 def order_figures(trace: Trace) -> Figures:
     """Operators, the longest chain of them, and how many can run at the same time."""
     found = ranks(trace)
     width = max(Counter(found).values(), default=0)
-    yield Figure(units.count(len(found)), "operators")
-    yield Figure(units.count(max(found, default=-1) + 1), "in the longest chain")
-    yield Figure(units.count(width), "at most at the same time")
+    yield _count(len(found), "operator")
+    yield Figure(units.count(max(found, default=-1) + 1), "on the critical path")
+    yield Figure(units.count(width), "can run in parallel")
 
 
 def cost_figures(trace: Trace, time: PassTime | None) -> Figures:
@@ -79,7 +79,7 @@ def cost_figures(trace: Trace, time: PassTime | None) -> Figures:
         flops = math.fsum(operator.flops for operator in time.operators)
         moved = math.fsum(operator.bytes for operator in time.operators)
     yield Figure(units.si(flops, "FLOPs"), "", exact=f"{flops:,.0f} FLOPs")
-    yield _nbytes(round(moved), "moved at least")
+    yield _nbytes(round(moved), "of traffic at least")
     if moved:
         intensity = flops / moved
         yield Figure(units.three_digits(intensity), "FLOPs per byte", exact=f"{intensity:.9g}")
@@ -108,7 +108,7 @@ def time_figures(trace: Trace, time: PassTime) -> Figures:
         f"{name}, limited by {limit}" if limit else name,
         f"{time.seconds:.6g} s, 90 % interval {interval}",
     )
-    if not time.seconds:
+    if not time.seconds or phase == "forward":  # whose inputs need not be tokens
         return
     total = tokens_read(trace) / time.seconds
     exact = f"{total:.6g} tokens/s"
@@ -133,17 +133,24 @@ def misfit_figure(time: PassTime) -> Figure:
 
 def workloads_figure(number: int) -> Figure:
     """How many workloads there are."""
-    return Figure(units.count(number), "workload" if number == 1 else "workloads")
+    return _count(number, "workload")
 
 
-def fit_figures(fits: Sequence[Fit]) -> Figures:
-    """On how many devices the model fits, or whether it fits the only one."""
+def fit_figures(fits: Sequence[Fit], workload: str = "") -> Figures:
+    """How many devices the model fits, or whether it fits the only one.
+
+    Args:
+        fits: what each device needs and has.
+        workload: which one they are of, where there are several.
+    """
     if not fits:
         return
+    of = f" for {workload}" if workload else ""
     devices = {fit.device for fit in fits}
     if len(devices) > 1:
         held = {fit.device for fit in fits if fit.fits}
-        yield Figure(f"{len(held)} of {len(devices)}", "devices hold it", is_bad=not held)
+        number = f"{len(held)} of {len(devices)}"
+        yield Figure(number, f"devices fit it{of}", is_bad=not held)
         return
     needed = [f"{RUNTIMES[fit.runtime]}: {fit.memory.required:,} bytes" for fit in fits]
     first = next((fit for fit in fits if not fit.fits), fits[0])
@@ -153,7 +160,7 @@ def fit_figures(fits: Sequence[Fit]) -> Figures:
         names = [RUNTIMES[fit.runtime] for fit in fits if fit.fits]
         verdict = f"fits under {' and '.join(names)} only"
     where = f"{first.device}, {RUNTIMES[first.runtime]}: {sizes}"
-    yield Figure(verdict, where, "; ".join(needed), verdict != "fits")
+    yield Figure(verdict, f"{where}{of}", "; ".join(needed), verdict != "fits")
 
 
 def sizing_figures(sizing: "pd.DataFrame", phases: Sequence[str]) -> Figures:
@@ -167,13 +174,18 @@ def sizing_figures(sizing: "pd.DataFrame", phases: Sequence[str]) -> Figures:
     devices = sizing[fits.notna()]["device"].nunique()
     held = sizing[fits.fillna(value=False)]["device"].nunique()
     if devices:  # whose memory is known
-        yield Figure(f"{held} of {devices}", "devices hold it", is_bad=not held)
+        yield Figure(f"{held} of {devices}", "devices fit it", is_bad=not held)
     if phases and (held or not devices):
         column = f"{phases[-1]}_s"
         timed = sizing[sizing[column].notna()].sort_values(column)
         for row in timed.head(1).to_dict("records"):
             where = f"{row['device']}, {row['runtime']}, {row['launch']}"
             yield Figure(units.seconds(row[column]), f"fastest {phases[-1]}: {where}")
+
+
+def _count(number: int, what: str, rest: str = "") -> Figure:
+    """A number of things, whose name has an s where they are not one."""
+    return Figure(units.count(number), f"{what}{'' if number == 1 else 's'}{rest}")
 
 
 def _parameters(number: int, label: str) -> Figure:

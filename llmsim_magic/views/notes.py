@@ -46,13 +46,16 @@ def memory_notes(memories: Mapping[str, Memory]) -> tuple[str, ...]:
     )
 
 
-def fit_note(fit: Fit, larger_device: str | None, other_runtimes: Sequence[str] = ()) -> str:
+def fit_note(
+    fit: Fit, larger_device: str | None, other_runtimes: Sequence[str] = (), workload: str = ""
+) -> str:
     """How much a model needs of a device that cannot hold it, and every remedy that was found.
 
     Args:
         fit: the model on the device under a runtime.
         larger_device: a device that holds the same setup, if there is one.
         other_runtimes: the runtimes under which the device holds it.
+        workload: which one it is of, where there are several.
     """
     ranks = fit.setup.parallel.ranks
     where = fit.device if ranks == 1 else f"each of {ranks} × {fit.device}"
@@ -63,7 +66,8 @@ def fit_note(fit: Fit, larger_device: str | None, other_runtimes: Sequence[str] 
         ways.insert(len(more), f"on {'one' if ranks == 1 else f'{ranks} ×'} {larger_device}")
     ways[:0] = [f"under {RUNTIMES[name]}" for name in other_runtimes]
     how = f"fits {_alternatives(ways)}" if ways else "no change that was tried makes it fit"
-    return f"does not fit: {what} on {where} under {RUNTIMES[fit.runtime]}; {how}"
+    of = f" of {workload}" if workload else ""
+    return f"does not fit: {what}{of} on {where} under {RUNTIMES[fit.runtime]}; {how}"
 
 
 def _remedy(fit: Fit, remedy: Remedy) -> str:

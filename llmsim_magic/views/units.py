@@ -17,6 +17,7 @@ _SECONDS = (
     (1e-9, "ns"),
 )
 _LEAST_SHARE = 0.0005  # what `0.0 %` would hide
+_LEAST_DECIMAL = 1e-4
 _LONG_S = 120.0  # seconds below are said in seconds
 
 
@@ -24,6 +25,8 @@ def three_digits(number: float) -> str:
     """`8.19`, `16.4`, `156`: three significant digits of a number below 1,000."""
     if number == 0 or not math.isfinite(number):
         return f"{number:.0f}"
+    if abs(number) < _LEAST_DECIMAL:
+        return f"{number:.2e}"
     decimals = 2 - math.floor(math.log10(abs(number)))
     rounded = round(number, decimals)
     decimals = 2 - math.floor(math.log10(abs(rounded)))  # 9.996 becomes 10.0

@@ -150,7 +150,7 @@ def test_a_comparison_is_of_the_first_execution_and_names_it() -> None:
     total = report.memory.loc["total"].set_index("runtime")["bytes"]
     assert report.comparison.loc["memory_bytes", "distilgpt2"] == total["transformers"]
     part = report.content().parts[0]
-    assert part.title == "distilgpt2 beside gpt2"
+    assert part.title == "distilgpt2 vs gpt2"
     section = next(each for each in part.sections if each.title == "Quantities")
     assert section.remark == "Memory under transformers, times of transformers, eager."
     one = answer(

@@ -91,6 +91,21 @@ def test_no_headline_has_the_time_of_what_cannot_run(view: str) -> None:
     assert any("TTFT" in figure.label for figure in fitting.content().parts[0].figures)
 
 
+def test_whether_it_fits_is_of_the_largest_workload() -> None:
+    """Of 1 and 64 sequences of 4,096 tokens, the second do not fit."""
+    line = "Qwen/Qwen3-8B --batch 1,64 --context 4096 --hardware L4 --runtime transformers"
+    report = answer(parse_line(line).request)
+    page = report.content()
+    (warning,) = page.warnings
+    assert "of prefill, batch 64 × context 4096 on L4" in warning
+    (fit,) = report.costing.capacities
+    assert (fit.setup.batch, fit.fits) == (64, False)
+    verdict = page.parts[0].figures[0]
+    assert verdict.is_bad
+    assert "batch 64" in verdict.label
+    assert list(report.latency.set_index("batch")["fits"]) == [True, False] * 2
+
+
 def test_one_is_singular() -> None:
     line = "gpt2 --multi-config --batch 2 --context 4 --phase decode"
     assert "1 workload" in map(str, answer(parse_line(line).request).content().parts[0].figures)

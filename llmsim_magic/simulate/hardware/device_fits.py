@@ -82,11 +82,28 @@ class DeviceFits(DevicePasses):
         return next(fit for each, fit in fits if each == first) is not False
 
     @cached_property
+    def largest(self) -> Trace:
+        """The pass of the most tokens, of the first phase: what a device has to hold."""
+        first = self.traces[0].workload.phase
+
+        def size(trace: Trace) -> tuple[int, bool]:
+            workload = trace.workload
+            return workload.batch * workload.context, workload.phase == first
+
+        return max(self.traces, key=size)
+
+    @property
+    def largest_name(self) -> str:
+        """The workload of `largest` in words; empty if all passes have its batch and context."""
+        sizes = {(each.workload.batch, each.workload.context) for each in self.traces}
+        return str(self.largest.workload) if len(sizes) > 1 else ""
+
+    @cached_property
     def capacities(self) -> tuple[Fit, ...]:
         """For each device and runtime: bytes needed and available, and what would make it fit.
 
-        Of the first pass, on devices of known memory; remedies are traced. Empty for a module that
-        was traced on given inputs, and for what no memory is predicted.
+        Of the `largest` pass, on devices of known memory; remedies are traced. Empty for a module
+        that was traced on given inputs, and for what no memory is predicted.
         """
         found: list[Fit | None] = []
         for device, runtime in self.places:
@@ -109,7 +126,7 @@ class DeviceFits(DevicePasses):
             return None
         key = (device.name, runtime)
         if key not in self._fits:
-            self._fits[key] = self.planner.fit(self.setup, device, runtime)
+            self._fits[key] = self.planner.fit(self._setup_of(self.largest), device, runtime)
         return self._fits[key]
 
     @cached_property
@@ -136,10 +153,10 @@ class DeviceFits(DevicePasses):
             and device.memory_bytes > (own.memory_bytes or 0)
             and (device.bandwidth_bytes_per_s or 0) >= (own.bandwidth_bytes_per_s or 0)
         ]
-        runtimes_there = partial(memory_runtimes, self.deployment, self.traces[0])
+        runtimes_there = partial(memory_runtimes, self.deployment, self.largest)
         for _, device in sorted(others, key=lambda each: each[0]):
             if fit.runtime in runtimes_there(device) and self.holds(
-                self.traces[0], device, fit.runtime
+                self.largest, device, fit.runtime
             ):
                 return device.name
         return None
@@ -147,6 +164,8 @@ class DeviceFits(DevicePasses):
     @cached_property
     def fits(self) -> "pd.DataFrame":
         """One row per device and runtime: whether the model fits, remedies, largest sizes.
+
+        Of the `largest` pass.
 
         Raises:
             LlmsimError: the module was traced on given inputs.
@@ -156,7 +175,7 @@ class DeviceFits(DevicePasses):
                 "fits is not available: a module that was traced on given inputs has no batch "
                 "and context to vary"
             )
-        planner, setup, places = self.planner, self.setup, self.places
+        planner, setup, places = self.planner, self._setup_of(self.largest), self.places
         table = capacity_table(self._fit(*place) for place in places)
         table["largest_batch"] = [planner.largest_batch(setup, *place) for place in places]
         table["longest_context"] = [planner.longest_context(setup, *place) for place in places]
@@ -171,7 +190,10 @@ class DeviceFits(DevicePasses):
                 held.setdefault(fit.device, []).append(fit.runtime)
         return tuple(
             fit_note(
-                fit, self.larger_devices.get((fit.device, fit.runtime)), held.get(fit.device, ())
+                fit,
+                self.larger_devices.get((fit.device, fit.runtime)),
+                held.get(fit.device, ()),
+                self.largest_name,
             )
             for fit in self.capacities
             if not fit.fits

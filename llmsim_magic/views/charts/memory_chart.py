@@ -21,8 +21,13 @@ def memory_chart(memories: Mapping[str, Memory]) -> BarChart:
     return BarChart("Memory of one device, with its driver's context", tuple(bars))
 
 
-def fit_chart(fits: Iterable[Fit]) -> BarChart:
-    """A bar for each device and runtime, with a mark at the memory that it can use."""
+def fit_chart(fits: Iterable[Fit], workload: str = "") -> BarChart:
+    """A bar for each device and runtime, with a mark at the memory that it can use.
+
+    Args:
+        fits: what each needs and has.
+        workload: which one they are of, where there are several.
+    """
     bars = tuple(
         Bar(
             f"{fit.device}, {RUNTIMES[fit.runtime]}",
@@ -33,9 +38,9 @@ def fit_chart(fits: Iterable[Fit]) -> BarChart:
         )
         for fit in fits
     )
-    return BarChart(
-        "Memory needed, with the driver's context (line: memory that can be used)", bars
-    )
+    of = f" of {workload}" if workload else ""
+    title = f"Memory needed{of}, with the driver's context (line: usable memory)"
+    return BarChart(title, bars)
 
 
 def _pieces(memory: Memory) -> tuple[Piece, ...]:
