@@ -158,7 +158,9 @@ def test_weights_stored_in_four_bits_are_read_in_four_bits() -> None:
     trace = llmsim.trace(CONFIGS["llama"](), phase="decode", context=8, dtype="bfloat16").trace
     traced, stored = kinds_of(trace), kinds_of(trace, stored=StoredDtypes(weights="int4"))
     products = [kernel for kernel in traced if kernel.kind == "matmul"]
-    weights = sum(2 * columns * length for _, columns, length in (each.shape for each in products))
+    shapes = [(columns, length) for _, columns, length in (each.shape for each in products)]
+    # Up to transformers 5.17, the angles of rotary positions are an outer product.
+    weights = sum(2 * columns * length for columns, length in shapes if length > 1)
     saved = sum(kernel.bytes for kernel in traced) - sum(kernel.bytes for kernel in stored)
     assert saved == pytest.approx(0.75 * weights)
     others = [kernel for kernel in traced if kernel.kind != "matmul"]

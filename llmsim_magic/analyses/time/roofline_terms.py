@@ -133,7 +133,12 @@ def _hops(size: Collective) -> float:
 
 
 def _matmul(size: Matmul, accelerator: Accelerator, tile: float) -> tuple[float, float]:
-    """Seconds at peak with the best tile size in whole waves, and the wave overhead."""
+    """Seconds at peak with the best tile size in whole waves, and the wave overhead.
+
+    An outer product has none: it multiplies each number that it writes once, on any unit.
+    """
+    if size.k == 1:
+        return 0.0, 0.0
     peak = accelerator.peak(size.dtype)
     units = accelerator.compute_units
     if units is None or accelerator.kind != "gpu":
