@@ -71,7 +71,7 @@ def _plain_memory(report: "Report") -> Memory | None:
 
 def ops_figures(report: "Report") -> Figures:
     """Operators, the work of the pass, and on a device its time."""
-    yield from list(headlines.structure_figures(report.trace))[1:]
+    yield from headlines.operator_figures(report.trace)
     if report.costing.devices:
         yield from costs_figures(report)
     else:
@@ -207,8 +207,7 @@ def memory_sections(report: "Report") -> Sections:
     """What fills a device as bars, then parts of memory; shards and what fits."""
     parallel, costing = report.trace.model.parallel, report.costing
     if costing.capacities:
-        chart = fit_chart(costing.capacities, costing.largest_name)
-        yield Section("", chart)
+        yield Section("", fit_chart(costing.capacities, costing.largest_name))
     else:
         yield Section("", memory_chart(costing.memories))
     yield Section("", report.memory)
@@ -264,8 +263,7 @@ def hardware_sections(report: "Report") -> Sections:
     """Memory beside the device's, times with their bands as bars, and the table."""
     costing = report.costing
     if costing.capacities:
-        chart = fit_chart(costing.capacities, costing.largest_name)
-        yield Section("", chart)
+        yield Section("", fit_chart(costing.capacities, costing.largest_name))
     yield Section("", time_charts(costing.passes, costing.passes_fit))
     remark = "Times of what does not fit are hypothetical."
     yield Section("", costing.ranked_latency, remark if False in costing.passes_fit else "")

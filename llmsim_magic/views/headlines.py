@@ -45,15 +45,19 @@ def work_figures(trace: Trace) -> Figures:
 
 def structure_figures(trace: Trace) -> Figures:
     """Modules, operators, and layers with how many of them differ."""
+    yield _count(len(trace.modules), "module")
+    yield from operator_figures(trace)
+
+
+def operator_figures(trace: Trace) -> Figures:
+    """Operators, and layers with how many of them differ."""
     groups = identical_layers(trace)
     count = sum(len(group.indices) for group in groups)
-    yield _count(len(trace.modules), "module")
     yield _count(len(trace.steps), "operator")
-    if count:
-        kinds = (
-            f" of {len(groups)} kinds" if len(groups) > 1 else ", all alike" if count > 1 else ""
-        )
-        yield _count(count, "layer", kinds)
+    if len(groups) > 1:
+        yield _count(count, "layer", f" of {len(groups)} kinds")
+    elif groups:
+        yield _count(count, "layer", ", all alike" if count > 1 else "")
 
 
 def order_figures(trace: Trace) -> Figures:

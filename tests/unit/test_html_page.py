@@ -106,6 +106,17 @@ def test_whether_it_fits_is_of_the_largest_workload() -> None:
     assert list(report.latency.set_index("batch")["fits"]) == [True, False] * 2
 
 
+def test_a_card_says_where_weights_are_not_stored_in_the_dtype_of_the_pass() -> None:
+    """The checkpoint of DeepSeek-V3 has fp8 weights; the pass multiplies bfloat16."""
+    for name, is_said in (("deepseek-ai/DeepSeek-V3", True), ("Qwen/Qwen3-0.6B", False)):
+        (part,) = answer(parse_line(f"{name} --context 8").request).content().parts
+        card = part.sections[0].body
+        assert isinstance(card, Card)
+        facts = dict(card.groups)["Memory under transformers"]
+        (weights,) = (fact for fact in facts if fact.label == "weights and buffers")
+        assert (weights.meaning == "as they are stored") == is_said
+
+
 def test_one_is_singular() -> None:
     line = "gpt2 --multi-config --batch 2 --context 4 --phase decode"
     assert "1 workload" in map(str, answer(parse_line(line).request).content().parts[0].figures)

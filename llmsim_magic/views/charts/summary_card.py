@@ -27,7 +27,7 @@ def summary_card(trace: Trace, memory: Memory | None) -> Card:
         (
             ("Model", tuple(_model(trace))),
             ("Parameters", tuple(_parameters(trace, sums))),
-            ("Memory under transformers", () if memory is None else tuple(_memory(memory))),
+            ("Memory under transformers", () if memory is None else tuple(_memory(memory, sums))),
             ("Work of the pass", tuple(_work(trace, sums))),
             ("Structure", tuple(_structure(trace, sums))),
         )
@@ -57,9 +57,10 @@ def _parameters(trace: Trace, sums: Totals) -> Facts:
     yield _nbytes("bytes", sums.parameter_bytes)
 
 
-def _memory(memory: Memory) -> Facts:
+def _memory(memory: Memory, sums: Totals) -> Facts:
     yield _nbytes("peak allocated", memory.total)
-    yield _nbytes("weights and buffers", memory.weights + memory.buffers)
+    stored = "" if memory.weights == sums.parameter_bytes else "as they are stored"
+    yield _nbytes("weights and buffers", memory.weights + memory.buffers, stored)
     yield _nbytes("cache", memory.cache)
     yield _nbytes("peak activations", memory.activations)
 
