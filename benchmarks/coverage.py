@@ -74,7 +74,8 @@ def replay_of(config: Any, report: Any) -> str:
     Both come after the report's own, for some models remember tables from one pass to the next.
     """
     from llmsim_magic.capture.run import run
-    from llmsim_magic.simulate.models.recipes import build_model, model_recipe
+    from llmsim_magic.simulate.models.building import build_model
+from llmsim_magic.simulate.models.recipes import model_recipe
     from llmsim_magic.simulate.request import Build
     from tests.helpers.replay_comparison import differences
 

@@ -29,7 +29,8 @@ from llmsim_magic.records.hardware.calibration import Band, Calibration
 from llmsim_magic.records.hardware.dtypes import arithmetic
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.workload import Workload
-from llmsim_magic.simulate.models.recipes import model_recipe, trace_workload
+from llmsim_magic.simulate.models.recipes import model_recipe
+from llmsim_magic.simulate.models.workloads import trace_workload
 from llmsim_magic.simulate.request import Build
 
 MOST_PREFILL = 0.5  # of a step; beyond it a row tells of load

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from importlib import util
 from typing import Any
 
-from llmsim_magic.simulate.models.session_cache import forget_traces
+from llmsim_magic.simulate.cache.session_cache import forget_traces
 
 Run = Callable[[], object]
 _prepared_runs: list[Run] = []  # in a contender's process: what is timed there

@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from llmsim_magic.records.errors import LlmsimError as LlmsimError
     from llmsim_magic.simulate.api import sweep as sweep
     from llmsim_magic.simulate.api import trace as trace
+    from llmsim_magic.simulate.cache.forget import forget as forget
     from llmsim_magic.simulate.hardware.size import size as size
-    from llmsim_magic.simulate.models.session_cache import forget as forget
 
 __version__ = "0.1.0"
 __all__ = ["LlmsimError", "forget", "panel", "size", "sweep", "trace"]
 
 _PUBLIC_MODULES = {
     "LlmsimError": "llmsim_magic.records.errors",
-    "forget": "llmsim_magic.simulate.models.session_cache",
+    "forget": "llmsim_magic.simulate.cache.forget",
     "panel": "llmsim_magic.notebook.panel.panel",
     "size": "llmsim_magic.simulate.hardware.size",
     "sweep": "llmsim_magic.simulate.api",

@@ -1,4 +1,4 @@
-"""What holds for every test: one thread for each worker, and no network but this machine's.
+"""What holds for every test: one thread for each worker, no network, and no record of before.
 
 A fuzzer tries `LLMSIM_FUZZ` cases, the same ones each time; `benchmarks/fuzz.py` tries others.
 """
@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: it is the tests that run in parallel
+os.environ["LLMSIM_CACHE"] = "off"  # a test of what is kept on disk names a folder of its own
 settings.register_profile(
     "few",
     max_examples=int(os.environ.get("LLMSIM_FUZZ", "100")),

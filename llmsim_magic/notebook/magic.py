@@ -14,6 +14,7 @@ from llmsim_magic.notebook.completion import complete
 from llmsim_magic.notebook.progress import ProgressLine
 from llmsim_magic.notebook.variables import find_model
 from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.simulate.cache.cache_folder import choose
 from llmsim_magic.simulate.option_effect import require_effect
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class LLMSim(Magics):
     depth = Unicode("", help="levels of modules to open in a graph").tag(config=True)
     level = Unicode("", help="nodes of a graph: module, operator or kernel").tag(config=True)
     base = Bool(False, help="leave out the head of models").tag(config=True)
+    cache = Unicode("", help="folder of the records kept on disk, or off").tag(config=True)
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
@@ -52,6 +54,16 @@ class LLMSim(Magics):
         value = str(proposal["value"])
         try:
             parse_line("model", {proposal["trait"].name: value} if value else {})
+        except LlmsimError as error:
+            raise TraitError(str(error)) from error
+        return value
+
+    @validate("cache")
+    def _choose_cache(self, proposal: Any) -> str:
+        """Keep records in another folder, or none."""
+        value = str(proposal["value"])
+        try:
+            choose(value)
         except LlmsimError as error:
             raise TraitError(str(error)) from error
         return value
@@ -139,6 +151,6 @@ def register(shell: InteractiveShell) -> None:
 
 def _wait_for_panels(info: object) -> None:
     """Delay a cell until no panel builds or runs a model in its thread."""
-    from llmsim_magic.simulate.models.recipes import wait_until_idle
+    from llmsim_magic.simulate.models.building import wait_until_idle
 
     wait_until_idle()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmsim_magic.records.errors import (
     InvalidValue,
@@ -14,6 +14,7 @@ from llmsim_magic.records.errors import (
     describe,
     type_name,
 )
+from llmsim_magic.records.trace.context_limits import ContextLimits, fit_context
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
@@ -22,13 +23,11 @@ from llmsim_magic.simulate.hardware.executions import (
     require_executions_here,
 )
 from llmsim_magic.simulate.hardware.local_device import benchmark_message, local
-from llmsim_magic.simulate.models.recipes import (
-    ModelRecipe,
-    Progress,
-    build_model,
-    build_workload_model,
-    model_recipe,
-    no_progress,
+from llmsim_magic.simulate.models.building import build_model, build_workload_model
+from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress, model_recipe, no_progress
+from llmsim_magic.simulate.models.workloads import (
+    context_limits,
+    longest_that_runs,
     trace_workload,
 )
 from llmsim_magic.simulate.option_effect import mark_ignored_context, require_effect_on_cache
@@ -40,9 +39,6 @@ from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
 from llmsim_magic.simulate.views import views_of
 from llmsim_magic.views.notes import notes
 from llmsim_magic.views.safe_files import as_path, check_writable
-
-if TYPE_CHECKING:
-    from llmsim_magic.capture.models.meta_model import MetaModel
 
 MAX_WORKLOADS = 1_000  # of a sweep without `sure`
 
@@ -137,11 +133,11 @@ def answer_with_inputs(request: Request, inputs: Any, progress: Progress = no_pr
         InvalidValue: the inputs cannot be read.
         CannotTrace: the module cannot run on the inputs without weights.
     """
+    recipe = model_recipe(request.model, request.build, progress)
+    model = build_model(recipe, progress)
     from llmsim_magic.capture.inputs.given_inputs import positional_arguments
     from llmsim_magic.capture.run import run_with_inputs
 
-    recipe = model_recipe(request.model, request.build, progress)
-    model = build_model(recipe, progress)
     args: tuple[Any, ...] = ()
     keywords: dict[str, Any] = {}
     try:
@@ -179,14 +175,14 @@ def trace_workloads(
         LlmsimError: no workload can be traced, or there are too many.
         Cancelled: cancelled before any workload was traced.
     """
-    model = build_workload_model(recipe, progress, cancelled)
+    limits = context_limits(recipe, progress, cancelled)
     replay = _replays(request.replay)
     asked = request.workloads
     if len(asked) > MAX_WORKLOADS and not request.sure:
-        seconds = len(asked) * _seconds(model, asked[-1], replay, cancelled)
+        seconds = len(asked) * _seconds(recipe, asked[-1], replay, cancelled)
         raise TooManyWorkloads(len(asked), MAX_WORKLOADS, seconds)
     workloads = dict.fromkeys(
-        _fit_context(model, workload, shorten=not request.contexts) for workload in asked
+        _fit_context(recipe, limits, workload, shorten=not request.contexts) for workload in asked
     )
     outcomes = run_all(
         recipe,
@@ -202,7 +198,9 @@ def trace_workloads(
         notes=(*outcomes.missing, *found, *_undone_note(outcomes)),
         failures=tuple((each.workload, each.reason) for each in outcomes.failed),
         undone=outcomes.undone,
-        tracer=_tracer(recipe, request.replay),
+        tracer=WorkloadTracer(
+            partial(trace_workload, recipe, replay=replay), limits.positions, limits.declared
+        ),
     )
 
 
@@ -212,23 +210,17 @@ def _undone_note(outcomes: Outcomes) -> tuple[str, ...]:
     return (f"stopped early: {outcomes.undone} workloads were not traced",)
 
 
-def _seconds(model: "MetaModel", workload: Workload, replay: bool, cancelled: IsCancelled) -> float:
+def _seconds(
+    recipe: ModelRecipe, workload: Workload, replay: bool, cancelled: IsCancelled
+) -> float:
     """Seconds that one workload takes after a first pass filled the caches."""
+    model = build_workload_model(recipe)
     from llmsim_magic.capture.run import run
 
     run(model, workload, replay=replay, cancelled=cancelled)
     started = time.perf_counter()
     run(model, workload, replay=replay, cancelled=cancelled)
     return time.perf_counter() - started
-
-
-def _tracer(recipe: ModelRecipe, replay: bool) -> WorkloadTracer:
-    model = build_model(recipe)
-    return WorkloadTracer(
-        partial(trace_workload, recipe, replay=_replays(replay)),
-        model.longest_context,
-        model.declared_context,
-    )
 
 
 def _replays(wanted: bool) -> bool:
@@ -247,11 +239,11 @@ def _main_trace(sweep: Sweep) -> Trace:
     return max(same, key=lambda trace: trace.workload.context)
 
 
-def _fit_context(model: "MetaModel", workload: Workload, *, shorten: bool) -> Workload:
-    from llmsim_magic.capture.inputs.context_length import fit_context
-
-    longest = model.longest_context
+def _fit_context(
+    recipe: ModelRecipe, limits: ContextLimits, workload: Workload, *, shorten: bool
+) -> Workload:
+    longest = limits.positions
     tokens = workload.context + (workload.phase == "decode")
-    if shorten and longest is None and tokens > (model.declared_context or tokens):
-        longest = model.longest_that_runs(tokens)
-    return fit_context(longest, workload, model.info.name, shorten=shorten)
+    if shorten and longest is None and tokens > (limits.declared or tokens):
+        longest = longest_that_runs(recipe, tokens)
+    return fit_context(longest, workload, recipe.name, shorten=shorten)

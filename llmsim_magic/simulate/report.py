@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from llmsim_magic.records.errors import Cancelled, LlmsimError
 from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
-from llmsim_magic.simulate.models.recipes import Progress, no_progress, no_tracing
+from llmsim_magic.simulate.models.recipes import Progress, no_progress
+from llmsim_magic.simulate.models.workloads import no_tracing
 from llmsim_magic.simulate.report_tables import ReportTables
 from llmsim_magic.simulate.view import View
 from llmsim_magic.views.csv_export import to_csv

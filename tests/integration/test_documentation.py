@@ -119,7 +119,7 @@ def test_every_column_has_a_meaning() -> None:
     [
         "simulate.api",
         "simulate.hardware.size",
-        "simulate.models.session_cache",
+        "simulate.cache.forget",
         "simulate.report",
         "simulate.report_tables",
         "simulate.sweeps.formulas",

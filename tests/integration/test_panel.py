@@ -14,7 +14,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.notebook.arguments import parse
 from llmsim_magic.notebook.panel.panel import Panel, panel
 from llmsim_magic.records.errors import LlmsimError
-from llmsim_magic.simulate.models import recipes
+from llmsim_magic.simulate.sweeps import run_workloads
 from llmsim_magic.simulate.option_effect import require_panel_options
 from llmsim_magic.simulate.views import VIEWS
 from llmsim_magic.views import units
@@ -138,7 +138,7 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered: list[Any] = []
         self.open = threading.Event()
-        really = recipes.trace_workload
+        really = run_workloads.trace_workload
 
         def traced(recipe: Any, workload: Any, replay: bool, cancelled: Any) -> Any:
             self.entered.append(workload)
@@ -147,7 +147,7 @@ class Gate:
                     raise KeyboardInterrupt
             return really(recipe, workload, replay, cancelled)
 
-        monkeypatch.setattr(recipes, "trace_workload", traced)
+        monkeypatch.setattr(run_workloads, "trace_workload", traced)
 
 
 def test_two_quick_clicks_are_one_trace(shown: Panel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from transformers.distributed import DistributedConfig
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
-from llmsim_magic.simulate.models.recipes import model_recipe, trace_workload
+from llmsim_magic.simulate.models.recipes import model_recipe
+from llmsim_magic.simulate.models.workloads import trace_workload
 from llmsim_magic.simulate.request import Build
 from tests.helpers import small_models
 

@@ -17,7 +17,8 @@ from llmsim_magic.capture.run import run, run_with_inputs
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
-from llmsim_magic.simulate.models.recipes import build_model, model_recipe
+from llmsim_magic.simulate.models.building import build_model
+from llmsim_magic.simulate.models.recipes import model_recipe
 from llmsim_magic.simulate.request import Build
 from tests.helpers import small_models
 from tests.helpers.reduced_configs import candidates

@@ -9,7 +9,7 @@ import llmsim_magic as llmsim
 from llmsim_magic.capture import run
 from llmsim_magic.notebook.arguments import parse_line, parser
 from llmsim_magic.simulate.answer import answer
-from llmsim_magic.simulate.models.recipes import no_tracing
+from llmsim_magic.simulate.models.workloads import no_tracing
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.view import View
 from llmsim_magic.simulate.views import VIEWS

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 import llmsim_magic as llmsim
 from llmsim_magic.records.errors import LlmsimError
-from llmsim_magic.simulate.models import session_cache
+from llmsim_magic.simulate.cache import session_cache
 from tests.helpers.cache_names import cache_keyword
 from tests.helpers.global_state import assert_state_unchanged, plain
 
@@ -37,7 +37,8 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def traced_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trace that is remembered would show nothing of what the one before left in the model."""
-    monkeypatch.setattr(session_cache, "trace", lambda weightless, question, run: run())
+    for name in ("trace", "live_trace"):
+        monkeypatch.setattr(session_cache, name, lambda model, question, run: run())
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,8 @@ from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
-from llmsim_magic.simulate.models.recipes import model_recipe, trace_workload
+from llmsim_magic.simulate.models.recipes import model_recipe
+from llmsim_magic.simulate.models.workloads import trace_workload
 from llmsim_magic.simulate.request import Build
 from llmsim_magic.views.tables.memory import collectives_table, ranks_table, shards_table
 from llmsim_magic.views.tables.modules import layers_table

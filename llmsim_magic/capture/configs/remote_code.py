@@ -1,16 +1,19 @@
 """Load a config with code of the model's own repository, which the user trusts."""
 
+import ast
 import copy
+import hashlib
 import importlib
 import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from llmsim_magic.capture.checkpoint.found_config import LOCAL_FILE, FoundConfig
+from llmsim_magic.capture.hub.local_cache import cached_content
 from llmsim_magic.capture.hub.repository import HubRepository
 from llmsim_magic.capture.hub.repository_name import RepositoryName, parse_name
 from llmsim_magic.capture.hub.request import HubWait
@@ -70,6 +73,45 @@ def config_with_code(found: FoundConfig, config_class: Any, wait: HubWait) -> An
         ) from error
     weakref.finalize(config, shutil.rmtree, root, ignore_errors=True)
     return config
+
+
+def code_digest(found: FoundConfig) -> str | None:
+    """A digest of the code that a config names; None if some of it is not on this machine.
+
+    Nothing is run, nor asked of the hub.
+    """
+    digest = hashlib.sha256()
+    try:
+        for match in _references(found).values():
+            files = {f"{match['module']}.py"}
+            waiting = [*files]
+            while waiting:
+                content = _local_content(found, match["repo"], waiting.pop())
+                if content is None or len(files) > _MAX_MODULES:
+                    return None
+                digest.update(len(content).to_bytes(8, "big") + content)
+                new = {f"{module}.py" for module in _relative_imports(content)} - files
+                files |= new
+                waiting += sorted(new)
+    except (LlmsimError, SyntaxError, ValueError, OSError):
+        return None
+    return digest.hexdigest()
+
+
+def _local_content(found: FoundConfig, repository: str | None, file: str) -> bytes | None:
+    """The content of a module in a local folder or the local cache."""
+    if repository is None and found.origin == LOCAL_FILE:
+        path = Path(found.location) / file
+        return path.read_bytes() if path.is_file() else None
+    content = cached_content(parse_name(repository or found.location), file)
+    return content.read_bytes() if isinstance(content, Path) else content
+
+
+def _relative_imports(content: bytes) -> Iterator[str]:
+    """The modules of its own package that a module imports."""
+    for node in ast.walk(ast.parse(content)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield from [node.module] if node.module else (name.name for name in node.names)
 
 
 def _references(found: FoundConfig) -> "dict[str, re.Match[str]]":

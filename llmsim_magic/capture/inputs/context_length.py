@@ -8,6 +8,7 @@ from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.snapshot import restored
 from llmsim_magic.capture.modalities.signature import HuggingFaceModel, parameters, text_configs
 from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.trace.context_limits import fit_context
 from llmsim_magic.records.trace.workload import Workload
 
 
@@ -105,34 +106,6 @@ def _declared_positions(config: Any) -> list[int]:
     texts = text_configs(config)
     values = [getattr(text, name, None) for text in texts for name in names]
     return [value for value in values if isinstance(value, int)]
-
-
-def fit_context(longest: int | None, workload: Workload, name: str, *, shorten: bool) -> Workload:
-    """Check a workload against the longest context of the model.
-
-    Args:
-        longest: The limit in tokens; None for no limit. A decode step needs one token of it.
-        workload: The workload to check.
-        name: The model's name, for the error message.
-        shorten: Reduce a context that is too long, instead of raising.
-
-    Returns:
-        The workload, with a shorter context where necessary.
-
-    Raises:
-        InvalidValue: If the context is too long and `shorten` is False.
-    """
-    if longest is None:
-        return workload
-    limit = longest - (workload.phase == "decode")
-    if workload.context <= limit:
-        return workload
-    if shorten:
-        return Workload(workload.phase, workload.batch, limit)
-    raise InvalidValue(
-        f"{name}: context {workload.context} is too long: the position table has {longest} "
-        f"entries, so at most {limit} in {workload.phase}"
-    )
 
 
 def check_context_runs(model: HuggingFaceModel, workload: Workload, name: str) -> None:

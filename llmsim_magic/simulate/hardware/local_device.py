@@ -18,7 +18,8 @@ from llmsim_magic.records.exclusive import ExclusiveLock
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Calibration, Sample
 from llmsim_magic.records.hardware.torch_kernel import TorchCalibration
-from llmsim_magic.simulate.models.recipes import model_recipe, trace_workload
+from llmsim_magic.simulate.models.recipes import model_recipe
+from llmsim_magic.simulate.models.workloads import trace_workload
 from llmsim_magic.simulate.request import LOCAL, Build
 
 if TYPE_CHECKING:

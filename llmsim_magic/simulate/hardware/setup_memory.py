@@ -24,16 +24,13 @@ from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_can
 from llmsim_magic.simulate.models.recipes import (
     ModelRecipe,
     Progress,
-    build_model,
     model_recipe,
     no_progress,
     parallel_recipe,
-    trace_workload,
 )
+from llmsim_magic.simulate.models.workloads import Tracer, context_limits, trace_workload
 from llmsim_magic.simulate.request import Build
 from llmsim_magic.simulate.sweeps.workload_tracer import FAR_CONTEXTS, WorkloadTracer
-
-Tracer = Callable[[Workload], Trace]
 
 _MAX_LOOKUPS = 4  # of cache sizes by trace, before a formula is derived
 _MAX_TRACED_TOKENS = 2**22
@@ -76,10 +73,8 @@ class SetupMemory:
     @cached_property
     def whole_model_tracer(self) -> WorkloadTracer:
         """Traces workloads of the unsharded model."""
-        whole = build_model(self._recipe(Parallel()))
-        return WorkloadTracer(
-            self.tracer(Parallel()), whole.longest_context, whole.declared_context
-        )
+        limits = context_limits(self._recipe(Parallel()))
+        return WorkloadTracer(self.tracer(Parallel()), limits.positions, limits.declared)
 
     @property
     def longest(self) -> int | None:
@@ -251,7 +246,7 @@ class SetupMemory:
         try:
             if parallel not in self.recipes:
                 self.recipes[parallel] = self._new_recipe(parallel)
-            build_model(self.recipes[parallel])
+            context_limits(self.recipes[parallel])
         except LlmsimError as error:
             self._errors[parallel] = error
             raise

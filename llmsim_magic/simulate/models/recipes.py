@@ -1,42 +1,30 @@
-"""Resolve a hub id, path, config or live module to a meta model, built once per session."""
+"""Resolve a hub id, path, config or live module to a recipe: how to build its meta model."""
 
 import copy
-import importlib
 import json
-import sys
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.capture.checkpoint.checkpoint import checkpoint_version
 from llmsim_magic.capture.checkpoint.found_config import FoundConfig
 from llmsim_magic.capture.configs.config_limits import check_sizes
-from llmsim_magic.capture.configs.resolve import ConfigSource, find_config, load_config
+from llmsim_magic.capture.configs.remote_code import code_digest
+from llmsim_magic.capture.configs.resolve import find_config
 from llmsim_magic.capture.hub.request import HubWait
-from llmsim_magic.capture.hub.settings import import_problem
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
-from llmsim_magic.records.errors import (
-    Cancelled,
-    CannotTrace,
-    InvalidValue,
-    describe,
-    is_instance,
-    type_name,
-)
+from llmsim_magic.records.errors import InvalidValue, describe, is_instance, type_name
 from llmsim_magic.records.printable import printable
 from llmsim_magic.records.trace.parallel import Parallel
-from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
-from llmsim_magic.simulate.models import session_cache
+from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
+from llmsim_magic.simulate.cache.environment import code_in_use
+from llmsim_magic.simulate.models.frameworks import require_frameworks
 from llmsim_magic.simulate.request import Build
 
 if TYPE_CHECKING:
     from llmsim_magic.capture.models.meta_model import MetaModel
 
 Progress = Callable[[str], None]
-_tracing_allowed: ContextVar[bool] = ContextVar("tracing_allowed", default=True)
 
 
 def no_progress(message: str) -> None:
@@ -49,8 +37,10 @@ class ModelRecipe:
 
     Attributes:
         name: the name shown to the user.
-        key: cache key; equal for equal models, None for a live module.
+        key: of the session's caches; equal for equal models, None for a live module.
         build: head, attention, dtype and parallel layout.
+        identity: the config and how the model is built, as text by which records are kept on disk;
+            None if nothing of this model may be kept.
         facts: the config that was found for a hub id or a path.
         config: the config object that was given.
         meta_model: the copy of the live module that was given.
@@ -59,6 +49,7 @@ class ModelRecipe:
     name: str
     key: Hashable
     build: Build
+    identity: str | None = None
     facts: FoundConfig | None = None
     config: Any = None
     meta_model: "MetaModel | None" = None
@@ -70,7 +61,9 @@ def model_recipe(
     progress: Progress = no_progress,
     cancelled: IsCancelled = never_cancelled,
 ) -> ModelRecipe:
-    """The recipe of a model. A live module is copied without its weights immediately.
+    """The recipe of a model; that of a name needs neither torch nor transformers.
+
+    A live module is copied without its weights immediately.
 
     Args:
         model: a hub id, a path, a `PretrainedConfig` or an `nn.Module`.
@@ -84,12 +77,11 @@ def model_recipe(
         CannotTrace: torch or transformers is missing, or the module cannot be copied.
         InvalidValue: not a model, or an option that a live module or config cannot take.
     """
-    facts = None
     if is_instance(model, str):
         wait = HubWait(progress, cancelled)
         facts = find_config(str(model), refresh=build.refresh, wait=wait)
-    progress("importing torch and transformers")
-    _require_torch()
+        return _recipe_of_config_file(facts, build)
+    require_frameworks(progress)
     from llmsim_magic.capture.meta.isolation import model_lock
     from llmsim_magic.capture.models.live_model_copy import (
         copy_without_weights,
@@ -98,8 +90,6 @@ def model_recipe(
     from llmsim_magic.capture.models.meta_model import is_config, is_module
     from llmsim_magic.capture.parallel.sharding import sharded
 
-    if facts is not None:
-        return _recipe_of_config_file(facts, build)
     model = module_of_forward(model)
     if not is_module(model) and not is_config(model):
         legal = "a hub id, a path, a PretrainedConfig or an nn.Module"
@@ -129,15 +119,62 @@ def _recipe_of_config(given: Any, name: str, build: Build) -> ModelRecipe:
             "use plain values in it"
         ) from error
     check_sizes(name, keys)
-    key = (type(given), content, name, build)
-    return ModelRecipe(name=name, key=key, build=build, config=config)
+    key = (type(given), content, name, build, code_in_use())
+    return ModelRecipe(
+        name=name, key=key, build=build, identity=_identity_of_config(config, build), config=config
+    )
+
+
+def _identity_of_config(config: Any, build: Build) -> str | None:
+    """The identity of a config object; None if code or values of the user's are in it."""
+    kind = type(config)
+    if not kind.__module__.startswith("transformers.") or getattr(config, "auto_map", None):
+        return None
+    try:
+        content = json.dumps(config, default=_content_of_transformers, sort_keys=True)
+    except (TypeError, ValueError):
+        return None
+    return repr((kind.__module__, kind.__qualname__, content, build))
+
+
+def _content_of_transformers(value: Any) -> Any:
+    """The attributes of a nested config, or the name of a dtype."""
+    package = type(value).__module__.partition(".")[0]
+    if package == "transformers":
+        return [type(value).__qualname__, vars(value)]
+    if package == "torch":
+        return str(value)
+    raise TypeError
 
 
 def _recipe_of_config_file(facts: FoundConfig, build: Build) -> ModelRecipe:
     content = json.dumps([facts.keys, facts.adapter, facts.notes])
     version = checkpoint_version(facts)
-    key = (content, facts.name, facts.origin, facts.location, version, build)
-    return ModelRecipe(name=facts.name, key=key, build=build, facts=facts)
+    key = (content, facts.name, facts.origin, facts.location, version, build, code_in_use())
+    return ModelRecipe(
+        name=facts.name,
+        key=key,
+        build=build,
+        identity=_identity_of_file(facts, version, build),
+        facts=facts,
+    )
+
+
+def _identity_of_file(facts: FoundConfig, version: Any, build: Build) -> str | None:
+    """The identity of a config that was found; None if it runs code that is not at hand.
+
+    Equal wherever the same repository's config was read from, except for the catalogue, whose
+    entries are known to give the published number of parameters.
+    """
+    code: str | None = ""
+    if build.trust_remote_code and "auto_map" in facts.keys:
+        code = code_digest(facts)
+    if code is None:
+        return None
+    content = json.dumps([facts.keys, facts.adapter], sort_keys=True)
+    is_entry = facts.origin == "catalogue"
+    built = replace(build, refresh=False)
+    return repr((content, facts.name, is_entry, facts.location, version, built, code))
 
 
 def parallel_recipe(recipe: ModelRecipe, model: Any, parallel: Parallel) -> ModelRecipe:
@@ -146,125 +183,6 @@ def parallel_recipe(recipe: ModelRecipe, model: Any, parallel: Parallel) -> Mode
     if recipe.facts is None:
         return model_recipe(model, build)
     return _recipe_of_config_file(recipe.facts, build)
-
-
-@contextmanager
-def no_tracing() -> Iterator[None]:
-    """Forbid tracing in this context: displaying a report must not start a trace."""
-    token = _tracing_allowed.set(False)
-    try:
-        yield
-    finally:
-        _tracing_allowed.reset(token)
-
-
-def build_model(
-    recipe: ModelRecipe, progress: Progress = no_progress, cancelled: IsCancelled = never_cancelled
-) -> "MetaModel":
-    """The meta model of a recipe, cached for the session.
-
-    Raises:
-        CannotTrace: the model cannot be built.
-        Cancelled: the build was cancelled.
-    """
-    if recipe.meta_model is not None:
-        return recipe.meta_model
-    from llmsim_magic.capture.meta.isolation import model_lock
-
-    progress(f"building {recipe.name} without weights")
-    try:
-        with DeferredInterrupt(cancelled), model_lock:
-            return session_cache.model(recipe.key, lambda: _build(recipe, progress, cancelled))
-    except KeyboardInterrupt:
-        if cancelled():
-            raise Cancelled(f"{recipe.name}: cancelled while it was built") from None
-        raise
-
-
-def wait_until_idle() -> None:
-    """Wait until no thread builds or runs a model, because that sets torch's default dtype."""
-    isolation = sys.modules.get("llmsim_magic.capture.meta.isolation")
-    if isolation is not None:
-        with DeferredInterrupt(), isolation.model_lock:
-            pass
-
-
-def trace_workload(
-    recipe: ModelRecipe, workload: Workload, replay: bool, cancelled: IsCancelled = never_cancelled
-) -> Trace:
-    """The trace of a workload, cached for the session.
-
-    Args:
-        recipe: the model.
-        workload: phase, batch and context.
-        replay: run identical layers only once.
-        cancelled: polled during the pass.
-
-    Raises:
-        KeyboardInterrupt: the pass was cancelled.
-        LlmsimError: the workload cannot be traced.
-    """
-    from llmsim_magic.capture.meta.isolation import default_dtype
-    from llmsim_magic.capture.run import run
-
-    if not _tracing_allowed.get():
-        raise RuntimeError(
-            f"{recipe.name}: {workload} is not traced yet: call prepare() before displaying"
-        )
-    meta_model = build_workload_model(recipe)
-    question = (workload, replay, default_dtype())
-    return session_cache.trace(
-        meta_model, question, lambda: run(meta_model, workload, replay=replay, cancelled=cancelled)
-    )
-
-
-def build_workload_model(
-    recipe: ModelRecipe,
-    progress: Progress = no_progress,
-    cancelled: IsCancelled = never_cancelled,
-) -> "MetaModel":
-    """The meta model of a recipe, which must be a HuggingFace model: its config defines the inputs.
-
-    Raises:
-        InvalidValue: not a HuggingFace model.
-        CannotTrace: the model cannot be built.
-        Cancelled: the build was cancelled.
-    """
-    from llmsim_magic.capture.inputs.context_length import is_huggingface
-
-    meta_model = build_model(recipe, progress, cancelled)
-    if not is_huggingface(meta_model.module):
-        raise InvalidValue(
-            f"{meta_model.info.class_name} is not a HuggingFace model, so it needs inputs: "
-            "in Python, llmsim.trace(module, inputs=(x,)) traces any module"
-        )
-    return meta_model
-
-
-def _build(recipe: ModelRecipe, progress: Progress, cancelled: IsCancelled) -> "MetaModel":
-    from llmsim_magic.capture.models.meta_model import from_config
-    from llmsim_magic.capture.parallel.sharding import sharded
-
-    build = recipe.build
-    if recipe.facts is None:
-        source = ConfigSource(recipe.name, recipe.config, "config object")
-    else:
-        facts = replace(recipe.facts, keys=copy.deepcopy(recipe.facts.keys))
-        wait = HubWait(progress, cancelled)
-        source = load_config(facts, trust_remote_code=build.trust_remote_code, wait=wait)
-    if source.adapter is not None and max(build.parallel.tp, build.parallel.ep) > 1:
-        raise InvalidValue(
-            f"{recipe.name}: tp and ep cannot be applied to an adapter's layers; trace its base "
-            "model, or use pp"
-        )
-    whole = from_config(
-        source,
-        base=build.base,
-        attention=build.attn,
-        dtype=build.dtype,
-        trust_remote_code=build.trust_remote_code,
-    )
-    return sharded(whole, build.parallel)
 
 
 def _model_name(model: Any) -> str:
@@ -288,19 +206,3 @@ def _require_default_build(build: Build) -> None:
                 f"{option}={value!r} cannot be applied to a live module, which stays unchanged; "
                 f"pass its config or its hub id to choose {option}"
             )
-
-
-def _require_torch() -> None:
-    """Import torch and transformers; if one is missing, say how to install it."""
-    for package in ("torch", "transformers"):
-        try:
-            with DeferredInterrupt(insists=False):  # an interrupted import leaves torch broken
-                importlib.import_module(package)
-        except ImportError as error:
-            raise CannotTrace(
-                f"{error.name} is not installed: pip install torch --index-url "
-                "https://download.pytorch.org/whl/cpu && pip install transformers"
-            ) from error
-        except Exception as error:  # transformers reads the working folder, which may not exist
-            reason = import_problem() or describe(error)
-            raise CannotTrace(f"{package} cannot be imported: {reason}") from error

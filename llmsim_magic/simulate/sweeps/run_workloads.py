@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from llmsim_magic.records.errors import Cancelled, CannotTrace, LlmsimError, NoDecode
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
-from llmsim_magic.simulate.models import recipes
 from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress
+from llmsim_magic.simulate.models.workloads import trace_workload
 
 POLL_INTERVAL_S = 0.2  # at which a sweep on an executor checks for cancellation
 
@@ -31,7 +31,7 @@ def outcome(
 ) -> Outcome:
     """Trace one workload in the current process; an `LlmsimError` becomes an outcome."""
     try:
-        return Outcome(workload, recipes.trace_workload(recipe, workload, replay, cancelled))
+        return Outcome(workload, trace_workload(recipe, workload, replay, cancelled))
     except NoDecode as error:
         return Outcome(workload, reason=str(error), exists=False)
     except LlmsimError as error:

@@ -1,0 +1,205 @@
+"""What the disk keeps of one model: its limits, its traces, and why a workload has none."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TypeVar
+
+import msgspec
+
+from llmsim_magic.records.errors import CannotTrace, InvalidValue, LlmsimError, NoDecode
+from llmsim_magic.records.trace.context_limits import ContextLimits
+from llmsim_magic.records.trace.trace import Module, Parameter, Trace
+from llmsim_magic.records.trace.valid_indices import has_valid_indices
+from llmsim_magic.simulate.cache.disk_cache import DiskCache
+from llmsim_magic.simulate.cache.environment import (
+    State,
+    changed_since_import,
+    file_states,
+    is_as_installed,
+)
+from llmsim_magic.simulate.cache.session_cache import Question
+
+Value = TypeVar("Value")
+_ERRORS: dict[str, type[LlmsimError]] = {
+    error.__name__: error for error in (CannotTrace, InvalidValue, NoDecode)
+}
+# Causes that may be gone the next time.
+_PASSING = (OSError, MemoryError, RecursionError, ImportError)
+
+
+class Hierarchy(msgspec.Struct):
+    """The modules and parameters that every trace of a model has in common."""
+
+    modules: tuple[Module, ...]
+    parameters: tuple[Parameter, ...]
+
+
+class Reach(msgspec.Struct):
+    """The number of tokens beyond which a forward fails; None if it runs on all that were asked."""
+
+    longest: int | None
+
+
+class KeptError(msgspec.Struct):
+    """Why a model cannot be built, or a workload cannot be traced."""
+
+    kind: str
+    message: str
+
+
+class Entry(msgspec.Struct):
+    """What is kept, and the files of code that it depends on.
+
+    Attributes:
+        files: the name of the list of these files.
+        states: a digest of their sizes and times of change.
+        content: what is kept, encoded.
+    """
+
+    files: str
+    states: str
+    content: msgspec.Raw
+
+
+@dataclass
+class KeptModel:
+    """The entries of one model, as far as the code that this process would run has made them.
+
+    Attributes:
+        cache: where the entries are.
+        identity: the config of the model and how it is built, as text.
+        environment: a digest of what is installed.
+        origin: where the config came from this time.
+        notes: what the report says about how the config was found this time.
+        reads: whether to answer from entries that exist; if not, they are replaced.
+    """
+
+    cache: DiskCache
+    identity: str
+    environment: str
+    origin: str
+    notes: tuple[str, ...] = ()
+    reads: bool = True
+    _states: dict[str, State] = field(default_factory=dict, init=False)  # by name of the list
+
+    def limits(self) -> ContextLimits | None:
+        """The longest contexts of the model; None if they are not kept.
+
+        Raises:
+            LlmsimError: the model cannot be built, as was found before.
+        """
+        self._raise_kept("model")
+        return self._read("limits", ContextLimits)
+
+    def keep_limits(self, limits: ContextLimits, files: Iterable[str]) -> None:
+        """Keep the limits of a model that was built from the code in `files`."""
+        self._write("limits", limits, files)
+
+    def reach(self, tokens: int) -> Reach | None:
+        """How far below `tokens` the forward was found to run; None if it is not kept."""
+        return self._read(f"runs {tokens}", Reach)
+
+    def keep_reach(self, tokens: int, reach: Reach, files: Iterable[str]) -> None:
+        """Keep how far below `tokens` the forward runs."""
+        self._write(f"runs {tokens}", reach, files)
+
+    def trace(self, question: Question) -> Trace | None:
+        """The trace that answers a question; None if it is not kept.
+
+        Raises:
+            LlmsimError: the workload cannot be traced, as was found before.
+        """
+        self._raise_kept(str(question))
+        found = self._read(f"trace {question}", Trace)
+        if found is None or self._hierarchy is None:
+            return None
+        if found.workload != question.workload or not has_valid_indices(found):
+            return None
+        return replace(
+            found,
+            model=replace(found.model, origin=self.origin),
+            modules=self._hierarchy.modules,
+            parameters=self._hierarchy.parameters,
+            notes=tuple(dict.fromkeys((*self.notes, *found.notes))),
+        )
+
+    def keep_trace(self, question: Question, trace: Trace, files: Iterable[str]) -> None:
+        """Keep the trace that answers a question, which the code in `files` made."""
+        files = tuple(files)
+        if self._hierarchy is None:
+            self._write("hierarchy", Hierarchy(trace.modules, trace.parameters), files)
+            vars(self).pop("_hierarchy", None)
+        notes = tuple(note for note in trace.notes if note not in self.notes)
+        body = replace(trace, modules=(), parameters=(), notes=notes)
+        self._write(f"trace {question}", body, files)
+
+    def keep_error(self, what: str, error: LlmsimError, files: Iterable[str]) -> None:
+        """Keep why a question has no trace, or the model (`what` is `model`) cannot be built.
+
+        An error that may pass, such as a lack of memory, is not kept.
+        """
+        is_lasting = type(error) in _ERRORS.values() and not isinstance(error.__cause__, _PASSING)
+        if is_lasting:
+            self._write(f"error {what}", KeptError(type(error).__name__, str(error)), files)
+
+    @cached_property
+    def _hierarchy(self) -> Hierarchy | None:
+        return self._read("hierarchy", Hierarchy)
+
+    def _raise_kept(self, what: str) -> None:
+        kept = self._read(f"error {what}", KeptError)
+        if kept is not None and kept.kind in _ERRORS:
+            raise _ERRORS[kept.kind](kept.message)
+
+    def _read(self, what: str, kind: type[Value]) -> Value | None:
+        """The content of an entry; None if it is missing, or if the code has changed."""
+        if not self.reads:
+            return None
+        entry = self._decoded(self._key(what), Entry)
+        if entry is None or entry.states != _digest(self._states_of(entry.files)):
+            return None
+        return _decode(entry.content, kind)
+
+    def _write(self, what: str, value: object, files: Iterable[str]) -> None:
+        """Write an entry, unless this process may run other code than what the files hold."""
+        paths = tuple(sorted(files))
+        states = file_states(paths)
+        name = _digest(paths)
+        if changed_since_import(states) or self._states.setdefault(name, states) != states:
+            return
+        if not is_as_installed():
+            return
+        if self.cache.read(name) is None:
+            self.cache.write(name, msgspec.msgpack.encode(paths))
+        entry = Entry(name, _digest(states), msgspec.Raw(msgspec.msgpack.encode(value)))
+        self.cache.write(self._key(what), msgspec.msgpack.encode(entry))
+
+    def _states_of(self, name: str) -> State | None:
+        """The states of the files of a list; None if there is no such list."""
+        if name not in self._states:
+            paths = self._decoded(name, tuple[str, ...])
+            if paths is None:
+                return None
+            self._states[name] = file_states(paths)
+        return self._states[name]
+
+    def _decoded(self, key: str, kind: type[Value]) -> Value | None:
+        content = self.cache.read(key)
+        return None if content is None else _decode(content, kind)
+
+    def _key(self, what: str) -> str:
+        return _digest((self.identity, self.environment, what))
+
+
+def _decode(content: bytes | msgspec.Raw, kind: type[Value]) -> Value | None:
+    """The value that bytes encode; None if they are of a program that keeps something else."""
+    try:
+        return msgspec.msgpack.decode(content, type=kind)
+    except (msgspec.MsgspecError, LlmsimError, RecursionError, UnicodeError):
+        return None
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode("utf-8", "surrogatepass")).hexdigest()
