@@ -75,7 +75,7 @@ def replay_of(config: Any, report: Any) -> str:
     """
     from llmsim_magic.capture.run import run
     from llmsim_magic.simulate.models.building import build_model
-from llmsim_magic.simulate.models.recipes import model_recipe
+    from llmsim_magic.simulate.models.recipes import model_recipe
     from llmsim_magic.simulate.request import Build
     from tests.helpers.replay_comparison import differences
 

@@ -73,7 +73,7 @@ def config_of(name: str, layers: int | None = None) -> Any:
 
 def build(name: str, layers: int | None = None) -> "MetaModel":
     from llmsim_magic.simulate.models.building import build_model
-from llmsim_magic.simulate.models.recipes import model_recipe
+    from llmsim_magic.simulate.models.recipes import model_recipe
     from llmsim_magic.simulate.request import Build
 
     return build_model(model_recipe(config_of(name, layers), Build()))

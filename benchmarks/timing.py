@@ -20,6 +20,7 @@ from typing import Any
 
 from llmsim_magic.simulate.cache.session_cache import forget_traces
 
+os.environ["LLMSIM_CACHE"] = "off"  # records on disk would answer instead of what is timed
 Run = Callable[[], object]
 _prepared_runs: list[Run] = []  # in a contender's process: what is timed there
 

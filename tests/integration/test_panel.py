@@ -14,8 +14,8 @@ import llmsim_magic as llmsim
 from llmsim_magic.notebook.arguments import parse
 from llmsim_magic.notebook.panel.panel import Panel, panel
 from llmsim_magic.records.errors import LlmsimError
-from llmsim_magic.simulate.sweeps import run_workloads
 from llmsim_magic.simulate.option_effect import require_panel_options
+from llmsim_magic.simulate.sweeps import run_workloads
 from llmsim_magic.simulate.views import VIEWS
 from llmsim_magic.views import units
 from llmsim_magic.views.file_names import file_stem

@@ -4,7 +4,13 @@ from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 
-from llmsim_magic.records.errors import Cancelled, CannotTrace, LlmsimError, NoDecode
+from llmsim_magic.records.errors import (
+    Cancelled,
+    CannotTrace,
+    LlmsimError,
+    NoDecode,
+    RecursiveTrace,
+)
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress
@@ -29,9 +35,15 @@ class Outcome:
 def outcome(
     recipe: ModelRecipe, workload: Workload, replay: bool, cancelled: IsCancelled = never_cancelled
 ) -> Outcome:
-    """Trace one workload in the current process; an `LlmsimError` becomes an outcome."""
+    """Trace one workload in the current process; an error of the model becomes an outcome.
+
+    Raises:
+        RecursiveTrace: this thread is tracing.
+    """
     try:
         return Outcome(workload, trace_workload(recipe, workload, replay, cancelled))
+    except RecursiveTrace:
+        raise
     except NoDecode as error:
         return Outcome(workload, reason=str(error), exists=False)
     except LlmsimError as error:
