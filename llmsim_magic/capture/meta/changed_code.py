@@ -8,7 +8,7 @@ Imports neither torch nor transformers.
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +29,8 @@ _TRUSTED = (
     "safetensors",
     "typing_extensions",
 )
+# Transformers registers the classes of a repository that it runs, each for its own config.
+_KNOWN = (*_TRUSTED, "transformers_modules")
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 _INSTALLED = re.compile(r"[\\/](site|dist)-packages[\\/]")
 # Where attention functions and classes are registered: attributes of an object or of its class.
@@ -69,13 +71,13 @@ class _Checked:
         own = [vars(each) for each in values if _is_defined_in(each, module)]
         held = [held for each in values for held in _registries(each)]
         namespaces = (vars(module), *own, *held)
-        objects = tuple(tuple(each.values()) for each in namespaces)
+        objects = tuple(tuple(_values(each)) for each in namespaces)
         return cls(namespaces, objects, tuple(tuple(map(id, each)) for each in objects))
 
     def is_current(self) -> bool:
         """Whether every namespace still has the same objects."""
         return all(
-            tuple(map(id, namespace.values())) == ids
+            tuple(map(id, _values(namespace))) == ids
             for namespace, ids in zip(self.namespaces, self.ids, strict=True)
         )
 
@@ -115,15 +117,15 @@ def _is_defined_in(value: Any, module: ModuleType) -> bool:
 def _held(value: Any) -> Iterator[Any]:
     """What a dictionary or a registry holds."""
     for registry in _registries(value):
-        for each in registry.values():
+        for each in dict.values(registry):
             yield from each if isinstance(each, tuple) else (each,)
 
 
 def _registries(value: Any) -> Iterator[dict[Any, Any]]:
-    """The dictionaries of a registry of transformers; a plain dictionary is one itself."""
-    if type(value) is dict:
+    """The dictionaries of a registry of transformers; a dictionary is one itself."""
+    if isinstance(value, dict):
         yield value
-    elif type(value).__module__.startswith("transformers."):
+    if type(value).__module__.startswith("transformers."):
         for owner in (type(value), value):
             for name in _REGISTRIES:
                 held = getattr(owner, "__dict__", {}).get(name)
@@ -131,9 +133,14 @@ def _registries(value: Any) -> Iterator[dict[Any, Any]]:
                     yield held
 
 
+def _values(namespace: Mapping[str, Any]) -> Iterable[Any]:
+    """The values of a namespace, without the code of a lazy mapping's class."""
+    return dict.values(namespace) if isinstance(namespace, dict) else namespace.values()
+
+
 def _is_known(module_name: str) -> bool:
     package = module_name.partition(".")[0]
-    return package in _TRUSTED or package in sys.stdlib_module_names
+    return package in _KNOWN or package in sys.stdlib_module_names
 
 
 def _trusted_folders() -> tuple[str, ...]:

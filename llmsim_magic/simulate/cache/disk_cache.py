@@ -111,7 +111,9 @@ class DiskCache:
             with suppress(OSError):
                 status = entry.stat(follow_symlinks=False)
                 if not entry.name.startswith(_UNFINISHED):
-                    used.append((status.st_mtime, status.st_size, entry.path))
+                    is_future = status.st_mtime > now + _ABANDONED_S  # the clock went back
+                    last_use = 0 if is_future else status.st_mtime
+                    used.append((last_use, status.st_size, entry.path))
                 elif abs(now - status.st_mtime) > _ABANDONED_S:
                     os.unlink(entry.path)
         total = sum(size for _, size, _ in used)
