@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from llmsim_magic.capture.configs.resolve import find_config, load_config
 from llmsim_magic.records.errors import LlmsimError
 from tests.helpers import loopback_hub, small_models
 from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.modules_folder import modules_folder
 
 LLAMA: dict[str, Any] = small_models.llama().to_dict()
 CONFIG = "config.json"
@@ -67,13 +67,8 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
 @pytest.fixture(autouse=True, scope="module")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Code of a repository is copied into a folder of these tests, and imported from there."""
-    folder = str(tmp_path_factory.mktemp("modules"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder)
-        patch.setattr(sys, "path", list(sys.path))
+    with modules_folder(tmp_path_factory.mktemp("modules")):
         yield
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        del sys.modules[name]
 
 
 def resolve(repo: str, *files: str, revision: str = "main") -> list[str]:

@@ -20,6 +20,7 @@ from llmsim_magic.records.errors import NoDecode
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.cache import cache_folder, environment, kept_model, session_cache
 from llmsim_magic.simulate.models import workloads
+from tests.helpers.modules_folder import modules_folder
 
 SMALL = {
     "hidden_size": 64,
@@ -375,7 +376,9 @@ def test_remote_code_answers_only_if_trusted_and_unchanged(tmp_path: Path, runs:
 
     def parameters() -> int:
         session_cache.forget()
-        return int(llmsim.trace(str(model), trust_remote_code=True).modules["params"].sum())
+        with modules_folder(tmp_path / "modules"):
+            traced = llmsim.trace(str(model), trust_remote_code=True)
+        return int(traced.modules["params"].sum())
 
     assert parameters() == 16 * 8 + 9 * 4
     assert parameters() == 16 * 8 + 9 * 4

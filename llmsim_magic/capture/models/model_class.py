@@ -77,10 +77,8 @@ def _chosen(config: Any, name: str, *, base: bool, has_remote_code: bool) -> Con
         model_class = getattr(transformers, class_name, None)
         if model_class is not None and hasattr(model_class, "_from_config"):
             return Constructor(model_class._from_config)
-    remote_classes = getattr(config, "auto_map", {})
-    for auto in map(partial(getattr, transformers), _AUTO_CLASSES):
-        if auto.__name__ in remote_classes:
-            return Constructor(partial(auto.from_config, trust_remote_code=True))
+    if (remote := _remote(config, _AUTO_CLASSES)) is not None:
+        return Constructor(remote)
     if not declared:
         unlisted = (found._from_config for found in _unlisted_classes(type(config)))
         found = _first_auto(config, _AUTO_CLASSES) or next(unlisted, None)
@@ -137,15 +135,32 @@ def _refuse_part(config: Any, name: str) -> Callable[..., Any]:
 
 def _headless(config: Any) -> Callable[..., Any] | None:
     """The constructor of the model without a head; None where transformers has none."""
-    transformers = importlib.import_module("transformers")
-    if "AutoModel" in getattr(config, "auto_map", {}):
-        return partial(transformers.AutoModel.from_config, trust_remote_code=True)
+    if (remote := _remote(config, ("AutoModel",))) is not None:
+        return remote
     unlisted = (
         found._from_config
         for found in _unlisted_classes(type(config))
         if found.__name__.endswith("Model")
     )
     return _first_auto(config, ("AutoModel",)) or next(unlisted, None)
+
+
+def _remote(config: Any, names: tuple[str, ...]) -> Callable[..., Any] | None:
+    """The constructor of the first of these auto classes that the repository's own code has.
+
+    An auto class would register what it loads for the whole process, and build the registered
+    class where the code has changed since.
+    """
+    references = getattr(config, "auto_map", None) or {}
+    for name in names:
+        if name in references:
+            dynamic = importlib.import_module("transformers.dynamic_module_utils")
+            factory = importlib.import_module("transformers.models.auto.auto_factory")
+            found = dynamic.get_class_from_dynamic_module(references[name], config.name_or_path)
+            model_class = factory.add_generation_mixin_to_remote_model(found)
+            constructor: Callable[..., Any] = model_class._from_config
+            return constructor
+    return None
 
 
 def _successor(config: Any, declared: str) -> Callable[..., Any] | None:
