@@ -57,7 +57,8 @@ def trace(
         base: leave out the head, as `AutoModel` does.
         inputs: of any module: a tensor, a tuple or a dict, instead of phase, batch and context.
         trust_remote_code: run code from the model's repository.
-        refresh: read the config from the hub, not from the built-in catalogue or the local cache.
+        refresh: read the config from the hub, not from the built-in catalogue or the local cache,
+            and answer from no record that is kept.
         replay: run identical layers only once; the result is the same.
         hardware: devices to predict time and memory for, `local` for this machine's GPU (its CPU
             if it has none), `local-cpu` for its CPU, or `all`.

@@ -174,7 +174,7 @@ OPTIONS = (
     Option(
         name="refresh", field="build.refresh", group="model", default=False,
         calls=(TRACE, SWEEP, SIZE),
-        help="read the config from the hub before the built-in catalogue",
+        help="read the config from the hub before the built-in catalogue, and trace again",
     ),
     Option(
         name="hardware", field="deployment.hardware", group="devices", metavar="NAME[,NAME]",

@@ -143,7 +143,8 @@ def size(
         attn: `sdpa` (one fused kernel) or `eager` (separate matmuls and softmax).
         base: leave out the head, as `AutoModel` does.
         trust_remote_code: run code from the model's repository.
-        refresh: read the config from the hub, not from the built-in catalogue or the local cache.
+        refresh: read the config from the hub, not from the built-in catalogue or the local cache,
+            and answer from no record that is kept.
         cancelled: called between devices; returns True to stop.
         progress: called with a message before each step.
 
