@@ -192,7 +192,8 @@ def trace_workloads(
         cancelled=cancelled,
         progress=progress,
     )
-    found = dict.fromkeys(note for trace in outcomes.traces for note in notes(trace))
+    representatives = outcomes.traces.representatives()
+    found = dict.fromkeys(note for trace in representatives for note in notes(trace))
     return Sweep(
         traces=outcomes.traces,
         notes=(*outcomes.missing, *found, *_undone_note(outcomes)),

@@ -15,19 +15,21 @@ from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress
 from llmsim_magic.simulate.models.workloads import trace_workload
+from llmsim_magic.simulate.sweeps.symbolic_records import SymbolicRecords
+from llmsim_magic.simulate.sweeps.trace_sequence import Evaluable, TraceSequence
 
 POLL_INTERVAL_S = 0.2  # at which a sweep on an executor checks for cancellation
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of one workload: its trace, or the reason why there is none.
+    """The result of one workload: its trace, or formulas for it, or why there is neither.
 
     `exists` is False if the model has no such phase.
     """
 
     workload: Workload
-    trace: Trace | None = None
+    trace: Trace | Evaluable | None = None
     reason: str = ""
     exists: bool = True
 
@@ -58,9 +60,9 @@ class Outcomes:
     undone: int
 
     @property
-    def traces(self) -> tuple[Trace, ...]:
+    def traces(self) -> TraceSequence:
         """The traces of the workloads that succeeded."""
-        return tuple(each.trace for each in self.found if each.trace is not None)
+        return TraceSequence([each.trace for each in self.found if each.trace is not None])
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
@@ -100,11 +102,12 @@ def run_all(
     """
     # Sorted so that a decode step follows the prefill of the same context and reuses its cache.
     queue = sorted(workloads, key=lambda workload: (workload.batch, workload.context))
-    running = (
-        _run_locally(recipe, queue, replay, cancelled)
-        if executor is None
-        else _run_on_executor(executor, recipe, queue, replay, cancelled)
-    )
+    if executor is None:
+        records = SymbolicRecords(recipe, replay, workloads, progress)
+        queue.sort(key=lambda workload: not records.is_needed(workload))
+        running = _run_locally(recipe, queue, replay, cancelled, records)
+    else:
+        running = _run_on_executor(executor, recipe, queue, replay, cancelled)
     found: dict[Workload, Outcome] = {}
     try:
         for number, workload in enumerate(queue, 1):
@@ -132,13 +135,21 @@ def run_all(
 
 
 def _run_locally(
-    recipe: ModelRecipe, workloads: Iterable[Workload], replay: bool, cancelled: IsCancelled
+    recipe: ModelRecipe,
+    workloads: Iterable[Workload],
+    replay: bool,
+    cancelled: IsCancelled,
+    records: SymbolicRecords | None = None,
 ) -> Generator[Outcome, None, None]:
-    """Trace one workload after the other; a phase that does not exist is tried only once."""
+    """Trace or evaluate each workload; a phase that does not exist is tried only once."""
     missing: dict[str, str] = {}
     for workload in workloads:
         if workload.phase in missing:
             yield Outcome(workload, reason=missing[workload.phase], exists=False)
+            continue
+        symbolic = records.evaluable(workload, cancelled) if records is not None else None
+        if symbolic is not None:
+            yield Outcome(workload, symbolic)
             continue
         found = outcome(recipe, workload, replay, cancelled)
         if not found.exists:
@@ -161,7 +172,8 @@ def _run_on_executor(
                 running[executor.submit(outcome, recipe, workload, replay)] = workload
             except Exception:  # an executor may raise anything; the rest is traced locally
                 break
-        yield from _run_locally(recipe, workloads[len(running) :], replay, cancelled)
+        rest = workloads[len(running) :]
+        yield from _run_locally(recipe, rest, replay, cancelled)
         pending = set(running)
         while pending:
             done, pending = wait(pending, POLL_INTERVAL_S, FIRST_COMPLETED)

@@ -1,6 +1,6 @@
 """Sweep, the result of `sweep()`: traces of several workloads of one model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ class Sweep:
     """Traces of several workloads of one model; it displays itself in a notebook.
 
     Attributes:
-        traces: the trace of each workload that succeeded.
+        traces: the trace of each workload that succeeded; evaluated when read if formulas give it.
         notes: which phases the model does not have, and remarks on the traces.
         failures: each workload that failed, with the reason.
         undone: number of workloads skipped by a cancellation or an interrupt.
@@ -43,7 +43,7 @@ class Sweep:
     [1, 16]
     """
 
-    traces: tuple[Trace, ...]
+    traces: Sequence[Trace]
     notes: tuple[str, ...] = ()
     failures: tuple[tuple[Workload, str], ...] = ()
     undone: int = 0

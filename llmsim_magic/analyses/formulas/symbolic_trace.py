@@ -1,0 +1,432 @@
+"""Traces of one model and phase as formulas, evaluated instead of traced.
+
+Within a region of batches and contexts the passes of a model have the same structure, and every
+number in their records is a polynomial in the batch and the context. Sizes of 1 change strides,
+and a window changes the polynomials, so a phase has several regions.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from operator import itemgetter
+from typing import Any
+
+import msgspec
+
+from llmsim_magic.analyses.formulas.interpolation import ExactPolynomial, interpolations
+from llmsim_magic.analyses.formulas.polynomials import Point
+from llmsim_magic.records.trace.recorded import Kernel, Record, Storage, Tensor
+from llmsim_magic.records.trace.trace import CacheSlot, Trace
+from llmsim_magic.records.trace.workload import Workload
+
+Rectangle = tuple[int, int, int, int]  # least and largest batch, least and largest context
+Pairs = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """Passes of one structure, as a template and formulas for the numbers in it.
+
+    A value is numbered: first the constants, then the polynomials. `shapes` are tuples of value
+    numbers, for shapes and strides. The remaining attributes have the places in the template whose
+    numbers vary.
+
+    Attributes:
+        template: one of the passes.
+        rectangles: batches and contexts in which the formulas were checked, corners included.
+        constants: values that are the same in all passes.
+        polynomials: values that depend on the batch or the context.
+        shapes: distinct shapes and strides.
+        storages: storage and the value of its bytes.
+        tensors: tensor, its shape, the value of its offset, its strides.
+        kernels: kernel and the value of its FLOPs.
+        cache: cache slot, its shape and the value of its bytes.
+        collisions: pairs of values; where all pairs of one are equal, two tensors coincide, and a
+            pass numbers its tensors in another way.
+    """
+
+    template: Trace
+    rectangles: tuple[Rectangle, ...]
+    constants: tuple[int, ...]
+    polynomials: tuple[ExactPolynomial, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    storages: tuple[tuple[int, int], ...]
+    tensors: tuple[tuple[int, int, int, int], ...]
+    kernels: tuple[tuple[int, int], ...]
+    cache: tuple[tuple[int, int, int], ...]
+    collisions: tuple[Pairs, ...]
+
+    def contains(self, batch: int, context: int) -> bool:
+        """Whether the formulas were checked on all sides of a workload."""
+        return any(
+            least <= batch <= most and shortest <= context <= longest
+            for least, most, shortest, longest in self.rectangles
+        )
+
+    def fits(self, batch: int, context: int) -> bool:
+        """Whether `evaluate` gives a trace."""
+        values = self._values(batch, context)
+        return values is not None and not self._collides(values)
+
+    def evaluate(self, batch: int, context: int) -> Trace | None:
+        """The trace of a workload, wherever it is; None if the template cannot have it."""
+        values = self._values(batch, context)
+        if values is None or self._collides(values):
+            return None
+        shapes = [shape(values) for shape in self._shape_getters]
+        template = self.template
+        record, workload = template.recorded, template.workload
+        storages, tensors = list(record.storages), list(record.tensors)
+        for index, role, name, nbytes in self._varying_storages:
+            storages[index] = Storage(values[nbytes], role, name)
+        for index, dtype, itemsize, storage, shape, offset, strides in self._varying_tensors:
+            tensors[index] = Tensor(
+                shapes[shape], dtype, itemsize, storage, values[offset], shapes[strides]
+            )
+        kernels = list(record.kernels)
+        for index, flops in self.kernels:
+            kernels[index] = _with_flops(kernels[index], values[flops])
+        cache = list(template.cache)
+        for index, shape, nbytes in self.cache:
+            slot = cache[index]
+            cache[index] = CacheSlot(slot.name, shapes[shape], slot.dtype, values[nbytes])
+        return Trace(
+            model=template.model,
+            workload=Workload(workload.phase, batch, context),
+            modules=template.modules,
+            parameters=template.parameters,
+            recorded=Record(
+                storages=tuple(storages),
+                tensors=tuple(tensors),
+                kernels=tuple(kernels),
+                operators=record.operators,
+                calls=record.calls,
+                results=record.results,
+            ),
+            replays=template.replays,
+            cache=tuple(cache),
+            notes=template.notes,
+            versions=template.versions,
+            ignores_context=template.ignores_context,
+        )
+
+    def _values(self, batch: int, context: int) -> list[int] | None:
+        """All values; None if one is no whole number or negative."""
+        values = list(self.constants)
+        for polynomial in self.polynomials:
+            value = polynomial.at(batch, context)
+            if value is None or value < 0:
+                return None
+            values.append(value)
+        return values
+
+    def _collides(self, values: Sequence[int]) -> bool:
+        return any(all(values[a] == values[b] for a, b in pairs) for pairs in self.collisions)
+
+    @cached_property
+    def _shape_getters(self) -> list[Callable[[Sequence[int]], tuple[int, ...]]]:
+        return [_getter(shape) for shape in self.shapes]
+
+    @cached_property
+    def _varying_storages(self) -> list[tuple[int, Any, str | None, int]]:
+        storages = self.template.recorded.storages
+        return [(i, storages[i].role, storages[i].name, nbytes) for i, nbytes in self.storages]
+
+    @cached_property
+    def _varying_tensors(self) -> list[tuple[int, str, int, int, int, int, int]]:
+        tensors = self.template.recorded.tensors
+        return [
+            (i, tensors[i].dtype, tensors[i].itemsize, tensors[i].storage, shape, offset, strides)
+            for i, shape, offset, strides in self.tensors
+        ]
+
+
+def _getter(shape: tuple[int, ...]) -> Callable[[Sequence[int]], tuple[int, ...]]:
+    if not shape:
+        return lambda _: ()
+    if len(shape) == 1:
+        (only,) = shape
+        return lambda values: (values[only],)
+    return itemgetter(*shape)
+
+
+def _with_flops(kernel: Kernel, flops: int) -> Kernel:
+    return Kernel(
+        kernel.name,
+        kernel.operator,
+        kernel.inputs,
+        kernel.outputs,
+        kernel.writes,
+        kernel.is_view,
+        kernel.pointwise,
+        kernel.causal,
+        flops,
+        kernel.held,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SymbolicTrace:
+    """The traces of one model and phase as formulas; plain data that msgspec encodes.
+
+    Attributes:
+        regions: where formulas hold.
+        unchecked: contexts next to which the model may behave in another way, according to its
+            config, and at which no formula was checked.
+    """
+
+    regions: tuple[Region, ...]
+    unchecked: frozenset[int] = frozenset()
+
+    def evaluate(self, workload: Workload) -> Trace | None:
+        """The trace of a workload of this phase; None where it is not proven.
+
+        It equals the trace of the pass in every record.
+        """
+        region = self.region(workload)
+        return None if region is None else region.evaluate(workload.batch, workload.context)
+
+    def region(self, workload: Workload) -> Region | None:
+        """The region of a workload; None where nothing is proven."""
+        if workload.context in self.unchecked:
+            return None
+        for region in self.regions:
+            if region.template.workload.phase == workload.phase and region.contains(
+                workload.batch, workload.context
+            ):
+                return region
+        return None
+
+    def encode(self) -> bytes:
+        """The formulas as JSON."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> "SymbolicTrace":
+        """The formulas that `encode` encoded.
+
+        Raises:
+            msgspec.MsgspecError: the data has another form.
+        """
+        return msgspec.json.decode(data, type=cls)
+
+
+class Reading:
+    """A trace as its structure and the numbers that a workload may change."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.structure = _structure(trace)
+        self.numbers = tuple(_numbers(trace))
+
+
+def fit_region(readings: Mapping[Point, Reading]) -> Region | None:
+    """The formulas through all traces of some workloads; None if there are none.
+
+    Args:
+        readings: Traces of one model and phase by (batch, context): some determine the formulas,
+            the others check them.
+    """
+    ways = interpolations(readings)
+    each = list(readings.values())
+    template = each[0].trace
+    if not ways or any(other.structure != each[0].structure for other in each[1:]):
+        return None
+    columns = _Columns(len(each))
+    rows = [reading.numbers for reading in each]
+    layout = _Layout(template, columns, list(zip(*rows, strict=True)))
+    polynomials: list[ExactPolynomial] = []
+    for values in columns.varying:
+        found = next((p for way in ways if (p := way.fit(values)) is not None), None)
+        if found is None:
+            return None
+        polynomials.append(found)
+    number = columns.numbers()
+    return Region(
+        template=template,
+        rectangles=_rectangles(readings),
+        constants=tuple(columns.constants),
+        polynomials=tuple(polynomials),
+        shapes=tuple(tuple(number[value] for value in shape) for shape in layout.shapes),
+        storages=tuple((index, number[nbytes]) for index, nbytes in layout.storages),
+        tensors=tuple((i, shape, number[o], strides) for i, shape, o, strides in layout.tensors),
+        kernels=tuple((index, number[flops]) for index, flops in layout.kernels),
+        cache=tuple((index, shape, number[n]) for index, shape, n in layout.cache),
+        collisions=_collisions(template, layout, number, len(columns.constants)),
+    )
+
+
+def extended(region: Region, points: Iterable[Point]) -> Region:
+    """The region with the rectangles between workloads at which its formulas were checked."""
+    found = {*region.rectangles, *_rectangles(points)}
+    return replace(region, rectangles=tuple(sorted(found)))
+
+
+def _rectangles(points: Iterable[Point]) -> tuple[Rectangle, ...]:
+    """The largest rectangles whose corners are among the points.
+
+    What grows with the batch and the context, such as a number of tokens, crosses no threshold
+    inside a rectangle unless a corner shows it.
+    """
+    known = set(points)
+    batches, contexts = (sorted({point[axis] for point in known}) for axis in (0, 1))
+    found = [
+        (least, most, shortest, longest)
+        for least in batches
+        for most in batches
+        for shortest in contexts
+        for longest in contexts
+        if least <= most
+        and shortest <= longest
+        and {(least, shortest), (least, longest), (most, shortest), (most, longest)} <= known
+    ]
+    return tuple(each for each in found if not any(_inside(each, other) for other in found))
+
+
+def _inside(inner: Rectangle, outer: Rectangle) -> bool:
+    return inner != outer and (
+        outer[0] <= inner[0]
+        and inner[1] <= outer[1]
+        and outer[2] <= inner[2]
+        and inner[3] <= outer[3]
+    )
+
+
+def _structure(trace: Trace) -> tuple[object, ...]:
+    """Everything in a trace but the numbers that `_numbers` lists and the workload's size."""
+    record = trace.recorded
+    return (
+        trace.workload.phase,
+        trace.replays,
+        trace.notes,
+        trace.ignores_context,
+        record.operators,
+        record.calls,
+        record.results,
+        [(storage.role, storage.name) for storage in record.storages],
+        [(t.dtype, t.itemsize, t.storage, len(t.shape), len(t.strides)) for t in record.tensors],
+        [
+            (k.name, k.operator, k.inputs, k.outputs, k.writes, k.is_view, k.pointwise, k.causal)
+            for k in record.kernels
+        ],
+        [(k.flops is None, k.held) for k in record.kernels],
+        [(slot.name, slot.dtype, len(slot.shape)) for slot in trace.cache],
+        trace.model,
+        trace.versions,
+        trace.modules,
+        trace.parameters,
+    )
+
+
+def _numbers(trace: Trace) -> Iterator[int]:
+    """The numbers of a trace that a workload may change, in a fixed order."""
+    record = trace.recorded
+    for storage in record.storages:
+        yield storage.nbytes
+    for tensor in record.tensors:
+        yield from tensor.shape
+        yield tensor.offset
+        yield from tensor.strides
+    for kernel in record.kernels:
+        yield kernel.flops or 0
+    for slot in trace.cache:
+        yield from slot.shape
+        yield slot.nbytes
+
+
+class _Columns:
+    """Distinct values over the traces; each is a tuple of one number per trace."""
+
+    def __init__(self, traces: int) -> None:
+        self.constants: list[int] = []
+        self.varying: list[tuple[int, ...]] = []
+        self._traces = traces
+        self._seen: dict[tuple[int, ...], tuple[bool, int]] = {}
+
+    def add(self, column: tuple[int, ...]) -> tuple[bool, int]:
+        """Whether the value varies, and its place among the constants or the varying ones."""
+        known = self._seen.get(column)
+        if known is None:
+            if column.count(column[0]) == self._traces:
+                known = (False, len(self.constants))
+                self.constants.append(column[0])
+            else:
+                known = (True, len(self.varying))
+                self.varying.append(column)
+            self._seen[column] = known
+        return known
+
+    def numbers(self) -> dict[tuple[bool, int], int]:
+        """The number of each value: constants first."""
+        first = len(self.constants)
+        return {place: place[1] + first if place[0] else place[1] for place in self._seen.values()}
+
+
+Value = tuple[bool, int]
+
+
+class _Layout:
+    """The places in a template whose numbers vary."""
+
+    def __init__(self, template: Trace, columns: _Columns, each: Sequence[tuple[int, ...]]) -> None:
+        self.shapes: dict[tuple[Value, ...], int] = {}
+        self.storages: list[tuple[int, Value]] = []
+        self.tensors: list[tuple[int, int, Value, int]] = []
+        self.kernels: list[tuple[int, Value]] = []
+        self.cache: list[tuple[int, int, Value]] = []
+        self.views: dict[tuple[int, str, int], list[tuple[Value, ...]]] = {}
+        self._columns = columns
+        self._each = iter(each)
+        record = template.recorded
+        for index, _ in enumerate(record.storages):
+            self._add_storage(index)
+        for index, tensor in enumerate(record.tensors):
+            self._add_tensor(index, tensor)
+        for index, _ in enumerate(record.kernels):
+            (flops,) = self._next(1)
+            if flops[0]:
+                self.kernels.append((index, flops))
+        for index, slot in enumerate(template.cache):
+            shape, (nbytes,) = self._next(len(slot.shape)), self._next(1)
+            if any(value[0] for value in (*shape, nbytes)):
+                self.cache.append((index, self._shape(shape), nbytes))
+
+    def _add_storage(self, index: int) -> None:
+        (nbytes,) = self._next(1)
+        if nbytes[0]:
+            self.storages.append((index, nbytes))
+
+    def _add_tensor(self, index: int, tensor: Tensor) -> None:
+        shape, (offset,) = self._next(len(tensor.shape)), self._next(1)
+        strides = self._next(len(tensor.strides))
+        sizes = (*shape, offset, *strides)
+        self.views.setdefault((tensor.storage, tensor.dtype, len(sizes)), []).append(sizes)
+        if any(value[0] for value in sizes):
+            self.tensors.append((index, self._shape(shape), offset, self._shape(strides)))
+
+    def _next(self, count: int) -> tuple[Value, ...]:
+        return tuple([self._columns.add(next(self._each)) for _ in range(count)])
+
+    def _shape(self, shape: tuple[Value, ...]) -> int:
+        return self.shapes.setdefault(shape, len(self.shapes))
+
+
+def _collisions(
+    template: Trace, layout: _Layout, number: Mapping[Value, int], constants: int
+) -> tuple[Pairs, ...]:
+    """The distinct conditions under which two tensors of a storage would be the same view."""
+    found: dict[Pairs, None] = {}
+    for views in layout.views.values():
+        for one, other in combinations(views, 2):
+            pairs = sorted(
+                {
+                    (min(number[a], number[b]), max(number[a], number[b]))
+                    for a, b in zip(one, other, strict=True)
+                    if a != b
+                }
+            )
+            differ = any(b < constants for _, b in pairs)  # two distinct constants
+            if pairs and not differ:
+                found[tuple(pairs)] = None
+    return tuple(found)
