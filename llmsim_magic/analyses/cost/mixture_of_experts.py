@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from llmsim_magic.analyses.cost.routers import routed_experts
 from llmsim_magic.analyses.graph.layers import layer_of, list_paths
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
-from llmsim_magic.analyses.kernels.memoize import memoize
+from llmsim_magic.analyses.kernels.memoize import memoize_invariant
 from llmsim_magic.records.trace.trace import Module, Trace
 
 
@@ -22,7 +22,7 @@ class Routing:
     runs_all: bool = False
 
 
-@memoize
+@memoize_invariant
 def active_parameters(trace: Trace) -> int:
     """Parameters that one token uses: all except those of experts it is not routed to.
 
@@ -40,13 +40,13 @@ def active_parameters(trace: Trace) -> int:
     )
 
 
-@memoize
+@memoize_invariant
 def expert_routings(trace: Trace) -> tuple[Routing, ...]:
     """The distinct routings of the model; empty for a dense model."""
     return tuple(dict.fromkeys(routing for routing, _ in _routings(trace)))
 
 
-@memoize
+@memoize_invariant
 def routed_layers(trace: Trace) -> int:
     """The number of layers that route tokens to experts."""
     of_experts = {name for _, shares in _routings(trace) for name in shares}
@@ -59,7 +59,7 @@ def routed_layers(trace: Trace) -> int:
     return len(found)
 
 
-@memoize
+@memoize_invariant
 def _routings(trace: Trace) -> tuple[tuple[Routing, dict[str, float]], ...]:
     """Each routing with the share of tokens that uses each parameter of its experts, by name."""
     counted = (*_stacked_experts(trace), *_module_experts(trace))

@@ -1,11 +1,12 @@
 """The cost of each operator, and the totals of the pass."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
 
 from llmsim_magic.analyses.cost.mixture_of_experts import active_parameters
 from llmsim_magic.analyses.cost.traffic import traffic
 from llmsim_magic.analyses.kernels import elementwise_work
-from llmsim_magic.analyses.kernels.memoize import memoize
+from llmsim_magic.analyses.kernels.memoize import Number, NumericAnalysis, memoize, memoize_numeric
 from llmsim_magic.records.trace.recorded import Replay
 from llmsim_magic.records.trace.trace import Parameter, Trace
 
@@ -84,8 +85,7 @@ def _costs_with_own_roles(trace: Trace, replay: Replay) -> dict[int, Cost]:
     return own
 
 
-@memoize
-def recorded_costs(trace: Trace) -> tuple[Cost, ...]:
+def _recorded_costs(trace: Trace) -> tuple[Cost, ...]:
     """The cost of each recorded operator."""
     record = trace.recorded
     index_of = {p.name: index for index, p in enumerate(trace.parameters)}
@@ -119,6 +119,50 @@ def recorded_costs(trace: Trace) -> tuple[Cost, ...]:
     return tuple(found)
 
 
+_NUMBERS_OF_COST = 8  # all attributes of a cost but its parameters
+
+
+def _cost_numbers(costs: Sequence[Cost]) -> list[Number]:
+    return [
+        number
+        for cost in costs
+        for number in (
+            cost.flops,
+            cost.elementwise_ops,
+            cost.causal_skippable_flops,
+            cost.bytes_read,
+            cost.bytes_written,
+            cost.bytes_weights,
+            cost.bytes_activations,
+            cost.bytes_cache,
+        )
+    ]
+
+
+def _costs_with(costs: tuple[Cost, ...], numbers: Sequence[Number]) -> tuple[Cost, ...]:
+    """The costs with other numbers, in the order of `_cost_numbers`."""
+    rows = zip(*[iter(numbers)] * _NUMBERS_OF_COST, strict=True)
+    return tuple(
+        Cost(
+            flops=flops,
+            elementwise_ops=elementwise,
+            causal_skippable_flops=skippable or 0,
+            bytes_read=read or 0,
+            bytes_written=written or 0,
+            bytes_weights=weights or 0,
+            bytes_activations=activations or 0,
+            bytes_cache=cache or 0,
+            parameters=cost.parameters,
+        )
+        for cost, (flops, elementwise, skippable, read, written, weights, activations, cache) in (
+            zip(costs, rows, strict=True)
+        )
+    )
+
+
+recorded_costs = memoize_numeric(NumericAnalysis(_recorded_costs, _cost_numbers, _costs_with))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
     """Sums over the pass; a shared parameter is counted once.
@@ -150,8 +194,7 @@ class Totals:
         return intensity(self.flops, self.bytes_read + self.bytes_written)
 
 
-@memoize
-def totals(trace: Trace) -> Totals:
+def _totals(trace: Trace) -> Totals:
     """The totals of the pass over all its operators."""
     own = [parameter for parameter in trace.parameters if parameter.tied_to is None]
     weights = [parameter for parameter in own if not parameter.is_buffer]
@@ -176,6 +219,14 @@ def totals(trace: Trace) -> Totals:
         bytes_cache=sum(cost.bytes_cache for cost in costs(trace)),
         cache_bytes=sum(slot.nbytes for slot in trace.cache),
     )
+
+
+def _totals_with(_: Totals, numbers: Sequence[Number]) -> Totals:
+    return Totals(**{n: value or 0 for n, value in zip(Totals.__slots__, numbers, strict=True)})
+
+
+TOTALS = NumericAnalysis(_totals, astuple, _totals_with)
+totals = memoize_numeric(TOTALS)
 
 
 def _kernel_count(trace: Trace) -> int:

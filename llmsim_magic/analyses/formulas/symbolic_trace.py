@@ -16,11 +16,12 @@ import msgspec
 
 from llmsim_magic.analyses.formulas.interpolation import ExactPolynomial, interpolations
 from llmsim_magic.analyses.formulas.polynomials import Point
+from llmsim_magic.analyses.formulas.region_analyses import Rectangle, RegionAnalyses
+from llmsim_magic.analyses.kernels.memoize import join_family
 from llmsim_magic.records.trace.recorded import Kernel, Record, Storage, Tensor
 from llmsim_magic.records.trace.trace import CacheSlot, Trace
 from llmsim_magic.records.trace.workload import Workload
 
-Rectangle = tuple[int, int, int, int]  # least and largest batch, least and largest context
 Pairs = tuple[tuple[int, int], ...]
 
 
@@ -91,7 +92,7 @@ class Region:
         for index, shape, nbytes in self.cache:
             slot = cache[index]
             cache[index] = CacheSlot(slot.name, shapes[shape], slot.dtype, values[nbytes])
-        return Trace(
+        trace = Trace(
             model=template.model,
             workload=Workload(workload.phase, batch, context),
             modules=template.modules,
@@ -110,6 +111,15 @@ class Region:
             versions=template.versions,
             ignores_context=template.ignores_context,
         )
+        # Both follow from the operators and the replays, which are those of the template.
+        vars(trace).update(steps=template.steps, paths=template.paths)
+        join_family(trace, self.analyses)
+        return trace
+
+    @cached_property
+    def analyses(self) -> RegionAnalyses:
+        """What is known of all traces of the region."""
+        return RegionAnalyses(self)
 
     def _values(self, batch: int, context: int) -> list[int] | None:
         """All values; None if one is no whole number or negative."""
@@ -197,6 +207,12 @@ class SymbolicTrace:
             ):
                 return region
         return None
+
+    def confirmed(self, trace: Trace) -> "SymbolicTrace":
+        """The same, with the context of a pass checked if the formulas give this trace of it."""
+        context = trace.workload.context
+        checked = replace(self, unchecked=self.unchecked - {context})
+        return checked if checked.evaluate(trace.workload) == trace else self
 
     def encode(self) -> bytes:
         """The formulas as JSON."""

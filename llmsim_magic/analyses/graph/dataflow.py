@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from llmsim_magic.analyses.kernels.aliasing import covers, overlap
 from llmsim_magic.analyses.kernels.kernel_arguments import read_arguments
-from llmsim_magic.analyses.kernels.memoize import memoize
+from llmsim_magic.analyses.kernels.memoize import memoize, memoize_invariant
 from llmsim_magic.records.trace.recorded import Kernel, Record, Replay, Tensor
 from llmsim_magic.records.trace.trace import Trace
 
@@ -54,7 +54,7 @@ def edges(trace: Trace) -> tuple[Edge, ...]:
     return tuple(sorted(builder.edges, key=sort_key))
 
 
-@memoize
+@memoize_invariant
 def depends_on(trace: Trace) -> tuple[tuple[int, ...], ...]:
     """For each operator the orders of the operators it depends on, ascending."""
     sources: list[dict[int, None]] = [{} for _ in trace.steps]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from llmsim_magic.analyses.kernels.memoize import memoize
+from llmsim_magic.analyses.kernels.memoize import memoize, memoize_invariant
 from llmsim_magic.records.trace.trace import Trace
 
 
@@ -20,7 +20,7 @@ class Layer:
         return f"{self.stack}.{self.index}" if self.stack else str(self.index)
 
 
-@memoize
+@memoize_invariant
 def layers(trace: Trace) -> tuple[Layer | None, ...]:
     """The outermost layer that contains each operator; None outside all layers."""
     stacks = list_paths(trace)

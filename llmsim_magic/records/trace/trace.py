@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import repeat
 from typing import Any, TypeVar
@@ -109,6 +109,10 @@ class Trace:
     notes: tuple[str, ...]
     versions: dict[str, str]
     ignores_context: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The record alone, without what was computed from it."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @cached_property
     def unrolled(self) -> Record:

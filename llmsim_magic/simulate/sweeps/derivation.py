@@ -22,8 +22,9 @@ _LARGE = 1024  # sequences, enough to reach every expert of a mixture
 _MOST_TOKENS = 2**23  # that are fast to trace at once: token ids are computed on the host
 _SHORTEST = 6
 _PROBES = ((2, 6), (3, 9), (5, 17))
-_SPREAD = ((16, 16), (4, 128), (8, 1024), (3, 1025), (2, 4096), (2, 32_768))
-_ONE_SEQUENCE = (6, 17, 128, 512, 1024, 4096)
+# Powers of two are sizes in many configs, and the contexts that people choose.
+_SPREAD = ((16, 16), (4, 128), (3, 1025), (8, 2048), (2, 4096), (3, 16_384), (2, 32_768))
+_ONE_SEQUENCE = (6, 17, 256, 512, 1024, 8192)
 _ONE_TOKEN = (2, 3, 16, _LARGE)
 _BEFORE_END = 4  # the longest context may be a multiple of a padding size, this many less is not
 _MAX_GROWTH = 1.5  # of the kernels of a pass; more is a loop over tokens or sequences

@@ -154,6 +154,8 @@ def _run_locally(
         found = outcome(recipe, workload, replay, cancelled)
         if not found.exists:
             missing[workload.phase] = found.reason
+        if records is not None and isinstance(found.trace, Trace):
+            records.confirm(found.trace)
         yield found
 
 

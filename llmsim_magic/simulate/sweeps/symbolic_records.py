@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from llmsim_magic.analyses.formulas.polynomials import Point
+from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload
 from llmsim_magic.simulate.models import recipes, session_cache, symbolic_cache
 from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress
@@ -64,6 +65,13 @@ class SymbolicRecords:
         if region is None or not region.fits(workload.batch, workload.context):
             return None
         return Evaluable(region, workload)
+
+    def confirm(self, trace: Trace) -> None:
+        """Compare a pass with the formulas, if they were not checked at its context."""
+        kind = self._kind(trace.workload.phase)
+        symbolic = symbolic_cache.known(self._model, kind)
+        if symbolic is not None and trace.workload.context in symbolic.unchecked:
+            symbolic_cache.keep(self._model, {kind: symbolic.confirmed(trace)})
 
     def _derive(self, cancelled: IsCancelled) -> None:
         phases = tuple(self._wanted)

@@ -22,11 +22,18 @@ _COST_COLUMNS = (
 FEATURE_COLUMNS = ("in_features", "out_features", "num_embeddings", "embedding_dim")
 
 
-def integers(values: Iterable[int | None]) -> "pd.api.extensions.ExtensionArray":
-    """Integers with NA for None; Python integers (dtype object) if their sum overflows int64."""
+def integers(
+    values: Iterable[int | None], total: int | None = None
+) -> "pd.api.extensions.ExtensionArray":
+    """Integers with NA for None; Python integers (dtype object) if their sum overflows int64.
+
+    Args:
+        values: the integers.
+        total: the sum of the column, if rows will be repeated.
+    """
     optional = list(values)
     filled = [0 if number is None else number for number in optional]
-    if sum(filled) > _MAX_INT64_SUM:
+    if (sum(filled) if total is None else total) > _MAX_INT64_SUM:
         return pd.array(
             [pd.NA if number is None else number for number in optional], dtype="object"
         )

@@ -1,6 +1,6 @@
 """Tables of operators: one row per operator, per kernel, and per edge between operators."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
@@ -10,15 +10,15 @@ from llmsim_magic.analyses.graph.dataflow import depends_on, edges, ranks
 from llmsim_magic.analyses.graph.layers import layers
 from llmsim_magic.analyses.kernels import elementwise_work
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
-from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.trace import Module, Scalar, Trace
 from llmsim_magic.views.tables.columns import (
     BYTES_BY_SOURCE,
     FEATURE_COLUMNS,
-    floats,
     integer_attribute,
     integers,
     texts,
 )
+from llmsim_magic.views.tables.operator_columns import OperatorColumns, once_each
 
 
 @defer_interrupt
@@ -32,51 +32,63 @@ def ops_table(trace: Trace) -> pd.DataFrame:
         `bytes_written` are the least traffic; `depends_on` lists the `order` of the operators
         whose outputs this one reads.
     """
-    record, each = trace.recorded, trace.expand_replays
-    operator_costs = recorded_costs(trace)
+    index = pd.RangeIndex(len(trace.steps), name="order")
+    return pd.DataFrame(operator_columns([trace]), index=index)
+
+
+def operator_columns(traces: Sequence[Trace]) -> dict[str, object]:
+    """The columns of `ops_table`, for the operators of one pass after the other."""
+    each = OperatorColumns(traces)
+    own, of_pass = each.of_recorded, each.of_pass
+    rows = [list(zip(t.recorded.operators, recorded_costs(t), strict=True)) for t in traces]
+    costs_of = [cost for pairs in rows for _, cost in pairs]
     columns: dict[str, object] = {
-        "path": list(trace.paths),
-        "op": each([o.op for o in record.operators]),
-        "kind": each([o.kind for o in record.operators]),
-        "layer": integers([None if layer is None else layer.index for layer in layers(trace)]),
-        "input_shapes": each([record.shapes(o.inputs) for o in record.operators]),
-        "output_shapes": each([record.shapes(o.outputs) for o in record.operators]),
-        "dtype": each(
-            texts(
-                record.tensors[tensors[0]].dtype if (tensors := o.outputs or o.inputs) else None
-                for o in record.operators
-            )
-        ),
-        "params": integers(each([cost.params for cost in operator_costs])),
-        "weight_shapes": each([[p.shape for p in cost.parameters] for cost in operator_costs]),
-        "flops": integers(each([cost.flops for cost in operator_costs])),
-        "elementwise_ops": integers(each([cost.elementwise_ops for cost in operator_costs])),
-        "bytes_read": integers(each([cost.bytes_read for cost in operator_costs])),
-        "bytes_written": integers(each([cost.bytes_written for cost in operator_costs])),
-        "depends_on": list(map(list, depends_on(trace))),
-        "source": each(texts(o.source for o in record.operators)),
-        **_feature_columns(trace),
+        "path": of_pass([trace.paths for trace in traces]).tolist(),
+        "op": own(o.op for pairs in rows for o, _ in pairs).tolist(),
+        "kind": own(o.kind for pairs in rows for o, _ in pairs).tolist(),
+        "layer": each.integers_of_pass(layer_numbers(traces)),
+        "input_shapes": own(each.shapes(lambda operator: operator.inputs)),
+        "output_shapes": own(each.shapes(lambda operator: operator.outputs)),
+        "dtype": own(texts(each.dtypes())).tolist(),
+        "params": each.integers(cost.params for cost in costs_of),
+        "weight_shapes": own([p.shape for p in cost.parameters] for cost in costs_of),
     }
-    skippable_flops = [cost.causal_skippable_flops for cost in operator_costs]
-    columns["causal_skippable_flops"] = integers(each(skippable_flops))
+    for name in ("flops", "elementwise_ops", "bytes_read", "bytes_written"):
+        columns[name] = each.integers(getattr(cost, name) for cost in costs_of)
+    columns["depends_on"] = of_pass(once_each(map(depends_on, traces), _lists))
+    columns["source"] = own(texts(o.source for pairs in rows for o, _ in pairs)).tolist()
+    features = once_each([trace.modules for trace in traces], _attributes)
+    for name in FEATURE_COLUMNS:
+        columns[name] = each.integers(
+            integer_attribute(attributes[o.path], name) if o.kind == "module" else None
+            for attributes, pairs in zip(features, rows, strict=True)
+            for o, _ in pairs
+        )
+    skippable = (cost.causal_skippable_flops for cost in costs_of)
+    columns["causal_skippable_flops"] = each.integers(skippable)
     for name in BYTES_BY_SOURCE:
-        columns[name] = integers([getattr(cost, name) for cost in costs(trace)])
-    intensities = [cost.arithmetic_intensity for cost in operator_costs]
-    columns["arithmetic_intensity"] = floats(each(intensities))
-    return pd.DataFrame(columns, index=pd.RangeIndex(len(trace.steps), name="order"))
-
-
-def _feature_columns(trace: Trace) -> dict[str, object]:
-    """`in_features` and similar attributes of each operator's module; NA for functions."""
-    attributes = {module.path: module.attributes for module in trace.modules}
-    columns: dict[str, object] = {}
-    for feature in FEATURE_COLUMNS:
-        values = [
-            integer_attribute(attributes[o.path], feature) if o.kind == "module" else None
-            for o in trace.recorded.operators
-        ]
-        columns[feature] = integers(trace.expand_replays(values))
+        columns[name] = each.integers_of_pass(
+            [[getattr(cost, name) for cost in costs(trace)] for trace in traces]
+        )
+    columns["arithmetic_intensity"] = each.floats(cost.arithmetic_intensity for cost in costs_of)
     return columns
+
+
+def layer_numbers(traces: Sequence[Trace]) -> list[list[int | None]]:
+    """The layer's index of each operator of each pass; None outside layers."""
+    return once_each(
+        map(layers, traces),
+        lambda of_pass: [None if layer is None else layer.index for layer in of_pass],
+    )
+
+
+def _lists(items: Sequence[Sequence[int]]) -> list[list[int]]:
+    return list(map(list, items))
+
+
+def _attributes(modules: Sequence[Module]) -> dict[str, dict[str, Scalar]]:
+    """The attributes of each module, by path."""
+    return {module.path: module.attributes for module in modules}
 
 
 @defer_interrupt

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from llmsim_magic.analyses.cost.operator_costs import totals
@@ -12,7 +13,7 @@ from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.views import units
 from llmsim_magic.views.tables.columns import floats, integers, texts
 from llmsim_magic.views.tables.formulas import shapes_by_operator
-from llmsim_magic.views.tables.operators import ops_table
+from llmsim_magic.views.tables.operators import operator_columns
 
 _WORKLOAD_COLUMNS = ("phase", "batch", "context")
 _TOTAL_COLUMNS = (
@@ -58,14 +59,16 @@ def with_times(totals: pd.DataFrame, seconds: Mapping[Workload, float]) -> pd.Da
 @defer_interrupt
 def sweep_ops_table(traces: Sequence[Trace]) -> pd.DataFrame:
     """The `ops_table` of every workload, concatenated, with `phase, batch, context` in front."""
-    parts = []
-    for trace in traces:
-        table = ops_table(trace).reset_index()
-        for place, name in enumerate(_WORKLOAD_COLUMNS):
-            table.insert(place, name, [getattr(trace.workload, name)] * len(table))
-        parts.append(table)
-    columns = [name for name in parts[0].columns if name != "order"]
-    return pd.concat(parts, ignore_index=True)[[*columns, "order"]]
+    lengths = [len(trace.steps) for trace in traces]
+    columns: dict[str, object] = {
+        name: np.repeat(
+            np.array([getattr(trace.workload, name) for trace in traces]), lengths
+        ).tolist()
+        for name in _WORKLOAD_COLUMNS
+    }
+    columns |= operator_columns(traces)
+    columns["order"] = np.concatenate([np.arange(length) for length in lengths])
+    return pd.DataFrame(columns)
 
 
 @defer_interrupt
