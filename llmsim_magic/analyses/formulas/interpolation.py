@@ -7,7 +7,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import product
 
-from llmsim_magic.analyses.formulas.polynomials import Point
+from llmsim_magic.analyses.formulas.polynomials import Point, inverse
 
 Exponents = tuple[int, int]  # of the batch and of the context
 # The least degrees that fit are used: most quantities are linear in the batch, and attention over
@@ -117,12 +117,12 @@ def _interpolation(
             reduced.append((pivot, [value / rest[pivot] for value in rest]))
     if len(used) < len(monomials):
         return None
-    inverse = _inverse([rows[index] for index in used])
-    denominator = math.lcm(*(value.denominator for row in inverse for value in row))
+    inverted = inverse([rows[index] for index in used])
+    denominator = math.lcm(*(value.denominator for row in inverted for value in row))
     return Interpolation(
         monomials,
         tuple(used),
-        tuple(tuple(int(value * denominator) for value in row) for row in inverse),
+        tuple(tuple(int(value * denominator) for value in row) for row in inverted),
         denominator,
         tuple((index, row) for index, row in enumerate(rows) if index not in used),
     )
@@ -135,25 +135,3 @@ def _reduce(row: list[Fraction], reduced: list[tuple[int, list[Fraction]]]) -> l
         if factor:
             row = [value - factor * each for value, each in zip(row, other, strict=True)]
     return row
-
-
-def _inverse(matrix: Sequence[Sequence[int]]) -> list[list[Fraction]]:
-    """The inverse of a regular matrix, by Gauss-Jordan elimination."""
-    size = len(matrix)
-    rows = [
-        [*map(Fraction, row), *(Fraction(int(place == index)) for place in range(size))]
-        for index, row in enumerate(matrix)
-    ]
-    for column in range(size):
-        pivot = next(index for index in range(column, size) if rows[index][column])
-        rows[column], rows[pivot] = rows[pivot], rows[column]
-        scale = rows[column][column]
-        rows[column] = [value / scale for value in rows[column]]
-        for index in range(size):
-            factor = rows[index][column]
-            if index != column and factor:
-                rows[index] = [
-                    value - factor * each
-                    for value, each in zip(rows[index], rows[column], strict=True)
-                ]
-    return [row[size:] for row in rows]

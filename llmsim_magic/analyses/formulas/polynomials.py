@@ -5,17 +5,20 @@ with a fixed size. A sliding window does: beyond it another polynomial holds, an
 the minimum or the maximum of the two.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import sympy
+if TYPE_CHECKING:
+    import sympy
 
 Point = tuple[int, int]  # batch, context
 Values = Mapping[Point, int]
+Number = int | Fraction
 Coefficients = tuple[tuple[Fraction, ...], ...]  # by power of the batch, then of the context
 
 
@@ -31,30 +34,39 @@ class Grid:
         return tuple(product(self.batches, self.contexts))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Polynomial:
     """`Σ coefficients[i][j] · Bⁱ · Xʲ`."""
 
     coefficients: Coefficients
 
-    def at(self, point: Point) -> Fraction:
+    def at(self, point: Point) -> Number:
         batch, context = point
-        return sum(
-            (
-                factor * batch**i * context**j
-                for i, row in enumerate(self.coefficients)
-                for j, factor in enumerate(row)
-                if factor
-            ),
-            Fraction(0),
-        )
+        terms, denominator = self._whole_terms
+        total = sum(factor * batch**i * context**j for i, j, factor in terms)
+        value, rest = divmod(total, denominator)
+        return Fraction(total, denominator) if rest else value
+
+    @cached_property
+    def _whole_terms(self) -> tuple[tuple[tuple[int, int, int], ...], int]:
+        """The terms as powers and whole factors, and their common denominator."""
+        terms = [
+            (i, j, factor)
+            for i, row in enumerate(self.coefficients)
+            for j, factor in enumerate(row)
+            if factor
+        ]
+        denominator = math.lcm(*(factor.denominator for _, _, factor in terms))
+        return tuple((i, j, int(factor * denominator)) for i, j, factor in terms), denominator
 
     @property
     def depends_on_context(self) -> bool:
         """Whether a term with a power of the context has a coefficient other than zero."""
         return any(factor for row in self.coefficients for factor in row[1:])
 
-    def to_sympy(self, batch: sympy.Symbol, context: sympy.Symbol) -> sympy.Expr:
+    def to_sympy(self, batch: "sympy.Symbol", context: "sympy.Symbol") -> "sympy.Expr":
+        import sympy
+
         return sympy.Add(
             *(
                 sympy.Rational(factor.numerator, factor.denominator) * batch**i * context**j
@@ -73,7 +85,7 @@ class Formula:
     far: Polynomial | None = None
     choice: str = ""
 
-    def at(self, point: Point) -> Fraction:
+    def at(self, point: Point) -> Number:
         near = self.near.at(point)
         if self.far is None:
             return near
@@ -83,7 +95,9 @@ class Formula:
     def matches(self, values: Values) -> bool:
         return all(self.at(point) == value for point, value in values.items())
 
-    def to_sympy(self, batch: sympy.Symbol, context: sympy.Symbol) -> Any:
+    def to_sympy(self, batch: "sympy.Symbol", context: "sympy.Symbol") -> Any:
+        import sympy
+
         near = self.near.to_sympy(batch, context)
         if self.far is None:
             return near
@@ -157,9 +171,27 @@ def _interpolated(grid: Grid, values: Sequence[int]) -> Polynomial:
 @lru_cache(maxsize=256)
 def _inverse(nodes: tuple[int, ...]) -> tuple[tuple[Fraction, ...], ...]:
     """The inverse of the Vandermonde matrix of these nodes."""
-    matrix = sympy.Matrix([[sympy.Integer(node) ** power for power in range(len(nodes))]
-                           for node in nodes]).inv()  # fmt: skip
-    return tuple(
-        tuple(Fraction(int(cell.p), int(cell.q)) for cell in matrix.row(row))
-        for row in range(len(nodes))
-    )
+    powers = [[node**power for power in range(len(nodes))] for node in nodes]
+    return tuple(map(tuple, inverse(powers)))
+
+
+def inverse(matrix: Sequence[Sequence[int]]) -> list[list[Fraction]]:
+    """The inverse of a regular matrix, by Gauss-Jordan elimination."""
+    size = len(matrix)
+    rows = [
+        [*map(Fraction, row), *(Fraction(int(place == index)) for place in range(size))]
+        for index, row in enumerate(matrix)
+    ]
+    for column in range(size):
+        pivot = next(index for index in range(column, size) if rows[index][column])
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        scale = rows[column][column]
+        rows[column] = [value / scale for value in rows[column]]
+        for index in range(size):
+            factor = rows[index][column]
+            if index != column and factor:
+                rows[index] = [
+                    value - factor * each
+                    for value, each in zip(rows[index], rows[column], strict=True)
+                ]
+    return [row[size:] for row in rows]

@@ -12,7 +12,7 @@ from llmsim_magic.analyses.formulas.polynomials import (
     regime_boundary,
 )
 from llmsim_magic.analyses.kernels.aliasing import distinct_elements
-from llmsim_magic.analyses.kernels.memoize import memoize
+from llmsim_magic.analyses.kernels.memoize import memoize, memoize_invariant
 from llmsim_magic.records.trace.trace import Trace
 
 Traces = Mapping[Point, Trace]
@@ -72,11 +72,12 @@ def operator_formulas(
     """
     if not set(regimes.near.points) <= set(traces):
         return tuple(
-            OperatorFormulas(key, None, None, {}) for key in _orders(next(iter(traces.values())))
+            OperatorFormulas(key, None, None, {})
+            for key in recorded_operators(next(iter(traces.values())))
         )
     points = tuple(traces)
     quantities = () if only_shapes else QUANTITIES
-    orders = [_orders(trace) for trace in traces.values()]
+    orders = [recorded_operators(trace) for trace in traces.values()]
     readings = [_readings(trace) for trace in traces.values()]
     known: dict[tuple[int | None, ...], OperatorFormulas] = {}
     found = []
@@ -131,8 +132,9 @@ class _Reading:
     quantities: dict[str, int | None]
 
 
-def _orders(trace: Trace) -> dict[Key, int]:
-    """The recorded operator that each operator of the pass corresponds to."""
+@memoize_invariant
+def recorded_operators(trace: Trace) -> dict[Key, int]:
+    """The recorded operator that each operator of the pass corresponds to, in execution order."""
     seen: dict[tuple[str, str], int] = {}
     found = {}
     names = [operator.op for operator in trace.recorded.operators]

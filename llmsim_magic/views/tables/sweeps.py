@@ -1,12 +1,13 @@
 """Tables of several workloads of one model: totals, operators, and shapes side by side."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import pandas as pd
 
 from llmsim_magic.analyses.cost.operator_costs import totals
-from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas
+from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas, recorded_operators
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
@@ -89,36 +90,29 @@ def shapes_table(
         or C tokens cached; NA if no formula holds for every workload. `changes` is True if the
         shapes depend on the workload.
     """
-    labels = [_workload_label(trace.workload) for trace in traces]
-    cells: dict[tuple[str, str, int], dict[str, str]] = {}
-    for label, trace in zip(labels, traces, strict=True):
-        for key, shapes in _shapes_by_call(trace).items():
-            cells.setdefault(key, {})[label] = shapes
-    table = pd.DataFrame(list(cells), columns=["path", "op", "call"])
-    for label in labels:
-        table[label] = pd.Series(texts(row.get(label) for row in cells.values()))
-    symbolic = shapes_by_operator(formulas)
-    table["symbolic"] = pd.Series(texts(symbolic.get(key) for key in cells), dtype=object)
-    table["changes"] = [len({row.get(label) for label in labels}) > 1 for row in cells.values()]
-    return table
-
-
-def _shapes_by_call(trace: Trace) -> dict[tuple[str, str, int], str]:
-    """`input shapes → output shapes` by path, operator type and number of the call."""
-    record = trace.recorded
-    shapes = trace.expand_replays(
-        [
-            " → ".join(units.shapes(record.shapes(each)) for each in (o.inputs, o.outputs))
-            for o in record.operators
+    operators = [recorded_operators(trace) for trace in traces]
+    rows = dict.fromkeys(chain.from_iterable({id(each): each for each in operators}.values()))
+    columns: dict[str, list[str | None]] = {}
+    for trace, own in zip(traces, operators, strict=True):
+        shapes = _shape_texts(trace)
+        columns[_workload_label(trace.workload)] = [
+            shapes[own[key]] if key in own else None for key in rows
         ]
-    )
-    operators = trace.expand_replays(record.operators)
-    calls: dict[tuple[str, str], int] = {}
-    by_call: dict[tuple[str, str, int], str] = {}
-    for path, operator, text in zip(trace.paths, operators, shapes, strict=True):
-        call = calls[path, operator.op] = calls.get((path, operator.op), -1) + 1
-        by_call[path, operator.op, call] = text
-    return by_call
+    table = pd.DataFrame(list(rows), columns=["path", "op", "call"])
+    symbolic = shapes_by_operator(formulas)
+    each = {label: pd.Series(texts(column)) for label, column in columns.items()}
+    each["symbolic"] = pd.Series(texts(symbolic.get(key) for key in rows), dtype=object)
+    each["changes"] = pd.Series([len(set(row)) > 1 for row in zip(*columns.values(), strict=True)])
+    return pd.concat([table, pd.DataFrame(each)], axis=1)
+
+
+def _shape_texts(trace: Trace) -> list[str]:
+    """`input shapes → output shapes` of every recorded operator."""
+    record = trace.recorded
+    return [
+        " → ".join(units.shapes(record.shapes(each)) for each in (o.inputs, o.outputs))
+        for o in record.operators
+    ]
 
 
 def _workload_label(workload: Workload) -> str:
