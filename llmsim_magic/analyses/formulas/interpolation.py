@@ -33,6 +33,25 @@ class ExactPolynomial:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """The lesser of two polynomials, or the greater one.
+
+    A table of embeddings is read row by row, until there are more tokens than rows.
+    """
+
+    near: ExactPolynomial
+    far: ExactPolynomial
+    is_least: bool
+
+    def at(self, batch: int, context: int) -> int | None:
+        """The value; None if one is not a whole number."""
+        near, far = self.near.at(batch, context), self.far.at(batch, context)
+        if near is None or far is None:
+            return None
+        return min(near, far) if self.is_least else max(near, far)
+
+
+@dataclass(frozen=True, slots=True)
 class Interpolation:
     """The polynomials that some workloads determine and the others check.
 

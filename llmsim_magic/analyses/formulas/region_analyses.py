@@ -3,23 +3,32 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from threading import RLock
 from typing import Any, Protocol, TypeVar, cast
 
-from llmsim_magic.analyses.formulas.interpolation import ExactPolynomial, interpolations
+from llmsim_magic.analyses.formulas.interpolation import (
+    Choice,
+    ExactPolynomial,
+    Interpolation,
+    interpolations,
+)
 from llmsim_magic.analyses.formulas.polynomials import Point
 from llmsim_magic.analyses.kernels.memoize import NumericAnalysis
 from llmsim_magic.records.trace.trace import Trace
 
 Result = TypeVar("Result")
 Rectangle = tuple[int, int, int, int]  # least and largest batch, least and largest context
-Column = ExactPolynomial | int | None
+Varying = ExactPolynomial | Choice
+Column = Varying | int | None
 
-# A few results are computed one by one before more workloads are looked at to have formulas.
+# So many results are computed one by one before more workloads are looked at: about as many as a
+# result that all share, or formulas, take.
 _FEW = 4
-# Shares of a rectangle's sides, beside its corners; sorted, so that they are far apart.
-_BATCHES = (0.0, 0.002, 0.004, 0.03, 0.3, 0.77)
-_CONTEXTS = (0.0, 0.0007, 0.002, 0.03, 0.2, 0.45, 0.9)
+FEW_NUMERIC = 40
+# Shares of a rectangle's sides, for workloads inside it.
+_INSIDE = ((0.002, 0.0007), (0.004, 0.3), (0.03, 0.03), (0.1, 0.008), (0.3, 0.45), (0.5, 0.1),
+           (0.77, 0.9), (0.9, 0.002))  # fmt: skip
 # Where a mixture reads all its experts, other formulas hold than for a few tokens.
 _LOWER_BOUNDS = ((1, 1), (1, 64), (16, 1), (1, 512), (128, 1))
 
@@ -45,7 +54,7 @@ class _Fitted:
         known: dict[int, int | None] = {}
         found: list[int | None] = []
         for column in self.columns:
-            if not isinstance(column, ExactPolynomial):
+            if column is None or isinstance(column, int):
                 found.append(column)
                 continue
             place = id(column)
@@ -74,7 +83,7 @@ class RegionAnalyses:
     def invariant(self, key: str, analysis: Callable[[Trace], Result]) -> Result | None:
         """The result that all the traces have; None if they differ, or if it is not known yet."""
         with self._lock:
-            if not self._is_asked_often(key):
+            if not self._is_asked_often(key, _FEW):
                 return None
             if key not in self._invariants:
                 self._invariants[key] = self._common(analysis)
@@ -82,7 +91,7 @@ class RegionAnalyses:
 
     def numeric(self, analysis: NumericAnalysis[Result], trace: Trace) -> Result | None:
         """The result for one trace by formulas; None if there are none, or none yet."""
-        if not self._is_asked_often(analysis.key):
+        if not self._is_asked_often(analysis.key, FEW_NUMERIC):
             return None
         return self.numeric_at(analysis, (trace.workload.batch, trace.workload.context))
 
@@ -99,10 +108,10 @@ class RegionAnalyses:
                     return analysis.rebuild(fitted.example, numbers)
         return None
 
-    def _is_asked_often(self, key: str) -> bool:
+    def _is_asked_often(self, key: str, few: int) -> bool:
         with self._lock:
             self._asked[key] += 1
-            return self._asked[key] > _FEW
+            return self._asked[key] > few
 
     def _around(self, point: Point) -> Iterator[Rectangle]:
         """Rectangles that contain a workload, the largest first."""
@@ -125,47 +134,38 @@ class RegionAnalyses:
         return results[0]
 
     def _fit(self, analysis: NumericAnalysis[Result], rectangle: Rectangle) -> _Fitted | None:
-        traces = {
-            (trace.workload.batch, trace.workload.context): trace
-            for trace in self._traces(_points(rectangle))
-        }
-        ways = interpolations(traces)
-        if not ways:
+        results = self._results(analysis, _points(rectangle))
+        rows = {point: tuple(analysis.numbers(result)) for point, result in results.items()}
+        if len(set(map(len, rows.values()))) != 1:
             return None
-        results = [analysis.run(trace) for trace in traces.values()]
-        rows = [tuple(analysis.numbers(result)) for result in results]
-        if len({len(row) for row in rows}) > 1:
-            return None
-        seen: dict[tuple[int | None, ...], Column] = {}
-        columns: list[Column] = []
-        for values in zip(*rows, strict=True):
-            if values not in seen:
-                if values.count(values[0]) == len(values):
-                    seen[values] = values[0]
-                elif None in values:
-                    return None
-                else:
-                    fits = (way.fit(cast("Sequence[int]", values)) for way in ways)
-                    seen[values] = next((each for each in fits if each is not None), None)
-                    if seen[values] is None:
-                        return None
-            columns.append(seen[values])
-        fitted = _Fitted(results[0], tuple(columns))
-        return fitted if self._rebuilds(analysis, fitted, traces, results) else None
-
-    def _rebuilds(
-        self,
-        analysis: NumericAnalysis[Result],
-        fitted: _Fitted,
-        points: Sequence[Point] | dict[Point, Trace],
-        results: Sequence[Result],
-    ) -> bool:
-        """Whether formulas give the whole result at each workload that determined them."""
-        for point, result in zip(points, results, strict=True):
+        fits = _Fits(tuple(rows), rectangle)
+        columns: dict[tuple[int | None, ...], Column] = {}
+        order = list(zip(*rows.values(), strict=True))
+        for values in dict.fromkeys(order):
+            if values.count(values[0]) == len(values):
+                columns[values] = values[0]
+                continue
+            found = None if None in values else fits.fit(cast("tuple[int, ...]", values))
+            if found is None:
+                return None
+            columns[values] = found
+        example = next(iter(results.values()))
+        fitted = _Fitted(example, tuple(columns[values] for values in order))
+        # The workloads next to a change of formula are looked at too.
+        results |= self._results(analysis, fits.crossings())
+        for point, result in results.items():
             numbers = fitted.at(point)
-            if numbers is None or analysis.rebuild(fitted.example, numbers) != result:
-                return False
-        return True
+            if numbers is None or analysis.rebuild(example, numbers) != result:
+                return None
+        return fitted
+
+    def _results(
+        self, analysis: NumericAnalysis[Result], points: Sequence[Point]
+    ) -> dict[Point, Result]:
+        return {
+            (trace.workload.batch, trace.workload.context): analysis.run(trace)
+            for trace in self._traces(points)
+        }
 
     def _traces(self, points: Sequence[Point] | dict[Point, None]) -> Iterator[Trace]:
         for point in points:
@@ -174,26 +174,92 @@ class RegionAnalyses:
                 yield trace
 
 
+class _Fits:
+    """Formulas through values at the points of a rectangle."""
+
+    def __init__(self, points: Sequence[Point], rectangle: Rectangle) -> None:
+        self._points = points
+        self._rectangle = rectangle
+        self._ways = interpolations(points)
+        self._near = self._part(_near(rectangle))
+        self._far = self._part(_far(rectangle))
+        self._choices: list[Choice] = []
+
+    def _part(self, points: Sequence[Point]) -> tuple[list[int], tuple[Interpolation, ...]]:
+        """The interpolations through some of the points, with their places."""
+        known = [point for point in points if point in self._points]
+        return [self._points.index(point) for point in known], interpolations(known)
+
+    def fit(self, values: tuple[int, ...]) -> Varying | None:
+        single = next((p for way in self._ways if (p := way.fit(values)) is not None), None)
+        if single is not None:
+            return single
+        near, far = (
+            next((p for way in ways if (p := way.fit([values[i] for i in places]))), None)
+            for places, ways in (self._near, self._far)
+        )
+        if near is None or far is None:
+            return None
+        for is_least in (True, False):
+            choice = Choice(near, far, is_least)
+            points = zip(self._points, values, strict=True)
+            if all(choice.at(*point) == value for point, value in points):
+                self._choices.append(choice)
+                return choice
+        return None
+
+    def crossings(self) -> list[Point]:
+        """The workloads on both sides of where one polynomial of a choice passes the other."""
+        least, most, shortest, longest = self._rectangle
+        found: dict[Point, None] = {}
+        for choice in self._choices:
+            for batch in {least, (3 * least + most) // 4, most}:
+                context = _crossing(choice, batch, shortest, longest)
+                if context is not None:
+                    found |= dict.fromkeys([(batch, context), (batch, context + 1)])
+        return list(found)
+
+
+def _crossing(choice: Choice, batch: int, low: int, high: int) -> int | None:
+    """The last context before the order of the polynomials changes, by bisection."""
+
+    def is_near_less(context: int) -> bool:
+        near, far = choice.near.at(batch, context), choice.far.at(batch, context)
+        return (near or 0) <= (far or 0)
+
+    first = is_near_less(low)
+    if is_near_less(high) == first:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_near_less(middle) == first else (low, middle)
+    return low
+
+
 def _corners(rectangle: Rectangle) -> list[Point]:
     least, most, shortest, longest = rectangle
-    found = ((b, x) for b in (least, most) for x in (shortest, longest))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(product((least, most), (shortest, longest))))
+
+
+def _near(rectangle: Rectangle) -> list[Point]:
+    """Workloads at the corner of the least batch and context."""
+    least, most, shortest, longest = rectangle
+    near = product(range(least, least + 3), range(shortest, shortest + 5))
+    return [(batch, context) for batch, context in near if batch <= most and context <= longest]
+
+
+def _far(rectangle: Rectangle) -> list[Point]:
+    """Workloads at the corner of the largest batch and context."""
+    least, most, shortest, longest = rectangle
+    far = product(range(most, most - 3, -1), range(longest, longest - 5, -1))
+    return [(batch, context) for batch, context in far if batch >= least and context >= shortest]
 
 
 def _points(rectangle: Rectangle) -> list[Point]:
-    """The corners of a rectangle, some workloads on its sides and some inside."""
+    """Workloads at the corners of a rectangle and inside."""
     least, most, shortest, longest = rectangle
-    batches = _spread(least, most, _BATCHES)
-    contexts = _spread(shortest, longest, _CONTEXTS)
-    inside = [
-        (batches[(3 * place + 1) % len(batches)], context) for place, context in enumerate(contexts)
-    ]
-    sides = [(batch, contexts[place % len(contexts)]) for place, batch in enumerate(batches)]
-    near = [(batch, context) for batch in batches[:2] for context in contexts[:3]]
-    return list(dict.fromkeys([*near, *sides, *inside, *_corners(rectangle)]))
-
-
-def _spread(least: int, most: int, shares: Sequence[float]) -> list[int]:
-    found = {least + place for place in range(3)} | {most}
-    found |= {least + round((most - least) * share) for share in shares}
-    return sorted(number for number in found if least <= number <= most)
+    inside = (
+        (least + round((most - least) * of_batch), shortest + round((longest - shortest) * of_rest))
+        for of_batch, of_rest in _INSIDE
+    )
+    return list(dict.fromkeys([*_near(rectangle), *inside, *_corners(rectangle), *_far(rectangle)]))

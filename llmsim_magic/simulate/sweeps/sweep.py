@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from llmsim_magic.analyses.cost.operator_costs import Totals
 from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.sweeps.formulas import sweep_formulas
+from llmsim_magic.simulate.sweeps.trace_sequence import totals_by_workload
 from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
 from llmsim_magic.views.charts.workload_maps import workload_maps
 from llmsim_magic.views.headlines import size_figures, workloads_figure
@@ -67,7 +69,12 @@ class Sweep:
     @cached_property
     def totals(self) -> "pd.DataFrame":
         """One row per workload: FLOPs, bytes and cache bytes of the pass, or why it failed."""
-        return sweeps.totals_table(self.traces, self.failures)
+        return sweeps.totals_table(self._totals, self.failures)
+
+    @cached_property
+    def _totals(self) -> dict[Workload, Totals]:
+        """The totals of each workload; those that formulas give need no trace."""
+        return totals_by_workload(self.traces)
 
     def sections(self, seconds: Mapping[Workload, float] | None = None) -> Iterator[Section]:
         """The workloads side by side, and the shapes of each operator; traces nothing.
@@ -80,7 +87,7 @@ class Sweep:
             totals = sweeps.with_times(totals, seconds)
         is_small = len(self.traces) <= _MOST_COLUMNS
         if not is_small:
-            for heat_map in workload_maps(self.traces, seconds):
+            for heat_map in workload_maps(self._totals, seconds):
                 yield Section("", heat_map)
         bars = ("flops", "bytes_read", "cache_bytes", "time_s")
         yield Section("" if is_small else "Workloads", totals, bars=bars, is_detail=not is_small)

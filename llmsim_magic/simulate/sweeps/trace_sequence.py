@@ -1,12 +1,14 @@
 """The traces of a sweep, made from formulas when they are read."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from threading import RLock
 from typing import overload
 from weakref import WeakValueDictionary
 
+from llmsim_magic.analyses.cost.operator_costs import TOTALS, Totals, totals
+from llmsim_magic.analyses.formulas.region_analyses import FEW_NUMERIC
 from llmsim_magic.analyses.formulas.symbolic_trace import Region
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
@@ -104,3 +106,18 @@ class TraceSequence(Sequence[Trace]):
 
     def __reduce__(self) -> tuple[type["TraceSequence"], tuple[tuple[Trace, ...]]]:
         return TraceSequence, (tuple(self),)
+
+
+def totals_by_workload(traces: Sequence[Trace]) -> dict[Workload, Totals]:
+    """The totals of each pass; by formulas where they hold, without a trace."""
+    if not isinstance(traces, TraceSequence):
+        return {trace.workload: totals(trace) for trace in traces}
+    each = Counter(id(entry.region) for entry in traces.entries if isinstance(entry, Evaluable))
+    found = {}
+    for index, entry in enumerate(traces.entries):
+        known = None
+        if isinstance(entry, Evaluable) and each[id(entry.region)] > FEW_NUMERIC:
+            point = entry.workload.batch, entry.workload.context
+            known = entry.region.analyses.numeric_at(TOTALS, point)
+        found[entry.workload] = totals(traces[index]) if known is None else known
+    return found

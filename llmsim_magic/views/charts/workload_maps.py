@@ -1,26 +1,24 @@
 """Heat maps of many workloads: a quantity over batch and context, one map for each phase."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-from llmsim_magic.analyses.cost.operator_costs import totals
-from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.analyses.cost.operator_costs import Totals
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.views import units
 from llmsim_magic.views.charts.chart import HeatCell, HeatMap
 
 
 def workload_maps(
-    traces: Sequence[Trace], seconds: Mapping[Workload, float] | None = None
+    passes: Mapping[Workload, Totals], seconds: Mapping[Workload, float] | None = None
 ) -> Iterator[HeatMap]:
     """FLOPs, bytes moved, cache and time of each phase, over batch and context.
 
     Args:
-        traces: a trace of each workload.
+        passes: the totals of each workload.
         seconds: the time of each workload on a device; None without one.
     """
-    for phase in dict.fromkeys(trace.workload.phase for trace in traces):
-        mine = [trace for trace in traces if trace.workload.phase == phase]
-        of_phase = {trace.workload: totals(trace) for trace in mine}
+    for phase in dict.fromkeys(workload.phase for workload in passes):
+        of_phase = {workload: each for workload, each in passes.items() if workload.phase == phase}
         yield _map(f"FLOPs of {phase}", "FLOPs", {w: each.flops for w, each in of_phase.items()})
         moved = {w: each.bytes_read + each.bytes_written for w, each in of_phase.items()}
         yield _map(f"Bytes moved by {phase}", "B", moved)

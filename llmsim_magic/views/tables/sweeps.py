@@ -6,7 +6,7 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
-from llmsim_magic.analyses.cost.operator_costs import totals
+from llmsim_magic.analyses.cost.operator_costs import Totals
 from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas, recorded_operators
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import Trace
@@ -29,24 +29,24 @@ _TOTAL_COLUMNS = (
 
 @defer_interrupt
 def totals_table(
-    traces: Sequence[Trace], failures: Sequence[tuple[Workload, str]] = ()
+    passes: Mapping[Workload, Totals], failures: Sequence[tuple[Workload, str]] = ()
 ) -> pd.DataFrame:
     """One row per workload: operators, work, traffic and cache of the whole pass.
 
     Args:
-        traces: the workloads that were traced.
+        passes: the totals of each workload.
         failures: the workloads that could not be traced, each with the reason. The reason is in
             the column `error`, and the other cells of the row are NA.
     """
-    sums = [totals(trace) for trace in traces]
-    workloads = [trace.workload for trace in traces] + [workload for workload, _ in failures]
+    sums = list(passes.values())
+    workloads = [*passes, *(workload for workload, _ in failures)]
     columns: dict[str, object] = {
         name: [getattr(workload, name) for workload in workloads] for name in _WORKLOAD_COLUMNS
     }
     missing = [None] * len(failures)
     for name in _TOTAL_COLUMNS:
         columns[name] = integers([*(getattr(of_pass, name) for of_pass in sums), *missing])
-    columns["error"] = texts([*(None for _ in traces), *(reason for _, reason in failures)])
+    columns["error"] = texts([*(None for _ in passes), *(reason for _, reason in failures)])
     return pd.DataFrame(columns)
 
 
