@@ -494,3 +494,32 @@ def test_the_magic_chooses_the_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert cache_folder.disk_cache() is None
     with pytest.raises(Exception, match="cache must be off or a folder"):
         magics.cache = __file__
+
+
+def test_formulas_are_kept_and_answer_what_was_never_traced(
+    tmp_path: Path, runs: list[Any]
+) -> None:
+    model = written(tmp_path / "model", KEYS)
+    batches, contexts = (1, 2, 3, 4, 5, 8), (16, 17, 32, 48, 64, 100)
+    traced = llmsim.sweep(model, batch=batches, context=contexts, phase="prefill")
+    assert len(runs) > 10
+    session_cache.forget()
+    number = len(runs)
+    again = llmsim.sweep(model, batch=batches, context=contexts, phase="prefill")
+    assert list(again.traces) == list(traced.traces)
+    evaluated = llmsim.trace(model, batch=7, context=77).trace
+    assert len(runs) == number
+    os.environ["LLMSIM_CACHE"] = "off"
+    session_cache.forget()
+    assert llmsim.trace(model, batch=7, context=77).trace == evaluated
+    assert len(runs) == number + 1
+
+
+def test_a_sweep_that_was_asked_before_derives_no_formulas(tmp_path: Path, runs: list[Any]) -> None:
+    model = written(tmp_path / "model", KEYS)
+    options: dict[str, Any] = {"batch": range(1, 6), "context": range(1, 5), "phase": "prefill"}
+    assert len(llmsim.sweep(model, **options).traces) == 20
+    number = len(runs)
+    session_cache.forget()
+    assert len(llmsim.sweep(model, **options).traces) == 20
+    assert len(runs) == number

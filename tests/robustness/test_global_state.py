@@ -37,8 +37,7 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def traced_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trace that is remembered would show nothing of what the one before left in the model."""
-    for name in ("trace", "live_trace"):
-        monkeypatch.setattr(session_cache, name, lambda model, question, run: run())
+    monkeypatch.setattr(session_cache, "trace", lambda model, question, run: run())
 
 
 @pytest.fixture(autouse=True)

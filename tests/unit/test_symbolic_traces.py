@@ -13,7 +13,8 @@ from llmsim_magic.capture import run as passes
 from llmsim_magic.records.trace.recorded import Kernel, Record, Storage, Tensor
 from llmsim_magic.records.trace.trace import ModelInfo, Trace
 from llmsim_magic.records.trace.workload import Workload
-from llmsim_magic.simulate.models.recipes import build_workload_model, model_recipe
+from llmsim_magic.simulate.models.building import build_workload_model
+from llmsim_magic.simulate.models.recipes import model_recipe
 from llmsim_magic.simulate.request import Build
 from llmsim_magic.simulate.sweeps.derivation import Limits, derive, limits_of
 from tests.helpers import small_models

@@ -65,6 +65,25 @@ class Region:
             for least, most, shortest, longest in self.rectangles
         )
 
+    def has_valid_indices(self) -> bool:
+        """Whether every number of a value, a shape or a place in the template exists."""
+        record, values = self.template.recorded, len(self.constants) + len(self.polynomials)
+        shapes = [shape for _, shape, _, strides in self.tensors for shape in (shape, strides)]
+        numbers = [number for shape in self.shapes for number in shape]
+        numbers += [number for row in (*self.storages, *self.kernels) for number in row[1:]]
+        numbers += [offset for _, _, offset, _ in self.tensors]
+        numbers += [nbytes for _, _, nbytes in self.cache]
+        numbers += [number for pairs in self.collisions for pair in pairs for number in pair]
+        return (
+            _are_below(values, numbers)
+            and _are_below(len(self.shapes), [*shapes, *(shape for _, shape, _ in self.cache)])
+            and _are_below(len(record.storages), [row[0] for row in self.storages])
+            and _are_below(len(record.tensors), [row[0] for row in self.tensors])
+            and _are_below(len(record.kernels), [row[0] for row in self.kernels])
+            and _are_below(len(self.template.cache), [row[0] for row in self.cache])
+            and all(polynomial.denominator > 0 for polynomial in self.polynomials)
+        )
+
     def fits(self, batch: int, context: int) -> bool:
         """Whether `evaluate` gives a trace."""
         values = self._values(batch, context)
@@ -150,6 +169,10 @@ class Region:
             (i, tensors[i].dtype, tensors[i].itemsize, tensors[i].storage, shape, offset, strides)
             for i, shape, offset, strides in self.tensors
         ]
+
+
+def _are_below(length: int, numbers: Sequence[int]) -> bool:
+    return not numbers or (min(numbers) >= 0 and max(numbers) < length)
 
 
 def _getter(shape: tuple[int, ...]) -> Callable[[Sequence[int]], tuple[int, ...]]:

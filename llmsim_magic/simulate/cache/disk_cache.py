@@ -60,6 +60,10 @@ class DiskCache:
                 os.utime(path)
         return content
 
+    def has(self, key: str) -> bool:
+        """Whether there is an entry, which may be damaged."""
+        return self._path(key).is_file()
+
     def write(self, key: str, content: bytes) -> None:
         """Write an entry, or nothing at all: a cache that cannot be written stays as it is.
 

@@ -1,4 +1,4 @@
-"""What the disk keeps of one model: its limits, its traces, and why a workload has none."""
+"""What the disk keeps of one model: limits, traces and formulas, or why a workload has none."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
+from llmsim_magic.analyses.formulas.symbolic_trace import SymbolicTrace
 from llmsim_magic.records.errors import CannotTrace, InvalidValue, LlmsimError, NoDecode
 from llmsim_magic.records.trace.context_limits import ContextLimits
 from llmsim_magic.records.trace.trace import Module, Parameter, Trace
@@ -19,7 +20,7 @@ from llmsim_magic.simulate.cache.environment import (
     file_states,
     is_as_installed,
 )
-from llmsim_magic.simulate.cache.session_cache import Question
+from llmsim_magic.simulate.cache.session_cache import Kind, Question
 
 Value = TypeVar("Value")
 _ERRORS: dict[str, type[LlmsimError]] = {
@@ -117,13 +118,37 @@ class KeptModel:
             return None
         if found.workload != question.workload or not has_valid_indices(found):
             return None
+        return self._restored(found, self._hierarchy)
+
+    def has_trace(self, question: Question) -> bool:
+        """Whether an entry that may answer a question exists."""
+        return self.reads and self.cache.has(self._key(f"trace {question}"))
+
+    def symbolic(self, kind: Kind) -> SymbolicTrace | None:
+        """The formulas of a phase; None if they are not kept."""
+        found = self._read(f"symbolic {kind}", SymbolicTrace)
+        if found is None or self._hierarchy is None:
+            return None
+        hierarchy, phase = self._hierarchy, kind[0]
+        for region in found.regions:
+            if region.template.workload.phase != phase or not has_valid_indices(region.template):
+                return None
+            if not region.has_valid_indices():
+                return None
         return replace(
             found,
-            model=replace(found.model, origin=self.origin),
-            modules=self._hierarchy.modules,
-            parameters=self._hierarchy.parameters,
-            notes=tuple(dict.fromkeys((*self.notes, *found.notes))),
+            regions=tuple(
+                replace(region, template=self._restored(region.template, hierarchy))
+                for region in found.regions
+            ),
         )
+
+    def keep_symbolic(self, kind: Kind, symbolic: SymbolicTrace, files: Iterable[str]) -> None:
+        """Keep the formulas of a phase, which the code in `files` made."""
+        bodies = tuple(
+            replace(region, template=self._body(region.template)) for region in symbolic.regions
+        )
+        self._write(f"symbolic {kind}", replace(symbolic, regions=bodies), files)
 
     def keep_trace(self, question: Question, trace: Trace, files: Iterable[str]) -> None:
         """Keep the trace that answers a question, which the code in `files` made."""
@@ -131,9 +156,7 @@ class KeptModel:
         if self._hierarchy is None:
             self._write("hierarchy", Hierarchy(trace.modules, trace.parameters), files)
             vars(self).pop("_hierarchy", None)
-        notes = tuple(note for note in trace.notes if note not in self.notes)
-        body = replace(trace, modules=(), parameters=(), notes=notes)
-        self._write(f"trace {question}", body, files)
+        self._write(f"trace {question}", self._body(trace), files)
 
     def keep_error(self, what: str, error: LlmsimError, files: Iterable[str]) -> None:
         """Keep why a question has no trace, or the model (`what` is `model`) cannot be built.
@@ -143,6 +166,21 @@ class KeptModel:
         is_lasting = type(error) in _ERRORS.values() and not isinstance(error.__cause__, _PASSING)
         if is_lasting:
             self._write(f"error {what}", KeptError(type(error).__name__, str(error)), files)
+
+    def _body(self, trace: Trace) -> Trace:
+        """A trace without what all traces of the model have in common."""
+        notes = tuple(note for note in trace.notes if note not in self.notes)
+        return replace(trace, modules=(), parameters=(), notes=notes)
+
+    def _restored(self, body: Trace, hierarchy: Hierarchy) -> Trace:
+        """The trace whose `_body` was kept, of a config that was found as it was this time."""
+        return replace(
+            body,
+            model=replace(body.model, origin=self.origin),
+            modules=hierarchy.modules,
+            parameters=hierarchy.parameters,
+            notes=tuple(dict.fromkeys((*self.notes, *body.notes))),
+        )
 
     @cached_property
     def _hierarchy(self) -> Hierarchy | None:

@@ -1,13 +1,14 @@
-"""LRU caches of the session: the models built last, their limits, and their traces."""
+"""LRU caches of the session: the models built last, their limits, traces and formulas."""
 
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from llmsim_magic.analyses.formulas.symbolic_trace import SymbolicTrace
 from llmsim_magic.records.trace.context_limits import ContextLimits
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
@@ -34,13 +35,32 @@ class Question:
     replay: bool
     default_dtype: str
 
+    @property
+    def kind(self) -> "Kind":
+        """What questions that the same formulas answer have in common."""
+        return self.workload.phase, self.replay, self.default_dtype
+
+
+Kind = tuple[str, bool, str]  # phase, replay, torch's default dtype
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was recorded of a model, and the formulas that were derived from it."""
+
+    traces: "OrderedDict[Question, Trace]" = field(default_factory=OrderedDict)
+    symbolic: dict[Kind, SymbolicTrace] = field(default_factory=dict)
+
+
+# The key of a recipe; of a live module, its copy, as long as that exists.
+Owner = Hashable
 
 # Reentrant, because a finaliser that runs here may request a trace. Never held during a build.
 _lock = RLock()
 _models: "OrderedDict[Hashable, MetaModel]" = OrderedDict()
 _limits: "OrderedDict[Hashable, ContextLimits]" = OrderedDict()
-_traces: "OrderedDict[Hashable, OrderedDict[Question, Trace]]" = OrderedDict()
-_live_traces: "WeakKeyDictionary[MetaModel, OrderedDict[Question, Trace]]" = WeakKeyDictionary()
+_known: "OrderedDict[Owner, _Known]" = OrderedDict()
+_live: "WeakKeyDictionary[Any, _Known]" = WeakKeyDictionary()
 
 
 def model(key: Hashable, build: "Callable[[], MetaModel]") -> "MetaModel":
@@ -53,29 +73,46 @@ def limits(key: Hashable, find: Callable[[], ContextLimits]) -> ContextLimits:
     return _cached(_limits, key, find, MAX_MODELS * 4)
 
 
-def trace(key: Hashable, question: Question, run: Callable[[], Trace]) -> Trace:
-    """The trace of the model with this key for a question; run if it is not cached."""
-    traces = _cached(_traces, key, OrderedDict[Question, Trace], MAX_MODELS)
-    return _cached(traces, question, run, MAX_TRACES)
+def trace(owner: Owner, question: Question, run: Callable[[], Trace]) -> Trace:
+    """The trace of a model for a question; run if it is not cached."""
+    return _cached(_known_of(owner).traces, question, run, MAX_TRACES)
 
 
-def live_trace(live: "MetaModel", question: Question, run: Callable[[], Trace]) -> Trace:
-    """The trace of a copied module, which is cached as long as the copy exists."""
+def has_trace(owner: Owner, question: Question) -> bool:
+    """Whether the trace of a model for a question is cached."""
+    return question in _known_of(owner).traces
+
+
+def symbolic(owner: Owner, kind: Kind) -> SymbolicTrace | None:
+    """The formulas of a model; None if they were not derived.
+
+    Formulas without regions say that none hold, so that they are derived only once.
+    """
+    return _known_of(owner).symbolic.get(kind)
+
+
+def keep_symbolic(owner: Owner, kind: Kind, found: SymbolicTrace) -> None:
+    """Keep the formulas of a model as long as its traces."""
+    _known_of(owner).symbolic[kind] = found
+
+
+def _known_of(owner: Owner) -> _Known:
+    if isinstance(owner, tuple):
+        return _cached(_known, owner, _Known, MAX_MODELS)
     with _lock:
-        traces = _live_traces.setdefault(live, OrderedDict())
-    return _cached(traces, question, run, MAX_TRACES)
+        return _live.setdefault(owner, _Known())
 
 
 def forget() -> None:
-    """Clear the models, limits and traces, and free their memory."""
+    """Clear the models, limits, traces and formulas, and free their memory."""
     for cache in (_models, _limits):
         _clear(cache)
     forget_traces()
 
 
 def forget_traces() -> None:
-    """Clear the cache of traces, but keep the models."""
-    for cache in (_traces, _live_traces):
+    """Clear the traces and formulas, but keep the models."""
+    for cache in (_known, _live):
         _clear(cache)
 
 

@@ -54,6 +54,11 @@ class ModelRecipe:
     config: Any = None
     meta_model: "MetaModel | None" = None
 
+    @property
+    def owner(self) -> Hashable:
+        """Who owns traces in the session's cache."""
+        return self.key if self.meta_model is None else self.meta_model
+
 
 def model_recipe(
     model: Any,

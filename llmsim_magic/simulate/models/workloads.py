@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from llmsim_magic.analyses.formulas.symbolic_trace import SymbolicTrace
 from llmsim_magic.records.errors import Cancelled, LlmsimError
 from llmsim_magic.records.trace.context_limits import ContextLimits
 from llmsim_magic.records.trace.trace import Trace
@@ -58,12 +59,45 @@ def trace_workload(
         raise RuntimeError(
             f"{recipe.name}: {workload} is not traced yet: call prepare() before displaying"
         )
-    question = Question(workload, replay, _default_dtype())
-    if recipe.meta_model is not None:
-        live = build_workload_model(recipe)
-        return session_cache.live_trace(live, question, partial(_run, live, question, cancelled))
-    found = partial(_kept_or_traced, recipe, question, cancelled)
-    return session_cache.trace(recipe.key, question, found)
+    question = question_of(workload, replay)
+    found = partial(_evaluated_or_traced, recipe, question, cancelled)
+    return session_cache.trace(recipe.owner, question, found)
+
+
+def question_of(workload: Workload, replay: bool) -> Question:
+    """What the trace of a workload answers in this process."""
+    return Question(workload, replay, _default_dtype())
+
+
+def is_traced(recipe: ModelRecipe, question: Question) -> bool:
+    """Whether the session or the disk has the trace for a question."""
+    if session_cache.has_trace(recipe.owner, question):
+        return True
+    kept = _kept_model(recipe)
+    return kept is not None and kept.has_trace(question)
+
+
+def symbolic_trace(recipe: ModelRecipe, question: Question) -> SymbolicTrace | None:
+    """The formulas of the phase of a question, from the session or the disk.
+
+    None if they were not derived; without regions if none hold.
+    """
+    kind = question.kind
+    found = session_cache.symbolic(recipe.owner, kind)
+    if found is None:
+        kept = _kept_model(recipe)
+        found = kept.symbolic(kind) if kept is not None else None
+        if found is not None:
+            session_cache.keep_symbolic(recipe.owner, kind, found)
+    return found
+
+
+def keep_symbolic_trace(recipe: ModelRecipe, question: Question, found: SymbolicTrace) -> None:
+    """Keep the formulas of the phase of a question, in the session and on disk."""
+    session_cache.keep_symbolic(recipe.owner, question.kind, found)
+    kept = _kept_model(recipe)
+    if kept is not None and are_imported():
+        kept.keep_symbolic(question.kind, found, _code_files(build_workload_model(recipe)))
 
 
 def context_limits(
@@ -98,11 +132,17 @@ def longest_that_runs(recipe: ModelRecipe, tokens: int) -> int | None:
     return reach.longest
 
 
-def _kept_or_traced(recipe: ModelRecipe, question: Question, cancelled: IsCancelled) -> Trace:
-    kept = _kept_model(recipe)
-    found = kept.trace(question) if kept is not None else None
-    if found is not None:
+def _evaluated_or_traced(recipe: ModelRecipe, question: Question, cancelled: IsCancelled) -> Trace:
+    known = session_cache.symbolic(recipe.owner, question.kind)
+    if known is not None and (found := known.evaluate(question.workload)) is not None:
         return found
+    kept = _kept_model(recipe)
+    if kept is not None:
+        if (found := kept.trace(question)) is not None:
+            return found
+        known = symbolic_trace(recipe, question) if known is None else None
+        if known is not None and (found := known.evaluate(question.workload)) is not None:
+            return found
     meta_model = build_workload_model(recipe)
     try:
         trace = _run(meta_model, question, cancelled)

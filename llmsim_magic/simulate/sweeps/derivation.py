@@ -29,6 +29,7 @@ _ONE_TOKEN = (2, 3, 16, _LARGE)
 _BEFORE_END = 4  # the longest context may be a multiple of a padding size, this many less is not
 _MAX_GROWTH = 1.5  # of the kernels of a pass; more is a loop over tokens or sequences
 _MAX_ROUNDS = 3
+FEWEST_POINTS = 20  # that any derivation traces
 _BOUNDARY = re.compile(r"window|chunk|block|position|length|context|seq|stride|bucket|axial")
 _MAX_BOUNDARIES = 3  # checked in the first round
 

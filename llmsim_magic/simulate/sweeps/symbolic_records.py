@@ -4,12 +4,25 @@ from collections.abc import Sequence
 from functools import partial
 
 from llmsim_magic.analyses.formulas.polynomials import Point
+from llmsim_magic.analyses.formulas.symbolic_trace import SymbolicTrace
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload
-from llmsim_magic.simulate.models import recipes, session_cache, symbolic_cache
+from llmsim_magic.simulate.models.building import build_workload_model
 from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress
-from llmsim_magic.simulate.models.symbolic_cache import Kind
-from llmsim_magic.simulate.sweeps.derivation import derive, first_points, limits_of
+from llmsim_magic.simulate.models.workloads import (
+    is_traced,
+    keep_symbolic_trace,
+    question_of,
+    symbolic_trace,
+    trace_workload,
+)
+from llmsim_magic.simulate.sweeps.derivation import (
+    FEWEST_POINTS,
+    Limits,
+    derive,
+    first_points,
+    limits_of,
+)
 from llmsim_magic.simulate.sweeps.trace_sequence import Evaluable
 
 
@@ -20,7 +33,7 @@ class SymbolicRecords:
     a derivation traces.
 
     Args:
-        recipe: the model, which is built.
+        recipe: the model.
         replay: whether layers are replayed.
         workloads: the workloads of the sweep.
         progress: called with a message before a derivation.
@@ -29,22 +42,18 @@ class SymbolicRecords:
     def __init__(
         self, recipe: ModelRecipe, replay: bool, workloads: Sequence[Workload], progress: Progress
     ) -> None:
-        from llmsim_magic.capture.meta.isolation import default_dtype
-
         self._recipe, self._replay, self._progress = recipe, replay, progress
-        self._model = recipes.build_workload_model(recipe)
-        self._dtype = default_dtype()
         self._wanted: dict[str, frozenset[Point]] = {}
         for phase in dict.fromkeys(workload.phase for workload in workloads):
             self._want(phase, [workload for workload in workloads if workload.phase == phase])
 
     def _want(self, phase: str, workloads: Sequence[Workload]) -> None:
         """Have the formulas of a phase derived if that pays."""
-        if symbolic_cache.known(self._model, self._kind(phase)) is not None:
+        if len(workloads) <= FEWEST_POINTS or self._symbolic(workloads[0]) is not None:
             return
         new = sum(not self._is_traced(workload) for workload in workloads)
-        if new > 0:
-            points = first_points(phase, limits_of(self._model))
+        if new > FEWEST_POINTS:
+            points = first_points(phase, self._limits())
             if new > len(points):
                 self._wanted[phase] = points
 
@@ -53,14 +62,14 @@ class SymbolicRecords:
         return (workload.batch, workload.context) in self._wanted.get(workload.phase, ())
 
     def evaluable(self, workload: Workload, cancelled: IsCancelled) -> Evaluable | None:
-        """The formulas for a workload; None if it was traced already or has to be.
+        """The formulas for a workload; None if it has to be traced, or is known.
 
         The first workload that no derivation needs starts the derivations.
         """
-        if self._is_traced(workload) or self.is_needed(workload):
+        if self.is_needed(workload):
             return None
         self._derive(cancelled)
-        symbolic = symbolic_cache.known(self._model, self._kind(workload.phase))
+        symbolic = self._symbolic(workload)
         region = None if symbolic is None else symbolic.region(workload)
         if region is None or not region.fits(workload.batch, workload.context):
             return None
@@ -68,25 +77,31 @@ class SymbolicRecords:
 
     def confirm(self, trace: Trace) -> None:
         """Compare a pass with the formulas, if they were not checked at its context."""
-        kind = self._kind(trace.workload.phase)
-        symbolic = symbolic_cache.known(self._model, kind)
+        symbolic = self._symbolic(trace.workload)
         if symbolic is not None and trace.workload.context in symbolic.unchecked:
-            symbolic_cache.keep(self._model, {kind: symbolic.confirmed(trace)})
+            confirmed = symbolic.confirmed(trace)
+            if confirmed is not symbolic:
+                self._keep(trace.workload, confirmed)
 
     def _derive(self, cancelled: IsCancelled) -> None:
         phases = tuple(self._wanted)
         if not phases:
             return
         self._progress(f"deriving the formulas of {' and '.join(phases)}")
-        trace = partial(
-            recipes.trace_workload, self._recipe, replay=self._replay, cancelled=cancelled
-        )
-        found = derive(phases, limits_of(self._model), trace)
+        trace = partial(trace_workload, self._recipe, replay=self._replay, cancelled=cancelled)
+        found = derive(phases, self._limits(), trace)
         self._wanted.clear()
-        symbolic_cache.keep(self._model, {self._kind(phase): each for phase, each in found.items()})
+        for phase, each in found.items():
+            self._keep(Workload(phase, 1, 1), each)
 
-    def _kind(self, phase: str) -> Kind:
-        return phase, self._replay, self._dtype
+    def _limits(self) -> Limits:
+        return limits_of(build_workload_model(self._recipe))
+
+    def _symbolic(self, workload: Workload) -> SymbolicTrace | None:
+        return symbolic_trace(self._recipe, question_of(workload, self._replay))
+
+    def _keep(self, workload: Workload, found: SymbolicTrace) -> None:
+        keep_symbolic_trace(self._recipe, question_of(workload, self._replay), found)
 
     def _is_traced(self, workload: Workload) -> bool:
-        return session_cache.has_trace(self._model, (workload, self._replay, self._dtype))
+        return is_traced(self._recipe, question_of(workload, self._replay))
