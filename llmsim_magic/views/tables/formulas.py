@@ -5,7 +5,6 @@ from functools import lru_cache
 from typing import Any
 
 import pandas as pd
-import sympy
 
 from llmsim_magic.analyses.formulas.polynomials import Formula, Point
 from llmsim_magic.analyses.formulas.symbolic import QUANTITIES, Key, OperatorFormulas, Shape, Size
@@ -100,6 +99,7 @@ def as_html(totals: pd.DataFrame, ops: pd.DataFrame) -> str:
 
 def _with_formula_texts(table: pd.DataFrame) -> pd.DataFrame:
     """The table with its expressions and shapes formatted as text."""
+    import sympy
 
     def format_cell(value: Any) -> Any:
         if isinstance(value, list):
@@ -137,5 +137,7 @@ def _symbolic(context: str) -> ToCell:
 
 @lru_cache(maxsize=512)
 def _expression(size: Formula, context: str) -> Any:
+    import sympy
+
     batch, variable = sympy.symbols(f"B {context}", positive=True, integer=True)
     return size.to_sympy(batch, variable)
