@@ -22,7 +22,6 @@ from llmsim_magic.simulate.hardware.executions import (
     require_executions,
     require_executions_here,
 )
-from llmsim_magic.simulate.hardware.local_device import benchmark_message, local
 from llmsim_magic.simulate.models.building import build_model, build_workload_model
 from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress, model_recipe, no_progress
 from llmsim_magic.simulate.models.workloads import (
@@ -74,6 +73,8 @@ def answer(
         second = replace(request, model=request.compare, csv=None, json=None, compare=None)
         compared = answer(second, progress, cancelled, is_compared=True)
     for name in filter(MEASURED.__contains__, request.deployment.hardware):
+        from llmsim_magic.simulate.hardware.local_device import benchmark_message, local
+
         require_executions_here(request.deployment, name)
         progress(benchmark_message(name))
         local(name)

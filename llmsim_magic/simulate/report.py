@@ -13,19 +13,16 @@ from llmsim_magic.simulate.models.recipes import Progress, no_progress
 from llmsim_magic.simulate.models.workloads import no_tracing
 from llmsim_magic.simulate.report_tables import ReportTables
 from llmsim_magic.simulate.view import View
-from llmsim_magic.views.csv_export import to_csv
 from llmsim_magic.views.file_names import file_stem, model_stem
-from llmsim_magic.views.graphs.graph import Graph
-from llmsim_magic.views.json_export import Exported, to_json
 from llmsim_magic.views.notes import memory_notes, notes
-from llmsim_magic.views.pages.html_page import as_bundle, as_page
 from llmsim_magic.views.pages.text_page import DEFAULT_WIDTH, as_text
 from llmsim_magic.views.safe_files import write_file, write_files
 from llmsim_magic.views.section import Page, Part
-from llmsim_magic.views.tables.conditions import condition_lines
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from llmsim_magic.views.graphs.graph import Graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +57,8 @@ class Report(ReportTables):
         Names begin with the model and its workload, such as `Qwen3-0.6B.prefill.b1.c128.ops.csv`;
         those of tables of several workloads with the model alone.
         """
+        from llmsim_magic.views.csv_export import to_csv
+
         made = {
             self.file_name(view, f"{name}.csv"): to_csv(table)
             for view in self.views
@@ -133,6 +132,8 @@ class Report(ReportTables):
 
     def json(self) -> str:
         """The displayed tables with model, workloads, versions and notes as JSON, `llmsim/1`."""
+        from llmsim_magic.views.json_export import Exported, to_json
+
         failures = self.sweep.failures if self.sweep else ()
         traces = self.sweep.traces if self.sweep else (self.trace,)
         others = [trace.workload for trace in traces if trace is not self.trace]
@@ -176,6 +177,8 @@ class Report(ReportTables):
 
     def page(self) -> str:
         """The displayed report as an HTML page that works offline."""
+        from llmsim_magic.views.pages.html_page import as_page
+
         with no_tracing():
             return as_page(self.content())
 
@@ -280,11 +283,13 @@ class Report(ReportTables):
         return tuple(dict.fromkeys((*self.remarks(), *of_memory)))
 
     @cached_property
-    def drawings(self) -> dict[str, Graph]:
+    def drawings(self) -> "dict[str, Graph]":
         """The displayed graphs, by view: `deps`, `topological`."""
         return {view.name: view.draw(self) for view in self.views if view.draw is not None}
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
+        from llmsim_magic.views.pages.html_page import as_bundle
+
         with no_tracing():
             return as_bundle(self.content())
 
@@ -300,6 +305,8 @@ class Report(ReportTables):
 
     def check_lines(self) -> tuple[str, ...]:
         """A line for each condition: whether it holds, the figure and the limit."""
+        from llmsim_magic.views.tables.conditions import condition_lines
+
         return tuple(condition_lines(self.checked))
 
     def __repr__(self) -> str:

@@ -1,4 +1,7 @@
-"""The tables and graphs of a report: every one is available, whether a view shows it or not."""
+"""The tables and graphs of a report: every one is available, whether a view shows it or not.
+
+Each imports what makes it at its first access: a process that answers one question loads no more.
+"""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -6,30 +9,25 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from llmsim_magic.analyses.time.pass_time import OperatorTime
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
 from llmsim_magic.records.trace.selection import Level, Selection, Unfolded
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import PHASES
-from llmsim_magic.simulate.conditions import conditions
-from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.device_costs import DeviceCosts
-from llmsim_magic.simulate.hardware.size import Sizing, sizing_of
 from llmsim_magic.simulate.request import Deployment, Limits
-from llmsim_magic.simulate.sweeps.formulas import Symbolic, derive_formulas
-from llmsim_magic.simulate.sweeps.sweep import Sweep
-from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
-from llmsim_magic.views.explain import Explanation, explain
-from llmsim_magic.views.graphs.dependency import dependency_graph
-from llmsim_magic.views.graphs.graph import Graph
-from llmsim_magic.views.graphs.topological import topological_graph
-from llmsim_magic.views.tables import modules, operators, summary
-from llmsim_magic.views.tables.comparison import comparison_table
-from llmsim_magic.views.tables.conditions import Condition, conditions_table
-from llmsim_magic.views.tables.differences import differences_table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from llmsim_magic.analyses.time.pass_time import OperatorTime
+    from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
+    from llmsim_magic.simulate.hardware.size import Sizing
+    from llmsim_magic.simulate.sweeps.formulas import Symbolic
+    from llmsim_magic.simulate.sweeps.sweep import Sweep
+    from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
+    from llmsim_magic.views.explain import Explanation
+    from llmsim_magic.views.graphs.graph import Graph
+    from llmsim_magic.views.tables.conditions import Condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,38 +48,48 @@ class ReportTables:
     """
 
     trace: Trace
-    sweep: Sweep | None = None
+    sweep: "Sweep | None" = None
     selection: Selection = field(default_factory=Selection)
     deployment: Deployment = field(default_factory=Deployment)
     limits: Limits = field(default_factory=Limits)
     compared: "ReportTables | None" = None
-    tracer: WorkloadTracer | None = field(default=None, repr=False, compare=False)
-    planner: CapacityPlanner | None = field(default=None, repr=False, compare=False)
+    tracer: "WorkloadTracer | None" = field(default=None, repr=False, compare=False)
+    planner: "CapacityPlanner | None" = field(default=None, repr=False, compare=False)
 
     @cached_property
     def ops(self) -> "pd.DataFrame":
         """One row per operator call, in execution order."""
-        return operators.ops_table(self.trace)
+        from llmsim_magic.views.tables.operators import ops_table
+
+        return ops_table(self.trace)
 
     @cached_property
     def modules(self) -> "pd.DataFrame":
         """One row per module, containers included."""
-        return modules.modules_table(self.trace)
+        from llmsim_magic.views.tables.modules import modules_table
+
+        return modules_table(self.trace)
 
     @cached_property
     def edges(self) -> "pd.DataFrame":
         """One row per tensor that one operator writes and another one reads."""
-        return operators.edges_table(self.trace)
+        from llmsim_magic.views.tables.operators import edges_table
+
+        return edges_table(self.trace)
 
     @cached_property
     def kernels(self) -> "pd.DataFrame":
         """One row per ATen kernel, in execution order."""
-        return operators.kernels_table(self.trace)
+        from llmsim_magic.views.tables.operators import kernels_table
+
+        return kernels_table(self.trace)
 
     @cached_property
     def summary(self) -> "pd.DataFrame":
         """One row per quantity of the pass: parameters, FLOPs, bytes, cache and others."""
-        return summary.summary_table(self.trace)
+        from llmsim_magic.views.tables.summary import summary_table
+
+        return summary_table(self.trace)
 
     @cached_property
     def costing(self) -> DeviceCosts:
@@ -124,7 +132,7 @@ class ReportTables:
         return self.costing.times
 
     @cached_property
-    def sizing(self) -> Sizing:
+    def sizing(self) -> "Sizing":
         """Which devices hold the model, and how fast it runs on each; as `llmsim.size`.
 
         Raises:
@@ -135,27 +143,35 @@ class ReportTables:
                 "sizing is not available: a module that was traced on given inputs has no batch "
                 "and context"
             )
+        from llmsim_magic.simulate.hardware.size import sizing_of
+
         setup = replace(self.costing.setup, phase="prefill")
         return sizing_of(self.planner, setup, self.deployment)
 
     @cached_property
-    def checked(self) -> tuple[Condition, ...]:
+    def checked(self) -> "tuple[Condition, ...]":
         """Each limit with the figure that it is for; on devices, also whether the model fits.
 
         Raises:
             LlmsimError: a figure cannot be predicted.
         """
+        from llmsim_magic.simulate.conditions import conditions
+
         return conditions(self)
 
     @property
     def conditions(self) -> "pd.DataFrame":
         """One row per condition of `checked`: whether it holds, the figure and its limit."""
+        from llmsim_magic.views.tables.conditions import conditions_table
+
         return conditions_table(self.checked)
 
     @cached_property
     def topological(self) -> "pd.DataFrame":
         """One row per operator in execution order, with the operators it depends on."""
-        return operators.topological_table(self.trace)
+        from llmsim_magic.views.tables.operators import topological_table
+
+        return topological_table(self.trace)
 
     @cached_property
     def shapes(self) -> "pd.DataFrame":
@@ -165,10 +181,12 @@ class ReportTables:
         """
         if self.sweep is not None:
             return self.sweep.shapes
+        from llmsim_magic.simulate.sweeps.sweep import Sweep
+
         return Sweep(traces=(self.trace,), tracer=self.tracer).shapes
 
     @cached_property
-    def symbolic(self) -> Symbolic:
+    def symbolic(self) -> "Symbolic":
         """Shapes, FLOPs and bytes as formulas of batch and context.
 
         The first access traces about a dozen more workloads.
@@ -181,13 +199,15 @@ class ReportTables:
                 "symbolic is not available: a module that was traced on given inputs has no batch "
                 "and context"
             )
+        from llmsim_magic.simulate.sweeps.formulas import derive_formulas
+
         workload = self.trace.workload
         known = {(workload.batch, workload.context): self.trace}
         return derive_formulas(self.tracer, workload.phase, known)
 
     def dependency_graph(
         self, depth: int | None = None, *, layers: Unfolded = (), level: Level | None = None
-    ) -> Graph:
+    ) -> "Graph":
         """Draw modules as nested boxes with the dataflow between them.
 
         Args:
@@ -206,12 +226,14 @@ class ReportTables:
         >>> graph.dot.startswith("digraph")
         True
         """
+        from llmsim_magic.views.graphs.dependency import dependency_graph
+
         selection = self._selection(depth, layers, level)
         return dependency_graph(self.trace, selection, self._times(selection.level))
 
     def topological_graph(
         self, depth: int | None = None, *, layers: Unfolded = (), level: Level | None = None
-    ) -> Graph:
+    ) -> "Graph":
         """Draw operators in execution order, each below the operators it depends on.
 
         Args:
@@ -225,10 +247,12 @@ class ReportTables:
         Raises:
             InvalidValue: as in `dependency_graph`.
         """
+        from llmsim_magic.views.graphs.topological import topological_graph
+
         selection = self._selection(depth, layers, level)
         return topological_graph(self.trace, selection, self._times(selection.level))
 
-    def explain(self, path: str) -> Explanation:
+    def explain(self, path: str) -> "Explanation":
         """Explain the FLOPs and bytes of a module, term by term.
 
         Args:
@@ -245,6 +269,8 @@ class ReportTables:
         >>> "transformer.h.0.mlp.c_fc" in str(report.explain("transformer.h.0.mlp.c_fc"))
         True
         """
+        from llmsim_magic.views.explain import explain
+
         return explain(self.trace, path)
 
     @property
@@ -260,6 +286,8 @@ class ReportTables:
         Raises:
             InvalidValue: the report has no second model.
         """
+        from llmsim_magic.views.tables.comparison import comparison_table
+
         first, second = self.costing, self._second("comparison").costing
         return comparison_table(
             (first.traces[0], second.traces[0]),
@@ -277,6 +305,8 @@ class ReportTables:
         Raises:
             InvalidValue: the report has no second model.
         """
+        from llmsim_magic.views.tables.differences import differences_table
+
         return differences_table(self.trace, self._second("differences").trace)
 
     def _second(self, what: str) -> "ReportTables":
@@ -286,7 +316,7 @@ class ReportTables:
             )
         return self.compared
 
-    def _times(self, level: Level) -> tuple[OperatorTime, ...] | None:
+    def _times(self, level: Level) -> "tuple[OperatorTime, ...] | None":
         """The time of each operator on the first device; None without one, or for kernels."""
         has_times = self.costing.devices and level != "kernel"
         return self.costing.operator_times if has_times else None

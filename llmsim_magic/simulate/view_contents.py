@@ -1,25 +1,23 @@
-"""The answer of each view: its heading, its figures, and its pictures and tables."""
+"""The answer of each view: its heading, its figures, and its pictures and tables.
+
+Importing it loads no charts, since a line of a terminal is checked against the views.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from llmsim_magic.analyses.memory.memory import Memory
-from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.execution import Execution, under
-from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.views import headlines, units
-from llmsim_magic.views.charts.comparison_chart import comparison_chart
-from llmsim_magic.views.charts.cost_chart import cost_charts
-from llmsim_magic.views.charts.memory_chart import fit_chart, memory_chart
-from llmsim_magic.views.charts.summary_card import summary_card
-from llmsim_magic.views.charts.time_chart import time_charts
 from llmsim_magic.views.section import Figure, Section
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from llmsim_magic.analyses.memory.memory import Memory
+    from llmsim_magic.analyses.time.pass_time import PassTime
+    from llmsim_magic.records.trace.trace import Trace
+    from llmsim_magic.records.trace.workload import Workload
     from llmsim_magic.simulate.report import Report
 
 Sections = Iterator[Section]
@@ -57,11 +55,13 @@ def summary_figures(report: "Report") -> Figures:
 
 def summary_sections(report: "Report") -> Sections:
     """The card, and every quantity below it."""
+    from llmsim_magic.views.charts.summary_card import summary_card
+
     yield Section("", summary_card(report.trace, _plain_memory(report)))
-    yield Section("All quantities", report.summary, is_detail=True)
+    yield Section("All quantities", lambda: report.summary, is_detail=True)
 
 
-def _plain_memory(report: "Report") -> Memory | None:
+def _plain_memory(report: "Report") -> "Memory | None":
     """The memory under transformers, where it can be predicted."""
     try:
         return report.costing.memories.get("transformers")
@@ -97,10 +97,10 @@ def ops_sections(report: "Report") -> Sections:
         operators = costing.operators
         title = f"Operators, with their time {under_first(report)}"
     yield Section(title, operators, bars=("time_s",) if costing.devices else ("flops",))
-    yield Section("Modules", report.modules, is_detail=True)
+    yield Section("Modules", lambda: report.modules, is_detail=True)
     if costing.devices:
         what = f"Time of the operators on {costing.first}: {named(costing.executions())}"
-        yield Section(what, report.times, is_detail=True)
+        yield Section(what, lambda: report.times, is_detail=True)
 
 
 def ops_tables(report: "Report") -> Tables:
@@ -112,10 +112,10 @@ def ops_tables(report: "Report") -> Tables:
 def deps_sections(report: "Report") -> Sections:
     """The graph; modules and dataflow on demand."""
     yield Section("", report.drawings["deps"])
-    yield Section("Modules", report.modules, is_detail=True)
+    yield Section("Modules", lambda: report.modules, is_detail=True)
     yield Section(
         "Dataflow",
-        report.edges,
+        lambda: report.edges,
         "Each row is a tensor that one operator writes and another one reads.",
         is_detail=True,
     )
@@ -126,7 +126,7 @@ def topological_sections(report: "Report") -> Sections:
     yield Section("", report.drawings["topological"])
     yield Section(
         "Execution order",
-        report.topological,
+        lambda: report.topological,
         "rank: the longest chain of operators before this one; equal ranks could run in parallel.",
         is_detail=True,
     )
@@ -145,7 +145,7 @@ def multi_config_sections(report: "Report") -> Sections:
         yield from report.sweep.sections(_seconds(report))
 
 
-def _seconds(report: "Report") -> dict[Workload, float]:
+def _seconds(report: "Report") -> "dict[Workload, float]":
     """The time of each workload under the first execution of the first device."""
     if not report.costing.devices:
         return {}
@@ -171,13 +171,15 @@ def costs_figures(report: "Report") -> Figures:
         yield from _first_time(report)
 
 
-def _first_stage(report: "Report") -> PassTime | None:
+def _first_stage(report: "Report") -> "PassTime | None":
     """The time of the traced pipeline stage, which tables and charts of operators describe."""
     return report.costing.first_stage if report.costing.devices else None
 
 
 def costs_sections(report: "Report") -> Sections:
     """What makes up the costs as bars, the table by type, and on a device the roofline."""
+    from llmsim_magic.views.charts.cost_chart import cost_charts
+
     costing, time = report.costing, _first_stage(report)
     by_type, by_layer = cost_charts(report.trace, time)
     yield Section("", by_type)
@@ -188,7 +190,7 @@ def costs_sections(report: "Report") -> Sections:
     yield Section("", by_layer)
     if costing.devices:
         yield Section("Roofline", costing.roofline)
-    yield Section("Layers", report.layers, is_detail=True)
+    yield Section("Layers", lambda: report.layers, is_detail=True)
 
 
 def costs_tables(report: "Report") -> Tables:
@@ -205,6 +207,8 @@ def memory_figures(report: "Report") -> Figures:
 
 def memory_sections(report: "Report") -> Sections:
     """What fills a device as bars, then parts of memory; shards and what fits."""
+    from llmsim_magic.views.charts.memory_chart import fit_chart, memory_chart
+
     parallel, costing = report.trace.model.parallel, report.costing
     if costing.capacities:
         yield Section("", fit_chart(costing.capacities, costing.largest_name))
@@ -219,8 +223,8 @@ def memory_sections(report: "Report") -> Sections:
         )
     if not parallel.is_one:
         yield Section(f"Each device of {parallel}", costing.ranks)
-        yield Section("Communication per pass", costing.collectives, is_detail=True)
-        yield Section("Parameter shards per device", costing.shards, is_detail=True)
+        yield Section("Communication per pass", lambda: costing.collectives, is_detail=True)
+        yield Section("Parameter shards per device", lambda: costing.shards, is_detail=True)
 
 
 def memory_tables(report: "Report") -> Tables:
@@ -261,6 +265,9 @@ def hardware_figures(report: "Report") -> Figures:
 
 def hardware_sections(report: "Report") -> Sections:
     """Memory beside the device's, times with their bands as bars, and the table."""
+    from llmsim_magic.views.charts.memory_chart import fit_chart
+    from llmsim_magic.views.charts.time_chart import time_charts
+
     costing = report.costing
     if costing.capacities:
         yield Section("", fit_chart(costing.capacities, costing.largest_name))
@@ -282,6 +289,7 @@ def comparison_figures(report: "Report") -> Figures:
 
 def comparison_sections(report: "Report") -> Sections:
     """The quantities of two models, the modules that differ, and both graphs."""
+    from llmsim_magic.views.charts.comparison_chart import comparison_chart
     from llmsim_magic.views.screen.screen_table import quantity_words
     from llmsim_magic.views.tables.differences import only_differing
 

@@ -11,7 +11,6 @@ from llmsim_magic.analyses.graph.dataflow import ranks
 from llmsim_magic.analyses.graph.layer_folding import identical_layers
 from llmsim_magic.analyses.memory.capacity import Fit
 from llmsim_magic.analyses.memory.memory import Memory
-from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.records.hardware.execution import RUNTIMES
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
@@ -19,6 +18,8 @@ from llmsim_magic.views.section import Figure
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from llmsim_magic.analyses.time.pass_time import PassTime
 
 Figures = Iterator[Figure]
 
@@ -69,7 +70,7 @@ def order_figures(trace: Trace) -> Figures:
     yield Figure(units.count(width), "can run in parallel")
 
 
-def cost_figures(trace: Trace, time: PassTime | None) -> Figures:
+def cost_figures(trace: Trace, time: "PassTime | None") -> Figures:
     """FLOPs, bytes, and FLOPs per byte.
 
     Args:
@@ -98,7 +99,7 @@ def memory_figures(runtime: str, memory: Memory) -> Figures:
     yield _nbytes(memory.activations, "peak activations")
 
 
-def time_figures(trace: Trace, time: PassTime) -> Figures:
+def time_figures(trace: Trace, time: "PassTime") -> Figures:
     """The time of a pass, and the tokens per second: of each user and in total in decode.
 
     A prefill is the time to the first token (TTFT), a decode step that of each further one (TPOT).
@@ -123,13 +124,13 @@ def time_figures(trace: Trace, time: PassTime) -> Figures:
         yield Figure(units.rate(total), "tokens/s", exact)
 
 
-def execution_figure(time: PassTime, *, is_fastest: bool = False) -> Figure:
+def execution_figure(time: "PassTime", *, is_fastest: bool = False) -> Figure:
     """What the times of a headline are of, and whether there are slower ones."""
     where = f"under {time.execution} on {time.accelerator.name}"
     return Figure("", f"{where}, the fastest here" if is_fastest else where)
 
 
-def misfit_figure(time: PassTime) -> Figure:
+def misfit_figure(time: "PassTime") -> Figure:
     """That times in the tables below are of a device which cannot hold the model."""
     where = f"{time.accelerator.name}: its times below are hypothetical"
     return Figure("does not fit", where, is_bad=True)

@@ -1,7 +1,8 @@
 """A page of a report and its parts; importing it loads neither pandas nor a drawing library."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -11,9 +12,15 @@ if TYPE_CHECKING:
     from llmsim_magic.views.graphs.graph import Graph
     from llmsim_magic.views.plots.plot import Plot
 
-    Chart = BarChart | HeatMap | Scatter
-    Picture = Graph | Plot | Chart
-    Body = pd.DataFrame | Picture | Explanation | Card | tuple[Picture, ...]
+    Chart: TypeAlias = BarChart | HeatMap | Scatter
+    Drawn: TypeAlias = Graph | Plot | Chart
+    Body: TypeAlias = pd.DataFrame | Drawn | Explanation | Card | tuple[Drawn, ...]
+
+
+class Picture:
+    """What a notebook shows as an image; a terminal names it, and a file of its own keeps it."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +49,22 @@ class Section:
 
     Attributes:
         title: what the body shows.
-        body: a table, a card, a text, a picture, or pictures side by side.
+        body: a table, a card, a text, a picture, or pictures side by side; of a table that a
+            terminal leaves out, a function that makes it.
         remark: sentences below the title.
         is_detail: whether it is folded away below the answer.
         bars: columns of a table whose cells have a bar as long as their value.
     """
 
     title: str
-    body: "Body"
+    body: "Body | Callable[[], Body]"
     remark: str = ""
     is_detail: bool = False
     bars: tuple[str, ...] = ()
+
+    def shown(self) -> "Body":
+        """The body, made if it is not yet."""
+        return self.body() if callable(self.body) else self.body
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""Resolve a model's name to its config: a file, the catalogue, the local cache or the hub."""
+"""Resolve a model's name to its config: a file, the catalogue, the local cache or the hub.
+
+What reads the hub and folders is imported for a model that is in one of them.
+"""
 
 import copy
 import importlib
@@ -7,23 +10,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmsim_magic.capture.checkpoint.checkpoint import Checkpoint, checkpoint_of
 from llmsim_magic.capture.checkpoint.found_config import LOCAL_FILE, FoundConfig
 from llmsim_magic.capture.checkpoint.lora_adapter import declare_task
 from llmsim_magic.capture.configs.config_limits import check_sizes, gives_sizes
-from llmsim_magic.capture.configs.remote_code import config_with_code
-from llmsim_magic.capture.configs.repository_kinds import FindBase, config_of
 from llmsim_magic.capture.hub.config_file import decode_config, parse_config, read_content
-from llmsim_magic.capture.hub.failures import HubUnavailable
-from llmsim_magic.capture.hub.repository import FolderRepository, HubRepository
 from llmsim_magic.capture.hub.repository_name import is_address, parse_name
 from llmsim_magic.capture.hub.request import HubWait
 from llmsim_magic.capture.hub.settings import import_hub
 from llmsim_magic.catalog import models
 from llmsim_magic.records.errors import CannotTrace, UnknownModel, describe, shorten
 from llmsim_magic.records.printable import printable
+
+if TYPE_CHECKING:
+    from llmsim_magic.capture.checkpoint.checkpoint import Checkpoint
+    from llmsim_magic.capture.configs.repository_kinds import FindBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class ConfigSource:
     notes: tuple[str, ...] = ()
     adapter: Mapping[str, Any] | None = None
     has_own_code: bool = False
-    checkpoint: Checkpoint | None = None
+    checkpoint: "Checkpoint | None" = None
 
 
 def find_config(name: str, *, refresh: bool = False, wait: HubWait | None = None) -> FoundConfig:
@@ -65,7 +67,7 @@ def find_config(name: str, *, refresh: bool = False, wait: HubWait | None = None
     return _find(name, refresh, wait, partial(_find, refresh=refresh, wait=wait, find_base=None))
 
 
-def _find(name: str, refresh: bool, wait: HubWait, find_base: FindBase | None) -> FoundConfig:
+def _find(name: str, refresh: bool, wait: HubWait, find_base: "FindBase | None") -> FoundConfig:
     """Find a config; `find_base` is None for the base model of an adapter."""
     if not name.strip():
         raise UnknownModel(
@@ -84,6 +86,22 @@ def _find(name: str, refresh: bool, wait: HubWait, find_base: FindBase | None) -
         return FoundConfig(entry.name, copy.deepcopy(entry.config), "catalogue", entry.name)
     if not is_address(name) and (os.path.isdir(path) or name.endswith(".json")):
         return _config_at_path(name, path, find_base)
+    return _config_on_hub(name, refresh, wait, find_base, is_in_catalogue=entry is not None)
+
+
+def _config_on_hub(
+    name: str,
+    refresh: bool,
+    wait: HubWait,
+    find_base: "FindBase | None",
+    *,
+    is_in_catalogue: bool,
+) -> FoundConfig:
+    """The config of a model in the local cache, or on the hub."""
+    from llmsim_magic.capture.configs.repository_kinds import config_of
+    from llmsim_magic.capture.hub.failures import HubUnavailable
+    from llmsim_magic.capture.hub.repository import HubRepository
+
     import_hub()
     repository = HubRepository(parse_name(name.strip()), wait, refresh)
     try:
@@ -91,8 +109,8 @@ def _find(name: str, refresh: bool, wait: HubWait, find_base: FindBase | None) -
     except HubUnavailable as error:
         if not refresh:
             raise
-        where = "the built-in catalogue" if entry is not None else "the local cache"
-        if entry is None and not repository.is_cached("config.json"):
+        where = "the built-in catalogue" if is_in_catalogue else "the local cache"
+        if not is_in_catalogue and not repository.is_cached("config.json"):
             raise
         raise HubUnavailable(f"{error}; without --refresh {where} answers") from error
 
@@ -113,6 +131,8 @@ def load_config(
     Raises:
         CannotTrace: If transformers does not know the architecture or rejects a value.
     """
+    from llmsim_magic.capture.checkpoint.checkpoint import checkpoint_of
+
     transformers = importlib.import_module("transformers")
     name, keys = found.name, found.keys
     check_sizes(name, keys)
@@ -120,6 +140,8 @@ def load_config(
     model_type = keys.get("model_type")
     if _needs_own_code(transformers, config_class, keys):
         if trust_remote_code:
+            from llmsim_magic.capture.configs.remote_code import config_with_code
+
             config = config_with_code(found, config_class, wait or HubWait())
             notes = (*found.notes, "code of the model's repository was run")
             return ConfigSource(
@@ -202,12 +224,15 @@ def declared_classes(value: Any) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str))
 
 
-def _config_at_path(name: str, path: Path, find_base: FindBase | None) -> FoundConfig:
+def _config_at_path(name: str, path: Path, find_base: "FindBase | None") -> FoundConfig:
     is_folder = os.path.isdir(path)
     file = path / "config.json" if is_folder else path
     if os.path.lexists(file) and not os.path.isfile(file):
         raise UnknownModel(f"{shorten(name)}: {file.name} is not a file or a link to one")
     if is_folder:
+        from llmsim_magic.capture.configs.repository_kinds import config_of
+        from llmsim_magic.capture.hub.repository import FolderRepository
+
         found = config_of(FolderRepository(path, name), find_base)
         return replace(found, name=printable(path.name or name))
     if not os.path.isfile(file):

@@ -35,7 +35,7 @@ class PageParts:
                 for each in part.sections
                 if _is_table(each)
             )
-            shown = (each for each in pictures if not isinstance(each.body, Graph))
+            shown = (each for each in pictures if not isinstance(each.shown(), Graph))
             above.append(replace(part, sections=tuple(shown)))
             below.insert(0, replace(part, title="", figures=(), sections=tables))
         self.above.value = _html(Page(page.title, tuple(above), page.warnings))
@@ -47,4 +47,4 @@ def _html(page: Page) -> str:
 
 
 def _is_table(section: Section) -> bool:
-    return hasattr(section.body, "iloc")  # a heat map has columns too
+    return hasattr(section.shown(), "iloc")  # a heat map has columns too

@@ -8,10 +8,6 @@ from typing import TYPE_CHECKING
 
 from llmsim_magic.analyses.engine.engine_trace import engine_notes
 from llmsim_magic.analyses.memory.memory import Memory, memory
-from llmsim_magic.analyses.parallel.shards import shards
-from llmsim_magic.analyses.time.latency import NOT_MODELLED
-from llmsim_magic.analyses.time.pass_time import OperatorTime
-from llmsim_magic.analyses.time.perfetto import chrome_trace
 from llmsim_magic.catalog import runtimes
 from llmsim_magic.records.hardware.execution import runtimes_of
 from llmsim_magic.records.trace.parallel import Parallel
@@ -21,17 +17,13 @@ from llmsim_magic.simulate.hardware.executions import (
     memory_runtimes,
     require_executions,
 )
-from llmsim_magic.views.plots.plot import Plot
-from llmsim_magic.views.plots.roofline_plot import roofline_plot
 from llmsim_magic.views.safe_files import write_file
-from llmsim_magic.views.tables import memory as memory_tables
-from llmsim_magic.views.tables import times as time_tables
-from llmsim_magic.views.tables.costs import costs_table
-from llmsim_magic.views.tables.engine_costs import with_engine_costs
-from llmsim_magic.views.tables.modules import layers_table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from llmsim_magic.analyses.time.pass_time import OperatorTime
+    from llmsim_magic.views.plots.plot import Plot
 
 
 @dataclass(frozen=True)
@@ -41,7 +33,9 @@ class DeviceCosts(DeviceFits):
     @cached_property
     def latency(self) -> "pd.DataFrame":
         """One row per device, execution and pass: seconds with their band, tokens/s, the bound."""
-        return time_tables.latency_table(self.passes, self.passes_fit)
+        from llmsim_magic.views.tables.times import latency_table
+
+        return latency_table(self.passes, self.passes_fit)
 
     @property
     def ranked_latency(self) -> "pd.DataFrame":
@@ -55,16 +49,24 @@ class DeviceCosts(DeviceFits):
     @cached_property
     def times(self) -> "pd.DataFrame":
         """One row per operator of the first pass and execution: seconds on the first device."""
-        return time_tables.times_table(self.traces[0], self._first_stages)
+        from llmsim_magic.views.tables.times import times_table
+
+        return times_table(self.traces[0], self._first_stages)
 
     @cached_property
     def operators(self) -> "pd.DataFrame":
         """`ops` of the first pass with its time under `first_execution`, share and bottleneck."""
-        return time_tables.timed_operators_table(self.traces[0], self.first_stage)
+        from llmsim_magic.views.tables.times import timed_operators_table
+
+        return timed_operators_table(self.traces[0], self.first_stage)
 
     @cached_property
     def layers(self) -> "pd.DataFrame":
         """One row per layer of the first pass, with seconds under `first_execution` if any."""
+        from llmsim_magic.views.tables import times as time_tables
+        from llmsim_magic.views.tables.engine_costs import with_engine_costs
+        from llmsim_magic.views.tables.modules import layers_table
+
         trace = self.traces[0]
         table = layers_table(trace)
         if not self.devices:
@@ -77,21 +79,27 @@ class DeviceCosts(DeviceFits):
     @cached_property
     def types(self) -> "pd.DataFrame":
         """One row per type of operator, with its seconds under `first_execution` if any."""
+        from llmsim_magic.views.tables.costs import costs_table
+
         return costs_table(self.traces[0], self.first_stage if self.devices else None)
 
     @cached_property
-    def roofline(self) -> Plot:
+    def roofline(self) -> "Plot":
         """Roofline plot: the operators of the first pass under `first_execution`."""
+        from llmsim_magic.views.plots.roofline_plot import roofline_plot
+
         return roofline_plot(self.traces[0], self.first_stage)
 
     @property
-    def operator_times(self) -> tuple[OperatorTime, ...]:
+    def operator_times(self) -> "tuple[OperatorTime, ...]":
         """The time of each operator of the first pass under `first_execution`."""
         return self.first_stage.operators
 
     @property
     def events(self) -> str:
         """The first pass under `first_execution` as Chrome trace events, in JSON."""
+        from llmsim_magic.analyses.time.perfetto import chrome_trace
+
         return json.dumps(chrome_trace(self.traces[0], self.first_stage))
 
     def timeline(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -113,7 +121,9 @@ class DeviceCosts(DeviceFits):
     @cached_property
     def memory(self) -> "pd.DataFrame":
         """One row per runtime and part of device memory, on the rank that needs the most. Bytes."""
-        return memory_tables.memory_table(self.memories)
+        from llmsim_magic.views.tables.memory import memory_table
+
+        return memory_table(self.memories)
 
     @property
     def runtimes(self) -> tuple[str, ...]:
@@ -128,19 +138,26 @@ class DeviceCosts(DeviceFits):
     @cached_property
     def ranks(self) -> "pd.DataFrame":
         """One row per runtime and pipeline stage: the memory of one of its ranks. Bytes."""
-        return memory_tables.ranks_table({name: self._by_stage(name) for name in self.runtimes})
+        from llmsim_magic.views.tables.memory import ranks_table
+
+        return ranks_table({name: self._by_stage(name) for name in self.runtimes})
 
     @cached_property
     def collectives(self) -> "pd.DataFrame":
         """One row per collective between devices in the first pass."""
-        return memory_tables.collectives_table(self.traces[0])
+        from llmsim_magic.views.tables.memory import collectives_table
+
+        return collectives_table(self.traces[0])
 
     @cached_property
     def shards(self) -> "pd.DataFrame":
         """One row per parameter: how it is split, and the shard that the traced rank holds."""
+        from llmsim_magic.analyses.parallel.shards import shards
+        from llmsim_magic.views.tables.memory import shards_table
+
         trace = self.traces[0]
         whole = trace if self.planner is None else self.planner.tracer(Parallel())(trace.workload)
-        return memory_tables.shards_table(shards(whole, trace))
+        return shards_table(shards(whole, trace))
 
     @cached_property
     def memories(self) -> dict[str, Memory]:
@@ -188,6 +205,8 @@ class DeviceCosts(DeviceFits):
         """What is not predicted and why, and what an engine runs otherwise than the model does."""
         if not self.devices:
             return ()
+        from llmsim_magic.analyses.time.latency import NOT_MODELLED
+
         trace = self.traces[0]
         searches = self.planner.notes if self.planner is not None else ()
         devices = [device for device, _ in self.devices]

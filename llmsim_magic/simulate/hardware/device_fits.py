@@ -14,7 +14,6 @@ from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.hardware.device_passes import DevicePasses
 from llmsim_magic.simulate.hardware.executions import memory_runtimes
 from llmsim_magic.views.notes import fit_note
-from llmsim_magic.views.tables.memory import capacity_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,6 +174,8 @@ class DeviceFits(DevicePasses):
                 "fits is not available: a module that was traced on given inputs has no batch "
                 "and context to vary"
             )
+        from llmsim_magic.views.tables.memory import capacity_table
+
         planner, setup, places = self.planner, self._setup_of(self.largest), self.places
         table = capacity_table(self._fit(*place) for place in places)
         table["largest_batch"] = [planner.largest_batch(setup, *place) for place in places]

@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from llmsim_magic.analyses.time.latency import latency
-from llmsim_magic.analyses.time.pass_time import PassTime
-from llmsim_magic.analyses.time.stored_dtypes import stored_dtypes
-from llmsim_magic.analyses.torch_time.transformers_time import transformers_time
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.accelerator import Accelerator
@@ -15,10 +12,12 @@ from llmsim_magic.records.hardware.calibration import Calibration
 from llmsim_magic.records.hardware.execution import EXECUTIONS, Execution
 from llmsim_magic.records.hardware.torch_kernel import TorchCalibration
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.executions import executions_on, require_executions
-from llmsim_magic.simulate.hardware.local_device import local
 from llmsim_magic.simulate.request import ALL, MEASURED, Deployment
+
+if TYPE_CHECKING:
+    from llmsim_magic.analyses.time.pass_time import PassTime
+    from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 
 # Constants of an engine's kernels or a CPU's, or those of PyTorch's kernels on a GPU.
 AnyCalibration = Calibration | TorchCalibration | None
@@ -26,7 +25,11 @@ AnyCalibration = Calibration | TorchCalibration | None
 
 def device_of(name: str) -> tuple[Accelerator, AnyCalibration]:
     """A device by name; one of this machine has its measured calibration."""
-    return local(name) if name in MEASURED else (accelerators.find(name), None)
+    if name not in MEASURED:
+        return accelerators.find(name), None
+    from llmsim_magic.simulate.hardware.local_device import local
+
+    return local(name)
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class DevicePasses:
 
     traces: tuple[Trace, ...]
     deployment: Deployment
-    planner: CapacityPlanner | None = None
-    _times: dict[tuple[int, str, Execution], PassTime] = field(
+    planner: "CapacityPlanner | None" = None
+    _times: "dict[tuple[int, str, Execution], PassTime]" = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -120,7 +123,7 @@ class DevicePasses:
 
     def time_on(
         self, trace: Trace, device: Accelerator, calibration: AnyCalibration, execution: Execution
-    ) -> PassTime:
+    ) -> "PassTime":
         """The time of a pass on a device under an execution, summed over pipeline stages."""
         key = (id(trace), device.name, execution)
         if key not in self._times:
@@ -133,7 +136,11 @@ class DevicePasses:
 
     def _time(
         self, trace: Trace, device: Accelerator, calibration: AnyCalibration, execution: Execution
-    ) -> PassTime:
+    ) -> "PassTime":
+        from llmsim_magic.analyses.time.latency import latency
+        from llmsim_magic.analyses.time.stored_dtypes import stored_dtypes
+        from llmsim_magic.analyses.torch_time.transformers_time import transformers_time
+
         stored = stored_dtypes(
             trace, device, self.deployment.weight_dtype, self.deployment.kv_dtype
         )
@@ -152,7 +159,7 @@ class DevicePasses:
         return self.planner.stages(parallel, trace.workload)
 
     @cached_property
-    def passes(self) -> tuple[tuple[Trace, PassTime], ...]:
+    def passes(self) -> "tuple[tuple[Trace, PassTime], ...]":
         """Every pass on every device under every execution, with its time."""
         return tuple(
             (trace, self.time_on(trace, device, calibration, execution))
@@ -162,7 +169,7 @@ class DevicePasses:
         )
 
     @property
-    def first_passes(self) -> tuple[tuple[Trace, PassTime], ...]:
+    def first_passes(self) -> "tuple[tuple[Trace, PassTime], ...]":
         """Every pass on each device under the first execution there."""
         first = {
             device.name: self.executions(place)[:1]
@@ -175,7 +182,7 @@ class DevicePasses:
         )
 
     @cached_property
-    def _first_stages(self) -> tuple[PassTime, ...]:
+    def _first_stages(self) -> "tuple[PassTime, ...]":
         """The first pass on that device by execution, without further pipeline stages."""
         device, calibration = self.devices[self._first_place]
         return tuple(
@@ -184,6 +191,6 @@ class DevicePasses:
         )
 
     @property
-    def first_stage(self) -> PassTime:
+    def first_stage(self) -> "PassTime":
         """The time of the first pass under `first_execution`, of the pipeline stage it traces."""
         return self._first_stages[0]

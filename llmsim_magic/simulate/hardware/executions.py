@@ -12,7 +12,6 @@ from llmsim_magic.records.hardware.execution import (
     runtimes_of,
 )
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.simulate.hardware.local_device import measures_gpu
 from llmsim_magic.simulate.request import MEASURED, Deployment
 
 _MAKERS_WITH_GRAPHS = ("NVIDIA", "AMD")
@@ -70,7 +69,11 @@ def require_executions_here(deployment: Deployment, name: str) -> None:
         deployment: a runtime and a launch.
         name: of a device; one that is not of this machine passes.
     """
-    if name in MEASURED and not measures_gpu(name):
+    if name not in MEASURED:
+        return
+    from llmsim_magic.simulate.hardware.local_device import measures_gpu
+
+    if not measures_gpu(name):
         _require(deployment, {each: device_gap(each, "cpu", "") for each in EXECUTIONS}, "a CPU")
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llmsim_magic.capture.checkpoint.checkpoint import checkpoint_version
 from llmsim_magic.capture.checkpoint.found_config import FoundConfig
 from llmsim_magic.capture.configs.config_limits import check_sizes
 from llmsim_magic.capture.configs.remote_code import code_digest
@@ -153,6 +152,8 @@ def _content_of_transformers(value: Any) -> Any:
 
 
 def _recipe_of_config_file(facts: FoundConfig, build: Build) -> ModelRecipe:
+    from llmsim_magic.capture.checkpoint.checkpoint import checkpoint_version
+
     content = json.dumps([facts.keys, facts.adapter, facts.notes])
     version = checkpoint_version(facts)
     key = (content, facts.name, facts.origin, facts.location, version, build, code_in_use())

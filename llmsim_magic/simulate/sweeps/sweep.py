@@ -9,15 +9,11 @@ from llmsim_magic.analyses.cost.operator_costs import Totals
 from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
-from llmsim_magic.simulate.sweeps.formulas import sweep_formulas
 from llmsim_magic.simulate.sweeps.trace_sequence import totals_by_workload
 from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
-from llmsim_magic.views.charts.workload_maps import workload_maps
 from llmsim_magic.views.headlines import size_figures, workloads_figure
-from llmsim_magic.views.pages.html_page import as_bundle
 from llmsim_magic.views.pages.text_page import as_text
 from llmsim_magic.views.section import Page, Part, Section
-from llmsim_magic.views.tables import sweeps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,22 +50,30 @@ class Sweep:
     @cached_property
     def ops(self) -> "pd.DataFrame":
         """Long format: one row per operator and workload."""
-        return sweeps.sweep_ops_table(self.traces)
+        from llmsim_magic.views.tables.sweeps import sweep_ops_table
+
+        return sweep_ops_table(self.traces)
 
     @cached_property
     def formulas(self) -> dict[str, tuple[OperatorFormulas, ...]]:
         """Formulas of the shapes by phase; the first access traces a few more workloads."""
+        from llmsim_magic.simulate.sweeps.formulas import sweep_formulas
+
         return {} if self.tracer is None else sweep_formulas(self.tracer, self.traces)
 
     @cached_property
     def shapes(self) -> "pd.DataFrame":
         """Wide format: one row per operator, a column of shapes per workload, and formulas."""
-        return sweeps.shapes_table(self.traces, self.formulas)
+        from llmsim_magic.views.tables.sweeps import shapes_table
+
+        return shapes_table(self.traces, self.formulas)
 
     @cached_property
     def totals(self) -> "pd.DataFrame":
         """One row per workload: FLOPs, bytes and cache bytes of the pass, or why it failed."""
-        return sweeps.totals_table(self._totals, self.failures)
+        from llmsim_magic.views.tables.sweeps import totals_table
+
+        return totals_table(self._totals, self.failures)
 
     @cached_property
     def _totals(self) -> dict[Workload, Totals]:
@@ -82,9 +86,12 @@ class Sweep:
         Args:
             seconds: the time of each workload on a device, if there is one.
         """
+        from llmsim_magic.views.charts.workload_maps import workload_maps
+        from llmsim_magic.views.tables.sweeps import shapes_table, with_times
+
         totals = self.totals if self.failures else self.totals.drop(columns="error")
         if seconds:
-            totals = sweeps.with_times(totals, seconds)
+            totals = with_times(totals, seconds)
         is_small = len(self.traces) <= _MOST_COLUMNS
         if not is_small:
             for heat_map in workload_maps(self._totals, seconds):
@@ -92,7 +99,7 @@ class Sweep:
         bars = ("flops", "bytes_read", "cache_bytes", "time_s")
         yield Section("" if is_small else "Workloads", totals, bars=bars, is_detail=not is_small)
         has_formulas = "shapes" in vars(self)
-        shapes = self.shapes if has_formulas else sweeps.shapes_table(self.traces, {})
+        shapes = self.shapes if has_formulas else shapes_table(self.traces, {})
         if not is_small:
             shapes = shapes[[name for name in shapes if name in _SHAPE_COLUMNS]]
         remark = "" if is_small else f"Shapes of {len(self.traces)} workloads: --csv or `.shapes`."
@@ -114,6 +121,8 @@ class Sweep:
         return Page(name, (part,), notes=self.notes)
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
+        from llmsim_magic.views.pages.html_page import as_bundle
+
         return as_bundle(self._page())
 
     def __repr__(self) -> str:

@@ -18,12 +18,13 @@ from llmsim_magic.views.graphs.render import CannotDraw, render
 from llmsim_magic.views.graphs.svg_postprocess import postprocess_svg
 from llmsim_magic.views.plots.convert_svg import convert_svg
 from llmsim_magic.views.safe_files import as_path, write_file
+from llmsim_magic.views.section import Picture
 
 FORMATS = ("svg", "dot", "png", "pdf", "json")
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(Picture):
     """A graph in DOT, which is laid out at the first use of `svg`.
 
     A notebook displays it as an image, which needs no trust.

@@ -18,7 +18,7 @@ from llmsim_magic.views.section import Figure, Page, Part, Section
 
 if TYPE_CHECKING:
     from llmsim_magic.views.explain import Explanation
-    from llmsim_magic.views.section import Picture
+    from llmsim_magic.views.section import Drawn
 
 MAX_ROWS = 1500
 _DARK = (
@@ -123,7 +123,7 @@ def _section(section: Section, max_rows: int) -> str:
 
 
 def _body(section: Section, max_rows: int) -> str:
-    body = section.body
+    body = section.shown()
     if isinstance(body, pd.DataFrame):
         return table_html(body, max_rows, section.bars)
     if isinstance(body, tuple):
@@ -131,7 +131,7 @@ def _body(section: Section, max_rows: int) -> str:
     return _shown(body)
 
 
-def _shown(body: "Picture | Explanation | Card") -> str:
+def _shown(body: "Drawn | Explanation | Card") -> str:
     if isinstance(body, (BarChart, HeatMap, Scatter, Card)):
         return chart_html(body)
     return body._repr_html_()

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.printable import printable
 from llmsim_magic.views.charts.chart import BarChart, Card, HeatMap, Scatter
-from llmsim_magic.views.graphs.graph import Graph
-from llmsim_magic.views.pages.text_table import as_table, fit, names_of
-from llmsim_magic.views.plots.plot import Plot
-from llmsim_magic.views.screen.grid import Grid, grids
-from llmsim_magic.views.section import Page, Part, Section
+from llmsim_magic.views.section import Page, Part, Picture, Section
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
+
+    from llmsim_magic.views.screen.grid import Grid
 
 DEFAULT_WIDTH = 80
 MIN_WIDTH = 40
@@ -84,7 +82,7 @@ def _print_part(console: "Console", part: Part, max_rows: int | None) -> None:
         _print_section(console, section, max_rows)
     hidden = [each for each in part.sections if each.is_detail and has_answer]
     left = [each.title for each in filter(_has_text, hidden)]
-    pictures = [each.title for each in part.sections if isinstance(each.body, (Graph, Plot))]
+    pictures = [each.title for each in part.sections if isinstance(each.body, Picture)]
     if left or pictures:
         console.print()
         names = "; ".join([*left, *(f"{title} (a picture)" for title in pictures)])
@@ -93,22 +91,24 @@ def _print_part(console: "Console", part: Part, max_rows: int | None) -> None:
 
 def _has_text(section: Section) -> bool:
     """Whether a section says anything in a terminal, where charts are not drawn."""
-    return not isinstance(section.body, (Graph, Plot, BarChart, HeatMap, Scatter, tuple))
+    return not isinstance(section.body, (Picture, BarChart, HeatMap, Scatter, tuple))
 
 
 def _print_section(console: "Console", section: Section, max_rows: int | None) -> None:
-    import pandas as pd
-
     if section.title:
         _print_line(console, section.title, "bold")
     if section.remark:
         _print_line(console, section.remark, "dim")
-    if isinstance(section.body, pd.DataFrame):
-        _print_table(console, section.body, max_rows)
-    elif isinstance(section.body, Card):
-        _print_card(console, section.body)
+    body = section.shown()
+    if isinstance(body, Card):
+        _print_card(console, body)
+        return
+    import pandas as pd
+
+    if isinstance(body, pd.DataFrame):
+        _print_table(console, body, max_rows)
     else:
-        for line in str(section.body).split("\n"):
+        for line in str(body).split("\n"):
             _print_line(console, line)
 
 
@@ -129,6 +129,9 @@ def _print_card(console: "Console", card: Card) -> None:
 
 
 def _print_table(console: "Console", table: "pd.DataFrame", max_rows: int | None) -> None:
+    from llmsim_magic.views.pages.text_table import as_table, fit
+    from llmsim_magic.views.screen.grid import grids
+
     for name, grid in grids(table):
         if name:
             _print_line(console, name, "italic")
@@ -143,7 +146,7 @@ def _print_table(console: "Console", table: "pd.DataFrame", max_rows: int | None
             _print_line(console, sentence, "dim")
 
 
-def _first_lines(grid: Grid, most: int | None) -> Grid:
+def _first_lines(grid: "Grid", most: int | None) -> "Grid":
     if most is None or len(grid.lines) <= most:
         return grid
     from dataclasses import replace
@@ -160,7 +163,7 @@ def _first_lines(grid: Grid, most: int | None) -> Grid:
     return replace(grid, lines=grid.lines[:most], columns=columns, with_operators=paths)
 
 
-def _footnotes(grid: Grid, left_out: list[str], rows: int, width: int) -> Iterator[str]:
+def _footnotes(grid: "Grid", left_out: list[str], rows: int, width: int) -> Iterator[str]:
     """What a line stands for, and what is not shown, in one line."""
     if grid.legend:
         yield f"{'; '.join(grid.legend)}."
@@ -168,6 +171,8 @@ def _footnotes(grid: Grid, left_out: list[str], rows: int, width: int) -> Iterat
     missing = [*left_out, *(name.replace("_", " ") for name in grid.details)]
     if not missing and not more_rows:
         return
+    from llmsim_magic.views.pages.text_table import names_of
+
     start, end = "Not shown: ", f"; all in {_FILES}"
     room = width - len(start) - len(end) - (len(more_rows) + 2 if more_rows else 0)
     names = names_of(missing, max(room, _LEAST_NAMES)) if missing else ""

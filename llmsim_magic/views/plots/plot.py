@@ -14,6 +14,7 @@ from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.exclusive import ExclusiveLock
 from llmsim_magic.views.safe_files import as_path, write_file
+from llmsim_magic.views.section import Picture
 from llmsim_magic.views.svg_markup import SVG, to_svg
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _matplotlib_lock = ExclusiveLock("a plot is being drawn")
 
 
 @dataclass(frozen=True)
-class Plot:
+class Plot(Picture):
     """A plot on a white background.
 
     A notebook displays it as an image, which needs no trust; on a dark one in a dark theme.
