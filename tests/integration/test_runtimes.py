@@ -311,7 +311,7 @@ def test_a_runtime_whose_times_are_unknown_leaves_those_of_the_other(
     def fail(*_: Any, **__: Any) -> None:
         raise LlmsimError("a figure is missing")
 
-    monkeypatch.setattr(device_passes, "transformers_time", fail)
+    monkeypatch.setattr(f"{transformers_time.__module__}.transformers_time", fail)
     config = small_models.llama()
     report = llmsim.trace(config, context=8, hardware="H100")
     assert executions(report.latency) == EXECUTIONS[2:]
@@ -334,7 +334,7 @@ def test_a_gpu_of_this_machine_is_priced_by_its_own_constants(
         return transformers_time(*args, **keywords)
 
     monkeypatch.setattr(device_passes, "device_of", lambda name: (H100, calibration))
-    monkeypatch.setattr(device_passes, "transformers_time", record)
+    monkeypatch.setattr(f"{transformers_time.__module__}.transformers_time", record)
     report = llmsim.trace(small_models.llama(), context=8, hardware="H100")
     assert executions(report.latency) == EXECUTIONS
     assert given

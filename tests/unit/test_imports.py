@@ -3,8 +3,19 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+import llmsim_magic as llmsim
+from tests.helpers import small_models
 
 HEAVY = ("torch", "transformers", "pandas", "graphviz", "wasmtime", "rich")
+# What draws, derives formulas or asks the hub.
+RARELY_NEEDED = (
+    "accelerate", "graphviz", "httpx", "huggingface_hub", "IPython", "ipywidgets", "matplotlib",
+    "sympy", "torch", "transformers", "wasmtime",
+)  # fmt: skip
 
 
 def _loaded_after(code: str) -> set[str]:
@@ -52,3 +63,44 @@ def test_formulas_are_derived_and_evaluated_without_sympy() -> None:
         "assert found.at((16, 40_000)) == 7 * 16 * 40_000 + 16 - 5"
     )
     assert "sympy" not in _loaded_after(code)
+
+
+def test_a_line_is_parsed_and_a_config_found_without_anything_heavy() -> None:
+    code = (
+        "import llmsim_magic.simulate.answer\n"
+        "from llmsim_magic.__main__ import parse\n"
+        "from llmsim_magic.capture.configs.resolve import find_config\n"
+        "assert parse(['gpt2', '--summary'], 'llmsim', check=False).request.model == 'gpt2'\n"
+        "assert find_config('gpt2').origin == 'catalogue'"
+    )
+    assert not _loaded_after(code) & {*HEAVY, *RARELY_NEEDED}
+
+
+@pytest.mark.parametrize(
+    ("view", "needs"),
+    [
+        ("summary", {"rich"}),
+        ("ops", {"rich", "pandas"}),
+        ("costs", {"rich", "pandas"}),
+        ("memory", {"rich", "pandas"}),
+        ("multi-config", {"rich", "pandas"}),
+    ],
+)
+def test_a_recorded_pass_is_shown_in_a_terminal_with_no_more_than_its_view_needs(
+    view: str, needs: set[str], tmp_path: Path
+) -> None:
+    record = tmp_path / "record.json"
+    record.write_bytes(llmsim.trace(small_models.qwen3(), context=8).trace.to_json())
+    code = (
+        "import llmsim_magic.__main__, llmsim_magic.simulate.answer\n"
+        "from llmsim_magic.records.trace.trace import Trace\n"
+        "from llmsim_magic.simulate.report import Report\n"
+        "from llmsim_magic.simulate.sweeps.sweep import Sweep\n"
+        "from llmsim_magic.simulate.views import VIEWS\n"
+        f"trace = Trace.from_json(open({str(record)!r}, 'rb').read())\n"
+        f"view = VIEWS[{view!r}]\n"
+        "sweep = Sweep(traces=(trace,)) if view.has_all_workloads else None\n"
+        "text = Report(trace=trace, views=(view,), sweep=sweep).text()\n"
+        "assert trace.model.name in text, text"
+    )
+    assert _loaded_after(code) & {*HEAVY, *RARELY_NEEDED} == needs
