@@ -7,12 +7,13 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.display import display
-from traitlets import Bool, TraitError, Unicode, validate
+from traitlets import Bool, TraitError, Unicode, default, observe, validate
 
 from llmsim_magic.notebook.arguments import Help, Line, parse_line, parser, written
 from llmsim_magic.notebook.completion import complete
 from llmsim_magic.notebook.progress import ProgressLine
 from llmsim_magic.notebook.variables import find_model
+from llmsim_magic.notebook.warm_up import warm_up
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.cache.cache_folder import choose
 from llmsim_magic.simulate.option_effect import require_effect
@@ -42,11 +43,35 @@ class LLMSim(Magics):
     level = Unicode("", help="nodes of a graph: module, operator or kernel").tag(config=True)
     base = Bool(False, help="leave out the head of models").tag(config=True)
     cache = Unicode("", help="folder of the records kept on disk, or off").tag(config=True)
+    warm_up = Bool(
+        help="import torch and transformers in the background, while the kernel is idle"
+    ).tag(config=True)
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self._shown: tuple[int, int] | None = None
         self.last_paths: tuple[str, ...] = ()  # of modules, for completion
+
+    @default("warm_up")
+    def _is_in_notebook(self) -> bool:
+        """Whether the shell is a notebook's kernel, whose user is about to ask."""
+        return hasattr(self.shell, "kernel")
+
+    @observe("warm_up")
+    def _warm_up_changed(self, change: Any) -> None:
+        if change["new"]:
+            self.warm_up_after_cell()
+        else:
+            warm_up.stop()
+
+    def warm_up_after_cell(self) -> None:
+        """Begin the imports of a first answer when the current cell is done, if they are wanted."""
+        self.shell.events.register("post_run_cell", self._after_cell)
+
+    def _after_cell(self, result: object) -> None:
+        self.shell.events.unregister("post_run_cell", self._after_cell)
+        if self.warm_up:
+            warm_up.start()
 
     @validate(*_DEFAULTS)
     def _validate_default(self, proposal: Any) -> str:
@@ -145,6 +170,7 @@ def register(shell: InteractiveShell) -> None:
         formatter.for_type_by_name("llmsim_magic.simulate.report", "Report", magics.show)
         formatter.for_type_by_name("llmsim_magic.notebook.panel.panel", "Panel", magics.show)
     shell.events.register("pre_run_cell", _wait_for_panels)
+    magics.warm_up_after_cell()
     if complete not in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.append(complete)
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from llmsim_magic.capture.hub.settings import import_problem
+from llmsim_magic.records.background_import import wait_for_imports
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import CannotTrace, describe
 
@@ -17,6 +18,7 @@ def require_frameworks(progress: Callable[[str], None]) -> None:
     """
     if not are_imported():
         progress("importing torch and transformers")
+    wait_for_imports()
     for package in ("torch", "transformers"):
         try:
             with DeferredInterrupt(insists=False):  # an interrupted import leaves torch broken
