@@ -1,11 +1,11 @@
 """Find models and configs in the user's variables."""
 
-import sys
 from collections.abc import Mapping
 from types import FunctionType, MethodType
 from typing import Any
 
 from llmsim_magic.catalog import models
+from llmsim_magic.records.background_import import is_imported
 from llmsim_magic.records.errors import InvalidValue, is_instance, shorten, type_name
 
 
@@ -67,7 +67,7 @@ def is_model(value: object) -> bool:
 
 def _is_forward(value: object) -> bool:
     """Whether a function is the forward of a module, compiled or not."""
-    if "torch" not in sys.modules:
+    if not is_imported("torch"):
         return False
     from llmsim_magic.capture.models.live_model_copy import module_of_forward
 

@@ -151,6 +151,13 @@ def _others_compute(seconds: float) -> bool:
     return used > _BUSY * (time.perf_counter() - started)
 
 
+def is_imported(name: str) -> bool:
+    """Whether a module is imported; False while a thread still runs its code."""
+    module = sys.modules.get(name)
+    is_running = getattr(getattr(module, "__spec__", None), "_initializing", False)
+    return module is not None and not is_running
+
+
 def wait_for_imports() -> None:
     """Wait until no thread imports modules in the background; an interrupt ends the wait."""
     for each in _started:

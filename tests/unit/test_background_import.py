@@ -15,7 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from llmsim_magic.records.background_import import BackgroundImport, import_step, wait_for_imports
+from llmsim_magic.records.background_import import (
+    BackgroundImport,
+    import_step,
+    is_imported,
+    wait_for_imports,
+)
 
 Write = Callable[..., str]
 
@@ -113,6 +118,17 @@ def test_who_imports_the_same_module_gets_it_whole(module: Write) -> None:
     time.sleep(0.1)
     assert importlib.import_module(name).value == 1
     job.wait()
+
+
+def test_a_module_whose_code_still_runs_is_not_imported(module: Write) -> None:
+    name = module("import time; time.sleep(0.2)")
+    job = started(name)
+    while name not in sys.modules:
+        time.sleep(0.001)
+    assert not is_imported(name)
+    job.wait()
+    assert is_imported(name)
+    assert not is_imported("no_such_module")
 
 
 def test_it_waits_while_another_thread_computes_and_then_goes_on(module: Write) -> None:

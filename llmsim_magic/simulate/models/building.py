@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmsim_magic.capture.configs.resolve import ConfigSource, load_config
 from llmsim_magic.capture.hub.request import HubWait
+from llmsim_magic.records.background_import import is_imported
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import Cancelled, InvalidValue
 from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
@@ -68,7 +69,7 @@ def build_workload_model(
 def wait_until_idle() -> None:
     """Wait until no thread builds or runs a model, because that sets torch's default dtype."""
     isolation = sys.modules.get("llmsim_magic.capture.meta.isolation")
-    if isolation is not None:
+    if isolation is not None and is_imported(isolation.__name__):
         with DeferredInterrupt(), isolation.model_lock:
             pass
 

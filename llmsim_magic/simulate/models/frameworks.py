@@ -1,11 +1,10 @@
 """Import torch and transformers when a question first needs them."""
 
 import importlib
-import sys
 from collections.abc import Callable
 
 from llmsim_magic.capture.hub.settings import import_problem
-from llmsim_magic.records.background_import import wait_for_imports
+from llmsim_magic.records.background_import import is_imported, wait_for_imports
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import CannotTrace, describe
 
@@ -35,4 +34,4 @@ def require_frameworks(progress: Callable[[str], None]) -> None:
 
 def are_imported() -> bool:
     """Whether this process has imported torch and transformers."""
-    return "torch" in sys.modules and "transformers" in sys.modules
+    return is_imported("torch") and is_imported("transformers")

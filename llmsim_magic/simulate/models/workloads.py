@@ -1,6 +1,5 @@
 """The trace of a workload, and the limits of a model: from the session, the disk or a pass."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from llmsim_magic.analyses.formulas.symbolic_trace import SymbolicTrace
+from llmsim_magic.records.background_import import is_imported
 from llmsim_magic.records.errors import Cancelled, LlmsimError
 from llmsim_magic.records.trace.context_limits import ContextLimits
 from llmsim_magic.records.trace.trace import Trace
@@ -218,7 +218,7 @@ def _code_files(meta_model: "MetaModel | None") -> tuple[str, ...]:
 
 def _default_dtype() -> str:
     """The name of torch's default dtype, which is float32 in a process without torch."""
-    if "torch" not in sys.modules:
+    if not is_imported("torch"):
         return "float32"
     from llmsim_magic.capture.meta.isolation import default_dtype
 
