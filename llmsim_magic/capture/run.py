@@ -22,7 +22,7 @@ from llmsim_magic.capture.inputs.decode_inputs import DECODE_INPUT_MAKERS, MakeD
 from llmsim_magic.capture.inputs.given_inputs import batch_size
 from llmsim_magic.capture.kernels.call_stack import call_model
 from llmsim_magic.capture.kernels.failure_reason import failure_reason
-from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors
+from llmsim_magic.capture.kernels.tensors import dtype_name, held_tensors, named_tensors, unrecorded
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.higher_order_operators import computed_share
 from llmsim_magic.capture.meta.isolation import isolated, model_lock
@@ -176,7 +176,8 @@ class _Pass:
             recorder = Recorder(hooks.roles, replayer)
             evaluation.on_retry = recorder.drop_function
             recorder.computed_share = partial(computed_share, evaluation)
-            _name_storages(recorder, _by_name(model.forward, args) | keywords, kept)
+            with unrecorded():
+                _name_storages(recorder, _by_name(model.forward, args) | keywords, kept)
             with hooks.reporting_to(recorder), dispatch_modes(recorder):
                 output = call_model(model, args, keywords)
             if is_huggingface(model):

@@ -11,6 +11,7 @@ from llmsim_magic.records.trace.recorded import Role, Storage, Tensor
 
 # A context manager that disables torch function modes, so that our own calls are not recorded.
 unrecorded = torch._C.DisableTorchFunction
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 _DTYPE_NAMES: dict[torch.dtype, str] = {}
 
@@ -52,7 +53,13 @@ def _collect(values: Iterable[Any], found: list[torch.Tensor], depth: int) -> No
             continue
         if isinstance(value, torch.Tensor):
             found.append(value)
-        elif depth <= _MAX_DEPTH and _may_have_items(kind):
+        elif depth > _MAX_DEPTH:
+            continue
+        elif kind is tuple or kind is list:
+            _collect(value, found, depth + 1)
+        elif kind is dict:
+            _collect(value.values(), found, depth + 1)
+        elif _may_have_items(kind):
             _collect([item for _, item in _items(value)], found, depth + 1)
 
 
@@ -144,27 +151,33 @@ class TensorTable:
             TypeError: The tensor has symbolic sizes.
         """
         storage = self.storage(tensor)
-        strides = tensor.stride()
-        offset = tensor.storage_offset()
-        key = (storage, offset, tensor.shape, strides, tensor.dtype)
+        key = (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         number = self._numbers.get(key)
-        if number is None:
-            shape = tuple(tensor.shape)
-            if not all(type(size) is int for size in shape):
-                raise TypeError(
-                    "tensor sizes are symbolic: torch.jit.trace or torch.export runs inside"
-                )
-            number = self._numbers[key] = len(self.tensors)
-            name = dtype_name(tensor.dtype)
-            self.tensors.append(
-                Tensor(shape, name, tensor.dtype.itemsize, storage, int(offset), tuple(strides))
+        return self._add_new(key) if number is None else number
+
+    def _add_new(self, key: tuple[Any, ...]) -> int:
+        storage, offset, shape, strides, dtype = key
+        if not all(type(size) is int for size in shape):
+            raise TypeError(
+                "tensor sizes are symbolic: torch.jit.trace or torch.export runs inside"
             )
+        number = self._numbers[key] = len(self.tensors)
+        self.tensors.append(
+            Tensor(
+                tuple(shape),
+                dtype_name(dtype),
+                dtype.itemsize,
+                storage,
+                int(offset),
+                tuple(strides),
+            )
+        )
         return number
 
     def add_all(self, value: Any) -> tuple[int, ...]:
         """Return the numbers of all tensors in a value; wrappers of `torch.vmap` are left out."""
-        is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-        return tuple([self.add(tensor) for tensor in tensors_in(value) if not is_wrapped(tensor)])
+        add = self.add
+        return tuple([add(tensor) for tensor in tensors_in(value) if not _is_wrapped(tensor)])
 
     def storage(self, tensor: torch.Tensor) -> int:
         """Return the number of a tensor's storage."""

@@ -120,7 +120,10 @@ class ModuleRecorder:
             self._caller()
         self.lists.start_section()
         pairs = tuple(self._layers.tensor_pairs(replayed))
-        held = self._held(call_stack.frames_of_caller(1)) if self._last_outputs else ()
+        numbers = self.table.add_all(inputs)
+        held: tuple[int, ...] = ()
+        if not self._last_outputs.issubset(numbers):
+            held = self._held_outputs(self._held(call_stack.frames_of_caller(1)), numbers)
         self.events.append(
             ReplayCall(
                 path=layer.path,
@@ -128,7 +131,7 @@ class ModuleRecorder:
                 span=span,
                 before_kernel=len(self.kernels),
                 tensors=pairs,
-                held=self._held_outputs(held, self.table.add_all(inputs)),
+                held=held,
                 is_first=self._layers.add_replay(layer.path),
             )
         )

@@ -193,48 +193,50 @@ class Recorder(ModuleRecorder):
         arguments = fused_kernels.AttentionArguments(*args, **kwargs)
         with self._paused():
             output = fused_kernels.fused_attention(arguments)
-        outputs = (self.table.add(output),)
-        owner = self._owner("scaled_dot_product_attention")
-        inputs = self.table.add_all(arguments[:4])
-        count = flops.attention_flops(arguments)
-        name, causal = fused_kernels.ATTENTION, arguments.is_causal
-        self._add(owner, _one_kernel(name, inputs, outputs, outputs, count, causal=causal))
+        with unrecorded():
+            outputs = (self.table.add(output),)
+            owner = self._owner("scaled_dot_product_attention")
+            inputs = self.table.add_all(arguments[:4])
+            count = flops.attention_flops(arguments)
+            name, causal = fused_kernels.ATTENTION, arguments.is_causal
+            self._add(owner, _one_kernel(name, inputs, outputs, outputs, count, causal=causal))
         return output
 
     def _flex_attention(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         with self._paused():
             output = func(*args, **kwargs)
-        attended = (self.table.add(output[0]),)
-        owner = self._owner(FLEX_ATTENTION)
-        inputs = self.table.add_all((args, kwargs))
-        whole = flops.attention_flops(fused_kernels.AttentionArguments(*args[:3]))
         with unrecorded():
+            attended = (self.table.add(output[0]),)
+            owner = self._owner(FLEX_ATTENTION)
+            inputs = self.table.add_all((args, kwargs))
+            whole = flops.attention_flops(fused_kernels.AttentionArguments(*args[:3]))
             count = round(whole * self.computed_share(args[4]))
-        self._add(owner, _one_kernel(fused_kernels.FLEX, inputs, attended, attended, count))
+            self._add(owner, _one_kernel(fused_kernels.FLEX, inputs, attended, attended, count))
         return output
 
     def _recurrent(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         with self._paused():
             output = func(*args, **kwargs)
-        outputs = self.table.add_all(output)
-        owner = self._owner(func.__name__)
-        inputs = self.table.add_all((args, kwargs))
-        arguments = fused_kernels.recurrent_arguments(args, kwargs)
-        name, count = (
-            fused_kernels.recurrent_kernel(func, arguments),
-            flops.recurrent_flops(arguments),
-        )
-        self._add(owner, _one_kernel(name, inputs, outputs, outputs, count))
+        with unrecorded():
+            outputs = self.table.add_all(output)
+            owner = self._owner(func.__name__)
+            inputs = self.table.add_all((args, kwargs))
+            arguments = fused_kernels.recurrent_arguments(args, kwargs)
+            name = fused_kernels.recurrent_kernel(func, arguments)
+            count = flops.recurrent_flops(arguments)
+            self._add(owner, _one_kernel(name, inputs, outputs, outputs, count))
         return output
 
     def _collective(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         with self._paused():
             output = func(*args)
-        outputs = self.table.add_all(output)
-        owner = self._owner(func.__name__)
-        inputs = () if func is collectives.receive else self.table.add_all(args)
-        writes = () if func is collectives.send else outputs
-        self._add(owner, _one_kernel(collectives.KERNELS[func], inputs, outputs, writes, None))
+        with unrecorded():
+            outputs = self.table.add_all(output)
+            owner = self._owner(func.__name__)
+            inputs = () if func is collectives.receive else self.table.add_all(args)
+            writes = () if func is collectives.send else outputs
+            name = collectives.KERNELS[func]
+            self._add(owner, _one_kernel(name, inputs, outputs, writes, None))
         return output
 
 
