@@ -218,7 +218,8 @@ class _Pass:
             notes=tuple(dict.fromkeys(notes)),
             versions=dict(_versions()),
         )
-        of_pass = replace(trace, modules=(), parameters=())
+        # A replay names modules only, and the calls in it are in the record.
+        of_pass = replace(trace, modules=(), parameters=(), replays=())
         if hooks.are_names_printable and is_printable(of_pass):
             return trace
         return printable_record(trace)

@@ -122,7 +122,10 @@ def held_tensors(
     else:
         children = list(getattr(value, "__dict__", {}).items())
     for key, child in children:
-        yield from held_tensors(f"{name}.{key}", child, seen)
+        if type(child) is torch.Tensor:
+            yield f"{name}.{key}", child
+        elif type(child) not in _PLAIN:
+            yield from held_tensors(f"{name}.{key}", child, seen)
 
 
 class TensorTable:

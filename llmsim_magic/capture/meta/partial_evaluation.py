@@ -81,7 +81,10 @@ class PartialEvaluation:
 
     def is_known(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is on the host and nothing unknown was written into it."""
-        return not tensor.is_meta and tensor.untyped_storage()._cdata not in self._overwritten
+        if tensor.is_meta:
+            return False
+        overwritten = self._overwritten
+        return not overwritten or tensor.untyped_storage()._cdata not in overwritten
 
     def mark_overwritten(self, tensor: torch.Tensor) -> None:
         """Mark the values of a tensor as unknown, because unknown values were written into it."""
@@ -108,7 +111,7 @@ class PartialEvaluation:
 
     def is_check(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor was marked as a validity check."""
-        return tensor.untyped_storage()._cdata in self._checks
+        return bool(self._checks) and tensor.untyped_storage()._cdata in self._checks
 
     def mark_any(self, condition: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Mark an unknown boolean as whether any of some values is true.

@@ -79,7 +79,7 @@ class LayerSpan:
     in_helper: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False, kw_only=True)
 class ReplayCall:
     """A layer that was replayed instead of run.
 

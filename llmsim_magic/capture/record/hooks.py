@@ -74,6 +74,7 @@ class ModelHooks:
         if add_collectives is not None:
             add_collectives(model)
         self._paths = {module: path for path, module in model.named_modules()}
+        self._places = {module: place for place, module in enumerate(self._paths)}
         self._snapshot = Snapshot(self._paths)
 
     @cached_property
@@ -137,7 +138,7 @@ class ModelHooks:
         A tensor whose values are known, such as a table of angles, depends on no data.
         """
         paths = self._paths
-        ran = [module for module in paths if module in self._ran]
+        ran = sorted(self._ran & paths.keys(), key=self._places.__getitem__)
         found: dict[str, torch.Tensor] = {}
         for module, name, value, saved in self._snapshot.changed(ran):
             before = {id(tensor) for _, tensor in held_tensors(name, saved)}

@@ -120,10 +120,10 @@ class ModuleRecorder:
             self._caller()
         self.lists.start_section()
         pairs = tuple(self._layers.tensor_pairs(replayed))
-        numbers = self.table.add_all(inputs)
         held: tuple[int, ...] = ()
-        if not self._last_outputs.issubset(numbers):
-            held = self._held_outputs(self._held(call_stack.frames_of_caller(1)), numbers)
+        if not self._last_outputs.issubset(own for _, own in pairs[: replayed.inputs]):
+            held = self._held(call_stack.frames_of_caller(1))
+            held = self._held_outputs(held, self.table.add_all(inputs))
         self.events.append(
             ReplayCall(
                 path=layer.path,

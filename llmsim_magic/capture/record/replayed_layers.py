@@ -47,9 +47,10 @@ class ReplayedLayers:
         numbers = self._numbers.setdefault(replayed.run, {})
         counterparts: dict[int, torch.Tensor] = {}  # by number of the storage in the run layer
         for tensor, counterpart in replayed.tensors:
-            if id(tensor) not in numbers:
-                numbers[id(tensor)] = (table.add(tensor), tensor)
-            number = numbers[id(tensor)][0]
+            known = numbers.get(id(tensor))
+            if known is None:
+                known = numbers[id(tensor)] = (table.add(tensor), tensor)
+            number = known[0]
             if tensor is counterpart:
                 yield number, number
                 continue

@@ -23,10 +23,16 @@ class CannotReplay(Exception):
 
 
 class ArgumentKey:
-    """Computes a key of arguments that is equal for equal arguments of two layers."""
+    """Computes a key of arguments that is equal for equal arguments of two layers.
 
-    def __init__(self, evaluation: PartialEvaluation) -> None:
+    Args:
+        evaluation: The partial evaluation of the pass, which knows the values of tensors.
+        known: Values on the host that earlier keys describe, by the id of their tensors.
+    """
+
+    def __init__(self, evaluation: PartialEvaluation, known: Mapping[int, "HostValues"]) -> None:
         self._evaluation = evaluation
+        self._known = known
         self.tensors: list[torch.Tensor] = []
         self.states: list[Any] = []
         self.host_values: list[HostValues] = []
@@ -58,14 +64,20 @@ class ArgumentKey:
         start = int(tensor.storage_offset()) * tensor.itemsize
         alias, first = self._storages.setdefault(storage, (len(self._storages), start))
         evaluation = self._evaluation
-        values = None
-        if not tensor.is_meta:
-            values = HostValues(tensor, evaluation.is_known(tensor))
-            self.host_values.append(values)
+        values = None if tensor.is_meta else self._values(tensor)
         # Each layer may get a slice of one tensor: only the places in a storage that two arguments
         # have to each other matter.
         place = (alias, start - first, tensor.shape, tensor.stride(), tensor.dtype)
         return (values, evaluation.is_check(tensor), *place)
+
+    def _values(self, tensor: torch.Tensor) -> "HostValues":
+        """Values on the host, as the object that described them before if they are the same."""
+        values = HostValues(tensor, self._evaluation.is_known(tensor))
+        known = self._known.get(id(tensor))
+        if known is not None and known.is_unchanged(values):
+            values = known
+        self.host_values.append(values)
+        return values
 
 
 class HostValues:
@@ -74,24 +86,34 @@ class HostValues:
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, tensor: torch.Tensor, is_known: bool) -> None:
-        self._tensor = tensor
+        self.tensor = tensor
         self._version = version(tensor)
+        self._layout = layout(tensor)
         self._is_known = is_known
         self._digest: bytes | None = None
+
+    def is_unchanged(self, now: "HostValues") -> bool:
+        """Whether the same tensor, described once more, still has these values."""
+        return (
+            self.tensor is now.tensor
+            and self._version == now._version
+            and self._layout == now._layout
+            and self._is_known is now._is_known
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, HostValues) or self._is_known is not other._is_known:
             return False
-        mine, its = self._tensor, other._tensor
+        mine, its = self.tensor, other.tensor
         if not self._is_known:
             return True  # nothing reads values that are unknown
         is_same = mine.untyped_storage()._cdata == its.untyped_storage()._cdata
-        if is_same and layout(mine) == layout(its) and self._version == other._version:
+        if is_same and self._layout == other._layout and self._version == other._version:
             return True
         return self.digest() is not None and self.digest() == other.digest()
 
     def digest(self) -> bytes | None:
         """A digest of the values when the call was described; None if it is too late to know."""
-        if self._digest is None and self._version == version(self._tensor):
-            self._digest = blake2b(values_in(self._tensor)).digest()
+        if self._digest is None and self._version == version(self.tensor):
+            self._digest = blake2b(values_in(self.tensor)).digest()
         return self._digest

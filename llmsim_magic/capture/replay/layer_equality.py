@@ -8,7 +8,7 @@ attribute shows, such as a global variable that a forward changes, are assumed n
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
@@ -53,7 +53,7 @@ class LayerCall:
     states: list[Any]
     state_keys: list[Any]
     all_tensors: list[torch.Tensor]
-    host_values: list["HostValues"]
+    host_values: list[HostValues]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -76,26 +76,33 @@ class Run:
     places: dict[int, int] = field(init=False)
     storages: dict[int, int] = field(init=False)
 
+    addresses: list[int] = field(init=False)
+
     def __post_init__(self) -> None:
         tensors = self.call.all_tensors
         self.places = {id(tensor): place for place, tensor in enumerate(tensors)}
-        self.storages = {
-            tensor.untyped_storage()._cdata: place for place, tensor in enumerate(tensors)
-        }
+        self.addresses = [tensor.untyped_storage()._cdata for tensor in tensors]
+        self.storages = {address: place for place, address in enumerate(self.addresses)}
 
 
-def describe_call(evaluation: PartialEvaluation, layer: Layer, arguments: Any) -> LayerCall | None:
+def describe_call(
+    evaluation: PartialEvaluation,
+    layer: Layer,
+    arguments: Any,
+    known: Mapping[int, HostValues],
+) -> LayerCall | None:
     """Describe a call of a layer.
 
     Args:
         evaluation: The partial evaluation of the pass, which knows the values of tensors.
         layer: The layer that is called.
         arguments: Its positional and keyword arguments, as one tuple.
+        known: Values on the host in the arguments of earlier runs, by the id of their tensors.
 
     Returns:
         The description; None if the arguments cannot be compared, such as iterators.
     """
-    described = ArgumentKey(evaluation)
+    described = ArgumentKey(evaluation, known)
     args, keywords = list(arguments[0]), dict(arguments[1])
     indices, offset = _take_indices(layer, args, keywords)
     numbers = tuple(number + offset for number in layer.numbers)
@@ -148,9 +155,12 @@ def shifts(run: Run, call: LayerCall) -> dict[int, int]:
             and of an argument may.
     """
     found: dict[int, int] = {}
-    for ran, mine in zip(run.call.all_tensors, call.all_tensors, strict=True):
-        shift = int(mine.storage_offset() - ran.storage_offset()) * ran.itemsize
-        if found.setdefault(ran.untyped_storage()._cdata, shift) != shift:
+    tensors = zip(run.call.all_tensors, call.all_tensors, run.addresses, strict=True)
+    for ran, mine, address in tensors:
+        shift = 0
+        if ran is not mine:
+            shift = int(mine.storage_offset() - ran.storage_offset()) * ran.itemsize
+        if found.setdefault(address, shift) != shift:
             raise CannotReplay
     return found
 
@@ -225,10 +235,8 @@ def _take_indices(layer: Layer, args: list[Any], keywords: dict[str, Any]) -> tu
     """
     indices: dict[str, int | None] = {}
     offset = 0
-    for name, given, key in list(_named(layer, args, keywords)):
+    for name, given, key in _named_integers(layer, args, keywords):
         value = given[key]
-        if type(value) is not int:
-            continue
         if INDEX.search(name) and value in layer.numbers:
             indices[name] = layer.numbers.index(value)
             given[key] = None
@@ -238,13 +246,19 @@ def _take_indices(layer: Layer, args: list[Any], keywords: dict[str, Any]) -> tu
     return indices, offset
 
 
-def _named(
+def _named_integers(
     layer: Layer, args: list[Any], keywords: dict[str, Any]
-) -> Iterator[tuple[str, Any, Any]]:
-    """The name, the collection and the key of each argument of which the name is known."""
-    if layer.arguments is not None:
-        yield from ((name, args, place) for place, name in enumerate(layer.arguments[: len(args)]))
-        yield from ((name, keywords, name) for name in keywords)
+) -> list[tuple[str, Any, Any]]:
+    """The name, the collection and the key of each integer argument, if names are known."""
+    if layer.arguments is None:
+        return []
+    named: list[tuple[str, Any, Any]] = [
+        (name, args, place)
+        for place, (name, value) in enumerate(zip(layer.arguments, args, strict=False))
+        if type(value) is int
+    ]
+    named += [(name, keywords, name) for name, value in keywords.items() if type(value) is int]
+    return named
 
 
 def _module_contents(module: torch.nn.Module) -> list[Any]:

@@ -27,7 +27,9 @@ class StatePart:
 
     def key(self) -> Any:
         """A key that is equal for the equal part of another layer."""
-        return self.build, list(map(_leaf_key, self.leaves))
+        return self.build, [
+            leaf if type(leaf) in PLAIN_TYPES else _leaf_key(leaf) for leaf in self.leaves
+        ]
 
     def contents(self) -> list[Any]:
         """A flat list to compare with `is_same`, which includes the versions of tensors."""
@@ -76,14 +78,23 @@ class StateParts:
         ):
             part.build.append(kind)
             self._open_objects.append(id(value))
-            for name, item in vars(value).items():
-                part.build.append(name)
-                self._take(item, part, number)
+            self._take_named(vars(value), part, number)
             self._open_objects.pop()
             part.build.append(_END)
         else:
             part.build.append(_LEAF)
             part.leaves.append(value)
+
+    def _take_named(self, items: dict[Any, Any], part: StatePart, number: int | None) -> None:
+        build, leaves = part.build, part.leaves
+        for name, item in items.items():
+            kind = type(item)
+            build.append(name)
+            if kind is torch.Tensor or kind in PLAIN_TYPES:  # most are; one call less for each
+                build.append(_LEAF)
+                leaves.append(item)
+            else:
+                self._take(item, part, number)
 
     def _take_items(self, value: Any, part: StatePart, number: int | None) -> None:
         part.build.append(type(value))

@@ -13,7 +13,7 @@ import torch
 
 from llmsim_magic.capture.kernels.tensors import unrecorded
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
-from llmsim_magic.capture.replay.argument_key import CannotReplay
+from llmsim_magic.capture.replay.argument_key import CannotReplay, HostValues
 from llmsim_magic.capture.replay.layer_equality import (
     LayerCall,
     Run,
@@ -28,13 +28,17 @@ from llmsim_magic.capture.replay.layer_state import PLAIN_TYPES, SHARED_TYPES, S
 TensorPair = tuple[torch.Tensor, torch.Tensor]  # of the layer that ran, and of the replayed one
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Replayed:
-    """The output of a layer that did not run, the run that it repeats, and their tensor pairs."""
+    """The output of a layer that did not run, the run that it repeats, and their tensor pairs.
+
+    The first `inputs` pairs are those of the arguments.
+    """
 
     output: Any
     run: Run
     tensors: list[TensorPair]
+    inputs: int
 
 
 class Replayer:
@@ -43,6 +47,7 @@ class Replayer:
     def __init__(self, evaluation: PartialEvaluation) -> None:
         self._evaluation = evaluation
         self._runs: dict[int, list[Run]] = {}
+        self._known: dict[int, HostValues] = {}  # in the runs' arguments, which hold the tensors
 
     def replay(self, layer: Layer, args: Any, kwargs: Any) -> Replayed | None:
         """Replay a layer from an earlier run.
@@ -56,7 +61,7 @@ class Replayer:
             Its output, or None if no earlier run is provably equal and the layer has to run.
         """
         runs = self._runs.get(layer.kind)
-        call = describe_call(self._evaluation, layer, (args, kwargs)) if runs else None
+        call = self._described(layer, (args, kwargs)) if runs else None
         for run in runs or ():
             if call is not None and is_same_call(run, call):
                 return _OutputCopier(self._evaluation, run, call).replayed()
@@ -77,7 +82,7 @@ class Replayer:
             Its output, and its run if equal layers can be replayed from it.
         """
         with unrecorded():
-            call = describe_call(self._evaluation, layer, (args, kwargs))
+            call = self._described(layer, (args, kwargs))
             before = None if call is None else StateBeforeLayer(layer, call)
         assumed = self._evaluation.assumed.copy()
         output = forward(*args, **kwargs)
@@ -85,7 +90,7 @@ class Replayer:
             if (
                 call is None
                 or before is None
-                or not before.is_unchanged(describe_call(self._evaluation, layer, call.arguments))
+                or not before.is_unchanged(self._described(layer, call.arguments))
             ):
                 return output, None
             try:
@@ -109,7 +114,11 @@ class Replayer:
                 assumed=new,
             )
             self._runs.setdefault(layer.kind, []).append(run)
+            self._known |= {id(values.tensor): values for values in call.host_values}
         return output, run
+
+    def _described(self, layer: Layer, arguments: Any) -> LayerCall | None:
+        return describe_call(self._evaluation, layer, arguments, self._known)
 
 
 class UnrecordedPass:
@@ -162,7 +171,7 @@ class _OutputCopier:
             *zip(self._run.call.all_tensors, self._tensors, strict=True),
             *self._copies.values(),
         ]
-        return Replayed(output, self._run, pairs)
+        return Replayed(output, self._run, pairs, len(self._call.tensors))
 
     def _write_on_host(self) -> None:
         for index, values in self._run.host_writes.items():

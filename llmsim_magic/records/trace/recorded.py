@@ -137,8 +137,7 @@ class Record:
         return [self.tensors[index].shape for index in tensors]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replay:
+class Replay(Struct, frozen=True, kw_only=True, gc=False):
     """A layer that repeats a recorded layer and was therefore not run.
 
     The layer `path` repeats the layer `of`: its operators from `operators[0]` to before

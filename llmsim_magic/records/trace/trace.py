@@ -52,8 +52,7 @@ class Parameter:
         return self.numel * self.itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class CacheSlot:
+class CacheSlot(msgspec.Struct, frozen=True, gc=False):
     """One tensor of the cache or recurrent state after the pass."""
 
     name: str
