@@ -1,6 +1,6 @@
 """Write out replayed layers as if they had been run and recorded."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -16,9 +16,8 @@ from llmsim_magic.records.trace.recorded import (
     Tensor,
 )
 
-Key = (
-    int | str | tuple[int, int]
-)  # a recorded storage, a replayed layer's parameter, or its local storage
+Key = int | str  # a recorded storage, or a replayed layer's parameter
+Range = tuple[int, int]
 
 
 def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
@@ -26,21 +25,29 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
     written = _UnrolledRecord(record)
     here = _LayerInstance(written)
     places = [
-        (replay, _LayerInstance(written, replay, place, own))
-        for place, (replay, own) in enumerate(_with_local_storages(record, replays))
+        (replay, _LayerInstance(written, replay, own))
+        for replay, own in _with_local_storages(record, replays)
     ]
-    operators: list[tuple[_LayerInstance, Operator]] = []
-    for place, order in _steps(record.operators, here, places, "operator"):
-        place.orders[order] = len(operators)
-        operators.append((place, record.operators[order]))
+    in_order = list(_segments(len(record.operators), here, places, "operator"))
+    count = 0
+    for place, (first, last) in in_order:
+        place.orders |= zip(range(first, last), range(count, count + last - first), strict=True)
+        count += last - first
     place_of = {id(replay): place for replay, place in [(None, here), *places]}
+    parts = _Parts(record)
     kernels = [
-        place.kernel(record.kernels[number])
-        for place, number in _steps(record.kernels, here, places, "kernel")
+        kernel
+        for place, bounds in _segments(len(record.kernels), here, places, "kernel")
+        for kernel in place.kernels(parts.kernels(bounds))
+    ]
+    operators = [
+        operator
+        for place, bounds in in_order
+        for operator in place.operators(parts.operators(bounds))
     ]
     return Record(
         kernels=tuple(kernels),
-        operators=tuple(place.operator(operator) for place, operator in operators),
+        operators=tuple(operators),
         calls=tuple(
             place_of[id(called.replay)].calls(path, called, here)
             for path, called in sorted(module_calls(record, replays).items(), key=itemgetter(0))
@@ -54,18 +61,67 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
 Instances = list[tuple[Replay, "_LayerInstance"]]
 
 
-def _steps(
-    recorded: tuple[object, ...], here: "_LayerInstance", places: Instances, what: str
-) -> Iterator[tuple["_LayerInstance", int]]:
-    """Every operator, or kernel, of the pass as its layer instance and recorded index."""
+def _segments(
+    count: int, here: "_LayerInstance", places: Instances, what: str
+) -> Iterator[tuple["_LayerInstance", Range]]:
+    """The operators, or kernels, of the pass as ranges of recorded ones with their instances."""
     done = 0
     for replay, place in places:
         before: int = getattr(replay, f"before_{what}")
-        first, last = getattr(replay, f"{what}s")
-        yield from ((here, number) for number in range(done, before))
-        yield from ((place, number) for number in range(first, last))
+        if done < before:
+            yield here, (done, before)
+        yield place, getattr(replay, f"{what}s")
         done = before
-    yield from ((here, number) for number in range(done, len(recorded)))
+    yield here, (done, count)
+
+
+class _Rows:
+    """Tensors of consecutive kernels or operators, which each layer instance numbers anew.
+
+    Args:
+        rows: For each kernel or operator, the recorded tensors of each of its fields.
+    """
+
+    def __init__(self, rows: Iterable[tuple[tuple[int, ...], ...]]) -> None:
+        self.tensors: list[int] = []
+        self._places: list[list[slice]] = []
+        for row in rows:
+            places: list[slice] = []
+            for tensors in row:
+                first = len(self.tensors)
+                self.tensors += tensors
+                places.append(slice(first, len(self.tensors)))
+            self._places.append(places)
+        self.distinct = tuple(dict.fromkeys(self.tensors))
+
+    def split(self, numbers: tuple[int, ...]) -> Iterator[list[tuple[int, ...]]]:
+        """The fields of each kernel or operator, of the numbers of all `tensors`."""
+        return ([numbers[place] for place in places] for places in self._places)
+
+
+class _Parts:
+    """The recorded kernels and operators of each range, prepared once for all its replays."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._kernels: dict[Range, tuple[Sequence[Kernel], _Rows]] = {}
+        self._operators: dict[Range, tuple[Sequence[Operator], _Rows]] = {}
+
+    def kernels(self, bounds: Range) -> tuple[Sequence[Kernel], _Rows]:
+        found = self._kernels.get(bounds)
+        if found is None:
+            kernels = self._record.kernels[slice(*bounds)]
+            rows = _Rows((each.inputs, each.outputs, each.writes, each.held) for each in kernels)
+            found = self._kernels[bounds] = kernels, rows
+        return found
+
+    def operators(self, bounds: Range) -> tuple[Sequence[Operator], _Rows]:
+        found = self._operators.get(bounds)
+        if found is None:
+            operators = self._record.operators[slice(*bounds)]
+            rows = _Rows((each.inputs, each.outputs, each.held) for each in operators)
+            found = self._operators[bounds] = operators, rows
+        return found
 
 
 @dataclass(slots=True)
@@ -134,15 +190,18 @@ class _UnrolledRecord:
         place = (key, tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
         number = self._numbers.get(place)
         if number is None:
-            number = self._numbers[place] = self.add(tensor, key, storage)
+            home = self._storage_numbers.setdefault(key, len(self.storages))
+            if home == len(self.storages):
+                self.storages.append(storage)
+            number = self._numbers[place] = self.add(tensor, home)
         return number
 
-    def add(self, tensor: Tensor, key: Key, storage: Storage) -> int:
-        home = self._storage_numbers.setdefault(key, len(self.storages))
-        if home == len(self.storages):
-            self.storages.append(storage)
+    def add(self, tensor: Tensor, storage: int) -> int:
+        """Add a tensor on a storage of the unrolled record, and return its number."""
         self.tensors.append(
-            Tensor(tensor.shape, tensor.dtype, tensor.itemsize, home, tensor.offset, tensor.strides)
+            Tensor(
+                tensor.shape, tensor.dtype, tensor.itemsize, storage, tensor.offset, tensor.strides
+            )
         )
         return len(self.tensors) - 1
 
@@ -154,45 +213,58 @@ class _LayerInstance:
         self,
         written: _UnrolledRecord,
         replay: Replay | None = None,
-        place: int = 0,
         own: frozenset[int] = frozenset(),
     ) -> None:
         self.orders: dict[int, int] = {}
         self._written = written
         self._replay = replay
-        self._place = place
-        self._own = own
         self._known: dict[int, int] = {}
         self._boundary_tensors = dict(replay.tensors) if replay else {}
         self._storages = replay.map_storages(written.record.tensors) if replay else {}
+        self._own = own.difference(self._storages)
+        self._own_numbers: dict[int, int] = {}
 
-    def numbers(self, tensors: Iterable[int]) -> tuple[int, ...]:
-        known = self._known
-        return tuple([known[index] if index in known else self._number(index) for index in tensors])
+    def numbers(self, tensors: Sequence[int]) -> tuple[int, ...]:
+        if not tensors:
+            return ()
+        self._add(tensors)
+        return tuple(map(self._known.__getitem__, tensors))
 
-    def kernel(self, kernel: Kernel) -> Kernel:
-        inputs, outputs = self.numbers(kernel.inputs), self.numbers(kernel.outputs)
-        return Kernel(
-            kernel.name,
-            None if kernel.operator is None else self.orders[kernel.operator],
-            inputs,
-            outputs,
-            outputs if kernel.writes is kernel.outputs else self.numbers(kernel.writes),
-            kernel.is_view,
-            kernel.pointwise,
-            kernel.causal,
-            kernel.flops,
-            self.numbers(kernel.held),
-        )
+    def _row_numbers(self, rows: _Rows) -> Iterator[list[tuple[int, ...]]]:
+        self._add(rows.distinct)
+        return rows.split(tuple(map(self._known.__getitem__, rows.tensors)))
 
-    def operator(self, operator: Operator) -> Operator:
-        return replace(
-            operator,
-            path=self._path(operator.path),
-            inputs=self.numbers(operator.inputs),
-            outputs=self.numbers(operator.outputs),
-            held=self.numbers(operator.held),
-        )
+    def kernels(self, part: tuple[Sequence[Kernel], _Rows]) -> list[Kernel]:
+        orders = self.orders
+        numbers = self._row_numbers(part[1])
+        return [
+            Kernel(
+                kernel.name,
+                None if kernel.operator is None else orders[kernel.operator],
+                inputs,
+                outputs,
+                writes,
+                kernel.is_view,
+                kernel.pointwise,
+                kernel.causal,
+                kernel.flops,
+                held,
+            )
+            for kernel, (inputs, outputs, writes, held) in zip(part[0], numbers, strict=True)
+        ]
+
+    def operators(self, part: tuple[Sequence[Operator], _Rows]) -> Iterator[Operator]:
+        numbers = self._row_numbers(part[1])
+        for operator, (inputs, outputs, held) in zip(part[0], numbers, strict=True):
+            yield Operator(
+                self._path(operator.path),
+                operator.op,
+                operator.kind,
+                inputs,
+                outputs,
+                operator.source,
+                held,
+            )
 
     def calls(self, path: str, called: ModuleCalls, here: "_LayerInstance") -> Calls:
         """The calls of a module; `here` maps tensors outside replayed layers."""
@@ -207,15 +279,29 @@ class _LayerInstance:
     def _path(self, path: str) -> str:
         return self._replay.map_path(path) if self._replay else path
 
+    def _add(self, tensors: Iterable[int]) -> None:
+        """Number recorded tensors that have no number yet."""
+        known, written, own = self._known, self._written, self._own_numbers
+        recorded, storages = written.record.tensors, written.storages
+        for index in tensors:
+            if index in known:
+                continue
+            tensor = recorded[index]
+            storage = tensor.storage
+            if storage in self._own and index not in self._boundary_tensors:
+                if storage not in own:
+                    own[storage] = len(storages)
+                    storages.append(written.record.storages[storage])
+                known[index] = written.add(tensor, own[storage])
+            else:
+                known[index] = self._number(index)
+
     def _number(self, index: int) -> int:
         tensor = self._written.record.tensors[self._boundary_tensors.get(index, index)]
         is_boundary = index in self._boundary_tensors
         if not is_boundary and tensor.storage in self._storages:
             tensor = tensor.shifted(self._storages[tensor.storage][1])
-        key, storage = self._storage(tensor.storage, is_boundary)
-        add = self._written.add if isinstance(key, tuple) else self._written.number
-        number = self._known[index] = add(tensor, key, storage)
-        return number
+        return self._written.number(tensor, *self._storage(tensor.storage, is_boundary))
 
     def _storage(self, number: int, is_boundary: bool) -> tuple[Key, Storage]:
         record = self._written.record
@@ -225,8 +311,6 @@ class _LayerInstance:
         if number in self._storages:
             other, _ = self._storages[number]
             return other, record.storages[other]
-        if number in self._own:
-            return (self._place, number), storage
         if storage.name is not None and storage.role in ("parameter", "buffer"):
             name = self._replay.map_path(storage.name)
             known = self._written.named.get(name)
