@@ -20,7 +20,6 @@ from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEva
 from llmsim_magic.capture.modalities.model_inputs import ModelInputs
 from llmsim_magic.capture.modalities.signature import parameters
 from llmsim_magic.capture.models.meta_model import MetaModel
-from llmsim_magic.capture.record.dispatch_modes import dispatch_modes
 from llmsim_magic.capture.record.recorder import Recorder
 from llmsim_magic.capture.replay.replay import Replayer, UnrecordedPass
 from llmsim_magic.records.errors import NoDecode
@@ -191,7 +190,7 @@ def _run_prefill_that_keeps(
         evaluating_partially(progress=progress) as evaluation,
         saving_encoder_outputs(model) as saved,
         hooks.reporting_to(recorder),
-        dispatch_modes(recorder),
+        evaluation.reporting_to(recorder),
     ):
         evaluation.on_retry = recorder.drop_function
         output = call_model(model, (), inputs.keywords)

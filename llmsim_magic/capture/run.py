@@ -41,7 +41,6 @@ from llmsim_magic.capture.prime_decode_cache import (
     primed_cache,
 )
 from llmsim_magic.capture.record.assemble_operators import assemble_operators
-from llmsim_magic.capture.record.dispatch_modes import dispatch_modes
 from llmsim_magic.capture.record.inference_kernels import inference_kernel_notes
 from llmsim_magic.capture.record.recorder import Recorder
 from llmsim_magic.capture.replay.replay import Replayer
@@ -178,7 +177,7 @@ class _Pass:
             recorder.computed_share = partial(computed_share, evaluation)
             with unrecorded():
                 _name_storages(recorder, _by_name(model.forward, args) | keywords, kept)
-            with hooks.reporting_to(recorder), dispatch_modes(recorder):
+            with hooks.reporting_to(recorder), evaluation.reporting_to(recorder):
                 output = call_model(model, args, keywords)
             if is_huggingface(model):
                 left = hooks.kept_tensors()

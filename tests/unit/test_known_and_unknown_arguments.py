@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_map
 import llmsim_magic as llmsim
 from llmsim_magic.capture.kernels.tensors import tensors_in
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
-from llmsim_magic.capture.record.dispatch_modes import dispatch_modes
 from llmsim_magic.capture.record.recorder import Recorder
 from tests.helpers.real_forward import really_run, shapes_in
 
@@ -167,7 +166,7 @@ def _trace(function: Callable[..., Any], sample: Any, unknown: frozenset[int]) -
     with evaluating_partially() as evaluation:
         recorder = Recorder({})
         evaluation.on_retry = recorder.drop_function
-        with dispatch_modes(recorder):
+        with evaluation.reporting_to(recorder):
             return _results(function(*args, **kwargs))
 
 

@@ -69,8 +69,19 @@ class _KernelMode(TorchDispatchMode):
     ) -> Any:
         if self._stopped():
             raise KeyboardInterrupt  # model code that catches Exception does not catch this
+        kwargs, listener = kwargs or {}, self._evaluation.listener
+        if listener is None:
+            with unrecorded():
+                return self._run(func, args, dict(kwargs))
+        if facts(func).is_composite:
+            with self:
+                out = decompose(func, args, kwargs, listener.move_to_meta)
+            if out is not NotImplemented:
+                return out
         with unrecorded():
-            return self._run(func, args, dict(kwargs or {}))
+            out = self._run(func, args, dict(kwargs))
+            listener.kernel(func, args, kwargs, out)
+        return out
 
     def _run(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
         self._progress.kernels += 1
@@ -196,9 +207,19 @@ class _FunctionMode(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         keywords = dict(kwargs or {})
-        _refuse_structures(types)
+        if types:
+            _refuse_structures(types)
         if func in _SIZES:
             return func(*args)
+        listener = self._evaluation.listener
+        if listener is None or getattr(func, "__name__", None) == "__get__":
+            return self._run(func, args, keywords)
+        if (function := in_python(func)) is not None:
+            with self:
+                return function(*args, **keywords)
+        return listener.call(func, args, keywords, self._run)
+
+    def _run(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
         func, args, keywords = without_accelerator(func, args, keywords)
         if func in _TO_PYTHON:
             return _to_python(self._evaluation, func, args, keywords)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -35,6 +35,18 @@ class Progress:
     kernels: int = 0
 
 
+class PassListener(Protocol):
+    """Sees each function and kernel of an evaluated pass."""
+
+    def call(
+        self, func: Any, args: Any, kwargs: Any, run: Callable[[Any, Any, Any], Any]
+    ) -> Any: ...
+
+    def kernel(self, func: Any, args: Any, kwargs: Any, out: Any) -> None: ...
+
+    def move_to_meta(self, tensor: torch.Tensor) -> torch.Tensor: ...
+
+
 class PartialEvaluation:
     """The state of a partial evaluation: values that are known, and assumptions about others.
 
@@ -49,6 +61,7 @@ class PartialEvaluation:
         assumed: How many modules needed each assumption about values that depend on data.
         on_retry: Called when a torch function has failed and is about to run again.
         creates_on_meta: Whether tensors that are created on `meta`, such as zeros, stay there.
+        listener: Runs each function that is called and sees each kernel that has run, if set.
     """
 
     def __init__(self, before: "PartialEvaluation | None" = None) -> None:
@@ -56,6 +69,7 @@ class PartialEvaluation:
         self._assumed_in: set[tuple[str, int]] = set()
         self.on_retry: Callable[[], None] = _do_nothing
         self.creates_on_meta = False
+        self.listener: PassListener | None = None
         self._accesses: Counter[Any] = Counter()
         # Storages are held, not only their addresses, so that no address is reused.
         self._overwritten: dict[int, torch.UntypedStorage] = {}
@@ -78,6 +92,20 @@ class PartialEvaluation:
             yield
         finally:
             self.creates_on_meta = before
+
+    @contextmanager
+    def reporting_to(self, listener: PassListener) -> Iterator[None]:
+        """Report each function and kernel in this context to a listener.
+
+        Args:
+            listener: Gets each call with a function that runs it, and each kernel that has run;
+                composite operators are decomposed first.
+        """
+        self.listener = listener
+        try:
+            yield
+        finally:
+            self.listener = None
 
     def is_known(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is on the host and nothing unknown was written into it."""

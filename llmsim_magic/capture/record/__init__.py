@@ -1,1 +1,1 @@
-"""Recording a forward pass: module hooks, dispatch modes, events, and operators made of them."""
+"""Recording a forward pass: module hooks, events, and operators made of them."""

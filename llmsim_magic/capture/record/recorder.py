@@ -1,6 +1,6 @@
 """Record every module call, function and kernel of a forward pass as it happens.
 
-`ModelHooks` reports module calls, the modes of `dispatch_modes.py` report functions and kernels.
+`ModelHooks` reports module calls, the modes of `evaluation_modes.py` report functions and kernels.
 A replayed layer is one event. `assemble_operators.py` makes operators of the events.
 """
 
@@ -19,6 +19,8 @@ from llmsim_magic.capture.record.events import FunctionCall, KernelCall, ModuleC
 from llmsim_magic.capture.record.module_recorder import ModuleRecorder
 from llmsim_magic.capture.replay.replay import Replayer
 from llmsim_magic.records.trace.recorded import Kernel, Role
+
+RunFunction = Callable[[Any, Any, Any], Any]
 
 
 class Recorder(ModuleRecorder):
@@ -42,8 +44,18 @@ class Recorder(ModuleRecorder):
         self._first = (0, 0)  # numbers of kernels and events before the function that runs
         self._is_paused = False
 
-    def call(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call a torch function and record its arguments and results if it runs any kernel."""
+    def call(self, func: Callable[..., Any], args: Any, kwargs: Any, run: RunFunction) -> Any:
+        """Call a torch function and record its arguments and results if it runs any kernel.
+
+        Args:
+            func: The function.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            run: Runs it.
+
+        Returns:
+            Its result.
+        """
         name = getattr(func, "__name__", type(func).__name__).strip("_")
         path = self._open[-1].path if self._open else ""
         call = self._function = FunctionCall(name=name, path=path)
@@ -53,13 +65,13 @@ class Recorder(ModuleRecorder):
             if func is scaled_dot_product_attention:
                 out = self._attention(args, kwargs)
             elif func in fused_kernels.RECURRENT:
-                out = self._recurrent(func, args, kwargs)
+                out = self._recurrent(func, args, kwargs, run)
             elif higher_order_name(func) == FLEX_ATTENTION:
-                out = self._flex_attention(func, args, kwargs)
+                out = self._flex_attention(func, args, kwargs, run)
             elif func in collectives.KERNELS:
-                out = self._collective(func, args)
+                out = self._collective(func, args, run)
             else:
-                out = func(*args, **kwargs)
+                out = run(func, args, kwargs)
         finally:
             self._function = None
         if len(self.kernels) > first:
@@ -202,9 +214,11 @@ class Recorder(ModuleRecorder):
             self._add(owner, _one_kernel(name, inputs, outputs, outputs, count, causal=causal))
         return output
 
-    def _flex_attention(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _flex_attention(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: RunFunction
+    ) -> Any:
         with self._paused():
-            output = func(*args, **kwargs)
+            output = run(func, args, kwargs)
         with unrecorded():
             attended = (self.table.add(output[0]),)
             owner = self._owner(FLEX_ATTENTION)
@@ -214,9 +228,11 @@ class Recorder(ModuleRecorder):
             self._add(owner, _one_kernel(fused_kernels.FLEX, inputs, attended, attended, count))
         return output
 
-    def _recurrent(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _recurrent(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: RunFunction
+    ) -> Any:
         with self._paused():
-            output = func(*args, **kwargs)
+            output = run(func, args, kwargs)
         with unrecorded():
             outputs = self.table.add_all(output)
             owner = self._owner(func.__name__)
@@ -227,9 +243,9 @@ class Recorder(ModuleRecorder):
             self._add(owner, _one_kernel(name, inputs, outputs, outputs, count))
         return output
 
-    def _collective(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    def _collective(self, func: Callable[..., Any], args: tuple[Any, ...], run: RunFunction) -> Any:
         with self._paused():
-            output = func(*args)
+            output = run(func, args, {})
         with unrecorded():
             outputs = self.table.add_all(output)
             owner = self._owner(func.__name__)
