@@ -43,6 +43,7 @@ class KernelFacts:
         name: Qualified name, such as `aten.mm.default`.
         mutated: The arguments that the kernel writes, by position, or by name where they are
             keyword-only. Empty for ops that change only a tensor's shape, such as `squeeze_`.
+        is_in_place: Whether it writes an argument, or changes only an argument's shape.
         is_pointwise: Whether it works element by element, also where torch does not tag it so.
         is_composite: Whether torch decomposes it into other kernels.
         is_allocation: Whether it creates a tensor without writing it.
@@ -56,6 +57,7 @@ class KernelFacts:
 
     name: str
     mutated: tuple[int | str, ...]
+    is_in_place: bool
     is_pointwise: bool
     is_composite: bool
     is_allocation: bool
@@ -70,17 +72,18 @@ class KernelFacts:
 def facts(func: Any) -> KernelFacts:
     """Return the facts about an `OpOverload`, read from its schema and tags."""
     schema = func._schema
-    mutated: list[int | str] = []
-    for position, argument in enumerate(schema.arguments):
-        is_written = argument.alias_info is not None and argument.alias_info.is_write
-        if is_written and torch.Tag.inplace_view not in func.tags:
-            mutated.append(argument.name if argument.kwarg_only else position)
+    written: list[int | str] = [
+        argument.name if argument.kwarg_only else position
+        for position, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
     is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"
     )
     return KernelFacts(
         name=str(func),
-        mutated=tuple(mutated),
+        mutated=() if torch.Tag.inplace_view in func.tags else tuple(written),
+        is_in_place=bool(written),
         is_pointwise=_is_pointwise(func),
         is_composite=is_composite,
         is_allocation=func._overloadpacket in _ALLOCATIONS,

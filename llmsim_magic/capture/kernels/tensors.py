@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 
@@ -141,6 +141,8 @@ class TensorTable:
         self.tensors: list[Tensor] = []
         self._owners = owners or {}
         self._numbers: dict[tuple[Any, ...], int] = {}
+        # Not held: torch copies the result of a factory function, by a kernel, if others hold it.
+        self._by_id: dict[int, tuple[ref[torch.Tensor], int]] = {}
         self._storages: list[torch.UntypedStorage] = []
         self._aliases: list[torch.UntypedStorage] = []
         self._storage_numbers: dict[int, int] = {}
@@ -153,10 +155,20 @@ class TensorTable:
         Raises:
             TypeError: The tensor has symbolic sizes.
         """
+        known = self._by_id.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
         storage = self.storage(tensor)
         key = (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         number = self._numbers.get(key)
-        return self._add_new(key) if number is None else number
+        if number is None:
+            number = self._add_new(key)
+        self._by_id[id(tensor)] = ref(tensor), number
+        return number
+
+    def forget_layouts(self) -> None:
+        """Look at the layout of each tensor again, because one may have changed in place."""
+        self._by_id.clear()
 
     def _add_new(self, key: tuple[Any, ...]) -> int:
         storage, offset, shape, strides, dtype = key
@@ -195,6 +207,7 @@ class TensorTable:
 
     def alias(self, tensor: torch.Tensor, other: torch.Tensor) -> None:
         """Give the storage of `tensor` the number of the storage of `other`."""
+        self.forget_layouts()
         storage = tensor.untyped_storage()
         self._aliases.append(storage)
         self._storage_numbers[storage._cdata] = self.storage(other)

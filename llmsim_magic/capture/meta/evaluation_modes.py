@@ -121,14 +121,14 @@ class _KernelMode(TorchDispatchMode):
                 return mutated[0] if returns else None
             if mutated:
                 return self._run_with_known_outputs(func, args, keywords)
-            args, keywords = tree_map(_to_meta, (args, keywords))
+            args, keywords = _on_meta((args, keywords))
         if keywords.get("device") is not None:
             keywords["device"] = META  # unknown values cannot be copied to the host
         return _CACHE.run(func, args, keywords)
 
     def _run_with_known_outputs(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
         """Runs a kernel that writes data into known tensors, and returns those it returns."""
-        meta_args, meta_keywords = tree_map(_to_meta, (args, keywords))
+        meta_args, meta_keywords = _on_meta((args, keywords))
         out = func(*meta_args, **meta_keywords)
         originals = {
             id(moved): given
@@ -144,7 +144,7 @@ class _KernelMode(TorchDispatchMode):
             self._evaluation.count_read()
         if facts(func).may_alias:
             return self._rng.run(func, args, keywords)
-        meta_args, meta_keywords = tree_map(_to_meta, (args, keywords))
+        meta_args, meta_keywords = _on_meta((args, keywords))
         if "device" in meta_keywords:
             meta_keywords = meta_keywords | {"device": META}
         try:
@@ -180,7 +180,13 @@ def _refuse_structures(types: Any) -> None:
         raise _refusal("masked tensors")
 
 
-def _to_meta(value: Any) -> Any:
+def _on_meta(value: Any) -> Any:
+    """The arguments of a kernel with every tensor on `meta`."""
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return kind([_on_meta(item) for item in value])
+    if kind is dict:
+        return {name: _on_meta(item) for name, item in value.items()}
     return value.to(META) if isinstance(value, torch.Tensor) else value
 
 

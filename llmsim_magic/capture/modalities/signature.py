@@ -5,7 +5,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import FunctionType, MethodType
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -97,13 +99,23 @@ class InputSpec:
         return torch.empty(shape, dtype=self.model.dtype, device=META)
 
 
-def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+# By the functions of methods: each pass asks for those of its model's forward several times.
+_of_methods: WeakKeyDictionary[Any, Mapping[str, inspect.Parameter]] = WeakKeyDictionary()
+
+
+def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """The named parameters of a function, without `*args` and `**kwargs`."""
-    return {
-        name: parameter
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    }
+    method = function.__func__ if isinstance(function, MethodType) else None
+    found = None if method is None else _of_methods.get(method)
+    if found is None:
+        found = {
+            name: parameter
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        }
+        if isinstance(method, FunctionType):
+            _of_methods[method] = found
+    return found
 
 
 def is_encoder_decoder(model: HuggingFaceModel) -> bool:

@@ -74,6 +74,8 @@ class Recorder(ModuleRecorder):
                 out = run(func, args, kwargs)
         finally:
             self._function = None
+            if name == "set":  # of an attribute, such as `data`
+                self.table.forget_layouts()
         if len(self.kernels) > first:
             with unrecorded():
                 call.inputs = self.table.add_all((args, kwargs))
@@ -118,10 +120,12 @@ class Recorder(ModuleRecorder):
             kwargs: Its keyword arguments.
             out: Its result.
         """
-        if self._is_paused:
-            return
         facts = kernel_facts.facts(func)
         table = self.table
+        if facts.is_in_place:
+            table.forget_layouts()
+        if self._is_paused:
+            return
         inputs = tuple(map(table.add, tensors_in((args, kwargs))))
         if not inputs and not tensors_in(out):
             return  # an annotation for torch's profiler
