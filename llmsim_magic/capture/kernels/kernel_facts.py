@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -68,9 +67,19 @@ class KernelFacts:
     generator_overload: Any
 
 
-@lru_cache(maxsize=4096)
+# By the id of their ops, which are held: an op's own hash is a function in Python.
+_known: dict[int, tuple[Any, KernelFacts]] = {}
+
+
 def facts(func: Any) -> KernelFacts:
     """Return the facts about an `OpOverload`, read from its schema and tags."""
+    found = _known.get(id(func))
+    if found is None:
+        found = _known[id(func)] = func, _read_facts(func)
+    return found[1]
+
+
+def _read_facts(func: Any) -> KernelFacts:
     schema = func._schema
     written: list[int | str] = [
         argument.name if argument.kwarg_only else position

@@ -121,7 +121,7 @@ class ModuleRecorder:
         self.lists.start_section()
         pairs = tuple(self._layers.tensor_pairs(replayed))
         held: tuple[int, ...] = ()
-        if not self._last_outputs.issubset(own for _, own in pairs[: replayed.inputs]):
+        if not self._last_outputs.issubset([own for _, own in pairs[: replayed.inputs]]):
             held = self._held(call_stack.frames_of_caller(1))
             held = self._held_outputs(held, self.table.add_all(inputs))
         self.events.append(

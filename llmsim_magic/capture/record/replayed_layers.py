@@ -1,7 +1,5 @@
 """Recording of replayed layers: spans of the layers they repeat, and pairs of tensors."""
 
-from collections.abc import Iterator
-
 import torch
 
 from llmsim_magic.capture.kernels.tensors import TensorTable
@@ -37,13 +35,13 @@ class ReplayedLayers:
         self._replayed.add(path)
         return is_first
 
-    def tensor_pairs(self, replayed: Replayed) -> Iterator[tuple[int, int]]:
-        """Yield the numbers of the run layer's tensors, each with its counterpart's.
+    def tensor_pairs(self, replayed: Replayed) -> list[tuple[int, int]]:
+        """Return the numbers of the run layer's tensors, each with its counterpart's.
 
         Counterparts of tensors that share a storage share a storage too, and are written if those
         are.
         """
-        table = self._table
+        table, found = self._table, []
         numbers = self._numbers.setdefault(replayed.run, {})
         counterparts: dict[int, torch.Tensor] = {}  # by number of the storage in the run layer
         for tensor, counterpart in replayed.tensors:
@@ -52,7 +50,7 @@ class ReplayedLayers:
                 known = numbers[id(tensor)] = (table.add(tensor), tensor)
             number = known[0]
             if tensor is counterpart:
-                yield number, number
+                found.append((number, number))
                 continue
             storage = table.tensors[number].storage
             if counterparts.setdefault(storage, counterpart) is not counterpart:
@@ -60,4 +58,5 @@ class ReplayedLayers:
             own = table.add(counterpart)
             if storage in table.written:
                 table.written.add(table.tensors[own].storage)
-            yield number, own
+            found.append((number, own))
+        return found

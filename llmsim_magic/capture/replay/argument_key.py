@@ -61,21 +61,21 @@ class ArgumentKey:
     def _tensor(self, tensor: torch.Tensor) -> Any:
         self.tensors.append(tensor)
         storage = tensor.untyped_storage()._cdata
-        start = int(tensor.storage_offset()) * tensor.itemsize
+        shape, strides, offset, dtype = placed = layout(tensor)
+        start = int(offset) * dtype.itemsize
         alias, first = self._storages.setdefault(storage, (len(self._storages), start))
-        evaluation = self._evaluation
-        values = None if tensor.is_meta else self._values(tensor)
+        values = None if tensor.is_meta else self._values(tensor, placed)
         # Each layer may get a slice of one tensor: only the places in a storage that two arguments
         # have to each other matter.
-        place = (alias, start - first, tensor.shape, tensor.stride(), tensor.dtype)
-        return (values, evaluation.is_check(tensor), *place)
+        is_check = self._evaluation.is_check(tensor)
+        return (values, is_check, alias, start - first, shape, strides, dtype)
 
-    def _values(self, tensor: torch.Tensor) -> "HostValues":
+    def _values(self, tensor: torch.Tensor, placed: tuple[Any, ...]) -> "HostValues":
         """Values on the host, as the object that described them before if they are the same."""
-        values = HostValues(tensor, self._evaluation.is_known(tensor))
-        known = self._known.get(id(tensor))
-        if known is not None and known.is_unchanged(values):
-            values = known
+        is_known = self._evaluation.is_known(tensor)
+        values = self._known.get(id(tensor))
+        if values is None or not values.describes(tensor, placed, is_known=is_known):
+            values = HostValues(tensor, placed, is_known=is_known)
         self.host_values.append(values)
         return values
 
@@ -85,20 +85,20 @@ class HostValues:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, tensor: torch.Tensor, is_known: bool) -> None:
+    def __init__(self, tensor: torch.Tensor, placed: tuple[Any, ...], *, is_known: bool) -> None:
         self.tensor = tensor
         self._version = version(tensor)
-        self._layout = layout(tensor)
+        self._layout = placed
         self._is_known = is_known
         self._digest: bytes | None = None
 
-    def is_unchanged(self, now: "HostValues") -> bool:
-        """Whether the same tensor, described once more, still has these values."""
+    def describes(self, tensor: torch.Tensor, placed: tuple[Any, ...], *, is_known: bool) -> bool:
+        """Whether these are still the values of a tensor, with its layout now."""
         return (
-            self.tensor is now.tensor
-            and self._version == now._version
-            and self._layout == now._layout
-            and self._is_known is now._is_known
+            self.tensor is tensor
+            and self._version == version(tensor)
+            and self._layout == placed
+            and self._is_known is is_known
         )
 
     def __eq__(self, other: object) -> bool:
