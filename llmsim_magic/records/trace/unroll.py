@@ -38,12 +38,12 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
     kernels = [
         kernel
         for place, bounds in _segments(len(record.kernels), here, places, "kernel")
-        for kernel in place.kernels(parts.kernels(bounds))
+        for kernel in place.kernels(*parts.kernels(bounds))
     ]
     operators = [
         operator
         for place, bounds in in_order
-        for operator in place.operators(parts.operators(bounds))
+        for operator in place.operators(*parts.operators(bounds))
     ]
     return Record(
         kernels=tuple(kernels),
@@ -80,23 +80,24 @@ class _Rows:
 
     Args:
         rows: For each kernel or operator, the recorded tensors of each of its fields.
+
+    Attributes:
+        tensors: The tensors of all fields, one after another.
+        fields: For each kernel or operator, the place of each of its fields in `tensors`.
+        distinct: Each tensor once, in the order of their first use.
     """
 
     def __init__(self, rows: Iterable[tuple[tuple[int, ...], ...]]) -> None:
         self.tensors: list[int] = []
-        self._places: list[list[slice]] = []
+        self.fields: list[list[slice]] = []
         for row in rows:
-            places: list[slice] = []
+            fields: list[slice] = []
             for tensors in row:
                 first = len(self.tensors)
                 self.tensors += tensors
-                places.append(slice(first, len(self.tensors)))
-            self._places.append(places)
+                fields.append(slice(first, len(self.tensors)))
+            self.fields.append(fields)
         self.distinct = tuple(dict.fromkeys(self.tensors))
-
-    def split(self, numbers: tuple[int, ...]) -> Iterator[list[tuple[int, ...]]]:
-        """The fields of each kernel or operator, of the numbers of all `tensors`."""
-        return ([numbers[place] for place in places] for places in self._places)
 
 
 class _Parts:
@@ -225,46 +226,48 @@ class _LayerInstance:
         self._own_numbers: dict[int, int] = {}
 
     def numbers(self, tensors: Sequence[int]) -> tuple[int, ...]:
-        if not tensors:
-            return ()
-        self._add(tensors)
-        return tuple(map(self._known.__getitem__, tensors))
+        known = self._known
+        for index in tensors:
+            if index not in known:
+                self._add((index,))
+        return tuple([known[index] for index in tensors])
 
-    def _row_numbers(self, rows: _Rows) -> Iterator[list[tuple[int, ...]]]:
+    def _row_numbers(self, rows: _Rows) -> tuple[int, ...]:
         self._add(rows.distinct)
-        return rows.split(tuple(map(self._known.__getitem__, rows.tensors)))
+        return tuple(map(self._known.__getitem__, rows.tensors))
 
-    def kernels(self, part: tuple[Sequence[Kernel], _Rows]) -> list[Kernel]:
-        orders = self.orders
-        numbers = self._row_numbers(part[1])
+    def kernels(self, kernels: Sequence[Kernel], rows: _Rows) -> list[Kernel]:
+        orders, numbers = self.orders, self._row_numbers(rows)
         return [
             Kernel(
                 kernel.name,
                 None if kernel.operator is None else orders[kernel.operator],
-                inputs,
-                outputs,
-                writes,
+                numbers[inputs],
+                numbers[outputs],
+                numbers[writes],
                 kernel.is_view,
                 kernel.pointwise,
                 kernel.causal,
                 kernel.flops,
-                held,
+                numbers[held],
             )
-            for kernel, (inputs, outputs, writes, held) in zip(part[0], numbers, strict=True)
+            for kernel, (inputs, outputs, writes, held) in zip(kernels, rows.fields, strict=True)
         ]
 
-    def operators(self, part: tuple[Sequence[Operator], _Rows]) -> Iterator[Operator]:
-        numbers = self._row_numbers(part[1])
-        for operator, (inputs, outputs, held) in zip(part[0], numbers, strict=True):
-            yield Operator(
-                self._path(operator.path),
+    def operators(self, operators: Sequence[Operator], rows: _Rows) -> list[Operator]:
+        path, numbers = self._path, self._row_numbers(rows)
+        return [
+            Operator(
+                path(operator.path),
                 operator.op,
                 operator.kind,
-                inputs,
-                outputs,
+                numbers[inputs],
+                numbers[outputs],
                 operator.source,
-                held,
+                numbers[held],
             )
+            for operator, (inputs, outputs, held) in zip(operators, rows.fields, strict=True)
+        ]
 
     def calls(self, path: str, called: ModuleCalls, here: "_LayerInstance") -> Calls:
         """The calls of a module; `here` maps tensors outside replayed layers."""
