@@ -103,7 +103,7 @@ def test_attention_is_run_by_the_first_implementation_that_can(case: tuple[Any, 
         heads(queries, 64, width, dtype),
         heads(keys, 64, width, dtype),
         heads(keys, 64, value_width, dtype),
-        accelerators.find(device),
+        accelerators.find(device).architecture,
         has_mask=has_mask,
     )
     assert selected == expected

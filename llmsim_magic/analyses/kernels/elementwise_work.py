@@ -6,6 +6,7 @@ does the same in place: `cumsum` for `cumsum_`.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from llmsim_magic.records.trace.recorded import Kernel, Record
 from llmsim_magic.records.trace.trace import Trace, numel
@@ -104,6 +105,7 @@ _FORMULAS: dict[str, Formula] = {
 }
 
 
+@lru_cache(maxsize=4096)
 def short_name(kernel: str) -> str:
     """The op name of a kernel: `mm` for `aten.mm.default`."""
     parts = kernel.split(".")

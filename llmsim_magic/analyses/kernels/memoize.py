@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from llmsim_magic.records.trace.recorded import Record
 from llmsim_magic.records.trace.trace import Trace
 
 Source = TypeVar("Source", Record, Trace)
+Options = ParamSpec("Options")
 Result = TypeVar("Result")
 Number = int | None
 _FAMILY = "_family"  # in the `__dict__` of a trace
+_MAX_RESULTS = 64  # of one analysis with options; those that were computed first are dropped
 
 
 def memoize(analysis: Callable[[Source], Result]) -> Callable[[Source], Result]:
@@ -101,3 +103,23 @@ def memoize_numeric(analysis: NumericAnalysis[Result]) -> Callable[[Trace], Resu
 
 def _key(analysis: Callable[..., Any]) -> str:
     return f"_{analysis.__module__}.{analysis.__qualname__}"
+
+
+def memoize_by_options(
+    analysis: Callable[Concatenate[Source, Options], Result],
+) -> Callable[Concatenate[Source, Options], Result]:
+    """As `memoize`, for an analysis with further arguments, which must be hashable."""
+    key = _key(analysis)
+
+    @wraps(analysis)
+    def memoized(source: Source, /, *options: Options.args, **named: Options.kwargs) -> Result:
+        results: dict[object, Result] = vars(source).setdefault(key, {})
+        asked = (options, *sorted(named.items()))
+        if asked not in results:
+            result = analysis(source, *options, **named)
+            while len(results) >= _MAX_RESULTS:
+                results.pop(next(iter(results)), None)
+            results[asked] = result
+        return results[asked]
+
+    return memoized

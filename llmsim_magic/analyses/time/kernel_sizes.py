@@ -6,11 +6,13 @@ products and attentions of an operator, and all else of it as one kernel.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from llmsim_magic.analyses.cost.traffic import Traffic, kernel_bytes, traffic
 from llmsim_magic.analyses.engine.latent_attention import LATENT_ATTENTION
 from llmsim_magic.analyses.kernels.aliasing import distinct_elements
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
+from llmsim_magic.analyses.kernels.memoize import memoize, memoize_by_options
 from llmsim_magic.analyses.kernels.operator_kinds import recorded_operator_kinds
 from llmsim_magic.analyses.parallel.collectives import collective_kind
 from llmsim_magic.records.errors import InvalidValue
@@ -74,15 +76,32 @@ class StoredDtypes:
 def kernel_shapes(
     trace: Trace, accelerator: Accelerator, regime: Regime, stored: StoredDtypes | None = None
 ) -> tuple[tuple[KernelShape, ...], ...]:
-    """The kernels of each recorded operator, in order; views are none."""
+    """The kernels of each recorded operator, in order; views are none.
+
+    Raises:
+        InvalidValue: If the device does not compute in the dtype that stored weights multiply in.
+    """
     stored = stored or StoredDtypes()
+    found = recorded_kernel_shapes(trace, regime, stored)
+    if stored.multiplied is not None and any(
+        isinstance(size, Matmul) and size.weight_bits is not None for each in found for size in each
+    ):
+        accelerator.peak(stored.multiplied)
+    return found
+
+
+@memoize_by_options
+def recorded_kernel_shapes(
+    trace: Trace, regime: Regime, stored: StoredDtypes
+) -> tuple[tuple[KernelShape, ...], ...]:
+    """As `kernel_shapes`, whether or not the device computes in the dtypes."""
     record = trace.recorded
     moved = traffic(record)
     kinds = recorded_operator_kinds(trace)
     width = trace.model.parallel.width
     found = []
     for order, kernels in enumerate(record.kernels_by_operator):
-        worked = [_worked(record, kernel, accelerator, stored) for kernel in kernels]
+        worked = [_worked(record, kernel, stored) for kernel in kernels]
         sent = [collective_shape(record, kernel, width) for kernel in kernels]
         if regime == "eager":
             each: list[KernelShape | None] = [
@@ -98,18 +117,17 @@ def kernel_shapes(
     return tuple(found)
 
 
-def view_counts(trace: Trace) -> list[int]:
+@memoize
+def view_counts(trace: Trace) -> tuple[int, ...]:
     """How many views each recorded operator makes."""
     views = [0] * len(trace.recorded.operators)
     for kernel in trace.recorded.kernels:
         if kernel.is_view and kernel.operator is not None:
             views[kernel.operator] += 1
-    return views
+    return tuple(views)
 
 
-def _worked(
-    record: Record, kernel: Kernel, accelerator: Accelerator, stored: StoredDtypes
-) -> KernelShape | None:
+def _worked(record: Record, kernel: Kernel, stored: StoredDtypes) -> KernelShape | None:
     """A product or an attention; None for what only streams."""
     if not kernel.flops:
         return None
@@ -117,7 +135,7 @@ def _worked(
         return _latent_attention(record, kernel, stored)
     if short_name(kernel.name) in ATTENTIONS:
         return _attention(record, kernel, stored)
-    return _matmul(record, kernel, accelerator, stored)
+    return _matmul(record, kernel, stored)
 
 
 def collective_shape(record: Record, kernel: Kernel, ranks: int) -> Collective | None:
@@ -176,17 +194,13 @@ def _latent_attention(record: Record, kernel: Kernel, stored: StoredDtypes) -> A
     )
 
 
-def _matmul(
-    record: Record, kernel: Kernel, accelerator: Accelerator, stored: StoredDtypes
-) -> Matmul | None:
+def _matmul(record: Record, kernel: Kernel, stored: StoredDtypes) -> Matmul:
     """Any kernel that multiplies and adds, as the product of matrices that it comes to."""
     (rows, columns, length), groups = product_shape(record, kernel)
     dtype = _dtype(record.tensors[kernel.outputs[0]])
     weight = stored_weight(record, kernel, stored)
     bits = None if weight is None else weight[1]
     multiplied = None if bits is None else stored.multiplied
-    if multiplied is not None:
-        accelerator.peak(multiplied)
     return Matmul(
         m=rows, n=columns, k=length, dtype=multiplied or dtype, groups=groups, weight_bits=bits
     )
@@ -265,6 +279,7 @@ def _dtype(tensor: Tensor) -> str:
     return compute_dtype(tensor.dtype)
 
 
+@lru_cache(maxsize=256)
 def compute_dtype(dtype: str) -> str:
     """The arithmetic of a dtype; what is none of those is worked on in 32 bits."""
     try:

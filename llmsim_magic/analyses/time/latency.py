@@ -2,12 +2,18 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from llmsim_magic.analyses.engine.engine_trace import engine_trace
+from llmsim_magic.analyses.kernels.memoize import memoize_by_options
 from llmsim_magic.analyses.time.band import pass_band
-from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, kernel_shapes, view_counts
+from llmsim_magic.analyses.time.kernel_sizes import (
+    StoredDtypes,
+    kernel_shapes,
+    recorded_kernel_shapes,
+    view_counts,
+)
 from llmsim_magic.analyses.time.pass_time import OperatorTime, PassTime
 from llmsim_magic.analyses.time.roofline import Binds, Estimate, estimate, nearest_devices
 from llmsim_magic.catalog.calibration import calibration as default_calibration
@@ -60,17 +66,11 @@ def latency(
     known = calibration or default_calibration()
     if regime == "graph":
         trace = engine_trace(trace)
-    work = kernel_shapes(trace, accelerator, regime, stored)
-    estimate_kernel = cache(partial(_fastest, accelerator=accelerator, known=known))
-    if regime == "eager":
-        host = host_overhead(accelerator, known)
-        views = view_counts(trace)
-        recorded = [
-            _eager_time(each, views[order], accelerator, host, estimate_kernel)
-            for order, each in enumerate(work)
-        ]
-    else:
-        recorded = _graph_times(trace, work, accelerator, estimate_kernel)
+    price = cache(partial(_fastest, accelerator=accelerator, known=known))
+    kernel_shapes(trace, accelerator, regime, stored)  # raises where the device lacks a dtype
+    work = _operator_work(trace, regime, stored or StoredDtypes())
+    host = host_overhead(accelerator, known) if regime == "eager" else None
+    recorded = [_operator_time(each, accelerator, host, price) for each in work]
     operators = tuple(trace.expand_replays(recorded))
     seen = any(accelerator.name in devices for devices in known.fits.values())
     return PassTime(
@@ -82,6 +82,81 @@ def latency(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A kernel as it is started: a share of the one that it is merged into.
+
+    `launched` is False if it is fused with the kernel before it.
+    """
+
+    size: KernelShape
+    share: float = 1.0
+    launched: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OperatorWork:
+    """The kernels of a recorded operator, how each is started, and what they add up to.
+
+    `dtype` is that of the products; `sends` says whether there is an exchange among the kernels.
+    """
+
+    kernels: tuple[KernelShape, ...]
+    started: tuple[_Started, ...]
+    views: int
+    flops: float
+    bytes: float
+    dtype: str
+    sends: bool
+
+
+@memoize_by_options
+def _operator_work(trace: Trace, regime: Regime, stored: StoredDtypes) -> tuple[_OperatorWork, ...]:
+    """The work of each recorded operator, which is the same on every device."""
+    shapes = recorded_kernel_shapes(trace, regime, stored)
+    if regime == "eager":
+        started = [tuple(map(_Started, each)) for each in shapes]
+    else:
+        started = _started_in_graph(trace, shapes)
+    return tuple(
+        _OperatorWork(
+            kernels=each,
+            started=own,
+            views=views,
+            flops=sum(size.flops for size in each),
+            bytes=sum(size.bytes for size in each),
+            dtype=next(
+                (size.dtype for size in each if isinstance(size, Matmul | Attention)), "bf16"
+            ),
+            sends=any(isinstance(size, Collective) for size in each),
+        )
+        for each, own, views in zip(shapes, started, view_counts(trace), strict=True)
+    )
+
+
+def _dtype(kernels: Sequence[KernelShape]) -> str:
+    worked = (size.dtype for size in kernels if isinstance(size, Matmul | Attention))
+    return next(worked, "bf16")
+
+
+def _started_in_graph(
+    trace: Trace, shapes: Sequence[Sequence[KernelShape]]
+) -> list[tuple[_Started, ...]]:
+    """Kernels of a graph: linear layers of one input are merged, streams in a row are fused."""
+    merged = _merged_linears(trace, shapes)
+    found = []
+    previous_streams = False
+    for order, each in enumerate(shapes):
+        started = []
+        for place, size in enumerate(each):
+            streams = isinstance(size, Stream)
+            whole, share = merged.get((order, place), (size, 1.0))
+            started.append(_Started(whole, share, not (previous_streams and streams)))
+            previous_streams = streams
+        found.append(tuple(started))
+    return found
+
+
 def host_overhead(accelerator: Accelerator, calibration: Calibration) -> Host:
     """Host time per kernel launch, measured on this device or averaged over related ones."""
     hosts = calibration.hosts
@@ -91,42 +166,6 @@ def host_overhead(accelerator: Accelerator, calibration: Calibration) -> Host:
         return Host(0.0, 0.0, 0.0)
     near = [hosts[name] for name in nearest_devices(accelerator, hosts)]
     return Host(*(sum(getattr(h, n) for h in near) / len(near) for n in Host.__slots__))
-
-
-def _eager_time(
-    work: Sequence[KernelShape],
-    views: int,
-    accelerator: Accelerator,
-    host: Host,
-    estimate_kernel: Estimator,
-) -> OperatorTime:
-    """The time of an operator whose kernels the host launches one by one; a CPU runs both."""
-    each = [estimate_kernel(size, launched=True) for size in work]
-    host_s = host.operator_s + views * host.view_s
-    if accelerator.kind == "cpu":
-        return _operator(work, each, accelerator, host_s)
-    return _operator(work, each, accelerator, 0.0, host_s + len(work) * host.kernel_s)
-
-
-def _graph_times(
-    trace: Trace,
-    work: Sequence[Sequence[KernelShape]],
-    accelerator: Accelerator,
-    estimate_kernel: Estimator,
-) -> list[OperatorTime]:
-    shares = _merged_linears(trace, work)
-    found = []
-    previous_streams = False
-    for order, each in enumerate(work):
-        times = []
-        for place, size in enumerate(each):
-            merged, share = shares.get((order, place), (size, 1.0))
-            is_fused = previous_streams and isinstance(size, Stream)
-            time = estimate_kernel(merged, launched=not is_fused)
-            times.append(_scaled(time, share))
-            previous_streams = isinstance(size, Stream)
-        found.append(_operator(each, times, accelerator))
-    return found
 
 
 def _fastest(
@@ -162,42 +201,54 @@ def _merged_linears(
     return found
 
 
-def _operator(
-    work: Sequence[KernelShape],
-    each: Sequence[Estimate],
-    accelerator: Accelerator,
-    host_s: float = 0.0,
-    minimum_s: float = 0.0,
+def _operator_time(
+    work: _OperatorWork, accelerator: Accelerator, host: Host | None, price: Estimator
 ) -> OperatorTime:
-    """Kernels in sequence; the host adds `host_s`, and the operator takes at least `minimum_s`."""
+    """The time of an operator whose kernels run in sequence.
+
+    Args:
+        work: its kernels.
+        accelerator: the device.
+        host: what the host takes to start kernels one by one; None in a graph. A CPU runs both.
+        price: the time of one kernel.
+    """
+    each = [_scaled(price(one.size, launched=one.launched), one.share) for one in work.started]
+    added_s = minimum_s = 0.0
+    if host is not None:
+        host_s = host.operator_s + work.views * host.view_s
+        if accelerator.kind == "cpu":
+            added_s = host_s
+        else:
+            minimum_s = host_s + len(work.kernels) * host.kernel_s
     busy = math.fsum(time.seconds for time in each)
-    seconds = max(busy + host_s, minimum_s)
-    low = max(math.fsum(time.low for time in each) + host_s, minimum_s)
-    high = max(math.fsum(time.high for time in each) + host_s, minimum_s)
-    longest = max(zip(each, work, strict=True), key=lambda pair: pair[0].seconds, default=None)
+    seconds = max(busy + added_s, minimum_s)
+    longest = max(zip(each, work.kernels, strict=True), key=_first_seconds, default=None)
     binds: Binds = "launch"
     if longest is not None and busy > seconds / 2:
         binds = longest[0].binds
-    flops = sum(size.flops for size in work)
-    moved = sum(size.bytes for size in work)
-    dtype = next((size.dtype for size in work if isinstance(size, Matmul | Attention)), "bf16")
-    peak = accelerator.peak_flops.get(dtype, 0.0) * seconds
-    sends = any(isinstance(size, Collective) for size in work)
+    peak = accelerator.peak_flops.get(work.dtype, 0.0) * seconds
     wire, memory = accelerator.interconnect_bytes_per_s, accelerator.bandwidth_bytes_per_s
-    bandwidth = ((wire if sends else memory) or 0.0) * seconds
+    bandwidth = ((wire if work.sends else memory) or 0.0) * seconds
     return OperatorTime(
         kind=longest[1].kind if longest else None,
         seconds=seconds,
-        low=low,
-        high=high,
+        low=max(math.fsum(time.low for time in each) + added_s, minimum_s),
+        high=max(math.fsum(time.high for time in each) + added_s, minimum_s),
         binds=binds,
-        kernels=len(work),
-        flops=flops,
-        bytes=moved,
-        of_peak=flops / peak if peak else 0.0,
-        of_bandwidth=min(moved / bandwidth, 1.0) if bandwidth else 0.0,  # a cache may be faster
+        kernels=len(work.kernels),
+        flops=work.flops,
+        bytes=work.bytes,
+        of_peak=work.flops / peak if peak else 0.0,
+        # A cache may be faster than the memory.
+        of_bandwidth=min(work.bytes / bandwidth, 1.0) if bandwidth else 0.0,
     )
 
 
+def _first_seconds(pair: tuple[Estimate, KernelShape]) -> float:
+    return pair[0].seconds
+
+
 def _scaled(time: Estimate, share: float) -> Estimate:
+    if share == 1.0:
+        return time
     return Estimate(time.seconds * share, time.low * share, time.high * share, time.binds)

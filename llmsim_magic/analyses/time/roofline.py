@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llmsim_magic.analyses.time.band import DEFAULT_BAND, interpolate_band, widest_band
 from llmsim_magic.analyses.time.roofline_terms import Terms, roofline_terms, softmax_overhead
@@ -22,6 +22,7 @@ from llmsim_magic.catalog.accelerators import entries
 from llmsim_magic.records.errors import CannotPredict
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import (
+    Band,
     Calibration,
     Constants,
     Fitted,
@@ -29,10 +30,17 @@ from llmsim_magic.records.hardware.calibration import (
     Surface,
 )
 from llmsim_magic.records.hardware.kernel_shapes import (
+    Attention,
     Collective,
     Coordinates,
     KernelShape,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
 
 Binds = Literal["compute", "memory", "launch", "interconnect"]
 
@@ -81,33 +89,74 @@ def estimate(
         InvalidValue: If the device cannot compute in the kernel's dtype.
     """
     calibration = _with_composed_class(size.kind, calibration)
-    devices, kind = _reference_fits(size, accelerator, calibration)
-    known = devices == [accelerator.name]
+    found = _references(size.kind, accelerator, calibration, regime)
     logs = []
-    for name in devices:
-        fitted = calibration.fits[kind][name]
-        measured_so = known and regime in fitted.constants.regimes_s
-        if regime != "graph" and not measured_so:
-            fitted = _with_overhead(fitted, kind, accelerator.name, regime, calibration)
-        constants = fitted.constants
+    for reference in found.fits:
+        constants, surface = reference.fitted.constants, reference.fitted.surface
         terms = roofline_terms(size, accelerator, constants.tile, constants.cached, cold=cold)
-        if not known:
-            terms = _with_softmax_of(name, terms, size, accelerator)
-        rest, reach = residual(fitted.surface, coordinates_of(size, terms.wave, regime))
+        if reference.relative is not None:
+            terms = _with_softmax_of(reference.relative, terms, size, accelerator)
+        rest, reach = residual(surface, coordinates_of(size, terms.wave, regime))
         started = constants.launch_s if not launched else 0.0
         logs.append(math.log(roofline_seconds(constants, terms, regime) - started) + rest)
     seconds = math.exp(sum(logs) / len(logs))
-    if not (known or _is_same_vendor(accelerator, devices)):
-        band = DEFAULT_BAND
-    elif known and kind == size.kind:
-        band = interpolate_band(fitted.near, fitted.far, reach)
-    else:  # no better known than what it is predicted from
-        relatives = [calibration.fits[kind][name].far for name in devices]
-        band = widest_band([calibration.unseen[kind], *relatives])
+    fitted = found.fits[-1].fitted
+    band = found.band or interpolate_band(fitted.near, fitted.far, reach)
     binds = _binds(fitted.constants, terms, regime, isinstance(size, Collective))
     return Estimate(seconds, seconds * band.low, seconds * band.high, binds)
 
 
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """A fit to price a class of kernels by.
+
+    `relative` is the measured device if its architecture differs from the one that is priced.
+    """
+
+    fitted: Fitted
+    relative: Accelerator | None
+
+
+@dataclass(frozen=True, slots=True)
+class _References:
+    """The fits of a device's own kernels, or of its relatives'.
+
+    `band` is that of a prediction; None where it depends on how near the measured kernels are.
+    """
+
+    fits: tuple[_Reference, ...]
+    band: Band | None
+
+
+@lru_cache(maxsize=4096)
+def _references(
+    kind: str, accelerator: Accelerator, calibration: Calibration, regime: Regime
+) -> _References:
+    devices, own_kind = _reference_fits(kind, accelerator, calibration)
+    is_own = devices == [accelerator.name]
+    fits = []
+    for name in devices:
+        fitted = calibration.fits[own_kind][name]
+        is_measured_so = is_own and regime in fitted.constants.regimes_s
+        if regime != "graph" and not is_measured_so:
+            fitted = _with_overhead(fitted, own_kind, accelerator.name, regime, calibration)
+        fits.append(_Reference(fitted, None if is_own else _other_architecture(name, accelerator)))
+    band: Band | None = None
+    if not (is_own or _is_same_vendor(accelerator, devices)):
+        band = DEFAULT_BAND
+    elif not is_own or own_kind != kind:  # no better known than what it is predicted from
+        relatives = [calibration.fits[own_kind][name].far for name in devices]
+        band = widest_band([calibration.unseen[own_kind], *relatives])
+    return _References(tuple(fits), band)
+
+
+def _other_architecture(name: str, accelerator: Accelerator) -> Accelerator | None:
+    """The measured device of a name, if it has another architecture than the one to price."""
+    other = entries().get(name)
+    return None if other is None or other.architecture == accelerator.architecture else other
+
+
+@lru_cache(maxsize=64)
 def _with_composed_class(kind: str, calibration: Calibration) -> Calibration:
     """The calibration with fits for a class that is composed of two measured ones."""
     if kind in calibration.fits or kind not in _COMPOSED:
@@ -158,20 +207,22 @@ def residual(surface: Surface, place: Coordinates) -> tuple[float, float]:
 
     A sum of Matérn-3/2 kernels of the distance, as in kriging.
     """
-    rest = reach = 0.0
-    for known, weight in zip(surface.places, surface.weights, strict=True):
-        squares = 0.0
-        for a, b, scale in zip(place, known, surface.scales, strict=True):
-            squares += ((a - b) / scale) ** 2
-        near = matern(math.sqrt(squares))
-        rest += weight * near
-        reach = max(reach, near)
-    return rest, reach
+    if not surface.places:
+        return 0.0, 0.0
+    import numpy as np
+
+    places, weights, scales = _arrays(surface)
+    distances = np.sqrt(3 * (((place - places) / scales) ** 2).sum(axis=1))
+    near = (1 + distances) * np.exp(-distances)
+    return float(weights @ near), float(near.max())
 
 
-def matern(distance: float) -> float:
-    """The Matérn-3/2 covariance at a scaled distance."""
-    return (1 + math.sqrt(3) * distance) * math.exp(-math.sqrt(3) * distance)
+@lru_cache(maxsize=1024)
+def _arrays(surface: Surface) -> tuple["Array", "Array", "Array"]:
+    """Places `[number, coordinates]`, weights and scales of a surface."""
+    import numpy as np  # takes as long as all else that a first answer without times needs
+
+    return np.array(surface.places), np.array(surface.weights), np.array(surface.scales)
 
 
 def _binds(constants: Constants, terms: Terms, regime: Regime, sends: bool) -> Binds:
@@ -185,13 +236,12 @@ def _binds(constants: Constants, terms: Terms, regime: Regime, sends: bool) -> B
 
 
 def _reference_fits(
-    size: KernelShape, accelerator: Accelerator, calibration: Calibration
+    kind: str, accelerator: Accelerator, calibration: Calibration
 ) -> tuple[list[str], str]:
     """The devices and kernel class whose fits to use: the device's own, or related devices'.
 
     A class without measurements uses the first class of its family: 32-bit matmuls use 16-bit.
     """
-    kind = size.kind
     family = [each for each in calibration.fits if _family(each) == _family(kind)]
     if not family:
         raise CannotPredict(kind, accelerator.name, "no kernel of its class was measured")
@@ -200,7 +250,7 @@ def _reference_fits(
         return [accelerator.name], own[0]
     chosen = kind if kind in calibration.fits else family[0]
     measured = list(calibration.fits[chosen])
-    if isinstance(size, Collective):
+    if _family(kind) == "collective":
         measured = _alike_linked(accelerator, measured)
     return nearest_devices(accelerator, measured), chosen
 
@@ -252,17 +302,16 @@ def _with_overhead(
 
 
 def _with_softmax_of(
-    relative: str, terms: Terms, size: KernelShape, accelerator: Accelerator
+    relative: Accelerator, terms: Terms, size: KernelShape, accelerator: Accelerator
 ) -> Terms:
     """The terms with the softmax of a relative that has another architecture.
 
     Kernels are written for an architecture, to keep its tensor cores as busy as its other pipelines
     allow: what they reach carries over to another as a share of the peak.
     """
-    other = entries().get(relative)
-    if other is None or other.architecture == accelerator.architecture:
+    if not isinstance(size, Attention):
         return terms
-    ratio = softmax_overhead(size, other) / softmax_overhead(size, accelerator)
+    ratio = softmax_overhead(size, relative) / softmax_overhead(size, accelerator)
     return replace(terms, compute_s=terms.compute_s * ratio)
 
 

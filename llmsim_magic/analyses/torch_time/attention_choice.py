@@ -6,7 +6,6 @@ conditions hold; cuDNN comes first on the devices that it was tuned for, and las
 
 from typing import Literal
 
-from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.trace.recorded import Tensor
 
 Implementation = Literal["cudnn", "flash", "efficient", "math"]
@@ -18,7 +17,7 @@ _FLASH_WIDTH = 256
 
 
 def attention_implementation(
-    query: Tensor, key: Tensor, value: Tensor, accelerator: Accelerator, *, has_mask: bool
+    query: Tensor, key: Tensor, value: Tensor, architecture: str, *, has_mask: bool
 ) -> Implementation:
     """The implementation that PyTorch selects.
 
@@ -26,14 +25,14 @@ def attention_implementation(
         query: `[..., heads, queries, width]`.
         key: `[..., heads or fewer, keys, width]`.
         value: `[..., heads or fewer, keys, value width]`.
-        accelerator: The device.
+        architecture: That of the device.
         has_mask: Whether a mask of each query and key is read.
     """
     is_half = query.dtype in _HALF
     widths = (query.shape[-1], value.shape[-1])
-    if is_half and _has_cudnn(accelerator, widths):
+    if is_half and _has_cudnn(architecture, widths):
         return "cudnn"
-    is_flash_device = accelerator.architecture not in _BEFORE_FLASH
+    is_flash_device = architecture not in _BEFORE_FLASH
     has_equal_widths = widths[0] == widths[1] <= _FLASH_WIDTH
     if is_half and is_flash_device and has_equal_widths and not has_mask:
         return "flash"
@@ -44,6 +43,6 @@ def attention_implementation(
     return "math"
 
 
-def _has_cudnn(accelerator: Accelerator, widths: tuple[int, int]) -> bool:
-    widest = _CUDNN_WIDTH.get(accelerator.architecture, 0)
+def _has_cudnn(architecture: str, widths: tuple[int, int]) -> bool:
+    widest = _CUDNN_WIDTH.get(architecture, 0)
     return all(width % 8 == 0 and width <= widest for width in widths)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from llmsim_magic.analyses.cost.traffic import kernel_bytes
 from llmsim_magic.analyses.time.kernel_sizes import compute_dtype
 from llmsim_magic.analyses.torch_time.attention_choice import attention_implementation
-from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.torch_kernel import TorchKernel, TorchKind
 from llmsim_magic.records.trace.recorded import Kernel, Record, Tensor
 from llmsim_magic.records.trace.trace import numel
@@ -51,14 +50,14 @@ class _Call:
 
 
 def attention_kernels(
-    record: Record, kernel: Kernel, accelerator: Accelerator, *, with_masks: bool
+    record: Record, kernel: Kernel, architecture: str, *, with_masks: bool
 ) -> Iterator[TorchKernel]:
     """The kernels of one call, in order.
 
     Args:
         record: The pass.
         kernel: The recorded attention.
-        accelerator: The device, which decides the implementation.
+        architecture: That of the device, which decides the implementation.
         with_masks: Whether a causal call without a mask, or one of a single query, gets one, and
             the keys and values of grouped heads are repeated for it.
     """
@@ -77,7 +76,7 @@ def attention_kernels(
         yield from _converted_mask(call)
     key_heads = query if repeats else key
     implementation = attention_implementation(
-        query, key_heads, value, accelerator, has_mask=call.has_mask
+        query, key_heads, value, architecture, has_mask=call.has_mask
     )
     if implementation == "math":
         yield from _math(call)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from llmsim_magic.analyses.cost.traffic import kernel_bytes
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
+from llmsim_magic.analyses.kernels.memoize import memoize_by_options
 from llmsim_magic.analyses.parallel.collectives import collective_kind
 from llmsim_magic.analyses.time.kernel_sizes import (
     ATTENTIONS,
@@ -53,31 +54,45 @@ def torch_kernels(
         with_masks: Whether attention that skips its mask reads one all the same, as in a model of
             transformers that is captured; see `makes_masks`.
     """
+    return kernels_on(record, accelerator.architecture, stored or StoredDtypes(), with_masks)
+
+
+@memoize_by_options
+def kernels_on(
+    record: Record, architecture: str, stored: StoredDtypes, with_masks: bool
+) -> tuple[tuple[TorchKernel, ...], ...]:
+    """As `torch_kernels`, on any device of an architecture."""
+
+    def started(kernel: Kernel | TorchKernel) -> Iterator[TorchKernel]:
+        if isinstance(kernel, Kernel):
+            yield from attention_kernels(record, kernel, architecture, with_masks=with_masks)
+        else:
+            yield kernel
+
+    return tuple(
+        tuple(each for kernel in kernels for each in started(kernel))
+        for kernels in _kernels_of_any_device(record, stored)
+    )
+
+
+@memoize_by_options
+def _kernels_of_any_device(
+    record: Record, stored: StoredDtypes
+) -> tuple[tuple[TorchKernel | Kernel, ...], ...]:
+    """The kernels of each operator; attention, which depends on the device, as it is recorded."""
     return tuple(
         tuple(
-            each
-            for kernel in kernels
-            if collective_kind(kernel) is None
-            for each in _kernels(record, kernel, accelerator, stored or StoredDtypes(), with_masks)
+            _kernel(record, kernel, stored) for kernel in kernels if collective_kind(kernel) is None
         )
         for kernels in record.kernels_by_operator
     )
 
 
-def _kernels(
-    record: Record,
-    kernel: Kernel,
-    accelerator: Accelerator,
-    stored: StoredDtypes,
-    with_masks: bool,
-) -> Iterator[TorchKernel]:
+def _kernel(record: Record, kernel: Kernel, stored: StoredDtypes) -> TorchKernel | Kernel:
     name = short_name(kernel.name)
     if name in ATTENTIONS:
-        yield from attention_kernels(record, kernel, accelerator, with_masks=with_masks)
-    elif kernel.flops:
-        yield _product(record, kernel, name, stored)
-    else:
-        yield _other(record, kernel, name)
+        return kernel
+    return _product(record, kernel, name, stored) if kernel.flops else _other(record, kernel, name)
 
 
 def _other(record: Record, kernel: Kernel, name: str) -> TorchKernel:

@@ -1,15 +1,17 @@
 """Predicted time of a pass as transformers runs it: in a CUDA graph, or started from Python."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TypeVar
 
+from llmsim_magic.analyses.kernels.memoize import memoize, memoize_by_options
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, collective_shape, view_counts
 from llmsim_magic.analyses.time.roofline import estimate
 from llmsim_magic.analyses.torch_time.kernel_time import KernelTime, kernel_time
-from llmsim_magic.analyses.torch_time.kernels import torch_kernels
+from llmsim_magic.analyses.torch_time.kernels import kernels_on
 from llmsim_magic.catalog.calibration import calibration
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.kernel_shapes import Collective
@@ -23,7 +25,7 @@ Result = TypeVar("Result")
 _SKIPS_MASKS = (5, 18)  # the first release of transformers that skips masks while it is captured
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OperatorWork:
     """The kernels of an operator, its exchanges with other devices, and its number of views."""
 
@@ -31,8 +33,26 @@ class OperatorWork:
     sent: tuple[Collective, ...]
     views: int
 
+    @cached_property
+    def flops(self) -> float:
+        return float(sum(kernel.flops for kernel in self.kernels))
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+    @cached_property
+    def bytes(self) -> float:
+        return float(sum(kernel.bytes for kernel in self.kernels))
+
+    @cached_property
+    def dtype(self) -> str:
+        """The arithmetic of the first product."""
+        return next((kernel.dtype for kernel in self.kernels if kernel.flops), "bf16")
+
+    @cached_property
+    def gathers(self) -> int:
+        """How many kernels launch several of their own."""
+        return sum(kernel.kind in _SEVERAL_LAUNCHES for kernel in self.kernels)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OperatorRun:
     """The work of an operator with the times of its kernels and exchanges."""
 
@@ -40,12 +60,30 @@ class OperatorRun:
     times: tuple[KernelTime, ...]
     sent_s: float
 
+    @cached_property
+    def kernels_s(self) -> float:
+        """Seconds of all kernels, without gaps."""
+        return math.fsum(time.seconds for time in self.times)
+
+    @cached_property
+    def arithmetic_s(self) -> float:
+        """Seconds of the kernels that arithmetic bounds."""
+        return math.fsum(time.seconds for time in self.times if time.binds == "compute")
+
+    @cached_property
+    def slowest(self) -> tuple[KernelTime, TorchKernel] | None:
+        """The kernel that takes longest; None if there is none."""
+        pairs = zip(self.times, self.work.kernels, strict=True)
+        return max(pairs, key=_seconds, default=None)
+
     def device_s(self, gap_s: float, slower: float) -> float:
         """Seconds on the device, with a gap before each kernel and arithmetic `slower` times."""
-        return self.sent_s + sum(
-            gap_s + (time.seconds * slower if time.binds == "compute" else time.seconds)
-            for time in self.times
-        )
+        added_s = len(self.times) * gap_s + self.arithmetic_s * (slower - 1)
+        return self.sent_s + self.kernels_s + added_s
+
+
+def _seconds(pair: tuple[KernelTime, TorchKernel]) -> float:
+    return pair[0].seconds
 
 
 def makes_masks(launch: str, version: str) -> bool:
@@ -68,13 +106,7 @@ def operator_work(
     with_masks: bool = False,
 ) -> tuple[OperatorWork, ...]:
     """The work of each operator of the pass, in order, with replayed layers."""
-    record = trace.recorded
-    kernels = torch_kernels(record, accelerator, stored=stored, with_masks=with_masks)
-    recorded = [
-        OperatorWork(kernels=each, sent=sent, views=views)
-        for each, sent, views in zip(kernels, _sent(trace), view_counts(trace), strict=True)
-    ]
-    return tuple(trace.expand_replays(recorded))
+    return _work_on(trace, accelerator.architecture, stored or StoredDtypes(), with_masks)
 
 
 def run_operators(
@@ -124,18 +156,24 @@ def eager_seconds(runs: Sequence[OperatorRun], constants: TorchConstants) -> lis
     waits for it. They sum to the time until both are done.
     """
     slower = _slower(runs, constants)
-    called = _once_for_replays(lambda run: host_seconds(run.work, constants), runs)
-    worked = _once_for_replays(lambda run: run.device_s(0.0, slower), runs)
-    host = device = 0.0
+
+    def steps(run: OperatorRun) -> tuple[float, float, float | None]:
+        """Seconds of the host, of the device, and of the last kernel; None if there is none."""
+        last_s = run.times[-1].seconds if run.times else 0.0
+        is_started = run.times or run.sent_s
+        host_s = host_seconds(run.work, constants)
+        return host_s, run.device_s(0.0, slower), last_s if is_started else None
+
+    host = device = before = 0.0
     seconds = []
-    for each, call_s, busy in zip(runs, called, worked, strict=True):
-        before = max(host, device)
+    for call_s, busy, last in _once_for_replays(steps, runs):
         start = host
         host += call_s
-        if each.times or each.sent_s:
-            last = each.times[-1].seconds if each.times else 0.0
+        if last is not None:
             device = max(max(device, start) + busy, host + last)
-        seconds.append(max(host, device) - before)
+        done = max(host, device)
+        seconds.append(done - before)
+        before = done
     return seconds
 
 
@@ -149,30 +187,41 @@ def host_seconds(work: OperatorWork, constants: TorchConstants) -> float:
     """
     if not (work.kernels or work.views or work.sent):
         return _IDLE_SHARE * constants.host_call_s
-    gathers = sum(kernel.kind in _SEVERAL_LAUNCHES for kernel in work.kernels)
     return (
         constants.host_call_s
         + len(work.kernels) * constants.host_kernel_s
-        + gathers * constants.host_gather_s
+        + work.gathers * constants.host_gather_s
         + work.views * constants.host_view_s
     )
 
 
 def _slower(runs: Sequence[OperatorRun], constants: TorchConstants) -> float:
     """How much longer arithmetic takes once the limit of power holds the clock down."""
-    times = [time for each in runs for time in each.times]
-    whole = sum(time.seconds for time in times)
-    busy = sum(time.seconds for time in times if time.binds == "compute")
+    whole = math.fsum(run.kernels_s for run in runs)
+    busy = math.fsum(run.arithmetic_s for run in runs)
     return 1 + constants.hot_share * busy / whole if whole else 1.0
 
 
-def _sent(trace: Trace) -> list[tuple[Collective, ...]]:
+@memoize_by_options
+def _work_on(
+    trace: Trace, architecture: str, stored: StoredDtypes, with_masks: bool
+) -> tuple[OperatorWork, ...]:
+    kernels = kernels_on(trace.recorded, architecture, stored, with_masks)
+    recorded = [
+        OperatorWork(kernels=each, sent=sent, views=views)
+        for each, sent, views in zip(kernels, _sent(trace), view_counts(trace), strict=True)
+    ]
+    return tuple(trace.expand_replays(recorded))
+
+
+@memoize
+def _sent(trace: Trace) -> tuple[tuple[Collective, ...], ...]:
     record, ranks = trace.recorded, trace.model.parallel.width
-    return [
+    return tuple(
         tuple(
             size
             for kernel in kernels
             if (size := collective_shape(record, kernel, ranks)) is not None
         )
         for kernels in record.kernels_by_operator
-    ]
+    )

@@ -1,13 +1,11 @@
 """Predicted time of a pass as a plain call of the model runs it, with its band."""
 
-import math
 from collections.abc import Sequence
 
 from llmsim_magic.analyses.time.band import DEFAULT_BAND, widest_band
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
 from llmsim_magic.analyses.time.pass_time import OperatorTime, PassTime
 from llmsim_magic.analyses.time.roofline import Binds
-from llmsim_magic.analyses.torch_time.kernel_time import KernelTime
 from llmsim_magic.analyses.torch_time.launch_time import (
     OperatorRun,
     makes_masks,
@@ -95,16 +93,11 @@ def _operator_times(
 def _operator_time(
     run: OperatorRun, seconds: float, band: Band, accelerator: Accelerator
 ) -> OperatorTime:
-    kernels = run.work.kernels
-    busy = math.fsum(time.seconds for time in run.times)
-    slowest = max(zip(run.times, kernels, strict=True), key=_seconds, default=None)
+    work, slowest = run.work, run.slowest
     binds: Binds = "launch"
-    if slowest is not None and busy > seconds / 2:
+    if slowest is not None and run.kernels_s > seconds / 2:
         binds = slowest[0].binds
-    flops = float(sum(kernel.flops for kernel in kernels))
-    moved = float(sum(kernel.bytes for kernel in kernels))
-    dtype = next((kernel.dtype for kernel in kernels if kernel.flops), "bf16")
-    peak = accelerator.peak_flops.get(dtype, 0.0) * seconds
+    peak = accelerator.peak_flops.get(work.dtype, 0.0) * seconds
     bandwidth = (accelerator.bandwidth_bytes_per_s or 0.0) * seconds
     return OperatorTime(
         kind=_class_name(slowest[1]) if slowest else None,
@@ -112,16 +105,12 @@ def _operator_time(
         low=seconds * band.low,
         high=seconds * band.high,
         binds=binds,
-        kernels=len(kernels),
-        flops=flops,
-        bytes=moved,
-        of_peak=flops / peak if peak else 0.0,
-        of_bandwidth=min(moved / bandwidth, 1.0) if bandwidth else 0.0,
+        kernels=len(work.kernels),
+        flops=work.flops,
+        bytes=work.bytes,
+        of_peak=work.flops / peak if peak else 0.0,
+        of_bandwidth=min(work.bytes / bandwidth, 1.0) if bandwidth else 0.0,
     )
-
-
-def _seconds(pair: tuple[KernelTime, TorchKernel]) -> float:
-    return pair[0].seconds
 
 
 def _class_name(kernel: TorchKernel) -> str:

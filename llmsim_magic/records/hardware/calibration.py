@@ -89,9 +89,9 @@ class Host:
     operator_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """Fits by class of kernels and device.
+    """Fits by class of kernels and device, compared by identity as `Surface` is.
 
     `unseen` are the bands of devices that were never measured, by class, as earned by leaving one
     device out at a time. `hosts` are what starting eagerly costs, by device; `passes` the bands

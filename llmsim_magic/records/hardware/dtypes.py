@@ -58,6 +58,8 @@ def short_dtype(option: str, given: object, legal: Collection[str]) -> str:
 
 def arithmetic(dtype: object) -> str:
     """The short name of a dtype that devices compute in; raises `InvalidValue` for any other."""
+    if type(dtype) is str and dtype in ARITHMETICS:
+        return dtype
     return short_dtype("dtype", dtype, ARITHMETICS)
 
 

@@ -1,11 +1,13 @@
 """Kernels by what decides how long they take: their sizes.
 
 Each knows its class, its least work (FLOPs, a multiply-add is two; bytes, each operand once) and
-its `place`: where it stands among others of its class, in powers of two.
+its `place`: where it stands among others of its class, in powers of two. All of these are computed
+once for each object, because a pass is priced on many devices.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from llmsim_magic.records.hardware.dtypes import BITS, arithmetic
@@ -15,7 +17,7 @@ StreamKind = Literal["elementwise", "gated", "normalisation", "softmax", "rotary
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Matmul:
     """`groups` products of an m × k by a k × n matrix: one of a linear layer, many of experts.
 
@@ -31,34 +33,34 @@ class Matmul:
     weight_bits: float | None = None
     scaled: Literal["tensor", "block"] = "tensor"
 
-    @property
+    @cached_property
     def kind(self) -> str:
         bits = BITS[arithmetic(self.dtype)]
         name = {16: "16-bit", 32: "32-bit"}.get(bits, arithmetic(self.dtype))
         return f"matmul {name}" + (" by block" if self.scaled == "block" else "")
 
-    @property
+    @cached_property
     def flops(self) -> float:
         return 2.0 * self.groups * self.m * self.n * self.k
 
-    @property
+    @cached_property
     def weight_bytes(self) -> float:
         bits = self.weight_bits or BITS[arithmetic(self.dtype)]
         return self.groups * self.n * self.k * bits / 8
 
-    @property
+    @cached_property
     def bytes(self) -> float:
         """Both operands, and a result of at least 16 bits."""
         bits = BITS[arithmetic(self.dtype)]
         rows = self.groups * self.m
         return self.weight_bytes + rows * (self.k * bits + self.n * max(bits, 16)) / 8
 
-    @property
+    @cached_property
     def place(self) -> Coordinates:
         return (math.log2(self.m), math.log2(self.n * self.groups), math.log2(self.k))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Attention:
     """Fused attention of `queries` new tokens over `keys` (those included), per sequence.
 
@@ -78,14 +80,14 @@ class Attention:
     value_dim: int | None = None
     is_latent: bool = False
 
-    @property
+    @cached_property
     def kind(self) -> str:
         if self.is_latent:
             return "attention latent"
         alone = self.queries == 1 < self.keys
         return "attention decode" if alone else "attention prefill"
 
-    @property
+    @cached_property
     def pairs(self) -> float:
         """Query-key pairs of one head of one sequence; a causal query sees no later key."""
         if not self.causal:
@@ -93,16 +95,16 @@ class Attention:
         seen = min(self.queries, self.keys)
         return self.queries * self.keys - seen * (seen - 1) / 2
 
-    @property
+    @cached_property
     def flops(self) -> float:
         return 2.0 * self.batch * self.heads * self._widths * self.pairs
 
-    @property
+    @cached_property
     def exponentials(self) -> float:
         """Scores that softmax takes the exponential of."""
         return self.batch * self.heads * self.pairs
 
-    @property
+    @cached_property
     def kv_elements(self) -> int:
         """Elements of all keys and values."""
         channels = self.head_dim if self.is_latent else self._widths
@@ -113,17 +115,17 @@ class Attention:
         """Channels of a key and of a value."""
         return self.head_dim + (self.value_dim or self.head_dim)
 
-    @property
+    @cached_property
     def weight_bytes(self) -> float:
         """Keys and values: what is read from a cache."""
         return self.kv_elements * BITS[arithmetic(self.kv_dtype or self.dtype)] / 8
 
-    @property
+    @cached_property
     def bytes(self) -> float:
         bits = BITS[arithmetic(self.dtype)]
         return self.weight_bytes + self.batch * self.queries * self.heads * self._widths * bits / 8
 
-    @property
+    @cached_property
     def place(self) -> Coordinates:
         return (
             math.log2(self.batch),
@@ -136,7 +138,7 @@ class Attention:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stream:
     """A kernel that memory bounds: bytes read and written, in `rows` that are worked on alone."""
 
@@ -146,16 +148,16 @@ class Stream:
     flops: ClassVar[float] = 0.0
     weight_bytes: ClassVar[float] = 0.0
 
-    @property
+    @cached_property
     def kind(self) -> str:
         return f"stream {self.of}"
 
-    @property
+    @cached_property
     def place(self) -> Coordinates:
         return (math.log2(max(self.bytes, 1)), math.log2(max(self.bytes, 1) / self.rows))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Collective:
     """An exchange of `message` bytes on each of `ranks` devices; `library` says whose kernel.
 
@@ -169,17 +171,17 @@ class Collective:
     flops: ClassVar[float] = 0.0
     weight_bytes: ClassVar[float] = 0.0
 
-    @property
+    @cached_property
     def kind(self) -> str:
         return f"collective {self.of} {self.library}"
 
-    @property
+    @cached_property
     def bytes(self) -> float:
         """What one rank sends: a ring passes each share on, twice to reduce and hand out."""
         turns = 2 if self.of == "all_reduce" else 1
         return turns * (self.ranks - 1) / self.ranks * self.message
 
-    @property
+    @cached_property
     def place(self) -> Coordinates:
         return (math.log2(max(self.message, 1)), math.log2(self.ranks))
 
