@@ -24,9 +24,8 @@ from llmsim_magic.analyses.torch_time.constants_fit import (
 )
 from llmsim_magic.analyses.torch_time.kernel_time import kernel_time
 from llmsim_magic.analyses.torch_time.launch_time import (
-    eager_seconds,
-    graph_seconds,
     host_seconds,
+    operator_seconds,
     operator_work,
     run_operators,
 )
@@ -73,7 +72,7 @@ def test_a_graph_takes_as_long_as_its_kernels_and_the_gaps_between_them() -> Non
     kernels = [time for run in runs for time in run.times]
     assert not any(time.binds == "compute" for time in kernels)  # whose clock power holds down
     expected = sum(time.seconds + CONSTANTS.gap_s for time in kernels)
-    assert math.fsum(graph_seconds(runs, CONSTANTS)) == pytest.approx(expected)
+    assert math.fsum(operator_seconds(runs, "graph", CONSTANTS)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("slower", [0.001, 1.0, 1000.0], ids=["device", "both", "host"])
@@ -89,7 +88,7 @@ def test_eager_takes_as_long_as_the_slower_of_host_and_device(slower: float) -> 
     runs = run_operators(work, H100, constants)
     host = sum(host_seconds(each, constants) for each in work)
     device = sum(time.seconds for run in runs for time in run.times)
-    whole = math.fsum(eager_seconds(runs, constants))
+    whole = math.fsum(operator_seconds(runs, "eager", constants))
     assert whole >= max(host, device) * 0.999
     assert whole <= host + device
     if slower != 1.0:

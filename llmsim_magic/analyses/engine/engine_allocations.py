@@ -1,5 +1,6 @@
 """What an engine holds in memory during a pass: no masks, and logits of last tokens only."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -45,6 +46,8 @@ def _without_masks(record: Record, original: Record) -> Record:
             it does not read either stay.
     """
     kernels = [_without_mask(record, kernel) for kernel in record.kernels]
+    if all(map(operator.is_, kernels, original.kernels)):
+        return record
     removed = _unread(record, kernels) - _unread(original, original.kernels)
     used: set[int] = set()
     for place, kernel in enumerate(kernels):
@@ -68,8 +71,9 @@ def _without_mask(record: Record, kernel: Kernel) -> Kernel:
         return kernel
     query, key = record.shapes(kernel.inputs[:2])
     operands, rest = kernel.inputs[:_QUERY_KEY_VALUE], kernel.inputs[_QUERY_KEY_VALUE:]
-    kept = (index for index in rest if record.tensors[index].shape[-2:] != (query[-2], key[-2]))
-    return struct_replace(kernel, inputs=(*operands, *kept))
+    mask_shape = (query[-2], key[-2])
+    kept = tuple(index for index in rest if record.tensors[index].shape[-2:] != mask_shape)
+    return kernel if kept == rest else struct_replace(kernel, inputs=(*operands, *kept))
 
 
 def _unread(record: Record, kernels: Sequence[Kernel]) -> set[int]:

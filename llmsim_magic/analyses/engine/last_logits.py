@@ -39,9 +39,11 @@ def _storages_of_logits(record: Record, batch: int) -> dict[int, int]:
     after_head: set[int] = set()
     for place in reversed(range(len(record.kernels))):
         kernel = record.kernels[place]
+        if kernel.is_view:
+            continue
         written = written_storages(record, kernel)
         logits = written & wanted.keys()
-        if kernel.is_view or not logits:
+        if not logits:
             continue
         if any(not readers.get(each, set()) <= after_head for each in logits - returned):
             continue
@@ -76,9 +78,13 @@ def _tokens(shape: tuple[int, ...], batch: int) -> int:
 
 def _readers(record: Record) -> dict[int, set[int]]:
     """The places of the kernels that read each storage, without those that also write it."""
+    storage_of = [tensor.storage for tensor in record.tensors]
     found: dict[int, set[int]] = {}
     for place, kernel in enumerate(record.kernels):
         if not kernel.is_view:
-            for storage in storages(record, kernel.inputs) - written_storages(record, kernel):
-                found.setdefault(storage, set()).add(place)
+            written = [storage_of[index] for index in (*kernel.outputs, *kernel.writes)]
+            for index in kernel.inputs:
+                storage = storage_of[index]
+                if storage not in written:
+                    found.setdefault(storage, set()).add(place)
     return found

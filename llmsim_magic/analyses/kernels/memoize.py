@@ -12,7 +12,7 @@ Options = ParamSpec("Options")
 Result = TypeVar("Result")
 Number = int | None
 _FAMILY = "_family"  # in the `__dict__` of a trace
-_MAX_RESULTS = 64  # of one analysis with options; those that were computed first are dropped
+_MAX_RESULTS = 32  # of one analysis with options; those that were computed first are dropped
 
 
 def memoize(analysis: Callable[[Source], Result]) -> Callable[[Source], Result]:

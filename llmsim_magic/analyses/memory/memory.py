@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from llmsim_magic.analyses.engine.engine_allocations import engine_allocations
 from llmsim_magic.analyses.engine.engine_trace import engine_notes
 from llmsim_magic.analyses.memory.pass_allocations import pass_allocations
-from llmsim_magic.analyses.memory.tensor_lifetimes import Peak, peak_activations, peak_with_cache
+from llmsim_magic.analyses.memory.tensor_lifetimes import Peak, peak_of_record, peak_with_cache
 from llmsim_magic.analyses.memory.weights import Weights, weights
 from llmsim_magic.analyses.quantization.storage_layouts import kv_dtype
 from llmsim_magic.records.hardware.dtypes import BITS
 from llmsim_magic.records.hardware.runtime import Runtime
+from llmsim_magic.records.trace.recorded import Record
 from llmsim_magic.records.trace.trace import CacheSlot, Trace, numel
 from llmsim_magic.records.trace.workload import Workload
 
@@ -162,7 +163,7 @@ def activation_bytes(trace: Trace, runtime: Runtime) -> int:
     Tensors alone, not their blocks, so that they follow a formula of batch and context.
     """
     if _is_engine(runtime):
-        return peak_activations(engine_allocations(trace)).nbytes
+        return peak_of_record(engine_allocations(trace).recorded).nbytes
     return peak_with_cache(trace).nbytes - cache_bytes(trace)
 
 
@@ -184,10 +185,10 @@ def _is_engine(runtime: Runtime | None) -> bool:
 
 
 def _engine_activations(trace: Trace) -> _Plan:
-    ran = engine_allocations(trace)
-    peak = peak_activations(ran)
+    record = engine_allocations(trace).recorded
+    peak = peak_of_record(record)
     return _Plan(
-        activations=PassActivations(trace.workload, peak.nbytes), location=_location(ran, peak)
+        activations=PassActivations(trace.workload, peak.nbytes), location=_location(record, peak)
     )
 
 
@@ -198,7 +199,7 @@ def _plain_activations(trace: Trace) -> _Plan:
     cache = min(cache_bytes(trace), found.cache)
     return _Plan(
         activations=PassActivations(trace.workload, found.above.nbytes - cache),
-        location=_location(trace, found.above),
+        location=_location(trace.unrolled, found.above),
         replaced=max(found.allocated - found.above.nbytes, 0),
         segments=found.segments,
     )
@@ -247,10 +248,10 @@ def _with_sampling(
     return sampling, f"peak activations in sampling: {logits} sequences"
 
 
-def _location(trace: Trace, peak: Peak) -> str:
+def _location(record: Record, peak: Peak) -> str:
     if peak.operator is None:
         return "what the pass returns"
-    operator = trace.operators[peak.operator]
+    operator = record.operators[peak.operator]
     is_module = operator.kind == "module"
     return operator.path if is_module else f"{operator.path}:{operator.op}".removeprefix(":")
 

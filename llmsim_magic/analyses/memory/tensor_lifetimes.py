@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
+from msgspec import Struct
+
 from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Record, Role
 from llmsim_magic.records.trace.trace import Trace
@@ -11,8 +13,7 @@ from llmsim_magic.records.trace.trace import Trace
 _ACTIVATION: tuple[Role, ...] = ("activation",)
 
 
-@dataclass(frozen=True, slots=True)
-class Lifetime:
+class Lifetime(Struct, frozen=True, gc=False):
     """A storage, and the first and last kernel during which it is alive."""
 
     storage: int
@@ -29,10 +30,15 @@ class Peak:
     operator: int | None
 
 
-@memoize
 def peak_activations(trace: Trace) -> Peak:
     """Peak bytes of activations: what the pass allocates, without the cache."""
-    return _peak(trace.unrolled, lifetimes(trace.unrolled, _ACTIVATION))
+    return peak_of_record(trace.unrolled)
+
+
+@memoize
+def peak_of_record(record: Record) -> Peak:
+    """As `peak_activations`, of a record without replayed layers."""
+    return _peak(record, lifetimes(record, _ACTIVATION))
 
 
 @memoize
@@ -67,19 +73,22 @@ def lifetimes(record: Record, roles: Collection[Role]) -> tuple[Lifetime, ...]:
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     preexisting: set[int] = set()  # read before the pass wrote it, so not allocated by it
+    storage_of = [tensor.storage for tensor in record.tensors]
     for place, kernel in enumerate(record.kernels):
-        written = {record.tensors[index].storage for index in (*kernel.writes, *kernel.outputs)}
+        written = {storage_of[index] for index in kernel.outputs}
+        if kernel.writes != kernel.outputs:
+            written.update([storage_of[index] for index in kernel.writes])
         for index in kernel.inputs:
-            storage = record.tensors[index].storage
+            storage = storage_of[index]
             if storage not in first and storage not in written:
                 preexisting.add(storage)
             last[storage] = place
         for storage in written:
-            if storage not in preexisting:
-                first.setdefault(storage, place)
+            if storage not in first and storage not in preexisting:
+                first[storage] = place
             last[storage] = place
         for index in kernel.held:
-            last[record.tensors[index].storage] = place
+            last[storage_of[index]] = place
     for storage, place in _referenced(record):
         last[storage] = max(last.get(storage, place), place)
     end = len(record.kernels)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import prod
 
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
+from llmsim_magic.analyses.kernels.memoize import memoize_by_options
 from llmsim_magic.analyses.quantization.packing import Packing
 from llmsim_magic.analyses.quantization.storage_layouts import (
     packing_for_dtype,
@@ -36,6 +37,7 @@ class Weights:
         return self.unpacked + self.codes + self.scales
 
 
+@memoize_by_options
 def weights(trace: Trace, dtype: str | None = None) -> Weights:
     """The weights in a dtype, or as the checkpoint stores them.
 

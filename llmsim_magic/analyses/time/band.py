@@ -40,19 +40,21 @@ def widest_band(bands: Sequence[Band]) -> Band:
     return Band(min(band.low for band in bands), max(band.high for band in bands))
 
 
-def pass_band(times: Sequence[TimeInterval], passes: Mapping[str, Band], phase: str) -> Band:
+def pass_band(
+    times: Sequence[tuple[TimeInterval, int]], passes: Mapping[str, Band], phase: str
+) -> Band:
     """The band of a whole pass, as factors of its predicted time.
 
     Args:
-        times: The predicted time of each operator.
+        times: The predicted time of each distinct operator, and how often the pass runs it.
         passes: The band of measured end-to-end passes, by phase.
         phase: The phase of the pass.
 
     Returns:
         The wider of the operators' bands and the band of end-to-end measurements.
     """
-    seconds = math.fsum(time.seconds for time in times) or 1.0
-    low = math.fsum(time.low for time in times) / seconds
-    high = math.fsum(time.high for time in times) / seconds
+    seconds = math.fsum(time.seconds * number for time, number in times) or 1.0
+    low = math.fsum(time.low * number for time, number in times) / seconds
+    high = math.fsum(time.high * number for time, number in times) / seconds
     measured = passes.get(phase, Band(1.0, 1.0))
     return Band(min(low, measured.low), max(high, measured.high))

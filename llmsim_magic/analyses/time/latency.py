@@ -14,7 +14,7 @@ from llmsim_magic.analyses.time.kernel_sizes import (
     recorded_kernel_shapes,
     view_counts,
 )
-from llmsim_magic.analyses.time.pass_time import OperatorTime, PassTime
+from llmsim_magic.analyses.time.pass_time import OperatorTime, PassTime, counted, recorded_orders
 from llmsim_magic.analyses.time.roofline import Binds, Estimate, estimate, nearest_devices
 from llmsim_magic.catalog.calibration import calibration as default_calibration
 from llmsim_magic.records.hardware.accelerator import Accelerator
@@ -70,15 +70,15 @@ def latency(
     kernel_shapes(trace, accelerator, regime, stored)  # raises where the device lacks a dtype
     work = _operator_work(trace, regime, stored or StoredDtypes())
     host = host_overhead(accelerator, known) if regime == "eager" else None
-    recorded = [_operator_time(each, accelerator, host, price) for each in work]
-    operators = tuple(trace.expand_replays(recorded))
-    seen = any(accelerator.name in devices for devices in known.fits.values())
+    recorded = tuple([_operator_time(each, accelerator, host, price) for each in work])
+    steps = recorded_orders(trace)
     return PassTime(
         accelerator=accelerator,
         execution=_EXECUTIONS[regime],
-        operators=operators,
-        band=pass_band(operators, known.passes, trace.workload.phase),
-        seen=seen,
+        distinct=recorded,
+        steps=steps,
+        band=pass_band(counted(recorded, steps), known.passes, trace.workload.phase),
+        seen=any(accelerator.name in devices for devices in known.fits.values()),
     )
 
 

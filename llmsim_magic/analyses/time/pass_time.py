@@ -1,15 +1,20 @@
 """The predicted time of a pass: of each operator and in total, with its band."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
+from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.analyses.time.roofline import Binds, Estimate
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Band
 from llmsim_magic.records.hardware.execution import Execution
+from llmsim_magic.records.trace.trace import Trace
 
+Each = TypeVar("Each")
 NO_TIME = Estimate(0.0, 0.0, 0.0, "launch")
 
 
@@ -43,19 +48,30 @@ class OperatorTime:
 class PassTime:
     """The predicted time of a pass; nine of ten measurements lie between `low` and `high`.
 
-    `operators` are in execution order. `seen` is True if the device itself was measured, False if
-    the prediction uses related devices.
+    `distinct` are the times that operators have, and `steps` has an index of them for each operator
+    in execution order: replayed layers share theirs. `seen` is True if the device itself was
+    measured, False if the prediction uses related devices.
     """
 
     accelerator: Accelerator
     execution: Execution
-    operators: tuple[OperatorTime, ...]
+    distinct: tuple[OperatorTime, ...]
+    steps: tuple[int, ...]
     band: Band
     seen: bool
 
     @cached_property
+    def operators(self) -> tuple[OperatorTime, ...]:
+        """The time of each operator in execution order."""
+        return tuple(map(self.distinct.__getitem__, self.steps))
+
+    @cached_property
+    def _counted(self) -> tuple[tuple[OperatorTime, int], ...]:
+        return counted(self.distinct, self.steps)
+
+    @cached_property
     def seconds(self) -> float:
-        return math.fsum(operator.seconds for operator in self.operators)
+        return math.fsum(operator.seconds * number for operator, number in self._counted)
 
     @property
     def low(self) -> float:
@@ -68,25 +84,48 @@ class PassTime:
     @cached_property
     def bound(self) -> dict[str, float]:
         """The share of the time that each resource bounds, largest first."""
-        bound = _bound(self.operators)
+        bound = _bound(self._counted)
         return {name: each / self.seconds for name, each in bound.items() if self.seconds}
 
     def of(self, orders: Iterable[int]) -> Estimate:
         """The total time of several operators, such as a layer, and what bounds most of it."""
-        chosen = [self.operators[order] for order in orders]
+        chosen = counted(self.distinct, [self.steps[order] for order in orders])
         if not chosen:
             return NO_TIME
         return Estimate(
-            math.fsum(operator.seconds for operator in chosen),
-            math.fsum(operator.low for operator in chosen),
-            math.fsum(operator.high for operator in chosen),
+            math.fsum(operator.seconds * number for operator, number in chosen),
+            math.fsum(operator.low * number for operator, number in chosen),
+            math.fsum(operator.high * number for operator, number in chosen),
             next(iter(_bound(chosen))),
         )
 
 
-def _bound(operators: Iterable[OperatorTime]) -> dict[Binds, float]:
+def joined(passes: Sequence[PassTime]) -> PassTime:
+    """The time of passes that follow one another on equal devices, such as pipeline stages."""
+    first, *others = passes
+    if not others:
+        return first
+    distinct, steps = [*first.distinct], [*first.steps]
+    for each in others:
+        steps += [len(distinct) + step for step in each.steps]
+        distinct += each.distinct
+    return replace(first, distinct=tuple(distinct), steps=tuple(steps))
+
+
+def counted(distinct: Sequence[Each], steps: Sequence[int]) -> tuple[tuple[Each, int], ...]:
+    """Each of several values and how often it occurs, in the order of the first occurrences."""
+    return tuple([(distinct[place], number) for place, number in Counter(steps).items()])
+
+
+@memoize
+def recorded_orders(trace: Trace) -> tuple[int, ...]:
+    """For each operator of the pass, the index of the recorded one."""
+    return tuple([operator for operator, _ in trace.steps])
+
+
+def _bound(operators: Iterable[tuple[OperatorTime, int]]) -> dict[Binds, float]:
     """The seconds that each resource bounds, largest first."""
     seconds: dict[Binds, float] = {}
-    for operator in operators:
-        seconds[operator.binds] = seconds.get(operator.binds, 0.0) + operator.seconds
+    for operator, number in operators:
+        seconds[operator.binds] = seconds.get(operator.binds, 0.0) + operator.seconds * number
     return dict(sorted(seconds.items(), key=lambda item: -item[1]))

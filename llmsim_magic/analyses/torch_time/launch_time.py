@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TypeVar
 
 from llmsim_magic.analyses.kernels.memoize import memoize, memoize_by_options
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, collective_shape, view_counts
+from llmsim_magic.analyses.time.pass_time import counted
 from llmsim_magic.analyses.time.roofline import estimate
 from llmsim_magic.analyses.torch_time.kernel_time import KernelTime, kernel_time
 from llmsim_magic.analyses.torch_time.kernels import kernels_on
@@ -106,13 +107,26 @@ def operator_work(
     with_masks: bool = False,
 ) -> tuple[OperatorWork, ...]:
     """The work of each operator of the pass, in order, with replayed layers."""
-    return _work_on(trace, accelerator.architecture, stored or StoredDtypes(), with_masks)
+    recorded = recorded_work(trace, accelerator.architecture, stored or StoredDtypes(), with_masks)
+    return tuple(trace.expand_replays(recorded))
+
+
+@memoize_by_options
+def recorded_work(
+    trace: Trace, architecture: str, stored: StoredDtypes, with_masks: bool
+) -> tuple[OperatorWork, ...]:
+    """The work of each recorded operator, on any device of an architecture."""
+    kernels = kernels_on(trace.recorded, architecture, stored, with_masks)
+    return tuple(
+        OperatorWork(kernels=each, sent=sent, views=views)
+        for each, sent, views in zip(kernels, _sent(trace), view_counts(trace), strict=True)
+    )
 
 
 def run_operators(
     work: Sequence[OperatorWork], accelerator: Accelerator, constants: TorchConstants
 ) -> tuple[OperatorRun, ...]:
-    """The time of each kernel.
+    """The time of each kernel; the operators of replayed layers share theirs.
 
     Raises:
         CannotPredict: If the catalogue lacks a figure of the device.
@@ -127,57 +141,79 @@ def run_operators(
             sent_s=sum(estimate(size, accelerator, calibration()).seconds for size in each.sent),
         )
 
-    return tuple(_once_for_replays(run, work))
+    distinct, steps = _distinct(work)
+    runs = list(map(run, distinct))
+    return tuple([runs[step] for step in steps])
 
 
-def _once_for_replays(compute: Callable[[Each], Result], values: Sequence[Each]) -> list[Result]:
-    """A result for each value, computed once for the operators of replayed layers."""
-    results = {key: compute(each) for key, each in {id(each): each for each in values}.items()}
-    return [results[id(each)] for each in values]
+def _distinct(values: Sequence[Each]) -> tuple[list[Each], list[int]]:
+    """The different objects among several, and the index of each of the several in these."""
+    by_id = {id(each): each for each in values}
+    places = {key: place for place, key in enumerate(by_id)}
+    return [*by_id.values()], [places[id(each)] for each in values]
 
 
 def operator_seconds(
     runs: Sequence[OperatorRun], launch: str, constants: TorchConstants
 ) -> list[float]:
     """Seconds of each operator under a launch, `graph` or `eager`."""
-    return _SECONDS[launch](runs, constants)
+    distinct, steps = _distinct(runs)
+    if launch == "eager":
+        return eager_seconds(distinct, steps, constants)
+    seconds = graph_seconds(distinct, steps, constants)
+    return [seconds[step] for step in steps]
 
 
-def graph_seconds(runs: Sequence[OperatorRun], constants: TorchConstants) -> list[float]:
-    """Seconds of each operator in a CUDA graph, where the device never waits for the host."""
-    slower = _slower(runs, constants)
-    return _once_for_replays(lambda run: run.device_s(constants.gap_s, slower), runs)
+def graph_seconds(
+    runs: Sequence[OperatorRun], steps: Sequence[int], constants: TorchConstants
+) -> list[float]:
+    """Seconds of each run in a CUDA graph, where the device never waits for the host.
+
+    Args:
+        runs: the different runs of operators.
+        steps: for each operator of the pass, the index of its run.
+        constants: of the device.
+    """
+    slower = _slower(runs, steps, constants)
+    return [run.device_s(constants.gap_s, slower) for run in runs]
 
 
-def eager_seconds(runs: Sequence[OperatorRun], constants: TorchConstants) -> list[float]:
-    """Seconds of each operator whose kernels the host starts one by one.
+def eager_seconds(
+    runs: Sequence[OperatorRun], steps: Sequence[int], constants: TorchConstants
+) -> list[float]:
+    """Seconds of each operator of a pass whose kernels the host starts one by one.
 
     The host runs ahead of the device while the device is busy; where it does not, the device
     waits for it. They sum to the time until both are done.
+
+    Args:
+        runs: the different runs of operators.
+        steps: for each operator of the pass, the index of its run.
+        constants: of the device.
     """
-    slower = _slower(runs, constants)
-
-    def steps(run: OperatorRun) -> tuple[float, float, float | None]:
-        """Seconds of the host, of the device, and of the last kernel; None if there is none."""
-        last_s = run.times[-1].seconds if run.times else 0.0
-        is_started = run.times or run.sent_s
-        host_s = host_seconds(run.work, constants)
-        return host_s, run.device_s(0.0, slower), last_s if is_started else None
-
+    slower = _slower(runs, steps, constants)
+    each = [
+        (
+            host_seconds(run.work, constants),
+            run.device_s(0.0, slower),
+            run.times[-1].seconds if run.times else 0.0,
+            bool(run.times or run.sent_s),
+        )
+        for run in runs
+    ]
     host = device = before = 0.0
     seconds = []
-    for call_s, busy, last in _once_for_replays(steps, runs):
+    for step in steps:
+        call_s, busy_s, last_s, is_started = each[step]
         start = host
         host += call_s
-        if last is not None:
-            device = max(max(device, start) + busy, host + last)
-        done = max(host, device)
+        if is_started:
+            ready = (device if device > start else start) + busy_s
+            device = ready if ready > host + last_s else host + last_s
+        done = host if host > device else device
         seconds.append(done - before)
         before = done
     return seconds
-
-
-_SECONDS = {"graph": graph_seconds, "eager": eager_seconds}
 
 
 def host_seconds(work: OperatorWork, constants: TorchConstants) -> float:
@@ -195,23 +231,12 @@ def host_seconds(work: OperatorWork, constants: TorchConstants) -> float:
     )
 
 
-def _slower(runs: Sequence[OperatorRun], constants: TorchConstants) -> float:
+def _slower(runs: Sequence[OperatorRun], steps: Sequence[int], constants: TorchConstants) -> float:
     """How much longer arithmetic takes once the limit of power holds the clock down."""
-    whole = math.fsum(run.kernels_s for run in runs)
-    busy = math.fsum(run.arithmetic_s for run in runs)
+    each = counted(runs, steps)
+    whole = math.fsum(run.kernels_s * number for run, number in each)
+    busy = math.fsum(run.arithmetic_s * number for run, number in each)
     return 1 + constants.hot_share * busy / whole if whole else 1.0
-
-
-@memoize_by_options
-def _work_on(
-    trace: Trace, architecture: str, stored: StoredDtypes, with_masks: bool
-) -> tuple[OperatorWork, ...]:
-    kernels = kernels_on(trace.recorded, architecture, stored, with_masks)
-    recorded = [
-        OperatorWork(kernels=each, sent=sent, views=views)
-        for each, sent, views in zip(kernels, _sent(trace), view_counts(trace), strict=True)
-    ]
-    return tuple(trace.expand_replays(recorded))
 
 
 @memoize

@@ -1,16 +1,19 @@
 """Predicted time of a pass as a plain call of the model runs it, with its band."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
+from llmsim_magic.analyses.kernels.memoize import memoize_by_options
 from llmsim_magic.analyses.time.band import DEFAULT_BAND, widest_band
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
-from llmsim_magic.analyses.time.pass_time import OperatorTime, PassTime
+from llmsim_magic.analyses.time.pass_time import OperatorTime, PassTime, recorded_orders
 from llmsim_magic.analyses.time.roofline import Binds
 from llmsim_magic.analyses.torch_time.launch_time import (
     OperatorRun,
+    eager_seconds,
+    graph_seconds,
     makes_masks,
-    operator_seconds,
-    operator_work,
+    recorded_work,
     run_operators,
 )
 from llmsim_magic.catalog.accelerators import entries
@@ -20,6 +23,7 @@ from llmsim_magic.records.hardware.calibration import Band
 from llmsim_magic.records.hardware.execution import Execution
 from llmsim_magic.records.hardware.torch_kernel import (
     TorchCalibration,
+    TorchConstants,
     TorchKernel,
 )
 from llmsim_magic.records.trace.trace import Trace
@@ -27,6 +31,7 @@ from llmsim_magic.records.trace.trace import Trace
 # A stated guess, until others are measured: how much wider a band is on another device of the
 # vendor whose device was, and for a pass of another kind than those that were.
 _CARRIED_OVER = Band(0.75, 1.33)
+Key = TypeVar("Key", bound=tuple[int, float])
 _MEASURED_DTYPES = ("bfloat16", "float16")
 
 
@@ -58,36 +63,49 @@ def transformers_time(
     """
     known = calibration or torch_calibration()
     with_masks = makes_masks(launch, trace.versions.get("transformers", ""))
-    work = operator_work(trace, accelerator, stored=stored, with_masks=with_masks)
-    runs = run_operators(work, accelerator, known.constants)
-    seconds = operator_seconds(runs, launch, known.constants)
+    runs = _runs(trace, accelerator, known.constants, stored or StoredDtypes(), with_masks)
     is_like_measured = _is_like_measured(trace)
     kernel_band, pass_band = (
         band if is_like_measured else _carried_over(band)
         for band in (known.kernels, known.passes[launch])
     )
     kernel_band = band_on(accelerator, known, kernel_band)
+    orders = recorded_orders(trace)
+    if launch == "graph":
+        seconds = graph_seconds(runs, orders, known.constants)
+        keys, steps = list(enumerate(seconds)), orders
+    else:
+        seconds = eager_seconds(runs, orders, known.constants)
+        keys, steps = _numbered(list(zip(orders, seconds, strict=True)))
     return PassTime(
         accelerator=accelerator,
         execution=Execution("transformers", launch),
-        operators=_operator_times(runs, seconds, kernel_band, accelerator),
+        distinct=tuple(
+            [_operator_time(runs[place], time, kernel_band, accelerator) for place, time in keys]
+        ),
+        steps=steps,
         band=band_on(accelerator, known, pass_band, known.carried.get(launch)),
         seen=known.device == accelerator.name and is_like_measured,
     )
 
 
-def _operator_times(
-    runs: Sequence[OperatorRun], seconds: Sequence[float], band: Band, accelerator: Accelerator
-) -> tuple[OperatorTime, ...]:
-    """The time of each operator; those of replayed layers share one."""
-    known: dict[tuple[int, float], OperatorTime] = {}
-    found = []
-    for run, time in zip(runs, seconds, strict=True):
-        key = id(run), time
-        if key not in known:
-            known[key] = _operator_time(run, time, band, accelerator)
-        found.append(known[key])
-    return tuple(found)
+@memoize_by_options
+def _runs(
+    trace: Trace,
+    accelerator: Accelerator,
+    constants: TorchConstants,
+    stored: StoredDtypes,
+    with_masks: bool,
+) -> tuple[OperatorRun, ...]:
+    """The recorded operators of a pass on a device, which both launches run."""
+    work = recorded_work(trace, accelerator.architecture, stored, with_masks)
+    return run_operators(work, accelerator, constants)
+
+
+def _numbered(keys: Sequence[Key]) -> tuple[list[Key], tuple[int, ...]]:
+    """The different keys in the order of their first occurrences, and the index of each."""
+    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    return [*places], tuple([places[key] for key in keys])
 
 
 def _operator_time(

@@ -1,7 +1,7 @@
 """Times of forward passes on the requested devices, under each execution that is predicted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -130,8 +130,9 @@ class DevicePasses:
             stages = [
                 self._time(stage, device, calibration, execution) for stage in self._stages(trace)
             ]
-            operators = tuple(operator for stage in stages for operator in stage.operators)
-            self._times[key] = replace(stages[0], operators=operators)
+            from llmsim_magic.analyses.time.pass_time import joined
+
+            self._times[key] = joined(stages)
         return self._times[key]
 
     def _time(
