@@ -14,6 +14,7 @@ from llmsim_magic.views.pages.column_widths import width_rules
 from llmsim_magic.views.pages.html_charts import chart_html
 from llmsim_magic.views.pages.html_table import table_html
 from llmsim_magic.views.pages.text_page import as_text
+from llmsim_magic.views.screen.grid import shared_grids
 from llmsim_magic.views.section import Figure, Page, Part, Section
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def as_html(page: Page, max_rows: int = MAX_ROWS, *, has_script: bool = True) ->
 
 def as_bundle(page: Page) -> dict[str, str]:
     """The representations that a notebook displays: HTML and text."""
-    return {"text/html": as_html(page), "text/plain": as_text(page, max_rows=60)}
+    with shared_grids():
+        return {"text/html": as_html(page), "text/plain": as_text(page, max_rows=60)}
 
 
 def as_page(page: Page) -> str:

@@ -12,12 +12,13 @@ from llmsim_magic.views import units
 from llmsim_magic.views.screen.columns import Kind
 
 _PERCENT = re.compile(r"(\w) (\d+ %)$")
+_NEVER_MISSING = frozenset({str, int, bool, list, tuple})  # the types of most cells
 _MANY_SHAPES = 24  # characters of shapes from which only the first is written
 
 
 def format_cells(values: Sequence[Any], kind: Kind) -> list[str]:
     """Each value as text on one line; empty for a missing value."""
-    return ["" if _is_missing(value) else printable(_format(value, kind)) for value in values]
+    return ["" if is_missing(value) else printable(_format(value, kind)) for value in values]
 
 
 def exact_cells(values: Sequence[Any]) -> list[str]:
@@ -27,7 +28,7 @@ def exact_cells(values: Sequence[Any]) -> list[str]:
 
 def sizes(values: Sequence[Any]) -> list[float] | None:
     """The values as numbers, zero for a missing one; None if one is no number."""
-    found = [0.0 if _is_missing(value) else value for value in values]
+    found = [0.0 if is_missing(value) else value for value in values]
     if all(isinstance(value, (int, float, np.number)) for value in found):
         return [float(value) for value in found]
     return None
@@ -37,7 +38,7 @@ def _exact(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         is_nested = bool(value) and isinstance(value[0], (list, tuple))
         return units.shapes(value) if is_nested else ""
-    if _is_missing(value) or isinstance(value, (str, bool, np.bool_)):
+    if is_missing(value) or isinstance(value, (str, bool, np.bool_)):
         return ""
     if isinstance(value, (int, np.integer)):
         return units.count(int(value))
@@ -46,7 +47,7 @@ def _exact(value: Any) -> str:
 
 def quantity_text(value: Any, unit: str) -> str:
     """A value of a table that names the unit of each row, such as `bytes` or `FLOPs`."""
-    if _is_missing(value):
+    if is_missing(value):
         return ""
     if isinstance(value, str):
         return printable(value)
@@ -57,7 +58,13 @@ def quantity_text(value: Any, unit: str) -> str:
     return f"{text} {name}".rstrip() if name not in ("", "calls") else text
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Whether a cell has no value: NA, NaN or None; a list is never missing."""
+    kind = type(value)
+    if kind in _NEVER_MISSING:
+        return False
+    if kind is float:
+        return bool(value != value)  # noqa: PLR0124 - only NaN differs from itself
     return not isinstance(value, (list, tuple)) and bool(pd.isna(value))
 
 

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from llmsim_magic.analyses.graph.layers import index_spans
 
@@ -41,14 +43,13 @@ class Line:
         return (len(self.label) - len(self.label.lstrip())) // len(_INDENT)
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
+class _Layer(NamedTuple):
     stack: str
-    index: int
+    number: int
 
     @property
     def path(self) -> str:
-        return f"{self.stack}.{self.index}" if self.stack else str(self.index)
+        return f"{self.stack}.{self.number}" if self.stack else str(self.number)
 
 
 def fold(paths: Sequence[str], keys: Sequence[Key]) -> list[Line]:
@@ -74,7 +75,10 @@ def _fold(rows: list[tuple[int, ...]], paths: list[str], keys: list[Key], depth:
             members.setdefault(layer, []).append(place)
     groups: dict[Hashable, list[_Layer]] = {}
     for layer, places in members.items():
-        content = tuple((_below(paths[p], layer), _relative_key(keys[p], layer)) for p in places)
+        prefix = layer.path
+        content = tuple(
+            [(_below(paths[place], prefix), *_relative_key(keys[place], layer)) for place in places]
+        )
         groups.setdefault((layer.stack, content), []).append(layer)
     folded_stacks = {group[0].stack for group in groups.values() if len(group) > 1}
     group_of = {group[0]: group for group in groups.values()}
@@ -99,13 +103,13 @@ def _block(
     rows, paths, keys = table
     first = group[0]
     places = members[first]
-    below = [_below(paths[place], first) for place in places]
+    below = [_below(paths[place], first.path) for place in places]
     together = [
         tuple(row for layer in group for row in rows[members[layer][position]])
         for position in range(len(places))
     ]
     own = below.count("") == 1 and below[0] == ""
-    spans = index_spans(sorted(layer.index for layer in group)).replace("-", "–")
+    spans = index_spans(sorted(layer.number for layer in group)).replace("-", "–")
     stack = f"{first.stack}." if first.stack else ""
     times = f" ×{len(group)}" if len(group) > 1 else ""
     head = Line(
@@ -113,7 +117,7 @@ def _block(
         together[0] if own else (),
         is_block=True,
         stack=first.stack,
-        indices=tuple(sorted(layer.index for layer in group)),
+        indices=tuple(sorted(layer.number for layer in group)),
     )
     start = 1 if own else 0
     inner_keys = [_relative_key(keys[place], first) for place in places[start:]]
@@ -121,6 +125,7 @@ def _block(
     return [head, *_fold(together[start:], names, inner_keys, depth + 1)]
 
 
+@lru_cache(maxsize=16_384)
 def _layer(path: str) -> _Layer | None:
     """The outermost numbered element of a path."""
     parts = path.partition(":")[0].split(".")
@@ -130,13 +135,13 @@ def _layer(path: str) -> _Layer | None:
     return None
 
 
-def _below(path: str, layer: _Layer) -> str:
+def _below(path: str, layer: str) -> str:
     """`mlp.up_proj` of `model.layers.3.mlp.up_proj`, `:add` of `model.layers.3:add`."""
-    return path.removeprefix(layer.path).removeprefix(".")
+    return path.removeprefix(layer).removeprefix(".")
 
 
 def _relative_key(key: Key, layer: _Layer) -> Key:
-    return tuple(relative(each, layer.stack, layer.index) for each in key)
+    return tuple([relative(each, layer.stack, layer.number) for each in key])
 
 
 def relative(value: Hashable, stack: str, index: int) -> Hashable:

@@ -2,7 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -100,8 +102,33 @@ class Grid:
         return [sign for is_used, sign in signs if is_used]
 
 
-def grids(table: pd.DataFrame) -> Iterator[tuple[str, Grid]]:
+# Grids made so far with their tables, by the identity of these; None where they are not kept.
+_made: ContextVar["dict[int, tuple[pd.DataFrame, NamedGrids]] | None"] = ContextVar(
+    "made grids", default=None
+)
+
+
+@contextmanager
+def shared_grids() -> Iterator[None]:
+    """Makes the grid of each table once until the context ends; tables must not change in it."""
+    token = _made.set({})
+    try:
+        yield
+    finally:
+        _made.reset(token)
+
+
+def grids(table: pd.DataFrame) -> "NamedGrids":
     """The grid of a table; where operators repeat by execution, one for each, with its name."""
+    made = _made.get()
+    if made is None:
+        return tuple(_new_grids(table))
+    if id(table) not in made:
+        made[id(table)] = table, tuple(_new_grids(table))
+    return made[id(table)][1]
+
+
+def _new_grids(table: pd.DataFrame) -> Iterator[tuple[str, Grid]]:
     if table.index.name == "order" and {"runtime", "launch"} <= set(table):
         by_execution = table.groupby(["runtime", "launch"], sort=False)
         if len(by_execution) > 1:
@@ -111,32 +138,62 @@ def grids(table: pd.DataFrame) -> Iterator[tuple[str, Grid]]:
     yield "", grid(table)
 
 
+NamedGrids = tuple[tuple[str, Grid], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """The cells of a table as lists, which are much faster to read one by one.
+
+    Attributes:
+        columns: the cells of each column, by its name.
+        floats: names of the columns of floats.
+        rows: how many rows there are.
+    """
+
+    columns: dict[str, list[Any]]
+    floats: frozenset[str]
+    rows: int
+
+
+def _values_of(table: pd.DataFrame) -> _Values:
+    return _Values(
+        {str(name): table[name].tolist() for name in table},
+        frozenset(str(name) for name, dtype in table.dtypes.items() if is_float_dtype(dtype)),
+        len(table),
+    )
+
+
 def grid(table: pd.DataFrame) -> Grid:
     """The lines and columns of a table."""
     named = table.reset_index() if table.index.name else table.reset_index(drop=True)
     special = _columns_of(named)
-    named = for_screen(named)
-    once = [name for name in _SAID_ONCE if _is_constant(named, name)]
-    said = [f"{declared(name).head} {_text(named[name].iloc[0], name)}" for name in once]
-    named = named.drop(columns=once)
+    values = _values_of(for_screen(named))
+    once = [name for name in _SAID_ONCE if _is_constant(values, name)]
+    said = [f"{declared(name).head} {_text(values.columns[name][0], name)}" for name in once]
+    names = [name for name in values.columns if name not in once]
     details = [
         name
-        for name in map(str, named)
+        for name in names
         if declared(name).importance is None and name not in ("order", "changes")
     ]
-    shown = [name for name in map(str, named) if declared(name).importance is not None]
-    shown = [name for name in shown if not named[name].isna().all() or name == "path"]
+    shown = [name for name in names if declared(name).importance is not None]
+    shown = [
+        name
+        for name in shown
+        if name == "path" or not all(map(cells.is_missing, values.columns[name]))
+    ]
     path = next((name for name in shown if _is_row_path(name)), None)
     if path is not None:
         beside = [name for name in shown if name == "source_operator"]
         shown = [path, *beside, *(name for name in shown if name not in (path, *beside))]
-    lines = _lines(named, path, shown)
+    lines = _lines(values, path, shown)
     columns = [
         replace(each, column=special.get(name, each.column), name=name)
         for name in shown
-        for each in [_shown(named, name, lines, is_path=name == path)]
+        for each in [_shown(values, name, lines, is_path=name == path)]
     ]
-    return Grid(lines, columns, said, details, _with_operators(named, lines))
+    return Grid(lines, columns, said, details, _with_operators(values, lines))
 
 
 def _columns_of(table: pd.DataFrame) -> dict[str, Column]:
@@ -156,56 +213,93 @@ def _columns_of(table: pd.DataFrame) -> dict[str, Column]:
     }
 
 
-def _with_operators(table: pd.DataFrame, lines: list[Line]) -> list[str] | None:
+def _with_operators(table: _Values, lines: list[Line]) -> list[str] | None:
     """`self_attn:apply_rotary_pos_emb` where a line is a function that a module calls."""
-    if not {"path", "op"} <= set(table):
+    if not {"path", "op"} <= set(table.columns):
         return None
-    paths, ops = list(map(str, table["path"])), [printable(str(op)) for op in table["op"]]
-    containers = {path[:end] for path in paths for end in _dots(path)}
-    containers |= {path for path, number in Counter(paths).items() if number > 1}
+    paths, ops = list(map(str, table.columns["path"])), table.columns["op"]
+    numbers = Counter(paths)
+    containers = {path for path, number in numbers.items() if number > 1}
+    containers |= _containers(numbers)
     found = []
     for line in lines:
         row = line.rows[0] if line.rows else None
         if row is None or paths[row] not in containers:
             found.append(line.label)
         else:
-            found.append(f"{line.label.replace(OWN_ROW, '')}:{ops[row]}")
+            found.append(f"{line.label.replace(OWN_ROW, '')}:{printable(str(ops[row]))}")
     return found
 
 
-def _dots(path: str) -> list[int]:
-    return [place for place, character in enumerate(path) if character == "."]
+def _containers(paths: Iterable[str]) -> set[str]:
+    """The paths of all modules that hold others."""
+    found: set[str] = set()
+    for path in paths:
+        end = path.rfind(".")
+        while end >= 0 and path[:end] not in found:  # whose own containers are found already
+            found.add(path[:end])
+            end = path.rfind(".", 0, end)
+    return found
 
 
-def _lines(table: pd.DataFrame, path: str | None, shown: list[str]) -> list[Line]:
+def _lines(table: _Values, path: str | None, shown: list[str]) -> list[Line]:
     if path is None:
-        return [Line("", (place,)) for place in range(len(table))]
-    rest = [name for name in shown if name != path and not is_float_dtype(table[name])]
+        return [Line("", (place,)) for place in range(table.rows)]
+    rest = [name for name in shown if name != path and name not in table.floats]
     # The rank of an operator in the pass differs from layer to layer, and a band by a rounding.
     rest = [name for name in rest if name != "rank" and declared(name).kind != "interval"]
-    texts = [[_key(value, name) for value in table[name]] for name in rest]
-    keys = list(zip(*texts, strict=True)) if texts else [()] * len(table)
-    paths = ["" if pd.isna(value) else printable(str(value)) for value in table[path]]
-    if path == "path" and "layer" in table:  # the table of layers ends with all other operators
-        paths = [
-            "(outside layers)" if pd.isna(value) else text
-            for value, text in zip(table[path], paths, strict=True)
-        ]
+    keys = _keys([_key_column(table.columns[name], name) for name in rest], table.rows)
+    # The table of layers ends with all other operators.
+    missing = "(outside layers)" if path == "path" and "layer" in table.columns else ""
+    paths = [
+        missing if cells.is_missing(value) else printable(str(value))
+        for value in table.columns[path]
+    ]
     return fold(paths, keys)
 
 
-def _key(value: Any, name: str = "") -> Hashable:
-    """What has to be equal in identical layers; `keys of layer 3` without the number."""
-    text = value if isinstance(value, str) else str(value)
-    return _NUMBER.sub("#", text) if name == "through" else text
+def _keys(columns: Sequence[list[Hashable]], rows: int) -> list[tuple[Hashable, ...]]:
+    """What has to be equal in identical layers, for each row.
+
+    Texts that may hold a path stay, for they count relative to a layer. A number stands for all
+    others, as few of them differ.
+    """
+    with_paths = [
+        any("." in each for each in column if isinstance(each, str)) for column in columns
+    ]
+    plain = [column for column, holds in zip(columns, with_paths, strict=True) if not holds]
+    paths = [column for column, holds in zip(columns, with_paths, strict=True) if holds]
+    numbers: dict[tuple[Hashable, ...], int] = {}
+    of_rows = zip(*plain, strict=True) if plain else [()] * rows
+    numbered = [numbers.setdefault(each, len(numbers)) for each in of_rows]
+    return list(zip(numbered, *paths, strict=True))
 
 
-def _shown(table: pd.DataFrame, name: str, lines: list[Line], *, is_path: bool) -> ShownColumn:
+def _key_column(values: list[Any], name: str) -> list[Hashable]:
+    """The cells of a column by what tells them apart; `keys of layer 3` without the number."""
+    if name == "through":
+        return [_NUMBER.sub("#", str(value)) for value in values]
+    kinds = set(map(type, values))
+    if kinds in ({str}, {bool}):
+        return values
+    if kinds <= {int, type(pd.NA)}:
+        return [None if value is pd.NA else value for value in values]
+    known: dict[int, str] = {}  # by identity: identical layers share the lists of their shapes
+    found: list[Hashable] = []
+    for value in values:
+        text = value if isinstance(value, str) else known.get(id(value))
+        if text is None:
+            text = known[id(value)] = str(value)
+        found.append(text)
+    return found
+
+
+def _shown(table: _Values, name: str, lines: list[Line], *, is_path: bool) -> ShownColumn:
     column = declared(name)
     if is_path:
         return ShownColumn(column, [line.label for line in lines])
-    of_row = list(table[name])
-    averaged = is_float_dtype(table[name])
+    of_row = table.columns[name]
+    averaged = name in table.floats
     values = [_value(of_row, line.rows, averaged=averaged) for line in lines]
     sizes = cells.sizes(values)
     of_layer: dict[int, str] = {}
@@ -234,7 +328,7 @@ def _value(of_row: list[Any], rows: tuple[int, ...], *, averaged: bool) -> Any:
         return pd.NA
     if not averaged or len(rows) == 1:
         return of_row[rows[0]]
-    known = [of_row[row] for row in rows if not pd.isna(of_row[row])]
+    known = [of_row[row] for row in rows if not cells.is_missing(of_row[row])]
     return sum(known) / len(known) if known else pd.NA
 
 
@@ -252,7 +346,7 @@ def _rows_inside(lines: list[Line], head: int) -> tuple[int, ...]:
 
 
 def _sum(of_row: list[Any], rows: tuple[int, ...]) -> Any:
-    known = [of_row[row] for row in rows if not pd.isna(of_row[row])]
+    known = [of_row[row] for row in rows if not cells.is_missing(of_row[row])]
     return sum(known) if known else pd.NA
 
 
@@ -267,7 +361,7 @@ def _layers_around(lines: list[Line], head: int) -> int:
 
 def _divided(value: Any, layers: int) -> Any:
     """The part of a sum that one of several identical layers has."""
-    if pd.isna(value):
+    if cells.is_missing(value):
         return value
     return value / layers if is_float(value) or value % layers else value // layers
 
@@ -296,14 +390,14 @@ def _relative_paths(values: list[Any], lines: list[Line]) -> list[Any]:
 
 def _workload_column(name: str, values: list[Any]) -> ShownColumn:
     """A workload's output shapes; the exact value has the inputs too."""
-    exact = ["" if pd.isna(value) else value for value in values]
+    exact = ["" if cells.is_missing(value) else value for value in values]
     outputs = _without_blanks([_only_first(value.rpartition(" → ")[2]) for value in exact])
     return ShownColumn(Column(name, "shapes", 20), outputs, exact=exact)
 
 
 def _formula_column(values: list[Any]) -> ShownColumn:
     """Shapes as formulas: inputs and outputs, or outputs alone where these do not fit."""
-    exact = ["" if pd.isna(value) else value for value in values]
+    exact = ["" if cells.is_missing(value) else value for value in values]
     full = ["\n".join(map(_first_shapes, text.split("\n"))) for text in exact]
     outputs = [one_formula([_first_output(line) for line in text.split("\n")]) for text in exact]
     column = Column("formula", "shapes", 1)
@@ -342,10 +436,11 @@ def _is_row_path(name: str) -> bool:
     return column.kind == "path" and column.importance == 0
 
 
-def _is_constant(table: pd.DataFrame, name: str) -> bool:
-    if name not in table or len(table) < 2 or table[name].isna().any():
+def _is_constant(table: _Values, name: str) -> bool:
+    if name not in table.columns or table.rows < 2:
         return False
-    return len({_key(value) for value in table[name]}) == 1
+    values = table.columns[name]
+    return not any(map(cells.is_missing, values)) and len(set(map(str, values))) == 1
 
 
 def _text(value: Any, name: str) -> str:
@@ -353,7 +448,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _interval(ends: Any, name: str) -> str:
-    if not isinstance(ends, tuple) or any(map(pd.isna, ends)):
+    if not isinstance(ends, tuple) or any(map(cells.is_missing, ends)):
         return ""
     if name.endswith("per_s_interval"):
         return f"{units.rate(ends[0])}–{units.rate(ends[1])}"

@@ -113,6 +113,8 @@ def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:
         if low in table and high in table:
             low_names[low], low_names[high] = f"{name}_interval", ""
             made[f"{name}_interval"] = pd.Series(zip(table[low], table[high], strict=True))
+    if not made:
+        return table
     columns: dict[str, Any] = {}
     for name in map(str, table):
         new = low_names.get(name, name)
