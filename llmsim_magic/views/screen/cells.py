@@ -12,7 +12,8 @@ from llmsim_magic.views import units
 from llmsim_magic.views.screen.columns import Kind
 
 _PERCENT = re.compile(r"(\w) (\d+ %)$")
-_NEVER_MISSING = frozenset({str, int, bool, list, tuple})  # the types of most cells
+# The types of most cells.
+_NEVER_MISSING = frozenset({str, int, np.int64, bool, np.bool_, list, tuple})
 _MANY_SHAPES = 24  # characters of shapes from which only the first is written
 
 
@@ -63,7 +64,7 @@ def is_missing(value: Any) -> bool:
     kind = type(value)
     if kind in _NEVER_MISSING:
         return False
-    if kind is float:
+    if kind is float or kind is np.float64:
         return bool(value != value)  # noqa: PLR0124 - only NaN differs from itself
     return not isinstance(value, (list, tuple)) and bool(pd.isna(value))
 

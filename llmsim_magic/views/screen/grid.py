@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pandas.api.types import is_float, is_float_dtype
 
@@ -25,6 +26,7 @@ _SUMMED = frozenset({"flops", "elementwise_ops", "bytes_read", "bytes_written", 
                      "time_share", "share"})  # fmt: skip
 _NUMBER = re.compile(r"\d+")
 _SHORT_OP = 18  # characters of a type of operator in a narrow terminal
+_MASKED = (pd.arrays.IntegerArray, pd.arrays.FloatingArray, pd.arrays.BooleanArray)
 _BETWEEN_SHAPES = "], ["
 _MORE_SHAPES = re.compile(r"\] \+\d")
 _SYMBOL = re.compile(r"\[(?:.*, )?[BSC][],· ]")
@@ -158,10 +160,21 @@ class _Values:
 
 def _values_of(table: pd.DataFrame) -> _Values:
     return _Values(
-        {str(name): table[name].tolist() for name in table},
+        {str(name): _cells_of(table[name]) for name in table},
         frozenset(str(name) for name, dtype in table.dtypes.items() if is_float_dtype(dtype)),
         len(table),
     )
+
+
+def _cells_of(column: "pd.Series[Any]") -> list[Any]:
+    """As `list(column)`, without a call for each cell."""
+    array = column.array
+    if not isinstance(array, _MASKED):
+        return column.tolist()
+    found = list(array.to_numpy(dtype=array.dtype.type, na_value=0))
+    for place in np.flatnonzero(array.isna()):
+        found[place] = pd.NA
+    return found
 
 
 def grid(table: pd.DataFrame) -> Grid:
@@ -282,7 +295,7 @@ def _key_column(values: list[Any], name: str) -> list[Hashable]:
     kinds = set(map(type, values))
     if kinds in ({str}, {bool}):
         return values
-    if kinds <= {int, type(pd.NA)}:
+    if kinds <= {int, np.int64, type(pd.NA)}:
         return [None if value is pd.NA else value for value in values]
     known: dict[int, str] = {}  # by identity: identical layers share the lists of their shapes
     found: list[Hashable] = []
