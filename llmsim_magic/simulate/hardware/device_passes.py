@@ -12,6 +12,7 @@ from llmsim_magic.records.hardware.calibration import Calibration
 from llmsim_magic.records.hardware.execution import EXECUTIONS, Execution
 from llmsim_magic.records.hardware.torch_kernel import TorchCalibration
 from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.hardware.executions import executions_on, require_executions
 from llmsim_magic.simulate.request import ALL, MEASURED, Deployment
 
@@ -45,7 +46,7 @@ class DevicePasses:
     traces: tuple[Trace, ...]
     deployment: Deployment
     planner: "CapacityPlanner | None" = None
-    _times: "dict[tuple[int, str, Execution], PassTime]" = field(
+    _times: "dict[tuple[Workload, str, Execution], PassTime]" = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -125,7 +126,7 @@ class DevicePasses:
         self, trace: Trace, device: Accelerator, calibration: AnyCalibration, execution: Execution
     ) -> "PassTime":
         """The time of a pass on a device under an execution, summed over pipeline stages."""
-        key = (id(trace), device.name, execution)
+        key = (trace.workload, device.name, execution)
         if key not in self._times:
             stages = [
                 self._time(stage, device, calibration, execution) for stage in self._stages(trace)
