@@ -186,6 +186,10 @@ class KeptModel:
     def _hierarchy(self) -> Hierarchy | None:
         return self._read("hierarchy", Hierarchy)
 
+    @cached_property
+    def _is_as_installed(self) -> bool:
+        return is_as_installed()
+
     def _raise_kept(self, what: str) -> None:
         kept = self._read(f"error {what}", KeptError)
         if kept is not None and kept.kind in _ERRORS:
@@ -207,7 +211,7 @@ class KeptModel:
         name = _digest(paths)
         if changed_since_import(states) or self._states.setdefault(name, states) != states:
             return
-        if not is_as_installed():
+        if not self._is_as_installed:
             return
         if self.cache.read(name) is None:
             self.cache.write(name, msgspec.msgpack.encode(paths))

@@ -1,5 +1,6 @@
 """The trace of a workload, and the limits of a model: from the session, the disk or a pass."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Tracer = Callable[[Workload], Trace]
 _tracing_allowed: ContextVar[bool] = ContextVar("tracing_allowed", default=True)
+_files: "WeakKeyDictionary[MetaModel, tuple[int, tuple[str, ...]]]" = WeakKeyDictionary()
 _kept: "WeakKeyDictionary[ModelRecipe, KeptModel]" = WeakKeyDictionary()
 
 
@@ -211,9 +213,16 @@ def _runs_installed_code() -> bool:
 
 
 def _code_files(meta_model: "MetaModel | None") -> tuple[str, ...]:
+    """The files of code that a model depends on; found again when more modules were imported."""
     from llmsim_magic.capture.models.code_files import code_files
 
-    return code_files(None if meta_model is None else meta_model.module)
+    if meta_model is None:
+        return code_files(None)
+    imported, files = _files.get(meta_model, (0, ()))
+    if imported != len(sys.modules):
+        files = code_files(meta_model.module)
+        _files[meta_model] = len(sys.modules), files
+    return files
 
 
 def _default_dtype() -> str:
