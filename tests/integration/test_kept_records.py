@@ -1,6 +1,9 @@
 """Records on disk answer as a trace would, without torch, and only where the code is the same."""
 
+import dataclasses
+import functools
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -10,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, PreTrainedConfig, Qwen3Config, Qwen3ForCausalLM
+from transformers.activations import ACT2CLS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.qwen3 import modeling_qwen3
 
 import llmsim_magic as llmsim
@@ -18,7 +24,9 @@ from llmsim_magic.capture import run as capture_run
 from llmsim_magic.capture.meta.changed_code import changed_code
 from llmsim_magic.records.errors import NoDecode
 from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.cache import cache_folder, environment, kept_model, session_cache
+from llmsim_magic.simulate.cache.session_cache import Question
 from llmsim_magic.simulate.models import workloads
 from tests.helpers.modules_folder import modules_folder
 
@@ -177,8 +185,6 @@ def test_options_of_the_build_are_part_of_the_question(
 
 
 def test_another_default_dtype_is_another_question(tmp_path: Path, runs: list[Any]) -> None:
-    import torch
-
     model = written(tmp_path / "model", KEYS)
     llmsim.trace(model)
     session_cache.forget()
@@ -273,6 +279,57 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "activation": lambda patch: patch.setitem(
         modeling_qwen3.ACT2FN, "silu", type("Mine", (modeling_qwen3.nn.SiLU,), {})
     ),
+    "imported function": lambda patch: patch.setattr(
+        modeling_qwen3, "create_causal_mask", _replaced_function
+    ),
+    "another function of the library": lambda patch: patch.setattr(
+        modeling_qwen3, "create_causal_mask", modeling_qwen3.create_sliding_window_causal_mask
+    ),
+    "another class of the library": lambda patch: patch.setattr(
+        modeling_qwen3, "Qwen3RMSNorm", modeling_qwen3.nn.RMSNorm
+    ),
+    "another method of the library": lambda patch: patch.setattr(
+        modeling_qwen3.Qwen3MLP, "forward", modeling_qwen3.Qwen3RMSNorm.forward
+    ),
+    "constructor": lambda patch: patch.setattr(
+        modeling_qwen3.Qwen3MLP, "__init__", modeling_qwen3.nn.Identity.__init__
+    ),
+    "code of a method": lambda patch: patch.setattr(
+        modeling_qwen3.Qwen3MLP.forward, "__code__", (lambda self, hidden: hidden).__code__
+    ),
+    "partial method": lambda patch: patch.setattr(
+        modeling_qwen3.Qwen3MLP, "forward", functools.partialmethod(_replaced_function)
+    ),
+    "wrapped method": lambda patch: patch.setattr(
+        modeling_qwen3.Qwen3MLP, "forward", torch.no_grad()(_replaced_function)
+    ),
+    "callable object": lambda patch: patch.setattr(
+        modeling_qwen3, "apply_rotary_pos_emb", operator.itemgetter(0)
+    ),
+    "flag": lambda patch: patch.setattr(
+        modeling_qwen3.Qwen3PreTrainedModel, "_supports_sdpa", False
+    ),
+    "attention of torch": lambda patch: patch.setattr(
+        "torch.nn.functional.scaled_dot_product_attention", _replaced_function
+    ),
+    "class of torch": lambda patch: patch.setattr(
+        "torch.nn.Linear", type("Linear", (modeling_qwen3.nn.Linear,), {"__module__": __name__})
+    ),
+    "operator of torch": lambda patch: patch.setattr("torch.matmul", _replaced_function),
+    "method of a tensor": lambda patch: patch.setattr(
+        torch.Tensor, "matmul", _replaced_function, raising=False
+    ),
+    "mask": lambda patch: patch.setitem(
+        ALL_MASK_ATTENTION_FUNCTIONS._local_mapping, "sdpa", _replaced_function
+    ),
+    "another attention of the library": lambda patch: patch.setitem(
+        modeling_qwen3.ALL_ATTENTION_FUNCTIONS._global_mapping,
+        "sdpa",
+        modeling_qwen3.ALL_ATTENTION_FUNCTIONS["flash_attention_2"],
+    ),
+    "another activation of the library": lambda patch: patch.setitem(
+        ACT2CLS, "silu", modeling_qwen3.nn.GELU
+    ),
     "registered": lambda patch: patch.setitem(
         AutoConfig.register.__globals__["CONFIG_MAPPING"]._extra_content,
         "qwen3",
@@ -301,6 +358,87 @@ def test_changed_code_is_neither_answered_from_records_nor_kept(
     assert changed_code() is None
     session_cache.forget()
     assert llmsim.trace(model).trace == stock
+
+
+def test_a_model_built_of_changed_code_answers_only_while_it_is_changed(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session's model and traces must not outlive a patch, nor reach the disk."""
+    model = written(tmp_path / "model", KEYS)
+    with monkeypatch.context() as off:
+        off.setenv("LLMSIM_CACHE", "off")
+        stock = {context: llmsim.trace(model, context=context).trace for context in (8, 16)}
+    session_cache.forget()
+
+    class Fast(modeling_qwen3.Qwen3RMSNorm):
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return hidden_states * self.weight
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(modeling_qwen3, "Qwen3RMSNorm", Fast)
+            assert llmsim.trace(model, context=8).trace.recorded != stock[8].recorded
+        for context, expected in stock.items():
+            assert llmsim.trace(model, context=context).trace == expected
+    session_cache.forget()
+    for context, expected in stock.items():
+        assert llmsim.trace(model, context=context).trace == expected
+
+
+def test_the_code_of_a_long_lived_recipe_is_looked_at_for_each_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[Any]
+) -> None:
+    """A panel keeps a recipe while a file of the code changes."""
+    code = tmp_path / "modeling.py"
+    code.write_text("one")
+    os.utime(code, (1_000_000, 1_000_000))
+    monkeypatch.setattr(workloads, "_code_files", lambda meta_model: (str(code),))
+    recipe = _recipe(written(tmp_path / "model", KEYS))
+    for number in (1, 1, 2):
+        os.utime(code, (1_000_000 * number, 1_000_000 * number))
+        workloads.trace_workload(recipe, Workload("prefill", 1, 8), replay=True)
+        session_cache.forget_traces()
+        assert len(runs) == number
+
+
+def test_each_trace_keeps_its_own_parameters(tmp_path: Path) -> None:
+    model = written(tmp_path / "model", KEYS)
+    kept = workloads._kept_model(_recipe(model))
+    assert kept is not None
+    first = llmsim.trace(model, context=8).trace
+    wider = tuple(dataclasses.replace(each, dtype="float64") for each in first.parameters)
+    question = Question(Workload("prefill", 1, 9), replay=True, default_dtype="float64")
+    second = dataclasses.replace(first, parameters=wider, workload=question.workload)
+    kept.keep_trace(question, second, ())
+    session_cache.forget()
+    found = workloads._kept_model(_recipe(model))
+    assert found is not None
+    read = found.trace(question)
+    assert read is not None
+    assert read.parameters == wider
+    assert llmsim.trace(model, context=8).trace == first
+
+
+def test_a_package_that_was_installed_meanwhile_stops_the_records(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers asks for some packages when it first imports a model."""
+    assert environment.code_in_use() == environment.environment()
+    (tmp_path / "flash_linear_attention-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    llmsim.trace(written(tmp_path / "model", KEYS))
+    assert not folder.exists()
+
+
+def test_the_order_of_the_rules_in_a_value_is_part_of_a_config(tmp_path: Path) -> None:
+    rules = {"-:.*mlp.*": {}, "+:.*": {"bits": 8}}
+    for dynamic in (rules, dict(reversed(rules.items()))):
+        quantization = {"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": dynamic}
+        model = written(tmp_path / "model", {**KEYS, "quantization_config": quantization})
+        session_cache.forget()
+        found = llmsim.trace(model).trace.model.quantisation
+        assert found is not None
+        assert [*found["dynamic"]] == [*dynamic]
 
 
 def _recipe(model: Any) -> Any:

@@ -5,18 +5,24 @@ of their own. A record made in such a process is that of other code than what is
 Imports neither torch nor transformers.
 """
 
+import ast
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial, partialmethod
+from importlib.util import resolve_name
+from itertools import chain
+from operator import is_
 from pathlib import Path
-from types import FunctionType, ModuleType
+from threading import Lock
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 _CHECKED = ("transformers.", "torch.nn.functional", "torch.nn.modules.")
+_CHECKED_NAMES = ("torch", "torch.nn", "torch.functional", "torch._tensor")
 # Modules of transformers that no forward pass calls.
 _UNUSED = re.compile(r"tokeniz|process|image_|video_|audio_|generation|train|pipeline|data|chat")
 # Packages that define, decorate and validate what torch and transformers call.
@@ -35,6 +41,8 @@ _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 _INSTALLED = re.compile(r"[\\/](site|dist)-packages[\\/]")
 # Where attention functions and classes are registered: attributes of an object or of its class.
 _REGISTRIES = ("_extra_content", "_global_mapping", "_local_mapping")
+_WRAPPERS = (staticmethod, classmethod, property, partial, partialmethod)
+_CODE = (type, FunctionType, BuiltinFunctionType)
 
 
 def changed_code() -> str | None:
@@ -43,82 +51,229 @@ def changed_code() -> str | None:
     Checks the functions, classes and registries of the modules that are loaded; what was checked
     before and is still the same object is not looked at again.
     """
+    return next((each.changed for each in _current() if each.changed is not None), None)
+
+
+def changes() -> int:
+    """0 if nothing is changed; else a number that no other state of the code had before.
+
+    Models and traces made at one number are those of the same code.
+    """
+    global _last, _number
+    found = tuple(each for each in _current() if each.changed is not None)
+    with _lock:
+        if found != _last:
+            _last, _number = found, _number + 1
+        return _number if found else 0
+
+
+def _current() -> "list[_Checked]":
+    """What is known of each loaded module, checked again where it is not what it was."""
+    found = []
     trusted = _trusted_folders()
     for module_name, module in sys.modules.copy().items():
-        if not module_name.startswith(_CHECKED) or _UNUSED.search(module_name):
+        if module_name not in _CHECKED_NAMES and (
+            not module_name.startswith(_CHECKED) or _UNUSED.search(module_name)
+        ):
             continue
         known = _checked.get(module_name)
-        if known is not None and known.is_current():
-            continue
-        for name, value in vars(module).copy().items():
-            if name != "__builtins__" and _is_changed(module, name, value, trusted):
-                return f"{module_name}.{name}"
-        _checked[module_name] = _Checked.of(module)
-    return None
+        if known is None or known.module is not module or not known.is_current():
+            known = _checked[module_name] = _Checked.of(module, trusted)
+        found.append(known)
+    return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Checked:
-    """The namespaces of a module, and all objects in them when they were checked."""
+    """A module, its namespaces and all objects in them when they were checked.
 
+    `changed` is the name of something that the module's source does not define so.
+    """
+
+    module: ModuleType
     namespaces: tuple[Mapping[str, Any], ...]
-    objects: tuple[tuple[Any, ...], ...]  # kept alive, so that their ids stay theirs
-    ids: tuple[tuple[int, ...], ...]
+    objects: tuple[tuple[Any, ...], ...]
+    changed: str | None
 
     @classmethod
-    def of(cls, module: ModuleType) -> "_Checked":
+    def of(cls, module: ModuleType, trusted: tuple[str, ...]) -> "_Checked":
         values = [value for name, value in vars(module).items() if name != "__builtins__"]
         own = [vars(each) for each in values if _is_defined_in(each, module)]
-        held = [held for each in values for held in _registries(each)]
+        held = [held for each in values for held in _registries(each) if _holds_code(held)]
         namespaces = (vars(module), *own, *held)
-        objects = tuple(tuple(_values(each)) for each in namespaces)
-        return cls(namespaces, objects, tuple(tuple(map(id, each)) for each in objects))
+        objects = tuple(tuple(_objects(each)) for each in namespaces)
+        return cls(module, namespaces, objects, _first_change(module, trusted))
 
     def is_current(self) -> bool:
-        """Whether every namespace still has the same objects."""
+        """Whether every namespace still has the same objects, and every function its code."""
         return all(
-            tuple(map(id, _values(namespace))) == ids
-            for namespace, ids in zip(self.namespaces, self.ids, strict=True)
+            len(found := [*_objects(namespace)]) == len(known) and all(map(is_, found, known))
+            for namespace, known in zip(self.namespaces, self.objects, strict=True)
         )
 
 
 _checked: dict[str, _Checked] = {}
+_last: tuple[_Checked, ...] = ()
+_number = 0
+_lock = Lock()
 
 
-def _is_changed(module: ModuleType, name: str, value: Any, trusted: tuple[str, ...]) -> bool:
-    """Whether a global of a module, a method of it or a value in it is of another package."""
-    if _is_defined_in(value, module):
-        return any(_is_foreign(each, trusted) for each in vars(value).values())
-    if isinstance(value, (type, FunctionType)):
-        return _is_foreign(value, trusted) and _defines(module, name)
-    return any(_is_foreign(each, trusted) for each in _held(value))
+def _first_change(module: ModuleType, trusted: tuple[str, ...]) -> str | None:
+    """The name of a global of a module, or of a class in it, that is not as in its source."""
+    source = _Source(getattr(module, "__file__", None) or "", module.__package__ or "", trusted)
+    for name, value in vars(module).copy().items():
+        if name.startswith("__"):
+            continue
+        if isinstance(value, _WRAPPERS) or callable(value):
+            if source.has_changed_global(name, value):
+                return f"{module.__name__}.{name}"
+            if _is_defined_in(value, module) and source.has_changed_class(value):
+                return f"{module.__name__}.{name}"
+        if any(source.has_changed_entry(name, *item) for item in _held(value)):
+            return f"{module.__name__}.{name}"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What the source of a module says about the names in it; `trusted` are folders of code."""
+
+    file: str
+    package: str
+    trusted: tuple[str, ...]
+
+    def has_changed_class(self, cls: type) -> bool:
+        """Whether an attribute of a class is not what the class body gives it."""
+        attributes = vars(cls).copy()
+        constants = _names(self.file).constants.get(cls.__qualname__, {})
+        return any(
+            self._is_foreign(value)
+            or not (isinstance(value, type) or self._is_named(name, value, cls))
+            for name, value in attributes.items()
+        ) or any(
+            attributes.get(name, value) != value
+            for name, value in constants.items()
+            if isinstance(attributes.get(name), (bool, int, str, type(None)))
+        )
+
+    def has_changed_global(self, name: str, value: Any) -> bool:
+        """Whether a function, a class or a callable is not the one of this name."""
+        if not self._is_foreign(value):
+            return not self._is_named(name, value)
+        origin = _names(self.file).imported.get(name)
+        if origin is None or not (origin.startswith(".") or _is_known(origin)):
+            return origin is None
+        return not self._is_imported(name, value)
+
+    def has_changed_entry(self, name: str, key: Any, value: Any) -> bool:
+        """Whether an entry of a dictionary is foreign, or not the one that the source names."""
+        if self._is_foreign(value):
+            return True
+        called = getattr(value, "__name__", None)
+        if called is None or not isinstance(key, str) or name not in _names(self.file).assigned:
+            return False
+        named = re.findall(rf"[\"']{re.escape(key)}[\"']\s*[:,]([^\n]*)", _text(self.file))
+        return bool(named) and not any(called in re.findall(r"\w+", line) for line in named)
+
+    def _is_foreign(self, value: Any) -> bool:
+        """Whether a function, class or callable has code of a package that is not trusted."""
+        return any(_is_foreign(each, self.trusted) for each in _layers(value))
+
+    def _is_named(self, name: str, value: Any, owner: type | None = None) -> bool:
+        """Whether a function or class is found by the name that the source gives it.
+
+        Args:
+            name: of a global, or of an attribute of `owner`.
+            value: what is found by it.
+            owner: the class that has it; it may copy a method of its bases.
+        """
+        layers = [each for each in _layers(value) if isinstance(each, _CODE)]
+        names = _names(self.file)
+        if not layers:
+            return owner is not None or name not in names.defined
+        if "<locals>" in layers[-1].__qualname__:
+            return True
+        if owner is None:
+            is_named = layers[-1].__name__.lstrip("_") == name.lstrip("_")
+            is_defined = name in names.defined
+        else:
+            called = {f"{base.__qualname__}.{name}" for base in owner.__mro__}
+            is_named = layers[-1].__qualname__ in called
+            is_defined = name in names.methods.get(owner.__qualname__, ())
+        if is_named or name in names.assigned:
+            return True
+        if any(_is_wrapper_of(each, name, self.file) for each in layers[:-1]):
+            return True
+        is_own = owner is not None or name not in names.imported
+        return not is_defined and (is_own or self._is_imported(name, value))
+
+    def _is_imported(self, name: str, value: Any) -> bool:
+        """Whether a global is what the module that it is imported from has by this name."""
+        origin = _names(self.file).imported[name]
+        with suppress(ImportError, ValueError):
+            origin = resolve_name(origin, self.package)
+        return getattr(sys.modules.get(origin), name, None) is value
+
+
+def _is_wrapper_of(value: Any, name: str, file: str) -> bool:
+    """Whether a module defines a function of this name that takes the place of an inherited one."""
+    code = getattr(value, "__code__", None)
+    return code is not None and (code.co_filename, code.co_name) == (file, name)
+
+
+def _layers(value: Any) -> Iterator[Any]:
+    """A value, and what it wraps, from the outermost to the innermost function."""
+    yield value
+    for _ in range(20):
+        if isinstance(value, (staticmethod, classmethod)):
+            value = value.__func__
+        elif isinstance(value, property):
+            value = value.fget
+        elif isinstance(value, (partial, partialmethod)):
+            value = value.func
+        elif not isinstance(value, type) and "__wrapped__" in getattr(value, "__dict__", ()):
+            value = value.__wrapped__
+        else:
+            return
+        yield value
 
 
 def _is_foreign(value: Any, trusted: tuple[str, ...]) -> bool:
-    """Whether a function or class is neither of a trusted package nor of Python itself."""
+    """Whether a function, class or callable is neither of a trusted package nor of Python."""
     if isinstance(value, type):
         return not _is_known(value.__module__)
-    if isinstance(value, (staticmethod, classmethod)):
-        value = value.__func__
-    elif isinstance(value, property):
-        value = value.fget
     if not isinstance(value, FunctionType):
-        return False
+        return callable(value) and not _is_known(type(value).__module__)
     file = value.__code__.co_filename
-    if file.startswith(trusted) or (file == "<string>" and value.__name__.startswith("__")):
+    if file.startswith(trusted) or (file == "<string>" and _is_special(value.__name__)):
         return False  # dataclasses generate methods such as `__init__` from strings
     return not file.startswith(_STANDARD_LIBRARY) or bool(_INSTALLED.search(file))
 
 
+def _is_special(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
 def _is_defined_in(value: Any, module: ModuleType) -> bool:
-    return isinstance(value, type) and value.__module__ == module.__name__
+    """Whether a value is a class of a module; of torch's own namespace, only the tensor counts."""
+    if not isinstance(value, type) or value.__module__ != module.__name__:
+        return False
+    return module.__name__ not in _CHECKED_NAMES or value.__name__ == "Tensor"
 
 
-def _held(value: Any) -> Iterator[Any]:
-    """What a dictionary or a registry holds."""
+def _held(value: Any) -> Iterator[tuple[Any, Any]]:
+    """The keys of a dictionary or registry, and the functions and classes that it holds."""
     for registry in _registries(value):
-        for each in dict.values(registry):
-            yield from each if isinstance(each, tuple) else (each,)
+        for key, each in dict.copy(registry).items():
+            first = each[0] if isinstance(each, tuple) and each else each
+            if callable(first):
+                yield key, first
+
+
+def _holds_code(registry: dict[Any, Any]) -> bool:
+    """Whether a dictionary has functions or classes, or is empty and may get some."""
+    found = [*_values(registry)]
+    return not found or any(callable(each) or isinstance(each, tuple) for each in found)
 
 
 def _registries(value: Any) -> Iterator[dict[Any, Any]]:
@@ -138,6 +293,14 @@ def _values(namespace: Mapping[str, Any]) -> Iterable[Any]:
     return dict.values(namespace) if isinstance(namespace, dict) else namespace.values()
 
 
+def _objects(namespace: Mapping[str, Any]) -> Iterator[Any]:
+    """The values of a namespace, and the code of its functions, which may be replaced too."""
+    for each in _values(namespace):
+        yield each
+        if type(each) is FunctionType:
+            yield each.__code__
+
+
 def _is_known(module_name: str) -> bool:
     package = module_name.partition(".")[0]
     return package in _KNOWN or package in sys.stdlib_module_names
@@ -154,14 +317,69 @@ def _trusted_folders() -> tuple[str, ...]:
     return tuple(found)
 
 
-def _defines(module: ModuleType, name: str) -> bool:
-    """Whether the source of a module has a function or class of this name; else it imports it."""
-    return name in _definitions(getattr(module, "__file__", None) or "")
+@cache
+def _text(file: str) -> str:
+    with suppress(OSError):
+        return Path(file).read_text("utf-8", "replace")
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What lines of a module's source say about names, without running it.
+
+    Attributes:
+        imported: the module that each imported name is imported from.
+        assigned: the names that are assigned, or under which something else is imported.
+        defined: the names of functions and classes.
+        methods: the names of the methods that each class defines.
+        constants: the plain values that each class gives, for modules of models.
+    """
+
+    imported: Mapping[str, str]
+    assigned: frozenset[str]
+    defined: frozenset[str]
+    methods: Mapping[str, frozenset[str]]
+    constants: Mapping[str, Mapping[str, Any]]
+
+
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+)?import[ \t]+(\([^)]*\)|[^\n]+)", re.MULTILINE
+)
+_ASSIGNED = re.compile(r"^[ \t]*(?:\w+\.)*(\w+)(?:: [^=\n]+)? = |\bas (\w+)", re.MULTILINE)
+_DEFINED = re.compile(r"^(?:async )?(?:def|class) (\w+)", re.MULTILINE)
+_METHOD = r"^    (?:async )?def (\w+)()"
+_CONSTANT = r"^    (\w+)(?:: [^=\n]+)? = (True|False|None|-?\d+|\"[^\"\\\n]*\")$"
 
 
 @cache
-def _definitions(file: str) -> frozenset[str]:
-    with suppress(OSError):
-        source = Path(file).read_text("utf-8", "replace")
-        return frozenset(re.findall(r"^(?:def|class) (\w+)", source, re.MULTILINE))
-    return frozenset()
+def _names(file: str) -> _Names:
+    text = _text(file)
+    imported = {
+        name: package
+        for package, names in _IMPORT.findall(text)
+        for name in re.findall(r"\w+", names)
+    }
+    methods = {
+        name: frozenset(method for method, _ in found)
+        for name, found in _bodies(text, _METHOD).items()
+    }
+    constants = {
+        name: {constant: ast.literal_eval(value) for constant, value in found}
+        for name, found in _bodies(text, _CONSTANT).items()
+    }
+    assigned = frozenset(filter(None, chain.from_iterable(_ASSIGNED.findall(text))))
+    defined = frozenset(_DEFINED.findall(text))
+    return _Names(imported, assigned, defined, methods, constants)
+
+
+def _bodies(text: str, line: str) -> dict[str, list[tuple[str, str]]]:
+    """The two groups of each line that matches in a class body, by class."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    current = ""
+    for name, other, *groups in re.findall(rf"(?m)^class (\w+)|^([^\s#)])|{line}", text):
+        if name or other:
+            current = name
+        elif current:
+            found.setdefault(current, []).append((groups[0], groups[1]))
+    return found

@@ -9,6 +9,7 @@ from llmsim_magic.catalog import models
 from llmsim_magic.notebook.variables import find_model, model_variables
 from llmsim_magic.records.errors import type_name
 from llmsim_magic.records.trace.workload import IsCancelled
+from llmsim_magic.simulate.models.frameworks import code_state
 from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress, model_recipe
 from llmsim_magic.simulate.request import Build, Request
 
@@ -75,7 +76,8 @@ class ModelChoices:
     ) -> ModelRecipe:
         """The recipe of a model, cached so that a live model is copied only once."""
         key = question.model_key, question.request.build
-        if key not in self._recipes:
+        known = self._recipes.get(key)
+        if known is None or known[1].code not in (None, code_state()):
             recipe = model_recipe(question.model, question.request.build, progress, cancelled)
             self._recipes[key] = question.model, recipe
         return self._recipes[key][1]

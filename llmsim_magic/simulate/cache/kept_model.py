@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TypeVar
 
 import msgspec
@@ -18,7 +17,6 @@ from llmsim_magic.simulate.cache.environment import (
     State,
     changed_since_import,
     file_states,
-    is_as_installed,
 )
 from llmsim_magic.simulate.cache.session_cache import Kind, Question
 
@@ -31,10 +29,24 @@ _PASSING = (OSError, MemoryError, RecursionError, ImportError)
 
 
 class Hierarchy(msgspec.Struct):
-    """The modules and parameters that every trace of a model has in common."""
+    """The modules and parameters of a model, which its traces have in common."""
 
     modules: tuple[Module, ...]
     parameters: tuple[Parameter, ...]
+
+
+class KeptTrace(msgspec.Struct):
+    """A trace without its modules and parameters, and the digest of those."""
+
+    hierarchy: str
+    trace: Trace
+
+
+class KeptFormulas(msgspec.Struct):
+    """Formulas, and for each region the digest of its modules and parameters."""
+
+    hierarchies: tuple[str, ...]
+    symbolic: SymbolicTrace
 
 
 class Reach(msgspec.Struct):
@@ -84,6 +96,7 @@ class KeptModel:
     notes: tuple[str, ...] = ()
     reads: bool = True
     _states: dict[str, State] = field(default_factory=dict, init=False)  # by name of the list
+    _hierarchies: dict[str, Hierarchy] = field(default_factory=dict, init=False)  # by digest
 
     def limits(self) -> ContextLimits | None:
         """The longest contexts of the model; None if they are not kept.
@@ -113,50 +126,47 @@ class KeptModel:
             LlmsimError: the workload cannot be traced, as was found before.
         """
         self._raise_kept(str(question))
-        found = self._read(f"trace {question}", Trace)
-        if found is None or self._hierarchy is None:
+        kept = self._read(f"trace {question}", KeptTrace)
+        hierarchy = None if kept is None else self._hierarchy(kept.hierarchy)
+        if kept is None or hierarchy is None:
             return None
-        if found.workload != question.workload or not has_valid_indices(found):
+        if kept.trace.workload != question.workload or not has_valid_indices(kept.trace):
             return None
-        return self._restored(found, self._hierarchy)
+        return self._restored(kept.trace, hierarchy)
 
     def has_trace(self, question: Question) -> bool:
         """Whether an entry that may answer a question exists."""
         return self.reads and self.cache.has(self._key(f"trace {question}"))
 
-    def symbolic(self, kind: Kind) -> SymbolicTrace | None:
-        """The formulas of a phase; None if they are not kept."""
-        found = self._read(f"symbolic {kind}", SymbolicTrace)
-        if found is None or self._hierarchy is None:
-            return None
-        hierarchy, phase = self._hierarchy, kind[0]
-        for region in found.regions:
-            if region.template.workload.phase != phase or not has_valid_indices(region.template):
-                return None
-            if not region.has_valid_indices():
-                return None
-        return replace(
-            found,
-            regions=tuple(
-                replace(region, template=self._restored(region.template, hierarchy))
-                for region in found.regions
-            ),
-        )
-
-    def keep_symbolic(self, kind: Kind, symbolic: SymbolicTrace, files: Iterable[str]) -> None:
-        """Keep the formulas of a phase, which the code in `files` made."""
-        bodies = tuple(
-            replace(region, template=self._body(region.template)) for region in symbolic.regions
-        )
-        self._write(f"symbolic {kind}", replace(symbolic, regions=bodies), files)
-
     def keep_trace(self, question: Question, trace: Trace, files: Iterable[str]) -> None:
         """Keep the trace that answers a question, which the code in `files` made."""
         files = tuple(files)
-        if self._hierarchy is None:
-            self._write("hierarchy", Hierarchy(trace.modules, trace.parameters), files)
-            vars(self).pop("_hierarchy", None)
-        self._write(f"trace {question}", self._body(trace), files)
+        name = self._keep_hierarchy(trace, files)
+        self._write(f"trace {question}", KeptTrace(name, self._body(trace)), files)
+
+    def symbolic(self, kind: Kind) -> SymbolicTrace | None:
+        """The formulas of a phase; None if they are not kept."""
+        kept = self._read(f"symbolic {kind}", KeptFormulas)
+        if kept is None:
+            return None
+        regions = []
+        for name, region in zip(kept.hierarchies, kept.symbolic.regions, strict=False):
+            template, hierarchy = region.template, self._hierarchy(name)
+            is_whole = has_valid_indices(template) and region.has_valid_indices()
+            if hierarchy is None or template.workload.phase != kind[0] or not is_whole:
+                return None
+            regions.append(replace(region, template=self._restored(template, hierarchy)))
+        return replace(kept.symbolic, regions=tuple(regions))
+
+    def keep_symbolic(self, kind: Kind, symbolic: SymbolicTrace, files: Iterable[str]) -> None:
+        """Keep the formulas of a phase, which the code in `files` made."""
+        files = tuple(files)
+        names = tuple(self._keep_hierarchy(each.template, files) for each in symbolic.regions)
+        bodies = tuple(
+            replace(region, template=self._body(region.template)) for region in symbolic.regions
+        )
+        kept = KeptFormulas(names, replace(symbolic, regions=bodies))
+        self._write(f"symbolic {kind}", kept, files)
 
     def keep_error(self, what: str, error: LlmsimError, files: Iterable[str]) -> None:
         """Keep why a question has no trace, or the model (`what` is `model`) cannot be built.
@@ -168,7 +178,7 @@ class KeptModel:
             self._write(f"error {what}", KeptError(type(error).__name__, str(error)), files)
 
     def _body(self, trace: Trace) -> Trace:
-        """A trace without what all traces of the model have in common."""
+        """A trace without what many traces of the model have in common."""
         notes = tuple(note for note in trace.notes if note not in self.notes)
         return replace(trace, modules=(), parameters=(), notes=notes)
 
@@ -182,13 +192,23 @@ class KeptModel:
             notes=tuple(dict.fromkeys((*self.notes, *body.notes))),
         )
 
-    @cached_property
-    def _hierarchy(self) -> Hierarchy | None:
-        return self._read("hierarchy", Hierarchy)
+    def _hierarchy(self, name: str) -> Hierarchy | None:
+        found = self._hierarchies.get(name) or self._read(f"hierarchy {name}", Hierarchy)
+        if found is not None:
+            self._hierarchies[name] = found
+        return found
 
-    @cached_property
-    def _is_as_installed(self) -> bool:
-        return is_as_installed()
+    def _keep_hierarchy(self, trace: Trace, files: tuple[str, ...]) -> str:
+        """Keep the modules and parameters of a trace; returns the name of their entry."""
+        for name, known in self._hierarchies.items():
+            if known.modules is trace.modules and known.parameters is trace.parameters:
+                return name
+        hierarchy = Hierarchy(trace.modules, trace.parameters)
+        name = hashlib.sha256(msgspec.msgpack.encode(hierarchy)).hexdigest()
+        if self._read(f"hierarchy {name}", Hierarchy) is None:
+            self._write(f"hierarchy {name}", hierarchy, files)
+        self._hierarchies[name] = hierarchy
+        return name
 
     def _raise_kept(self, what: str) -> None:
         kept = self._read(f"error {what}", KeptError)
@@ -211,8 +231,6 @@ class KeptModel:
         name = _digest(paths)
         if changed_since_import(states) or self._states.setdefault(name, states) != states:
             return
-        if not self._is_as_installed:
-            return
         if self.cache.read(name) is None:
             self.cache.write(name, msgspec.msgpack.encode(paths))
         entry = Entry(name, _digest(states), msgspec.Raw(msgspec.msgpack.encode(value)))
@@ -220,12 +238,15 @@ class KeptModel:
 
     def _states_of(self, name: str) -> State | None:
         """The states of the files of a list; None if there is no such list."""
-        if name not in self._states:
-            paths = self._decoded(name, tuple[str, ...])
-            if paths is None:
-                return None
-            self._states[name] = file_states(paths)
-        return self._states[name]
+        known = self._states.get(name)
+        if known is not None:
+            return file_states(path for path, _, _ in known)
+        paths = self._decoded(name, tuple[str, ...])
+        if paths is None:
+            return None
+        states = file_states(paths)
+        self._states.setdefault(name, states)
+        return states
 
     def _decoded(self, key: str, kind: type[Value]) -> Value | None:
         content = self.cache.read(key)

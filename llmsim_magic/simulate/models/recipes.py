@@ -16,8 +16,7 @@ from llmsim_magic.records.errors import InvalidValue, describe, is_instance, typ
 from llmsim_magic.records.printable import printable
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
-from llmsim_magic.simulate.cache.environment import code_in_use
-from llmsim_magic.simulate.models.frameworks import require_frameworks
+from llmsim_magic.simulate.models.frameworks import CodeState, code_state, require_frameworks
 from llmsim_magic.simulate.request import Build
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ class ModelRecipe:
         build: head, attention, dtype and parallel layout.
         identity: the config and how the model is built, as text by which records are kept on disk;
             None if nothing of this model may be kept.
+        code: the code that builds and runs the model.
         facts: the config that was found for a hub id or a path.
         config: the config object that was given.
         meta_model: the copy of the live module that was given.
@@ -49,6 +49,7 @@ class ModelRecipe:
     key: Hashable
     build: Build
     identity: str | None = None
+    code: CodeState | None = None
     facts: FoundConfig | None = None
     config: Any = None
     meta_model: "MetaModel | None" = None
@@ -123,9 +124,14 @@ def _recipe_of_config(given: Any, name: str, build: Build) -> ModelRecipe:
             "use plain values in it"
         ) from error
     check_sizes(name, keys)
-    key = (type(given), content, name, build, code_in_use())
+    code = code_state()
     return ModelRecipe(
-        name=name, key=key, build=build, identity=_identity_of_config(config, build), config=config
+        name=name,
+        key=(type(given), content, name, build, code),
+        build=build,
+        identity=_identity_of_config(config, build),
+        code=code,
+        config=config,
     )
 
 
@@ -156,12 +162,13 @@ def _recipe_of_config_file(facts: FoundConfig, build: Build) -> ModelRecipe:
 
     content = json.dumps([facts.keys, facts.adapter, facts.notes])
     version = checkpoint_version(facts)
-    key = (content, facts.name, facts.origin, facts.location, version, build, code_in_use())
+    code = code_state()
     return ModelRecipe(
         name=facts.name,
-        key=key,
+        key=(content, facts.name, facts.origin, facts.location, version, build, code),
         build=build,
         identity=_identity_of_file(facts, version, build),
+        code=code,
         facts=facts,
     )
 
@@ -177,7 +184,8 @@ def _identity_of_file(facts: FoundConfig, version: Any, build: Build) -> str | N
         code = code_digest(facts)
     if code is None:
         return None
-    content = json.dumps([facts.keys, facts.adapter], sort_keys=True)
+    keys = sorted(facts.keys.items())  # inside a value the first rule that matches may apply
+    content = json.dumps([keys, facts.adapter])
     is_entry = facts.origin == "catalogue"
     built = replace(build, refresh=False)
     return repr((content, facts.name, is_entry, facts.location, version, built, code))

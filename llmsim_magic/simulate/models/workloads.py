@@ -16,11 +16,10 @@ from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.cache import session_cache
 from llmsim_magic.simulate.cache.cache_folder import disk_cache
-from llmsim_magic.simulate.cache.environment import code_in_use
 from llmsim_magic.simulate.cache.kept_model import KeptModel, Reach
 from llmsim_magic.simulate.cache.session_cache import Question
 from llmsim_magic.simulate.models.building import build_workload_model
-from llmsim_magic.simulate.models.frameworks import are_imported
+from llmsim_magic.simulate.models.frameworks import are_imported, code_state, runs_installed_code
 from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress, no_progress
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def keep_symbolic_trace(recipe: ModelRecipe, question: Question, found: Symbolic
     """Keep the formulas of the phase of a question, in the session and on disk."""
     session_cache.keep_symbolic(recipe.owner, question.kind, found)
     kept = _kept_model(recipe)
-    if kept is not None and are_imported():
+    if kept is not None and are_imported() and _may_be_kept(recipe):
         kept.keep_symbolic(question.kind, found, _code_files(build_workload_model(recipe)))
 
 
@@ -129,7 +128,7 @@ def longest_that_runs(recipe: ModelRecipe, tokens: int) -> int | None:
     if reach is None:
         meta_model = build_workload_model(recipe)
         reach = Reach(meta_model.longest_that_runs(tokens))
-        if kept is not None and _runs_installed_code():
+        if kept is not None and _may_be_kept(recipe):
             kept.keep_reach(tokens, reach, _code_files(meta_model))
     return reach.longest
 
@@ -149,10 +148,10 @@ def _evaluated_or_traced(recipe: ModelRecipe, question: Question, cancelled: IsC
     try:
         trace = _run(meta_model, question, cancelled)
     except LlmsimError as error:
-        if kept is not None and _runs_installed_code():
+        if kept is not None and _may_be_kept(recipe):
             kept.keep_error(str(question), error, _code_files(meta_model))
         raise
-    if kept is not None and _runs_installed_code():
+    if kept is not None and _may_be_kept(recipe):
         kept.keep_trace(question, trace, _code_files(meta_model))
     return trace
 
@@ -175,11 +174,11 @@ def _kept_or_built_limits(
     except Cancelled:
         raise
     except LlmsimError as error:
-        if kept is not None and are_imported() and _runs_installed_code():
+        if kept is not None and are_imported() and _may_be_kept(recipe):
             kept.keep_error("model", error, _code_files(None))
         raise
     limits = _limits_of(meta_model)
-    if kept is not None and _runs_installed_code():
+    if kept is not None and _may_be_kept(recipe):
         kept.keep_limits(limits, _code_files(meta_model))
     return limits
 
@@ -191,25 +190,23 @@ def _limits_of(meta_model: "MetaModel") -> ContextLimits:
 def _kept_model(recipe: ModelRecipe) -> KeptModel | None:
     """What the disk keeps of a model; None if nothing of it may be read or kept."""
     cache = disk_cache()
-    if cache is None or recipe.identity is None or not _runs_installed_code():
+    if cache is None or recipe.identity is None or recipe.code is None:
         return None
     known = _kept.get(recipe)
     if known is None or known.cache is not cache:
+        if not runs_installed_code(recipe.code):
+            return None
         origin = "config object" if recipe.facts is None else recipe.facts.origin
         notes = () if recipe.facts is None else recipe.facts.notes
         reads = not recipe.build.refresh
-        known = KeptModel(cache, recipe.identity, code_in_use(), origin, notes, reads)
+        known = KeptModel(cache, recipe.identity, recipe.code.environment, origin, notes, reads)
         _kept[recipe] = known
     return known
 
 
-def _runs_installed_code() -> bool:
-    """Whether a model that this process builds runs the code that is installed, unchanged."""
-    if not are_imported():
-        return True
-    from llmsim_magic.capture.meta.changed_code import changed_code
-
-    return changed_code() is None
+def _may_be_kept(recipe: ModelRecipe) -> bool:
+    """Whether the process still runs the code that the recipe was made for."""
+    return recipe.code == code_state()
 
 
 def _code_files(meta_model: "MetaModel | None") -> tuple[str, ...]:
