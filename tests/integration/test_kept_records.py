@@ -661,3 +661,13 @@ def test_a_sweep_that_was_asked_before_derives_no_formulas(tmp_path: Path, runs:
     session_cache.forget()
     assert len(llmsim.sweep(model, **options).traces) == 20
     assert len(runs) == number
+
+
+def test_looking_for_changes_makes_nothing_of_a_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry of activations makes what is read from it."""
+
+    def refuse(self: Any, key: str) -> Any:
+        raise AssertionError(key)
+
+    monkeypatch.setattr(type(modeling_qwen3.ACT2FN), "__getitem__", refuse)
+    assert changed_code() is not None

@@ -264,7 +264,7 @@ def _is_defined_in(value: Any, module: ModuleType) -> bool:
 def _held(value: Any) -> Iterator[tuple[Any, Any]]:
     """The keys of a dictionary or registry, and the functions and classes that it holds."""
     for registry in _registries(value):
-        for key, each in dict.copy(registry).items():
+        for key, each in [*dict.items(registry)]:
             first = each[0] if isinstance(each, tuple) and each else each
             if callable(first):
                 yield key, first
