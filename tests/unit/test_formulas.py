@@ -1,6 +1,8 @@
 """Formulas in batch and context equal the traces, and are NA where none is exact."""
 
+import random
 from collections.abc import Callable
+from fractions import Fraction
 from itertools import product
 from typing import Any
 
@@ -11,9 +13,10 @@ import transformers
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.cost.operator_costs import totals
-from llmsim_magic.analyses.formulas.polynomials import Grid, formula
+from llmsim_magic.analyses.formulas.polynomials import Grid, Polynomial, formula
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.simulate.sweeps.formulas import sweep_formulas
+from llmsim_magic.views.tables.formulas import polynomial_text
 from tests.helpers import small_models
 
 QUANTITIES = ["flops", "elementwise_ops", "bytes_read", "bytes_written"]
@@ -26,6 +29,18 @@ def with_positions(config: Any) -> Any:
     """The same with positions for long contexts."""
     config.max_position_embeddings = 100_000
     return config
+
+
+def test_a_polynomial_is_written_as_sympy_writes_it() -> None:
+    chosen = random.Random(0)
+    factors = [Fraction(top, bottom) for top in (0, 1, -1, 2, -7, 4096) for bottom in (1, 2, 3)]
+    for batches, contexts in product((1, 2, 3), (1, 2, 3, 4)):
+        for _ in range(40):
+            rows = [[chosen.choice(factors) for _ in range(contexts)] for _ in range(batches)]
+            polynomial = Polynomial(tuple(map(tuple, rows)))
+            text = str(polynomial.to_sympy(B, S))
+            expected = text.replace("**2", "²").replace("**3", "³").replace("*", "·")
+            assert polynomial_text(polynomial, "S") == expected
 
 
 @pytest.mark.parametrize(

@@ -55,12 +55,14 @@ def test_a_misspelt_model_is_told_without_importing_torch() -> None:
     assert "torch" not in _loaded_after(code)
 
 
-def test_formulas_are_derived_and_evaluated_without_sympy() -> None:
+def test_formulas_are_derived_evaluated_and_written_without_sympy() -> None:
     code = (
         "from llmsim_magic.analyses.formulas.polynomials import Grid, formula\n"
         "grid = Grid((2, 3), (6, 9, 13))\n"
         "found = formula({(b, x): 7 * b * x + b - 5 for b, x in grid.points}, grid)\n"
-        "assert found.at((16, 40_000)) == 7 * 16 * 40_000 + 16 - 5"
+        "assert found.at((16, 40_000)) == 7 * 16 * 40_000 + 16 - 5\n"
+        "from llmsim_magic.views.tables.formulas import polynomial_text\n"
+        "assert polynomial_text(found.near, 'S') == '7·B·S + B - 5'"
     )
     assert "sympy" not in _loaded_after(code)
 

@@ -1,18 +1,21 @@
 """Tables of formulas: sympy expressions in the batch and the context, or their values."""
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 import pandas as pd
 
-from llmsim_magic.analyses.formulas.polynomials import Formula, Point
+from llmsim_magic.analyses.formulas.polynomials import Formula, Point, Polynomial
 from llmsim_magic.analyses.formulas.symbolic import QUANTITIES, Key, OperatorFormulas, Shape, Size
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.views.pages.html_page import as_html as page_as_html
 from llmsim_magic.views.section import Page, Part, Section
 
+Term = tuple[tuple[int, int], Fraction]  # powers of the batch and the context, and the factor
 ToCell = Callable[[Size], Any]
+_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 CONTEXTS = {"prefill": "S", "decode": "C"}  # the symbol of the context in each phase
 
 
@@ -69,16 +72,61 @@ def shapes_by_operator(formulas: Mapping[str, Sequence[OperatorFormulas]]) -> di
 
 def _shapes_text(operator: OperatorFormulas, context: str) -> str | None:
     """`[B, S, 1024] → [B, S, 2048]` in one phase; None if a shape has no formula."""
-    to_cell = _symbolic(context)
     sides = []
     for shapes in (operator.inputs, operator.outputs):
         if shapes is None or any(size is None for shape in shapes for size in shape):
             return None
         texts = (
-            f"[{', '.join(_formula_text(to_cell(size)) for size in shape)}]" for shape in shapes
+            f"[{', '.join(_size_text(size, context) for size in shape if size is not None)}]"
+            for shape in shapes
         )
         sides.append(", ".join(texts) or "none")
     return " → ".join(sides)
+
+
+@lru_cache(maxsize=512)
+def _size_text(size: Formula, context: str) -> str:
+    """A formula as `_formula_text` writes its expression; sympy is loaded for two regimes alone."""
+    if size.far is None:
+        return polynomial_text(size.near, context)
+    return _formula_text(_expression(size, context))
+
+
+def polynomial_text(polynomial: Polynomial, context: str) -> str:
+    """`B·S + 2·B`, with the terms as sympy orders them: the highest powers first."""
+    terms = [
+        ((i, j), factor)
+        for i, row in enumerate(polynomial.coefficients)
+        for j, factor in enumerate(row)
+        if factor
+    ]
+    terms.sort(reverse=True)
+    if len(terms) == 2 and _is_number_minus_power(*terms):
+        terms.reverse()
+    texts = [_term_text(powers, factor, ("B", context)) for powers, factor in terms]
+    first, *others = texts or ["0"]
+    rest = (f" - {text[1:]}" if text.startswith("-") else f" + {text}" for text in others)
+    return f"{first}{''.join(rest)}"
+
+
+def _is_number_minus_power(term: Term, number: Term) -> bool:
+    """Whether two terms are written as `5 - B`, the number first."""
+    (powers, factor), (powers_of_number, value) = term, number
+    return powers_of_number == (0, 0) and 0 in powers and factor < 0 < value
+
+
+def _term_text(powers: tuple[int, int], factor: Fraction, symbols: tuple[str, str]) -> str:
+    """`2·B²·S/3`."""
+    factors = [
+        f"{symbol}{str(power).translate(_SUPERSCRIPT) if power > 1 else ''}"
+        for symbol, power in zip(symbols, powers, strict=True)
+        if power
+    ]
+    if abs(factor.numerator) != 1 or not factors:
+        factors.insert(0, str(abs(factor.numerator)))
+    sign = "-" if factor < 0 else ""
+    divisor = f"/{factor.denominator}" if factor.denominator != 1 else ""
+    return f"{sign}{'·'.join(factors)}{divisor}"
 
 
 def _formula_text(expression: Any) -> str:
