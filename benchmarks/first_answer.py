@@ -8,6 +8,7 @@ model class cost is measured in the same process, before the question, and taken
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -59,7 +60,11 @@ def measure(body: str, runs: int) -> dict[str, float]:
     for _ in range(runs):
         script = FRAME.format(body=body)
         done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"LLMSIM_CACHE": "off"},  # records on disk would answer
         )
         line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
         results.append(json.loads(line.removeprefix("RESULT")))
