@@ -5,6 +5,8 @@ import importlib.util
 import os
 from pathlib import Path
 
+# Of torch and transformers, which need not import them then: whoever needs these waits less.
+DEPENDENCIES = ("numpy", "jinja2", "sympy", "huggingface_hub", "huggingface_hub.hf_api")
 # In the order in which a modelling file of transformers imports them.
 MODULES = (
     "torch",

@@ -60,18 +60,9 @@ class LLMSim(Magics):
     @observe("warm_up")
     def _warm_up_changed(self, change: Any) -> None:
         if change["new"]:
-            self.warm_up_after_cell()
+            warm_up.is_wanted = True
         else:
             warm_up.stop()
-
-    def warm_up_after_cell(self) -> None:
-        """Begin the imports of a first answer when the current cell is done, if they are wanted."""
-        self.shell.events.register("post_run_cell", self._after_cell)
-
-    def _after_cell(self, result: object) -> None:
-        self.shell.events.unregister("post_run_cell", self._after_cell)
-        if self.warm_up:
-            warm_up.start()
 
     @validate(*_DEFAULTS)
     def _validate_default(self, proposal: Any) -> str:
@@ -170,7 +161,9 @@ def register(shell: InteractiveShell) -> None:
         formatter.for_type_by_name("llmsim_magic.simulate.report", "Report", magics.show)
         formatter.for_type_by_name("llmsim_magic.notebook.panel.panel", "Panel", magics.show)
     shell.events.register("pre_run_cell", _wait_for_panels)
-    magics.warm_up_after_cell()
+    warm_up.is_wanted = magics.warm_up
+    shell.events.register("pre_run_cell", warm_up.before_cell)
+    shell.events.register("post_run_cell", warm_up.after_cell)
     if complete not in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.append(complete)
 

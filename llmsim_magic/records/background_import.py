@@ -15,7 +15,7 @@ _SLICE_S = 0.02  # of work between two looks at the other threads
 _LOOK_S = 0.002
 _PAUSE_S = 0.01
 _QUIET_LOOKS = 3  # after which work that waits for others goes on
-_BUSY = 0.3  # share of a CPU
+_BUSY = 0.1  # share of a CPU, of which other processes may take the most
 _MOST_FORK_WAIT_S = 30.0
 
 # Python modules whose forked child becomes another program at once.
@@ -33,6 +33,10 @@ class BackgroundImport:
     the import goes on. Modules live as long as the process; they are kept from the garbage
     collector meanwhile, whose searches through all of them would stop every thread.
 
+    Python does not make every import wait for one of another thread: `import a.b` finds half of
+    `a`, and a package that puts another object in its place is missed. Whoever may import
+    what a step does has to `hold` the steps.
+
     Whatever a step raises ends the work silently: who needs the module imports it again.
 
     Args:
@@ -45,9 +49,12 @@ class BackgroundImport:
         self._quiet_s = quiet_s
         self._thread = threading.Thread(target=self._run, name="llmsim-imports", daemon=True)
         self._is_stopped = False
+        self._may_begin = threading.Event()
+        self._may_begin.set()
         self._is_urgent = False
         self._step_lock = threading.Lock()
         self._is_held = False  # by a thread that forks
+        self._is_first = True
         self._next_look = 0.0
         self._keeps_modules = False
 
@@ -59,6 +66,23 @@ class BackgroundImport:
     def stop(self) -> None:
         """Do no further step; the current one ends."""
         self._is_stopped = True
+        self._may_begin.set()
+
+    def hold(self, *, finishes_step: bool) -> None:
+        """Begin no further step until `resume`.
+
+        Args:
+            finishes_step: wait until the current step has ended; an interrupt ends the wait.
+        """
+        self._may_begin.clear()
+        if finishes_step and self.is_running and not self._is_own_thread():
+            self._is_urgent = True
+            with self._step_lock:
+                self._is_urgent = False
+
+    def resume(self) -> None:
+        """Go on with the steps once the other threads are idle."""
+        self._may_begin.set()
 
     @property
     def is_running(self) -> bool:
@@ -69,6 +93,7 @@ class BackgroundImport:
         if self._is_own_thread():
             return
         self._is_urgent = True
+        self._may_begin.set()
         self._thread.join()
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
@@ -83,17 +108,24 @@ class BackgroundImport:
 
     def _run(self) -> None:
         with suppress(BaseException), muted_thread():
-            self._wait_until_quiet()
             sys.meta_path.insert(0, self)
             self._keeps_modules = gc.get_freeze_count() == 0
             try:
                 for step in self._steps:
-                    with self._step_lock:
-                        if self._is_stopped:
-                            return
-                        step()
+                    self._take(step)
             finally:
                 self._clean_up()
+
+    def _take(self, step: Step) -> None:
+        """Do a step when it may begin."""
+        while True:
+            self._wait_until_quiet()
+            with self._step_lock:
+                if self._is_stopped:
+                    return
+                if self._may_begin.is_set():
+                    step()
+                    return
 
     def _clean_up(self) -> None:
         with suppress(ValueError):
@@ -107,10 +139,15 @@ class BackgroundImport:
             gc.freeze()
 
     def _wait_until_quiet(self) -> None:
-        quiet_since = time.perf_counter()
-        while not self._is_urgent and time.perf_counter() - quiet_since < self._quiet_s:
-            if _others_compute(_PAUSE_S):
-                quiet_since = time.perf_counter()
+        """Wait until steps may begin, at first and after a hold until others are idle."""
+        was_held = not self._may_begin.is_set()
+        self._may_begin.wait()
+        if was_held or self._is_first:
+            quiet_since = time.perf_counter()
+            while not self._is_urgent and time.perf_counter() - quiet_since < self._quiet_s:
+                if _others_compute(_PAUSE_S):
+                    quiet_since = time.perf_counter()
+        self._is_first = False
 
     def _give_way(self) -> None:
         """Let other threads run, and wait until they have stopped computing for a while."""
@@ -144,7 +181,7 @@ def import_step(name: str) -> Step:
 
 
 def _others_compute(seconds: float) -> bool:
-    """Whether, for so long, other threads of the process use a good part of a CPU."""
+    """Whether, for so long, other threads of the process use a part of a CPU."""
     started, used = time.perf_counter(), time.process_time() - time.thread_time()
     time.sleep(seconds)
     used = time.process_time() - time.thread_time() - used

@@ -16,6 +16,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from llmsim_magic.capture.first_imports import MODULES
 from llmsim_magic.notebook.magic import LLMSim
+from llmsim_magic.notebook.warm_up import may_import
 from tests.helpers.shells import NO_HISTORY
 
 KERNEL = """
@@ -83,6 +84,29 @@ def test_it_begins_after_the_cell_and_only_where_it_is_wanted(line: str, tmp_pat
     )
     is_wanted = not line
     assert found.stdout == f"{is_wanted} {is_wanted}\n", found
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("1 + 1", False),
+        ("import json, os.path as p\nfrom collections import abc", False),
+        ("import pytest", False),  # is imported
+        ("import no_such_package", True),
+        ("import json, no_such_package", True),
+        ("x = 1\n  import torch.nn as nn", True),
+        ("from transformers import AutoModel", True),
+        ("model = transformers.AutoModel", True),
+        ("importlib.import_module(name)", True),
+        ("from json import (\n  loads,\n)", False),
+        ("%run script.py", True),
+        ("%llmsim gpt2 --summary", False),
+        ("%%time\nimport no_such_package", True),
+        ("!ls", False),
+    ],
+)
+def test_a_cell_that_may_import_is_known_by_its_source(source: str, expected: bool) -> None:
+    assert may_import(source) is expected
 
 
 @pytest.mark.slow
@@ -172,10 +196,20 @@ def test_a_kernel_imports_while_its_cells_stay_fast_and_shows_nothing(kernel: Ke
 
 
 @pytest.mark.slow
-def test_the_users_own_import_at_the_same_moment_gets_all_of_torch(kernel: Kernel) -> None:
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import torch, transformers",
+        "import torch.distributed.tensor, transformers",
+        "import torch\nimport transformers\nfrom transformers import AutoModelForCausalLM",
+    ],
+)
+@pytest.mark.parametrize("delay_s", [0.5, 1.5, 2.5])
+def test_the_users_own_import_at_the_same_moment_gets_whole_modules(
+    code: str, delay_s: float, kernel: Kernel
+) -> None:
     kernel.run("%load_ext llmsim_magic")
-    for _ in range(2):
-        time.sleep(0.3)
-        kernel.run("import torch, transformers\nx = torch.ones(2).sum().item()")
+    time.sleep(delay_s)
+    kernel.run(f"{code}\nx = torch.ones(2).sum().item()")
     assert kernel.printed("x, transformers.PreTrainedModel.__name__") == "2.0 PreTrainedModel\n"
     assert not kernel.all_strays()

@@ -132,20 +132,44 @@ def test_a_module_whose_code_still_runs_is_not_imported(module: Write) -> None:
 
 
 def test_it_waits_while_another_thread_computes_and_then_goes_on(module: Write) -> None:
-    names = [module("import time\nend = time.time() + 0.03\nwhile time.time() < end: pass")
-             for _ in range(10)]  # fmt: skip
+    code = "import time\nend = time.thread_time() + 0.04\nwhile time.thread_time() < end: pass"
+    names = [module(code) for _ in range(20)]
     job = started(*names)
     while names[0] not in sys.modules:
         time.sleep(0.001)
-    end = time.perf_counter() + 1
-    while time.perf_counter() < end:
+    end = time.thread_time() + 0.8
+    while time.thread_time() < end:
         pass
-    assert names[-1] not in sys.modules
-    assert sum(name in sys.modules for name in names) <= 4
-    limit = time.perf_counter() + 10
+    done = sum(name in sys.modules for name in names)
+    assert done <= 10  # in equal shares, all 20
+    limit = time.perf_counter() + 30
     while job.is_running and time.perf_counter() < limit:
         time.sleep(0.01)
     assert names[-1] in sys.modules
+
+
+def test_no_step_begins_while_it_is_held(module: Write) -> None:
+    names = [module("import time; time.sleep(0.1)") for _ in range(3)]
+    job = started(*names)
+    while names[0] not in sys.modules:
+        time.sleep(0.001)
+    job.hold(finishes_step=True)
+    done = [is_imported(name) for name in names]
+    assert done[0]
+    assert not done[-1]
+    time.sleep(0.3)
+    assert [is_imported(name) for name in names] == done
+    job.resume()
+    job._thread.join(20)
+    assert is_imported(names[-1])
+
+
+def test_who_needs_what_is_held_gets_it(module: Write) -> None:
+    names = [module("import time; time.sleep(0.05)") for _ in range(3)]
+    job = started(*names)
+    job.hold(finishes_step=False)
+    job.wait()
+    assert is_imported(names[-1])
 
 
 def test_who_waits_for_it_is_not_given_way_to(module: Write) -> None:
