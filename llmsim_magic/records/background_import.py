@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from llmsim_magic.records.muted_thread import muted_thread
 
-_SLICE_S = 0.02  # of work between two looks at the other threads
+_SLICE_S = 0.02  # of CPU time between two looks at the other threads
 _LOOK_S = 0.002
 _PAUSE_S = 0.01
 _QUIET_LOOKS = 3  # after which work that waits for others goes on
@@ -98,10 +98,10 @@ class BackgroundImport:
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         """As a finder of modules, of which it finds none: gives way before each is imported."""
-        if self._is_own_thread() and time.perf_counter() > self._next_look:
+        if self._is_own_thread() and time.thread_time() > self._next_look:
             self._keep_modules()
             self._give_way()
-            self._next_look = time.perf_counter() + _SLICE_S
+            self._next_look = time.thread_time() + _SLICE_S
 
     def _is_own_thread(self) -> bool:
         return threading.get_ident() == self._thread.ident
