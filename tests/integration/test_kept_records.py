@@ -20,6 +20,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.qwen3 import modeling_qwen3
 
 import llmsim_magic as llmsim
+from llmsim_magic.__main__ import main
 from llmsim_magic.capture import run as capture_run
 from llmsim_magic.capture.meta.changed_code import changed_code
 from llmsim_magic.records.errors import NoDecode
@@ -117,6 +118,33 @@ def test_a_question_asked_before_needs_no_torch(name: str, tmp_path: Path) -> No
     script = f"import llmsim_magic as llmsim\n{asked}\n{IMPORTED}"
     assert in_new_process(script)[-1] == "['torch', 'transformers']"
     assert in_new_process(script)[-1] == "[]"
+
+
+NEVER_SHOWN_WITH = (
+    "accelerate", "graphviz", "huggingface_hub", "IPython", "matplotlib", "sympy", "torch",
+    "transformers", "wasmtime",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("view", "unneeded"),
+    [
+        ("--summary", ("pandas", "numpy")),
+        pytest.param("--ops", (), marks=pytest.mark.slow),
+        pytest.param("--multi-config", (), marks=pytest.mark.slow),
+    ],
+)
+def test_a_terminal_shows_a_kept_record_with_few_imports(
+    view: str, unneeded: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["gpt2", view]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    loaded = f"print(sorted({{*{NEVER_SHOWN_WITH + unneeded!r}}} & sys.modules.keys()))"
+    script = f"import sys\nfrom llmsim_magic.__main__ import main\nmain({words!r})\n{loaded}"
+    *lines, imported = in_new_process(script)
+    assert lines == shown.splitlines()
+    assert imported == "[]"
 
 
 def test_a_kept_trace_equals_the_one_that_was_traced(tmp_path: Path, runs: list[Any]) -> None:
