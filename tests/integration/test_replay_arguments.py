@@ -60,6 +60,105 @@ def test_a_layer_is_replayed_for_equal_values_and_not_for_others(
     assert {path.removesuffix(".linear") for path in paths if path.endswith("linear")} == ran
 
 
+class Reading(nn.Module):
+    """A layer that reads a value of an argument, and one more argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, table: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + other[0] * table[0, : int(table[0, 1])].sum()
+
+
+class Changing(nn.Module):
+    """Gives all its layers the same two tensors, and changes one before the fourth layer."""
+
+    def __init__(self, change: Callable[[torch.Tensor, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.change = change
+        self.embed = nn.Linear(8, 8)
+        self.layers = nn.ModuleList([Reading() for _ in range(6)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        table, other = torch.arange(64).view(8, 8) % 5 + 1, self.embed(x[0])
+        for place, layer in enumerate(self.layers):
+            if place == 3:
+                self.change(table, other)
+            x = layer(x, table, other)
+        return x
+
+
+def with_other_data(table: torch.Tensor, other: torch.Tensor) -> None:
+    table.data = table.t()
+
+
+def with_other_layout(table: torch.Tensor, other: torch.Tensor) -> None:
+    other.data = other.t()
+
+
+@pytest.mark.parametrize(
+    ("change", "ran"),
+    [
+        (lambda table, other: None, {"layers.0"}),
+        (lambda table, other: table.sum(), {"layers.0"}),
+        (lambda table, other: table.add_(1), {"layers.0", "layers.3"}),
+        (lambda table, other: table.t_(), {"layers.0", "layers.3"}),
+        (with_other_data, {"layers.0", "layers.3"}),
+        (lambda table, other: table.copy_(other), {"layers.0", "layers.3"}),
+        (lambda table, other: other.t_(), {"layers.0", "layers.3"}),
+        (with_other_layout, {"layers.0", "layers.3"}),
+    ],
+)
+def test_the_same_tensor_is_another_argument_once_it_was_changed(
+    change: Callable[[torch.Tensor, torch.Tensor], Any], ran: set[str]
+) -> None:
+    model = copy_without_weights(Changing(change), "changing")
+    trace = replayed(model, torch.zeros(8, 8, 8))
+    paths = {operator.path for operator in trace.recorded.operators}
+    assert {path.removesuffix(".linear") for path in paths if path.endswith("linear")} == ran
+
+
+class Reshaped(nn.Module):
+    """Changes the layout of a tensor in place, and makes one with a factory function."""
+
+    def __init__(self, reshape: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.reshape = reshape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = x * torch.ones(4)
+        read = made.relu()
+        self.reshape(made)
+        return made.sigmoid().sum() + read.sum()
+
+
+def with_more_dimensions(made: torch.Tensor) -> None:
+    made.data = made[None, None]
+
+
+@pytest.mark.parametrize(
+    ("reshape", "shape"),
+    [
+        (lambda made: made.unsqueeze_(0), (1, 3, 4)),
+        (lambda made: made.t_(), (4, 3)),
+        (lambda made: made.resize_(2, 6), (2, 6)),
+        (with_more_dimensions, (1, 1, 3, 4)),
+    ],
+)
+def test_a_tensor_whose_layout_changed_is_recorded_as_another(
+    reshape: Callable[[torch.Tensor], Any], shape: tuple[int, ...]
+) -> None:
+    model = copy_without_weights(Reshaped(reshape), "reshaped")
+    record = replayed(model, torch.zeros(3, 4)).recorded
+    kernels = {kernel.name: kernel for kernel in record.kernels}
+    assert record.shapes(kernels["aten.relu.default"].inputs) == [(3, 4)]
+    assert record.shapes(kernels["aten.sigmoid.default"].inputs) == [shape]
+    # Holding what a factory function makes would let torch copy it, by a kernel.
+    ones = kernels["aten.ones.default"].outputs
+    assert [each.name for each in record.kernels if each.inputs == ones] == []
+
+
 class Sliced(nn.Module):
     """A layer that views a slice in ways of its own, writes into it and returns a part."""
 

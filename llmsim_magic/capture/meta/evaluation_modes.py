@@ -85,18 +85,21 @@ class _KernelMode(TorchDispatchMode):
 
     def _run(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
         self._progress.kernels += 1
-        if (structure := facts(func).structure) is not None:
-            raise _refusal(structure)
+        kernel = facts(func)
+        if kernel.structure is not None:
+            raise _refusal(kernel.structure)
+        if kernel.is_in_place:
+            self._evaluation.changes += 1
         tensors = tensors_in((args, keywords))
         if all(map(self._evaluation.is_known, tensors)):
             is_created = not tensors and keywords.get("device") == META
             if is_created and self._evaluation.creates_on_meta:
                 return func(*args, **keywords)
             return self._run_on_host(func, args, keywords)
-        if facts(func).may_alias and not any(tensor.is_meta for tensor in tensors):
+        if kernel.may_alias and not any(tensor.is_meta for tensor in tensors):
             # A view of an overwritten tensor, or a write into one.
             return self._rng.run(func, args, keywords)
-        if facts(func).is_composite:  # visible under `torch.inference_mode`, or if asked for
+        if kernel.is_composite:  # visible under `torch.inference_mode`, or if asked for
             with self:
                 result = decompose(func, args, keywords, without_values)
             if result is not NotImplemented:
@@ -217,8 +220,10 @@ class _FunctionMode(TorchFunctionMode):
             _refuse_structures(types)
         if func in _SIZES:
             return func(*args)
-        listener = self._evaluation.listener
-        if listener is None or getattr(func, "__name__", None) == "__get__":
+        listener, name = self._evaluation.listener, getattr(func, "__name__", None)
+        if name == "__set__":  # of an attribute, such as `data`
+            self._evaluation.changes += 1
+        if listener is None or name == "__get__":
             return self._run(func, args, keywords)
         if (function := in_python(func)) is not None:
             with self:

@@ -61,6 +61,8 @@ class PartialEvaluation:
         assumed: How many modules needed each assumption about values that depend on data.
         on_retry: Called when a torch function has failed and is about to run again.
         creates_on_meta: Whether tensors that are created on `meta`, such as zeros, stay there.
+        changes: Counts in-place writes and marks: while it stays the same, so do the layouts and
+            values of tensors, and what is known about them.
         listener: Runs each function that is called and sees each kernel that has run, if set.
     """
 
@@ -69,6 +71,7 @@ class PartialEvaluation:
         self._assumed_in: set[tuple[str, int]] = set()
         self.on_retry: Callable[[], None] = _do_nothing
         self.creates_on_meta = False
+        self.changes = 0
         self.listener: PassListener | None = None
         self._accesses: Counter[Any] = Counter()
         # Storages are held, not only their addresses, so that no address is reused.
@@ -116,6 +119,7 @@ class PartialEvaluation:
 
     def mark_overwritten(self, tensor: torch.Tensor) -> None:
         """Mark the values of a tensor as unknown, because unknown values were written into it."""
+        self.changes += 1
         storage = tensor.untyped_storage()
         if not tensor.is_meta:
             self._overwritten[storage._cdata] = storage
@@ -133,6 +137,7 @@ class PartialEvaluation:
         Returns:
             The same tensor.
         """
+        self.changes += 1
         storage = condition.untyped_storage()
         self._checks[storage._cdata] = storage
         return condition

@@ -110,10 +110,33 @@ def describe_call(
         key = indices, described.key((args, keywords))
     except CannotReplay:
         return None
-    tensors = described.tensors
-    if any(tensor.is_inference() for tensor in tensors):
+    if any(tensor.is_inference() for tensor in described.tensors):
         return None  # inference tensors have no version counter
-    parts = [part for state in described.states for part in StateParts(state, numbers).own()]
+    return call_of(
+        evaluation,
+        key=key,
+        numbers=numbers,
+        offset=offset,
+        arguments=arguments,
+        tensors=described.tensors,
+        states=described.states,
+        host_values=described.host_values,
+    )
+
+
+def call_of(
+    evaluation: PartialEvaluation,
+    *,
+    key: Any,
+    numbers: tuple[int, ...],
+    offset: int,
+    arguments: Any,
+    tensors: list[torch.Tensor],
+    states: list[Any],
+    host_values: list[HostValues],
+) -> LayerCall:
+    """Describe a call by its arguments, as in `LayerCall`, and by the layer's part of the state."""
+    parts = [part for state in states for part in StateParts(state, numbers).own()]
     state_tensors = [
         leaf for part in parts for leaf in part.leaves if isinstance(leaf, torch.Tensor)
     ]
@@ -124,10 +147,10 @@ def describe_call(
         offset=offset,
         arguments=arguments,
         tensors=tensors,
-        states=described.states,
+        states=states,
         state_keys=keys,
         all_tensors=tensors + state_tensors,
-        host_values=described.host_values,
+        host_values=host_values,
     )
 
 

@@ -13,12 +13,12 @@ import torch
 
 from llmsim_magic.capture.kernels.tensors import unrecorded
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
-from llmsim_magic.capture.replay.argument_key import CannotReplay, HostValues
+from llmsim_magic.capture.replay.argument_key import CannotReplay
+from llmsim_magic.capture.replay.call_describer import CallDescriber
 from llmsim_magic.capture.replay.layer_equality import (
     LayerCall,
     Run,
     StateBeforeLayer,
-    describe_call,
     is_same_call,
     shifts,
 )
@@ -47,7 +47,7 @@ class Replayer:
     def __init__(self, evaluation: PartialEvaluation) -> None:
         self._evaluation = evaluation
         self._runs: dict[int, list[Run]] = {}
-        self._known: dict[int, HostValues] = {}  # in the runs' arguments, which hold the tensors
+        self._calls = CallDescriber(evaluation)
 
     def replay(self, layer: Layer, args: Any, kwargs: Any) -> Replayed | None:
         """Replay a layer from an earlier run.
@@ -61,7 +61,7 @@ class Replayer:
             Its output, or None if no earlier run is provably equal and the layer has to run.
         """
         runs = self._runs.get(layer.kind)
-        call = self._described(layer, (args, kwargs)) if runs else None
+        call = self._calls.describe(layer, (args, kwargs)) if runs else None
         for run in runs or ():
             if call is not None and is_same_call(run, call):
                 return _OutputCopier(self._evaluation, run, call).replayed()
@@ -82,7 +82,7 @@ class Replayer:
             Its output, and its run if equal layers can be replayed from it.
         """
         with unrecorded():
-            call = self._described(layer, (args, kwargs))
+            call = self._calls.describe(layer, (args, kwargs))
             before = None if call is None else StateBeforeLayer(layer, call)
         assumed = self._evaluation.assumed.copy()
         output = forward(*args, **kwargs)
@@ -90,7 +90,7 @@ class Replayer:
             if (
                 call is None
                 or before is None
-                or not before.is_unchanged(self._described(layer, call.arguments))
+                or not before.is_unchanged(self._calls.describe(layer, call.arguments))
             ):
                 return output, None
             try:
@@ -114,11 +114,8 @@ class Replayer:
                 assumed=new,
             )
             self._runs.setdefault(layer.kind, []).append(run)
-            self._known |= {id(values.tensor): values for values in call.host_values}
+            self._calls.keep(call)
         return output, run
-
-    def _described(self, layer: Layer, arguments: Any) -> LayerCall | None:
-        return describe_call(self._evaluation, layer, arguments, self._known)
 
 
 class UnrecordedPass:
@@ -174,6 +171,8 @@ class _OutputCopier:
         return Replayed(output, self._run, pairs, len(self._call.tensors))
 
     def _write_on_host(self) -> None:
+        if self._run.host_writes:
+            self._evaluation.changes += 1
         for index, values in self._run.host_writes.items():
             if values is None:
                 self._evaluation.mark_overwritten(self._tensors[index])
