@@ -173,16 +173,21 @@ def is_same_call(run: Run, call: LayerCall) -> bool:
 def shifts(run: Run, call: LayerCall) -> dict[int, int]:
     """The distance in bytes of a call's tensors from those of the run, by the run's storages.
 
+    Returns:
+        The distances; without those of 0 if there are no others.
+
     Raises:
         CannotReplay: Tensors that share a storage lie at different distances, as those of a state
             and of an argument may.
     """
+    distances = [
+        0 if ran is mine else int(mine.storage_offset() - ran.storage_offset()) * ran.itemsize
+        for ran, mine in zip(run.call.all_tensors, call.all_tensors, strict=True)
+    ]
+    if not any(distances):
+        return {}
     found: dict[int, int] = {}
-    tensors = zip(run.call.all_tensors, call.all_tensors, run.addresses, strict=True)
-    for ran, mine, address in tensors:
-        shift = 0
-        if ran is not mine:
-            shift = int(mine.storage_offset() - ran.storage_offset()) * ran.itemsize
+    for address, shift in zip(run.addresses, distances, strict=True):
         if found.setdefault(address, shift) != shift:
             raise CannotReplay
     return found

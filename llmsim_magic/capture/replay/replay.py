@@ -225,7 +225,8 @@ class _OutputCopier:
         if hasattr(value, "__dict__"):
             theirs = vars(made)
             for key, item in vars(value).items():
-                theirs[key] = self._copied(item, theirs.get(key))
+                is_plain = type(item) in PLAIN_TYPES
+                theirs[key] = item if is_plain else self._copied(item, theirs.get(key))
         return made
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
