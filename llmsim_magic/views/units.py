@@ -5,6 +5,7 @@ Prefixes are decimal: a GB is 10⁹ bytes.
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 
 _SI = ("", "k", "M", "G", "T", "P", "E", "Z")
 _SECONDS = (
@@ -33,6 +34,7 @@ def three_digits(number: float) -> str:
     return f"{rounded:.{max(0, min(decimals, 6))}f}"
 
 
+@lru_cache(maxsize=8192, typed=True)  # numbers of NumPy round in another way
 def _scaled(number: float, prefixes: tuple[str, ...] = _SI) -> tuple[str, str]:
     """The digits of a number and its decimal prefix: 16381470720 gives `16.4` and `G`.
 

@@ -1,5 +1,6 @@
 """The panel without a browser: what its controls ask for, and what they show."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from transformers import GPT2Config
 import llmsim_magic as llmsim
 from llmsim_magic.notebook.arguments import parse
 from llmsim_magic.notebook.panel.panel import Panel, panel
+from llmsim_magic.notebook.panel.table import _rows_json
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.simulate.option_effect import require_panel_options
 from llmsim_magic.simulate.sweeps import run_workloads
@@ -405,6 +407,18 @@ def test_a_tab_shows_the_page_of_its_view_around_what_is_interactive(
     assert f"<summary>{folded}</summary>" in page.below.value
     assert "Time" in page.below.value
     assert "llmsim-graph" not in page.above.value + page.below.value
+
+
+def test_rows_are_those_that_itables_makes_of_the_texts(shown: Panel) -> None:
+    open_tab(shown, "ops")
+    table = shown.panes["ops"]._table.widget
+    rows, frame = json.loads(table._dt_args["data_json"]), table.df
+    assert len(rows) == len(shown.report.ops)
+    for texts in (frame, frame.assign(op="<b> & 'c'")):
+        own = json.loads(_rows_json(texts))
+        table.df = texts
+        assert json.loads(table._dt_args["data_json"]) == own
+    assert rows != own
 
 
 def test_quantities_are_sorted_and_hovered_by_their_exact_numbers(shown: Panel) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from llmsim_magic.analyses.cost.operator_costs import recorded_costs, totals
 from llmsim_magic.analyses.formulas.polynomials import (
@@ -18,6 +19,7 @@ from llmsim_magic.records.trace.trace import Trace
 Traces = Mapping[Point, Trace]
 Size = Formula | None  # None if no formula fits
 Shape = tuple[Size, ...]
+Each = TypeVar("Each")
 Key = tuple[str, str, int]  # path, operator name, and index of the call
 QUANTITIES = ("flops", "elementwise_ops", "bytes_read", "bytes_written", "activation_bytes")
 TOTALS = (
@@ -78,17 +80,28 @@ def operator_formulas(
     points = tuple(traces)
     quantities = () if only_shapes else QUANTITIES
     orders = [recorded_operators(trace) for trace in traces.values()]
-    readings = [_readings(trace) for trace in traces.values()]
+    readings = [_shapes_of(trace) for trace in traces.values()]
+    numbers = [_numbers_of(trace) for trace in traces.values()] if quantities else []
+    fitted = _fitter(points, regimes)
     known: dict[tuple[int | None, ...], OperatorFormulas] = {}
     found = []
     for key in orders[0]:
         indices = tuple(each.get(key) for each in orders)
         formulas = known.get(indices)
         if formulas is None:
-            reads = [
-                r[index] for r, index in zip(readings, indices, strict=True) if index is not None
-            ]
-            formulas = known[indices] = _of_operator(key, points, reads, regimes, quantities)
+            formulas = known[indices] = (
+                OperatorFormulas(key, None, None, dict.fromkeys(quantities))
+                if None in indices
+                else OperatorFormulas(
+                    key,
+                    _shapes([each.inputs for each in _chosen(readings, indices)], fitted),
+                    _shapes([each.outputs for each in _chosen(readings, indices)], fitted),
+                    {
+                        name: fitted([each[name] for each in _chosen(numbers, indices)])
+                        for name in quantities
+                    },
+                )
+            )
         found.append(OperatorFormulas(key, formulas.inputs, formulas.outputs, formulas.quantities))
     return tuple(found)
 
@@ -124,12 +137,11 @@ def _formulas(operator: OperatorFormulas) -> Iterator[Formula]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
-    """Shapes and quantities of one operator in one trace."""
+class _OperatorShapes:
+    """Shapes of one operator in one trace."""
 
     inputs: list[tuple[int, ...]]
     outputs: list[tuple[int, ...]]
-    quantities: dict[str, int | None]
 
 
 @memoize_invariant
@@ -146,42 +158,53 @@ def recorded_operators(trace: Trace) -> dict[Key, int]:
 
 
 @memoize
-def _readings(trace: Trace) -> tuple[_Reading, ...]:
+def _shapes_of(trace: Trace) -> tuple[_OperatorShapes, ...]:
+    record = trace.recorded
+    return tuple(
+        _OperatorShapes(record.shapes(operator.inputs), record.shapes(operator.outputs))
+        for operator in record.operators
+    )
+
+
+@memoize
+def _numbers_of(trace: Trace) -> tuple[dict[str, int | None], ...]:
+    """The quantities of each recorded operator, by name."""
     record = trace.recorded
     found = []
     for operator, cost in zip(record.operators, recorded_costs(trace), strict=True):
-        quantities = {name: getattr(cost, name) for name in QUANTITIES[:-1]}
+        quantities: dict[str, int | None] = {n: getattr(cost, n) for n in QUANTITIES[:-1]}
         quantities["activation_bytes"] = sum(
             distinct_elements(record.tensors[index]) * record.tensors[index].itemsize
             for index in operator.outputs
         )
-        inputs, outputs = record.shapes(operator.inputs), record.shapes(operator.outputs)
-        found.append(_Reading(inputs, outputs, quantities))
+        found.append(quantities)
     return tuple(found)
 
 
-def _of_operator(
-    key: Key,
-    points: tuple[Point, ...],
-    reads: list[_Reading],
-    regimes: Regimes,
-    quantities: tuple[str, ...],
-) -> OperatorFormulas:
-    if len(reads) < len(points):
-        return OperatorFormulas(key, None, None, dict.fromkeys(quantities))
+def _chosen(of_traces: Sequence[Sequence[Each]], indices: Sequence[int | None]) -> list[Each]:
+    """What each trace has of one operator, which all of them run."""
+    return [own[index] for own, index in zip(of_traces, indices, strict=True) if index is not None]
+
+
+def _fitter(points: tuple[Point, ...], regimes: Regimes) -> Callable[[Sequence[int | None]], Size]:
+    """A function that gives the formula of a number by its values at the points.
+
+    Operators share most of their numbers, so that each is fitted once.
+    """
+    found: dict[tuple[int | None, ...], Size] = {}
 
     def fitted(numbers: Sequence[int | None]) -> Size:
-        known = [number for number in numbers if number is not None]
-        if len(known) < len(points):
-            return None
-        return formula(dict(zip(points, known, strict=True)), regimes.near, regimes.far)
+        key = tuple(numbers)
+        if key not in found:
+            known = [number for number in key if number is not None]
+            found[key] = (
+                formula(dict(zip(points, known, strict=True)), regimes.near, regimes.far)
+                if len(known) == len(points)
+                else None
+            )
+        return found[key]
 
-    return OperatorFormulas(
-        key,
-        _shapes([read.inputs for read in reads], fitted),
-        _shapes([read.outputs for read in reads], fitted),
-        {name: fitted([read.quantities[name] for read in reads]) for name in quantities},
-    )
+    return fitted
 
 
 def _shapes(

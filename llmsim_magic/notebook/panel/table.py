@@ -1,5 +1,7 @@
 """A sortable, searchable table widget with selectable columns and rows."""
 
+import html
+import json
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
@@ -93,8 +95,12 @@ class Table:
             "drawCallback": JavascriptFunction(_SHOW_ROW % (-1 if selected is None else selected)),
         }
         # Updated without a selection, because the widget fails on rows that no longer exist.
-        self.widget.selected_rows = []
-        self.widget.update(cells, **options)
+        with self.widget.hold_sync():
+            self.widget.selected_rows = []
+            # itables formats each text by pandas' rules, which takes most of the time of a slider.
+            self.widget.update(cells.head(0), **options)
+            self.widget._dt_args = {**self.widget._dt_args, "data_json": _rows_json(cells)}
+            self.widget._df = cells
         self.widget.selected_rows = [] if selected is None else [selected]
 
     def _select_row(self, change: Any) -> None:
@@ -152,4 +158,14 @@ def _as_texts(
         {"targets": last, "className": "llmsim-exact"},
         {"targets": is_hidden + last, "visible": False},
     ]
-    return type(frame)(cells | exact, index=table.index), definitions
+    return type(frame)(cells | exact, index=table.index, dtype=object), definitions
+
+
+def _rows_json(cells: "pd.DataFrame") -> str:
+    """The rows of a table of texts as DataTables reads them."""
+    columns = []
+    for name in cells:
+        texts = cells[name].tolist()
+        escaped = {text: html.escape(text, quote=False) for text in set(texts)}
+        columns.append([escaped[text] for text in texts])
+    return json.dumps(list(zip(*columns, strict=True)))

@@ -15,6 +15,8 @@ def format_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _format_cell(value: object, *, is_share: bool) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, list):
         nested = value and isinstance(value[0], tuple)
         return " ".join(map(units.shape, value)) if nested else ", ".join(map(str, value))
