@@ -3,7 +3,8 @@
     python -m benchmarks.warm_views [--runs 7] [--only WORD]
 
 Each figure is the median of the runs, in one process that was asked for another model before: the
-time of this process alone, which other programs on the machine do not stretch. Where it says `traces kept`, the session has the traces and nothing that was computed from them.
+time of this process alone, which other programs on the machine do not stretch. Where it says
+`traces kept`, the session has the traces and nothing that was computed from them.
 """
 
 import argparse

@@ -119,8 +119,8 @@ class OperatorsPane:
         )
 
     def prepare(self, report: Report, cancelled: IsCancelled) -> None:
-        """Compute the tables and pictures, which the report caches."""
-        report.content()
+        """Compute the page around the table."""
+        self._page.prepare(report)
 
     def show(self, report: Report, order: int | None) -> None:
         is_new = report is not self._report

@@ -9,6 +9,22 @@ from llmsim_magic.views.pages.html_page import as_html
 from llmsim_magic.views.section import Page, Section
 
 
+class PreparedPage:
+    """The page of the report that was prepared last, which is computed once for its display."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Report, Page] | None = None
+
+    def prepare(self, report: Report) -> None:
+        """Compute the page, with all tables and pictures that it shows."""
+        self._last = report, report.content()
+
+    def of(self, report: Report) -> Page:
+        """The page of a report, whether or not it was prepared last."""
+        last = self._last
+        return last[1] if last is not None and last[0] is report else report.content()
+
+
 class PageParts:
     """What a page has beside the table or graph that its tab shows interactively.
 
@@ -19,11 +35,16 @@ class PageParts:
 
     def __init__(self, view: str) -> None:
         self._view = view
+        self._prepared = PreparedPage()
         self.above, self.below = PageView(), PageView()
+
+    def prepare(self, report: Report) -> None:
+        """Compute the page of a report, which `show` then shows."""
+        self._prepared.prepare(report)
 
     def show(self, report: Report) -> None:
         """Show the page of a report whose graphs are shown elsewhere."""
-        page = report.content()
+        page = self._prepared.of(report)
         above, below = [], []
         for part in page.parts:
             if part.name != self._view:

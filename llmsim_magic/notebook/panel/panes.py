@@ -5,7 +5,7 @@ from typing import Protocol
 import ipywidgets as widgets
 
 from llmsim_magic.notebook.panel.operators import Detail, GraphPicture, OnSelect, OperatorsPane
-from llmsim_magic.notebook.panel.page_parts import PageParts
+from llmsim_magic.notebook.panel.page_parts import PageParts, PreparedPage
 from llmsim_magic.notebook.widgets import PageView
 from llmsim_magic.records.trace.workload import IsCancelled
 from llmsim_magic.simulate.report import Report
@@ -31,13 +31,13 @@ class PagePane:
 
     def __init__(self) -> None:
         self.widget = PageView()
+        self._prepared = PreparedPage()
 
     def prepare(self, report: Report, cancelled: IsCancelled) -> None:
-        """Compute the tables and pictures, which the report caches."""
-        report.content()
+        self._prepared.prepare(report)
 
     def show(self, report: Report, order: int | None) -> None:
-        self.widget.value = as_html(report.content(), has_script=False)
+        self.widget.value = as_html(self._prepared.of(report), has_script=False)
 
 
 class GraphPane:
@@ -65,7 +65,7 @@ class GraphPane:
 
     def prepare(self, report: Report, cancelled: IsCancelled) -> None:
         report.drawings[self._view].prepare(cancelled)
-        report.content()
+        self._page.prepare(report)
 
     def show(self, report: Report, order: int | None) -> None:
         self._picture.show(report.drawings[self._view], order)

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from llmsim_magic.views.screen.grid import Grid, ShownColumn
 from llmsim_magic.views.screen.screen_table import FORMULA
@@ -130,6 +131,7 @@ def _widest(grid: Grid, texts: list[str], size: float) -> float:
     return max(widths, default=0.0)
 
 
+@lru_cache(maxsize=16_384)
 def _pixels(text: str, size: float = _FONT_PX) -> float:
     """About the width of a text in a wide font."""
     narrow = sum(each in _NARROW_ONES for each in text)
