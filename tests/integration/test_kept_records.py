@@ -413,6 +413,32 @@ def test_a_model_built_of_changed_code_answers_only_while_it_is_changed(
         assert llmsim.trace(model, context=context).trace == expected
 
 
+def test_a_recipe_of_before_a_change_leaves_nothing_of_the_changed_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report that traces on demand has the recipe of when it was asked for."""
+    model = written(tmp_path / "model", KEYS)
+    with monkeypatch.context() as off:
+        off.setenv("LLMSIM_CACHE", "off")
+        stock = {context: llmsim.trace(model, context=context).trace for context in (8, 16)}
+    session_cache.forget()
+    recipe = _recipe(model)
+    with monkeypatch.context() as patch:
+        CHANGES["class"](patch)
+        patch.setattr(modeling_qwen3.Qwen3RMSNorm, "forward", lambda self, hidden: hidden)
+        patched = workloads.trace_workload(recipe, stock[8].workload, replay=True)
+        assert patched.recorded != stock[8].recorded
+    for context, expected in stock.items():
+        assert workloads.trace_workload(recipe, expected.workload, replay=True) == expected
+        assert llmsim.trace(model, context=context).trace == expected
+
+
+def test_a_model_that_registers_its_own_classes_changes_nothing() -> None:
+    pytest.importorskip("transformers.models.deepseek_v4.modeling_deepseek_v4")
+    pytest.importorskip("transformers.models.doge.modeling_doge")
+    assert changed_code() is None
+
+
 def test_the_code_of_a_long_lived_recipe_is_looked_at_for_each_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[Any]
 ) -> None:

@@ -172,7 +172,7 @@ class _Source:
         called = getattr(value, "__name__", None)
         if called is None or not isinstance(key, str) or name not in _names(self.file).assigned:
             return False
-        named = re.findall(rf"[\"']{re.escape(key)}[\"']\s*[:,]([^\n]*)", _text(self.file))
+        named = re.findall(rf"[\"']{re.escape(key)}[\"']\s*:([^\n]*)", _text(self.file))
         return bool(named) and not any(called in re.findall(r"\w+", line) for line in named)
 
     def _is_foreign(self, value: Any) -> bool:

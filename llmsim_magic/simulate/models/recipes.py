@@ -191,6 +191,14 @@ def _identity_of_file(facts: FoundConfig, version: Any, build: Build) -> str | N
     return repr((content, facts.name, is_entry, facts.location, version, built, code))
 
 
+def with_code_of_now(recipe: ModelRecipe) -> ModelRecipe:
+    """The recipe of the same model, built of the code that the process runs now."""
+    now = code_state()
+    if recipe.code in (None, now):
+        return recipe
+    return replace(recipe, key=(recipe.key, now), code=now)
+
+
 def parallel_recipe(recipe: ModelRecipe, model: Any, parallel: Parallel) -> ModelRecipe:
     """The recipe of the same model in another parallel layout, without reading its config again."""
     build = replace(recipe.build, parallel=parallel)

@@ -20,7 +20,12 @@ from llmsim_magic.simulate.cache.kept_model import KeptModel, Reach
 from llmsim_magic.simulate.cache.session_cache import Question
 from llmsim_magic.simulate.models.building import build_workload_model
 from llmsim_magic.simulate.models.frameworks import are_imported, code_state, runs_installed_code
-from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress, no_progress
+from llmsim_magic.simulate.models.recipes import (
+    ModelRecipe,
+    Progress,
+    no_progress,
+    with_code_of_now,
+)
 
 if TYPE_CHECKING:
     from llmsim_magic.capture.models.meta_model import MetaModel
@@ -61,6 +66,8 @@ def trace_workload(
             f"{recipe.name}: {workload} is not traced yet: call prepare() before displaying"
         )
     question = question_of(workload, replay)
+    if not session_cache.has_trace(recipe.owner, question):
+        recipe = with_code_of_now(recipe)
     found = partial(_evaluated_or_traced, recipe, question, cancelled)
     return session_cache.trace(recipe.owner, question, found)
 
