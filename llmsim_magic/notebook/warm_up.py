@@ -1,13 +1,17 @@
 """Import what a first answer needs while the user types, once the kernel is idle."""
 
+import _thread
 import re
 import sys
+import threading
 from typing import Any
 
 from llmsim_magic.capture.first_imports import DEPENDENCIES, MODULES, load_libraries
 from llmsim_magic.records.background_import import BackgroundImport, import_step, is_imported
+from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 
 _QUIET_S = 0.1  # of an idle kernel
+_CELL_BEGINS_S = 0.05
 # Of every answer, in a notebook, also of a model that was asked before.
 _SHOWN = (
     "llmsim_magic.simulate.answer",
@@ -37,8 +41,14 @@ class WarmUp:
 
     def before_cell(self, info: Any) -> None:
         """Hold the imports during a cell; one that may import the same waits for the current."""
-        if self._job is not None and self._job.is_running:
-            self._job.hold(finishes_step=may_import(str(info.raw_cell)))
+        if self._job is None or not self._job.is_running:
+            return
+        try:
+            with DeferredInterrupt(insists=False):
+                self._job.hold(finishes_step=may_import(str(info.raw_cell)))
+        except KeyboardInterrupt:
+            # IPython would show it as an error of this callback, and run the cell all the same.
+            threading.Timer(_CELL_BEGINS_S, _thread.interrupt_main).start()
 
     def after_cell(self, result: object) -> None:
         """Begin the imports, or go on with them."""

@@ -1,14 +1,18 @@
 """`%load_ext` in a kernel imports what a first answer needs, unseen, once its cell is done."""
 
+import os
 import queue
+import signal
 import statistics
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +20,8 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from llmsim_magic.capture.first_imports import MODULES
 from llmsim_magic.notebook.magic import LLMSim
-from llmsim_magic.notebook.warm_up import may_import
+from llmsim_magic.notebook.warm_up import WarmUp, may_import
+from llmsim_magic.records.background_import import BackgroundImport
 from tests.helpers.shells import NO_HISTORY
 
 KERNEL = """
@@ -107,6 +112,21 @@ def test_it_begins_after_the_cell_and_only_where_it_is_wanted(line: str, tmp_pat
 )
 def test_a_cell_that_may_import_is_known_by_its_source(source: str, expected: bool) -> None:
     assert may_import(source) is expected
+
+
+def test_an_interrupt_while_a_cell_waits_to_begin_reaches_the_cell() -> None:
+    ended = threading.Event()
+    warm_up = WarmUp()
+    warm_up._job = BackgroundImport([lambda: (time.sleep(0.5), ended.set())])
+    warm_up._job.start()
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    time.sleep(0.1)
+    warm_up.before_cell(SimpleNamespace(raw_cell="import torch.nn as nn"))
+    assert ended.is_set()
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(5)
+    warm_up.after_cell(None)
+    warm_up._job.wait()
 
 
 @pytest.mark.slow
