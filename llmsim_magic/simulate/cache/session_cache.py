@@ -78,9 +78,9 @@ def trace(owner: Owner, question: Question, run: Callable[[], Trace]) -> Trace:
     return _cached(_known_of(owner).traces, question, run, MAX_TRACES)
 
 
-def has_trace(owner: Owner, question: Question) -> bool:
-    """Whether the trace of a model for a question is cached."""
-    return question in _known_of(owner).traces
+def known_trace(owner: Owner, question: Question) -> Trace | None:
+    """The trace of a model for a question; None if it is not cached."""
+    return _known_of(owner).traces.get(question)
 
 
 def symbolic(owner: Owner, kind: Kind) -> SymbolicTrace | None:

@@ -13,12 +13,7 @@ from llmsim_magic.records.errors import Cancelled, InvalidValue
 from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
 from llmsim_magic.simulate.cache import session_cache
 from llmsim_magic.simulate.models.frameworks import require_frameworks
-from llmsim_magic.simulate.models.recipes import (
-    ModelRecipe,
-    Progress,
-    no_progress,
-    with_code_of_now,
-)
+from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress, no_progress
 
 if TYPE_CHECKING:
     from llmsim_magic.capture.models.meta_model import MetaModel
@@ -38,7 +33,6 @@ def build_model(
     require_frameworks(progress)
     from llmsim_magic.capture.meta.isolation import model_lock
 
-    recipe = with_code_of_now(recipe)
     progress(f"building {recipe.name} without weights")
     try:
         with DeferredInterrupt(cancelled), model_lock:

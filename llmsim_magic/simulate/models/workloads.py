@@ -66,10 +66,14 @@ def trace_workload(
             f"{recipe.name}: {workload} is not traced yet: call prepare() before displaying"
         )
     question = question_of(workload, replay)
-    if not session_cache.has_trace(recipe.owner, question):
-        recipe = with_code_of_now(recipe)
-    found = partial(_evaluated_or_traced, recipe, question, cancelled)
-    return session_cache.trace(recipe.owner, question, found)
+    known = session_cache.known_trace(recipe.owner, question)
+    if known is None:
+        known = _evaluated_or_kept(recipe, question)
+    if known is not None:
+        return session_cache.trace(recipe.owner, question, lambda: known)
+    recipe = with_code_of_now(recipe)
+    run = partial(_traced, recipe, question, cancelled)
+    return session_cache.trace(recipe.owner, question, run)
 
 
 def question_of(workload: Workload, replay: bool) -> Question:
@@ -79,7 +83,7 @@ def question_of(workload: Workload, replay: bool) -> Question:
 
 def is_traced(recipe: ModelRecipe, question: Question) -> bool:
     """Whether the session or the disk has the trace for a question."""
-    if session_cache.has_trace(recipe.owner, question):
+    if session_cache.known_trace(recipe.owner, question) is not None:
         return True
     kept = _kept_model(recipe)
     return kept is not None and kept.has_trace(question)
@@ -104,7 +108,7 @@ def keep_symbolic_trace(recipe: ModelRecipe, question: Question, found: Symbolic
     """Keep the formulas of the phase of a question, in the session and on disk."""
     session_cache.keep_symbolic(recipe.owner, question.kind, found)
     kept = _kept_model(recipe)
-    if kept is not None and are_imported() and _may_be_kept(recipe):
+    if kept is not None and are_imported() and recipe.code == code_state():
         kept.keep_symbolic(question.kind, found, _code_files(build_workload_model(recipe)))
 
 
@@ -133,32 +137,37 @@ def longest_that_runs(recipe: ModelRecipe, tokens: int) -> int | None:
     kept = _kept_model(recipe)
     reach = kept.reach(tokens) if kept is not None else None
     if reach is None:
-        meta_model = build_workload_model(recipe)
+        recipe = with_code_of_now(recipe)
+        meta_model, kept = build_workload_model(recipe), _kept_model(recipe)
         reach = Reach(meta_model.longest_that_runs(tokens))
-        if kept is not None and _may_be_kept(recipe):
+        if kept is not None:
             kept.keep_reach(tokens, reach, _code_files(meta_model))
     return reach.longest
 
 
-def _evaluated_or_traced(recipe: ModelRecipe, question: Question, cancelled: IsCancelled) -> Trace:
+def _evaluated_or_kept(recipe: ModelRecipe, question: Question) -> Trace | None:
+    """The trace that formulas of the session, the disk, or formulas on disk give."""
     known = session_cache.symbolic(recipe.owner, question.kind)
     if known is not None and (found := known.evaluate(question.workload)) is not None:
         return found
     kept = _kept_model(recipe)
-    if kept is not None:
-        if (found := kept.trace(question)) is not None:
-            return found
-        known = symbolic_trace(recipe, question) if known is None else None
-        if known is not None and (found := known.evaluate(question.workload)) is not None:
-            return found
-    meta_model = build_workload_model(recipe)
+    if kept is None:
+        return None
+    if (found := kept.trace(question)) is not None:
+        return found
+    known = symbolic_trace(recipe, question) if known is None else None
+    return None if known is None else known.evaluate(question.workload)
+
+
+def _traced(recipe: ModelRecipe, question: Question, cancelled: IsCancelled) -> Trace:
+    meta_model, kept = build_workload_model(recipe), _kept_model(recipe)
     try:
         trace = _run(meta_model, question, cancelled)
     except LlmsimError as error:
-        if kept is not None and _may_be_kept(recipe):
+        if kept is not None:
             kept.keep_error(str(question), error, _code_files(meta_model))
         raise
-    if kept is not None and _may_be_kept(recipe):
+    if kept is not None:
         kept.keep_trace(question, trace, _code_files(meta_model))
     return trace
 
@@ -176,16 +185,18 @@ def _kept_or_built_limits(
     found = kept.limits() if kept is not None else None
     if found is not None:
         return found
+    recipe = with_code_of_now(recipe)
+    kept = _kept_model(recipe)
     try:
         meta_model = build_workload_model(recipe, progress, cancelled)
     except Cancelled:
         raise
     except LlmsimError as error:
-        if kept is not None and are_imported() and _may_be_kept(recipe):
+        if kept is not None and are_imported():
             kept.keep_error("model", error, _code_files(None))
         raise
     limits = _limits_of(meta_model)
-    if kept is not None and _may_be_kept(recipe):
+    if kept is not None:
         kept.keep_limits(limits, _code_files(meta_model))
     return limits
 
@@ -209,11 +220,6 @@ def _kept_model(recipe: ModelRecipe) -> KeptModel | None:
         known = KeptModel(cache, recipe.identity, recipe.code.environment, origin, notes, reads)
         _kept[recipe] = known
     return known
-
-
-def _may_be_kept(recipe: ModelRecipe) -> bool:
-    """Whether the process still runs the code that the recipe was made for."""
-    return recipe.code == code_state()
 
 
 def _code_files(meta_model: "MetaModel | None") -> tuple[str, ...]:
