@@ -646,6 +646,23 @@ def test_a_record_with_impossible_references_is_traced_again(
     assert max(max(k.inputs, default=0) for k in good.recorded.kernels) < 10**6
 
 
+def test_impossible_limits_are_found_again(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = written(tmp_path / "model", KEYS)
+    keep = kept_model.KeptModel._write
+
+    def forged(self: Any, what: str, value: Any, files: Any) -> None:
+        keep(self, what, _with(value, declared=-5) if what == "limits" else value, files)
+
+    monkeypatch.setattr(kept_model.KeptModel, "_write", forged)
+    llmsim.trace(model)
+    monkeypatch.undo()
+    monkeypatch.setenv("LLMSIM_CACHE", str(folder))
+    session_cache.forget()
+    assert llmsim.size(model, hardware="L4", context=64).table["fits"].all()
+
+
 def _with(record: Any, **changes: Any) -> Any:
     import dataclasses
 

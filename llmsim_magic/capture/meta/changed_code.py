@@ -5,21 +5,20 @@ of their own. A record made in such a process is that of other code than what is
 Imports neither torch nor transformers.
 """
 
-import ast
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial, partialmethod
+from functools import partial, partialmethod
 from importlib.util import resolve_name
-from itertools import chain
 from operator import is_
-from pathlib import Path
 from threading import Lock
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
+
+from llmsim_magic.capture.meta.source_names import source_names, source_text
 
 _CHECKED = ("transformers.", "torch.nn.functional", "torch.nn.modules.")
 _CHECKED_NAMES = ("torch", "torch.nn", "torch.functional", "torch._tensor")
@@ -145,7 +144,7 @@ class _Source:
     def has_changed_class(self, cls: type) -> bool:
         """Whether an attribute of a class is not what the class body gives it."""
         attributes = vars(cls).copy()
-        constants = _names(self.file).constants.get(cls.__qualname__, {})
+        constants = source_names(self.file).constants.get(cls.__qualname__, {})
         return any(
             self._is_foreign(value)
             or not (isinstance(value, type) or self._is_named(name, value, cls))
@@ -160,7 +159,7 @@ class _Source:
         """Whether a function, a class or a callable is not the one of this name."""
         if not self._is_foreign(value):
             return not self._is_named(name, value)
-        origin = _names(self.file).imported.get(name)
+        origin = source_names(self.file).imported.get(name)
         if origin is None or not (origin.startswith(".") or _is_known(origin)):
             return origin is None
         return not self._is_imported(name, value)
@@ -170,9 +169,13 @@ class _Source:
         if self._is_foreign(value):
             return True
         called = getattr(value, "__name__", None)
-        if called is None or not isinstance(key, str) or name not in _names(self.file).assigned:
+        if (
+            called is None
+            or not isinstance(key, str)
+            or name not in source_names(self.file).assigned
+        ):
             return False
-        named = re.findall(rf"[\"']{re.escape(key)}[\"']\s*:([^\n]*)", _text(self.file))
+        named = re.findall(rf"[\"']{re.escape(key)}[\"']\s*:([^\n]*)", source_text(self.file))
         return bool(named) and not any(called in re.findall(r"\w+", line) for line in named)
 
     def _is_foreign(self, value: Any) -> bool:
@@ -188,7 +191,7 @@ class _Source:
             owner: the class that has it; it may copy a method of its bases.
         """
         layers = [each for each in _layers(value) if isinstance(each, _CODE)]
-        names = _names(self.file)
+        names = source_names(self.file)
         if not layers:
             return owner is not None or name not in names.defined
         if "<locals>" in layers[-1].__qualname__:
@@ -209,7 +212,7 @@ class _Source:
 
     def _is_imported(self, name: str, value: Any) -> bool:
         """Whether a global is what the module that it is imported from has by this name."""
-        origin = _names(self.file).imported[name]
+        origin = source_names(self.file).imported[name]
         with suppress(ImportError, ValueError):
             origin = resolve_name(origin, self.package)
         return getattr(sys.modules.get(origin), name, None) is value
@@ -315,71 +318,3 @@ def _trusted_folders() -> tuple[str, ...]:
             is_package = os.path.basename(file) == "__init__.py"
             found.append(os.path.dirname(file) + os.sep if is_package else file)
     return tuple(found)
-
-
-@cache
-def _text(file: str) -> str:
-    with suppress(OSError):
-        return Path(file).read_text("utf-8", "replace")
-    return ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """What lines of a module's source say about names, without running it.
-
-    Attributes:
-        imported: the module that each imported name is imported from.
-        assigned: the names that are assigned, or under which something else is imported.
-        defined: the names of functions and classes.
-        methods: the names of the methods that each class defines.
-        constants: the plain values that each class gives, for modules of models.
-    """
-
-    imported: Mapping[str, str]
-    assigned: frozenset[str]
-    defined: frozenset[str]
-    methods: Mapping[str, frozenset[str]]
-    constants: Mapping[str, Mapping[str, Any]]
-
-
-_IMPORT = re.compile(
-    r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+)?import[ \t]+(\([^)]*\)|[^\n]+)", re.MULTILINE
-)
-_ASSIGNED = re.compile(r"^[ \t]*(?:\w+\.)*(\w+)(?:: [^=\n]+)? = |\bas (\w+)", re.MULTILINE)
-_DEFINED = re.compile(r"^(?:async )?(?:def|class) (\w+)", re.MULTILINE)
-_METHOD = r"^    (?:async )?def (\w+)()"
-_CONSTANT = r"^    (\w+)(?:: [^=\n]+)? = (True|False|None|-?\d+|\"[^\"\\\n]*\")$"
-
-
-@cache
-def _names(file: str) -> _Names:
-    text = _text(file)
-    imported = {
-        name: package
-        for package, names in _IMPORT.findall(text)
-        for name in re.findall(r"\w+", names)
-    }
-    methods = {
-        name: frozenset(method for method, _ in found)
-        for name, found in _bodies(text, _METHOD).items()
-    }
-    constants = {
-        name: {constant: ast.literal_eval(value) for constant, value in found}
-        for name, found in _bodies(text, _CONSTANT).items()
-    }
-    assigned = frozenset(filter(None, chain.from_iterable(_ASSIGNED.findall(text))))
-    defined = frozenset(_DEFINED.findall(text))
-    return _Names(imported, assigned, defined, methods, constants)
-
-
-def _bodies(text: str, line: str) -> dict[str, list[tuple[str, str]]]:
-    """The two groups of each line that matches in a class body, by class."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    current = ""
-    for name, other, *groups in re.findall(rf"(?m)^class (\w+)|^([^\s#)])|{line}", text):
-        if name or other:
-            current = name
-        elif current:
-            found.setdefault(current, []).append((groups[0], groups[1]))
-    return found

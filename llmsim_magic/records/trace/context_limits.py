@@ -19,6 +19,11 @@ class ContextLimits:
     declared: int | None
 
     @property
+    def is_possible(self) -> bool:
+        """Whether each limit is one that a model may have."""
+        return all(each is None or each > 0 for each in (self.positions, self.declared))
+
+    @property
     def longest(self) -> int | None:
         """The longest context that the model supports."""
         known = [each for each in (self.positions, self.declared) if each is not None]

@@ -105,7 +105,8 @@ class KeptModel:
             LlmsimError: the model cannot be built, as was found before.
         """
         self._raise_kept("model")
-        return self._read("limits", ContextLimits)
+        found = self._read("limits", ContextLimits)
+        return found if found is not None and found.is_possible else None
 
     def keep_limits(self, limits: ContextLimits, files: Iterable[str]) -> None:
         """Keep the limits of a model that was built from the code in `files`."""
