@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 import llmsim_magic as llmsim
+from llmsim_magic.analyses.formulas.fit_region import Reading, fit_region
 from llmsim_magic.analyses.formulas.interpolation import interpolations
-from llmsim_magic.analyses.formulas.symbolic_trace import Reading, SymbolicTrace, fit_region
+from llmsim_magic.analyses.formulas.symbolic_trace import SymbolicTrace
 from llmsim_magic.capture import run as passes
 from llmsim_magic.records.trace.recorded import Kernel, Record, Storage, Tensor
 from llmsim_magic.records.trace.trace import ModelInfo, Trace

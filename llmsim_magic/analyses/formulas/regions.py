@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 
+from llmsim_magic.analyses.formulas.fit_region import Reading, extended, fit_region
 from llmsim_magic.analyses.formulas.polynomials import Point
-from llmsim_magic.analyses.formulas.symbolic_trace import Reading, Region, extended, fit_region
+from llmsim_magic.analyses.formulas.symbolic_trace import Region
 
 Readings = Mapping[Point, Reading]
 
 MIN_CONTEXTS = 4  # of a region with several contexts: three determine a parabola, one checks it
-_FEW = 16  # a model may treat a larger batch in another way
+FEW_TOKENS = 2**18  # a model may treat more tokens, or a larger batch, in another way
+_FEW_SEQUENCES = 16
 
 
 def fit_regions(readings: Readings) -> tuple[Region, ...]:
@@ -93,13 +95,14 @@ def _after_known_region(
 def _longest_region(readings: Readings, points: list[Point]) -> tuple[Region, int] | None:
     """The region from the shortest of these contexts to the longest that it holds at."""
     contexts = _contexts(points)
-    fewest = MIN_CONTEXTS if contexts[-1] > 1 else 1
-    for count in range(len(contexts), fewest - 1, -1):
+    least = MIN_CONTEXTS if contexts[-1] > 1 else 1
+    for count in range(len(contexts), least - 1, -1):
         longest = contexts[count - 1]
         within = [point for point in points if point[1] <= longest]
-        for most in sorted({max(batch for batch, _ in within), _FEW}, reverse=True):
-            of_batches = {point: readings[point] for point in within if point[0] <= most}
-            region = fit_region(of_batches) if of_batches else None
+        few = [(batch, context) for batch, context in within if batch * context <= FEW_TOKENS]
+        fewest = [point for point in few if point[0] <= _FEW_SEQUENCES]
+        for some in {len(each): each for each in (within, few, fewest) if each}.values():
+            region = fit_region({point: readings[point] for point in some})
             if region is not None:
                 return region, longest
     return None

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from llmsim_magic.analyses.formulas.fit_region import Reading
 from llmsim_magic.analyses.formulas.polynomials import Point
-from llmsim_magic.analyses.formulas.regions import MIN_CONTEXTS, boundaries, fit_regions
-from llmsim_magic.analyses.formulas.symbolic_trace import Reading, Region, SymbolicTrace
+from llmsim_magic.analyses.formulas.regions import FEW_TOKENS, MIN_CONTEXTS, boundaries, fit_regions
+from llmsim_magic.analyses.formulas.symbolic_trace import Region, SymbolicTrace
 from llmsim_magic.records.errors import LlmsimError, NoDecode
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
@@ -69,7 +70,7 @@ class _Phase:
 
     def most(self, context: int) -> int:
         """The largest batch that is checked at a context, a power of two."""
-        return min(_LARGE, max(1 << (_MOST_TOKENS // context).bit_length() - 1, 16))
+        return min(_LARGE, max(_power_of_two(_MOST_TOKENS // context), 16))
 
     def first_points(self) -> Iterator[Point]:
         """The points of the first round."""
@@ -88,18 +89,35 @@ class _Phase:
 
     def further_points(self) -> Iterator[Point]:
         """Points that close the gaps between regions, and make regions where none holds yet."""
+        yield from self._fewer_tokens()
         for batch, near, far in boundaries(self.regions, self.readings):
             if batch > 2:
                 continue
-            for end in self.limits.boundaries[:_MAX_BOUNDARIES]:
-                between = (end + step for step in range(-2, 2) if near < end + step < far)
-                yield from ((batch, context) for context in between)
-            if batch == 2 and far - near == 1:
+            between = {
+                end + step
+                for end in self.limits.boundaries[:_MAX_BOUNDARIES]
+                for step in range(-2, 2)
+                if near < end + step < far
+            }
+            yield from ((batch, context) for context in between)
+            if batch == 2 and not between:
                 corners = {self.most(far), self.most(self.longest)}
                 yield from product(corners, (near, far))
         for is_single in (False, True):
             for least, most in self._uncovered(is_single):
                 yield from self._points_between(least, most, is_single)
+
+    def _fewer_tokens(self) -> Iterator[Point]:
+        """Corners with fewer tokens, where formulas hold for small batches and not for large ones.
+
+        Values that depend on the data are assumed for large tensors, and computed for small ones.
+        """
+        contexts = (256, min(self.longest, 4096), self.longest)
+        for context in contexts:
+            known = [region for region in self.regions if region.contains(2, context)]
+            if known and not any(r.contains(self.most(context), context) for r in known):
+                most = _power_of_two(FEW_TOKENS // context)
+                yield from product((2, max(2, min(_LARGE, most))), (_SHORTEST, context))
 
     def _uncovered(self, is_single: bool) -> Iterator[tuple[int, int]]:
         """Spans of contexts, of batch 1 or larger ones, that no region contains."""
@@ -159,6 +177,11 @@ class _Phase:
         checked = {context for _, context in self.readings}
         near = {n + step for n in self.limits.integers for step in (-1, 0, 1)}
         return SymbolicTrace(regions=self.regions, unchecked=frozenset(near - checked))
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two that is not above a number; 1 for 0."""
+    return 1 << max(number.bit_length() - 1, 0)
 
 
 def derive(
