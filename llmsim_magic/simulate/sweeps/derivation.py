@@ -12,7 +12,7 @@ from llmsim_magic.analyses.formulas.regions import FEW_TOKENS, MIN_CONTEXTS, bou
 from llmsim_magic.analyses.formulas.symbolic_trace import Region, SymbolicTrace
 from llmsim_magic.records.errors import LlmsimError, NoDecode
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import Workload
+from llmsim_magic.records.trace.workload import PHASES, Workload
 
 if TYPE_CHECKING:
     from llmsim_magic.capture.models.meta_model import MetaModel
@@ -189,15 +189,18 @@ def derive(
 ) -> dict[str, SymbolicTrace]:
     """Derive the symbolic traces of some phases of a model.
 
+    A decode step needs the prefill before it, which is traced too: it shows whether the model
+    loops over tokens.
+
     Args:
-        phases: `prefill`, `decode` or both. A decode step reuses the cache of the prefill.
+        phases: `prefill`, `decode` or both.
         limits: what the config says about contexts.
         trace: traces a workload.
 
     Returns:
-        The symbolic trace of each phase; without regions if no formula holds.
+        The symbolic trace of each phase that was traced; without regions if no formula holds.
     """
-    known = [_Phase(phase, limits) for phase in phases]
+    known = [_Phase(phase, limits) for phase in PHASES if phase in {"prefill", *phases}]
     _trace_points(known, {phase.phase: _PROBES for phase in known}, trace)
     for number in range(_MAX_ROUNDS):
         points = {
@@ -233,6 +236,9 @@ def _trace_points(
             if point in wanted[phase.phase] and phase.is_worth(point):
                 phase.add(point, trace)
                 traced += 1
+        if phases[0].is_done:  # the prefill loops over tokens, also that before a decode step
+            for phase in phases:
+                phase.is_done = True
     return traced
 
 
