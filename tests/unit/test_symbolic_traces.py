@@ -17,7 +17,7 @@ from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.models.building import build_workload_model
 from llmsim_magic.simulate.models.recipes import model_recipe
 from llmsim_magic.simulate.request import Build
-from llmsim_magic.simulate.sweeps.derivation import Limits, derive, limits_of
+from llmsim_magic.simulate.sweeps.derivation import Limits, derive, first_points, limits_of
 from tests.helpers import small_models
 
 QUICK = ("qwen3", "gpt2")
@@ -295,3 +295,30 @@ def test_a_model_without_formulas_is_tried_once(counted: list[Workload]) -> None
 def test_a_small_sweep_derives_nothing(counted: list[Workload]) -> None:
     llmsim.sweep(small_models.llama(), batch=[1, 4], context=[7, 9], phase="prefill")
     assert len(counted) == 4
+
+
+@pytest.mark.slow
+def test_many_single_traces_have_their_formulas_derived(counted: list[Workload]) -> None:
+    config = small_models.llama()
+    needed = len(first_points("prefill", limits_of(meta_model(config))))
+    asked = [(batch, context) for batch in range(1, 12) for context in CONTEXTS]
+    for batch, context in asked:
+        llmsim.trace(config, batch=batch, context=context)
+    assert needed <= len(counted) <= 2 * needed + 4 < len(asked)
+    before = len(counted)
+    last = llmsim.trace(config, batch=31, context=14).trace
+    assert len(counted) == before
+    assert last == passes.run(meta_model(config), last.workload)
+
+
+@pytest.mark.slow
+def test_a_search_for_the_largest_batch_uses_formulas(counted: list[Workload]) -> None:
+    config = small_models.llama()
+    asked: dict[str, Any] = {"hardware": "H100", "context": 14}
+    alone = llmsim.trace(config, **asked).costing.fits
+    llmsim.forget()
+    llmsim.sweep(config, batch=[1, 2, 3, 4, 5, 6], context=CONTEXTS)
+    before = len(counted)
+    with_formulas = llmsim.trace(config, **asked).costing.fits
+    assert with_formulas.equals(alone)
+    assert len(counted) < 2 * before

@@ -83,6 +83,12 @@ def known_trace(owner: Owner, question: Question) -> Trace | None:
     return _known_of(owner).traces.get(question)
 
 
+def count_traces(owner: Owner, kind: Kind) -> int:
+    """The number of traces of a model that the same formulas would answer."""
+    with _lock:
+        return sum(question.kind == kind for question in _known_of(owner).traces)
+
+
 def symbolic(owner: Owner, kind: Kind) -> SymbolicTrace | None:
     """The formulas of a model; None if they were not derived.
 

@@ -28,8 +28,9 @@ from llmsim_magic.simulate.models.recipes import (
     no_progress,
     parallel_recipe,
 )
-from llmsim_magic.simulate.models.workloads import Tracer, context_limits, trace_workload
+from llmsim_magic.simulate.models.workloads import Tracer, context_limits
 from llmsim_magic.simulate.request import Build
+from llmsim_magic.simulate.sweeps.symbolic_records import evaluate_or_trace
 from llmsim_magic.simulate.sweeps.workload_tracer import FAR_CONTEXTS, WorkloadTracer
 
 _MAX_LOOKUPS = 4  # of cache sizes by trace, before a formula is derived
@@ -230,7 +231,7 @@ class SetupMemory:
             raise WorkLimitReached
         recipe = self._recipe(parallel)
         self.progress(f"tracing {workload}")
-        trace = trace_workload(recipe, workload, replay=True, cancelled=self.cancelled)
+        trace = evaluate_or_trace(recipe, workload, replay=True, cancelled=self.cancelled)
         if self._kernels_left is not None:
             self._kernels_left -= len(trace.recorded.kernels)
         return trace

@@ -89,6 +89,11 @@ def is_traced(recipe: ModelRecipe, question: Question) -> bool:
     return kept is not None and kept.has_trace(question)
 
 
+def known_traces(recipe: ModelRecipe, question: Question) -> int:
+    """The traces of this session that formulas of the phase of a question would answer."""
+    return session_cache.count_traces(recipe.owner, question.kind)
+
+
 def symbolic_trace(recipe: ModelRecipe, question: Question) -> SymbolicTrace | None:
     """The formulas of the phase of a question, from the session or the disk.
 

@@ -14,8 +14,7 @@ from llmsim_magic.records.errors import (
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress
-from llmsim_magic.simulate.models.workloads import trace_workload
-from llmsim_magic.simulate.sweeps.symbolic_records import SymbolicRecords
+from llmsim_magic.simulate.sweeps.symbolic_records import SymbolicRecords, evaluate_or_trace
 from llmsim_magic.simulate.sweeps.trace_sequence import Evaluable, TraceSequence
 
 POLL_INTERVAL_S = 0.2  # at which a sweep on an executor checks for cancellation
@@ -43,7 +42,7 @@ def outcome(
         RecursiveTrace: this thread is tracing.
     """
     try:
-        return Outcome(workload, trace_workload(recipe, workload, replay, cancelled))
+        return Outcome(workload, evaluate_or_trace(recipe, workload, replay, cancelled))
     except RecursiveTrace:
         raise
     except NoDecode as error:

@@ -6,19 +6,19 @@ from functools import partial
 from llmsim_magic.analyses.formulas.polynomials import Point
 from llmsim_magic.analyses.formulas.symbolic_trace import SymbolicTrace
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import IsCancelled, Workload
+from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.models.building import build_workload_model
 from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress
 from llmsim_magic.simulate.models.workloads import (
     is_traced,
     keep_symbolic_trace,
+    known_traces,
     question_of,
     symbolic_trace,
     trace_workload,
 )
 from llmsim_magic.simulate.sweeps.derivation import (
     FEWEST_POINTS,
-    Limits,
     derive,
     first_points,
     limits_of,
@@ -53,7 +53,7 @@ class SymbolicRecords:
             return
         new = sum(not self._is_traced(workload) for workload in workloads)
         if new > FEWEST_POINTS:
-            points = first_points(phase, self._limits())
+            points = first_points(phase, limits_of(build_workload_model(self._recipe)))
             if new > len(points):
                 self._wanted[phase] = points
 
@@ -88,14 +88,8 @@ class SymbolicRecords:
         if not phases:
             return
         self._progress(f"deriving the formulas of {' and '.join(phases)}")
-        trace = partial(trace_workload, self._recipe, replay=self._replay, cancelled=cancelled)
-        found = derive(phases, self._limits(), trace)
+        _derive(self._recipe, phases, self._replay, cancelled)
         self._wanted.clear()
-        for phase, each in found.items():
-            self._keep(Workload(phase, 1, 1), each)
-
-    def _limits(self) -> Limits:
-        return limits_of(build_workload_model(self._recipe))
 
     def _symbolic(self, workload: Workload) -> SymbolicTrace | None:
         return symbolic_trace(self._recipe, question_of(workload, self._replay))
@@ -105,3 +99,48 @@ class SymbolicRecords:
 
     def _is_traced(self, workload: Workload) -> bool:
         return is_traced(self._recipe, question_of(workload, self._replay))
+
+
+def evaluate_or_trace(
+    recipe: ModelRecipe,
+    workload: Workload,
+    replay: bool,
+    cancelled: IsCancelled = never_cancelled,
+) -> Trace:
+    """The trace of one workload of many, as of a search or of a slider.
+
+    Once a session has as many traces of a phase as its formulas take, these are derived.
+
+    Args:
+        recipe: the model.
+        workload: phase, batch and context.
+        replay: run identical layers only once.
+        cancelled: polled during a pass.
+
+    Raises:
+        KeyboardInterrupt: the pass was cancelled.
+        LlmsimError: the workload cannot be traced.
+    """
+    question = question_of(workload, replay)
+    known = known_traces(recipe, question)
+    if (
+        known > FEWEST_POINTS
+        and symbolic_trace(recipe, question) is None
+        and not is_traced(recipe, question)
+    ):
+        points = first_points(workload.phase, limits_of(build_workload_model(recipe)))
+        if known >= len(points):
+            _derive(recipe, (workload.phase,), replay, cancelled)
+    return trace_workload(recipe, workload, replay, cancelled)
+
+
+def _derive(
+    recipe: ModelRecipe, phases: Sequence[str], replay: bool, cancelled: IsCancelled
+) -> None:
+    """Derive the symbolic traces of some phases, and keep those that are new."""
+    trace = partial(trace_workload, recipe, replay=replay, cancelled=cancelled)
+    found = derive(phases, limits_of(build_workload_model(recipe)), trace)
+    for phase, each in found.items():
+        question = question_of(Workload(phase, 1, 1), replay)
+        if symbolic_trace(recipe, question) is None:
+            keep_symbolic_trace(recipe, question, each)
