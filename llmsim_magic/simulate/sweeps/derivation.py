@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.analyses.formulas.fit_region import Reading
@@ -31,8 +31,9 @@ _BEFORE_END = 4  # the longest context may be a multiple of a padding size, this
 _MAX_GROWTH = 1.5  # of the kernels of a pass; more is a loop over tokens or sequences
 _MAX_ROUNDS = 3
 FEWEST_POINTS = 20  # that any derivation traces
+_MAX_PASSES = 44  # of a phase; gaps between its regions are left to tracing then
 _BOUNDARY = re.compile(r"window|chunk|block|position|length|context|seq|stride|bucket|axial")
-_MAX_BOUNDARIES = 3  # checked in the first round
+_MAX_BOUNDARIES = 2  # checked in the first round
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class _Phase:
 
     @property
     def longest(self) -> int:
-        return self.limits.longest - (self.phase == "decode")
+        return max(self.limits.longest - (self.phase == "decode"), 1)
 
     def most(self, context: int) -> int:
         """The largest batch that is checked at a context, a power of two."""
@@ -86,6 +87,11 @@ class _Phase:
         yield from ((batch, 1) for batch in _ONE_TOKEN)
         for end in self.limits.boundaries[:_MAX_BOUNDARIES]:
             yield from ((2, end), (2, end + 1), (1, end), (1, end + 1))
+
+    def next_points(self) -> Iterator[Point]:
+        """The further points that a derivation can afford."""
+        new = dict.fromkeys(point for point in self.further_points() if self.is_worth(point))
+        return islice(new, max(_MAX_PASSES - len(self.readings), 0))
 
     def further_points(self) -> Iterator[Point]:
         """Points that close the gaps between regions, and make regions where none holds yet."""
@@ -204,7 +210,7 @@ def derive(
     _trace_points(known, {phase.phase: _PROBES for phase in known}, trace)
     for number in range(_MAX_ROUNDS):
         points = {
-            phase.phase: tuple(phase.further_points() if number else phase.first_points())
+            phase.phase: tuple(phase.next_points() if number else phase.first_points())
             for phase in known
         }
         if not _trace_points(known, points, trace):
@@ -244,10 +250,13 @@ def _trace_points(
 
 def limits_of(model: "MetaModel") -> Limits:
     """What the config of a model, and the attributes of its modules, say about contexts."""
+    from llmsim_magic.capture.meta.isolation import isolated, model_lock
+
     config: Any = model.module.config
-    numbers = set(_integers(config.to_dict()))
-    for module in model.hooks.modules:
-        numbers.update(_integers(module.attributes))
+    with isolated(), model_lock:
+        numbers = set(_integers(config.to_dict()))
+        for module in model.hooks.modules:
+            numbers.update(_integers(module.attributes))
     declared = model.declared_context or _UNDECLARED
     longest = max(min(declared, model.longest_context or declared, _MOST), 1)
     between = {(name, n) for name, n in numbers if _SHORTEST < n < longest - _BEFORE_END}
