@@ -1,5 +1,7 @@
 """What is computed once for many evaluated traces is what each of them gives by itself."""
 
+import copy
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -139,3 +141,13 @@ def test_a_trace_in_use_is_the_same_object_again() -> None:
     assert tuple(traces[3:5]) == (traces[3], traces[4])
     with pytest.raises(IndexError):
         traces[len(traces)]
+
+
+def test_an_evaluated_trace_can_be_pickled_and_copied() -> None:
+    sweep = small_sweep("qwen3", "prefill")
+    index = next(i for i, e in enumerate(sweep.traces.entries) if isinstance(e, Evaluable))
+    trace = sweep.traces[index]
+    assert totals(trace).flops > 0
+    assert pickle.loads(pickle.dumps(trace)) == trace
+    assert copy.deepcopy(trace) == trace
+    assert Trace.from_json(trace.to_json()) == trace
