@@ -8,6 +8,7 @@ traces and formulas, warm has the formulas and no trace of these workloads.
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.formulas.symbolic_trace import SymbolicTrace
 from llmsim_magic.records.trace.workload import PHASES, Workload
-from llmsim_magic.simulate.models import session_cache, symbolic_cache
-from llmsim_magic.simulate.models.recipes import (
-    ModelRecipe,
-    build_workload_model,
-    model_recipe,
-    trace_workload,
-)
+from llmsim_magic.simulate.cache import session_cache
+from llmsim_magic.simulate.cache.session_cache import Kind
+from llmsim_magic.simulate.models.building import build_workload_model
+from llmsim_magic.simulate.models.recipes import ModelRecipe, model_recipe
+from llmsim_magic.simulate.models.workloads import question_of, trace_workload
 from llmsim_magic.simulate.request import Build
 
 MODELS = ("Qwen/Qwen3-0.6B", "meta-llama/Llama-3.1-8B", "mistralai/Mixtral-8x7B-v0.1")
@@ -36,10 +35,14 @@ def seconds(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def kinds() -> list[Kind]:
+    return [question_of(Workload(phase), True).kind for phase in PHASES]
+
+
 def without_formulas(recipe: ModelRecipe) -> None:
     """Have the model's workloads traced: no formulas are found for it."""
-    found = {(phase, True, "float32"): SymbolicTrace(regions=()) for phase in PHASES}
-    symbolic_cache.keep(build_workload_model(recipe), found)
+    for kind in kinds():
+        session_cache.keep_symbolic(recipe.owner, kind, SymbolicTrace(regions=()))
 
 
 def tables(name: str, contexts: Sequence[int]) -> None:
@@ -60,15 +63,13 @@ def warm(recipe: ModelRecipe, run: int) -> Pair:
     """70 other workloads with tables; the formulas are known."""
     contexts = tuple(context + 20 + 7 * run for context in CONTEXTS)
     evaluated = seconds(lambda: tables(recipe.name, contexts))
-    known = {
-        phase: symbolic_cache.known(build_workload_model(recipe), (phase, True, "float32"))
-        for phase in PHASES
-    }
+    known = {kind: session_cache.symbolic(recipe.owner, kind) for kind in kinds()}
     session_cache.forget_traces()
     without_formulas(recipe)
     traced = seconds(lambda: tables(recipe.name, contexts))
-    found = {(phase, True, "float32"): each for phase, each in known.items() if each is not None}
-    symbolic_cache.keep(build_workload_model(recipe), found)
+    for kind, found in known.items():
+        if found is not None:
+            session_cache.keep_symbolic(recipe.owner, kind, found)
     return traced, evaluated
 
 
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
+    os.environ["LLMSIM_CACHE"] = "off"
     for name in options.models:
         recipe = model_recipe(name, Build())
         llmsim.sweep(name, batch=[1, 2], context=[9])
