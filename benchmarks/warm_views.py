@@ -4,7 +4,7 @@
 
 Each figure is the median of the runs, in one process that was asked for another model before: the
 time of this process alone, which other programs on the machine do not stretch. Where it says
-`traces kept`, the session has the traces and nothing that was computed from them.
+`traces kept`, the session has the traces and nothing that was computed from each of them.
 """
 
 import argparse
@@ -21,8 +21,10 @@ from benchmarks.peers import table
 from llmsim_magic.notebook.arguments import parse_line
 from llmsim_magic.notebook.background_worker import Job
 from llmsim_magic.notebook.panel.panel import Panel
+from llmsim_magic.records.trace.recorded import Record
+from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.answer import answer
-from llmsim_magic.simulate.models import session_cache
+from llmsim_magic.simulate.cache.session_cache import forget_traces
 
 SMALL, MIDDLE, DEEP = "Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B", "meta-llama/Llama-3.1-405B"
 SLIDER = (256, 512, 1024)  # contexts that the slider moves between
@@ -56,13 +58,11 @@ class Row:
 
 
 def keep_traces() -> None:
-    """Forget what was computed from the session's traces."""
-    for traces in session_cache._traces.values():
-        for trace in traces.values():
-            for each in (trace, trace.recorded):
-                names = {field.name for field in fields(each)}
-                for name in vars(each).keys() - names:
-                    del vars(each)[name]
+    """Forget what was computed from each trace of this process."""
+    kinds = (Trace, Record)
+    for each in [each for each in gc.get_objects() if type(each) in kinds]:
+        for name in vars(each).keys() - {field.name for field in fields(each)} - {"_family"}:
+            del vars(each)[name]
     gc.collect()
 
 
@@ -105,7 +105,7 @@ def rows() -> Iterator[Row]:
     llmsim.size(SMALL)
     llmsim.size(MIDDLE)
     size = partial(llmsim.size, MIDDLE)
-    yield Row(f"`size({MIDDLE!r})`, 80 devices", size, 300, session_cache.forget_traces)
+    yield Row(f"`size({MIDDLE!r})`, 80 devices", size, 300, forget_traces)
     yield Row("… traces kept", size, 300, keep_traces)
     tables()
     yield Row("8 workloads: `.ops`, `.shapes`, traces kept", tables, 50, keep_traces)
