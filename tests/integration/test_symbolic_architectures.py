@@ -22,7 +22,7 @@ from tests.helpers.reduced_configs import candidates
 TYPES = [model_type for types in CAUSES.values() for model_type in types.split()]
 WORKLOADS = 6  # of each phase
 LONGEST = 600  # tokens
-LEAST_COVERED = 50  # architectures of which formulas give at least one random workload
+LEAST_COVERED = 0.75  # of the architectures have formulas for one random workload or more
 
 
 def small_meta_model(model_type: str) -> Any:
@@ -77,4 +77,4 @@ def test_formulas_of_many_architectures_give_what_traces_give() -> None:
     known = [name for name in TYPES if name in transformers.CONFIG_MAPPING]
     counts = {model_type: answered(model_type) for model_type in known}
     covered = [model_type for model_type, count in counts.items() if count]
-    assert len(covered) >= LEAST_COVERED, sorted(set(counts) - set(covered))
+    assert len(covered) >= LEAST_COVERED * len(counts), sorted(set(counts) - set(covered))

@@ -31,7 +31,7 @@ _BEFORE_END = 4  # the longest context may be a multiple of a padding size, this
 _MAX_GROWTH = 1.5  # of the kernels of a pass; more is a loop over tokens or sequences
 _MAX_ROUNDS = 3
 FEWEST_POINTS = 20  # that any derivation traces
-_MAX_PASSES = 44  # of a phase; gaps between its regions are left to tracing then
+_MAX_PASSES = 60  # of a phase; gaps between its regions are left to tracing then
 _BOUNDARY = re.compile(r"window|chunk|block|position|length|context|seq|stride|bucket|axial")
 _MAX_BOUNDARIES = 2  # checked in the first round
 
