@@ -140,7 +140,7 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered: list[Any] = []
         self.open = threading.Event()
-        really = run_workloads.trace_workload
+        really = run_workloads.evaluate_or_trace
 
         def traced(recipe: Any, workload: Any, replay: bool, cancelled: Any) -> Any:
             self.entered.append(workload)
@@ -149,7 +149,7 @@ class Gate:
                     raise KeyboardInterrupt
             return really(recipe, workload, replay, cancelled)
 
-        monkeypatch.setattr(run_workloads, "trace_workload", traced)
+        monkeypatch.setattr(run_workloads, "evaluate_or_trace", traced)
 
 
 def test_two_quick_clicks_are_one_trace(shown: Panel, monkeypatch: pytest.MonkeyPatch) -> None:

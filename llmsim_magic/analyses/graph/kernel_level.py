@@ -46,7 +46,7 @@ def split_by_kernel(trace: Trace) -> Trace:
 
 def _renumber(replay: Replay, before: list[int]) -> Replay:
     first, last = replay.kernels
-    return replace(
+    return structs.replace(
         replay,
         operators=(before[first], before[last]),
         before_operator=before[replay.before_kernel],
