@@ -5,6 +5,8 @@ the peers are imported there alone.
 """
 
 import importlib
+import os
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,6 +25,7 @@ SMALL = "Qwen/Qwen3-0.6B"
 DEEP = "meta-llama/Llama-3.1-405B"
 LAYERS = (2, 126)
 HOOKS = "hooks on leaf modules, real weights, one thread"
+KEPT = "ours, 8 workloads, asked before"
 FORMULAS_KNOWN = "ours, 70 workloads, formulas known"
 PHASES = ("prefill", "decode")
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -49,6 +52,8 @@ def of_sweeps() -> Iterator[Contender]:
     eight = ((1, 16), (1, 128))
     tables = "`llmsim.sweep`, `.ops`, `.shapes`"
     yield Contender("ours, 8 workloads", tables, partial(our_sweep, *eight))
+    how = f"{tables}; records on disk, none in the session"
+    yield Contender(KEPT, how, partial(our_kept_sweep, *eight))
     yield Contender("straightforward, 8 workloads", HOOKS, partial(straightforward, PHASES, *eight))
     for size, batches in SIZES.items():
         yield Contender(f"ours, {size} workloads", tables, partial(our_sweep, batches, CONTEXTS))
@@ -127,6 +132,12 @@ def our_sweep(batches: tuple[int, ...], contexts: tuple[int, ...]) -> Run:
         return sweep.ops, sweep.shapes
 
     return run
+
+
+def our_kept_sweep(batches: tuple[int, ...], contexts: tuple[int, ...]) -> Run:
+    """A sweep that was asked before, by another process."""
+    os.environ["LLMSIM_CACHE"] = tempfile.mkdtemp()
+    return our_sweep(batches, contexts)
 
 
 def our_sweep_by_formulas(batches: tuple[int, ...], contexts: tuple[int, ...]) -> Run:

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial, partialmethod
+from functools import cache, partial, partialmethod
 from importlib.util import resolve_name
-from operator import is_
+from itertools import chain
+from operator import attrgetter
 from threading import Lock
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from llmsim_magic.capture.meta.source_names import source_names, source_text
@@ -71,9 +72,7 @@ def _current() -> "list[_Checked]":
     found = []
     trusted = _trusted_folders()
     for module_name, module in sys.modules.copy().items():
-        if module_name not in _CHECKED_NAMES and (
-            not module_name.startswith(_CHECKED) or _UNUSED.search(module_name)
-        ):
+        if not _is_checked(module_name):
             continue
         known = _checked.get(module_name)
         if known is None or known.module is not module or not known.is_current():
@@ -82,16 +81,26 @@ def _current() -> "list[_Checked]":
     return found
 
 
+@cache
+def _is_checked(module_name: str) -> bool:
+    if module_name in _CHECKED_NAMES:
+        return True
+    return module_name.startswith(_CHECKED) and not _UNUSED.search(module_name)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Checked:
     """A module, its namespaces and all objects in them when they were checked.
 
-    `changed` is the name of something that the module's source does not define so.
+    `codes` is the code of each of the functions, which may be replaced too. `changed` is the name
+    of something that the module's source does not define so.
     """
 
     module: ModuleType
     namespaces: tuple[Mapping[str, Any], ...]
     objects: tuple[tuple[Any, ...], ...]
+    functions: tuple[FunctionType, ...]
+    codes: tuple[CodeType, ...]
     changed: str | None
 
     @classmethod
@@ -100,17 +109,25 @@ class _Checked:
         own = [vars(each) for each in values if _is_defined_in(each, module)]
         held = [held for each in values for held in _registries(each) if _holds_code(held)]
         namespaces = (vars(module), *own, *held)
-        objects = tuple(tuple(_objects(each)) for each in namespaces)
-        return cls(module, namespaces, objects, _first_change(module, trusted))
+        objects = tuple(tuple(_values(each)) for each in namespaces)
+        every = chain.from_iterable(objects)
+        functions = tuple(each for each in every if type(each) is FunctionType)
+        codes = tuple(map(_code_of, functions))
+        change = _first_change(module, trusted)
+        return cls(module, namespaces, objects, functions, codes, change)
 
     def is_current(self) -> bool:
         """Whether every namespace still has the same objects, and every function its code."""
-        return all(
-            len(found := [*_objects(namespace)]) == len(known) and all(map(is_, found, known))
-            for namespace, known in zip(self.namespaces, self.objects, strict=True)
-        )
+        try:  # the same object is equal without its `__eq__`, which another may have of any kind
+            return self.codes == tuple(map(_code_of, self.functions)) and all(
+                tuple(_values(namespace)) == known
+                for namespace, known in zip(self.namespaces, self.objects, strict=True)
+            )
+        except Exception:
+            return False
 
 
+_code_of = attrgetter("__code__")
 _checked: dict[str, _Checked] = {}
 _last: tuple[_Checked, ...] = ()
 _number = 0
@@ -294,14 +311,6 @@ def _registries(value: Any) -> Iterator[dict[Any, Any]]:
 def _values(namespace: Mapping[str, Any]) -> Iterable[Any]:
     """The values of a namespace, without the code of a lazy mapping's class."""
     return dict.values(namespace) if isinstance(namespace, dict) else namespace.values()
-
-
-def _objects(namespace: Mapping[str, Any]) -> Iterator[Any]:
-    """The values of a namespace, and the code of its functions, which may be replaced too."""
-    for each in _values(namespace):
-        yield each
-        if type(each) is FunctionType:
-            yield each.__code__
 
 
 def _is_known(module_name: str) -> bool:
