@@ -34,6 +34,14 @@ shell = Kernel.instance(colors="NoColor")
 """
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Interrupts end this process's work also where it was started without them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def in_shell_with_kernel(code: str, path: Path) -> subprocess.CompletedProcess[str]:
     """Run code after `KERNEL` in a process that finds modules in `path` first."""
     script = f"import sys; sys.path.insert(0, {str(path)!r})\n{KERNEL}\n{textwrap.dedent(code)}"
