@@ -107,7 +107,9 @@ def _file_state(path: str) -> tuple[str, int, int]:
 
 def _installed() -> Iterator[str]:
     """The folders of metadata of every installed package, which name its version."""
-    here = os.getcwd() if os.path.isdir(".") else ""
+    here = ""
+    with suppress(OSError):  # the working folder may be gone
+        here = os.getcwd()
     for folder in dict.fromkeys(sys.path):
         if folder in ("", here):  # a project that lies in the working folder is not installed
             continue
