@@ -17,7 +17,13 @@ from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.models.building import build_workload_model
 from llmsim_magic.simulate.models.recipes import model_recipe
 from llmsim_magic.simulate.request import Build
-from llmsim_magic.simulate.sweeps.derivation import Limits, derive, first_points, limits_of
+from llmsim_magic.simulate.sweeps.derivation import (
+    FEWEST_POINTS,
+    Limits,
+    derive,
+    first_points,
+    limits_of,
+)
 from tests.helpers import small_models
 
 QUICK = ("qwen3", "gpt2")
