@@ -11,8 +11,6 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
-import msgspec
-
 from llmsim_magic.analyses.formulas.interpolation import ExactPolynomial
 from llmsim_magic.analyses.formulas.region_analyses import Rectangle, RegionAnalyses
 from llmsim_magic.analyses.kernels.memoize import join_family
@@ -234,16 +232,3 @@ class SymbolicTrace:
         context = trace.workload.context
         checked = replace(self, unchecked=self.unchecked - {context})
         return checked if checked.evaluate(trace.workload) == trace else self
-
-    def encode(self) -> bytes:
-        """The formulas as JSON."""
-        return msgspec.json.encode(self)
-
-    @classmethod
-    def decode(cls, data: bytes) -> "SymbolicTrace":
-        """The formulas that `encode` encoded.
-
-        Raises:
-            msgspec.MsgspecError: the data has another form.
-        """
-        return msgspec.json.decode(data, type=cls)

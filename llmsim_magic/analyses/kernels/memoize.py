@@ -33,6 +33,26 @@ def memoize(analysis: Callable[[Source], Result]) -> Callable[[Source], Result]:
     return memoized
 
 
+def memoize_by_options(
+    analysis: Callable[Concatenate[Source, Options], Result],
+) -> Callable[Concatenate[Source, Options], Result]:
+    """As `memoize`, for an analysis with further arguments, which must be hashable."""
+    key = _key(analysis)
+
+    @wraps(analysis)
+    def memoized(source: Source, /, *options: Options.args, **named: Options.kwargs) -> Result:
+        results: dict[object, Result] = vars(source).setdefault(key, {})
+        asked = (options, *sorted(named.items()))
+        if asked not in results:
+            result = analysis(source, *options, **named)
+            while len(results) >= _MAX_RESULTS:
+                results.pop(next(iter(results)), None)
+            results[asked] = result
+        return results[asked]
+
+    return memoized
+
+
 class NumericAnalysis(Generic[Result]):
     """An analysis whose result is numbers around a part that no workload changes.
 
@@ -103,23 +123,3 @@ def memoize_numeric(analysis: NumericAnalysis[Result]) -> Callable[[Trace], Resu
 
 def _key(analysis: Callable[..., Any]) -> str:
     return f"_{analysis.__module__}.{analysis.__qualname__}"
-
-
-def memoize_by_options(
-    analysis: Callable[Concatenate[Source, Options], Result],
-) -> Callable[Concatenate[Source, Options], Result]:
-    """As `memoize`, for an analysis with further arguments, which must be hashable."""
-    key = _key(analysis)
-
-    @wraps(analysis)
-    def memoized(source: Source, /, *options: Options.args, **named: Options.kwargs) -> Result:
-        results: dict[object, Result] = vars(source).setdefault(key, {})
-        asked = (options, *sorted(named.items()))
-        if asked not in results:
-            result = analysis(source, *options, **named)
-            while len(results) >= _MAX_RESULTS:
-                results.pop(next(iter(results)), None)
-            results[asked] = result
-        return results[asked]
-
-    return memoized
