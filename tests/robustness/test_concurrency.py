@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import llmsim_magic as llmsim
 from llmsim_magic.capture import run as capture
+from llmsim_magic.capture.meta import evaluation_modes
 from llmsim_magic.capture.meta.isolation import isolated, model_lock
 from llmsim_magic.records.errors import LlmsimError, RecursiveTrace
 from tests.helpers import small_models
@@ -127,6 +128,27 @@ def test_threads_that_trace_at_once_have_what_each_has_alone(wanted: dict[str, A
 def test_many_rounds_of_threads_with_every_view(threads: int, wanted: dict[str, Any]) -> None:
     with assert_state_unchanged(PLAIN, LIVE):
         _ask_at_once(ASKED | AND_VIEWS, wanted, threads, each=120 // threads)
+
+
+def test_every_pass_of_a_model_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass changes the model and settings of the process, so two at once spoil both."""
+    turns: list[int | None] = []
+    really = evaluation_modes.PartialEvaluation
+
+    def begin(*args: Any) -> Any:
+        turns.append(model_lock._thread)
+        return really(*args)
+
+    monkeypatch.setattr(evaluation_modes, "PartialEvaluation", begin)
+    asked = ASKED | AND_VIEWS
+    asked["size"] = lambda: llmsim.size(small_models.gpt2(), hardware="H100")
+    asked["beyond"] = lambda: llmsim.size(small_models.bert(), hardware="H100", context=4096)
+    for ask in asked.values():
+        llmsim.forget()
+        with suppress(LlmsimError):
+            ask()
+    assert len(turns) > len(asked)
+    assert set(turns) == {threading.get_ident()}
 
 
 def test_one_model_that_many_ask_for_at_once_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from llmsim_magic.capture.inputs.context_length import (
 )
 from llmsim_magic.capture.kernels.rng import preserved_rng
 from llmsim_magic.capture.kernels.tensors import dtype_name
-from llmsim_magic.capture.meta.isolation import isolated
+from llmsim_magic.capture.meta.isolation import isolated, model_lock
 from llmsim_magic.capture.meta.small_buffers import TooManyWeights, tracking_buffers
 from llmsim_magic.capture.models.backbone_stages import with_all_stages
 from llmsim_magic.capture.models.model_class import check_has_forward, model_constructor
@@ -57,12 +57,14 @@ class MetaModel:
     @isolated()
     def longest_context(self) -> int | None:
         """The number of tokens that it has positions for; None without such a limit."""
-        return longest_context(self.module)
+        with model_lock:
+            return longest_context(self.module)
 
     @isolated()
     def longest_that_runs(self, tokens: int) -> int | None:
         """The number of tokens, less than `tokens`, beyond which it fails; None if they run."""
-        return longest_that_runs(self.module, tokens)
+        with model_lock:
+            return longest_that_runs(self.module, tokens)
 
     @property
     def declared_context(self) -> int | None:
