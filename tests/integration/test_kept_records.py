@@ -511,6 +511,16 @@ def test_nothing_is_changed_in_a_process_that_traces(tmp_path: Path) -> None:
     assert changed_code() is None
 
 
+def test_importing_what_users_train_with_changes_nothing() -> None:
+    import peft  # noqa: F401
+    from transformers import Trainer
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+    assert Trainer.__module__ == "transformers.trainer"
+    assert TYPE_TO_SCHEDULER_FUNCTION
+    assert changed_code() is None
+
+
 def test_a_live_module_is_never_kept(folder: Path) -> None:
     llmsim.trace(Qwen3ForCausalLM(Qwen3Config(**SMALL)).to("meta"))
     assert not folder.exists()

@@ -188,7 +188,7 @@ class _Source:
         called = getattr(value, "__name__", None)
         if (
             called is None
-            or not isinstance(key, str)
+            or type(key) is not str  # a member of an enumeration is named in the source otherwise
             or name not in source_names(self.file).assigned
         ):
             return False
