@@ -210,7 +210,8 @@ class _Source:
         layers = [each for each in _layers(value) if isinstance(each, _CODE)]
         names = source_names(self.file)
         if not layers:
-            return owner is not None or name not in names.defined
+            is_scripted = type(value).__name__ == "ScriptFunction" and value.name == name
+            return owner is not None or name not in names.defined or is_scripted
         if "<locals>" in layers[-1].__qualname__:
             return True
         if owner is None:
