@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,16 @@ def test_code_that_changed_after_this_process_began_keeps_nothing(
         assert len(runs) == number
 
 
+def rotate_half(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def _scripted(function: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(function)
+
+
 def _replaced_function(*args: Any, **options: Any) -> Any:
     return args
 
@@ -333,6 +344,9 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "callable object": lambda patch: patch.setattr(
         modeling_qwen3, "apply_rotary_pos_emb", operator.itemgetter(0)
+    ),
+    "scripted function": lambda patch: patch.setattr(
+        modeling_qwen3, "rotate_half", _scripted(rotate_half)
     ),
     "flag": lambda patch: patch.setattr(
         modeling_qwen3.Qwen3PreTrainedModel, "_supports_sdpa", False
@@ -519,6 +533,11 @@ def test_importing_what_users_train_with_changes_nothing() -> None:
 
     assert Trainer.__module__ == "transformers.trainer"
     assert TYPE_TO_SCHEDULER_FUNCTION
+    assert changed_code() is None
+
+
+def test_a_function_that_its_module_scripts_is_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modeling_qwen3, "rotate_half", _scripted(modeling_qwen3.rotate_half))
     assert changed_code() is None
 
 

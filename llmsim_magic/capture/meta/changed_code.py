@@ -210,8 +210,7 @@ class _Source:
         layers = [each for each in _layers(value) if isinstance(each, _CODE)]
         names = source_names(self.file)
         if not layers:
-            is_scripted = type(value).__name__ == "ScriptFunction" and value.name == name
-            return owner is not None or name not in names.defined or is_scripted
+            return owner is not None or name not in names.defined
         if "<locals>" in layers[-1].__qualname__:
             return True
         if owner is None:
@@ -254,6 +253,8 @@ def _layers(value: Any) -> Iterator[Any]:
             value = value.func
         elif not isinstance(value, type) and "__wrapped__" in getattr(value, "__dict__", ()):
             value = value.__wrapped__
+        elif not isinstance(value, type) and hasattr(value, "_torchdynamo_inline"):
+            value = value._torchdynamo_inline  # what `torch.jit.script` was given
         else:
             return
         yield value
