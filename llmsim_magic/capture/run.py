@@ -79,7 +79,7 @@ def run(
     with (
         DeferredInterrupt(cancelled),
         model_lock,
-        _error_context(meta_model, workload),
+        error_context(meta_model, workload),
     ):
         hooks, notes = meta_model.hooks, context_note(meta_model.module, workload)
         hooks.restore()  # a fork may have copied the model in the middle of another thread's pass
@@ -120,7 +120,7 @@ def run_with_inputs(
     """
     on_device, named = inputs_on_meta((args, dict(keywords)))
     workload = Workload("forward", batch_size((*on_device, *named.values())), 0)
-    with model_lock, _error_context(meta_model, workload):
+    with model_lock, error_context(meta_model, workload):
         return _Pass(meta_model=meta_model, workload=workload, replay=replay).trace(
             ModelInputs(named), Progress(), on_device
         )
@@ -205,7 +205,7 @@ class _Pass:
         notes = (*self.meta_model.notes, *self.notes)
         notes = (*notes, *(note for note in inputs.notes if note not in in_both))
         notes = (*notes, *inference_kernel_notes(recorder.calls, recorder.table.tensors))
-        notes = (*notes, *assumed, *_process_notes())
+        notes = (*notes, *assumed, *process_notes())
         trace = Trace(
             model=self.meta_model.info,
             workload=self.workload,
@@ -215,7 +215,7 @@ class _Pass:
             replays=replays,
             cache=slots,
             notes=tuple(dict.fromkeys(notes)),
-            versions=dict(_versions()),
+            versions=dict(versions()),
         )
         # A replay names modules only, and the calls in it are in the record.
         of_pass = replace(trace, modules=(), parameters=(), replays=())
@@ -235,7 +235,7 @@ _OF_LENGTH = (IndexError, ValueError, RuntimeError)  # what a context beyond a t
 
 
 @contextmanager
-def _error_context(meta_model: MetaModel, workload: Workload) -> Iterator[None]:
+def error_context(meta_model: MetaModel, workload: Workload) -> Iterator[None]:
     """Adds the model and the workload to any error that its forward raises."""
     try:
         yield
@@ -305,7 +305,7 @@ def _name_cache(
     return tuple(slots.values())
 
 
-def _process_notes() -> Iterator[str]:
+def process_notes() -> Iterator[str]:
     """Notes on settings of the process that also affect a real run of the model."""
     if (dtype := dtype_name(torch.get_default_dtype())) != "float32":
         yield f"torch's default dtype is {dtype}: tensors created without a dtype have it"
@@ -318,7 +318,7 @@ def _without(output: Any, state: dict[str, Any]) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     names = ("torch", "transformers", "llmsim-magic")
     found = {name: importlib.metadata.version(name) for name in names}
     return {"python": platform.python_version(), **found}

@@ -108,6 +108,16 @@ def frames_of_caller(depth: int) -> list[FrameType]:
     return frames
 
 
+def running_frames() -> set[int]:
+    """Return the ids of all frames of this thread that run now."""
+    found: set[int] = set()
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        found.add(id(frame))
+        frame = frame.f_back
+    return found
+
+
 def call_site(depth: int) -> tuple[int, CodeType | None, int]:
     """Return where in the model's code a call was made, as a hashable key.
 
@@ -146,9 +156,21 @@ def helper_frames(frames: list[FrameType], forward: CodeType | None) -> Iterator
             yield frame
 
 
+def local_variables(frame: FrameType) -> dict[str, Any]:
+    """Return the local variables of a frame, and let the frame keep no copy of them.
+
+    Before Python 3.13 a function's frame keeps the dict that `f_locals` returns, and so its values
+    for longer than the function's own variables do.
+    """
+    values = dict(frame.f_locals)
+    if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        frame.f_locals.clear()
+    return values
+
+
 def function_name(frame: FrameType) -> str:
     """Return `apply_rotary_pos_emb`, or `DynamicCache.update` for a method."""
-    owner = frame.f_locals.get("self")
+    owner = local_variables(frame).get("self")
     name = frame.f_code.co_name
     return name if owner is None else f"{type(owner).__name__}.{name}"
 
@@ -160,7 +182,7 @@ def frame_arguments(frame: FrameType) -> list[object]:
         code.co_flags & inspect.CO_VARKEYWORDS
     )
     count = code.co_argcount + code.co_kwonlyargcount + variadic
-    values = frame.f_locals
+    values = local_variables(frame)
     return [values[name] for name in code.co_varnames[:count] if name in values]
 
 

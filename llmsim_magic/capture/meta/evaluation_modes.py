@@ -333,13 +333,17 @@ def _uncompiled() -> AbstractContextManager[Any]:
 
 @contextmanager
 def evaluating_partially(
-    before: PartialEvaluation | None = None, progress: Progress | None = None
+    before: PartialEvaluation | None = None,
+    progress: Progress | None = None,
+    *,
+    with_gradients: bool = False,
 ) -> Iterator[PartialEvaluation]:
     """Evaluate the code in this context partially: known values for real, the rest on `meta`.
 
     Args:
         before: The evaluation of the pass that computed the cache this one uses, if any.
         progress: Counts the kernels that run.
+        with_gradients: Whether autograd records what runs.
 
     Yields:
         The evaluation, which says which values are known and what had to be assumed.
@@ -351,5 +355,6 @@ def evaluating_partially(
     with DeferredInterrupt() as stopped:
         evaluation = PartialEvaluation(before)
         kernel_mode = _KernelMode(evaluation, progress or Progress(), stopped)
-        with torch.no_grad(), _uncompiled(), _FunctionMode(evaluation), kernel_mode:
+        gradients = torch.enable_grad() if with_gradients else torch.no_grad()
+        with gradients, _uncompiled(), _FunctionMode(evaluation), kernel_mode:
             yield evaluation

@@ -6,10 +6,13 @@ from collections.abc import Iterator, Sequence
 from msgspec.structs import replace
 
 from llmsim_magic.capture.record.events import (
+    BackwardCall,
+    ForwardStep,
     FunctionCall,
     HelperCall,
     KernelCall,
     ModuleCall,
+    Owner,
     ReplayCall,
     Step,
 )
@@ -30,6 +33,7 @@ def assemble_operators(
         The record, with operators in execution order and each kernel assigned to its operator,
         and the replays of layers.
     """
+    _merge_backward(recorder.kernels)
     orders: dict[Step, int] = {}
     operators_before = [0]  # number of operators before each event
     for event in recorder.events:
@@ -43,18 +47,27 @@ def assemble_operators(
             orders.setdefault(_step(event), len(orders))
         operators_before.append(len(orders))
     steps = [_step(call) for call in recorder.kernels]
-    recorder.lists.assign({step for step in steps if step in orders})
+    recorder.lists.assign(
+        {step for step in steps if step in orders and not isinstance(step, BackwardCall)}
+    )
     owners = [orders.get(step) for step in steps]
     outputs = _outputs_of_helpers(recorder, owners, results)
+    inputs = _inputs_of_backward(recorder, owners)
     held = _held_inside(recorder, steps)
+    saved = _saved(recorder)
     record = Record(
         storages=recorder.table.storages(),
         tensors=tuple(recorder.table.tensors),
         kernels=tuple(
-            replace(call.kernel, operator=owner, held=held.get(place, ()))
+            replace(call.kernel, operator=owner, held=held.get(place, ()), frees=tuple(call.frees))
             for place, (call, owner) in enumerate(zip(recorder.kernels, owners, strict=True))
         ),
-        operators=tuple(_operator(step, outputs.get(order, ())) for step, order in orders.items()),
+        operators=tuple(
+            _backward_operator(step, orders, inputs.get(order, ()), outputs.get(order, ()))
+            if isinstance(step, BackwardCall)
+            else _operator(step, outputs.get(order, ()), saved.get(step, ()))
+            for step, order in orders.items()
+        ),
         calls=_calls(recorder.calls),
         results=results,
     )
@@ -97,6 +110,10 @@ def _calls(calls: Sequence[ModuleCall]) -> tuple[Calls, ...]:
 def _step(call: KernelCall) -> Step:
     """What a kernel is shown as: its leaf module, its outermost whole helper, or its function."""
     owner = call.owner
+    return owner if isinstance(owner, BackwardCall) else _shown(owner)
+
+
+def _shown(owner: ModuleCall | FunctionCall) -> ForwardStep:
     if isinstance(owner, FunctionCall):
         for helper in owner.helpers:
             if helper.is_whole:
@@ -115,7 +132,7 @@ def _held_inside(recorder: Recorder, steps: list[Step]) -> dict[int, tuple[int, 
     used: dict[tuple[Step, int], int] = {}
     held: dict[tuple[Step, int], tuple[int, int]] = {}
     for place, (call, step) in enumerate(zip(recorder.kernels, steps, strict=True)):
-        if isinstance(step, FunctionCall):
+        if isinstance(step, (FunctionCall, BackwardCall)):
             continue
         kernel = call.kernel
         for tensor in (*kernel.inputs, *kernel.outputs, *kernel.writes):
@@ -130,12 +147,84 @@ def _held_inside(recorder: Recorder, steps: list[Step]) -> dict[int, tuple[int, 
     return found
 
 
-def _operator(step: Step, helper_outputs: tuple[int, ...]) -> Operator:
-    outputs = helper_outputs if isinstance(step, HelperCall) else step.outputs
-    if isinstance(step, ModuleCall):
-        name = type(step.module).__name__
-        return Operator(step.path, name, "module", step.inputs, outputs, step.source, step.held)
-    return Operator(step.path, step.name, "function", step.inputs, outputs, step.source, step.held)
+def _operator(
+    step: ForwardStep,
+    helper_outputs: tuple[int, ...],
+    saved: tuple[int, ...],
+) -> Operator:
+    is_module = isinstance(step, ModuleCall)
+    return Operator(
+        step.path,
+        _name(step),
+        "module" if is_module else "function",
+        step.inputs,
+        helper_outputs if isinstance(step, HelperCall) else step.outputs,
+        step.source,
+        step.held,
+        step.part,
+        saved=saved,
+    )
+
+
+def _name(step: ForwardStep) -> str:
+    return type(step.module).__name__ if isinstance(step, ModuleCall) else step.name
+
+
+def _backward_operator(
+    call: BackwardCall, orders: dict[Step, int], inputs: tuple[int, ...], outputs: tuple[int, ...]
+) -> Operator:
+    forward = _shown(call.forward)
+    return Operator(
+        forward.path,
+        _name(forward),
+        "module" if isinstance(forward, ModuleCall) else "function",
+        inputs,
+        outputs,
+        forward.source,
+        part=call.part,
+        backward_of=orders.get(forward),
+    )
+
+
+def _merge_backward(kernels: Sequence[KernelCall]) -> None:
+    """Let consecutive kernels that compute the gradients of one operator have one owner."""
+    last: BackwardCall | None = None
+    for call in kernels:
+        owner = call.owner
+        if not isinstance(owner, BackwardCall):
+            last = None
+        elif last is not None and _shown(last.forward) is _shown(owner.forward):
+            call.owner = last
+        else:
+            last = owner
+
+
+def _saved(recorder: Recorder) -> dict[Step, tuple[int, ...]]:
+    """The tensors that autograd keeps for each operator."""
+    found: dict[Step, dict[int, None]] = {}
+    seen: set[Owner] = set()
+    for call in recorder.kernels:
+        owner = call.owner
+        if owner not in seen and not isinstance(owner, BackwardCall) and owner.saved:
+            seen.add(owner)
+            found.setdefault(_shown(owner), {}).update(dict.fromkeys(owner.saved))
+    return {step: tuple(tensors) for step, tensors in found.items()}
+
+
+def _inputs_of_backward(recorder: Recorder, owners: list[int | None]) -> dict[int, tuple[int, ...]]:
+    """The tensors that each backward operator reads and did not make itself."""
+    storage = [tensor.storage for tensor in recorder.table.tensors]
+    made: dict[int, set[int]] = {}
+    found: dict[int, dict[int, int]] = {}  # by storage
+    for call, owner in zip(recorder.kernels, owners, strict=True):
+        if owner is None or call.kernel.is_view or not isinstance(call.owner, BackwardCall):
+            continue
+        own = made.setdefault(owner, set())
+        for tensor in call.kernel.inputs:
+            if storage[tensor] not in own:
+                found.setdefault(owner, {}).setdefault(storage[tensor], tensor)
+        own.update(storage[tensor] for tensor in call.kernel.writes)
+    return {owner: tuple(tensors.values()) for owner, tensors in found.items()}
 
 
 def _outputs_of_helpers(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from llmsim_magic.records.trace.recorded import Kernel
+from llmsim_magic.records.trace.recorded import Kernel, Pass
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -12,6 +12,7 @@ class ModuleCall:
     """A call of a module.
 
     The call of a leaf module is an operator; that of a container groups the operators inside it.
+    `saved` are tensors that autograd keeps for it.
     """
 
     path: str
@@ -24,6 +25,8 @@ class ModuleCall:
     helpers: dict[int, "HelperCall"] = field(default_factory=dict)
     held: tuple[int, ...] = ()
     has_layers: bool = False
+    part: Pass = "forward"
+    saved: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -31,17 +34,18 @@ class HelperCall:
     """A call of a Python function by a container's forward, such as `apply_rotary_pos_emb`.
 
     It is shown as one operator while `is_whole` is True. A matmul, an attention or a module call
-    inside it makes that False; then the functions inside it are the operators. The frame is kept,
-    so that no other frame gets its id.
+    inside it makes that False; then the functions inside it are the operators. The frame is kept
+    while it runs, so that no other frame gets its id.
     """
 
     name: str
     path: str
     source: str | None
     inputs: tuple[int, ...]
-    frame: FrameType
+    frame: FrameType | None
     held: tuple[int, ...] = ()
     is_whole: bool = True
+    part: Pass = "forward"
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -55,18 +59,33 @@ class FunctionCall:
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     held: tuple[int, ...] = ()
+    part: Pass = "forward"
+    saved: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class BackwardCall:
+    """A run of kernels that compute the gradients of one call of the forward."""
+
+    forward: ModuleCall | FunctionCall
+    part: Pass = "backward"
+
+
+Owner = ModuleCall | FunctionCall | BackwardCall
 
 
 @dataclass(slots=True, eq=False)
 class KernelCall:
     """A kernel and its owner; the kernel's operator is set once the pass has ended.
 
-    `held` are tensors that variables of the model's code reference while it runs.
+    `held` are tensors that variables of the model's code reference while it runs. `frees` are
+    storages that nothing refers to any more once it has run.
     """
 
-    owner: ModuleCall | FunctionCall
+    owner: Owner
     kernel: Kernel
     held: tuple[int, ...] = ()
+    frees: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,5 +116,6 @@ class ReplayCall:
     is_first: bool
 
 
-Step = ModuleCall | HelperCall | FunctionCall
+ForwardStep = ModuleCall | HelperCall | FunctionCall
+Step = ForwardStep | BackwardCall
 Event = ModuleCall | KernelCall | ReplayCall

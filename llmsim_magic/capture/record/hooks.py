@@ -94,8 +94,7 @@ class ModelHooks:
         """
         self._listener, self._thread, self._other_thread = listener, get_ident(), None
         try:
-            with torch.no_grad():
-                yield
+            yield
         finally:
             self._listener = None
         if self._other_thread is not None:

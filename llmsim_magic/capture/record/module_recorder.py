@@ -11,18 +11,18 @@ from llmsim_magic.capture.kernels import call_stack
 from llmsim_magic.capture.kernels.tensors import TensorTable, unrecorded
 from llmsim_magic.capture.record.events import (
     Event,
+    ForwardStep,
     HelperCall,
     KernelCall,
     LayerSpan,
     ModuleCall,
     ReplayCall,
-    Step,
 )
 from llmsim_magic.capture.record.list_lifetimes import ListLifetimes
 from llmsim_magic.capture.record.replayed_layers import ReplayedLayers
 from llmsim_magic.capture.replay.layer_matching import Layer
 from llmsim_magic.capture.replay.replay import Replayed, Replayer
-from llmsim_magic.records.trace.recorded import Role
+from llmsim_magic.records.trace.recorded import Pass, Role
 
 
 class ModuleRecorder:
@@ -88,6 +88,10 @@ class ModuleRecorder:
             self._layers.spans[run] = self._span(start)
         return output
 
+    def _part(self) -> Pass:
+        """The pass of a training step in which a call is made now."""
+        return "forward"
+
     def _move_held_to_caller(self) -> None:
         """Attributes tensors held around a layer to its caller, for the first of its layers only.
 
@@ -151,7 +155,7 @@ class ModuleRecorder:
             helper.is_whole = False
         return call_stack.source_line(frames, forward), bool(helpers), frames
 
-    def _held(self, frames: list[FrameType], step: Step | None = None) -> tuple[int, ...]:
+    def _held(self, frames: list[FrameType], step: ForwardStep | None = None) -> tuple[int, ...]:
         """Tensors in the local variables of frames; lists are noted for `step` if it is given."""
         values = [value for frame in frames for value in frame.f_locals.values()]
         if step is not None:
@@ -179,6 +183,7 @@ class ModuleRecorder:
             source=source,
             in_helper=in_helper,
             inputs=numbers,
+            part=self._part(),
         )
         call.held += self._held(frames, call if is_leaf and not is_layer else None)
         if not self._in_layer:
@@ -211,6 +216,7 @@ class ModuleRecorder:
                     inputs=self.table.add_all(call_stack.frame_arguments(frame)),
                     frame=frame,
                     is_whole=call_stack.is_helper(frame.f_code),
+                    part=self._part(),
                 )
                 helper.held += self._held(outer, helper)
             found.append(helper)

@@ -15,7 +15,7 @@ from llmsim_magic.capture.kernels import call_stack, collectives, flops, fused_k
 from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
 from llmsim_magic.capture.meta.higher_order_operators import FLEX_ATTENTION, higher_order_name
 from llmsim_magic.capture.meta.one_device import without_values
-from llmsim_magic.capture.record.events import FunctionCall, KernelCall, ModuleCall
+from llmsim_magic.capture.record.events import FunctionCall, KernelCall, Owner
 from llmsim_magic.capture.record.module_recorder import ModuleRecorder
 from llmsim_magic.capture.replay.replay import Replayer
 from llmsim_magic.records.trace.recorded import Kernel, Role
@@ -58,7 +58,7 @@ class Recorder(ModuleRecorder):
         """
         name = getattr(func, "__name__", type(func).__name__).strip("_")
         path = self._open[-1].path if self._open else ""
-        call = self._function = FunctionCall(name=name, path=path)
+        call = self._function = FunctionCall(name=name, path=path, part=self._part())
         self._first = len(self.kernels), len(self.events)
         first = len(self.kernels)
         try:
@@ -160,12 +160,13 @@ class Recorder(ModuleRecorder):
             ),
         )
 
-    def _owner(self, name: str) -> ModuleCall | FunctionCall:
+    def _owner(self, name: str) -> Owner:
         """The running leaf module, else the called function; `name` if no function is known."""
         parent = self._open[-1] if self._open else None
         if parent is not None and parent.is_leaf:
             return parent
-        call = self._function or FunctionCall(name=name, path=parent.path if parent else "")
+        path = parent.path if parent else ""
+        call = self._function or FunctionCall(name=name, path=path, part=self._part())
         if call.source is None:
             frames = call_stack.frames_of_call(3)
             if parent is not None:
@@ -174,7 +175,7 @@ class Recorder(ModuleRecorder):
                 call.held += self._held(frames, call)
         return call
 
-    def _held_inside(self, owner: ModuleCall | FunctionCall) -> tuple[int, ...]:
+    def _held_inside(self, owner: Owner) -> tuple[int, ...]:
         """Tensors in variables of the function that runs, or of the running leaf module.
 
         Lists are left out: one that grows would be noted again at each kernel.
@@ -185,7 +186,7 @@ class Recorder(ModuleRecorder):
         values = [value for frame in frames for value in frame.f_locals.values()]
         return self.table.add_all([value for value in values if type(value) is not list])
 
-    def _add(self, owner: ModuleCall | FunctionCall, kernel: Kernel) -> None:
+    def _add(self, owner: Owner, kernel: Kernel) -> None:
         for index in kernel.writes:
             self.table.written.add(self.table.tensors[index].storage)
         if kernel.flops and isinstance(owner, FunctionCall):
@@ -215,7 +216,7 @@ class Recorder(ModuleRecorder):
             inputs = self.table.add_all(arguments[:4])
             count = flops.attention_flops(arguments)
             name, causal = fused_kernels.ATTENTION, arguments.is_causal
-            self._add(owner, _one_kernel(name, inputs, outputs, outputs, count, causal=causal))
+            self._add(owner, one_kernel(name, inputs, outputs, outputs, count, causal=causal))
         return output
 
     def _flex_attention(
@@ -229,7 +230,7 @@ class Recorder(ModuleRecorder):
             inputs = self.table.add_all((args, kwargs))
             whole = flops.attention_flops(fused_kernels.AttentionArguments(*args[:3]))
             count = round(whole * self.computed_share(args[4]))
-            self._add(owner, _one_kernel(fused_kernels.FLEX, inputs, attended, attended, count))
+            self._add(owner, one_kernel(fused_kernels.FLEX, inputs, attended, attended, count))
         return output
 
     def _recurrent(
@@ -244,7 +245,7 @@ class Recorder(ModuleRecorder):
             arguments = fused_kernels.recurrent_arguments(args, kwargs)
             name = fused_kernels.recurrent_kernel(func, arguments)
             count = flops.recurrent_flops(arguments)
-            self._add(owner, _one_kernel(name, inputs, outputs, outputs, count))
+            self._add(owner, one_kernel(name, inputs, outputs, outputs, count))
         return output
 
     def _collective(self, func: Callable[..., Any], args: tuple[Any, ...], run: RunFunction) -> Any:
@@ -256,11 +257,11 @@ class Recorder(ModuleRecorder):
             inputs = () if func is collectives.receive else self.table.add_all(args)
             writes = () if func is collectives.send else outputs
             name = collectives.KERNELS[func]
-            self._add(owner, _one_kernel(name, inputs, outputs, writes, None))
+            self._add(owner, one_kernel(name, inputs, outputs, writes, None))
         return output
 
 
-def _one_kernel(
+def one_kernel(
     name: str,
     inputs: tuple[int, ...],
     outputs: tuple[int, ...],
@@ -269,6 +270,7 @@ def _one_kernel(
     *,
     causal: bool = False,
 ) -> Kernel:
+    """A kernel that computes what one function returns, as a GPU runs it."""
     return Kernel(
         name,
         None,

@@ -12,14 +12,20 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-Role = Literal["parameter", "buffer", "input", "cache", "constant", "activation"]
+Role = Literal[
+    "parameter", "buffer", "input", "cache", "constant", "activation", "gradient", "optimizer"
+]
+# Which part of a training step an operator runs in; every operator of other phases is `forward`.
+Pass = Literal["forward", "recompute", "backward", "optimizer"]
+PASSES: tuple[Pass, ...] = ("forward", "recompute", "backward", "optimizer")
 
 
 class Storage(Struct, frozen=True, gc=False):
     """A block of memory that one or more tensors view.
 
     `name` is that of the parameter, buffer, input or cache slot it belongs to. A cache that the
-    pass itself allocates has the role `cache`.
+    pass itself allocates has the role `cache`. Under training, a `gradient` is that of a parameter,
+    and `optimizer` is a tensor that the optimizer keeps from step to step.
     """
 
     nbytes: int
@@ -53,7 +59,8 @@ class Kernel(Struct, frozen=True, gc=False):
     `writes` are new outputs and arguments changed in place. `flops` is None if torch has no formula
     for the kernel. `causal` marks attention that may skip the keys after each query. `held` are
     tensors that no later kernel of the operator uses, and that variables inside it last reference
-    while this one runs.
+    while this one runs. Under training, `frees` are the storages that nothing refers to any more
+    when this kernel has run and before the next one allocates.
     """
 
     name: str
@@ -66,12 +73,15 @@ class Kernel(Struct, frozen=True, gc=False):
     causal: bool
     flops: int | None
     held: tuple[int, ...] = ()
+    frees: tuple[int, ...] = ()
 
 
 class Operator(Struct, frozen=True, gc=False):
     """One step of the forward pass as its author wrote it; its index in the record is its order.
 
-    `held` are tensors that variables of its callers reference while it runs.
+    `held` are tensors that variables of its callers reference while it runs. Under training,
+    `part` is the pass of the step that runs it, `backward_of` the operator whose gradients a
+    backward operator computes, and `saved` are the tensors that autograd keeps for it.
     """
 
     path: str
@@ -81,6 +91,9 @@ class Operator(Struct, frozen=True, gc=False):
     outputs: tuple[int, ...]
     source: str | None
     held: tuple[int, ...] = ()
+    part: Pass = "forward"
+    backward_of: int | None = None
+    saved: tuple[int, ...] = ()
 
 
 class Calls(Struct, frozen=True, gc=False):

@@ -13,6 +13,7 @@ from llmsim_magic.records.errors import LlmsimError, describe
 from llmsim_magic.records.printable import printable_record
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.recorded import Kernel, Operator, Record, Replay, Storage, Tensor
+from llmsim_magic.records.trace.training import Training
 from llmsim_magic.records.trace.unroll import ModuleCalls, module_calls, unroll
 from llmsim_magic.records.trace.workload import Workload
 
@@ -95,7 +96,8 @@ class Trace:
 
     `recorded` has the operators that were run. A layer that repeats an earlier one is in `replays`
     instead; `unrolled` has all layers. Every string is printable. `ignores_context` says that a
-    longer context was found to give the model the same inputs.
+    longer context was found to give the model the same inputs. `training` says how a training step
+    runs, and is None for other phases.
     """
 
     model: ModelInfo
@@ -108,6 +110,7 @@ class Trace:
     notes: tuple[str, ...]
     versions: dict[str, str]
     ignores_context: bool = False
+    training: Training | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """The record alone, without what was computed from it."""

@@ -8,7 +8,8 @@ from itertools import product
 from llmsim_magic.records.errors import InvalidValue, is_instance
 from llmsim_magic.records.validation import choice
 
-PHASES = ("prefill", "decode")
+PHASES = ("prefill", "decode")  # of inference
+TRAIN = "train"
 ATTENTIONS = ("sdpa", "eager")
 DEFAULT_CONTEXT = 128
 IsCancelled = Callable[[], bool]
@@ -24,7 +25,8 @@ class Workload:
     """Phase, batch size and context length of one forward pass.
 
     `prefill` reads `context` tokens at once with an empty cache. `decode` reads one token with
-    `context` tokens in the cache. `forward` calls a module with given inputs and has no context.
+    `context` tokens in the cache. `train` is one step on `batch` sequences of `context` tokens:
+    forward, backward and optimizer. `forward` calls a module with given inputs and has no context.
 
     Raises:
         InvalidValue: If the phase does not exist or a size is below 1.
@@ -36,7 +38,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         if not (is_instance(self.phase, str) and self.phase == "forward"):
-            choice("phase", self.phase, PHASES)
+            choice("phase", self.phase, (*PHASES, TRAIN))
         object.__setattr__(self, "batch", whole_number("batch", self.batch))
         if self.phase != "forward":
             object.__setattr__(self, "context", whole_number("context", self.context))

@@ -1,0 +1,1 @@
+"""One training step of a model on `meta`: forward, backward and the optimizer."""

@@ -1,0 +1,183 @@
+"""Run one training step of a model on `meta` and return its record."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from llmsim_magic.capture.kernels.call_stack import call_model
+from llmsim_magic.capture.kernels.tensors import named_tensors, unrecorded
+from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
+from llmsim_magic.capture.meta.isolation import isolated, model_lock
+from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation, Progress
+from llmsim_magic.capture.modalities.model_inputs import ModelInputs
+from llmsim_magic.capture.models.meta_model import MetaModel
+from llmsim_magic.capture.prime_decode_cache import first_that_runs
+from llmsim_magic.capture.record.assemble_operators import assemble_operators
+from llmsim_magic.capture.run import error_context, process_notes, versions
+from llmsim_magic.capture.train.loss import LossFunction, loss_of, training_inputs
+from llmsim_magic.capture.train.train_recorder import TrainRecorder
+from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
+from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.printable import printable_record
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.training import Training
+from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
+
+
+@isolated()
+def run_step(
+    meta_model: MetaModel,
+    workload: Workload,
+    training: Training,
+    *,
+    loss: LossFunction | None = None,
+    cancelled: IsCancelled = never_cancelled,
+) -> Trace:
+    """Trace one optimizer step in its steady state: the optimizer's states exist already.
+
+    With accumulation, the forward and backward are those of the last micro-batch, which adds its
+    gradients to those of the others.
+
+    Args:
+        meta_model: The model in training mode.
+        workload: Phase `train`, sequences of the step and their tokens.
+        training: How the step runs.
+        loss: Computes the loss of the output; None for the model's own.
+        cancelled: Polled at each kernel; the step stops once it returns True.
+
+    Returns:
+        The record of the step.
+
+    Raises:
+        CannotTrace: A pass failed, or the model has no loss.
+        InvalidValue: The batch cannot be divided into the micro-batches.
+        KeyboardInterrupt: The step was cancelled.
+    """
+    micro = replace(workload, batch=micro_batch(workload.batch, training.accumulate))
+    with DeferredInterrupt(cancelled), model_lock, error_context(meta_model, workload):
+        meta_model.hooks.restore()
+        step = _Step(meta_model=meta_model, workload=workload, training=training, loss=loss)
+        return first_that_runs(training_inputs(meta_model.module, micro, loss), step.trace)
+
+
+def micro_batch(batch: int, count: int) -> int:
+    """Sequences of each micro-batch.
+
+    Raises:
+        InvalidValue: The batch cannot be divided evenly.
+    """
+    if batch % count:
+        raise InvalidValue(
+            f"batch {batch} cannot be divided into {count} micro-batches: give a multiple of "
+            f"{count}, such as {-(-batch // count) * count}"
+        )
+    return batch // count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    meta_model: MetaModel
+    workload: Workload
+    training: Training
+    loss: LossFunction | None
+
+    def trace(self, inputs: ModelInputs, progress: Progress) -> Trace:
+        """Traces a step on inputs of a micro-batch."""
+        hooks = self.meta_model.hooks
+        with (
+            hooks.restored(),
+            _gradients_dropped(self.meta_model.module),
+            evaluating_partially(progress=progress, with_gradients=True) as evaluation,
+        ):
+            recorder = TrainRecorder(hooks.roles)
+            evaluation.on_retry = recorder.drop_function
+            with unrecorded():
+                for name, tensor in named_tensors("", inputs.keywords):
+                    recorder.table.name(tensor, "input", name.removeprefix("."))
+            self._run(recorder, evaluation, inputs.keywords)
+            recorder.finish()
+        record, _ = assemble_operators(recorder, ())
+        notes = (*self.meta_model.notes, *inputs.notes, *evaluation.notes(), *process_notes())
+        return printable_record(
+            Trace(
+                model=self.meta_model.info,
+                workload=self.workload,
+                modules=hooks.modules,
+                parameters=hooks.parameters,
+                recorded=record,
+                replays=(),
+                cache=(),
+                notes=tuple(dict.fromkeys(notes)),
+                versions=dict(versions()),
+                training=self.training,
+            )
+        )
+
+    def _run(
+        self, recorder: TrainRecorder, evaluation: PartialEvaluation, keywords: dict[str, Any]
+    ) -> None:
+        module, hooks = self.meta_model.module, self.meta_model.hooks
+        parameters = dict(module.named_parameters())
+        trained = [each for each in parameters.values() if each.requires_grad]
+        if self.training.accumulate > 1:
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+        with hooks.reporting_to(recorder):
+            with evaluation.reporting_to(recorder):
+                with saved_tensors_hooks(recorder.saving, _unchanged), self._precision():
+                    output = call_model(module, (), keywords)
+                    loss = loss_of(output, self.loss, self.meta_model.info.class_name)
+                    del output
+                recorder.start("backward")
+                torch.autograd.backward(loss)
+                del loss
+            optimizer = self._optimizer(trained)
+            optimizer.step()  # creates its states, which a later step finds
+            with unrecorded():
+                _name_gradients(recorder, parameters)
+                _name_states(recorder, parameters, optimizer)
+            with evaluation.reporting_to(recorder):
+                recorder.start("optimizer")
+                optimizer.step()
+                optimizer.zero_grad()
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, foreach=True)
+
+
+def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+@contextmanager
+def _gradients_dropped(module: torch.nn.Module) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for parameter in module.parameters():
+            parameter.grad = None
+
+
+def _name_gradients(recorder: TrainRecorder, parameters: dict[str, torch.nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            recorder.table.name(parameter.grad, "gradient", name)
+
+
+def _name_states(
+    recorder: TrainRecorder,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Name the states on the device; counters of steps are on the host."""
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor) and value.is_meta:
+                recorder.table.name(value, "optimizer", f"{name}.{key}")

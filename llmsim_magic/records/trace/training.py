@@ -1,0 +1,73 @@
+"""How a training step runs: optimizer, precision, checkpointing, adapters and sharding."""
+
+from dataclasses import dataclass, fields
+
+from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.trace.workload import whole_number
+from llmsim_magic.records.validation import choice, flag
+
+PRECISIONS = ("bf16", "fp32", "amp")
+ZERO_STAGES = (0, 1, 2, 3)
+DEFAULT_OPTIMIZER = "adamw"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """The options of a training step.
+
+    Attributes:
+        optimizer: its name, such as `adamw`.
+        precision: `bf16` or `fp32` for weights and arithmetic, `amp` for weights in float32 under
+            autocast to bfloat16; None for the dtype of the config.
+        checkpointing: run each layer's forward again in backward instead of keeping its tensors.
+        lora: a LoRA adapter, as text; None trains every parameter.
+        qlora: keep the base model's linear layers in 4 bits.
+        accumulate: micro-batches per step, of `batch / accumulate` sequences each.
+        packed: pack the sequences of a batch into one row.
+        zero: stage of ZeRO: 1 shards the optimizer's states over `dp` devices, 2 the gradients
+            too, 3 the parameters too.
+        dp: devices that train on different sequences (data parallel).
+
+    Raises:
+        InvalidValue: an unknown precision or stage, a number below 1, or sharding without devices.
+    """
+
+    optimizer: str = DEFAULT_OPTIMIZER
+    precision: str | None = None
+    checkpointing: bool = False
+    lora: str | None = None
+    qlora: bool = False
+    accumulate: int = 1
+    packed: bool = False
+    zero: int = 0
+    dp: int = 1
+
+    def __post_init__(self) -> None:
+        if self.precision is not None:
+            choice("precision", self.precision, PRECISIONS)
+        for name in ("checkpointing", "qlora", "packed"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
+        for name in ("accumulate", "dp"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        if self.zero not in ZERO_STAGES:
+            raise InvalidValue.must_be("zero", self.zero, "a stage: 0, 1, 2 or 3")
+        if self.zero and self.dp == 1:
+            raise InvalidValue(
+                f"zero={self.zero} shards over the devices of dp: give dp=N with N above 1"
+            )
+
+    @property
+    def changed(self) -> dict[str, object]:
+        """The options that differ from their defaults, by name."""
+        default = Training()
+        return {
+            field.name: value
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != getattr(default, field.name)
+        }
+
+    def __str__(self) -> str:
+        named = {"optimizer": self.optimizer} | self.changed
+        return ", ".join(
+            name if value is True else f"{name} {value}" for name, value in named.items()
+        )
