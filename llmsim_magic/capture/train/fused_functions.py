@@ -77,17 +77,19 @@ def plain_attention(arguments: AttentionArguments) -> torch.Tensor:
     return output
 
 
-def _dropout(input: torch.Tensor, p: float, train: bool) -> torch.Tensor:
-    """Dropout that keeps a mask of one byte an element, as on a GPU."""
-    if not train or not 0 < p < 1 or not input.numel():
-        return torch.dropout(input, p, train)
-    return torch.native_dropout(input, p, train)[0]
+def _dropout(
+    input: torch.Tensor,  # noqa: A002
+    p: float = 0.5,
+    training: bool = True,  # noqa: FBT001, FBT002
+    inplace: bool = False,  # noqa: FBT001, FBT002
+) -> torch.Tensor:
+    """Dropout that keeps a mask of one byte an element for backward, as on a GPU."""
+    if inplace or not training or not 0 < p < 1 or not input.numel():
+        return torch._VF.dropout_(input, p, training) if inplace else input
+    return torch.native_dropout(input, p, training)[0]
 
 
-REPLACED: Mapping[Any, Callable[..., Any]] = {
-    torch.dropout: _dropout,
-    torch._VF.dropout: _dropout,
-}
+REPLACED: Mapping[Any, Callable[..., Any]] = {torch.nn.functional.dropout: _dropout}
 
 
 def replaced(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import _engine_run_backward, saved_tensors_hooks
 
 from llmsim_magic.capture.kernels.call_stack import call_model
 from llmsim_magic.capture.kernels.tensors import named_tensors, unrecorded
@@ -133,7 +133,7 @@ class _Step:
                     loss = loss_of(output, self.loss, self.meta_model.info.class_name)
                     del output
                 recorder.start("backward")
-                torch.autograd.backward(loss)
+                _run_backward(loss)
                 del loss
             optimizer = self._optimizer(trained)
             optimizer.step()  # creates its states, which a later step finds
@@ -150,6 +150,14 @@ class _Step:
 
     def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, foreach=True)
+
+
+def _run_backward(loss: torch.Tensor) -> None:
+    """Run backward as `loss.backward()` does, with function modes on for what is recomputed."""
+    gradient = torch.ones_like(loss, memory_format=torch.preserve_format)
+    _engine_run_backward(
+        (loss,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
 def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
