@@ -5,6 +5,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 from llmsim_magic.records.errors import InvalidValue, is_instance
+from llmsim_magic.records.trace.training import DEFAULT_OPTIMIZER
 from llmsim_magic.records.trace.workload import (
     DEFAULT_CONTEXT,
     PHASES,
@@ -43,13 +44,23 @@ def trace(
     tp: int = 1,
     pp: int = 1,
     ep: int = 1,
+    optimizer: str = DEFAULT_OPTIMIZER,
+    precision: str | None = None,
+    checkpointing: bool = False,
+    lora: str | None = None,
+    qlora: bool = False,
+    accumulate: int = 1,
+    packed: bool = False,
+    zero: int = 0,
+    dp: int = 1,
     progress: Progress = no_progress,
 ) -> Report:
-    """Trace one forward pass of a model, without its weights.
+    """Trace one pass, or one training step, of a model without its weights.
 
     Args:
         model: a hub id or address, a folder or `config.json`, a `PretrainedConfig` or `nn.Module`.
-        phase: `prefill` reads `context` tokens; `decode` reads one, with `context` in the cache.
+        phase: `prefill` reads `context` tokens; `decode` reads one, with `context` in the cache;
+            `train` is one optimizer step: forward, backward and the optimizer.
         batch: number of sequences.
         context: tokens per sequence; 128, or fewer if the model has fewer positions.
         dtype: `bfloat16`, `float16` or `float32`; by default the config's.
@@ -71,6 +82,16 @@ def trace(
         tp: devices that share each layer (tensor parallel); one rank is traced.
         pp: stages that share the layers (pipeline parallel).
         ep: devices that share the experts (expert parallel).
+        optimizer: of a training step: `adamw`, `sgd`, `adafactor`, `adamw_8bit`, `lion`, `muon`, ….
+        precision: of a training step: `bf16`, `fp32`, or `amp` (weights in float32 under autocast
+            to bfloat16); by default the dtype of the config.
+        checkpointing: run each layer's forward again in backward instead of keeping its tensors.
+        lora: train a LoRA adapter alone, such as `r=16` or `r=16,targets=all-linear`.
+        qlora: keep the linear layers of the base model in 4 bits.
+        accumulate: micro-batches per step, each of `batch / accumulate` sequences.
+        packed: pack the sequences of a batch into one row.
+        zero: stage of ZeRO, whose states (1), gradients (2) and parameters (3) `dp` devices share.
+        dp: devices that train on different sequences (data parallel); `batch` is that of each.
         progress: called with a message before each step.
 
     Returns:
@@ -102,6 +123,15 @@ def sweep(
     trust_remote_code: bool = False,
     refresh: bool = False,
     replay: bool = True,
+    optimizer: str = DEFAULT_OPTIMIZER,
+    precision: str | None = None,
+    checkpointing: bool = False,
+    lora: str | None = None,
+    qlora: bool = False,
+    accumulate: int = 1,
+    packed: bool = False,
+    zero: int = 0,
+    dp: int = 1,
     sure: bool = False,
     executor: Executor | None = None,
     cancelled: IsCancelled = never_cancelled,
@@ -114,13 +144,22 @@ def sweep(
         batch: batch sizes, in sequences.
         context: context lengths in tokens; by default 1 and 128, or the length of a learned
             position table that is shorter.
-        phase: `prefill`, `decode` or `both`.
+        phase: `prefill`, `decode`, `both` or `train`.
         dtype: as in `trace`.
         attn: as in `trace`.
         base: as in `trace`.
         trust_remote_code: as in `trace`.
         refresh: as in `trace`.
         replay: as in `trace`.
+        optimizer: as in `trace`.
+        precision: as in `trace`.
+        checkpointing: as in `trace`.
+        lora: as in `trace`.
+        qlora: as in `trace`.
+        accumulate: as in `trace`.
+        packed: as in `trace`.
+        zero: as in `trace`.
+        dp: as in `trace`.
         sure: confirm a sweep of more than 1,000 workloads.
         executor: where to trace the workloads: an executor of `concurrent.futures` or
             `dask.distributed`. Workloads of a lost worker are traced in this process.

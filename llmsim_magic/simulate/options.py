@@ -14,7 +14,13 @@ from llmsim_magic.records.hardware.execution import ALL_RUNTIMES, LAUNCHES, RUNT
 from llmsim_magic.records.sizes import parse_bytes, parse_parameters, parse_seconds
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import LEVELS, Selection, Unfolded
-from llmsim_magic.records.trace.workload import ATTENTIONS, PHASES
+from llmsim_magic.records.trace.training import (
+    DEFAULT_OPTIMIZER,
+    PRECISIONS,
+    ZERO_STAGES,
+    Training,
+)
+from llmsim_magic.records.trace.workload import ATTENTIONS, PHASES, TRAIN
 from llmsim_magic.simulate.request import ALL, MEASURED, Build, Deployment, Limits, Request
 
 CONDITIONS = "conditions (exit status 1 where one does not hold)"
@@ -106,9 +112,16 @@ def _layers(text: str) -> Unfolded:
 def _phases(text: str) -> tuple[str, ...]:
     if text == "both":
         return PHASES
-    if text not in PHASES:
-        raise InvalidValue.must_be("--phase", text, one_of((*PHASES, "both")))
+    if text not in (*PHASES, TRAIN):
+        raise InvalidValue.must_be("--phase", text, one_of((*PHASES, "both", TRAIN)))
     return (text,)
+
+
+def _stage(text: str) -> int:
+    stages = {str(stage): stage for stage in ZERO_STAGES}
+    if text not in stages:
+        raise InvalidValue.must_be("--zero", text, one_of(stages))
+    return stages[text]
 
 
 OPTIONS = (
@@ -129,8 +142,8 @@ OPTIONS = (
     ),
     Option(
         name="phase", field="phases", group="workload", metavar="PHASE", parse=_phases,
-        default=(), choices=(*PHASES, "both"), calls=(TRACE, SWEEP, PANEL), label="Phase",
-        help="prefill (default), decode or both",
+        default=(), choices=(*PHASES, "both", TRAIN), calls=(TRACE, SWEEP, PANEL), label="Phase",
+        help="prefill (default), decode, both, or train: one optimizer step",
     ),
     Option(
         name="batch", field="batches", group="workload", metavar="N[,N]",
@@ -221,6 +234,53 @@ OPTIONS = (
         help="expert parallel: number of devices that split the experts",
     ),
     Option(
+        name="optimizer", field="training.optimizer", group="training", metavar="NAME", parse=str,
+        default=DEFAULT_OPTIMIZER, calls=(TRACE, SWEEP, SIZE, PANEL), label="Optimizer",
+        help="adamw (default), sgd, adafactor, adamw_8bit, lion, muon, …",
+    ),
+    Option(
+        name="precision", field="training.precision", group="training", metavar="NAME", parse=str,
+        choices=PRECISIONS, calls=(TRACE, SWEEP, SIZE, PANEL), label="Precision",
+        unset="default",
+        help="bf16, fp32, or amp: weights in float32 under autocast (default: the config's dtype)",
+    ),
+    Option(
+        name="checkpointing", field="training.checkpointing", group="training", default=False,
+        calls=(TRACE, SWEEP, SIZE, PANEL), label="Checkpointing",
+        help="run each layer's forward again in backward instead of keeping its tensors",
+    ),
+    Option(
+        name="lora", field="training.lora", group="training", metavar="SPEC", parse=str,
+        calls=(TRACE, SWEEP, SIZE), label="LoRA", unset="none",
+        help="train a LoRA adapter alone: r=16, or r=16,targets=all-linear",
+    ),
+    Option(
+        name="qlora", field="training.qlora", group="training", default=False,
+        calls=(TRACE, SWEEP, SIZE),
+        help="keep the base model's linear layers in 4 bits; with --lora",
+    ),
+    Option(
+        name="accumulate", field="training.accumulate", group="training", metavar="N",
+        parse=_number("accumulate"), default=1, calls=(TRACE, SWEEP, SIZE),
+        help="micro-batches per step, whose gradients are added up",
+    ),
+    Option(
+        name="packed", field="training.packed", group="training", default=False,
+        calls=(TRACE, SWEEP, SIZE),
+        help="pack the sequences of a batch into one row",
+    ),
+    Option(
+        name="zero", field="training.zero", group="training", metavar="STAGE",
+        parse=_stage, choices=tuple(map(str, ZERO_STAGES)), default=0,
+        calls=(TRACE, SWEEP, SIZE),
+        help="shard over --dp: 1 the optimizer's states, 2 gradients too, 3 parameters too",
+    ),
+    Option(
+        name="dp", field="training.dp", group="training", metavar="N", parse=_number("dp"),
+        default=1, calls=(TRACE, SWEEP, SIZE),
+        help="data parallel: number of devices that train on different sequences",
+    ),
+    Option(
         name="max_memory", field="limits.memory", group=CONDITIONS,
         metavar="SIZE", parse=partial(parse_bytes, "--max-memory"),
         help="the memory that a device needs is at most SIZE, such as 24GB or 24GiB",
@@ -288,13 +348,30 @@ def request_of(
         record, _, attribute = option.field.rpartition(".")
         parts[record][attribute] = values.get(option.name, option.default)
     parallel = Parallel(**parts["build.parallel"])
+    training = _training(parts["training"], parts[""]["phases"])
     return Request(
         model=model,
         views=views,
         check=check,
-        build=Build(parallel=parallel, **parts["build"]),
+        build=Build(parallel=parallel, training=training, **parts["build"]),
         deployment=Deployment(**parts["deployment"]),
         selection=Selection(**parts["selection"]),
         limits=Limits(**parts["limits"]),
         **parts[""],
     )
+
+
+def _training(values: Mapping[str, Any], phases: tuple[str, ...]) -> Training | None:
+    """How steps run if the phase is training; None for inference.
+
+    Raises:
+        InvalidValue: an option of training without it, or training beside other phases.
+    """
+    training = Training(**values)
+    if TRAIN in phases:
+        if len(phases) > 1:
+            raise InvalidValue("phase train cannot be combined with other phases; ask for it alone")
+        return training
+    for name in training.changed:
+        raise InvalidValue(f"{name} has no effect without phase train; add it, or leave {name} out")
+    return None

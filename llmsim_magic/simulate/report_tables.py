@@ -101,7 +101,7 @@ class ReportTables:
 
     def _other_phase(self) -> Iterator[Trace]:
         workload = self.trace.workload
-        for phase in PHASES:
+        for phase in PHASES if workload.phase in PHASES else ():
             if self.tracer is not None and self.deployment.hardware and phase != workload.phase:
                 with suppress(LlmsimError):
                     yield self.tracer.trace(replace(workload, phase=phase))

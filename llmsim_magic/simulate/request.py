@@ -10,6 +10,7 @@ from llmsim_magic.records.hardware.dtypes import dtype_name
 from llmsim_magic.records.hardware.execution import Execution, executions
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import Selection
+from llmsim_magic.records.trace.training import Training
 from llmsim_magic.records.trace.workload import (
     ATTENTIONS,
     DEFAULT_CONTEXT,
@@ -38,9 +39,11 @@ class Build:
         trust_remote_code: run code from the model's repository.
         refresh: read the config from the hub, not from the built-in catalogue or the local cache.
         parallel: tensor, pipeline and expert parallel sizes.
+        training: how a training step runs; None for inference.
 
     Raises:
-        InvalidValue: an unknown attention or dtype, or a flag that is not a bool.
+        InvalidValue: an unknown attention or dtype, a flag that is not a bool, or a dtype beside
+            the precision of a training.
     """
 
     base: bool = False
@@ -49,6 +52,7 @@ class Build:
     trust_remote_code: bool = False
     refresh: bool = False
     parallel: Parallel = field(default_factory=Parallel)
+    training: Training | None = None
 
     def __post_init__(self) -> None:
         for name in ("base", "trust_remote_code", "refresh"):
@@ -57,6 +61,11 @@ class Build:
             choice("attn", self.attn, ATTENTIONS)
         if self.dtype is not None:
             object.__setattr__(self, "dtype", dtype_name(self.dtype))
+            if self.training is not None and self.training.precision is not None:
+                raise InvalidValue(
+                    f"dtype cannot be combined with precision={self.training.precision!r}, which "
+                    "chooses the dtype of the weights; leave one out"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,10 +78,10 @@ def plain_attention(arguments: AttentionArguments) -> torch.Tensor:
 
 
 def _dropout(
-    input: torch.Tensor,  # noqa: A002
+    input: torch.Tensor,
     p: float = 0.5,
-    training: bool = True,  # noqa: FBT001, FBT002
-    inplace: bool = False,  # noqa: FBT001, FBT002
+    training: bool = True,
+    inplace: bool = False,
 ) -> torch.Tensor:
     """Dropout that keeps a mask of one byte an element for backward, as on a GPU."""
     if inplace or not training or not 0 < p < 1 or not input.numel():

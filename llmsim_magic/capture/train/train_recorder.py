@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from llmsim_magic.capture.kernels import call_stack, flops, fused_kernels
-from llmsim_magic.capture.kernels.tensors import unrecorded
+from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
 from llmsim_magic.capture.record.events import BackwardCall, FunctionCall, ModuleCall, Owner
 from llmsim_magic.capture.record.recorder import Recorder, RunFunction, one_kernel
 from llmsim_magic.capture.replay.layer_matching import Layer
@@ -95,6 +95,14 @@ class TrainRecorder(Recorder):
             with unrecorded():
                 owner.saved.append(self.table.add(tensor))
         return tensor
+
+    def kernel(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Record a kernel that has run; an optimizer counts its steps on the host."""
+        if self._now == "optimizer" and not any(
+            tensor.is_meta for tensor in tensors_in((args, kwargs, out))
+        ):
+            return
+        super().kernel(func, args, kwargs, out)
 
     def _drop_ended_helpers(self) -> None:
         """Forget the frames of helpers that returned: they refer to tensors."""

@@ -6,7 +6,9 @@ from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.workload import whole_number
 from llmsim_magic.records.validation import choice, flag
 
-PRECISIONS = ("bf16", "fp32", "amp")
+# The dtype of the weights by precision.
+PRECISION_DTYPES = {"bf16": "bfloat16", "fp32": "float32", "amp": "float32"}
+PRECISIONS = tuple(PRECISION_DTYPES)
 ZERO_STAGES = (0, 1, 2, 3)
 DEFAULT_OPTIMIZER = "adamw"
 

@@ -10,10 +10,12 @@ from llmsim_magic.capture.hub.request import HubWait
 from llmsim_magic.records.background_import import is_imported
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import Cancelled, InvalidValue
+from llmsim_magic.records.trace.training import PRECISION_DTYPES
 from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
 from llmsim_magic.simulate.cache import session_cache
 from llmsim_magic.simulate.models.frameworks import require_frameworks
 from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress, no_progress
+from llmsim_magic.simulate.request import Build
 
 if TYPE_CHECKING:
     from llmsim_magic.capture.models.meta_model import MetaModel
@@ -94,7 +96,18 @@ def _build(recipe: ModelRecipe, progress: Progress, cancelled: IsCancelled) -> "
         source,
         base=build.base,
         attention=build.attn,
-        dtype=build.dtype,
+        dtype=_dtype(build),
         trust_remote_code=build.trust_remote_code,
     )
-    return sharded(whole, build.parallel)
+    model = sharded(whole, build.parallel)
+    if build.training is None:
+        return model
+    from llmsim_magic.capture.train.trainable import trainable
+
+    return trainable(model, build.training)
+
+
+def _dtype(build: Build) -> str | None:
+    """The dtype of the weights: as asked for, or that of a training's precision."""
+    precision = build.training.precision if build.training is not None else None
+    return build.dtype if precision is None else PRECISION_DTYPES[precision]

@@ -110,6 +110,10 @@ def model_recipe(
         progress(f"copying {name} without its weights")
         with DeferredInterrupt(), model_lock:
             copied = sharded(copy_without_weights(model, name), build.parallel)
+            if build.training is not None:
+                from llmsim_magic.capture.train.trainable import trainable
+
+                copied = trainable(copied, build.training)
         return ModelRecipe(name=name, key=None, build=build, meta_model=copied)
     return _recipe_of_config(model, name, build)
 

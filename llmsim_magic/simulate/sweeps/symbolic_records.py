@@ -6,7 +6,7 @@ from functools import partial
 from llmsim_magic.analyses.formulas.polynomials import Point
 from llmsim_magic.analyses.formulas.symbolic_trace import SymbolicTrace
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
+from llmsim_magic.records.trace.workload import TRAIN, IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.models.building import build_workload_model
 from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress
 from llmsim_magic.simulate.models.workloads import (
@@ -44,7 +44,7 @@ class SymbolicRecords:
     ) -> None:
         self._recipe, self._replay, self._progress = recipe, replay, progress
         self._wanted: dict[str, frozenset[Point]] = {}
-        for phase in dict.fromkeys(workload.phase for workload in workloads):
+        for phase in dict.fromkeys(each.phase for each in workloads if each.phase != TRAIN):
             self._want(phase, [workload for workload in workloads if workload.phase == phase])
 
     def _want(self, phase: str, workloads: Sequence[Workload]) -> None:

@@ -1,0 +1,43 @@
+"""Set up a model on `meta` for training: training mode and gradient checkpointing."""
+
+from dataclasses import replace
+from typing import Any
+
+from llmsim_magic.capture.inputs.context_length import is_huggingface
+from llmsim_magic.capture.meta.isolation import isolated
+from llmsim_magic.capture.models.meta_model import MetaModel
+from llmsim_magic.records.errors import CannotTrace, InvalidValue
+from llmsim_magic.records.trace.training import Training
+
+
+@isolated()
+def trainable(meta_model: MetaModel, training: Training) -> MetaModel:
+    """Put a model into training mode, with what its options ask for.
+
+    Args:
+        meta_model: A model that has not run yet; its module is changed.
+        training: How its steps run.
+
+    Returns:
+        The model.
+
+    Raises:
+        InvalidValue: The model does not support checkpointing, or has nothing to train.
+    """
+    module = meta_model.module
+    name = meta_model.info.name
+    module.train()
+    if training.checkpointing:
+        _enable_checkpointing(module, name)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise CannotTrace(f"{name} has no parameter that requires a gradient: nothing is trained")
+    return replace(meta_model)
+
+
+def _enable_checkpointing(module: Any, name: str) -> None:
+    if not is_huggingface(module) or not module.supports_gradient_checkpointing:
+        raise InvalidValue(
+            f"checkpointing cannot be applied to {name}: {type(module).__name__} does not support "
+            "gradient checkpointing; leave it out"
+        )
+    module.gradient_checkpointing_enable()
