@@ -77,10 +77,12 @@ def assemble_operators(
 def _replays(recorder: Recorder, operators_before: list[int]) -> Iterator[Replay]:
     spans = {event.span for event in recorder.events if isinstance(event, ReplayCall)}
     calls = {span: _calls(recorder.calls[slice(*span.calls)]) for span in spans}
+    numbers: dict[ReplayCall, int] = {}
     for place, event in enumerate(recorder.events):
         if not isinstance(event, ReplayCall):
             continue
         first, last = event.span.events
+        numbers[event] = len(numbers)
         yield Replay(
             path=event.path,
             of=event.of,
@@ -92,6 +94,8 @@ def _replays(recorder: Recorder, operators_before: list[int]) -> Iterator[Replay
             calls=calls[event.span],
             is_first=event.is_first,
             held=event.held,
+            resumes=None if event.resumes is None else numbers[event.resumes],
+            frees=tuple(event.frees),
         )
 
 

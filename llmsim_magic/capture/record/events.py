@@ -104,7 +104,9 @@ class ReplayCall:
 
     `of` and `span` are the path and span of the layer it repeats. `tensors` pairs the tensors
     that cross the border of that layer with those of this one. `held` are tensors of the layer
-    before that variables of the caller reference meanwhile.
+    before that variables of the caller reference meanwhile. Under training, the backward of a
+    replayed layer `resumes` the event of its forward, and `frees` are storages that nothing refers
+    to any more after the call.
     """
 
     path: str
@@ -114,6 +116,8 @@ class ReplayCall:
     tensors: tuple[tuple[int, int], ...]
     held: tuple[int, ...]
     is_first: bool
+    resumes: "ReplayCall | None" = None
+    frees: list[int] = field(default_factory=list)
 
 
 ForwardStep = ModuleCall | HelperCall | FunctionCall

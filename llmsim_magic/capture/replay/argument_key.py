@@ -1,8 +1,9 @@
 """Keys of the arguments of a layer's call, equal where two layers are given the same."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any
+from weakref import ref
 
 import torch
 
@@ -86,7 +87,7 @@ class HostValues:
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, tensor: torch.Tensor, placed: tuple[Any, ...], *, is_known: bool) -> None:
-        self.tensor = tensor
+        self._tensor: Callable[[], torch.Tensor | None] = lambda: tensor
         self._version = version(tensor)
         self._layout = placed
         self._is_known = is_known
@@ -107,13 +108,29 @@ class HostValues:
         mine, its = self.tensor, other.tensor
         if not self._is_known:
             return True  # nothing reads values that are unknown
-        is_same = mine.untyped_storage()._cdata == its.untyped_storage()._cdata
+        is_same = (
+            mine is not None
+            and its is not None
+            and mine.untyped_storage()._cdata == its.untyped_storage()._cdata
+        )
         if is_same and self._layout == other._layout and self._version == other._version:
             return True
         return self.digest() is not None and self.digest() == other.digest()
 
     def digest(self) -> bytes | None:
         """A digest of the values when the call was described; None if it is too late to know."""
-        if self._digest is None and self._version == version(self.tensor):
-            self._digest = blake2b(values_in(self.tensor)).digest()
+        tensor = self.tensor
+        if self._digest is None and tensor is not None and self._version == version(tensor):
+            self._digest = blake2b(values_in(tensor)).digest()
         return self._digest
+
+    @property
+    def tensor(self) -> torch.Tensor | None:
+        """The tensor; None if it was released and nothing else holds it."""
+        return self._tensor()
+
+    def release(self) -> None:
+        """Keep a digest of the values, and do not hold the tensor any more."""
+        self.digest()
+        if (tensor := self.tensor) is not None:
+            self._tensor = ref(tensor)

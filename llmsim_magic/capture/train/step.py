@@ -18,6 +18,7 @@ from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.prime_decode_cache import first_that_runs
 from llmsim_magic.capture.record.assemble_operators import assemble_operators
 from llmsim_magic.capture.run import error_context, process_notes, versions
+from llmsim_magic.capture.train.layer_replay import UnequalBackward
 from llmsim_magic.capture.train.loss import LossFunction, loss_of, training_inputs
 from llmsim_magic.capture.train.train_recorder import TrainRecorder
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
@@ -25,6 +26,7 @@ from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.printable import printable_record
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.training import Training
+from llmsim_magic.records.trace.unroll import unroll
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 
 
@@ -35,6 +37,7 @@ def run_step(
     training: Training,
     *,
     loss: LossFunction | None = None,
+    replay: bool = True,
     cancelled: IsCancelled = never_cancelled,
 ) -> Trace:
     """Trace one optimizer step in its steady state: the optimizer's states exist already.
@@ -47,6 +50,7 @@ def run_step(
         workload: Phase `train`, sequences of the step and their tokens.
         training: How the step runs.
         loss: Computes the loss of the output; None for the model's own.
+        replay: Run two layers of each kind and replay them for layers that do the same.
         cancelled: Polled at each kernel; the step stops once it returns True.
 
     Returns:
@@ -60,7 +64,9 @@ def run_step(
     micro = replace(workload, batch=micro_batch(workload.batch, training.accumulate))
     with DeferredInterrupt(cancelled), model_lock, error_context(meta_model, workload):
         meta_model.hooks.restore()
-        step = _Step(meta_model=meta_model, workload=workload, training=training, loss=loss)
+        step = _Step(
+            meta_model=meta_model, workload=workload, training=training, loss=loss, replay=replay
+        )
         return first_that_runs(training_inputs(meta_model.module, micro, loss), step.trace)
 
 
@@ -84,23 +90,30 @@ class _Step:
     workload: Workload
     training: Training
     loss: LossFunction | None
+    replay: bool
 
     def trace(self, inputs: ModelInputs, progress: Progress) -> Trace:
-        """Traces a step on inputs of a micro-batch."""
+        """Traces a step on inputs of a micro-batch; without replays if layers are not equal."""
+        try:
+            return self._traced(inputs, progress)
+        except UnequalBackward:
+            return replace(self, replay=False)._traced(inputs, progress)
+
+    def _traced(self, inputs: ModelInputs, progress: Progress) -> Trace:
         hooks = self.meta_model.hooks
         with (
             hooks.restored(),
             _gradients_dropped(self.meta_model.module),
             evaluating_partially(progress=progress, with_gradients=True) as evaluation,
         ):
-            recorder = TrainRecorder(hooks.roles)
+            recorder = TrainRecorder(hooks.roles, evaluation, replay=self.replay)
             evaluation.on_retry = recorder.drop_function
             with unrecorded():
                 for name, tensor in named_tensors("", inputs.keywords):
                     recorder.table.name(tensor, "input", name.removeprefix("."))
             self._run(recorder, evaluation, inputs.keywords)
             recorder.finish()
-        record, _ = assemble_operators(recorder, ())
+        record = unroll(*assemble_operators(recorder, ()))
         notes = (*self.meta_model.notes, *inputs.notes, *evaluation.notes(), *process_notes())
         return printable_record(
             Trace(
@@ -135,6 +148,7 @@ class _Step:
                 recorder.start("backward")
                 _run_backward(loss)
                 del loss
+                recorder.check_replays()
             optimizer = self._optimizer(trained)
             optimizer.step()  # creates its states, which a later step finds
             with unrecorded():

@@ -158,7 +158,9 @@ class Replay(Struct, frozen=True, kw_only=True, gc=False):
     kernel `before_kernel` of the record. `tensors` maps inputs, outputs and state of the recorded
     layer to those of this one. `calls` are the recorded calls inside the layer; `is_first` is True
     for the first call of this layer. `held` are tensors of the layer before that variables of the
-    caller reference during the call.
+    caller reference during the call. Under training, the backward of a replayed layer is a replay
+    as well, which `resumes` that of its forward, by its number among the replays. `frees` are
+    storages that nothing refers to any more after the call, beside those inside the layer.
     """
 
     path: str
@@ -171,6 +173,8 @@ class Replay(Struct, frozen=True, kw_only=True, gc=False):
     calls: tuple[Calls, ...]
     is_first: bool
     held: tuple[int, ...] = ()
+    resumes: int | None = None
+    frees: tuple[int, ...] = ()
 
     def map_storages(self, tensors: Sequence[Tensor]) -> dict[int, tuple[int, int]]:
         """The storages of this layer's tensors, by those of the recorded layer's counterparts.

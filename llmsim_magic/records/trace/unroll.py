@@ -16,7 +16,8 @@ from llmsim_magic.records.trace.recorded import (
     Tensor,
 )
 
-Key = int | str  # a recorded storage, or a replayed layer's parameter
+Key = int | tuple[str, str]  # a recorded storage, or role and name of a replayed layer's own
+_NAMED_BY_PATH = ("parameter", "buffer", "gradient", "optimizer")
 Range = tuple[int, int]
 
 
@@ -24,10 +25,7 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
     """The whole pass; tensors are numbered by their first use."""
     written = _UnrolledRecord(record)
     here = _LayerInstance(written)
-    places = [
-        (replay, _LayerInstance(written, replay, own))
-        for replay, own in _with_local_storages(record, replays)
-    ]
+    places = _instances(written, replays)
     in_order = list(_segments(len(record.operators), here, places, "operator"))
     count = 0
     for place, (first, last) in in_order:
@@ -35,11 +33,14 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
         count += last - first
     place_of = {id(replay): place for replay, place in [(None, here), *places]}
     parts = _Parts(record)
-    kernels = [
-        kernel
-        for place, bounds in _segments(len(record.kernels), here, places, "kernel")
-        for kernel in place.kernels(*parts.kernels(bounds))
-    ]
+    kernels: list[Kernel] = []
+    ends: list[int] = []  # the number of kernels after each replay
+    for place, bounds in _segments(len(record.kernels), here, places, "kernel"):
+        kernels += place.kernels(*parts.kernels(bounds))
+        if place is not here:
+            ends.append(len(kernels))
+    _free_after_replays(kernels, ends, replays, here)
+    _free_once(kernels)
     operators = [
         operator
         for place, bounds in in_order
@@ -59,6 +60,54 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
 
 
 Instances = list[tuple[Replay, "_LayerInstance"]]
+
+
+def _instances(written: "_UnrolledRecord", replays: tuple[Replay, ...]) -> Instances:
+    """Each replay with its instance of the layer; a backward has that of its forward."""
+    record = written.record
+    backwards = {each.resumes: each for each in replays if each.resumes is not None}
+    local: dict[Range, frozenset[int]] = {}
+    found: Instances = []
+    for number, replay in enumerate(replays):
+        if replay.resumes is not None:
+            found.append((replay, found[replay.resumes][1]))
+            continue
+        parts = [replay] if number not in backwards else [replay, backwards[number]]
+        for part in parts:
+            if part.kernels not in local:
+                local[part.kernels] = _local_storages(record, *part.kernels)
+        own = frozenset().union(*(local[part.kernels] for part in parts))
+        found.append((replay, _LayerInstance(written, parts, own)))
+    return found
+
+
+def _free_after_replays(
+    kernels: list[Kernel], ends: list[int], replays: tuple[Replay, ...], here: "_LayerInstance"
+) -> None:
+    """Free what nothing refers to after a replayed layer, unless a kernel is known to end it."""
+    known = {storage for kernel in kernels for storage in kernel.frees}
+    for end, replay in zip(ends, replays, strict=True):
+        frees = [storage for storage in here.freed(replay.frees) if storage not in known]
+        if frees and end:
+            last = kernels[end - 1]
+            kernels[end - 1] = replace(last, frees=(*last.frees, *frees))
+
+
+def _free_once(kernels: list[Kernel]) -> None:
+    """Free each storage after the last kernel that is said to.
+
+    A tensor between two replayed layers ends as in the layers that ran; in a replayed step nothing
+    refers to it earlier.
+    """
+    last: dict[int, int] = {}
+    for place, kernel in enumerate(kernels):
+        for storage in kernel.frees:
+            last[storage] = place
+    for place, kernel in enumerate(kernels):
+        if kernel.frees:
+            frees = tuple(dict.fromkeys(each for each in kernel.frees if last[each] == place))
+            if frees != kernel.frees:
+                kernels[place] = replace(kernel, frees=frees)
 
 
 def _segments(
@@ -120,7 +169,7 @@ class _Parts:
         found = self._operators.get(bounds)
         if found is None:
             operators = self._record.operators[slice(*bounds)]
-            rows = _Rows((each.inputs, each.outputs, each.held) for each in operators)
+            rows = _Rows((each.inputs, each.outputs, each.held, each.saved) for each in operators)
             found = self._operators[bounds] = operators, rows
         return found
 
@@ -150,18 +199,6 @@ def module_calls(record: Record, replays: tuple[Replay, ...]) -> dict[str, Modul
     return found
 
 
-def _with_local_storages(
-    record: Record, replays: tuple[Replay, ...]
-) -> Iterator[tuple[Replay, frozenset[int]]]:
-    """Each replay with the storages that are local to the recorded layer."""
-    known: dict[tuple[int, int], frozenset[int]] = {}
-    for replay in replays:
-        own = known.get(replay.kernels)
-        if own is None:
-            own = known[replay.kernels] = _local_storages(record, *replay.kernels)
-        yield replay, own
-
-
 def _local_storages(record: Record, first: int, last: int) -> frozenset[int]:
     """Activations and constants that no earlier kernel uses."""
     return frozenset(
@@ -179,9 +216,9 @@ class _UnrolledRecord:
         self.tensors: list[Tensor] = []
         self.storages: list[Storage] = []
         self.named = {
-            storage.name: number
+            (storage.role, storage.name): number
             for number, storage in enumerate(record.storages)
-            if storage.role in ("parameter", "buffer")
+            if storage.role in _NAMED_BY_PATH
         }
         self._numbers: dict[tuple[object, ...], int] = {}
         self._storage_numbers: dict[Key, int] = {}
@@ -196,6 +233,10 @@ class _UnrolledRecord:
                 self.storages.append(storage)
             number = self._numbers[place] = self.add(tensor, home)
         return number
+
+    def storage_number(self, key: Key) -> int | None:
+        """The number of a storage that tensors viewed so far; None for another."""
+        return self._storage_numbers.get(key)
 
     def add(self, tensor: Tensor, storage: int) -> int:
         """Add a tensor on a storage of the unrolled record, and return its number."""
@@ -213,15 +254,18 @@ class _LayerInstance:
     def __init__(
         self,
         written: _UnrolledRecord,
-        replay: Replay | None = None,
+        replays: Sequence[Replay] = (),
         own: frozenset[int] = frozenset(),
     ) -> None:
         self.orders: dict[int, int] = {}
         self._written = written
-        self._replay = replay
+        self._replay = replays[0] if replays else None
         self._known: dict[int, int] = {}
-        self._boundary_tensors = dict(replay.tensors) if replay else {}
-        self._storages = replay.map_storages(written.record.tensors) if replay else {}
+        self._boundary_tensors: dict[int, int] = {}
+        self._storages: dict[int, tuple[int, int]] = {}
+        for replay in replays:
+            self._boundary_tensors |= dict(replay.tensors)
+            self._storages |= replay.map_storages(written.record.tensors)
         self._own = own.difference(self._storages)
         self._own_numbers: dict[int, int] = {}
 
@@ -250,12 +294,13 @@ class _LayerInstance:
                 kernel.causal,
                 kernel.flops,
                 numbers[held],
+                self.freed(kernel.frees),
             )
             for kernel, (inputs, outputs, writes, held) in zip(kernels, rows.fields, strict=True)
         ]
 
     def operators(self, operators: Sequence[Operator], rows: _Rows) -> list[Operator]:
-        path, numbers = self._path, self._row_numbers(rows)
+        path, numbers, orders = self._path, self._row_numbers(rows), self.orders
         return [
             Operator(
                 path(operator.path),
@@ -265,9 +310,26 @@ class _LayerInstance:
                 numbers[outputs],
                 operator.source,
                 numbers[held],
+                operator.part,
+                None if operator.backward_of is None else orders.get(operator.backward_of),
+                numbers[saved],
             )
-            for operator, (inputs, outputs, held) in zip(operators, rows.fields, strict=True)
+            for operator, (inputs, outputs, held, saved) in zip(operators, rows.fields, strict=True)
         ]
+
+    def freed(self, storages: Sequence[int]) -> tuple[int, ...]:
+        """The unrolled numbers of recorded storages, without those that this layer never uses."""
+        if not storages:
+            return ()
+        found = map(self._storage_number, storages)
+        return tuple([number for number in found if number is not None])
+
+    def _storage_number(self, storage: int) -> int | None:
+        if storage in self._own_numbers:
+            return self._own_numbers[storage]
+        if self._replay is not None and storage not in self._storages:
+            return None
+        return self._written.storage_number(self._storage(storage, is_boundary=False)[0])
 
     def calls(self, path: str, called: ModuleCalls, here: "_LayerInstance") -> Calls:
         """The calls of a module; `here` maps tensors outside replayed layers."""
@@ -304,9 +366,9 @@ class _LayerInstance:
         is_boundary = index in self._boundary_tensors
         if not is_boundary and tensor.storage in self._storages:
             tensor = tensor.shifted(self._storages[tensor.storage][1])
-        return self._written.number(tensor, *self._storage(tensor.storage, is_boundary))
+        return self._written.number(tensor, *self._storage(tensor.storage, is_boundary=is_boundary))
 
-    def _storage(self, number: int, is_boundary: bool) -> tuple[Key, Storage]:
+    def _storage(self, number: int, *, is_boundary: bool) -> tuple[Key, Storage]:
         record = self._written.record
         storage = record.storages[number]
         if self._replay is None or is_boundary:
@@ -314,10 +376,10 @@ class _LayerInstance:
         if number in self._storages:
             other, _ = self._storages[number]
             return other, record.storages[other]
-        if storage.name is not None and storage.role in ("parameter", "buffer"):
+        if storage.name is not None and storage.role in _NAMED_BY_PATH:
             name = self._replay.map_path(storage.name)
-            known = self._written.named.get(name)
+            known = self._written.named.get((storage.role, name))
             if known is None:
-                return name, replace(storage, name=name)
+                return (storage.role, name), replace(storage, name=name)
             return known, record.storages[known]
         return number, storage

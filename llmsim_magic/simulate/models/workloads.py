@@ -184,7 +184,9 @@ def _run(
     if training is not None:
         from llmsim_magic.capture.train.step import run_step
 
-        return run_step(meta_model, question.workload, training, cancelled=cancelled)
+        return run_step(
+            meta_model, question.workload, training, replay=question.replay, cancelled=cancelled
+        )
     from llmsim_magic.capture.run import run
 
     return run(meta_model, question.workload, replay=question.replay, cancelled=cancelled)
