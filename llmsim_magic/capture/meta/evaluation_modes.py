@@ -20,6 +20,7 @@ from llmsim_magic.capture.kernels.kernel_facts import facts, mutated_tensors
 from llmsim_magic.capture.kernels.rng import PrivateRng
 from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
 from llmsim_magic.capture.meta.data_dependent_kernels import HANDLERS, assumed_scalar
+from llmsim_magic.capture.meta.foreach_kernels import foreach_result
 from llmsim_magic.capture.meta.higher_order_operators import (
     FLEX_ATTENTION,
     device_to_check,
@@ -127,6 +128,9 @@ class _KernelMode(TorchDispatchMode):
             args, keywords = _on_meta((args, keywords))
         if keywords.get("device") is not None:
             keywords["device"] = META  # unknown values cannot be copied to the host
+        made = foreach_result(func, args)
+        if made is not NotImplemented:
+            return made
         return _CACHE.run(func, args, keywords)
 
     def _run_with_known_outputs(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """Run one training step of a model on `meta` and return its record."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -104,6 +105,7 @@ class _Step:
         with (
             hooks.restored(),
             _gradients_dropped(self.meta_model.module),
+            _without_collector(),
             evaluating_partially(progress=progress, with_gradients=True) as evaluation,
         ):
             recorder = TrainRecorder(hooks.roles, evaluation, replay=self.replay)
@@ -176,6 +178,18 @@ def _run_backward(loss: torch.Tensor) -> None:
 
 def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Let no collection of garbage free a tensor at some moment of its own."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager
