@@ -141,6 +141,8 @@ def _factory(
     inputs = {a.untyped_storage()._cdata for a in args if isinstance(a, torch.Tensor)}
     if any(tensor.untyped_storage()._cdata in inputs or tensor.storage_offset() for tensor in outs):
         return None
+    if not all(map(_fills_storage, outs)):
+        return None
     create = _same_sizes(outs)
     if sizes:
         created = _other_sizes(outs, sizes)
@@ -148,6 +150,15 @@ def _factory(
             return None
         create = created
     return create if isinstance(out, tuple) else lambda sizes: create(sizes)[0]
+
+
+def _fills_storage(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's storage ends with its last element; some kernels pad their rows."""
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    needed = (last + 1) * tensor.element_size() if tensor.numel() else 0
+    return needed == tensor.untyped_storage().nbytes()
 
 
 def _same_sizes(outs: tuple[torch.Tensor, ...]) -> Callable[[list[int]], tuple[torch.Tensor, ...]]:
