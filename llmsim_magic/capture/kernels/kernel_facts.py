@@ -48,6 +48,8 @@ class KernelFacts:
         is_allocation: Whether it creates a tensor without writing it.
         may_alias: Whether it may write or return one of its arguments.
         is_to_copy: Whether it converts dtype or device, and so may change nothing but the device.
+        only_writes_lists: Whether it writes lists of tensors in place, such as all parameters of an
+            optimizer, and returns nothing.
         is_random: Whether it draws random numbers.
         structure: The kind of tensor without strides that it makes or reads, such as a nested
             tensor; None for an ordinary op.
@@ -62,6 +64,7 @@ class KernelFacts:
     is_allocation: bool
     may_alias: bool
     is_to_copy: bool
+    only_writes_lists: bool
     is_random: bool
     structure: str | None
     generator_overload: Any
@@ -100,6 +103,7 @@ def _read_facts(func: Any) -> KernelFacts:
             value.alias_info is not None for value in (*schema.arguments, *schema.returns)
         ),
         is_to_copy=func._overloadpacket is torch.ops.aten._to_copy,
+        only_writes_lists=schema.name.startswith("aten::_foreach_") and not schema.returns,
         is_random=torch.Tag.nondeterministic_seeded in func.tags,
         structure=_structure(schema.name.removeprefix("aten::")),
         generator_overload=_generator_overload(func),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.modules import module as torch_module
+from torch.optim import optimizer as torch_optimizer
 from torch.utils._python_dispatch import _disable_current_modes
 
 from llmsim_magic.capture.kernels.tensors import dtype_name
@@ -21,6 +22,8 @@ _GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
     torch_module._global_module_registration_hooks,
     torch_module._global_parameter_registration_hooks,
     torch_module._global_buffer_registration_hooks,
+    torch_optimizer._global_optimizer_pre_hooks,
+    torch_optimizer._global_optimizer_post_hooks,
 )
 
 # Building a model sets torch's default dtype, which all threads share.
@@ -61,7 +64,7 @@ def _no_default_device() -> Iterator[None]:
 
 @contextmanager
 def _no_global_hooks() -> Iterator[None]:
-    """Disables global module hooks in this thread; other threads keep them."""
+    """Disables global hooks of modules and optimizers in this thread; other threads keep them."""
     saved = [(hooks, dict(hooks)) for hooks in _GLOBAL_HOOKS]
     for hooks in _GLOBAL_HOOKS:
         for key, hook in hooks.items():

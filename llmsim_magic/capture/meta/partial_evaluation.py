@@ -73,6 +73,7 @@ class PartialEvaluation:
         self.creates_on_meta = False
         self.changes = 0
         self.listener: PassListener | None = None
+        self._reads_silently = False
         self._accesses: Counter[Any] = Counter()
         # Storages are held, not only their addresses, so that no address is reused.
         self._overwritten: dict[int, torch.UntypedStorage] = {}
@@ -109,6 +110,18 @@ class PartialEvaluation:
             yield
         finally:
             self.listener = None
+
+    @contextmanager
+    def reading_silently(self) -> Iterator[None]:
+        """Let code in this context read values without limit, and assume them without a note.
+
+        An optimizer reads some for each of its parameters, and only computes with them.
+        """
+        self._reads_silently, before = True, self._reads_silently
+        try:
+            yield
+        finally:
+            self._reads_silently = before
 
     def is_known(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is on the host and nothing unknown was written into it."""
@@ -191,6 +204,8 @@ class PartialEvaluation:
             EndlessLoop: One line made the same kind of assumption more than `MAX_ASSUMPTIONS`
                 times. Every answer is the same, so a loop that ends on data would never end.
         """
+        if self._reads_silently:
+            return
         self.note(assumption, depth=3)
         self._count_access(
             MAX_ASSUMPTIONS,
@@ -221,6 +236,8 @@ class PartialEvaluation:
         )
 
     def _count_access(self, limit: int, value: str, why: str) -> None:
+        if self._reads_silently:
+            return
         site = call_stack.call_site(3)
         self._accesses[limit, site] += 1
         if self._accesses[limit, site] > limit:

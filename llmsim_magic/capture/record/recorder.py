@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from llmsim_magic.capture.kernels import call_stack, collectives, flops, fused_kernels, kernel_facts
+from llmsim_magic.capture.kernels import (
+    call_stack,
+    collectives,
+    flops,
+    fused_kernels,
+    kernel_facts,
+    optimizer_kernels,
+)
 from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
 from llmsim_magic.capture.meta.higher_order_operators import FLEX_ATTENTION, higher_order_name
 from llmsim_magic.capture.meta.one_device import without_values
@@ -61,6 +68,7 @@ class Recorder(ModuleRecorder):
         call = self._function = FunctionCall(name=name, path=path, part=self._part())
         self._first = len(self.kernels), len(self.events)
         first = len(self.kernels)
+        out: Any
         try:
             if func is scaled_dot_product_attention:
                 out = self._attention(args, kwargs)
@@ -70,6 +78,9 @@ class Recorder(ModuleRecorder):
                 out = self._flex_attention(func, args, kwargs, run)
             elif func in collectives.KERNELS:
                 out = self._collective(func, args, run)
+            elif func in optimizer_kernels.KERNELS:
+                self._update(func, *args)
+                out = None
             else:
                 out = run(func, args, kwargs)
         finally:
@@ -259,6 +270,18 @@ class Recorder(ModuleRecorder):
             name = collectives.KERNELS[func]
             self._add(owner, one_kernel(name, inputs, outputs, writes, None))
         return output
+
+    def _update(
+        self,
+        func: Callable[..., Any],
+        updated: Sequence[torch.Tensor],
+        read: Sequence[torch.Tensor],
+    ) -> None:
+        with unrecorded():
+            writes = self.table.add_all(updated)
+            inputs = (*writes, *self.table.add_all(read))
+            name = optimizer_kernels.KERNELS[func]
+            self._add(self._owner(func.__name__), one_kernel(name, inputs, (), writes, None))
 
 
 def one_kernel(

@@ -19,8 +19,10 @@ from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.prime_decode_cache import first_that_runs
 from llmsim_magic.capture.record.assemble_operators import assemble_operators
 from llmsim_magic.capture.run import error_context, process_notes, versions
+from llmsim_magic.capture.train.host_values import take_step
 from llmsim_magic.capture.train.layer_replay import UnequalBackward
 from llmsim_magic.capture.train.loss import LossFunction, loss_of, training_inputs
+from llmsim_magic.capture.train.optimizers import embedding_parameters, make_optimizer
 from llmsim_magic.capture.train.train_recorder import TrainRecorder
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import InvalidValue
@@ -151,21 +153,20 @@ class _Step:
                 _run_backward(loss)
                 del loss
                 recorder.check_replays()
-            optimizer = self._optimizer(trained)
-            optimizer.step()  # creates its states, which a later step finds
+            optimizer = make_optimizer(
+                self.training.optimizer, trained, embeddings=embedding_parameters(module)
+            )
+            take_step(optimizer, evaluation)  # creates its states, which a later step finds
             with unrecorded():
                 _name_gradients(recorder, parameters)
                 _name_states(recorder, parameters, optimizer)
             with evaluation.reporting_to(recorder):
                 recorder.start("optimizer")
-                optimizer.step()
+                take_step(optimizer, evaluation)
                 optimizer.zero_grad()
 
     def _precision(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-    def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, foreach=True)
 
 
 def _run_backward(loss: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.trace.optimizers import optimizer_name
 from llmsim_magic.records.trace.workload import whole_number
 from llmsim_magic.records.validation import choice, flag
 
@@ -18,7 +19,7 @@ class Training:
     """The options of a training step.
 
     Attributes:
-        optimizer: its name, such as `adamw`.
+        optimizer: its name in `OPTIMIZERS`, such as `adamw`; also as `optimizer_name` accepts it.
         precision: `bf16` or `fp32` for weights and arithmetic, `amp` for weights in float32 under
             autocast to bfloat16; None for the dtype of the config.
         checkpointing: run each layer's forward again in backward instead of keeping its tensors.
@@ -31,7 +32,7 @@ class Training:
         dp: devices that train on different sequences (data parallel).
 
     Raises:
-        InvalidValue: an unknown precision or stage, a number below 1, or sharding without devices.
+        InvalidValue: an unknown optimizer, precision or stage, a number below 1, or sharding without devices.
     """
 
     optimizer: str = DEFAULT_OPTIMIZER
@@ -45,6 +46,7 @@ class Training:
     dp: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "optimizer", optimizer_name(self.optimizer))
         if self.precision is not None:
             choice("precision", self.precision, PRECISIONS)
         for name in ("checkpointing", "qlora", "packed"):

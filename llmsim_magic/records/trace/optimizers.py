@@ -1,0 +1,114 @@
+"""The optimizers of a training step, by name: where each is from and what it keeps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from types import MappingProxyType
+from typing import Any
+
+from llmsim_magic.records.errors import InvalidValue, is_instance, one_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerFacts:
+    """An optimizer as a report describes it.
+
+    Attributes:
+        is_torch: Whether it is a class of `torch.optim`, which runs as it is. Any other follows
+            the published code of its library.
+        states: What it keeps for each parameter, and with which kernels it runs: a sentence
+            without a full stop.
+    """
+
+    is_torch: bool
+    states: str
+
+
+def _torch(states: str) -> OptimizerFacts:
+    return OptimizerFacts(is_torch=True, states=states)
+
+
+def _published(states: str) -> OptimizerFacts:
+    return OptimizerFacts(is_torch=False, states=states)
+
+
+_TWO = "two states in the parameter's dtype"
+_ONE = "one state in the parameter's dtype"
+_BLOCKS = (
+    "1 byte for each element and 4 bytes for each block of 256; in float32 below 4,096 elements"
+)
+_PAGED = (
+    "those of 100,000 elements or more lie in managed memory, which moves to the host where the "
+    "device is full, and which torch's allocator does not count"
+)
+
+OPTIMIZERS: Mapping[str, OptimizerFacts] = MappingProxyType(
+    {
+        "adamw": _torch(f"AdamW of torch, foreach: {_TWO}"),
+        "adamw_fused": _torch(f"AdamW of torch with fused=True: {_TWO}, no temporaries"),
+        "adam": _torch(f"Adam of torch, foreach: {_TWO}"),
+        "sgd": _torch("SGD of torch without momentum, foreach: no states"),
+        "sgd_momentum": _torch(f"SGD of torch with momentum 0.9, foreach: {_ONE}"),
+        "adafactor": _torch(
+            "Adafactor of torch, one parameter after the other: a row and a column of each matrix"
+        ),
+        "muon": _torch(
+            f"Muon of torch for matrices: {_ONE}; AdamW of torch, foreach, for embeddings, the "
+            f"output head and all parameters that are no matrices: {_TWO}"
+        ),
+        "adagrad": _torch(f"Adagrad of torch, foreach: {_ONE}, from the start"),
+        "rmsprop": _torch(f"RMSprop of torch, foreach: {_ONE}"),
+        "nadam": _torch(f"NAdam of torch, foreach: {_TWO}"),
+        "radam": _torch(f"RAdam of torch, foreach: {_TWO}"),
+        "adamax": _torch(f"Adamax of torch, foreach: {_TWO}"),
+        "adadelta": _torch(f"Adadelta of torch, foreach: {_TWO}"),
+        "adamw_8bit": _published(f"AdamW8bit of bitsandbytes: two states, each {_BLOCKS}"),
+        "paged_adamw_8bit": _published(
+            f"PagedAdamW8bit of bitsandbytes: two states, each {_BLOCKS}; {_PAGED}"
+        ),
+        "paged_adamw_32bit": _published(
+            f"PagedAdamW32bit of bitsandbytes: two states in float32; {_PAGED}"
+        ),
+        "lion": _published(f"Lion as its authors published it (google/automl): {_ONE}"),
+        "lion_8bit": _published(f"Lion8bit of bitsandbytes: one state, {_BLOCKS}"),
+        "transformers_adafactor": _published(
+            "Adafactor of transformers with the settings of its Trainer: a row and a column of "
+            "each matrix in float32"
+        ),
+    }
+)
+
+# The names by which the Trainer of transformers calls some of them.
+_ALIASES: Mapping[str, str] = MappingProxyType(
+    {
+        "adamw_torch": "adamw",
+        "adamw_torch_fused": "adamw_fused",
+        "adamw_bnb_8bit": "adamw_8bit",
+        "paged_adamw": "paged_adamw_32bit",
+    }
+)
+
+
+def optimizer_name(value: Any) -> str:
+    """Return the name in `OPTIMIZERS` of what a user asked for.
+
+    Args:
+        value: A name in any case, such as `AdamW`; also the Trainer's, such as `adamw_torch`.
+
+    Raises:
+        InvalidValue: No optimizer has the name; the message lists all, the nearest first.
+    """
+    if is_instance(value, str):
+        name = str(value).strip().lower().replace("-", "_")
+        name = _ALIASES.get(name, name)
+        if name in OPTIMIZERS:
+            return name
+    raise InvalidValue.must_be("optimizer", value, one_of(_by_likeness(value)))
+
+
+def _by_likeness(value: Any) -> list[str]:
+    """All names, those most like a value first."""
+    if not is_instance(value, str):
+        return list(OPTIMIZERS)
+    wanted = str(value)[:80].lower()  # the comparison takes time quadratic in the length
+    return sorted(OPTIMIZERS, key=lambda name: -SequenceMatcher(None, wanted, name).ratio())
