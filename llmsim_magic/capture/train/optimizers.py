@@ -15,6 +15,7 @@ from llmsim_magic.capture.train.published_optimizers import (
     BitsAndBytes,
     Lion,
     TransformersAdafactor,
+    is_paged,
 )
 from llmsim_magic.records.errors import CannotTrace
 from llmsim_magic.records.trace.optimizers import optimizer_name
@@ -120,7 +121,7 @@ def state_bytes(optimizer: Optimizer) -> int:
     """
     storages = {}
     for tensor in tensors_in([*optimizer.state.values()]):
-        if tensor.is_meta and not getattr(tensor, "is_paged", False):
+        if tensor.is_meta and not is_paged(tensor):
             storage = tensor.untyped_storage()
             storages[storage._cdata] = storage.nbytes()
     return sum(storages.values())

@@ -17,10 +17,13 @@ MIN_8BIT = 4_096  # states of smaller parameters stay in float32
 MIN_PAGED = 100_000  # states of smaller parameters stay in the device's memory
 
 
+def is_paged(state: torch.Tensor) -> bool:
+    """Whether a state lies in managed memory; an attribute says so, as in bitsandbytes."""
+    return getattr(state, "is_paged", False)
+
+
 class BitsAndBytes(torch.optim.Optimizer):
     """An optimizer of bitsandbytes: one fused kernel for each parameter, and no temporaries.
-
-    A state lies in managed memory if its attribute `is_paged` is set, as in bitsandbytes.
 
     Args:
         parameters: What it updates.

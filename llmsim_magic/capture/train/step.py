@@ -23,10 +23,12 @@ from llmsim_magic.capture.train.host_values import take_step
 from llmsim_magic.capture.train.layer_replay import UnequalBackward
 from llmsim_magic.capture.train.loss import LossFunction, loss_of, training_inputs
 from llmsim_magic.capture.train.optimizers import embedding_parameters, make_optimizer
+from llmsim_magic.capture.train.published_optimizers import is_paged
 from llmsim_magic.capture.train.train_recorder import TrainRecorder
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.printable import printable_record
+from llmsim_magic.records.trace.recorded import Role
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.training import Training
 from llmsim_magic.records.trace.unroll import unroll
@@ -217,4 +219,5 @@ def _name_states(
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor) and value.is_meta:
-                recorder.table.name(value, "optimizer", f"{name}.{key}")
+                role: Role = "host" if is_paged(value) else "optimizer"
+                recorder.table.name(value, role, f"{name}.{key}")

@@ -13,7 +13,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 Role = Literal[
-    "parameter", "buffer", "input", "cache", "constant", "activation", "gradient", "optimizer"
+    "parameter",
+    "buffer",
+    "input",
+    "cache",
+    "constant",
+    "activation",
+    "gradient",
+    "optimizer",
+    "host",
 ]
 # Which part of a training step an operator runs in; every operator of other phases is `forward`.
 Pass = Literal["forward", "recompute", "backward", "optimizer"]
@@ -25,7 +33,8 @@ class Storage(Struct, frozen=True, gc=False):
 
     `name` is that of the parameter, buffer, input or cache slot it belongs to. A cache that the
     pass itself allocates has the role `cache`. Under training, a `gradient` is that of a parameter,
-    and `optimizer` is a tensor that the optimizer keeps from step to step.
+    `optimizer` is a tensor that the optimizer keeps from step to step, and `host` is one that it
+    keeps in managed memory, which kernels use but which takes none of the device's memory.
     """
 
     nbytes: int

@@ -32,7 +32,8 @@ class Training:
         dp: devices that train on different sequences (data parallel).
 
     Raises:
-        InvalidValue: an unknown optimizer, precision or stage, a number below 1, or sharding without devices.
+        InvalidValue: an unknown optimizer, precision or stage, a number below 1, or sharding
+            without devices.
     """
 
     optimizer: str = DEFAULT_OPTIMIZER
