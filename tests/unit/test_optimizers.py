@@ -2,7 +2,8 @@
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +16,13 @@ from torch.optim import optimizer as torch_optimizer
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.optimization import Adafactor
 
+from llmsim_magic.capture.configs.resolve import ConfigSource
 from llmsim_magic.capture.kernels.tensors import tensors_in
 from llmsim_magic.capture.meta import partial_evaluation
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
+from llmsim_magic.capture.models.meta_model import from_config
 from llmsim_magic.capture.record.recorder import Recorder
 from llmsim_magic.capture.train.host_values import take_step
 from llmsim_magic.capture.train.optimizers import (
@@ -27,12 +30,16 @@ from llmsim_magic.capture.train.optimizers import (
     make_optimizer,
     state_bytes,
 )
+from llmsim_magic.capture.train.published_optimizers import is_paged
+from llmsim_magic.capture.train.step import run_step
 from llmsim_magic.records.errors import CannotTrace, InvalidValue
 from llmsim_magic.records.trace.optimizers import OPTIMIZERS, optimizer_name
+from llmsim_magic.records.trace.training import Training
+from llmsim_magic.records.trace.workload import Workload
 from tests.helpers import small_models
 from tests.helpers.allocation_peak import Allocations
 
-SHAPES = ((700, 64), (64, 64), (2, 48, 32), (64, 64), (5000,), (64,), (1,))
+SHAPES = ((1600, 64), (64, 64), (2, 48, 32), (64, 64), (5000,), (64,), (1,))
 TORCH = [name for name, facts in OPTIMIZERS.items() if facts.is_torch]
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -47,10 +54,16 @@ def parameters(device: str = "meta", dtype: torch.dtype = torch.float32) -> list
 class Step:
     """An optimizer over parameters, stepped in the modes of an evaluation."""
 
-    def __init__(self, name: str, trained: list[Parameter], evaluation: PartialEvaluation) -> None:
+    def __init__(
+        self,
+        name: str,
+        trained: list[Parameter],
+        embeddings: Collection[Parameter],
+        evaluation: PartialEvaluation,
+    ) -> None:
         self.evaluation, self.recorder = evaluation, Recorder({})
         with evaluation.reporting_to(self.recorder):
-            self.optimizer = make_optimizer(name, trained)
+            self.optimizer = make_optimizer(name, trained, embeddings=embeddings)
 
     def take(self) -> list[str]:
         """Steps once and returns the names of the kernels."""
@@ -61,9 +74,11 @@ class Step:
 
 
 @contextmanager
-def stepping(name: str, trained: list[Parameter]) -> Iterator[Step]:
+def stepping(
+    name: str, trained: list[Parameter], embeddings: Collection[Parameter] = ()
+) -> Iterator[Step]:
     with isolated(), evaluating_partially() as evaluation:
-        yield Step(name, trained, evaluation)
+        yield Step(name, trained, embeddings, evaluation)
 
 
 def on_cpu(name: str, trained: list[Parameter]) -> Optimizer:
@@ -327,6 +342,30 @@ def test_an_optimizer_may_read_more_values_than_a_model(
         assert not step.evaluation.notes()
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_record_of_a_training_step_has_the_states_of_its_optimizer(name: str) -> None:
+    config = small_models.qwen3()
+    config.vocab_size = 2000  # of which states are paged
+    source = ConfigSource("small", config, "a config")
+    model = from_config(source, dtype="bfloat16")
+    model.module.train()
+    trace = run_step(model, Workload("train", 2, 8), Training(optimizer=name))
+    bytes_of: Counter[str] = Counter()
+    for storage in trace.recorded.storages:
+        bytes_of[storage.role] += storage.nbytes
+    trained = [*model.module.parameters()]
+    for parameter in trained:
+        parameter.grad = torch.empty_like(parameter)
+    with stepping(name, trained, embedding_parameters(model.module)) as step:
+        step.take()
+        assert bytes_of["optimizer"] == state_bytes(step.optimizer)
+        paged = [each for each in tensors_in([*step.optimizer.state.values()]) if is_paged(each)]
+        assert bytes_of["host"] == sum(each.nbytes for each in paged)
+        assert bool(paged) == name.startswith("paged")
+    assert any(operator.part == "optimizer" for operator in trace.recorded.operators)
+    assert not [note for note in trace.notes if "assumed" in note]
+
+
 def test_muon_leaves_embeddings_and_vectors_to_adamw() -> None:
     model = small_models.build("qwen3", "meta")
     for parameter in model.parameters():
@@ -355,10 +394,21 @@ def test_hooks_of_the_user_do_not_see_the_step() -> None:
         after.remove()
 
 
-def test_a_foreach_kernel_with_lists_that_do_not_fit_fails_as_in_torch() -> None:
-    one, other = torch.ones(3, device="meta"), torch.ones(4, device="meta")
-    with evaluating_partially(), pytest.raises(RuntimeError, match="expected shape"):
-        torch._foreach_add_([one], [other])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (torch.ones(3), torch.ones(4)),
+        (torch.ones(3, dtype=torch.int64), torch.ones(3)),
+    ],
+)
+def test_a_foreach_kernel_on_lists_that_do_not_fit_fails_as_in_torch(
+    first: torch.Tensor, second: torch.Tensor
+) -> None:
+    with pytest.raises(RuntimeError):
+        torch._foreach_add_([first], [second])
+    lists = [first.to("meta")], [second.to("meta")]
+    with evaluating_partially(), pytest.raises(RuntimeError):
+        torch._foreach_add_(*lists)
 
 
 @pytest.mark.parametrize(

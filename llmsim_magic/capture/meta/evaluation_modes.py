@@ -126,7 +126,7 @@ class _KernelMode(TorchDispatchMode):
             if mutated:
                 return self._run_with_known_outputs(func, args, keywords)
             args, keywords = _on_meta((args, keywords))
-        if facts(func).only_writes_lists and _have_equal_shapes(args):
+        if facts(func).only_writes_lists and _fit(args):
             return None  # there is nothing to compute, and torch would go through the lists
         if keywords.get("device") is not None:
             keywords["device"] = META  # unknown values cannot be copied to the host
@@ -199,11 +199,12 @@ def _on_meta(value: Any) -> Any:
     return value.to(META) if isinstance(value, torch.Tensor) else value
 
 
-def _have_equal_shapes(args: Any) -> bool:
-    """Whether all lists of tensors have the shapes of the first, one by one."""
+def _fit(args: Any) -> bool:
+    """Whether lists of floating-point tensors have equal shapes, so that no kernel refuses them."""
     lists = [value for value in args if isinstance(value, list) and tensors_in(value[:1])]
     shapes = [[tensor.shape for tensor in tensors] for tensors in lists]
-    return all(each == shapes[0] for each in shapes)
+    is_float = all(tensor.is_floating_point() for tensors in lists for tensor in tensors)
+    return is_float and all(each == shapes[0] for each in shapes)
 
 
 def _run_in_float64(func: Any, args: Any, keywords: dict[str, Any]) -> Any:
