@@ -12,6 +12,7 @@ from llmsim_magic.records.errors import InvalidValue, one_of
 from llmsim_magic.records.hardware.dtypes import DTYPE_ALIASES, DTYPES, KV_DTYPES, WEIGHT_DTYPES
 from llmsim_magic.records.hardware.execution import ALL_RUNTIMES, LAUNCHES, RUNTIMES
 from llmsim_magic.records.sizes import parse_bytes, parse_parameters, parse_seconds
+from llmsim_magic.records.trace.optimizers import OPTIMIZERS
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import LEVELS, Selection, Unfolded
 from llmsim_magic.records.trace.training import (
@@ -235,7 +236,8 @@ OPTIONS = (
     ),
     Option(
         name="optimizer", field="training.optimizer", group="training", metavar="NAME", parse=str,
-        default=DEFAULT_OPTIMIZER, calls=(TRACE, SWEEP, SIZE, PANEL), label="Optimizer",
+        default=DEFAULT_OPTIMIZER, choices=tuple(OPTIMIZERS), calls=(TRACE, SWEEP, SIZE, PANEL),
+        label="Optimizer",
         help="adamw (default), sgd, adafactor, adamw_8bit, lion, muon, …",
     ),
     Option(

@@ -364,6 +364,8 @@ def test_the_record_of_a_training_step_has_the_states_of_its_optimizer(name: str
         assert bool(paged) == name.startswith("paged")
     assert any(operator.part == "optimizer" for operator in trace.recorded.operators)
     assert not [note for note in trace.notes if "assumed" in note]
+    said = [note for note in trace.notes if note.startswith("the optimizer is ")]
+    assert bool(said) == (not OPTIMIZERS[name].is_torch)
 
 
 def test_muon_leaves_embeddings_and_vectors_to_adamw() -> None:

@@ -21,7 +21,7 @@ def call_model(model: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -
     """Call a model; searches of the stack stop at the frame of this function.
 
     Args:
-        model: The module to call.
+        model: The module, or what runs in its place, such as the step of an optimizer.
         args: Its positional arguments.
         keywords: Its keyword arguments.
 

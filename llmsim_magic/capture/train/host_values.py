@@ -7,6 +7,7 @@ import torch
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmsim_magic.capture.kernels.call_stack import call_model
 from llmsim_magic.capture.kernels.tensors import tensors_in
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
 
@@ -50,4 +51,4 @@ def take_step(optimizer: Optimizer, evaluation: PartialEvaluation) -> None:
         evaluation: The evaluation whose modes are open; it gets the step's kernels on the device.
     """
     with evaluation.reading_silently(), HostValues():
-        optimizer.step()
+        call_model(optimizer.step, (), {})

@@ -28,6 +28,7 @@ from llmsim_magic.capture.train.train_recorder import TrainRecorder
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.printable import printable_record
+from llmsim_magic.records.trace.optimizers import OPTIMIZERS
 from llmsim_magic.records.trace.recorded import Role
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.training import Training
@@ -120,7 +121,13 @@ class _Step:
             self._run(recorder, evaluation, inputs.keywords)
             recorder.finish()
         record = unroll(*assemble_operators(recorder, ()))
-        notes = (*self.meta_model.notes, *inputs.notes, *evaluation.notes(), *process_notes())
+        notes = (
+            *self.meta_model.notes,
+            *inputs.notes,
+            *OPTIMIZERS[self.training.optimizer].notes,
+            *evaluation.notes(),
+            *process_notes(),
+        )
         return printable_record(
             Trace(
                 model=self.meta_model.info,

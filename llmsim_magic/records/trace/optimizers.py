@@ -23,6 +23,11 @@ class OptimizerFacts:
     is_torch: bool
     states: str
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a report says of one that is not torch's own: where it is from and what it keeps."""
+        return () if self.is_torch else (f"the optimizer is {self.states}",)
+
 
 def _torch(states: str) -> OptimizerFacts:
     return OptimizerFacts(is_torch=True, states=states)
@@ -37,6 +42,7 @@ _ONE = "one state in the parameter's dtype"
 _BLOCKS = (
     "1 byte for each element and 4 bytes for each block of 256; in float32 below 4,096 elements"
 )
+_TRAINER = "the Trainer of transformers, unlike here, keeps those of embeddings in float32"
 _PAGED = (
     "those of 100,000 elements or more lie in managed memory, which moves to the host where the "
     "device is full, and which torch's allocator does not count"
@@ -62,15 +68,17 @@ OPTIMIZERS: Mapping[str, OptimizerFacts] = MappingProxyType(
         "radam": _torch(f"RAdam of torch, foreach: {_TWO}"),
         "adamax": _torch(f"Adamax of torch, foreach: {_TWO}"),
         "adadelta": _torch(f"Adadelta of torch, foreach: {_TWO}"),
-        "adamw_8bit": _published(f"AdamW8bit of bitsandbytes: two states, each {_BLOCKS}"),
+        "adamw_8bit": _published(
+            f"AdamW8bit of bitsandbytes: two states, each {_BLOCKS}; {_TRAINER}"
+        ),
         "paged_adamw_8bit": _published(
-            f"PagedAdamW8bit of bitsandbytes: two states, each {_BLOCKS}; {_PAGED}"
+            f"PagedAdamW8bit of bitsandbytes: two states, each {_BLOCKS}; {_PAGED}; {_TRAINER}"
         ),
         "paged_adamw_32bit": _published(
             f"PagedAdamW32bit of bitsandbytes: two states in float32; {_PAGED}"
         ),
         "lion": _published(f"Lion as its authors published it (google/automl): {_ONE}"),
-        "lion_8bit": _published(f"Lion8bit of bitsandbytes: one state, {_BLOCKS}"),
+        "lion_8bit": _published(f"Lion8bit of bitsandbytes: one state, {_BLOCKS}; {_TRAINER}"),
         "transformers_adafactor": _published(
             "Adafactor of transformers with the settings of its Trainer: a row and a column of "
             "each matrix in float32"
