@@ -7,6 +7,7 @@ import torch
 
 import llmsim_magic as llmsim
 from llmsim_magic.capture.kernels.kernel_cache import KernelCache
+from llmsim_magic.capture.kernels.kernel_facts import facts
 from tests.helpers.small_models import BATCH, CONFIGS, CONTEXT, WORKLOADS
 
 
@@ -63,6 +64,48 @@ def test_other_shapes_strides_or_values_are_another_kernel() -> None:
     assert repeats.run(add, (whole, 1), {}).dtype is torch.int64
     assert repeats.run(add, (whole, 1.0), {}).dtype is torch.float32
     assert repeats.run(add, (whole, True), {}).dtype is torch.int64
+
+
+def test_a_repeated_kernel_in_place_returns_what_it_writes() -> None:
+    repeats = KernelCache()
+    add = torch.ops.aten.add_.Tensor
+    for sizes in ((2, 3), (2, 3), (5, 7)):
+        written, read = torch.empty(sizes, device="meta"), torch.empty(sizes[1], device="meta")
+        assert repeats.run(add, (written, read), {"alpha": 2}) is written
+    assert len(repeats) == 1
+
+
+def test_a_kernel_in_place_refuses_what_it_refuses_after_others_too() -> None:
+    repeats = KernelCache()
+    add = torch.ops.aten.add_.Tensor
+    square = torch.empty(3, 3, device="meta")
+    repeats.run(add, (square, square), {})
+    for refused in (torch.empty(4, 3, device="meta"), torch.empty(2, 3, 3, device="meta")):
+        for _ in range(2):
+            with pytest.raises(RuntimeError):
+                repeats.run(add, (square, refused), {})
+    whole = square.long()
+    repeats.run(add, (whole, 1), {})
+    with pytest.raises(RuntimeError):
+        repeats.run(add, (whole, 1.5), {})
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        torch.ops.aten.squeeze_.default,
+        torch.ops.aten.t_.default,
+        torch.ops.aten.resize_.default,
+        torch.ops.aten.bernoulli_.float,
+        torch.ops.aten.add.out,
+        torch.ops.aten.add.Tensor,
+        torch.ops.aten.frexp.Tensor_out,
+        torch.ops.aten.view.default,
+    ],
+    ids=str,
+)
+def test_what_changes_more_than_values_of_its_first_argument_is_run(kernel: Any) -> None:
+    assert not facts(kernel).only_updates_first
 
 
 _LAYOUTS = (  # axes from the innermost outwards, and sizes: each letter is one

@@ -46,10 +46,11 @@ class KernelCache:
             kwargs: Its keyword arguments.
 
         Returns:
-            New tensors on `meta`; never the ones of an earlier call.
+            New tensors on `meta`, never the ones of an earlier call; for a kernel in place, its
+            first argument.
         """
         kernel = facts(func)
-        if kernel.may_alias:
+        if kernel.may_alias and not kernel.only_updates_first:
             return func(*args, **kwargs)
         call = (args, tuple(kwargs.items()))
         sizes = [*_FIXED_SIZES]
@@ -62,14 +63,19 @@ class KernelCache:
             return func(*args, **kwargs)
         factory = self._factories.get((id(func), key))  # `facts` keeps the op, and so its id
         if factory is not None:
-            return factory(sizes)
+            return args[0] if kernel.only_updates_first else factory(sizes)
         out = func(*args, **kwargs)
-        factory = _factory(out, args, sizes)
+        factory = _no_outputs if kernel.only_updates_first else _factory(out, args, sizes)
         if factory is not None:
             if len(self._factories) >= self._max_entries:
                 self._factories.clear()
             self._factories[id(func), key] = factory
         return out
+
+
+def _no_outputs(sizes: list[int]) -> tuple[torch.Tensor, ...]:
+    """The factory of a kernel in place: that it is known says that it accepts the arguments."""
+    return ()
 
 
 def _key(value: Any) -> Any:

@@ -48,6 +48,8 @@ class KernelFacts:
         is_allocation: Whether it creates a tensor without writing it.
         may_alias: Whether it may write or return one of its arguments.
         is_to_copy: Whether it converts dtype or device, and so may change nothing but the device.
+        only_updates_first: Whether it writes new values into its first argument, element by
+            element, and returns it.
         only_writes_lists: Whether it writes lists of tensors in place, such as all parameters of an
             optimizer, and returns nothing.
         is_random: Whether it draws random numbers.
@@ -64,6 +66,7 @@ class KernelFacts:
     is_allocation: bool
     may_alias: bool
     is_to_copy: bool
+    only_updates_first: bool
     only_writes_lists: bool
     is_random: bool
     structure: str | None
@@ -92,21 +95,34 @@ def _read_facts(func: Any) -> KernelFacts:
     is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"
     )
+    is_pointwise = _is_pointwise(func)
+    mutated = () if torch.Tag.inplace_view in func.tags else tuple(written)
     return KernelFacts(
         name=str(func),
-        mutated=() if torch.Tag.inplace_view in func.tags else tuple(written),
+        mutated=mutated,
         is_in_place=bool(written),
-        is_pointwise=_is_pointwise(func),
+        is_pointwise=is_pointwise,
         is_composite=is_composite,
         is_allocation=func._overloadpacket in _ALLOCATIONS,
         may_alias=any(
             value.alias_info is not None for value in (*schema.arguments, *schema.returns)
         ),
         is_to_copy=func._overloadpacket is torch.ops.aten._to_copy,
+        only_updates_first=is_pointwise and mutated == (0,) and _returns_first(schema),
         only_writes_lists=schema.name.startswith("aten::_foreach_") and not schema.returns,
         is_random=torch.Tag.nondeterministic_seeded in func.tags,
         structure=_structure(schema.name.removeprefix("aten::")),
         generator_overload=_generator_overload(func),
+    )
+
+
+def _returns_first(schema: Any) -> bool:
+    """Whether the first argument alone is returned, which no other argument aliases."""
+    aliases = [value.alias_info for value in (*schema.arguments, *schema.returns)]
+    return (
+        len(schema.returns) == 1
+        and [alias is not None for alias in aliases] == [True, *[False] * (len(aliases) - 2), True]
+        and aliases[0].before_set == aliases[-1].before_set
     )
 
 
