@@ -304,6 +304,23 @@ def test_kernels_on_step_counters_of_the_host_are_not_recorded(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_reads_each_gradient_and_writes_none(name: str) -> None:
+    trained = parameters()
+    gradients = [parameter.grad for parameter in trained]
+    with stepping(name, trained) as step:
+        step.take()
+        step.take()
+        table = step.recorder.table
+        owned = {table.storage(gradient) for gradient in gradients if gradient is not None}
+        read, written = set(), set()
+        for call in step.recorder.kernels:
+            read |= {table.tensors[index].storage for index in call.kernel.inputs}
+            written |= {table.tensors[index].storage for index in call.kernel.writes}
+    assert owned <= read
+    assert not owned & written
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_nothing_holds_the_states_once_the_optimizer_is_gone(name: str) -> None:
     trained = parameters()
     gc.disable()

@@ -90,7 +90,10 @@ def _read_facts(func: Any) -> KernelFacts:
     written: list[int | str] = [
         argument.name if argument.kwarg_only else position
         for position, argument in enumerate(schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
+        if argument.alias_info is not None
+        and argument.alias_info.is_write
+        # A fused optimizer writes gradients only where it unscales those of a scaled loss.
+        and not (schema.name.startswith("aten::_fused_") and argument.name == "grads")
     ]
     is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"
