@@ -375,7 +375,8 @@ def test_the_record_of_a_training_step_has_the_states_of_its_optimizer(name: str
         parameter.grad = torch.empty_like(parameter)
     with stepping(name, trained, embedding_parameters(model.module)) as step:
         step.take()
-        assert bytes_of["optimizer"] == state_bytes(step.optimizer)
+        norms = 4 * len(trained) if name == "transformers_adafactor" else 0  # replaced unread
+        assert bytes_of["optimizer"] == state_bytes(step.optimizer) - norms
         paged = [each for each in tensors_in([*step.optimizer.state.values()]) if is_paged(each)]
         assert bytes_of["host"] == sum(each.nbytes for each in paged)
         assert bool(paged) == name.startswith("paged")
