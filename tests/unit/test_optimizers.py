@@ -415,23 +415,6 @@ def test_hooks_of_the_user_do_not_see_the_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        (torch.ones(3), torch.ones(4)),
-        (torch.ones(3, dtype=torch.int64), torch.ones(3)),
-    ],
-)
-def test_a_foreach_kernel_on_lists_that_do_not_fit_fails_as_in_torch(
-    first: torch.Tensor, second: torch.Tensor
-) -> None:
-    with pytest.raises(RuntimeError):
-        torch._foreach_add_([first], [second])
-    lists = [first.to("meta")], [second.to("meta")]
-    with evaluating_partially(), pytest.raises(RuntimeError):
-        torch._foreach_add_(*lists)
-
-
-@pytest.mark.parametrize(
     ("given", "name"),
     [
         ("AdamW", "adamw"),

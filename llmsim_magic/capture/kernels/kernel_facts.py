@@ -50,8 +50,6 @@ class KernelFacts:
         is_to_copy: Whether it converts dtype or device, and so may change nothing but the device.
         only_updates_first: Whether it writes new values into its first argument, element by
             element, and returns it.
-        only_writes_lists: Whether it writes lists of tensors in place, such as all parameters of an
-            optimizer, and returns nothing.
         is_random: Whether it draws random numbers.
         structure: The kind of tensor without strides that it makes or reads, such as a nested
             tensor; None for an ordinary op.
@@ -67,7 +65,6 @@ class KernelFacts:
     may_alias: bool
     is_to_copy: bool
     only_updates_first: bool
-    only_writes_lists: bool
     is_random: bool
     structure: str | None
     generator_overload: Any
@@ -112,7 +109,6 @@ def _read_facts(func: Any) -> KernelFacts:
         ),
         is_to_copy=func._overloadpacket is torch.ops.aten._to_copy,
         only_updates_first=is_pointwise and mutated == (0,) and _returns_first(schema),
-        only_writes_lists=schema.name.startswith("aten::_foreach_") and not schema.returns,
         is_random=torch.Tag.nondeterministic_seeded in func.tags,
         structure=_structure(schema.name.removeprefix("aten::")),
         generator_overload=_generator_overload(func),

@@ -126,8 +126,6 @@ class _KernelMode(TorchDispatchMode):
             if mutated:
                 return self._run_with_known_outputs(func, args, keywords)
             args, keywords = _on_meta((args, keywords))
-        if facts(func).only_writes_lists and _fit(args):
-            return None  # there is nothing to compute, and torch would go through the lists
         if keywords.get("device") is not None:
             keywords["device"] = META  # unknown values cannot be copied to the host
         made = foreach_result(func, args)
@@ -197,14 +195,6 @@ def _on_meta(value: Any) -> Any:
     if kind is dict:
         return {name: _on_meta(item) for name, item in value.items()}
     return value.to(META) if isinstance(value, torch.Tensor) else value
-
-
-def _fit(args: Any) -> bool:
-    """Whether lists of floating-point tensors have equal shapes, so that no kernel refuses them."""
-    lists = [value for value in args if isinstance(value, list) and tensors_in(value[:1])]
-    shapes = [[tensor.shape for tensor in tensors] for tensors in lists]
-    is_float = all(tensor.is_floating_point() for tensors in lists for tensor in tensors)
-    return is_float and all(each == shapes[0] for each in shapes)
 
 
 def _run_in_float64(func: Any, args: Any, keywords: dict[str, Any]) -> Any:
