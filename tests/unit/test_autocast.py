@@ -237,6 +237,12 @@ COMPOSITES: dict[str, Callable[[Any, Tensor], Any]] = {
     "residual": lambda m, x: m.linear(x) + x,
     "concatenated": lambda m, x: torch.cat([m.linear(x), x]),
     "encoder layer": lambda m, x: m.encoder(x),
+    "vmap of linear": lambda m, x: torch.vmap(m.linear)(x),
+    "vmap of matmul": lambda m, x: torch.vmap(lambda y: y @ y.mT)(x),
+    "vmap of sum": lambda m, x: torch.vmap(lambda y: (y @ y.mT).float().sum())(x),
+    "functional call": lambda m, x: torch.func.functional_call(
+        m.linear, dict(m.linear.named_parameters()), (x,)
+    ),
 }
 
 
