@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.prime_decode_cache import first_that_runs
 from llmsim_magic.capture.record.assemble_operators import assemble_operators
 from llmsim_magic.capture.run import error_context, process_notes, versions
+from llmsim_magic.capture.train.autocast import autocast_on_meta, autocasting
 from llmsim_magic.capture.train.host_values import take_step
 from llmsim_magic.capture.train.layer_replay import UnequalBackward
 from llmsim_magic.capture.train.loss import LossFunction, loss_of, training_inputs
@@ -152,9 +153,11 @@ class _Step:
         if self.training.accumulate > 1:
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
-        with hooks.reporting_to(recorder):
+        is_amp = self.training.precision == "amp"
+        with hooks.reporting_to(recorder), autocast_on_meta() if is_amp else nullcontext():
+            autocast = autocasting(torch.bfloat16) if is_amp else nullcontext()
             with evaluation.reporting_to(recorder):
-                with saved_tensors_hooks(recorder.saving, _unchanged), self._precision():
+                with saved_tensors_hooks(recorder.saving, _unchanged), autocast:
                     output = call_model(module, (), keywords)
                     loss = loss_of(output, self.loss, self.meta_model.info.class_name)
                     del output
@@ -173,9 +176,6 @@ class _Step:
                 recorder.start("optimizer")
                 take_step(optimizer, evaluation)
                 optimizer.zero_grad()
-
-    def _precision(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 def _run_backward(loss: torch.Tensor) -> None:
