@@ -24,6 +24,7 @@ from llmsim_magic.capture.train.host_values import take_step
 from llmsim_magic.capture.train.layer_replay import UnequalBackward
 from llmsim_magic.capture.train.loss import LossFunction, loss_of, training_inputs
 from llmsim_magic.capture.train.optimizers import embedding_parameters, make_optimizer
+from llmsim_magic.capture.train.packing import packed
 from llmsim_magic.capture.train.published_optimizers import is_paged
 from llmsim_magic.capture.train.train_recorder import TrainRecorder
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
@@ -74,7 +75,10 @@ def run_step(
         step = _Step(
             meta_model=meta_model, workload=workload, training=training, loss=loss, replay=replay
         )
-        return first_that_runs(training_inputs(meta_model.module, micro, loss), step.trace)
+        candidates = training_inputs(meta_model.module, micro, loss)
+        if training.packed:
+            candidates = packed(meta_model.module, candidates)
+        return first_that_runs(candidates, step.trace)
 
 
 def micro_batch(batch: int, count: int) -> int:

@@ -1,7 +1,9 @@
 """Write out replayed layers as if they had been run and recorded."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count as count_from
 from operator import itemgetter
 
 from msgspec.structs import replace
@@ -35,12 +37,17 @@ def unroll(record: Record, replays: tuple[Replay, ...]) -> Record:
     parts = _Parts(record)
     kernels: list[Kernel] = []
     ends: list[int] = []  # the number of kernels after each replay
+    unrolled: dict[int, int] = {}  # the place of each recorded kernel
     for place, bounds in _segments(len(record.kernels), here, places, "kernel"):
+        if place is here:
+            unrolled |= zip(range(*bounds), count_from(len(kernels)), strict=False)
         kernels += place.kernels(*parts.kernels(bounds))
         if place is not here:
             ends.append(len(kernels))
-    _free_after_replays(kernels, ends, replays, here)
-    _free_once(kernels)
+    if any(kernel.frees for kernel in record.kernels):
+        _free_outside(kernels, unrolled, record, places)
+        _free_after_replays(kernels, ends, replays, here)
+        _free_once(kernels)
     operators = [
         operator
         for place, bounds in in_order
@@ -79,6 +86,28 @@ def _instances(written: "_UnrolledRecord", replays: tuple[Replay, ...]) -> Insta
         own = frozenset().union(*(local[part.kernels] for part in parts))
         found.append((replay, _LayerInstance(written, parts, own)))
     return found
+
+
+def _free_outside(
+    kernels: list[Kernel], unrolled: dict[int, int], record: Record, places: Instances
+) -> None:
+    """Free what is local to replayed layers where its counterpart ends outside the layer that ran.
+
+    The casts of weights that autocast keeps, for one, end with its region.
+    """
+    ends = {each: place for place, kernel in enumerate(record.kernels) for each in kernel.frees}
+    spans: dict[int, list[Range]] = defaultdict(list)
+    for replay, instance in places:
+        spans[id(instance)].append(replay.kernels)
+    added: dict[int, list[int]] = defaultdict(list)
+    for instance in {id(instance): instance for _, instance in places}.values():
+        inside = spans[id(instance)]
+        for storage, own in instance.local_storages.items():
+            end = ends.get(storage)
+            if end is not None and not any(first <= end < last for first, last in inside):
+                added[unrolled[end]].append(own)
+    for place, storages in added.items():
+        kernels[place] = replace(kernels[place], frees=(*kernels[place].frees, *storages))
 
 
 def _free_after_replays(
@@ -267,7 +296,7 @@ class _LayerInstance:
             self._boundary_tensors |= dict(replay.tensors)
             self._storages |= replay.map_storages(written.record.tensors)
         self._own = own.difference(self._storages)
-        self._own_numbers: dict[int, int] = {}
+        self.local_storages: dict[int, int] = {}  # unrolled numbers by recorded ones
 
     def numbers(self, tensors: Sequence[int]) -> tuple[int, ...]:
         known = self._known
@@ -325,8 +354,8 @@ class _LayerInstance:
         return tuple([number for number in found if number is not None])
 
     def _storage_number(self, storage: int) -> int | None:
-        if storage in self._own_numbers:
-            return self._own_numbers[storage]
+        if storage in self.local_storages:
+            return self.local_storages[storage]
         if self._replay is not None and storage not in self._storages:
             return None
         return self._written.storage_number(self._storage(storage, is_boundary=False)[0])
@@ -346,7 +375,7 @@ class _LayerInstance:
 
     def _add(self, tensors: Iterable[int]) -> None:
         """Number recorded tensors that have no number yet."""
-        known, written, own = self._known, self._written, self._own_numbers
+        known, written, own = self._known, self._written, self.local_storages
         recorded, storages = written.record.tensors, written.storages
         for index in tensors:
             if index in known:
