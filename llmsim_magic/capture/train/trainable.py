@@ -40,4 +40,6 @@ def _enable_checkpointing(module: Any, name: str) -> None:
             f"checkpointing cannot be applied to {name}: {type(module).__name__} does not support "
             "gradient checkpointing; leave it out"
         )
-    module.gradient_checkpointing_enable()
+    # the name from transformers 5.24 on
+    enable = getattr(module, "activation_checkpointing_enable", None)
+    (enable or module.gradient_checkpointing_enable)()

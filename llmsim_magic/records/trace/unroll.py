@@ -134,7 +134,7 @@ def _free_once(kernels: list[Kernel]) -> None:
             last[storage] = place
     for place, kernel in enumerate(kernels):
         if kernel.frees:
-            frees = tuple(dict.fromkeys(each for each in kernel.frees if last[each] == place))
+            frees = tuple(sorted({each for each in kernel.frees if last[each] == place}))
             if frees != kernel.frees:
                 kernels[place] = replace(kernel, frees=frees)
 
