@@ -63,11 +63,20 @@ def _grouped_matmul(
     evaluation: PartialEvaluation,
     rows: torch.Tensor,
     weights: torch.Tensor,
+    offs: torch.Tensor | None = None,
     *rest: Any,
     **options: Any,
 ) -> torch.Tensor:
-    """The experts' grouped matmul; its meta kernel accepts bfloat16 only, unlike real devices."""
-    return rows.new_empty((*rows.shape[:-1], weights.shape[-1]), device=META)
+    """The experts' grouped matmul; its meta kernel accepts bfloat16 only, unlike real devices.
+
+    With the ends `offs` of the groups, `[M, K] × [groups, K, N]` groups the rows, and the gradients
+    of its weights `[M, K] × [K, N]` the inner dimension: the result is `[groups, M, N]`.
+    """
+    shape: tuple[int, ...] = (*rows.shape[:-1], weights.shape[-1])
+    if weights.dim() == 2:
+        is_outer = rows.dim() == 2
+        shape = (*offs.shape, *shape) if is_outer and offs is not None else shape[-2:]
+    return rows.new_empty(shape, device=META)
 
 
 def _matmul(evaluation: PartialEvaluation, *operands: torch.Tensor, **options: Any) -> Any:
