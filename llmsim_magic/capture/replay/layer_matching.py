@@ -18,6 +18,8 @@ INDEX = re.compile(r"(idx|index|id|number)$")
 _MODULE_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
 _MAX_DEPTH = 4
+# Of whose classes the forward uses a layer's index to select its cache, and no module's path.
+_LIBRARIES = ("transformers.", "peft.", "llmsim_magic.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,9 +41,9 @@ class Layer:
 def matched_layers(model: torch.nn.Module) -> dict[str, Layer]:
     """Find the outermost layers that have an equal layer in the same `ModuleList`.
 
-    Equal layers have the same classes, shapes, dtypes and attributes in all submodules. The layer
-    index is ignored in classes of transformers, where it only selects the layer's cache. A layer
-    without an equal is searched for nested layers.
+    Equal layers have the same classes, shapes, dtypes and attributes in all submodules. In classes
+    of transformers and peft the layer index is ignored, which only selects the layer's cache, and
+    so is a module's own path. A layer without an equal is searched for nested layers.
 
     Args:
         model: The model on the meta device.
@@ -160,11 +162,11 @@ def _facts(
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             shared = _shared(tensor, f"{here}.{name}", names)
             yield f"{path}.{name}", (_tensor(tensor), shared)
-        counts = type(part).__module__.startswith("transformers.")
+        is_of_library = type(part).__module__.startswith(_LIBRARIES)
         for name, value in vars(part).items():
             if name not in _MODULE_ATTRIBUTES:
-                may_count = counts and type(value) is int and INDEX.search(name)
-                fact = _fact(value, homes)
+                may_count = is_of_library and type(value) is int and INDEX.search(name)
+                fact = _fact(value, homes, home if is_of_library else "")
                 yield f"{path}.{name}", _Index(value) if may_count else fact
 
 
@@ -181,15 +183,20 @@ def _tensor(tensor: torch.Tensor | None) -> Any:
     return (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.requires_grad, values)
 
 
-def _fact(value: Any, homes: Mapping[int, str], depth: int = 0) -> Any:
-    """A key that is equal for the corresponding value of an equal layer, and for no other."""
+def _fact(value: Any, homes: Mapping[int, str], layer: str, depth: int = 0) -> Any:
+    """A key that is equal for the corresponding value of an equal layer, and for no other.
+
+    `layer` is the path of the layer, if the value may be a path in it; else empty.
+    """
+    if type(value) is str and layer and (inside := _path_inside(value, layer)) is not None:
+        return inside
     if type(value) in (int, str, bool):
         return value
     if isinstance(value, _PLAIN):
         return (type(value), value)
     if id(value) in homes:
         return ("module", homes[id(value)])
-    again = partial(_fact, homes=homes, depth=depth + 1)
+    again = partial(_fact, homes=homes, layer=layer, depth=depth + 1)
     if depth > _MAX_DEPTH or isinstance(value, (torch.Tensor, FunctionType, type)):
         return id(value)
     if isinstance(value, (tuple, list)):
@@ -200,7 +207,25 @@ def _fact(value: Any, homes: Mapping[int, str], depth: int = 0) -> Any:
         return (value.__func__, again(value.__self__))
     if isinstance(value, partial):
         return (value.func, again(value.args), again(value.keywords))
-    return id(value)
+    return type(value) if _is_stateless(value) else id(value)
+
+
+def _path_inside(value: str, layer: str) -> Any:
+    """A path of something in a layer, as that inside the layer; None if it is none.
+
+    A part of the model may have been given it, as `layers.3.mlp` of `model.layers.3.mlp`.
+    """
+    parts, names = value.split("."), layer.split(".")
+    for length in range(min(len(parts), len(names)), 1, -1):
+        if parts[:length] == names[-length:]:
+            return ("in its layer", length, tuple(parts[length:]))
+    return None
+
+
+def _is_stateless(value: Any) -> bool:
+    """Whether a value is an object of a library without attributes, such as a kind of adapter."""
+    is_of_library = type(value).__module__.startswith(_LIBRARIES)
+    return is_of_library and getattr(value, "__dict__", None) == {}
 
 
 def _arguments(layer: torch.nn.Module, uses: Counter[int]) -> tuple[str, ...] | None:
