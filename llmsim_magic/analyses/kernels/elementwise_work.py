@@ -94,7 +94,9 @@ _FAKE_QUANTIZATIONS = (
     "fake_quantize_per_channel_affine_cachemask",
     "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
 )
+_DEQUANTIZATIONS = ("dequantize_4bit", "dequantize_blockwise")  # a look-up, and a multiplication
 _FORMULAS: dict[str, Formula] = {
+    **dict.fromkeys(_DEQUANTIZATIONS, _per_output),
     **dict.fromkeys(_FAKE_QUANTIZATIONS, _fake_quantization),
     **dict.fromkeys(_BILINEAR, _interpolation),
     **dict.fromkeys(("upsample_bicubic2d", "_upsample_bicubic2d_aa"), _cubic_interpolation),
