@@ -1,6 +1,7 @@
 """LoRA adapters of a training step: the option's text, and the model that peft makes of it."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import llmsim_magic as llmsim
 from llmsim_magic.capture.adapters.lora import with_lora
 from llmsim_magic.capture.configs.resolve import ConfigSource, find_config, load_config
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
@@ -18,6 +20,7 @@ from llmsim_magic.capture.replay.layer_matching import matched_layers
 from llmsim_magic.capture.run import run
 from llmsim_magic.records.errors import CannotTrace, InvalidValue
 from llmsim_magic.records.trace.lora import Lora, parse_lora
+from llmsim_magic.records.trace.training import Training
 from llmsim_magic.records.trace.workload import Workload
 from tests.helpers import small_models
 from tests.helpers.replay_comparison import differences
@@ -230,6 +233,22 @@ def test_bytes_and_parameters_are_those_measured_on_an_h100() -> None:
     assert 2 * gradients == states  # AdamW's two moments are in the parameters' dtype
 
 
+@pytest.mark.slow
+def test_gradients_and_states_of_a_step_are_those_measured_on_an_h100() -> None:
+    """The same run: gradients after backward, and what the optimizer's step then allocates."""
+    report = llmsim.trace(
+        "meta-llama/Llama-3.1-8B",
+        phase="train",
+        context=2048,
+        checkpointing=True,
+        lora="r=16,alpha=32,targets=all-linear",
+    )
+    nbytes = Counter[str]()
+    for storage in report.trace.storages:
+        nbytes[storage.role] += storage.nbytes
+    assert (nbytes["gradient"], nbytes["optimizer"]) == (167_772_160, 335_544_320)
+
+
 @pytest.mark.parametrize(
     ("spec", "trainable", "parameters"),
     [
@@ -286,6 +305,29 @@ def test_the_head_of_a_classifier_is_trained_beside_the_adapters() -> None:
     head = {path for path in trained if path.startswith("classifier")}
     assert head == {f"classifier.modules_to_save.default.{each}" for each in ("weight", "bias")}
     assert all(".lora_" in path for path in trained - head)
+
+
+# the options of a step
+
+
+def test_the_options_of_a_step_hold_the_text_in_one_form() -> None:
+    assert Training(lora="16") == Training(lora=" r=16 ")
+    assert Training(qlora=True).lora == "r=16,targets=all-linear"
+    assert Training(qlora=True, lora="4").lora == "r=4"
+    with pytest.raises(InvalidValue, match="unknown key 'rank'"):
+        Training(lora="rank=4")
+
+
+@pytest.mark.parametrize("options", [{"lora": "r=4,targets=all-linear"}, {"qlora": True}])
+def test_a_step_trains_the_adapters_alone(options: dict[str, Any]) -> None:
+    report = llmsim.trace(small_config("llama", 2), phase="train", batch=2, context=7, **options)
+    trained = {each.name for each in report.trace.parameters if each.trainable}
+    storages = report.trace.storages
+    assert trained == {each.name for each in storages if each.role == "gradient"}
+    assert all(".lora_" in name for name in trained)
+    states = {each.name for each in storages if each.role == "optimizer"}
+    assert states == {f"{name}.{key}" for name in trained for key in ("exp_avg", "exp_avg_sq")}
+    assert any("LoRA adapters of rank" in note for note in report.trace.notes)
 
 
 # mistakes

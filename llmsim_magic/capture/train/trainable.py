@@ -1,12 +1,15 @@
-"""Set up a model on `meta` for training: training mode and gradient checkpointing."""
+"""Set up a model on `meta` for training: training mode, adapters and gradient checkpointing."""
 
 from dataclasses import replace
 from typing import Any
 
+from llmsim_magic.capture.adapters.lora import with_lora
+from llmsim_magic.capture.adapters.qlora import with_qlora
 from llmsim_magic.capture.inputs.context_length import is_huggingface
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.records.errors import CannotTrace, InvalidValue
+from llmsim_magic.records.trace.lora import parse_lora
 from llmsim_magic.records.trace.training import Training
 
 
@@ -22,16 +25,23 @@ def trainable(meta_model: MetaModel, training: Training) -> MetaModel:
         The model.
 
     Raises:
-        InvalidValue: The model does not support checkpointing, or has nothing to train.
+        InvalidValue: The model does not support checkpointing, or has no module that an adapter
+            is to be added to.
+        CannotTrace: The model has nothing to train, or peft is missing or cannot adapt it.
     """
-    module = meta_model.module
+    module, notes = meta_model.module, meta_model.notes
     name = meta_model.info.name
     module.train()
+    if training.lora is not None:
+        adapt = with_qlora if training.qlora else with_lora
+        options = parse_lora(training.lora)
+        module, note = adapt(module, options, checkpointing=training.checkpointing)
+        notes = (*notes, note)
     if training.checkpointing:
         _enable_checkpointing(module, name)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise CannotTrace(f"{name} has no parameter that requires a gradient: nothing is trained")
-    return replace(meta_model)
+    return replace(meta_model, module=module, notes=notes)
 
 
 def _enable_checkpointing(module: Any, name: str) -> None:

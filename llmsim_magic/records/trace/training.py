@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.trace.lora import parse_lora
 from llmsim_magic.records.trace.optimizers import optimizer_name
 from llmsim_magic.records.trace.workload import whole_number
 from llmsim_magic.records.validation import choice, flag
@@ -12,6 +13,7 @@ PRECISION_DTYPES = {"bf16": "bfloat16", "fp32": "float32", "amp": "float32"}
 PRECISIONS = tuple(PRECISION_DTYPES)
 ZERO_STAGES = (0, 1, 2, 3)
 DEFAULT_OPTIMIZER = "adamw"
+DEFAULT_QLORA = "r=16,targets=all-linear"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +25,9 @@ class Training:
         precision: `bf16` or `fp32` for weights and arithmetic, `amp` for weights in float32 under
             autocast to bfloat16; None for the dtype of the config.
         checkpointing: run each layer's forward again in backward instead of keeping its tensors.
-        lora: a LoRA adapter, as text; None trains every parameter.
-        qlora: keep the base model's linear layers in 4 bits.
+        lora: LoRA adapters, as text that `parse_lora` reads; None trains every parameter.
+        qlora: keep the base model's linear layers in 4 bits; without `lora`, its adapters are on
+            all linear layers.
         accumulate: micro-batches per step, of `batch / accumulate` sequences each.
         packed: pack the sequences of a batch into one row.
         zero: stage of ZeRO: 1 shards the optimizer's states over `dp` devices, 2 the gradients
@@ -52,6 +55,10 @@ class Training:
             choice("precision", self.precision, PRECISIONS)
         for name in ("checkpointing", "qlora", "packed"):
             object.__setattr__(self, name, flag(name, getattr(self, name)))
+        if self.qlora and self.lora is None:
+            object.__setattr__(self, "lora", DEFAULT_QLORA)
+        if self.lora is not None:
+            object.__setattr__(self, "lora", str(parse_lora(self.lora)))
         for name in ("accumulate", "dp"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         if self.zero not in ZERO_STAGES:

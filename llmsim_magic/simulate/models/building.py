@@ -108,6 +108,13 @@ def _build(recipe: ModelRecipe, progress: Progress, cancelled: IsCancelled) -> "
 
 
 def _dtype(build: Build) -> str | None:
-    """The dtype of the weights: as asked for, or that of a training's precision."""
-    precision = build.training.precision if build.training is not None else None
-    return build.dtype if precision is None else PRECISION_DTYPES[precision]
+    """The dtype of the weights: as asked for, or that of a training's precision.
+
+    Autocast trains weights in float32, but those of a model in 4 bits have the dtype of the
+    checkpoint before they are quantised, as transformers loads them.
+    """
+    training = build.training
+    if training is None or training.precision is None:
+        return build.dtype
+    is_as_stored = training.qlora and training.precision == "amp"
+    return build.dtype if is_as_stored else PRECISION_DTYPES[training.precision]
