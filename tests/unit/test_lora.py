@@ -359,6 +359,15 @@ def test_a_model_without_linear_layers_is_refused_in_one_line() -> None:
         with_lora(model, parse_lora("4"))
 
 
+def test_what_peft_refuses_is_said_with_the_names_of_other_targets() -> None:
+    """peft adapts no `out_proj` of a Mamba, which all-linear would."""
+    with pytest.raises(CannotTrace) as error:
+        with_lora(small_models.build("mamba", "meta"), parse_lora("r=4,targets=all-linear"))
+    assert "out_proj" in str(error.value)
+    assert "in_proj" in str(error.value).rpartition("name targets among")[2]
+    with_lora(small_models.build("mamba", "meta"), parse_lora("r=4,targets=in_proj+x_proj"))
+
+
 def test_a_model_that_has_adapters_is_refused() -> None:
     model, _ = with_lora(built("llama"), parse_lora("4"))
     with pytest.raises(InvalidValue, match="already has adapters"):

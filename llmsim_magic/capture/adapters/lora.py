@@ -99,7 +99,11 @@ def adapted(
             wrapped = peft.get_peft_model(model, config)
     except Exception as error:
         _check_targets(model, options.targets)
-        raise CannotTrace(f"lora: peft cannot adapt the model: {describe(error)}") from error
+        names = _frequent(path for path, _ in _adaptable(model))
+        remedy = f"; name targets among its {_ADAPTED}: {names}" if names else ""
+        raise CannotTrace(
+            f"lora: peft cannot adapt the model: {clip(describe(error), 160)}{remedy}"
+        ) from error
     # Names of modules that transformers has since merged into one are no longer in the config.
     _check_targets(model, [name for name in options.targets if name in config.target_modules])
     expert_adapters = importlib.import_module("llmsim_magic.capture.adapters.expert_adapters")
@@ -162,13 +166,17 @@ def _adaptable(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
 
 
 def _nearest(name: str, paths: Iterable[str]) -> str:
-    """The names most like one, as many parts of the path long; the most frequent if none is."""
-    parts = name.count(".") + 1
-    ends = Counter(".".join(path.split(".")[-parts:]) for path in paths)
-    near = get_close_matches(name, ends, n=4, cutoff=0.5) or [
-        end for end, _ in ends.most_common(_MAX_NAMES)
-    ]
-    return ", ".join(clip(each, 60) for each in near)
+    """The names most like one, as many parts of a path long; the most frequent if none is."""
+    parts, paths = name.count(".") + 1, tuple(paths)
+    ends = dict.fromkeys(".".join(path.split(".")[-parts:]) for path in paths)
+    near = get_close_matches(name, ends, n=4, cutoff=0.5)
+    return ", ".join(clip(each, 60) for each in near) or _frequent(paths)
+
+
+def _frequent(paths: Iterable[str]) -> str:
+    """The most frequent last names of paths."""
+    ends = Counter(path.rpartition(".")[2] for path in paths)
+    return ", ".join(clip(end, 60) for end, _ in ends.most_common(_MAX_NAMES))
 
 
 def _note(model: torch.nn.Module, options: Lora) -> str:
