@@ -18,9 +18,14 @@ from torch.testing._internal.autocast_test_lists import AutocastTestLists
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from llmsim_magic.capture.configs.resolve import ConfigSource
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
+from llmsim_magic.capture.models.meta_model import from_config
 from llmsim_magic.capture.train.autocast import autocast_on_meta, autocasting
 from llmsim_magic.capture.train.autocast_policies import POLICIES
+from llmsim_magic.capture.train.step import run_step
+from llmsim_magic.records.trace.training import Training
+from llmsim_magic.records.trace.workload import Workload
 from tests.helpers import small_models
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
@@ -577,3 +582,34 @@ def test_modules_return_what_they_do_under_cpu_autocast(name: str) -> None:
         traced(**meta(inputs), use_cache=False)
     assert found == expected | {path: [FLOAT32] for path in IN_FLOAT32.get(name, ())}
     assert [BFLOAT16] in found.values()
+
+
+def recorded_step(name: str, *, replay: bool) -> tuple[list[Any], list[int]]:
+    """The kernels of a training step with what each frees, by size, and the bytes alive after."""
+    config = small_models.CONFIGS[name]()
+    config.num_hidden_layers = 4  # of which the last two are replayed
+    meta_model = from_config(ConfigSource(name, config, "a test"), dtype="float32")
+    meta_model.module.train()
+    workload = Workload(phase="train", batch=2, context=8)
+    trace = run_step(meta_model, workload, Training(precision="amp"), replay=replay)
+    record = trace.recorded
+    kernels, alive, total = [], [], 0
+    known: set[int] = set()
+    for kernel in record.kernels:
+        new = {record.tensors[index].storage for index in kernel.writes} - known
+        known |= new
+        total += sum(record.storages[number].nbytes for number in new)
+        freed = sorted(record.storages[number].nbytes for number in kernel.frees)
+        total -= sum(record.storages[number].nbytes for number in known.intersection(kernel.frees))
+        kernels.append((kernel.name, freed))
+        alive.append(total)
+    return kernels, alive
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "llama"])
+def test_casts_of_replayed_layers_end_as_those_of_layers_that_run(name: str) -> None:
+    """Backward needs no cast of a bias: it ends with the region, after the loss."""
+    run, alive = recorded_step(name, replay=False)
+    replayed, alive_replayed = recorded_step(name, replay=True)
+    assert replayed == run
+    assert alive_replayed == alive
