@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from llmsim_magic.capture.kernels.fused_kernels import AttentionArguments, RecurrentArguments
 
@@ -26,6 +26,8 @@ def kernel_flops(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
         The FLOPs, or None for a kernel without a formula.
     """
     packet = func._overloadpacket
+    if packet in _ATTENTION_BACKWARD:
+        return _attention_backward_flops(*args[:4])
     if packet in _ADDED_FORMULAS:
         return _ADDED_FORMULAS[packet](*args[:2])
     formula = flop_registry.get(packet)
@@ -90,6 +92,28 @@ def attention_flops(arguments: AttentionArguments) -> int:
 
     q, k, v = as_4d(arguments.query), as_4d(arguments.key), as_4d(arguments.value)
     return int(sdpa_flop_count(q, (*q[:2], *k[2:]), (*q[:2], *v[2:])))
+
+
+_ATTENTION_BACKWARD = frozenset(
+    {
+        torch.ops.aten._scaled_dot_product_flash_attention_backward,
+        torch.ops.aten._scaled_dot_product_efficient_attention_backward,
+        torch.ops.aten._scaled_dot_product_cudnn_attention_backward,
+    }
+)
+
+
+def _attention_backward_flops(
+    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> int:
+    """The FLOPs of the five matmuls of attention's backward; every query head counts.
+
+    Older versions of torch's formula accept only equal head counts.
+    """
+    q, k, v = tuple(query.shape), tuple(key.shape), tuple(value.shape)
+    return int(
+        sdpa_backward_flop_count(tuple(gradient.shape), q, (*q[:2], *k[2:]), (*q[:2], *v[2:]))
+    )
 
 
 def recurrent_flops(arguments: RecurrentArguments) -> int:
