@@ -584,8 +584,8 @@ def test_modules_return_what_they_do_under_cpu_autocast(name: str) -> None:
     assert [BFLOAT16] in found.values()
 
 
-def recorded_step(name: str, *, replay: bool) -> tuple[list[Any], list[int]]:
-    """The kernels of a training step with what each frees, by size, and the bytes alive after."""
+def freed_after_loss(name: str, *, replay: bool) -> list[int]:
+    """The sizes of what a training step frees once its forward has ended."""
     config = small_models.CONFIGS[name]()
     config.num_hidden_layers = 4  # of which the last two are replayed
     meta_model = from_config(ConfigSource(name, config, "a test"), dtype="float32")
@@ -593,23 +593,13 @@ def recorded_step(name: str, *, replay: bool) -> tuple[list[Any], list[int]]:
     workload = Workload(phase="train", batch=2, context=8)
     trace = run_step(meta_model, workload, Training(precision="amp"), replay=replay)
     record = trace.recorded
-    kernels, alive, total = [], [], 0
-    known: set[int] = set()
-    for kernel in record.kernels:
-        new = {record.tensors[index].storage for index in kernel.writes} - known
-        known |= new
-        total += sum(record.storages[number].nbytes for number in new)
-        freed = sorted(record.storages[number].nbytes for number in kernel.frees)
-        total -= sum(record.storages[number].nbytes for number in known.intersection(kernel.frees))
-        kernels.append((kernel.name, freed))
-        alive.append(total)
-    return kernels, alive
+    loss = next(each for each in record.kernels if each.name == "aten.nll_loss_forward.default")
+    return sorted(record.storages[number].nbytes for number in loss.frees)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "bert", "opt"])
 def test_casts_of_replayed_layers_end_as_those_of_layers_that_run(name: str) -> None:
     """Backward needs no cast of a bias: it ends with the region, after the loss."""
-    run, alive = recorded_step(name, replay=False)
-    replayed, alive_replayed = recorded_step(name, replay=True)
-    assert replayed == run
-    assert alive_replayed == alive
+    run = freed_after_loss(name, replay=False)
+    assert len(run) > 4 * 4  # the biases of four layers
+    assert freed_after_loss(name, replay=True) == run
