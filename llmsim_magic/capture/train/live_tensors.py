@@ -19,7 +19,8 @@ class LiveTensorTable(TensorTable):
 
     Args:
         owners: Role and name of storages that are known before the step, by storage address.
-        on_free: Called with the number of a storage when nothing refers to it any more.
+        on_free: Called with the number of a storage when nothing refers to it any more, unless it
+            is empty.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class LiveTensorTable(TensorTable):
     def _free(self, address: int, number: int, _: object) -> None:
         del self._living[address], self._storage_numbers[address]
         self._uses[number] -= 1
-        if not self._uses[number]:
+        if not self._uses[number] and self._bytes[number]:
             self._on_free(number)
 
     def stop(self) -> None:

@@ -261,9 +261,8 @@ class TrainRecorder(Recorder):
             0 <= self._backward_kernels[end][1] < _NO_NODE
         ):
             end += 1
-        (events, kernels, calls), _ = self._backward_kernels[own[0]]
-        if run.layer.path in self._recomputed:
-            events, kernels, calls = self._recomputed[run.layer.path]
+        start, _ = self._backward_kernels[own[0]]
+        events, kernels, calls = min(start, self._recomputed.get(run.layer.path, start))
         (last_event, last_kernel, _), _ = self._backward_kernels[end - 1]
         return LayerSpan(
             (events, last_event + 1), (kernels, last_kernel + 1), (calls, calls), in_helper=False
