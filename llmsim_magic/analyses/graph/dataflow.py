@@ -1,14 +1,17 @@
 """Dataflow: which operator reads a tensor that another operator wrote."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmsim_magic.analyses.kernels.aliasing import covers, overlap
 from llmsim_magic.analyses.kernels.kernel_arguments import read_arguments
 from llmsim_magic.analyses.kernels.memoize import memoize, memoize_invariant
-from llmsim_magic.records.trace.recorded import Kernel, Record, Replay, Tensor
+from llmsim_magic.records.trace.recorded import Kernel, Record, Replay, Role, Tensor
 from llmsim_magic.records.trace.trace import Trace
 
+SAVED = "saved"  # what edges go through whose tensor autograd keeps for backward
+GRADIENT = ".grad"  # after the name of the parameter
+_NAMED: tuple[Role, ...] = ("cache", "gradient", "optimizer")
 Writers = list[tuple[int, Tensor]]  # the operator and the region it wrote, latest last
 
 
@@ -17,7 +20,9 @@ class Edge:
     """The operator `target` reads a tensor that the operator `source` wrote.
 
     `tensor` indexes the recorded tensors; for a replayed layer it is the tensor of the recorded
-    layer. `through` names the cache slot that holds the tensor; None for any other tensor.
+    layer. `through` names the cache slot that holds the tensor. In a training step it is `saved`
+    for a tensor that backward reads of forward, and the name of a gradient or of an optimizer's
+    state that is read. None for any other tensor.
     """
 
     source: int
@@ -46,12 +51,26 @@ def edges(trace: Trace) -> tuple[Edge, ...]:
         done = replay.before_operator
     builder.run(_segments(record, layers, done, len(record.operators)))
     tensors = record.tensors
+    found = builder.edges if trace.training is None else _with_saved(trace, builder.edges)
 
     def sort_key(edge: Edge) -> tuple[object, ...]:
         tensor = tensors[edge.tensor]
         return (edge.target, edge.source, tensor.shape, tensor.dtype, edge.through or "")
 
-    return tuple(sorted(builder.edges, key=sort_key))
+    return tuple(sorted(found, key=sort_key))
+
+
+def _with_saved(trace: Trace, found: Iterable[Edge]) -> list[Edge]:
+    """The edges, of which those that lead from forward to backward go through saved tensors."""
+    is_backward = trace.expand_replays(
+        [operator.part == "backward" for operator in trace.recorded.operators]
+    )
+    return [
+        replace(edge, through=SAVED)
+        if is_backward[edge.target] and not is_backward[edge.source]
+        else edge
+        for edge in found
+    ]
 
 
 @memoize_invariant
@@ -212,7 +231,9 @@ class _DataflowBuilder:
 
     def _add_edge(self, target: int, source: int, tensor: int, storage: int) -> None:
         found = self._record.storages[storage]
-        through = found.name if found.role == "cache" else None
+        through = found.name if found.role in _NAMED else None
+        if through is not None and found.role == "gradient":
+            through += GRADIENT
         self._edges[target, source, tensor] = through
 
 

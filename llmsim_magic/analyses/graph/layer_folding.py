@@ -15,7 +15,10 @@ _ATTRIBUTE_DEPTH = 1_000  # sorts attributes after classes, which have their rea
 
 @dataclass(frozen=True, slots=True)
 class LayerGroup:
-    """Layers of one stack that run the same operators on the same shapes, drawn as the first."""
+    """Layers of one stack that run the same operators on the same shapes, drawn as the first.
+
+    `indices` are in execution order.
+    """
 
     first: Layer
     indices: tuple[int, ...]
@@ -54,13 +57,13 @@ def _signature(
 
 
 def _shared_sources(trace: Trace) -> frozenset[int]:
-    """Operators outside of layers that more than one layer depends on."""
-    readers: dict[int, set[Layer]] = {}
+    """Operators outside of layers that more than one layer of a stack depends on."""
+    readers: dict[tuple[int, str], set[Layer]] = {}
     for order, layer in enumerate(layers(trace)):
         for source in depends_on(trace)[order] if layer else ():
             if layers(trace)[source] is None and layer is not None:
-                readers.setdefault(source, set()).add(layer)
-    return frozenset(source for source, found in readers.items() if len(found) > 1)
+                readers.setdefault((source, layer.stack), set()).add(layer)
+    return frozenset(source for (source, _), found in readers.items() if len(found) > 1)
 
 
 def _work_ids(trace: Trace) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Which layer each operator belongs to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -65,10 +65,10 @@ def layer_of(path: str, stacks: frozenset[str]) -> Layer | None:
     return None
 
 
-def index_spans(indices: Sequence[int]) -> str:
-    """Ascending indices as ranges, such as `0-2, 5`; more than four ranges are abbreviated."""
+def index_spans(indices: Iterable[int]) -> str:
+    """Indices as ascending ranges, such as `0-2, 5`; more than four ranges are abbreviated."""
     spans: list[list[int]] = []
-    for index in indices:
+    for index in sorted(indices):
         if spans and index == spans[-1][1] + 1:
             spans[-1][1] = index
         else:

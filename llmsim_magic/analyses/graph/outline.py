@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llmsim_magic.analyses.graph.dataflow import edges
+from llmsim_magic.analyses.graph.dataflow import SAVED, edges
 from llmsim_magic.analyses.graph.layer_folding import (
     LayerGroup,
     distinguishing_features,
@@ -22,7 +22,7 @@ from llmsim_magic.analyses.kernels.operator_kinds import operator_kinds
 from llmsim_magic.records.trace.selection import Level, Selection, Unfolded
 from llmsim_magic.records.trace.trace import Trace
 
-EdgeKind = Literal["tensor", "residual", "cache", "next layer"]
+EdgeKind = Literal["tensor", "residual", "cache", "saved", "gradient", "next layer"]
 MAX_NODES = 40  # nodes that fit on a screen
 MIN_NODES = 12
 
@@ -49,7 +49,9 @@ class OutlineEdge:
     """A drawn edge: tensors that the target node reads from the source node.
 
     A `residual` edge bypasses other operators on the way from source to target. A `next layer`
-    edge leads from a folded layer to the layer after it, which is drawn as the same node.
+    edge leads from a folded layer to the layer after it, which is drawn as the same node. In a
+    training step, a `saved` edge leads from forward to backward, and a `gradient` edge has the
+    gradient of a parameter.
     `tensors` index the recorded tensors.
     """
 
@@ -176,6 +178,8 @@ class _Collapser:
         self._operators = trace.expand_replays(trace.recorded.operators)
         self._lists = {module.path for module in trace.modules if module.is_list}
         self._innermost = _innermost(trace) if level == "module" else frozenset()
+        if depth is not None or level == "module":
+            self._innermost |= _childless(trace)
 
     def collapsed(self, order: int) -> str | None:
         """The outermost collapsed module that contains an operator; never a list of modules."""
@@ -205,6 +209,13 @@ def _innermost(trace: Trace) -> frozenset[str]:
     return frozenset(parents - of_containers - {""})
 
 
+@memoize
+def _childless(trace: Trace) -> frozenset[str]:
+    """Modules without children; functions run in one only if it is the optimizer of a step."""
+    parents = {module.path.rpartition(".")[0] for module in trace.modules if module.path}
+    return frozenset(module.path for module in trace.modules) - parents - {""}
+
+
 def _drawn_edges(
     trace: Trace,
     groups: Iterable[LayerGroup],
@@ -220,6 +231,7 @@ def _drawn_edges(
     ]
     residual: dict[tuple[int, int], bool] = {}
     found: dict[tuple[int, int, EdgeKind], dict[int, None]] = {}
+    tensors = trace.recorded.tensors
     for edge in edges(trace):
         source, target = node_of[edge.source], node_of[edge.target]
         if source is None or target is None:
@@ -231,21 +243,23 @@ def _drawn_edges(
             kind = "next layer"
         elif source == target:
             continue
-        elif edge.through is not None:
-            kind = "cache"
+        elif (role := trace.recorded.storages[tensors[edge.tensor].storage].role) == "gradient":
+            kind = "gradient"
+        elif edge.through is not None and role != "optimizer":
+            kind = "saved" if edge.through == SAVED else "cache"
         else:
             ends = counterparts[edge.source], counterparts[edge.target]
             if ends not in residual:
                 residual[ends] = is_residual(trace, edge)
             kind = "residual" if residual[ends] else "tensor"
         found.setdefault((source, target, kind), {})[edge.tensor] = None
-    for (source, target, kind), tensors in found.items():
+    for (source, target, kind), read in found.items():
         if kind == "tensor":
             yield OutlineEdge(
-                source, target, kind, (*tensors, *found.get((source, target, "residual"), ()))
+                source, target, kind, (*read, *found.get((source, target, "residual"), ()))
             )
         elif kind != "residual" or (source, target, "tensor") not in found:
-            yield OutlineEdge(source, target, kind, tuple(tensors))
+            yield OutlineEdge(source, target, kind, tuple(read))
 
 
 _Placement = tuple[Layer, Layer]  # an operator's layer, and the first of its group

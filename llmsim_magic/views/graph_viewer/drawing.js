@@ -6,7 +6,7 @@ const COLOURINGS = { kind: "kind of work", flops: "FLOPs", bytes: "bytes moved",
 // The colour of each bottleneck is that of a kind of work.
 const BOTTLENECKS = { compute: "matmul", memory: "attention", launch: "movement", interconnect: "embedding" };
 const KINDS = ["matmul", "attention", "normalisation", "elementwise", "embedding", "movement"];
-const FLOWS = ["tensor", "residual", "cache", "next layer"];
+const FLOWS = ["tensor", "residual", "cache", "saved", "gradient", "next layer"];
 
 const shape = (name, attributes = {}, text = "") => {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);

@@ -3,10 +3,10 @@
 const lastPart = (path) => /(?:^|\.)([^.]*\.\d+|[^.]*)$/.exec(path)[1];
 const parentOf = (path) => path.slice(0, Math.max(0, path.lastIndexOf(".")));
 
-// `0-2, 5` for ascending indices; more than four ranges are shortened.
+// `0-2, 5`: indices as ascending ranges; more than four are shortened.
 const spans = (indices) => {
   const found = [];
-  for (const index of indices) {
+  for (const index of [...indices].sort((a, b) => a - b)) {
     const last = found[found.length - 1];
     if (last && index === last[1] + 1) last[1] = index;
     else found.push([index, index]);
@@ -60,7 +60,7 @@ class Folding {
 
   // The layers of a group and of those that take turns with it: only together are they a chain.
   layersWith(group) {
-    const ends = ({ indices }) => [indices[0], indices[indices.length - 1]];
+    const ends = ({ indices }) => [Math.min(...indices), Math.max(...indices)];
     const [first, last] = ends(group);
     const areMixed = (other) => ends(other)[0] <= last && ends(other)[1] >= first;
     return this.data.groups.filter((other) => other.stack === group.stack && areMixed(other))

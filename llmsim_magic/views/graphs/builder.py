@@ -15,6 +15,7 @@ from llmsim_magic.analyses.graph.outline import (
     Outline,
     OutlineEdge,
 )
+from llmsim_magic.analyses.graph.pass_level import split_by_pass
 from llmsim_magic.analyses.time.pass_time import OperatorTime
 from llmsim_magic.records.trace.selection import Level, Selection
 from llmsim_magic.records.trace.trace import Trace
@@ -51,8 +52,9 @@ class _Cluster:
 
 
 def at_level(trace: Trace, level: Level) -> Trace:
-    """The trace with one operator per kernel at level `kernel`, else the trace itself."""
-    return split_by_kernel(trace) if level == "kernel" else trace
+    """The trace as it is drawn: a step by its passes, and at level `kernel` by its kernels."""
+    by_pass = split_by_pass(trace)
+    return split_by_kernel(by_pass) if level == "kernel" else by_pass
 
 
 class GraphBuilder:

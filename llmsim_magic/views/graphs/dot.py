@@ -21,6 +21,8 @@ EDGE_STYLES: dict[EdgeKind, dict[str, str]] = {
     "tensor": {"color": "#454545"},
     "residual": {"color": "#0072b2", "style": "bold"},
     "cache": {"color": "#c14b00", "style": "dashed"},
+    "saved": {"color": "#00795a", "style": "dashed", "weight": "0"},
+    "gradient": {"color": "#8a3ea1"},
     "next layer": {"color": "#7a7a7a", "style": "dotted", "constraint": "false"},
 }
 _TEXT_COLOUR, _MUTED_TEXT_COLOUR = "#222222", "#5c636d"
