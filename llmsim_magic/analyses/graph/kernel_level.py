@@ -28,9 +28,7 @@ def split_by_kernel(trace: Trace) -> Trace:
             name, inputs = short_name(kernel.name), kernel.inputs
             path, source, held = owner.path, owner.source, owner.held
             operators.append(
-                Operator(
-                    path, name, "function", inputs, kernel.outputs, source, held, owner.part
-                )
+                Operator(path, name, "function", inputs, kernel.outputs, source, held, owner.part)
             )
         kernels.append(structs.replace(kernel, operator=order))
         before.append(len(operators))

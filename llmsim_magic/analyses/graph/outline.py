@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llmsim_magic.analyses.graph.dataflow import SAVED, edges
+from llmsim_magic.analyses.graph.dataflow import SAVED, Edge, edges
 from llmsim_magic.analyses.graph.layer_folding import (
     LayerGroup,
     distinguishing_features,
@@ -231,23 +231,18 @@ def _drawn_edges(
     ]
     residual: dict[tuple[int, int], bool] = {}
     found: dict[tuple[int, int, EdgeKind], dict[int, None]] = {}
-    tensors = trace.recorded.tensors
     for edge in edges(trace):
         source, target = node_of[edge.source], node_of[edge.target]
         if source is None or target is None:
             continue
-        kind: EdgeKind
+        kind: EdgeKind | None = _flow(trace, edge)
         if _leads_to_next_layer(
             placements[edge.source], placements[edge.target], back=source >= target
         ):
             kind = "next layer"
         elif source == target:
             continue
-        elif (role := trace.recorded.storages[tensors[edge.tensor].storage].role) == "gradient":
-            kind = "gradient"
-        elif edge.through is not None and role != "optimizer":
-            kind = "saved" if edge.through == SAVED else "cache"
-        else:
+        elif kind is None:
             ends = counterparts[edge.source], counterparts[edge.target]
             if ends not in residual:
                 residual[ends] = is_residual(trace, edge)
@@ -260,6 +255,19 @@ def _drawn_edges(
             )
         elif kind != "residual" or (source, target, "tensor") not in found:
             yield OutlineEdge(source, target, kind, tuple(read))
+
+
+def _flow(trace: Trace, edge: Edge) -> EdgeKind | None:
+    """What an edge is by the tensor that it leads through; None for a direct read."""
+    if edge.through is None:
+        return None
+    if edge.through == SAVED:
+        return "saved"
+    record = trace.recorded
+    role = record.storages[record.tensors[edge.tensor].storage].role
+    if role == "gradient":
+        return "gradient"
+    return None if role == "optimizer" else "cache"
 
 
 _Placement = tuple[Layer, Layer]  # an operator's layer, and the first of its group

@@ -65,6 +65,7 @@ class TrainRecorder(Recorder):
         self._now: Pass = "forward"
         self._nodes: list[int] = []  # number of nodes of autograd after each kernel of forward
         self._makers: list[ModuleCall | FunctionCall] = []  # the owner of each of those kernels
+        self._saved_before: list[int] = []  # by autograd, before the next operator runs
         self._backward: BackwardCall
         self._evaluation = evaluation
         self._layer_replayer = LayerReplayer(evaluation, self.table) if replay else None
@@ -278,12 +279,15 @@ class TrainRecorder(Recorder):
             self.calls.pop()
 
     def saving(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Note that autograd keeps a tensor for the operator that runs, and return it."""
+        """Note that autograd keeps a tensor for the operator that runs, and return it.
+
+        What a checkpoint keeps before it runs its layer is kept for the first operator in it.
+        """
         parent = self._open[-1] if self._open else None
         owner = parent if parent is not None and parent.is_leaf else self._function
-        if owner is not None:
-            with unrecorded():
-                owner.saved.append(self.table.add(tensor))
+        with unrecorded():
+            saved = self._saved_before if owner is None else owner.saved
+            saved.append(self.table.add(tensor))
         return tensor
 
     def kernel(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -336,6 +340,9 @@ class TrainRecorder(Recorder):
     def _add(self, owner: Owner, kernel: Kernel) -> None:
         super()._add(owner, kernel)
         if self._now == "forward" and not isinstance(owner, BackwardCall):
+            if self._saved_before and not kernel.is_view:
+                owner.saved += self._saved_before
+                self._saved_before = []
             self._nodes.append(_AUTOGRAD._get_sequence_nr())
             self._makers.append(owner)
 

@@ -146,13 +146,14 @@ COLUMNS: MappingProxyType[str, Column] = MappingProxyType(
         "through": Column("through", "text", 5),
         "dtype": Column("dtype", "text", 31),
         "cache_bytes": Column("cache", "bytes", 14),
+        "saved_bytes": Column("saved", "bytes", 6),
         "tied_to": Column("tied to", "path", 36),
         **{
             name: Column(name, "text", None)
             for name in (
                 "order", "kind", "layer", "parent", "depth", "trainable", "depends_on", "source",
                 "target", "order_first", "in_features", "out_features", "num_embeddings",
-                "embedding_dim", "changes",
+                "embedding_dim", "changes", "pass", "backward_of",
             )
         },
         **_costs(),

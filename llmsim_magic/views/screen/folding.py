@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from llmsim_magic.analyses.graph.layers import index_spans
+from llmsim_magic.records.trace.recorded import PASSES
 
 Key = tuple[Hashable, ...]
 _INDENT = "  "
@@ -23,7 +24,7 @@ class Line:
             empty for the head of a block that has no row of its own.
         is_block: whether it is the head of a block of layers.
         stack: the path of the list that the layers of a block are in.
-        indices: the layers of a block.
+        indices: the layers of a block, in the order of their rows.
     """
 
     label: str
@@ -50,6 +51,23 @@ class _Layer(NamedTuple):
     @property
     def path(self) -> str:
         return f"{self.stack}.{self.number}" if self.stack else str(self.number)
+
+
+def fold_by_pass(paths: Sequence[str], keys: Sequence[Key], parts: Sequence[str]) -> list[Line]:
+    """As `fold` for each pass of a training step, below a head that names the pass.
+
+    Args:
+        paths: as in `fold`.
+        keys: as in `fold`.
+        parts: the pass of each row.
+    """
+    lines: list[Line] = []
+    for part in (each for each in PASSES if each in parts):
+        places = [place for place, own in enumerate(parts) if own == part]
+        lines.append(Line(part, (), is_block=True))
+        rows: list[tuple[int, ...]] = [(place,) for place in places]
+        lines += _fold(rows, [paths[p] for p in places], [keys[p] for p in places], 1)
+    return lines
 
 
 def fold(paths: Sequence[str], keys: Sequence[Key]) -> list[Line]:
@@ -109,7 +127,7 @@ def _block(
         for position in range(len(places))
     ]
     own = below.count("") == 1 and below[0] == ""
-    spans = index_spans(sorted(layer.number for layer in group)).replace("-", "–")
+    spans = index_spans(layer.number for layer in group).replace("-", "–")
     stack = f"{first.stack}." if first.stack else ""
     times = f" ×{len(group)}" if len(group) > 1 else ""
     head = Line(
@@ -117,7 +135,7 @@ def _block(
         together[0] if own else (),
         is_block=True,
         stack=first.stack,
-        indices=tuple(sorted(layer.number for layer in group)),
+        indices=tuple(layer.number for layer in group),
     )
     start = 1 if own else 0
     inner_keys = [_relative_key(keys[place], first) for place in places[start:]]
@@ -148,8 +166,9 @@ def relative(value: Hashable, stack: str, index: int) -> Hashable:
     """A text with the paths of a layer's stack relative to the layer.
 
     In layer 3, `model.layers.3.mlp:mul` is `mlp:mul` and `model.layers.2:add` is
-    `previous layer:add`.
+    `previous layer:add`. A stack whose name has words before it is that of its last word.
     """
+    stack = stack.rpartition(" ")[2]
     if not isinstance(value, str) or not stack or stack not in value:
         return value
 

@@ -16,14 +16,14 @@ from llmsim_magic.records.printable import printable
 from llmsim_magic.views import units
 from llmsim_magic.views.screen import cells
 from llmsim_magic.views.screen.columns import COLUMNS, TEXTS, Column, declared
-from llmsim_magic.views.screen.folding import OWN_ROW, Line, fold, relative
+from llmsim_magic.views.screen.folding import OWN_ROW, Line, fold, fold_by_pass, relative
 from llmsim_magic.views.screen.screen_table import FORMULA, WORKLOAD, for_screen, one_formula
 
 # Columns that are said once above the table where every row has the same value.
 _SAID_ONCE = ("device", "runtime", "launch", "phase", "batch", "context", "measured", "devices")
 # Columns of which the head of a block without a row of its own has the sum over its layers.
-_SUMMED = frozenset({"flops", "elementwise_ops", "bytes_read", "bytes_written", "time_s",
-                     "time_share", "share"})  # fmt: skip
+_SUMMED = frozenset({"flops", "elementwise_ops", "bytes_read", "bytes_written", "saved_bytes",
+                     "time_s", "time_share", "share"})  # fmt: skip
 _NUMBER = re.compile(r"\d+")
 _SHORT_OP = 18  # characters of a type of operator in a narrow terminal
 _MASKED = (pd.arrays.IntegerArray, pd.arrays.FloatingArray, pd.arrays.BooleanArray)
@@ -188,7 +188,7 @@ def grid(table: pd.DataFrame) -> Grid:
     details = [
         name
         for name in names
-        if declared(name).importance is None and name not in ("order", "changes")
+        if declared(name).importance is None and name not in ("order", "changes", "pass")
     ]
     shown = [name for name in names if declared(name).importance is not None]
     shown = [
@@ -268,7 +268,8 @@ def _lines(table: _Values, path: str | None, shown: list[str]) -> list[Line]:
         missing if cells.is_missing(value) else printable(str(value))
         for value in table.columns[path]
     ]
-    return fold(paths, keys)
+    parts = table.columns.get("pass")
+    return fold(paths, keys) if parts is None else fold_by_pass(paths, keys, parts)
 
 
 def _keys(columns: Sequence[list[Hashable]], rows: int) -> list[tuple[Hashable, ...]]:
@@ -390,13 +391,12 @@ def _shorter(name: str, texts: list[str]) -> list[str] | None:
 
 def _relative_paths(values: list[Any], lines: list[Line]) -> list[Any]:
     """Paths below the head of a block, relative to the layer that the block shows."""
-    found, stack, index = [], "", 0
+    found, stack, index, depth = [], "", 0, 0
     for value, line in zip(values, lines, strict=True):
-        if line.is_block and not line.label.startswith(" "):
-            stack, _, rest = line.label.partition(" ×")[0].rpartition(".")
-            index = int(re.split("[–,]", rest)[0])
-        elif not line.label.startswith(" "):
+        if line.depth <= depth:
             stack = ""
+        if line.indices and not stack:
+            stack, index, depth = line.stack, line.indices[0], line.depth
         found.append(relative(value, stack, index) if isinstance(value, str) else value)
     return found
 

@@ -33,9 +33,10 @@ _FEATURES = {
     "embedding_dim": "attribute `embedding_dim` of the module",
 }
 _WORKLOAD = {
-    "phase": "prefill, decode, or forward for inputs of your own",
+    "phase": "prefill, decode, train, or forward for inputs of your own",
     "batch": "sequences in the batch",
-    "context": "tokens read by a prefill, or already cached by a decode step",
+    "context": "tokens read by a prefill, already cached by a decode step, or of each sequence of "
+    "a training step",
 }
 _RUNTIME = {"runtime": "transformers (a plain call of the model) or vllm (an engine)"}
 _EXECUTION = {
@@ -82,6 +83,15 @@ _OPS = {
     **_WORK,
     **_FEATURES,
 }
+_PASS = {"pass": "of a training step: forward, recompute, backward or optimizer"}
+_STEP = {
+    **_PASS,
+    "saved_bytes": "bytes that autograd keeps for this operator until backward, without parameters "
+    "and buffers; a storage counts once, at the first operator that keeps it; NA for what is "
+    "recomputed",
+    "backward_of": "`order` of the operator whose gradients this one computes; NA outside of "
+    "backward",
+}
 _PHASE_TIMES = {
     f"{phase}_{name}": f"{phase}: {meaning}"
     for phase in ("prefill", "decode")
@@ -98,7 +108,7 @@ _PHASE_TIMES = {
 
 MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
     {
-        "ops": _OPS,
+        "ops": {**_OPS, **_STEP},
         "modules": {
             "path": "path of the module; empty for the model itself",
             "type": "class of the module",
@@ -120,7 +130,9 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             "target": "`order` of the operator that reads it",
             "shape": "shape of the tensor",
             "dtype": "torch dtype of the tensor",
-            "through": "name of the cache tensor that carries it; NA for a direct read",
+            "through": "name of the cache tensor that carries it; in a training step also of a "
+            "gradient or an optimizer's state, or `saved` for a tensor that autograd kept of "
+            "forward; NA for a direct read",
             "source_operator": "path and function of the source",
             "target_operator": "path and function of the target",
         },
@@ -131,6 +143,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             **_SHAPES,
             **_WORK,
             "is_view": "whether it only makes a view, which moves no data",
+            **_PASS,
         },
         "summary": {**_QUANTITY, "value": "the quantity itself", "unit": "its unit"},
         "conditions": {
@@ -146,6 +159,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             **_ORDER,
             "path": _OPS["path"],
             "op": _OPS["op"],
+            **_PASS,
             "rank": "length of the longest chain of operators before it",
             "waits_for": "`order` of each operator whose output this one reads",
             "waits_for_operators": "the same as paths and function names",
@@ -229,7 +243,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             "error": "why the workload could not be traced; NA for the others",
         },
         "differences": _DIFFERENCES,
-        "sweep_ops": {**_WORKLOAD, **_OPS},
+        "sweep_ops": {**_WORKLOAD, **_OPS, **_STEP},
         "shapes": {
             "path": _OPS["path"],
             "op": _OPS["op"],

@@ -1,15 +1,18 @@
 """Tables of operators: one row per operator, per kernel, and per edge between operators."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import pandas as pd
 
 from llmsim_magic.analyses.cost.operator_costs import costs, recorded_costs
+from llmsim_magic.analyses.cost.step_passes import forward_orders, parts, saved_bytes
 from llmsim_magic.analyses.cost.traffic import kernel_bytes
 from llmsim_magic.analyses.graph.dataflow import depends_on, edges, ranks
 from llmsim_magic.analyses.graph.layers import layers
 from llmsim_magic.analyses.kernels import elementwise_work
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
+from llmsim_magic.records.trace.recorded import Pass
 from llmsim_magic.records.trace.trace import Module, Scalar, Trace
 from llmsim_magic.views.tables.columns import (
     BYTES_BY_SOURCE,
@@ -19,6 +22,10 @@ from llmsim_magic.views.tables.columns import (
     texts,
 )
 from llmsim_magic.views.tables.operator_columns import OperatorColumns, once_each
+
+_OF_PASS: Mapping[Pass, str] = MappingProxyType(
+    {"recompute": "recompute of ", "backward": "backward of ", "optimizer": "optimizer"}
+)
 
 
 @defer_interrupt
@@ -30,7 +37,9 @@ def ops_table(trace: Trace) -> pd.DataFrame:
     Returns:
         A table with index `order`. `flops` counts a multiply-add as two; `bytes_read` and
         `bytes_written` are the least traffic; `depends_on` lists the `order` of the operators
-        whose outputs this one reads.
+        whose outputs this one reads. Of a training step, `pass` says what an operator is
+        a part of, `saved_bytes` what autograd keeps for it, and `backward_of` the `order` of the
+        operator whose gradients it computes.
     """
     index = pd.RangeIndex(len(trace.steps), name="order")
     return pd.DataFrame(operator_columns([trace]), index=index)
@@ -57,6 +66,10 @@ def operator_columns(traces: Sequence[Trace]) -> dict[str, object]:
         columns[name] = each.integers(getattr(cost, name) for cost in costs_of)
     columns["depends_on"] = of_pass(once_each(map(depends_on, traces), _lists))
     columns["source"] = own(texts(o.source for pairs in rows for o, _ in pairs)).tolist()
+    if any(trace.training is not None for trace in traces):
+        columns["pass"] = own(o.part for pairs in rows for o, _ in pairs).tolist()
+        columns["saved_bytes"] = each.integers_of_pass(once_each(traces, saved_bytes))
+        columns["backward_of"] = each.integers_of_pass(once_each(traces, forward_orders))
     features = once_each([trace.modules for trace in traces], _attributes)
     for name in FEATURE_COLUMNS:
         columns[name] = each.integers(
@@ -97,33 +110,37 @@ def kernels_table(trace: Trace) -> pd.DataFrame:
 
     Returns:
         A table whose `op_order` is the operator that ran the kernel; NA for a view that is
-        created outside any operator.
+        created outside any operator. Of a training step, `pass` is that of the operator.
     """
     record = trace.unrolled
     kernels = record.kernels
     traffic = [kernel_bytes(record, kernel) for kernel in kernels]
-    return pd.DataFrame(
-        {
-            "order": range(len(kernels)),
-            "op_order": integers(kernel.operator for kernel in kernels),
-            "kernel": [kernel.name for kernel in kernels],
-            "input_shapes": [record.shapes(kernel.inputs) for kernel in kernels],
-            "output_shapes": [record.shapes(kernel.outputs) for kernel in kernels],
-            "dtype": texts(
-                record.tensors[tensors[0]].dtype if (tensors := k.outputs or k.inputs) else None
-                for k in kernels
-            ),
-            "flops": integers(
-                0
-                if k.flops is None and elementwise_work.elementwise_ops(record, k) is not None
-                else k.flops
-                for k in kernels
-            ),
-            "bytes_read": [read for read, _ in traffic],
-            "bytes_written": [written for _, written in traffic],
-            "is_view": [kernel.is_view for kernel in kernels],
-        }
-    )
+    columns: dict[str, object] = {
+        "order": range(len(kernels)),
+        "op_order": integers(kernel.operator for kernel in kernels),
+        "kernel": [kernel.name for kernel in kernels],
+        "input_shapes": [record.shapes(kernel.inputs) for kernel in kernels],
+        "output_shapes": [record.shapes(kernel.outputs) for kernel in kernels],
+        "dtype": texts(
+            record.tensors[tensors[0]].dtype if (tensors := k.outputs or k.inputs) else None
+            for k in kernels
+        ),
+        "flops": integers(
+            0
+            if k.flops is None and elementwise_work.elementwise_ops(record, k) is not None
+            else k.flops
+            for k in kernels
+        ),
+        "bytes_read": [read for read, _ in traffic],
+        "bytes_written": [written for _, written in traffic],
+        "is_view": [kernel.is_view for kernel in kernels],
+    }
+    if trace.training is not None:
+        of_operator = parts(trace)
+        columns["pass"] = texts(
+            None if kernel.operator is None else of_operator[kernel.operator] for kernel in kernels
+        )
+    return pd.DataFrame(columns)
 
 
 @defer_interrupt
@@ -160,10 +177,12 @@ def topological_table(trace: Trace) -> pd.DataFrame:
     operators = trace.expand_replays(trace.recorded.operators)
     names = _operator_names(trace)
     dependencies = depends_on(trace)
+    of_step = {"pass": parts(trace)} if trace.training is not None else {}
     return pd.DataFrame(
         {
             "path": list(trace.paths),
             "op": [operator.op for operator in operators],
+            **of_step,
             "rank": list(ranks(trace)),
             "waits_for": [list(sources) for sources in dependencies],
             "waits_for_operators": [
@@ -176,10 +195,14 @@ def topological_table(trace: Trace) -> pd.DataFrame:
 
 
 def _operator_names(trace: Trace) -> list[str]:
-    """`model.norm` for a module's operator, `model.layers.0:add` for a function."""
+    """`model.norm` for a module's operator, `model.layers.0:add` for a function.
+
+    Those of a training step's other passes say so: `backward of model.norm`.
+    """
     operators = trace.expand_replays(trace.recorded.operators)
     return [
-        path if operator.kind == "module" else f"{path}:{operator.op}"
+        _OF_PASS.get(operator.part, "")
+        + (path if operator.kind == "module" else f"{path}:{operator.op}")
         for path, operator in zip(trace.paths, operators, strict=True)
     ]
 
