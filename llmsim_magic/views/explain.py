@@ -4,11 +4,12 @@ import html
 from collections.abc import Callable, Iterable, Iterator
 
 from llmsim_magic.analyses.cost.operator_costs import costs
+from llmsim_magic.analyses.cost.step_passes import forward_orders, saved_bytes
 from llmsim_magic.analyses.cost.traffic import Access, traffic
 from llmsim_magic.analyses.graph.dataflow import depends_on
 from llmsim_magic.analyses.kernels import elementwise_work
 from llmsim_magic.records.errors import InvalidValue, shorten
-from llmsim_magic.records.trace.recorded import Kernel, Operator, Record, Replay
+from llmsim_magic.records.trace.recorded import PASSES, Kernel, Operator, Pass, Record, Replay
 from llmsim_magic.records.trace.trace import Trace, numel
 from llmsim_magic.views import units
 from llmsim_magic.views.nearest_paths import nearest_paths
@@ -74,8 +75,21 @@ def explain_container(trace: Trace, path: str, orders: Iterable[int]) -> str:
         f"orders {orders[0]} to {orders[-1]}",
         _format_costs(trace, orders),
     ]
+    if trace.training is not None:
+        lines += [
+            f"  in {part}: {_format_costs(trace, mine)}" for part, mine in _by_pass(trace, orders)
+        ]
     lines += [f"  {part}: {_format_costs(trace, mine)}" for part, mine in parts.items()]
     return "\n".join(lines)
+
+
+def _by_pass(trace: Trace, orders: Iterable[int]) -> Iterator[tuple[Pass, list[int]]]:
+    """The operators of each pass of a training step."""
+    of_operator = [(_operator(trace, order).part, order) for order in orders]
+    for part in PASSES:
+        mine = [order for own, order in of_operator if own == part]
+        if mine:
+            yield part, mine
 
 
 def _operator(trace: Trace, order: int) -> Operator:
@@ -103,7 +117,8 @@ def explain_operator(trace: Trace, order: int) -> str:
     storage_name = _storage_names(record, replay)
     where = f" at {operator.source}" if operator.source else ""
     lines = [
-        f"{trace.paths[order] or trace.model.class_name}: {operator.op}, operator {order}{where}",
+        f"{trace.paths[order] or trace.model.class_name}: {operator.op}, "
+        f"operator {order}{_pass_of(trace, order)}{where}",
         f"  reads {units.shapes(record.shapes(operator.inputs))}, "
         f"gives {units.shapes(record.shapes(operator.outputs))}",
     ]
@@ -124,10 +139,27 @@ def explain_operator(trace: Trace, order: int) -> str:
             f"arithmetic intensity: {units.count(cost.flops)} / {units.count(total)} = "
             f"{cost.flops / total:.2f} FLOPs per byte"
         )
+    lines += _saved_lines(trace, order)
     sources = depends_on(trace)[order]
     waits = ", ".join(f"{source} ({_operator_name(trace, source)})" for source in sources)
     lines.append(f"waits for: {waits or 'nothing in this pass'}")
     return "\n".join(lines)
+
+
+def _pass_of(trace: Trace, order: int) -> str:
+    """` in backward, of operator 69`: the pass of a training step."""
+    if trace.training is None:
+        return ""
+    forward = forward_orders(trace)[order]
+    of = "" if forward is None else f", of operator {forward}"
+    return f" in {_operator(trace, order).part}{of}"
+
+
+def _saved_lines(trace: Trace, order: int) -> Iterator[str]:
+    """What autograd keeps for an operator of a training step."""
+    kept = saved_bytes(trace)[order] if trace.training is not None else 0
+    if kept:
+        yield f"saved for backward: {units.count(kept)} bytes that no earlier operator keeps"
 
 
 def _storage_names(record: Record, replay: Replay | None) -> Callable[[int], str | None]:
@@ -211,6 +243,12 @@ def _attention(shapes: Shapes) -> list[Factor]:
     return [2, *query[:-1], key[-2], (query[-1], value[-1])]
 
 
+def _attention_gradients(shapes: Shapes) -> list[Factor]:
+    """Scores again and four products of the gradients: 2 · rows · (3 · d_qk + 2 · d_v)."""
+    _, query, key, value = shapes[:4]
+    return [2, *query[:-1], key[-2], (3 * query[-1], 2 * value[-1])]
+
+
 def _grouped_matmul(shapes: Shapes) -> list[Factor]:
     """Each row is multiplied by one expert's `[k, n]`: 2 · rows · k · n."""
     rows, weights = shapes[:2]
@@ -228,6 +266,9 @@ _FACTORS: dict[str, Callable[[Shapes], list[Factor]]] = {
     "bmm": _matmul,
     "baddbmm": _matmul,
     "scaled_dot_product_attention": _attention,
+    "_scaled_dot_product_flash_attention_backward": _attention_gradients,
+    "_scaled_dot_product_efficient_attention_backward": _attention_gradients,
+    "_scaled_dot_product_cudnn_attention_backward": _attention_gradients,
     "_grouped_mm": _grouped_matmul,
     "mv": _matrix_vector,
     "dot": _matrix_vector,

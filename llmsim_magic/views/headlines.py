@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from llmsim_magic.analyses.cost.operator_costs import totals
+from llmsim_magic.analyses.cost.step_passes import pass_costs, saved_bytes
 from llmsim_magic.analyses.cost.tokens_read import tokens_read
 from llmsim_magic.analyses.graph.dataflow import ranks
 from llmsim_magic.analyses.graph.layer_folding import identical_layers
@@ -35,13 +36,23 @@ def size_figures(trace: Trace) -> Figures:
 
 
 def work_figures(trace: Trace) -> Figures:
-    """FLOPs, bytes moved, and the cache after the pass."""
+    """FLOPs, bytes moved, and the cache after the pass, or what a step saves for backward."""
     sums = totals(trace)
     moved = sums.bytes_read + sums.bytes_written
-    yield Figure(units.si(sums.flops, "FLOPs"), "", exact=f"{sums.flops:,} FLOPs")
+    yield Figure(units.si(sums.flops, "FLOPs"), _by_pass(trace), exact=f"{sums.flops:,} FLOPs")
     yield _nbytes(moved, "of traffic at least")
+    if trace.training is not None:
+        yield _nbytes(sum(kept or 0 for kept in saved_bytes(trace)), "saved for backward")
     if trace.cache:
         yield _nbytes(sums.cache_bytes, "of cache")
+
+
+def _by_pass(trace: Trace) -> str:
+    """`(309 G forward, 184 G recompute, 620 G backward)`: the FLOPs of a step's passes."""
+    if trace.training is None:
+        return ""
+    each = [f"{units.si(cost.flops, '')} {cost.part}" for cost in pass_costs(trace) if cost.flops]
+    return f"({', '.join(each)})"
 
 
 def structure_figures(trace: Trace) -> Figures:

@@ -55,6 +55,7 @@ def assemble_operators(
     inputs = _inputs_of_backward(recorder, owners)
     held = _held_inside(recorder, steps)
     saved = _saved(recorder)
+    forwards = orders | _makers_of_views(recorder, orders)
     record = Record(
         storages=recorder.table.storages(),
         tensors=tuple(recorder.table.tensors),
@@ -63,7 +64,7 @@ def assemble_operators(
             for place, (call, owner) in enumerate(zip(recorder.kernels, owners, strict=True))
         ),
         operators=tuple(
-            _backward_operator(step, orders, inputs.get(order, ()), outputs.get(order, ()))
+            _backward_operator(step, forwards, inputs.get(order, ()), outputs.get(order, ()))
             if isinstance(step, BackwardCall)
             else _operator(step, outputs.get(order, ()), saved.get(step, ()))
             for step, order in orders.items()
@@ -174,8 +175,25 @@ def _name(step: ForwardStep) -> str:
     return type(step.module).__name__ if isinstance(step, ModuleCall) else step.name
 
 
+def _makers_of_views(recorder: Recorder, orders: dict[Step, int]) -> dict[Step, int]:
+    """For each function that makes views alone the operator that wrote what it views.
+
+    It runs no kernel of its own, but its backward may copy a gradient.
+    """
+    storage = [tensor.storage for tensor in recorder.table.tensors]
+    writers: dict[int, int] = {}
+    found: dict[Step, int] = {}
+    for call in recorder.kernels:
+        step, kernel = _step(call), call.kernel
+        if step in orders:
+            writers |= dict.fromkeys((storage[index] for index in kernel.writes), orders[step])
+        elif kernel.inputs and storage[kernel.inputs[0]] in writers:
+            found.setdefault(step, writers[storage[kernel.inputs[0]]])
+    return found
+
+
 def _backward_operator(
-    call: BackwardCall, orders: dict[Step, int], inputs: tuple[int, ...], outputs: tuple[int, ...]
+    call: BackwardCall, forwards: dict[Step, int], inputs: tuple[int, ...], outputs: tuple[int, ...]
 ) -> Operator:
     forward = _shown(call.forward)
     return Operator(
@@ -186,7 +204,7 @@ def _backward_operator(
         outputs,
         forward.source,
         part=call.part,
-        backward_of=orders.get(forward),
+        backward_of=forwards.get(forward),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from llmsim_magic.analyses.cost.mixture_of_experts import expert_routings
 from llmsim_magic.analyses.cost.operator_costs import Totals, operator_types, totals
+from llmsim_magic.analyses.cost.step_passes import pass_costs, saved_bytes
 from llmsim_magic.analyses.graph.layer_folding import identical_layers
 from llmsim_magic.analyses.kernels import elementwise_work
 from llmsim_magic.analyses.memory.memory import Memory
@@ -39,6 +40,8 @@ def _model(trace: Trace) -> Facts:
     yield Fact("model", model.name, meaning=f"config from: {model.origin}")
     yield Fact("class", model.class_name, meaning=f"head: {model.head}")
     yield Fact("workload", str(workload))
+    if trace.training is not None:
+        yield Fact("training", str(trace.training))
     yield Fact("dtype", model.dtype)
     if model.attention:
         yield Fact("attention", model.attention)
@@ -67,6 +70,9 @@ def _memory(memory: Memory, sums: Totals) -> Facts:
 
 def _work(trace: Trace, sums: Totals) -> Facts:
     yield Fact("FLOPs", units.si(sums.flops), f"{sums.flops:,}")
+    if trace.training is not None:
+        for cost in pass_costs(trace):
+            yield Fact(f"FLOPs of {cost.part}", units.si(cost.flops), f"{cost.flops:,}")
     if sums.causal_skippable_flops:
         skipped = sums.causal_skippable_flops
         meaning = f"{units.si(skipped)} above the causal diagonal"
@@ -80,6 +86,9 @@ def _work(trace: Trace, sums: Totals) -> Facts:
         yield Fact("FLOPs per byte", units.three_digits(intensity), f"{intensity:.9g}")
     if trace.cache:
         yield _nbytes("cache after the pass", sums.cache_bytes)
+    if trace.training is not None:
+        saved = sum(kept or 0 for kept in saved_bytes(trace))
+        yield _nbytes("saved for backward", saved, "by autograd")
 
 
 def _structure(trace: Trace, sums: Totals) -> Facts:

@@ -1,16 +1,29 @@
 """The summary table: the model, the workload and the totals of one pass."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import pandas as pd
 
 from llmsim_magic.analyses.cost.mixture_of_experts import expert_routings
 from llmsim_magic.analyses.cost.operator_costs import Totals, operator_types, totals
+from llmsim_magic.analyses.cost.step_passes import pass_costs, saved_bytes
 from llmsim_magic.analyses.engine.engine_coverage import engine_gap
 from llmsim_magic.analyses.engine.engine_trace import engine_notes, engine_trace
 from llmsim_magic.analyses.kernels import elementwise_work
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
+from llmsim_magic.records.trace.recorded import Pass
 from llmsim_magic.records.trace.trace import Trace
 
 Row = tuple[str, object, str, str]  # quantity, value, unit, meaning
+_PASSES: Mapping[Pass, str] = MappingProxyType(
+    {
+        "forward": "the model and its loss",
+        "recompute": "forward of checkpointed layers again, before their backward",
+        "backward": "gradients of activations and of parameters",
+        "optimizer": "the update of the parameters",
+    }
+)
 
 
 @defer_interrupt
@@ -21,6 +34,7 @@ def summary_table(trace: Trace) -> pd.DataFrame:
         *_model_rows(trace),
         *_size_rows(trace, sums),
         *_cost_rows(sums),
+        *_pass_rows(trace),
         *_engine_rows(trace, sums),
         *_kernel_coverage_rows(trace),
         *_operator_type_rows(trace),
@@ -46,11 +60,26 @@ def _model_rows(trace: Trace) -> list[Row]:
             "context",
             pd.NA if trace.ignores_context else workload.context or pd.NA,
             "tokens",
-            "without effect: the inputs do not depend on it"
-            if trace.ignores_context
-            else "tokens read by prefill, or already cached before decode",
+            _context_meaning(trace),
         ),
+        *_training_rows(trace),
     ]
+
+
+def _context_meaning(trace: Trace) -> str:
+    if trace.ignores_context:
+        return "without effect: the inputs do not depend on it"
+    if trace.training is not None:
+        return "tokens of each sequence"
+    return "tokens read by prefill, or already cached before decode"
+
+
+def _training_rows(trace: Trace) -> list[Row]:
+    """How a training step runs."""
+    if trace.training is None:
+        return []
+    options = str(trace.training)
+    return [("optimizer", trace.training.optimizer, "", f"how the step runs: {options}")]
 
 
 def _size_rows(trace: Trace, sums: Totals) -> list[Row]:
@@ -99,9 +128,24 @@ def _cost_rows(sums: Totals) -> list[Row]:
     ]
 
 
+def _pass_rows(trace: Trace) -> list[Row]:
+    """The work of each pass of a training step, and what autograd keeps for backward."""
+    if trace.training is None:
+        return []
+    rows: list[Row] = []
+    for cost in pass_costs(trace):
+        rows += [
+            (f"operators_{cost.part}", cost.operators, "calls", _PASSES[cost.part]),
+            (f"flops_{cost.part}", cost.flops, "FLOPs", f"part of flops: {_PASSES[cost.part]}"),
+        ]
+    saved = sum(kept or 0 for kept in saved_bytes(trace))
+    meaning = "kept by autograd from forward until backward, parameters and buffers aside"
+    return [*rows, ("saved_bytes", saved, "bytes", meaning)]
+
+
 def _engine_rows(trace: Trace, sums: Totals) -> list[Row]:
     """The FLOPs under vLLM, where it serves the model and its kernels do other work."""
-    if engine_gap(trace) is not None:
+    if trace.training is not None or engine_gap(trace) is not None:
         return []
     flops = totals(engine_trace(trace)).flops
     if flops == sums.flops:
@@ -149,6 +193,8 @@ def _attention_meaning(attention: str | None) -> str:
 
 
 def _cache_meaning(trace: Trace) -> str:
+    if trace.training is not None:
+        return "a training step keeps no cache"
     if not trace.cache:
         return "the model keeps no cache"
     return f"in {len(trace.cache)} tensors, after this pass"
