@@ -16,7 +16,13 @@ from llmsim_magic.records.errors import (
 )
 from llmsim_magic.records.trace.context_limits import ContextLimits, fit_context
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
+from llmsim_magic.records.trace.workload import (
+    PHASES,
+    TRAIN,
+    IsCancelled,
+    Workload,
+    never_cancelled,
+)
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.executions import (
     require_executions,
@@ -201,7 +207,10 @@ def trace_workloads(
         failures=tuple((each.workload, each.reason) for each in outcomes.failed),
         undone=outcomes.undone,
         tracer=WorkloadTracer(
-            partial(trace_workload, recipe, replay=replay), limits.positions, limits.declared
+            partial(trace_workload, recipe, replay=replay),
+            limits.positions,
+            limits.declared,
+            reads=PHASES[0] if recipe.build.training is None else TRAIN,
         ),
     )
 

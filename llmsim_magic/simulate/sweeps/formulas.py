@@ -15,7 +15,7 @@ from llmsim_magic.analyses.formulas.symbolic import (
     regime_boundaries,
     total_formulas,
 )
-from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.errors import InvalidValue, one_of
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import whole_number
 from llmsim_magic.simulate.sweeps.workload_tracer import NEAR_GRID, WorkloadTracer
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Symbolic:
-    """Formulas of one phase in the batch `B` and the context `S` (prefill) or `C` (decode).
+    """Formulas of one phase in the batch `B` and the context `S`, or `C` in decode.
 
     A cell of `ops` and `totals` is a sympy expression, or NA if no formula fits every traced
     workload. Some workloads determine the formulas, the others check them.
 
     Attributes:
-        phase: `prefill` or `decode`.
+        phase: `prefill`, `decode` or `train`.
         operators: the formulas of each operator.
         sums: the formulas of the whole pass, by quantity.
         points: (batch, context) of every traced workload.
@@ -64,7 +64,7 @@ class Symbolic:
         """Evaluate the formulas of `ops` for one batch and context.
 
         Args:
-            **sizes: the batch `B`, and the context `S` (prefill) or `C` (decode) in tokens.
+            **sizes: the batch `B`, and the context `S`, or `C` in decode, in tokens.
 
         Returns:
             The table `ops` with numbers instead of formulas; bytes and FLOPs as integers.
@@ -105,7 +105,7 @@ def derive_formulas(tracer: WorkloadTracer, phase: str, known: Traces) -> Symbol
 
     Args:
         tracer: traces the workloads that determine and check the formulas.
-        phase: `prefill` or `decode`.
+        phase: `prefill`, `decode` or `train`.
         known: existing traces by (batch, context); they check the formulas too.
 
     Raises:
@@ -113,7 +113,7 @@ def derive_formulas(tracer: WorkloadTracer, phase: str, known: Traces) -> Symbol
     """
     if phase not in CONTEXTS:
         raise InvalidValue(
-            f"symbolic is available for prefill and decode of a HuggingFace model, not for {phase}"
+            f"symbolic is available for {one_of(CONTEXTS)} of a HuggingFace model, not for {phase}"
         )
     traces = dict(known)
     tracer.add(

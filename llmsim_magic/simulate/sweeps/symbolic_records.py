@@ -124,7 +124,8 @@ def evaluate_or_trace(
     question = question_of(workload, replay)
     known = known_traces(recipe, question)
     if (
-        known > FEWEST_POINTS
+        workload.phase != TRAIN
+        and known > FEWEST_POINTS
         and symbolic_trace(recipe, question) is None
         and not is_traced(recipe, question)
     ):

@@ -8,7 +8,7 @@ from functools import cached_property
 from llmsim_magic.analyses.formulas.polynomials import Formula, Grid, Point, formula
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import PHASES, Workload
+from llmsim_magic.records.trace.workload import PHASES, TRAIN, Workload
 
 NEAR_GRID = Grid((2, 3), (6, 9, 13))
 CHECK_BATCH = 1024  # enough to reach every expert of a mixture
@@ -33,12 +33,14 @@ class WorkloadTracer:
         longest: rows of the position table, the longest context in tokens; None if unlimited.
         declared: longest context in tokens that the config declares; None if it declares none.
         known: traces of the model that exist already.
+        reads: the phase that reads every token of the context: `prefill`, or `train` of a step.
     """
 
     trace: Callable[[Workload], Trace]
     longest: int | None
     declared: int | None
     known: tuple[Trace, ...] = ()
+    reads: str = PHASES[0]
 
     def add(self, phase: str, traces: dict[Point, Trace], points: Iterable[Point]) -> None:
         """Add the traces of (batch, context) points; skip points that the model cannot run."""
@@ -53,7 +55,7 @@ class WorkloadTracer:
         """As `add` for each phase; a decode step follows the prefill whose cache it reuses."""
         wanted = {phase: set(each) for phase, each in points.items()}
         for point in sorted(set().union(*wanted.values())):
-            for phase in PHASES:
+            for phase in (*PHASES, TRAIN):
                 if point in wanted.get(phase, ()):
                     self.add(phase, traces[phase], [point])
 
@@ -128,7 +130,7 @@ class WorkloadTracer:
 
         It is `longest`, unless the number of kernels grows with the context, as in a scan.
         """
-        if self._has_constant_kernels("prefill", SCAN_CONTEXTS[-1][1]):
+        if self._has_constant_kernels(self.reads, SCAN_CONTEXTS[-1][1]):
             return self.longest
         for contexts in SCAN_CONTEXTS:
             more = self._kernels_per_token(contexts)
@@ -163,7 +165,7 @@ class WorkloadTracer:
         kernels = [0]
         for context in contexts:
             read: dict[Point, Trace] = {}
-            self.add("prefill", read, [(FAR_BATCHES[-1], context)])
+            self.add(self.reads, read, [(FAR_BATCHES[-1], context)])
             kernels.append(sum(len(trace.recorded.kernels) for trace in read.values()))
             if kernels[-1] <= kernels[-2]:
                 return 0

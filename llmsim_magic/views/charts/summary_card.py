@@ -1,6 +1,7 @@
 """The card of a pass: the model, its size, its work and its structure at a glance."""
 
 from collections.abc import Iterator
+from operator import attrgetter
 
 from llmsim_magic.analyses.cost.mixture_of_experts import expert_routings
 from llmsim_magic.analyses.cost.operator_costs import Totals, operator_types, totals
@@ -71,7 +72,7 @@ def _memory(memory: Memory, sums: Totals) -> Facts:
 def _work(trace: Trace, sums: Totals) -> Facts:
     yield Fact("FLOPs", units.si(sums.flops), f"{sums.flops:,}")
     if trace.training is not None:
-        for cost in pass_costs(trace):
+        for cost in filter(attrgetter("flops"), pass_costs(trace)):
             yield Fact(f"FLOPs of {cost.part}", units.si(cost.flops), f"{cost.flops:,}")
     if sums.causal_skippable_flops:
         skipped = sums.causal_skippable_flops

@@ -11,7 +11,7 @@ from llmsim_magic.views.screen.columns import COLUMNS
 _INTERVALS = ("time", "prefill", "decode", "tokens_per_s", "prefill_tokens_per_s",
               "decode_tokens_per_s")  # fmt: skip
 _PHASE_FORMULA = re.compile(r"(?:(prefill|decode) )?(.*)")
-WORKLOAD = re.compile(r"(?:prefill|decode) \d+×\d+|forward")
+WORKLOAD = re.compile(r"(?:prefill|decode|train) \d+×\d+|forward")
 FORMULA = "formula"
 _TOKENS_READ = re.compile(r"\bS\b")
 
@@ -79,7 +79,7 @@ def _split_shapes(table: pd.DataFrame) -> pd.DataFrame:
     if "symbolic" not in table:
         return table
     names = [str(name) for name in table]
-    keys = [name for name in ("path", "op", "call") if name in names]
+    keys = [name for name in ("path", "op", "pass", "call") if name in names]
     rest = [name for name in names if name not in (*keys, "symbolic")]
     formulas = pd.DataFrame({FORMULA: list(map(_formula, table["symbolic"]))}, dtype=object)
     head = table[keys]

@@ -247,6 +247,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
         "shapes": {
             "path": _OPS["path"],
             "op": _OPS["op"],
+            **_PASS,
             "call": "repetition of this operator at its path, from 0",
             "prefill 1×128": "input shapes → output shapes; one column for each workload",
             "symbolic": "the shapes as formulas of B (batch), S (tokens read) and C (cached)",

@@ -16,7 +16,7 @@ from llmsim_magic.views.section import Page, Part, Section
 Term = tuple[tuple[int, int], Fraction]  # powers of the batch and the context, and the factor
 ToCell = Callable[[Size], Any]
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-CONTEXTS = {"prefill": "S", "decode": "C"}  # the symbol of the context in each phase
+CONTEXTS = {"prefill": "S", "decode": "C", "train": "S"}  # the symbol of the context in each phase
 
 
 @defer_interrupt

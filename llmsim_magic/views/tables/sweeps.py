@@ -1,14 +1,17 @@
 """Tables of several workloads of one model: totals, operators, and shapes side by side."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from itertools import chain
+from operator import or_
 
 import numpy as np
 import pandas as pd
 
 from llmsim_magic.analyses.cost.operator_costs import Totals
-from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas, recorded_operators
+from llmsim_magic.analyses.formulas.symbolic import Key, OperatorFormulas, recorded_operators
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
+from llmsim_magic.records.trace.recorded import Pass
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.views import units
@@ -99,11 +102,21 @@ def shapes_table(
             shapes[own[key]] if key in own else None for key in rows
         ]
     table = pd.DataFrame(list(rows), columns=["path", "op", "call"])
+    if any(trace.training is not None for trace in traces):
+        found = [_parts(trace, own) for trace, own in zip(traces, operators, strict=True)]
+        of_rows = reduce(or_, reversed(found))
+        table.insert(2, "pass", [of_rows[key] for key in rows])
     symbolic = shapes_by_operator(formulas)
     each = {label: pd.Series(texts(column)) for label, column in columns.items()}
     each["symbolic"] = pd.Series(texts(symbolic.get(key) for key in rows), dtype=object)
     each["changes"] = pd.Series([len(set(row)) > 1 for row in zip(*columns.values(), strict=True)])
     return pd.concat([table, pd.DataFrame(each)], axis=1)
+
+
+def _parts(trace: Trace, operators: Mapping[Key, int]) -> dict[Key, Pass]:
+    """The pass of each operator of a training step, by its key."""
+    of_recorded = trace.recorded.operators
+    return {key: of_recorded[place].part for key, place in operators.items()}
 
 
 def _shape_texts(trace: Trace) -> list[str]:
