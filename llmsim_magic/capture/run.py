@@ -176,7 +176,7 @@ class _Pass:
             evaluation.on_retry = recorder.drop_function
             recorder.computed_share = partial(computed_share, evaluation)
             with unrecorded():
-                _name_storages(recorder, _by_name(model.forward, args) | keywords, kept)
+                _name_storages(recorder, by_name(model.forward, args) | keywords, kept)
             with hooks.reporting_to(recorder), evaluation.reporting_to(recorder):
                 output = call_model(model, args, keywords)
             if is_huggingface(model):
@@ -251,7 +251,7 @@ def error_context(meta_model: MetaModel, workload: Workload) -> Iterator[None]:
         ) from error
 
 
-def _by_name(forward: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
+def by_name(forward: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
     """Positional arguments by their names in the forward."""
     names = [*parameters(forward)]
     return {

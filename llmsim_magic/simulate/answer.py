@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,13 @@ from llmsim_magic.simulate.hardware.executions import (
     require_executions_here,
 )
 from llmsim_magic.simulate.models.building import build_model, build_workload_model
-from llmsim_magic.simulate.models.recipes import ModelRecipe, Progress, model_recipe, no_progress
+from llmsim_magic.simulate.models.recipes import (
+    ModelRecipe,
+    Progress,
+    model_recipe,
+    no_progress,
+    with_loss,
+)
 from llmsim_magic.simulate.models.workloads import (
     context_limits,
     longest_that_runs,
@@ -54,6 +60,7 @@ def answer(
     cancelled: IsCancelled = never_cancelled,
     *,
     recipe: ModelRecipe | None = None,
+    loss: Callable[[Any], Any] | None = None,
     is_compared: bool = False,
 ) -> Report:
     """Trace every workload of a request once, and compute its views.
@@ -63,6 +70,7 @@ def answer(
         progress: called with a message before each step.
         cancelled: polled between steps and inside a pass.
         recipe: how to build the model, if it is known already.
+        loss: computes the loss of a training step; None for the model's own.
         is_compared: the model is the second of a comparison, whose options need an effect on one.
 
     Returns:
@@ -74,6 +82,7 @@ def answer(
     """
     _check_files(request)
     known = recipe or model_recipe(request.model, request.build, progress, cancelled)
+    known = with_loss(known, loss)
     compared = None
     if request.compare is not None:
         second = replace(request, model=request.compare, csv=None, json=None, compare=None)
@@ -128,23 +137,36 @@ def _write_files(report: Report, request: Request, progress: Progress) -> None:
         report.to_json(request.json_file, overwrite=request.overwrite)
 
 
-def answer_with_inputs(request: Request, inputs: Any, progress: Progress = no_progress) -> Report:
-    """Trace any module on given inputs.
+def answer_with_inputs(
+    request: Request,
+    inputs: Any,
+    progress: Progress = no_progress,
+    *,
+    loss: Callable[[Any], Any] | None = None,
+) -> Report:
+    """Trace a pass, or a training step, of any module on given inputs.
 
     Args:
         request: the module and the views to show.
         inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
         progress: called with a message before each step.
+        loss: computes the loss of a training step; None if the module returns it.
 
     Raises:
-        InvalidValue: the inputs cannot be read.
+        InvalidValue: the inputs cannot be read, or split into micro-batches.
         CannotTrace: the module cannot run on the inputs without weights.
     """
     recipe = model_recipe(request.model, request.build, progress)
     model = build_model(recipe, progress)
     from llmsim_magic.capture.inputs.given_inputs import positional_arguments
     from llmsim_magic.capture.run import run_with_inputs
+    from llmsim_magic.capture.train.step import run_step_with_inputs
 
+    training = request.build.training
+    if training is not None and (training.accumulate > 1 or training.packed):
+        raise InvalidValue(
+            "inputs cannot be combined with accumulate or packed: give those of one micro-batch"
+        )
     args: tuple[Any, ...] = ()
     keywords: dict[str, Any] = {}
     try:
@@ -156,7 +178,11 @@ def answer_with_inputs(request: Request, inputs: Any, progress: Progress = no_pr
         raise InvalidValue(
             f"inputs of type {type_name(inputs)} cannot be read: {describe(error)}"
         ) from error
-    trace = run_with_inputs(model, args, keywords, replay=_replays(request.replay))
+    replay = _replays(request.replay)
+    if training is None:
+        trace = run_with_inputs(model, args, keywords, replay=replay)
+    else:
+        trace = run_step_with_inputs(model, args, keywords, training, loss=loss, replay=replay)
     require_effect_on_cache(request.deployment, (trace,))
     report = Report(trace=trace, views=views_of(request), deployment=request.deployment)
     _require_executions(report)

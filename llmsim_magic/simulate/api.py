@@ -1,7 +1,8 @@
 """The public functions trace() and sweep()."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 from llmsim_magic.records.errors import InvalidValue, is_instance
@@ -9,6 +10,7 @@ from llmsim_magic.records.trace.training import DEFAULT_OPTIMIZER
 from llmsim_magic.records.trace.workload import (
     DEFAULT_CONTEXT,
     PHASES,
+    TRAIN,
     IsCancelled,
     Workload,
     never_cancelled,
@@ -33,6 +35,7 @@ def trace(
     attn: str | None = None,
     base: bool = False,
     inputs: Any = None,
+    loss: Callable[[Any], Any] | None = None,
     trust_remote_code: bool = False,
     refresh: bool = False,
     replay: bool = True,
@@ -66,7 +69,10 @@ def trace(
         dtype: `bfloat16`, `float16` or `float32`; by default the config's.
         attn: `sdpa` (one fused kernel) or `eager` (separate matmuls and softmax).
         base: leave out the head, as `AutoModel` does.
-        inputs: of any module: a tensor, a tuple or a dict, instead of phase, batch and context.
+        inputs: of any module: a tensor, a tuple or a dict, instead of batch and context; a pass of
+            the module, or with `phase="train"` a step.
+        loss: of a training step, a function of the model's output that returns a scalar tensor; by
+            default the model's own loss.
         trust_remote_code: run code from the model's repository.
         refresh: read the config from the hub, not from the built-in catalogue or the local cache,
             and answer from no record that is kept.
@@ -107,8 +113,8 @@ def trace(
     request = _trace_request(model, locals())
     require_callable("progress", progress, "that takes a message")
     if inputs is not None:
-        return answer_with_inputs(request, inputs, progress)
-    return answer(request, progress)
+        return answer_with_inputs(request, inputs, progress, loss=loss)
+    return answer(request, progress, loss=loss)
 
 
 def sweep(
@@ -195,9 +201,9 @@ def _trace_request(model: Any, arguments: Mapping[str, Any]) -> Request:
     workload = Workload(
         values["phase"], values["batch"], DEFAULT_CONTEXT if context is None else context
     )
-    has_workload = context is not None or workload != Workload()
-    if arguments["inputs"] is not None and has_workload:
-        raise InvalidValue("inputs cannot be combined with phase, batch or context")
+    if arguments["inputs"] is not None:
+        _require_inputs_alone(workload, context)
+    _require_loss_of_step(arguments["loss"], workload.phase)
     values |= {
         "phase": (workload.phase,),
         "batch": (workload.batch,),
@@ -207,6 +213,24 @@ def _trace_request(model: Any, arguments: Mapping[str, Any]) -> Request:
     request = request_of(model, ("summary",), values)
     require_effect_of_keywords(request)
     return request
+
+
+def _require_inputs_alone(workload: Workload, context: Any) -> None:
+    """Raise `InvalidValue` if inputs are given beside what would choose others."""
+    of_pass = replace(workload, phase="prefill") if workload.phase == TRAIN else workload
+    if context is not None or of_pass != Workload():
+        raise InvalidValue(
+            "inputs cannot be combined with batch, context or a phase other than train"
+        )
+
+
+def _require_loss_of_step(loss: Any, phase: str) -> None:
+    """Raise `InvalidValue` unless a loss is a function, and of a training step."""
+    if loss is None:
+        return
+    require_callable("loss", loss, "of the output that returns a scalar tensor")
+    if phase != TRAIN:
+        raise InvalidValue("loss has no effect without phase train; add it, or leave loss out")
 
 
 def _sweep_request(model: Any, arguments: Mapping[str, Any]) -> Request:

@@ -19,7 +19,8 @@ def file_stem(trace: Trace) -> str:
 def _sizes(trace: Trace) -> tuple[int, ...]:
     """Batch and context; none for a pass on given inputs, whose sizes are in no option."""
     workload = trace.workload
-    return () if workload.phase == "forward" else (workload.batch, workload.context)
+    is_given = workload.phase == "forward" or not workload.context
+    return () if is_given else (workload.batch, workload.context)
 
 
 def model_stem(trace: Trace) -> str:

@@ -124,7 +124,7 @@ def time_figures(trace: Trace, time: "PassTime") -> Figures:
         f"{name}, limited by {limit}" if limit else name,
         f"{time.seconds:.6g} s, 90 % interval {interval}",
     )
-    if not time.seconds or phase == "forward":  # whose inputs need not be tokens
+    if not time.seconds or not trace.workload.context:  # whose inputs need not be tokens
         return
     total = tokens_read(trace) / time.seconds
     exact = f"{total:.6g} tokens/s"

@@ -98,7 +98,7 @@ def _model(model: ModelInfo) -> dict[str, Any]:
 
 
 def _workload(workload: Workload) -> dict[str, Any]:
-    has_size = workload.phase != "forward"
+    has_size = bool(workload.context) and workload.phase != "forward"
     return {
         "phase": workload.phase,
         "batch": workload.batch if has_size else None,

@@ -81,11 +81,12 @@ class _DeepCopyInputs(DeepCopyToMeta):
             return tensor.detach().cpu().clone() if is_known else meta_tensor(tensor)
 
 
-def inputs_on_meta(value: Any) -> Any:
+def inputs_on_meta(value: Any, *, with_gradients: bool = False) -> Any:
     """Copy inputs to the meta device; small integer and boolean tensors keep their values.
 
     Args:
         value: Tensors in any nested collection or object.
+        with_gradients: Let the copy of a tensor require a gradient if the tensor does.
 
     Returns:
         A deep copy with the same structure.
@@ -97,6 +98,10 @@ def inputs_on_meta(value: Any) -> Any:
         if any(is_lazy(tensor) for tensor in tensors_in(value)):
             raise CannotCopy("an uninitialized parameter has no shape; give a tensor")
         with _DeepCopyInputs():
-            return copy.deepcopy(value)
+            copied = copy.deepcopy(value)
+        if with_gradients:
+            for tensor, own in zip(tensors_in(value), tensors_in(copied), strict=True):
+                own.requires_grad_(tensor.requires_grad)
+        return copied
     except Exception as error:
         raise CannotTrace(f"inputs cannot be copied: {describe(error)}") from error

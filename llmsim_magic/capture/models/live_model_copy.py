@@ -26,11 +26,15 @@ from llmsim_magic.records.trace.trace import ModelInfo
 
 _WRITTEN = "_torchdynamo_orig_callable"  # attribute of a compiled function: its original
 _FORWARDS = frozenset({"forward", "__call__", "_wrapped_call_impl"})
+LIVE_MODULE = "live module"  # where the config of a copy is from
+_MODES = {True: "training", False: "evaluation"}
 _PLAIN_TENSORS = {torch.Tensor, torch.nn.Parameter}
 
 
 @isolated()
-def copy_without_weights(module: torch.nn.Module, name: str) -> MetaModel:
+def copy_without_weights(
+    module: torch.nn.Module, name: str, *, is_trained: bool = False
+) -> MetaModel:
     """Copy a live module to the meta device; the module itself is not modified.
 
     The copy keeps the hooks of the model's own code, and those with which torch computes a weight,
@@ -39,6 +43,8 @@ def copy_without_weights(module: torch.nn.Module, name: str) -> MetaModel:
     Args:
         module: Any module, also one that torch.compile, accelerate or PEFT wraps.
         name: The model's display name.
+        is_trained: Leave the copy in training mode, in which modules that are in evaluation mode
+            inside of a module in training mode stay as they are.
 
     Returns:
         The copy in evaluation mode, with notes on what the copy leaves out.
@@ -48,7 +54,7 @@ def copy_without_weights(module: torch.nn.Module, name: str) -> MetaModel:
     """
     try:
         refuse_quantized(module, name)
-        return _copied(_uncompiled(module), name)
+        return _copied(_uncompiled(module), name, is_trained=is_trained)
     except CannotTrace:
         raise
     except Exception as error:  # raised by the user's own `__deepcopy__`, `eval` or property
@@ -57,7 +63,7 @@ def copy_without_weights(module: torch.nn.Module, name: str) -> MetaModel:
         ) from error
 
 
-def _copied(module: torch.nn.Module, name: str) -> MetaModel:
+def _copied(module: torch.nn.Module, name: str, *, is_trained: bool) -> MetaModel:
     memo: dict[int, Any] = {}
     _refuse_scripted(module)
     hooks = CopiedHooks(module)
@@ -73,7 +79,10 @@ def _copied(module: torch.nn.Module, name: str) -> MetaModel:
     with DeepCopyToMeta():
         hooks.rebind(memo, lambda function: _rebound(function, memo))
     _unwrap(copied)
-    copied.eval()
+    if not is_trained:
+        copied.eval()
+    elif not module.training:
+        copied.train()
     notes += _replace_flex_attention(copied)
     config = getattr(module, "config", None)
     first = next(module.parameters(), None)
@@ -84,11 +93,12 @@ def _copied(module: torch.nn.Module, name: str) -> MetaModel:
         head="as given",
         attention=optional_text(_attention(getattr(copied, "config", None))),
         dtype=dtype_name(first.dtype) if first is not None else "none",
-        origin="live module",
+        origin=LIVE_MODULE,
         generates=_can_generate(module),
     )
-    if module.training:
-        notes.append("your module is in training mode; the trace is of evaluation mode")
+    if module.training is not is_trained:
+        own, traced = _MODES[module.training], _MODES[is_trained]
+        notes.append(f"your module is in {own} mode; the trace is of {traced} mode")
     return MetaModel(copied, info, tuple(notes))
 
 

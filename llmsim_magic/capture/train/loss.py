@@ -53,9 +53,16 @@ def training_inputs(
 def no_loss(class_name: str) -> CannotTrace:
     """The error for a model without a loss of its own."""
     return CannotTrace(
-        f"{class_name} computes no loss: its forward takes no labels; pass loss=, a function of "
-        "its output that returns a scalar, or choose a class with a head"
+        f"{class_name} computes no loss: in Python, pass loss=, a function of its output that "
+        "returns a scalar tensor, or choose a class with a head whose forward takes labels"
     )
+
+
+def _returned_loss(output: Any) -> Any:
+    """The loss that a model returns by this name, or alone; None if there is none."""
+    if isinstance(output, torch.Tensor):
+        return output if output.numel() == 1 and output.requires_grad else None
+    return output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
 
 
 def _labels(
@@ -112,7 +119,7 @@ def loss_of(output: Any, loss: LossFunction | None, class_name: str) -> torch.Te
     if loss is not None:
         found = loss(output)
     else:
-        found = output.get("loss") if isinstance(output, Mapping) else None
+        found = _returned_loss(output)
         if found is None:
             raise no_loss(class_name)
     if not isinstance(found, torch.Tensor) or found.numel() != 1:

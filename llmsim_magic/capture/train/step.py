@@ -1,7 +1,7 @@
 """Run one training step of a model on `meta` and return its record."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch.autograd.graph import _engine_run_backward, saved_tensors_hooks
 
+from llmsim_magic.capture.inputs.given_inputs import batch_size
 from llmsim_magic.capture.kernels.call_stack import call_model
 from llmsim_magic.capture.kernels.tensors import named_tensors, unrecorded
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.isolation import isolated, model_lock
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation, Progress
 from llmsim_magic.capture.modalities.model_inputs import ModelInputs
+from llmsim_magic.capture.models.copy_to_meta import inputs_on_meta
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.prime_decode_cache import first_that_runs
 from llmsim_magic.capture.record.assemble_operators import assemble_operators
-from llmsim_magic.capture.run import error_context, process_notes, versions
+from llmsim_magic.capture.run import by_name, error_context, process_notes, versions
 from llmsim_magic.capture.train.autocast import autocast_on_meta, autocasting
 from llmsim_magic.capture.train.host_values import take_step
 from llmsim_magic.capture.train.layer_replay import UnequalBackward
@@ -35,7 +37,7 @@ from llmsim_magic.records.trace.recorded import Role
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.training import Training
 from llmsim_magic.records.trace.unroll import unroll
-from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
+from llmsim_magic.records.trace.workload import TRAIN, IsCancelled, Workload, never_cancelled
 
 
 @isolated()
@@ -81,6 +83,47 @@ def run_step(
         return first_that_runs(candidates, step.trace)
 
 
+@isolated()
+def run_step_with_inputs(
+    meta_model: MetaModel,
+    args: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    training: Training,
+    *,
+    loss: LossFunction | None = None,
+    replay: bool = True,
+) -> Trace:
+    """Trace one optimizer step of a module on given inputs.
+
+    Args:
+        meta_model: The module in training mode.
+        args: Its positional arguments; one that requires a gradient gets it.
+        keywords: Its keyword arguments.
+        training: How the step runs.
+        loss: Computes the loss of the output; None if the module returns it.
+        replay: Run two layers of each kind and replay them for layers that do the same.
+
+    Returns:
+        The record of the step.
+
+    Raises:
+        CannotTrace: A pass failed, or there is no loss.
+    """
+    on_device, named = inputs_on_meta((args, dict(keywords)), with_gradients=True)
+    workload = Workload(TRAIN, batch_size((*on_device, *named.values())), 0)
+    with DeferredInterrupt(), model_lock, error_context(meta_model, workload):
+        meta_model.hooks.restore()
+        step = _Step(
+            meta_model=meta_model,
+            workload=workload,
+            training=training,
+            loss=loss,
+            replay=replay,
+            args=on_device,
+        )
+        return step.trace(ModelInputs(named), Progress())
+
+
 def micro_batch(batch: int, count: int) -> int:
     """Sequences of each micro-batch.
 
@@ -102,6 +145,7 @@ class _Step:
     training: Training
     loss: LossFunction | None
     replay: bool
+    args: tuple[Any, ...] = ()
 
     def trace(self, inputs: ModelInputs, progress: Progress) -> Trace:
         """Traces a step on inputs of a micro-batch; without replays if layers are not equal."""
@@ -121,8 +165,9 @@ class _Step:
             recorder = TrainRecorder(hooks.roles, evaluation, replay=self.replay)
             evaluation.on_retry = recorder.drop_function
             with unrecorded():
-                for name, tensor in named_tensors("", inputs.keywords):
-                    recorder.table.name(tensor, "input", name.removeprefix("."))
+                named = self._named_inputs(inputs.keywords)
+                for name, tensor in named.items():
+                    recorder.table.name(tensor, "input", name)
             self._run(recorder, evaluation, inputs.keywords)
             recorder.finish()
         record = unroll(*assemble_operators(recorder, ()))
@@ -148,6 +193,10 @@ class _Step:
             )
         )
 
+    def _named_inputs(self, keywords: dict[str, Any]) -> dict[str, torch.Tensor]:
+        given = by_name(self.meta_model.module.forward, self.args) | keywords
+        return {name.removeprefix("."): tensor for name, tensor in named_tensors("", given)}
+
     def _run(
         self, recorder: TrainRecorder, evaluation: PartialEvaluation, keywords: dict[str, Any]
     ) -> None:
@@ -162,7 +211,7 @@ class _Step:
             autocast = autocasting(torch.bfloat16) if is_amp else nullcontext()
             with evaluation.reporting_to(recorder):
                 with saved_tensors_hooks(recorder.saving, _unchanged), autocast:
-                    output = call_model(module, (), keywords)
+                    output = call_model(module, self.args, keywords)
                     loss = loss_of(output, self.loss, self.meta_model.info.class_name)
                     del output
                 recorder.start("backward")
@@ -174,7 +223,7 @@ class _Step:
             )
             take_step(optimizer, evaluation)  # creates its states, which a later step finds
             with unrecorded():
-                _name_gradients(recorder, parameters)
+                _name_gradients(recorder, parameters | self._named_inputs(keywords))
                 _name_states(recorder, parameters, optimizer)
             with evaluation.reporting_to(recorder):
                 recorder.start("optimizer")
@@ -215,10 +264,11 @@ def _gradients_dropped(module: torch.nn.Module) -> Iterator[None]:
             parameter.grad = None
 
 
-def _name_gradients(recorder: TrainRecorder, parameters: dict[str, torch.nn.Parameter]) -> None:
-    for name, parameter in parameters.items():
-        if parameter.grad is not None:
-            recorder.table.name(parameter.grad, "gradient", name)
+def _name_gradients(recorder: TrainRecorder, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Name the gradients of parameters and of inputs."""
+    for name, tensor in tensors.items():
+        if tensor.is_leaf and tensor.grad is not None:
+            recorder.table.name(tensor.grad, "gradient", name)
 
 
 def _name_states(

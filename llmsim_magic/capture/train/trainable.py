@@ -7,6 +7,7 @@ from llmsim_magic.capture.adapters.lora import with_lora
 from llmsim_magic.capture.adapters.qlora import with_qlora
 from llmsim_magic.capture.inputs.context_length import is_huggingface
 from llmsim_magic.capture.meta.isolation import isolated
+from llmsim_magic.capture.models.live_model_copy import LIVE_MODULE
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.records.errors import CannotTrace, InvalidValue
 from llmsim_magic.records.trace.lora import parse_lora
@@ -16,6 +17,8 @@ from llmsim_magic.records.trace.training import Training
 @isolated()
 def trainable(meta_model: MetaModel, training: Training) -> MetaModel:
     """Put a model into training mode, with what its options ask for.
+
+    A copy of a live module is in it already, as far as the module is.
 
     Args:
         meta_model: A model that has not run yet; its module is changed.
@@ -31,7 +34,8 @@ def trainable(meta_model: MetaModel, training: Training) -> MetaModel:
     """
     module, notes = meta_model.module, meta_model.notes
     name = meta_model.info.name
-    module.train()
+    if meta_model.info.origin != LIVE_MODULE:
+        module.train()
     if training.lora is not None:
         adapt = with_qlora if training.qlora else with_lora
         options = parse_lora(training.lora)

@@ -26,7 +26,8 @@ class Workload:
 
     `prefill` reads `context` tokens at once with an empty cache. `decode` reads one token with
     `context` tokens in the cache. `train` is one step on `batch` sequences of `context` tokens:
-    forward, backward and optimizer. `forward` calls a module with given inputs and has no context.
+    forward, backward and optimizer. `forward` calls a module with given inputs and has no context;
+    neither has a `train` step on given inputs, whose context is 0.
 
     Raises:
         InvalidValue: If the phase does not exist or a size is below 1.
@@ -40,12 +41,14 @@ class Workload:
         if not (is_instance(self.phase, str) and self.phase == "forward"):
             choice("phase", self.phase, (*PHASES, TRAIN))
         object.__setattr__(self, "batch", whole_number("batch", self.batch))
-        if self.phase != "forward":
+        if self.phase != "forward" and not (self.phase == TRAIN and self.context == 0):
             object.__setattr__(self, "context", whole_number("context", self.context))
 
     def __str__(self) -> str:
         if self.phase == "forward":
             return "forward of the given inputs"
+        if not self.context:
+            return f"{self.phase} on the given inputs"
         return f"{self.phase}, batch {self.batch} × context {self.context}"
 
 

@@ -43,6 +43,7 @@ class ModelRecipe:
         facts: the config that was found for a hub id or a path.
         config: the config object that was given.
         meta_model: the copy of the live module that was given.
+        loss: computes the loss of a training step from the output; None for the model's own.
     """
 
     name: str
@@ -53,10 +54,13 @@ class ModelRecipe:
     facts: FoundConfig | None = None
     config: Any = None
     meta_model: "MetaModel | None" = None
+    loss: Callable[[Any], Any] | None = None
 
     @property
     def owner(self) -> Hashable:
-        """Who owns traces in the session's cache."""
+        """Who owns traces in the session's cache; with a loss the recipe itself."""
+        if self.loss is not None:
+            return self
         return self.key if self.meta_model is None else self.meta_model
 
 
@@ -109,7 +113,9 @@ def model_recipe(
         _require_default_build(build)
         progress(f"copying {name} without its weights")
         with DeferredInterrupt(), model_lock:
-            copied = sharded(copy_without_weights(model, name), build.parallel)
+            is_trained = build.training is not None
+            copied = copy_without_weights(model, name, is_trained=is_trained)
+            copied = sharded(copied, build.parallel)
             if build.training is not None:
                 from llmsim_magic.capture.train.trainable import trainable
 
@@ -193,6 +199,11 @@ def _identity_of_file(facts: FoundConfig, version: Any, build: Build) -> str | N
     is_entry = facts.origin == "catalogue"
     built = replace(build, refresh=False)
     return repr((content, facts.name, is_entry, facts.location, version, built, code))
+
+
+def with_loss(recipe: ModelRecipe, loss: Callable[[Any], Any] | None) -> ModelRecipe:
+    """The recipe of the same model with another loss; nothing that it gives is kept on disk."""
+    return recipe if loss is None else replace(recipe, identity=None, loss=loss)
 
 
 def with_code_of_now(recipe: ModelRecipe) -> ModelRecipe:

@@ -13,7 +13,6 @@ from llmsim_magic.records.background_import import is_imported
 from llmsim_magic.records.errors import Cancelled, LlmsimError
 from llmsim_magic.records.trace.context_limits import ContextLimits
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.training import Training
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.cache import session_cache
 from llmsim_magic.simulate.cache.cache_folder import disk_cache
@@ -168,7 +167,7 @@ def _evaluated_or_kept(recipe: ModelRecipe, question: Question) -> Trace | None:
 def _traced(recipe: ModelRecipe, question: Question, cancelled: IsCancelled) -> Trace:
     meta_model, kept = build_workload_model(recipe), _kept_model(recipe)
     try:
-        trace = _run(meta_model, recipe.build.training, question, cancelled)
+        trace = _run(meta_model, recipe, question, cancelled)
     except LlmsimError as error:
         if kept is not None:
             kept.keep_error(str(question), error, _code_files(meta_model))
@@ -179,13 +178,19 @@ def _traced(recipe: ModelRecipe, question: Question, cancelled: IsCancelled) -> 
 
 
 def _run(
-    meta_model: "MetaModel", training: Training | None, question: Question, cancelled: IsCancelled
+    meta_model: "MetaModel", recipe: ModelRecipe, question: Question, cancelled: IsCancelled
 ) -> Trace:
+    training = recipe.build.training
     if training is not None:
         from llmsim_magic.capture.train.step import run_step
 
         return run_step(
-            meta_model, question.workload, training, replay=question.replay, cancelled=cancelled
+            meta_model,
+            question.workload,
+            training,
+            replay=question.replay,
+            loss=recipe.loss,
+            cancelled=cancelled,
         )
     from llmsim_magic.capture.run import run
 
