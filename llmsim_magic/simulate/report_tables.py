@@ -136,8 +136,12 @@ class ReportTables:
         """Which devices hold the model, and how fast it runs on each; as `llmsim.size`.
 
         Raises:
-            InvalidValue: the module was traced on given inputs.
+            InvalidValue: the module was traced on given inputs, or a training step was.
         """
+        if self.trace.training is not None:
+            raise InvalidValue(
+                "sizing of a report is of inference: trace phase prefill or decode for it"
+            )
         if self.planner is None:
             raise InvalidValue(
                 "sizing is not available: a module that was traced on given inputs has no batch "

@@ -1,16 +1,17 @@
 """Request: what the user asked for, as a frozen record. Imports neither torch nor pandas."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmsim_magic.analyses.quantization import storage_layouts as layouts
 from llmsim_magic.catalog.accelerators import find
-from llmsim_magic.records.errors import InvalidValue, safe_str
-from llmsim_magic.records.hardware.dtypes import dtype_name
+from llmsim_magic.records.errors import InvalidValue, one_of, safe_str
+from llmsim_magic.records.hardware.dtypes import arithmetic, dtype_name
 from llmsim_magic.records.hardware.execution import Execution, executions
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import Selection
-from llmsim_magic.records.trace.training import Training
+from llmsim_magic.records.trace.training import PRECISIONS, Training
 from llmsim_magic.records.trace.workload import (
     ATTENTIONS,
     DEFAULT_CONTEXT,
@@ -128,6 +129,17 @@ class Limits:
         return (self.memory, self.parameters, self.seconds) != (None, None, None)
 
 
+def _check_precision(precision: str, hardware: Iterable[str]) -> None:
+    """Raise `InvalidValue` for a device of the catalogue that does not compute in a precision."""
+    dtype = arithmetic("fp32" if precision == "fp32" else "bf16")
+    for device in (find(name) for name in hardware if name not in (*MEASURED, ALL)):
+        if device.peak_flops and dtype not in device.peak_flops:
+            raise InvalidValue(
+                f"precision {precision} cannot run on {device.name}, which does not compute in "
+                f"{dtype}; choose precision fp32, or a device with {dtype}"
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A model, its workloads and the views to show. An empty tuple means the default.
@@ -135,7 +147,7 @@ class Request:
     Attributes:
         model: a hub id, a path, a config or a live module.
         views: names of views in `VIEWS`.
-        phases: `prefill`, `decode`.
+        phases: `prefill`, `decode`, or `train` alone.
         batches: batch sizes, in sequences.
         contexts: context lengths, in tokens.
         build: how the model is built.
@@ -152,8 +164,8 @@ class Request:
         sure: confirm a sweep of more than 1,000 workloads.
 
     Raises:
-        InvalidValue: a batch or context below 1, a flag that is not a bool, or a limit that
-            needs a device.
+        InvalidValue: a batch or context below 1, a flag that is not a bool, a limit that needs a
+            device, or what a training step does not have.
     """
 
     model: Any
@@ -182,6 +194,8 @@ class Request:
             for value in values:
                 whole_number(name, value)
         self._check_limits()
+        if self.build.training is not None:
+            self._check_step(self.build.training)
 
     def _check_limits(self) -> None:
         hardware = self.deployment.hardware
@@ -198,6 +212,29 @@ class Request:
                 "a check of --max-memory, --max-params or --max-time cannot be combined with "
                 "--hardware all; name the devices, as in --hardware L4,H100"
             )
+
+    def _check_step(self, training: Training) -> None:
+        """Raise `InvalidValue` where a training step cannot run as the request says."""
+        for batch in self.batches or SWEEP_BATCHES[:1]:
+            training.micro_batch(batch)
+        stored = self.deployment
+        if stored.runtime == "vllm":
+            raise InvalidValue(
+                "runtime must be transformers in phase train, not 'vllm', which serves models and "
+                "does not train them; leave it out"
+            )
+        if stored.kv_dtype is not None:
+            raise InvalidValue(
+                f"kv_dtype {stored.kv_dtype} has no effect in phase train, which keeps no cache; "
+                "leave it out"
+            )
+        if stored.weight_dtype is not None:
+            raise InvalidValue(
+                f"weight_dtype {stored.weight_dtype} has no effect in phase train, whose weights "
+                f"are stored as precision says: {one_of(PRECISIONS)}; leave it out"
+            )
+        if training.precision is not None:
+            _check_precision(training.precision, stored.hardware)
 
     @property
     def json_file(self) -> str | None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from llmsim_magic.capture.configs.resolve import ConfigSource
 from llmsim_magic.capture.models.meta_model import MetaModel, from_config
-from llmsim_magic.capture.train.step import micro_batch, run_step
+from llmsim_magic.capture.train.step import run_step
 from llmsim_magic.capture.train.trainable import trainable
 from llmsim_magic.records.errors import CannotTrace, InvalidValue
 from llmsim_magic.records.trace.recorded import Operator, Record
@@ -185,9 +185,9 @@ def test_the_last_micro_batch_adds_to_the_gradients_of_the_others() -> None:
 
 
 def test_a_batch_that_cannot_be_divided_is_refused() -> None:
-    assert micro_batch(8, 4) == 2
+    assert Training(accumulate=4).micro_batch(8) == 2
     with pytest.raises(InvalidValue, match=r"give a multiple of 3, such as 9$"):
-        micro_batch(8, 3)
+        Training(accumulate=3).micro_batch(8)
 
 
 def test_a_step_leaves_nothing_behind() -> None:

@@ -30,7 +30,6 @@ from llmsim_magic.capture.train.packing import packed
 from llmsim_magic.capture.train.published_optimizers import is_paged
 from llmsim_magic.capture.train.train_recorder import TrainRecorder
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
-from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.printable import printable_record
 from llmsim_magic.records.trace.optimizers import OPTIMIZERS
 from llmsim_magic.records.trace.recorded import Role
@@ -71,7 +70,7 @@ def run_step(
         InvalidValue: The batch cannot be divided into the micro-batches.
         KeyboardInterrupt: The step was cancelled.
     """
-    micro = replace(workload, batch=micro_batch(workload.batch, training.accumulate))
+    micro = replace(workload, batch=training.micro_batch(workload.batch))
     with DeferredInterrupt(cancelled), model_lock, error_context(meta_model, workload):
         meta_model.hooks.restore()
         step = _Step(
@@ -122,20 +121,6 @@ def run_step_with_inputs(
             args=on_device,
         )
         return step.trace(ModelInputs(named), Progress())
-
-
-def micro_batch(batch: int, count: int) -> int:
-    """Sequences of each micro-batch.
-
-    Raises:
-        InvalidValue: The batch cannot be divided evenly.
-    """
-    if batch % count:
-        raise InvalidValue(
-            f"batch {batch} cannot be divided into {count} micro-batches: give a multiple of "
-            f"{count}, such as {-(-batch // count) * count}"
-        )
-    return batch // count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

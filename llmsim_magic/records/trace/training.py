@@ -68,6 +68,20 @@ class Training:
                 f"zero={self.zero} shards over the devices of dp: give dp=N with N above 1"
             )
 
+    def micro_batch(self, batch: int) -> int:
+        """Sequences of each micro-batch of a step.
+
+        Raises:
+            InvalidValue: The batch cannot be divided evenly.
+        """
+        count = self.accumulate
+        if batch % count:
+            raise InvalidValue(
+                f"batch {batch} cannot be divided into {count} micro-batches: give a multiple of "
+                f"{count}, such as {-(-batch // count) * count}"
+            )
+        return batch // count
+
     @property
     def changed(self) -> dict[str, object]:
         """The options that differ from their defaults, by name."""
