@@ -237,6 +237,11 @@ class Request:
             _check_precision(training.precision, stored.hardware)
 
     @property
+    def training(self) -> Training:
+        """How a training step runs; of inference, with the defaults."""
+        return self.build.training or Training()
+
+    @property
     def json_file(self) -> str | None:
         """The file to write as JSON, if it is not standard output."""
         return None if self.json == STANDARD_OUTPUT else self.json

@@ -20,7 +20,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "panel": llmsim.panel,
     GRAPH: Report.dependency_graph,
 }
-OWN = {"model", "inputs", "progress", "cancelled", "executor", "view", "self"}
+OWN = {"model", "inputs", "loss", "progress", "cancelled", "executor", "view", "self"}
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)

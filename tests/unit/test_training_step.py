@@ -107,10 +107,11 @@ def test_passes_follow_each_other_and_backward_names_its_forward() -> None:
     forward, recomputed = _of(record, "forward"), _of(record, "recompute")
     assert {(o.path, o.op) for o in recomputed} < {(o.path, o.op) for o in forward}
     for operator in _of(record, "backward"):
-        if operator.backward_of is None:  # that of a view, which is no operator of the forward
-            assert operator.op in ("split", "view", "transpose")
-            continue
+        assert operator.backward_of is not None
         of = record.operators[operator.backward_of]
+        if operator.op in ("split", "view", "transpose"):  # a view is no operator of the forward
+            assert of.part == "forward"
+            continue
         assert (of.path, of.op, of.part) == (operator.path, operator.op, "forward")
     linears = [o.path for o in forward if o.op == "Conv1D"]
     assert Counter(linears) <= Counter(o.path for o in _of(record, "backward"))

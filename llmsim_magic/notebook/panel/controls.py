@@ -9,7 +9,7 @@ import ipywidgets as widgets
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.hardware.dtypes import DTYPES
 from llmsim_magic.records.hardware.execution import RUNTIMES
-from llmsim_magic.records.trace.workload import DEFAULT_CONTEXT, PHASES
+from llmsim_magic.records.trace.workload import DEFAULT_CONTEXT, PHASES, TRAIN
 from llmsim_magic.simulate.option_effect import (
     effective_values,
     options_without_effect,
@@ -24,6 +24,8 @@ _CONTEXTS = (1, 16, DEFAULT_CONTEXT, *(2**power for power in range(9, 21)))
 _TPS = (1, 2, 4, 8, 16)
 _DEPTHS = [(BY_NAME["depth"].unset, 0), *((str(depth), depth) for depth in range(1, 9))]
 _ALL_WORKLOADS = "multi-config"  # the view without one phase, batch and context
+_OF_INFERENCE = ("runtime", "weight_dtype", "kv_dtype")
+_WITHOUT_TRAINING = {each.name: each.default for each in OPTIONS if each.group == "training"}
 _LAYERS = [("fold identical", frozenset()), ("every layer", "all")]
 
 
@@ -43,7 +45,7 @@ class Controls:
             placeholder="a hub id, a folder, a variable",
             continuous_update=False,
         )
-        self.phase = _dropdown("phase", PHASES)
+        self.phase = _dropdown("phase", (*PHASES, TRAIN))
         self.batch = NumberSlider("batch", _BATCHES, _first(request.batches, 1))
         self.context = NumberSlider("context", _CONTEXTS, _first(request.contexts, DEFAULT_CONTEXT))
         self.dtype = _dropdown("dtype", DTYPES)
@@ -56,6 +58,9 @@ class Controls:
         self.weights = _dropdown("weight_dtype")
         self.cache = _dropdown("kv_dtype")
         self.tp = _dropdown("tp", list(map(str, _TPS)))
+        self.optimizer = _dropdown("optimizer")
+        self.precision = _dropdown("precision")
+        self.checkpointing = _dropdown("checkpointing", [("off", False), ("on", True)])
         self.depth = _dropdown("depth", _DEPTHS)
         self.level = _dropdown("level")
         self.layers = _dropdown("layers", _LAYERS)
@@ -68,6 +73,9 @@ class Controls:
         self.weights.value = deployed.weight_dtype or ""
         self.cache.value = deployed.kv_dtype or ""
         _select(self.tp, str(tp))
+        self.optimizer.value = request.training.optimizer
+        self.precision.value = request.training.precision or ""
+        self.checkpointing.value = request.training.checkpointing
         self.level.value = selection.level
         _select(self.depth, selection.depth or 0)
         _select(self.layers, selection.layers)
@@ -85,14 +93,26 @@ class Controls:
         return request_of(chosen.model, chosen.views, effective_values(chosen))
 
     def disable_unused(self, view: str) -> None:
-        """Disable the controls that have no effect on a view."""
+        """Disable the controls without effect on a view; those of training show in it alone."""
         sizes = (self.batch, self.context)
         for control in (self.phase, *(part for size in sizes for part in size.widget.children)):
             control.disabled = view == _ALL_WORKLOADS
         unused = options_without_effect(self._chosen(view))
         controls = {"weight_dtype": self.weights, "kv_dtype": self.cache, "runtime": self.runtime}
         for name, control in controls.items():
-            control.disabled = name in unused
+            control.disabled = name in unused or self._is_step
+        self.dtype.disabled = self._is_step and bool(self.precision.value)
+        for control in self._of_training:
+            control.layout.display = None if self._is_step else "none"
+
+    @property
+    def _is_step(self) -> bool:
+        """Whether the phase is a training step."""
+        return bool(self.phase.value == TRAIN)
+
+    @property
+    def _of_training(self) -> tuple[widgets.Widget, ...]:
+        return self.optimizer, self.precision, self.checkpointing
 
     @property
     def drawing(self) -> tuple[widgets.Widget, ...]:
@@ -103,7 +123,7 @@ class Controls:
     def options(self) -> tuple[widgets.Widget, ...]:
         """The controls besides the model that every view uses, in display order."""
         return (
-            *(self.phase, self.batch.widget, self.context.widget),
+            *(self.phase, self.batch.widget, self.context.widget, *self._of_training),
             *(self.dtype, self.attn, self.base),
             *(self.hardware, self.runtime, self.weights, self.cache, self.tp),
         )
@@ -141,7 +161,19 @@ class Controls:
             "layers": self.layers.value,
             "level": self.level.value,
         }
-        return request_of(self.model.value.strip(), (view,), kept | chosen)
+        of_phase = self._for_training() if TRAIN in phases else _WITHOUT_TRAINING
+        return request_of(self.model.value.strip(), (view,), kept | chosen | of_phase)
+
+    def _for_training(self) -> dict[str, Any]:
+        """The values of a training step, without those that it does not have."""
+        chosen = {
+            "optimizer": self.optimizer.value,
+            "precision": self.precision.value or None,
+            "checkpointing": self.checkpointing.value,
+        }
+        if self.precision.value:
+            chosen["dtype"] = None
+        return chosen | {name: BY_NAME[name].default for name in _OF_INFERENCE}
 
     def _ep(self) -> int:
         """The first request's expert-parallel size while `tp` is unchanged; otherwise 1."""
@@ -151,7 +183,7 @@ class Controls:
     def _workload(self, view: str) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
         """Phases, batches and contexts: one each, or empty (the default) for many workloads."""
         if view == _ALL_WORKLOADS:
-            return (), (), ()
+            return (TRAIN,) if self._is_step else (), (), ()
         return (self.phase.value,), self.batch.sizes(), self.context.sizes()
 
 

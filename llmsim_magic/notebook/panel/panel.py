@@ -24,6 +24,7 @@ from llmsim_magic.notebook.panel.static_copy import StaticCopy
 from llmsim_magic.notebook.panel.tabs import ViewTabs
 from llmsim_magic.notebook.variables import is_model
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, one_of, type_name
+from llmsim_magic.records.trace.training import DEFAULT_OPTIMIZER
 from llmsim_magic.records.trace.workload import DEFAULT_CONTEXT, Workload
 from llmsim_magic.simulate.answer import answer
 from llmsim_magic.simulate.option_effect import require_panel_options
@@ -264,6 +265,9 @@ def panel(
     base: bool = False,
     hardware: str | None = None,
     runtime: str | None = None,
+    optimizer: str = DEFAULT_OPTIMIZER,
+    precision: str | None = None,
+    checkpointing: bool = False,
     trust_remote_code: bool = False,
 ) -> Panel:
     """Explore a model with dropdowns and sliders in a notebook.
@@ -272,7 +276,7 @@ def panel(
         model: a hub id, a path, a config or a live module, as in `trace`; None starts without
             a model.
         view: the tab to open: summary, ops, multi-config, deps, topological, costs or memory.
-        phase: `prefill` or `decode`.
+        phase: `prefill`, `decode` or `train`.
         batch: number of sequences.
         context: tokens per sequence; by default 128.
         dtype: `bfloat16`, `float16` or `float32`; by default the config's.
@@ -280,6 +284,9 @@ def panel(
         base: leave out the head, as `AutoModel` does.
         hardware: a device of the catalogue to predict time and memory for.
         runtime: `transformers`, `vllm` or `all`; by default as in `trace`.
+        optimizer: of a training step, as in `trace`.
+        precision: of a training step, as in `trace`.
+        checkpointing: of a training step, as in `trace`.
         trust_remote_code: run code from the model's repository.
 
     Returns:
@@ -309,6 +316,9 @@ def panel(
         "base": base,
         "hardware": () if hardware is None else (hardware,),
         "runtime": runtime,
+        "optimizer": optimizer,
+        "precision": precision,
+        "checkpointing": checkpointing,
         "trust_remote_code": trust_remote_code,
     }
     _require_one_device(hardware)
