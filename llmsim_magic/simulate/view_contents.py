@@ -48,9 +48,18 @@ def under_first(report: "Report") -> str:
 
 
 def summary_figures(report: "Report") -> Figures:
-    """The size of the model, and the work of the pass."""
+    """The size of the model, and the work of the pass; of a training step first what it needs."""
+    yield from training_figures(report)
     yield from headlines.size_figures(report.trace)
     yield from headlines.work_figures(report.trace)
+
+
+def training_figures(report: "Report") -> Figures:
+    """Where a training step peaks, and whether devices hold it; nothing of inference."""
+    memory = None if report.trace.training is None else _plain_memory(report)
+    if memory is not None and memory.step is not None:
+        yield headlines.step_peak_figure(memory, memory.step)
+        yield from headlines.fit_figures(report.costing.capacities, report.costing.largest_name)
 
 
 def summary_sections(report: "Report") -> Sections:
@@ -201,7 +210,12 @@ def costs_tables(report: "Report") -> Tables:
 
 def memory_figures(report: "Report") -> Figures:
     """The peak of the first runtime and its parts; whether it fits."""
-    yield from headlines.memory_figures(*report.costing.first_memory)
+    runtime, memory = report.costing.first_memory
+    if memory.step is not None:
+        yield from training_figures(report)
+        yield from headlines.step_part_figures(memory.step)
+        return
+    yield from headlines.memory_figures(runtime, memory)
     yield from headlines.fit_figures(report.costing.capacities, report.costing.largest_name)
 
 

@@ -12,6 +12,7 @@ from llmsim_magic.analyses.graph.dataflow import ranks
 from llmsim_magic.analyses.graph.layer_folding import identical_layers
 from llmsim_magic.analyses.memory.capacity import Fit
 from llmsim_magic.analyses.memory.memory import Memory
+from llmsim_magic.analyses.memory.step_memory import StepMemory
 from llmsim_magic.records.hardware.execution import RUNTIMES
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from llmsim_magic.analyses.time.pass_time import PassTime
 
 Figures = Iterator[Figure]
+_SHOWN_PARTS = 3  # of what is alive at a peak
+_PART_NAMES = {"optimizer": "states of the optimizer", "saved": "saved for backward"}
 
 
 def size_figures(trace: Trace) -> Figures:
@@ -108,6 +111,18 @@ def memory_figures(runtime: str, memory: Memory) -> Figures:
     if memory.cache:
         yield _nbytes(memory.cache, "cache")
     yield _nbytes(memory.activations, "peak activations")
+
+
+def step_peak_figure(memory: Memory, step: StepMemory) -> Figure:
+    """The peak of a steady training step, and where it is."""
+    return _nbytes(memory.total, f"peak of a training step, in {step.place}")
+
+
+def step_part_figures(step: StepMemory) -> Figures:
+    """The largest parts of what is alive at the peak of a training step."""
+    parts = sorted(step.alive._asdict().items(), key=lambda part: -part[1])
+    for name, size in parts[:_SHOWN_PARTS]:
+        yield _nbytes(size, _PART_NAMES.get(name, name))
 
 
 def time_figures(trace: Trace, time: "PassTime") -> Figures:

@@ -21,6 +21,8 @@ def engine_gap(trace: Trace) -> str | None:
     Args:
         trace: The pass, of any workload of the model.
     """
+    if trace.training is not None:
+        return "an engine serves models and does not train them"
     if not trace.model.generates:
         return "the model does not generate token by token"
     inputs = {each.name for each in trace.recorded.storages if each.role == "input"}

@@ -35,6 +35,13 @@ def peak_activations(trace: Trace) -> Peak:
     return peak_of_record(trace.unrolled)
 
 
+def operator_name(record: Record, order: int) -> str:
+    """An operator as a sentence names it: the path of a module, or a function after its module."""
+    operator = record.operators[order]
+    is_module = operator.kind == "module"
+    return operator.path if is_module else f"{operator.path}:{operator.op}".removeprefix(":")
+
+
 @memoize
 def peak_of_record(record: Record) -> Peak:
     """As `peak_activations`, of a record without replayed layers."""

@@ -20,7 +20,7 @@ from llmsim_magic.records.errors import InvalidValue, LlmsimError
 from llmsim_magic.records.hardware.runtime import Runtime
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
+from llmsim_magic.records.trace.workload import TRAIN, IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.models.recipes import (
     ModelRecipe,
     Progress,
@@ -124,8 +124,15 @@ class SetupMemory:
         return [self._stage_memory(replace(setup, parallel=stage), runtime) for stage in stages]
 
     def _stage_memory(self, setup: Setup, runtime: Runtime) -> Memory:
-        """Activations of one chunk of prefill, and the cache of the whole batch."""
+        """Activations of one chunk of prefill, and the cache of the whole batch; or of a step."""
         trace = self.tracer(setup.parallel)
+        if setup.phase == TRAIN:
+            return memory(
+                trace(Workload(TRAIN, setup.batch, setup.context)),
+                weight_dtype=setup.weight_dtype,
+                kv_dtype=setup.kv_dtype,
+                runtime=runtime,
+            )
         most = runtime.chunk_tokens
         workload = Workload("prefill", setup.batch, setup.context)
         is_chunked = False

@@ -10,6 +10,7 @@ from llmsim_magic.views.charts.chart import Bar, BarChart, Piece
 
 _PARTS = ("weights", "buffers", "cache", "replaced", "activations", "context")
 _NAMES = {"replaced": "replaced cache", "context": "driver context"}
+_UNFILLED = "reserved, not allocated"
 
 
 def memory_chart(memories: Mapping[str, Memory]) -> BarChart:
@@ -44,7 +45,12 @@ def fit_chart(fits: Iterable[Fit], workload: str = "") -> BarChart:
 
 
 def _pieces(memory: Memory) -> tuple[Piece, ...]:
+    """The parts that add up to what the device must have room for."""
     sizes = {name: getattr(memory, name) for name in _PARTS}
+    if memory.step is not None:
+        sizes = memory.step.alive._asdict()
+        sizes[_UNFILLED] = memory.required - memory.context - memory.allocated
+        sizes["context"] = memory.context
     return tuple(
         Piece(_NAMES.get(name, name), size, units.nbytes(size))
         for name, size in sizes.items()

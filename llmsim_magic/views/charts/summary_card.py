@@ -62,6 +62,11 @@ def _parameters(trace: Trace, sums: Totals) -> Facts:
 
 
 def _memory(memory: Memory, sums: Totals) -> Facts:
+    if memory.step is not None:
+        yield _nbytes("peak of a step", memory.total, f"in {memory.step.place}")
+        for name, nbytes in memory.step.alive._asdict().items():
+            yield _nbytes(name, nbytes, "at the peak")
+        return
     yield _nbytes("peak allocated", memory.total)
     stored = "" if memory.weights == sums.parameter_bytes else "as they are stored"
     yield _nbytes("weights and buffers", memory.weights + memory.buffers, stored)

@@ -7,6 +7,7 @@ import pandas as pd
 
 from llmsim_magic.analyses.memory.capacity import Fit
 from llmsim_magic.analyses.memory.memory import Memory
+from llmsim_magic.analyses.memory.step_memory import StepMemory
 from llmsim_magic.analyses.parallel.collectives import collectives
 from llmsim_magic.analyses.parallel.shards import Shard
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
@@ -19,6 +20,13 @@ _PARTS = {
     "cache": "keys and values, or recurrent states, kept for the next token after the pass",
     "activations": "peak of the tensors that the pass creates and holds at the same time",
     "context": "held by drivers and libraries, outside the allocator",
+}
+_STEP_PARTS = {
+    "parameters": "parameters and buffers",
+    "gradients": "gradients of parameters, until the optimizer has stepped",
+    "optimizer": "what the optimizer keeps from step to step",
+    "saved": "what forward makes and backward needs, by autograd or checkpointing",
+    "temporaries": "all other tensors, the batch among them",
 }
 _FIRST = ("device", "runtime", "launch", "devices", "fits")  # columns of `ranked`
 _TOTAL = "peak of allocated bytes; the context comes on top"
@@ -39,8 +47,9 @@ def memory_table(memories: Mapping[str, Memory]) -> pd.DataFrame:
     Returns:
         A table with index `quantity`, which repeats for each runtime: the `runtime`, `bytes`,
         their `share` of the total, and what the part `means`. The context has a share where the
-        total includes it. Rows `reserved_low` and `reserved_high` are the band of what the caching
-        allocator reserves. `views.notes.memory_notes` has the assumptions, as sentences.
+        total includes it. A training step has the parts alive at its `peak`, which they add up to,
+        and the peak of the first step. Rows `reserved_low` and `reserved_high` are the band of what
+        the caching allocator reserves. `views.notes.memory_notes` has the assumptions.
     """
     names: list[str] = []
     columns: dict[str, list[Any]] = {"runtime": [], "bytes": [], "share": [], "means": []}
@@ -62,18 +71,34 @@ def memory_table(memories: Mapping[str, Memory]) -> pd.DataFrame:
     )
 
 
-def _rows(memory: Memory) -> Iterator[tuple[str, int, bool, str]]:
+_Row = tuple[str, int, bool, str]
+
+
+def _rows(memory: Memory) -> Iterator[_Row]:
     """The name of each row, its bytes, whether they are part of the total, and the meaning."""
-    for name, meaning in _PARTS.items():
-        is_part = bool(memory.total) and (name != "context" or memory.counts_context)
-        yield name, getattr(memory, name), is_part, meaning
-    total = _ENGINE_TOTAL if memory.counts_context else _TOTAL
-    yield "total", memory.total, bool(memory.total), total
+    yield from _pass_rows(memory) if memory.step is None else _step_rows(memory, memory.step)
     reserved = memory.reserved
     if reserved is not None:
         ends = (reserved.low, reserved.high)
         for (name, meaning), nbytes in zip(_RESERVED.items(), ends, strict=True):
             yield name, nbytes, False, meaning
+
+
+def _step_rows(memory: Memory, step: StepMemory) -> Iterator[_Row]:
+    for name, meaning in _STEP_PARTS.items():
+        yield name, getattr(step.alive, name), True, meaning
+    yield "peak", memory.total, True, f"allocated in a steady step: {step.place}"
+    where = f"allocated in the first step: {step.first_place}"
+    yield "first_step_peak", step.first_peak, False, where
+    yield "context", memory.context, False, _PARTS["context"]
+
+
+def _pass_rows(memory: Memory) -> Iterator[_Row]:
+    for name, meaning in _PARTS.items():
+        is_part = bool(memory.total) and (name != "context" or memory.counts_context)
+        yield name, getattr(memory, name), is_part, meaning
+    total = _ENGINE_TOTAL if memory.counts_context else _TOTAL
+    yield "total", memory.total, bool(memory.total), total
 
 
 @defer_interrupt

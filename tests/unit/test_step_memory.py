@@ -1,0 +1,89 @@
+"""The memory of a training step as a report shows it: parts, peak, what is reserved, and fits."""
+
+from typing import Any
+
+import pytest
+import transformers
+
+import llmsim_magic as llmsim
+from llmsim_magic.analyses.memory.memory import memory
+from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.simulate.report import Report
+
+PARTS = ["parameters", "gradients", "optimizer", "saved", "temporaries"]
+MIB = 2**20
+
+
+def _config() -> Any:
+    return transformers.Qwen3Config(
+        vocab_size=4096, hidden_size=256, intermediate_size=640, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=256,
+        architectures=["Qwen3ForCausalLM"],
+    )  # fmt: skip
+
+
+def _report(**options: Any) -> Report:
+    return llmsim.trace(_config(), phase="train", batch=4, context=128, **options)
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return _report(hardware="H100")
+
+
+def test_parts_are_those_of_the_contract_and_add_up_to_the_peak(report: Report) -> None:
+    table = report.memory
+    assert list(table.index[:6]) == [*PARTS, "peak"]
+    assert list(table.columns) == ["runtime", "bytes", "share", "means"]
+    assert set(table["runtime"]) == {"transformers"}
+    assert table.loc[PARTS, "bytes"].sum() == table.loc["peak", "bytes"]
+    assert table.loc[PARTS, "share"].sum() == pytest.approx(1)
+
+
+def test_parameters_are_those_of_the_model_and_states_twice_as_many(report: Report) -> None:
+    """AdamW keeps two tensors of each parameter's dtype; blocks round each to 512 bytes."""
+    parts = report.memory["bytes"]
+    exact = sum(each.nbytes for each in report.trace.parameters if each.tied_to is None)
+    blocks = 512 * len(report.trace.parameters)
+    assert exact <= parts["parameters"] <= exact + blocks + MIB
+    assert 2 * exact <= parts["optimizer"] + 2 * blocks <= 2 * exact + 4 * blocks + 2 * MIB
+
+
+def test_the_first_step_peaks_below_a_steady_one(report: Report) -> None:
+    """Unless the optimizer's own pass is the peak of both."""
+    parts = report.memory["bytes"]
+    assert parts["first_step_peak"] <= parts["peak"] <= parts["reserved_low"]
+    assert parts["reserved_low"] < parts["reserved_high"]
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")  # renamed
+def test_checkpointing_saves_less() -> None:
+    saved = [
+        _report(checkpointing=checkpointing).memory["bytes"]["saved"]
+        for checkpointing in (False, True)
+    ]
+    assert saved[1] < saved[0] / 2
+
+
+def test_a_device_holds_what_is_reserved_beside_its_context(report: Report) -> None:
+    found = report.costing.memories["transformers"]
+    reserved = found.reserved
+    assert reserved is not None
+    assert found.required == reserved.high + found.context
+    (fit,) = report.costing.capacities
+    assert fit.fits
+    assert fit.runtime == "transformers"
+    assert fit.needed == found.required
+
+
+def test_the_headline_opens_with_the_peak_and_whether_it_fits(report: Report) -> None:
+    (part,) = [part for part in report.content().parts if part.name == "summary"]
+    first, second = part.figures[:2]
+    assert first.label.startswith("peak of a training step, in ")
+    assert second.value == "fits"
+
+
+@pytest.mark.parametrize("name", ["weight_dtype", "kv_dtype"])
+def test_stored_dtypes_are_refused(name: str, report: Report) -> None:
+    with pytest.raises(InvalidValue, match=f"{name} has no effect on a training step"):
+        memory(report.trace, **{name: "int8"})
