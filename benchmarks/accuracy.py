@@ -5,7 +5,7 @@
 
 The DIR of `--data` holds `operators.csv.gz`, `end_to_end.csv.gz` and `published.csv`, which an
 engine is scored by; that of `--silicon` runs of models on a GPU (see `silicon_rows`), which
-transformers is scored by. FILE gets a list of
+transformers is scored by, and training steps (see `silicon_training`). FILE gets a list of
 `{"class", "device", "n", "median_ape", "p90_ape", "coverage"}`: absolute errors as shares of the
 measurement (0.08 is 8 %), and the share of measurements inside the stated band, which is nine of
 ten by intent. Nothing is scored by what has seen it: rows that the shipped calibration was fitted
@@ -39,6 +39,8 @@ from benchmarks.end_to_end import Pass, bands, model_named, passes
 from benchmarks.measured_kernels import Measured, UnusableRow, operators, read
 from benchmarks.scored import Scored
 from benchmarks.silicon_accuracy import SILICON_CLASSES, SILICON_TIMES, of_silicon
+from benchmarks.silicon_training import TRAIN_CLASSES, RunScore, of_training, runs
+from benchmarks.silicon_training import table as training_table
 from llmsim_magic.analyses.memory.capacity import Fit, Setup
 from llmsim_magic.analyses.time.calibration_fit import NOMINAL, fit, folds
 from llmsim_magic.catalog import accelerators
@@ -52,6 +54,7 @@ CLASSES = (
     *("matmul_bf16", "matmul_fp8", "decode_attention", "prefill_attention", "memory_bound"),
     *("collective", "prefill_step", "decode_step", "memory"),
     *SILICON_CLASSES,
+    *TRAIN_CLASSES,
 )
 PASSES = ("prefill_step", "decode_step", *SILICON_TIMES)
 GIB = 2**30
@@ -71,6 +74,7 @@ def main() -> None:
     found: list[Scored] = []
     unseen: list[dict[str, object]] = []
     left_out: Counter[str] = Counter()
+    trained: list[RunScore] = []
     if asked.data is not None:
         rows, left_out = operators(asked.data)
         whole, not_passes = passes(asked.data, calibration())
@@ -78,13 +82,14 @@ def main() -> None:
         unseen = summary(if_unseen(grouped(rows)))
         left_out += not_passes
     if asked.silicon is not None:
-        found += of_silicon(asked.silicon)
+        trained = runs(asked.silicon)
+        found += [*of_silicon(asked.silicon), *of_training(trained)]
     if asked.points is not None:
         write_points(asked.points, found)
     scores = summary(found)
     named = [score for score in scores if score["class"] in CLASSES]
     asked.json.write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
-    text = "\n".join(report(scores, unseen, left_out))
+    text = "\n".join((*report(scores, unseen, left_out), *training_report(trained)))
     print(text)
     if asked.table:
         asked.table.write_text(text + "\n", encoding="utf-8")
@@ -246,6 +251,19 @@ def report(
         yield "## Rows left out"
         yield ""
         yield from (f"* {number}: {why}" for why, number in left_out.most_common())
+
+
+def training_report(found: list[RunScore]) -> Iterator[str]:
+    """The memory of each training run, if there are any."""
+    if found:
+        yield ""
+        yield "## Memory of training steps"
+        yield ""
+        yield "Predicted bytes beside those of the allocator on the device, in per cent, by"
+        yield "`benchmarks/silicon_training.py`: the figures of a steady step, and the worst of the"
+        yield "first one, in which the optimizer creates its states."
+        yield ""
+        yield from training_table(found)
 
 
 def _over_devices(scores: list[dict[str, object]]) -> Iterator[str]:

@@ -34,6 +34,8 @@ _MEMORY_SHARE, _MEMORY_BYTES = 0.01, 6e6  # how far off a peak may be: the large
 def of_silicon(folder: Path) -> Iterator[Scored]:
     """Every launch of every pass, and the peak memory of every pass."""
     rows = read_rows(folder, "infer")
+    if not rows:
+        return
     accelerator = device_of(rows)
     yield from _of_times(folder, rows, accelerator)
     for row in rows:
