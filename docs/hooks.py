@@ -128,6 +128,8 @@ def _tables() -> "dict[str, tuple[str, pd.DataFrame]]":
     found["workloads"] = ("sweep.totals", sweep.totals)
     found["shapes"] = ("sweep.shapes", sweep.shapes)
     found["sweep_ops"] = ("sweep.ops", sweep.ops)
+    step = llmsim.trace("gpt2", phase="train", batch=1, context=128)
+    found["timeline"] = ("report.timeline", step.timeline)
     return found
 
 

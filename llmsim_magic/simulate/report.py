@@ -75,6 +75,8 @@ class Report(ReportTables):
         if self.costing.devices and self._shows_times:
             made[f"{stem}.timeline.json"] = self.costing.events.encode()
             made[f"{stem}.roofline.svg"] = self.costing.roofline.svg.encode()
+        if self.trace.training is not None and self.shows("memory"):
+            made[f"{stem}.memory.svg"] = self.costing.memory_plot.svg.encode()
         return made
 
     def file_name(self, view: View["Report"], what: str) -> str:

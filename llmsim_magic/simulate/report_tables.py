@@ -121,6 +121,21 @@ class ReportTables:
         """One row per runtime and part of device memory in bytes: weights, cache, activations."""
         return self.costing.memory
 
+    @cached_property
+    def timeline(self) -> "pd.DataFrame":
+        """One row per pass and block of layers of a training step: bytes, and what grows.
+
+        Raises:
+            InvalidValue: the report is not of a training step.
+        """
+        if self.trace.training is None:
+            raise InvalidValue(
+                "timeline is not available: it is of the memory of a training step, phase train"
+            )
+        from llmsim_magic.views.tables.memory import timeline_table
+
+        return timeline_table(self.trace)
+
     @property
     def latency(self) -> "pd.DataFrame":
         """One row per device, runtime, launch and pass: seconds with their band, tokens/s."""

@@ -228,12 +228,17 @@ def memory_sections(report: "Report") -> Sections:
         yield Section("", fit_chart(costing.capacities, costing.largest_name))
     else:
         yield Section("", memory_chart(costing.memories))
+    trains = report.trace.training is not None
+    if trains:
+        yield Section("", costing.memory_plot)
     yield Section("", report.memory)
+    if trains:
+        yield Section("Timeline of a steady step", report.timeline)
     if costing.can_fit:
         yield Section(
             "Largest sizes that fit, by device and runtime",
             costing.fits,
-            " ".join(_PROMPTS[name] for name in costing.runtimes),
+            " ".join(_PROMPTS[name] for name in costing.runtimes if not trains),
         )
     if not parallel.is_one:
         yield Section(f"Each device of {parallel}", costing.ranks)
@@ -244,6 +249,8 @@ def memory_sections(report: "Report") -> Sections:
 def memory_tables(report: "Report") -> Tables:
     """Parts of memory, shards and communication of a parallel layout, and what fits."""
     costing, found = report.costing, {"memory": report.memory}
+    if report.trace.training is not None:
+        found["timeline"] = report.timeline
     if not report.trace.model.parallel.is_one:
         found |= {
             "ranks": costing.ranks,

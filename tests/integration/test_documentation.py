@@ -106,6 +106,7 @@ def test_every_column_has_a_meaning() -> None:
         "workloads": sweep.totals,
         "sweep_ops": sweep.ops,
         "differences": answer(parse_line("gpt2 --compare distilgpt2").request).differences,
+        "timeline": llmsim.trace("gpt2", phase="train", batch=1, context=8).timeline,
     }
     workloads = {"shapes"}  # its columns are named by workload
     for name in MEANINGS.keys() - workloads:

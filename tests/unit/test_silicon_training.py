@@ -71,7 +71,8 @@ def test_peaks_are_those_since_the_step_began() -> None:
     stages = {
         "forward": StageBytes(7, 5), "backward": StageBytes(9, 3), "optimizer": StageBytes(4, 2),
     }  # fmt: skip
-    moment = Moment(0, None, "forward", Alive(1, 1, 1, 1, 1))
+    alive = Alive(1, 1, 1, 1, 1)
+    moment = Moment(0, None, "forward", alive, alive)
     assert step_figures(StepBytes(stages, moment, 0), 1) == {  # type: ignore[arg-type]
         "peak_forward_1": 7,
         "after_forward_1": 5,

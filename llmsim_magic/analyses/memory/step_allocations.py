@@ -53,12 +53,14 @@ class Moment(NamedTuple):
         operator: The operator that runs it, or None.
         part: The pass that it is in.
         alive: The bytes of each category.
+        left: Those when it has run, and what nothing refers to any more is freed.
     """
 
     kernel: int
     operator: int | None
     part: Pass
     alive: Alive
+    left: Alive
 
 
 class StageBytes(NamedTuple):
@@ -90,7 +92,7 @@ class StepBytes:
 class StepAllocations:
     """The first step and a steady one, and the moments of the steady one in order.
 
-    There is a moment for the start of each pass, and for each kernel that allocates something.
+    There is a moment for the first kernel of each pass, and for each that allocates or frees.
     """
 
     first: StepBytes
@@ -182,17 +184,18 @@ class _Replay:
         for kernel, operator, part, made, freed in events:
             if kernel in self._workspaces:
                 allocator.allocate(self._workspaces.pop(kernel))
-            if made:
-                self._make(made)
-            is_most = allocator.allocated > most
-            if is_most or (made and moments is not None):
-                moment = Moment(kernel, operator, part, Alive._make(alive))
-                if moments is not None:
-                    moments.append(moment)
-                if is_most:
-                    most, found = allocator.allocated, moment
-            if freed:
+            self._make(made)
+            nbytes = allocator.allocated
+            if moments is None and nbytes <= most:
                 self._drop(freed)
+                continue
+            now = Alive._make(alive)
+            self._drop(freed)
+            moment = Moment(kernel, operator, part, now, Alive._make(alive))
+            if moments is not None:
+                moments.append(moment)
+            if nbytes > most:
+                most, found = nbytes, moment
         assert found is not None  # noqa: S101 - a pass has a first kernel
         return most, found
 

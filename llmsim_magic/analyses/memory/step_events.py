@@ -8,7 +8,7 @@ from llmsim_magic.records.trace.recorded import Pass, Record, Role
 from llmsim_magic.records.trace.trace import Trace
 
 Stage = Literal["forward", "backward", "optimizer"]
-_STAGE_OF: Mapping[Pass, Stage] = {
+STAGE_OF: Mapping[Pass, Stage] = {
     "forward": "forward",
     "recompute": "backward",
     "backward": "backward",
@@ -88,7 +88,7 @@ def step_events(trace: Trace) -> StepEvents:
     born, gone = _by_kernel(sized, made), _by_kernel(sized, freed)
     stages: dict[Stage, list[Event]] = {}
     for at, (kernel, part) in enumerate(zip(record.kernels, parts, strict=True)):
-        stage = _STAGE_OF[part]
+        stage = STAGE_OF[part]
         if at in born or at in gone or stage not in stages:
             event = Event(at, kernel.operator, part, born.get(at, _NONE), gone.get(at, _NONE))
             stages.setdefault(stage, []).append(event)

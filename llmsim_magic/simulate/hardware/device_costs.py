@@ -125,6 +125,13 @@ class DeviceCosts(DeviceFits):
 
         return memory_table(self.memories)
 
+    @cached_property
+    def memory_plot(self) -> "Plot":
+        """Plot of the memory of a training step over time, by category."""
+        from llmsim_magic.views.plots.memory_plot import memory_plot
+
+        return memory_plot(self.traces[0])
+
     @property
     def runtimes(self) -> tuple[str, ...]:
         """The runtimes whose memory is shown.

@@ -73,6 +73,19 @@ def _times() -> dict[str, Column]:
     }
 
 
+def _timeline() -> dict[str, Column]:
+    parts = ("parameters", "gradients", "optimizer", "saved", "temporaries")
+    return {
+        "pass": Column("pass", "text", 1),
+        "layers": Column("layers", "whole", 6),
+        "peak_bytes": Column("peak", "bytes", 2),
+        "change_bytes": Column("change", "bytes", 4),
+        "saved_change_bytes": Column("saved, change", "bytes", 3),
+        "gradients_change_bytes": Column("gradients, change", "bytes", 5),
+        **{f"{name}_bytes": Column(name, "bytes", 10 + rank) for rank, name in enumerate(parts)},
+    }
+
+
 def _memory() -> dict[str, Column]:
     parts = ("weights", "buffers", "cache", "activations", "context")
     return {
@@ -159,6 +172,7 @@ COLUMNS: MappingProxyType[str, Column] = MappingProxyType(
         **_costs(),
         **_times(),
         **_memory(),
+        **_timeline(),
     }
 )  # fmt: skip
 

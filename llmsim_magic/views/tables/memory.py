@@ -7,6 +7,7 @@ import pandas as pd
 
 from llmsim_magic.analyses.memory.capacity import Fit
 from llmsim_magic.analyses.memory.memory import Memory
+from llmsim_magic.analyses.memory.memory_timeline import spans
 from llmsim_magic.analyses.memory.step_memory import StepMemory
 from llmsim_magic.analyses.parallel.collectives import collectives
 from llmsim_magic.analyses.parallel.shards import Shard
@@ -99,6 +100,33 @@ def _pass_rows(memory: Memory) -> Iterator[_Row]:
         yield name, getattr(memory, name), is_part, meaning
     total = _ENGINE_TOTAL if memory.counts_context else _TOTAL
     yield "total", memory.total, bool(memory.total), total
+
+
+@defer_interrupt
+def timeline_table(trace: Trace) -> pd.DataFrame:
+    """One row per pass and block of layers of a training step, or operator outside of layers.
+
+    In execution order.
+
+    Returns:
+        A table of bytes of a steady step: `change_bytes`, by how much what is allocated grows over
+        the row, of this `saved_change_bytes` and `gradients_change_bytes`; `peak_bytes`, the most
+        in it, and the parts that this has.
+    """
+    rows = spans(trace)
+    columns: dict[str, object] = {
+        "pass": [row.stage for row in rows],
+        "path": [row.path for row in rows],
+        "layers": integers([row.layers or None for row in rows]),
+        "peak_bytes": integers([row.peak.total for row in rows]),
+        "change_bytes": integers([row.after.total - row.before.total for row in rows]),
+    }
+    for name in ("saved", "gradients"):
+        changes = [getattr(row.after, name) - getattr(row.before, name) for row in rows]
+        columns[f"{name}_change_bytes"] = integers(changes)
+    for name in _STEP_PARTS:
+        columns[f"{name}_bytes"] = integers([getattr(row.peak, name) for row in rows])
+    return pd.DataFrame(columns)
 
 
 @defer_interrupt
