@@ -33,14 +33,14 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "max_position_embeddings": 128,
-    "hidden_act": "gelu",  # PyTorch writes the derivative of SiLU out on `meta`
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: transformers.LlamaConfig(**SIZES, num_key_value_heads=2),
-    "qwen3": lambda: transformers.Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=64),
+    "qwen3": lambda: transformers.Qwen3Config(
+        **SIZES, num_key_value_heads=2, head_dim=64),
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=512, n_positions=128, n_embd=256, n_layer=3, n_head=4,
         bos_token_id=1, eos_token_id=2, loss_type="ForCausalLM",

@@ -159,6 +159,13 @@ def test_dropout_keeps_a_byte_an_element() -> None:
     assert masks == {"bool"}
 
 
+def test_the_derivative_of_silu_is_one_kernel() -> None:
+    """As on a GPU; torch has a formula for it by six others."""
+    names = Counter(kernel.name for kernel in _step(DEEP["llama"]()).recorded.kernels)
+    assert names["aten.silu_backward.default"] == 5
+    assert not names["aten.sigmoid.default"]
+
+
 def test_attention_is_one_kernel_with_a_backward_of_its_own() -> None:
     config = _with(DEEP["llama"](), dtype=torch.bfloat16)
     names = Counter(kernel.name for kernel in _step(config).recorded.kernels)

@@ -31,6 +31,8 @@ _STRUCTURES = {
     "to_mkldnn": "tensors in the layout of oneDNN",
     "quantize_per_": "quantized tensors",
 }
+# What torch can write out by other kernels, and does not where a device has a kernel for it.
+_OF_ONE_KERNEL = frozenset({"aten::silu_backward"})
 _OF_MASKS = ("_nested_tensor_from_mask_left_aligned",)  # reads a mask and returns a boolean
 
 
@@ -44,7 +46,7 @@ class KernelFacts:
             keyword-only. Empty for ops that change only a tensor's shape, such as `squeeze_`.
         is_in_place: Whether it writes an argument, or changes only an argument's shape.
         is_pointwise: Whether it works element by element, also where torch does not tag it so.
-        is_composite: Whether torch decomposes it into other kernels.
+        is_composite: Whether torch decomposes it into other kernels on a GPU.
         is_allocation: Whether it creates a tensor without writing it.
         may_alias: Whether it may write or return one of its arguments.
         is_to_copy: Whether it converts dtype or device, and so may change nothing but the device.
@@ -92,8 +94,8 @@ def _read_facts(func: Any) -> KernelFacts:
         # A fused optimizer writes gradients only where it unscales those of a scaled loss.
         and not (schema.name.startswith("aten::_fused_") and argument.name == "grads")
     ]
-    is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(
-        func.name(), "CompositeImplicitAutograd"
+    is_composite = schema.name not in _OF_ONE_KERNEL and (
+        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
     )
     is_pointwise = _is_pointwise(func)
     mutated = () if torch.Tag.inplace_view in func.tags else tuple(written)
