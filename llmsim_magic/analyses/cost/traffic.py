@@ -8,8 +8,10 @@ from llmsim_magic.analyses.kernels.elementwise_work import short_name
 from llmsim_magic.analyses.kernels.kernel_arguments import read_arguments
 from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Kernel, Record, Role, Tensor
+from llmsim_magic.records.trace.trace import numel
 
 _GATHERS = frozenset({"embedding", "index", "index_select", "gather", "_unsafe_index"})
+_PICKS = frozenset({"nll_loss_forward", "nll_loss2d_forward"})
 _ACCUMULATES = frozenset({"index_add_", "scatter_add_", "scatter_reduce_"})
 _WEIGHTS: tuple[Role, ...] = ("parameter", "buffer")
 _CACHE: tuple[Role, ...] = ("cache",)
@@ -129,6 +131,8 @@ def _bytes_of_input(record: Record, kernel: Kernel, place: int) -> int:
         return min(nbytes, _nbytes(record.tensors[kernel.outputs[0]]))
     if place == 0 and name in _SCATTERS:
         return min(nbytes, _scatter_source_bytes(record, kernel)) if name in _ACCUMULATES else 0
+    if place == 0 and name in _PICKS:  # one score of each row
+        return min(nbytes, numel(record.tensors[kernel.inputs[1]].shape) * tensor.itemsize)
     if place == 1 and name == "_grouped_mm":
         rows, groups = record.tensors[kernel.inputs[0]].shape[0], tensor.shape[0]
         return nbytes // groups * min(rows, groups)

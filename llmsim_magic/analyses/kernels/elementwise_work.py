@@ -8,6 +8,7 @@ does the same in place: `cumsum` for `cumsum_`.
 from collections.abc import Callable
 from functools import lru_cache
 
+from llmsim_magic.analyses.kernels import training_kernels
 from llmsim_magic.records.trace.recorded import Kernel, Record
 from llmsim_magic.records.trace.trace import Trace, numel
 
@@ -104,6 +105,7 @@ _FORMULAS: dict[str, Formula] = {
     **dict.fromkeys(_REDUCTIONS, _per_input),
     **dict.fromkeys(_SOFTMAXES, _softmax),
     **dict.fromkeys(_NORMALIZATIONS, _normalization),
+    **training_kernels.FORMULAS,
 }
 
 
@@ -121,14 +123,25 @@ def _functional_name(kernel: Kernel) -> str:
 
 def is_data_movement(kernel: Kernel) -> bool:
     """Whether a kernel only copies, gathers or fills."""
-    return _functional_name(kernel) in _DATA_MOVEMENT
+    name = _functional_name(kernel)
+    return name in _DATA_MOVEMENT or name in training_kernels.DATA_MOVEMENT
+
+
+def is_elementwise(kernel: Kernel) -> bool:
+    """Whether a kernel computes element by element, alone or on lists of tensors."""
+    name = _functional_name(kernel)
+    computes = kernel.pointwise and not is_data_movement(kernel)
+    is_known = name in training_kernels.POINTWISE or name in _UNTAGGED_POINTWISE
+    return computes or is_known or training_kernels.updates_lists(name)
 
 
 def elementwise_ops(record: Record, kernel: Kernel) -> int | None:
     """Elementwise operations of a kernel; None if there is no formula for it."""
     name = _functional_name(kernel)
-    if kernel.is_view or kernel.flops is not None or name in _DATA_MOVEMENT:
+    if kernel.is_view or kernel.flops is not None or is_data_movement(kernel):
         return 0
+    if (of_lists := training_kernels.work_of_lists(record, kernel, name)) is not None:
+        return of_lists
     formula = _per_output if kernel.pointwise else _FORMULAS.get(name)
     if formula is None:
         return None
@@ -148,7 +161,8 @@ def causal_skippable_flops(record: Record, kernel: Kernel) -> int:
     """
     if not kernel.causal or not kernel.flops:
         return 0
-    query, key = record.shapes(kernel.inputs)[:2]
+    first = 1 if short_name(kernel.name).endswith("_backward") else 0  # after the gradient
+    query, key = record.shapes(kernel.inputs)[first : first + 2]
     tokens, keys = query[-2], key[-2]
     visible = min(tokens, keys)
     masked = tokens * keys - visible * (visible + 1) // 2 - (tokens - visible) * keys

@@ -1,11 +1,17 @@
 """The kind of work an operator does, derived from its kernels and never from its name."""
 
-from llmsim_magic.analyses.kernels.elementwise_work import is_data_movement, short_name
+from llmsim_magic.analyses.kernels import training_kernels
+from llmsim_magic.analyses.kernels.elementwise_work import is_elementwise, short_name
 from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Kernel
 from llmsim_magic.records.trace.trace import Trace
 
-_ATTENTIONS = frozenset({"scaled_dot_product_attention", "flex_attention", "latent_attention"})
+_ATTENTIONS = training_kernels.ATTENTIONS | {
+    "scaled_dot_product_attention",
+    "flex_attention",
+    "latent_attention",
+}
+_EMBEDDINGS = frozenset({"embedding", "embedding_dense_backward"})
 _STATISTICS = frozenset({"mean", "var", "var_mean", "native_layer_norm", "native_group_norm"})
 
 
@@ -34,10 +40,12 @@ def _kind(kernels: tuple[Kernel, ...]) -> str:
         return "attention"
     if any(kernel.flops for kernel in kernels):
         return "matmul"
-    if names & _STATISTICS or any("norm" in name for name in names):
+    if names & _STATISTICS or any(
+        "norm" in name and not name.startswith(training_kernels.FOREACH) for name in names
+    ):
         return "normalisation"
-    if "embedding" in names:
+    if names & _EMBEDDINGS:
         return "embedding"
-    if any(kernel.pointwise and not is_data_movement(kernel) for kernel in kernels):
+    if any(map(is_elementwise, kernels)):
         return "elementwise"
     return "movement"

@@ -31,6 +31,7 @@ from llmsim_magic.records.trace.recorded import Kernel, Record, Tensor
 from llmsim_magic.records.trace.trace import Trace, numel
 
 ATTENTIONS = ("scaled_dot_product_attention", "flex_attention")  # by their short names
+_DETACH = "aten.detach.default"
 _KINDS: dict[str, StreamKind] = {"normalisation": "normalisation", "embedding": "embedding"}
 
 
@@ -119,10 +120,15 @@ def recorded_kernel_shapes(
 
 @memoize
 def view_counts(trace: Trace) -> tuple[int, ...]:
-    """How many views each recorded operator makes."""
+    """How many views each recorded operator makes.
+
+    Under training, what autograd detaches when it unpacks saved tensors is no call of an operator.
+    """
     views = [0] * len(trace.recorded.operators)
+    detaches = trace.training is None
     for kernel in trace.recorded.kernels:
-        if kernel.is_view and kernel.operator is not None:
+        is_call = detaches or kernel.name != _DETACH
+        if kernel.is_view and is_call and kernel.operator is not None:
             views[kernel.operator] += 1
     return tuple(views)
 

@@ -1,6 +1,7 @@
 """The kernels of a pass as PyTorch starts them, by what decides how long they take."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 
 from llmsim_magic.analyses.cost.traffic import kernel_bytes
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
@@ -14,6 +15,7 @@ from llmsim_magic.analyses.time.kernel_sizes import (
     stored_weight,
 )
 from llmsim_magic.analyses.torch_time.attention_kernels import attention_kernels
+from llmsim_magic.analyses.torch_time.training_kernels import training_kernels
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.torch_kernel import TorchKernel, TorchKind
 from llmsim_magic.records.trace.recorded import Kernel, Record, Tensor
@@ -23,12 +25,17 @@ _REDUCTIONS = """
 mean sum prod amax amin max min argmax argmin any all var std var_mean norm linalg_vector_norm
 logsumexp histc bincount cumsum cumprod logcumsumexp softmax _softmax _log_softmax
 native_layer_norm native_group_norm native_batch_norm _fused_rms_norm
+_softmax_backward_data _log_softmax_backward_data native_batch_norm_backward
+_fused_rms_norm_backward nll_loss_forward
 """
 _LOOKUPS = """
 embedding index _unsafe_index index_select gather index_put index_put_ _index_put_impl_ index_copy
 index_copy_ index_add index_add_ scatter scatter_ scatter_add scatter_add_ scatter_reduce
 masked_select nonzero slice_scatter select_scatter repeat_interleave searchsorted
+embedding_dense_backward
 """
+_MATRIX = 2  # dimensions
+_ALIGNMENT = 16  # bytes, beyond which it makes no difference
 _KINDS: dict[str, TorchKind] = {
     "sort": "sort",
     "argsort": "sort",
@@ -82,17 +89,26 @@ def _kernels_of_any_device(
     """The kernels of each operator; attention, which depends on the device, as it is recorded."""
     return tuple(
         tuple(
-            _kernel(record, kernel, stored) for kernel in kernels if collective_kind(kernel) is None
+            each
+            for kernel in kernels
+            if collective_kind(kernel) is None
+            for each in _started(record, kernel, stored)
         )
         for kernels in record.kernels_by_operator
     )
 
 
-def _kernel(record: Record, kernel: Kernel, stored: StoredDtypes) -> TorchKernel | Kernel:
+def _started(
+    record: Record, kernel: Kernel, stored: StoredDtypes
+) -> Iterable[TorchKernel | Kernel]:
     name = short_name(kernel.name)
     if name in ATTENTIONS:
-        return kernel
-    return _product(record, kernel, name, stored) if kernel.flops else _other(record, kernel, name)
+        return (kernel,)
+    if (of_training := training_kernels(record, kernel, name)) is not None:
+        return of_training
+    if kernel.flops:
+        return (_product(record, kernel, name, stored),)
+    return (_other(record, kernel, name),)
 
 
 def _other(record: Record, kernel: Kernel, name: str) -> TorchKernel:
@@ -144,4 +160,15 @@ def _product(record: Record, kernel: Kernel, name: str, stored: StoredDtypes) ->
         dtype=dtype,
         shape=shape,
         products=products,
+        alignment=_alignment([record.tensors[index] for index in kernel.inputs]),
     )
+
+
+def _alignment(factors: Iterable[Tensor]) -> int:
+    """Bytes, up to 16, of which the rows of matrices start at multiples; columns if transposed."""
+    found = _ALIGNMENT
+    for tensor in factors:
+        sides = tensor.shape[-_MATRIX:]
+        if len(sides) == _MATRIX and 1 not in sides:
+            found = math.gcd(found, max(tensor.strides[-_MATRIX:]) * tensor.itemsize)
+    return found

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TypeVar
 
+from llmsim_magic.analyses.kernels.elementwise_work import short_name
 from llmsim_magic.analyses.kernels.memoize import memoize, memoize_by_options
+from llmsim_magic.analyses.kernels.training_kernels import FOREACH
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, collective_shape, view_counts
 from llmsim_magic.analyses.time.pass_time import counted
 from llmsim_magic.analyses.time.roofline import estimate
@@ -16,23 +18,38 @@ from llmsim_magic.analyses.torch_time.kernels import kernels_on
 from llmsim_magic.catalog.calibration import calibration
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.kernel_shapes import Collective
-from llmsim_magic.records.hardware.torch_kernel import TorchConstants, TorchKernel
+from llmsim_magic.records.hardware.torch_kernel import (
+    TorchConstants,
+    TorchKernel,
+    TrainingConstants,
+)
+from llmsim_magic.records.trace.recorded import Pass
 from llmsim_magic.records.trace.trace import Trace
 
 _IDLE_SHARE = 0.3  # of a call: dropout in inference against a linear layer, 3.2 to 10.4 µs on a CPU
 _SEVERAL_LAUNCHES = ("sort", "topk", "gathered", "grouped matmul")
 Each = TypeVar("Each")
 Result = TypeVar("Result")
+_FORWARDS = ("forward", "recompute")
 _SKIPS_MASKS = (5, 18)  # the first release of transformers that skips masks while it is captured
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorWork:
-    """The kernels of an operator, its exchanges with other devices, and its number of views."""
+    """The kernels of an operator, its exchanges with other devices, and its number of views.
+
+    Attributes:
+        part: the pass of a training step that runs it.
+        is_checkpointed: whether it runs again in backward, or is such a second run.
+        listed: tensors in the lists that an optimizer's kernels work on.
+    """
 
     kernels: tuple[TorchKernel, ...]
     sent: tuple[Collective, ...]
     views: int
+    part: Pass = "forward"
+    is_checkpointed: bool = False
+    listed: int = 0
 
     @cached_property
     def flops(self) -> float:
@@ -117,9 +134,20 @@ def recorded_work(
 ) -> tuple[OperatorWork, ...]:
     """The work of each recorded operator, on any device of an architecture."""
     kernels = kernels_on(trace.recorded, architecture, stored, with_masks)
+    operators = trace.recorded.operators
+    checkpointed = {each.path for each in operators if each.part == "recompute"}
     return tuple(
-        OperatorWork(kernels=each, sent=sent, views=views)
-        for each, sent, views in zip(kernels, _sent(trace), view_counts(trace), strict=True)
+        OperatorWork(
+            kernels=each,
+            sent=sent,
+            views=views,
+            part=operator.part,
+            is_checkpointed=operator.part in _FORWARDS and operator.path in checkpointed,
+            listed=listed,
+        )
+        for operator, each, sent, views, listed in zip(
+            operators, kernels, _sent(trace), view_counts(trace), _listed(trace), strict=True
+        )
     )
 
 
@@ -154,12 +182,15 @@ def _distinct(values: Sequence[Each]) -> tuple[list[Each], list[int]]:
 
 
 def operator_seconds(
-    runs: Sequence[OperatorRun], launch: str, constants: TorchConstants
+    runs: Sequence[OperatorRun],
+    launch: str,
+    constants: TorchConstants,
+    training: TrainingConstants | None = None,
 ) -> list[float]:
     """Seconds of each operator under a launch, `graph` or `eager`."""
     distinct, steps = _distinct(runs)
     if launch == "eager":
-        return eager_seconds(distinct, steps, constants)
+        return eager_seconds(distinct, steps, constants, training)
     seconds = graph_seconds(distinct, steps, constants)
     return [seconds[step] for step in steps]
 
@@ -179,7 +210,10 @@ def graph_seconds(
 
 
 def eager_seconds(
-    runs: Sequence[OperatorRun], steps: Sequence[int], constants: TorchConstants
+    runs: Sequence[OperatorRun],
+    steps: Sequence[int],
+    constants: TorchConstants,
+    training: TrainingConstants | None = None,
 ) -> list[float]:
     """Seconds of each operator of a pass whose kernels the host starts one by one.
 
@@ -190,11 +224,12 @@ def eager_seconds(
         runs: the different runs of operators.
         steps: for each operator of the pass, the index of its run.
         constants: of the device.
+        training: of the device in training; None for a pass of inference.
     """
     slower = _slower(runs, steps, constants)
     each = [
         (
-            host_seconds(run.work, constants),
+            host_seconds(run.work, constants, training),
             run.device_s(0.0, slower),
             run.times[-1].seconds if run.times else 0.0,
             bool(run.times or run.sent_s),
@@ -216,19 +251,25 @@ def eager_seconds(
     return seconds
 
 
-def host_seconds(work: OperatorWork, constants: TorchConstants) -> float:
+def host_seconds(
+    work: OperatorWork, constants: TorchConstants, training: TrainingConstants | None = None
+) -> float:
     """What the host takes to call an operator, and to start its kernels and views.
 
-    One that starts nothing, such as dropout in inference, returns early.
+    One that starts nothing, such as dropout in inference, returns early. Autograd runs backward
+    without Python, so that no call comes on top of its kernels.
     """
     if not (work.kernels or work.views or work.sent):
         return _IDLE_SHARE * constants.host_call_s
-    return (
-        constants.host_call_s
-        + len(work.kernels) * constants.host_kernel_s
-        + work.gathers * constants.host_gather_s
-        + work.views * constants.host_view_s
-    )
+    views_s = work.gathers * constants.host_gather_s + work.views * constants.host_view_s
+    if training is not None and work.part == "backward":
+        return len(work.kernels) * training.host_backward_s + views_s
+    seconds = constants.host_call_s + len(work.kernels) * constants.host_kernel_s + views_s
+    if training is None:
+        return seconds
+    if work.is_checkpointed:
+        seconds *= training.checkpoint_share
+    return seconds + work.listed * training.host_tensor_s
 
 
 def _slower(runs: Sequence[OperatorRun], steps: Sequence[int], constants: TorchConstants) -> float:
@@ -237,6 +278,19 @@ def _slower(runs: Sequence[OperatorRun], steps: Sequence[int], constants: TorchC
     whole = math.fsum(run.kernels_s * number for run, number in each)
     busy = math.fsum(run.arithmetic_s * number for run, number in each)
     return 1 + constants.hot_share * busy / whole if whole else 1.0
+
+
+@memoize
+def _listed(trace: Trace) -> tuple[int, ...]:
+    """Tensors that each recorded operator of an optimizer writes in lists."""
+    return tuple(
+        sum(
+            len(kernel.writes or kernel.outputs)
+            for kernel in kernels
+            if short_name(kernel.name).startswith(FOREACH)
+        )
+        for kernels in trace.recorded.kernels_by_operator
+    )
 
 
 @memoize

@@ -45,6 +45,9 @@ def transformers_time(
 ) -> PassTime:
     """The predicted time of each operator of a pass and of the whole pass.
 
+    Of a training step, every pass but the optimizer's runs once for each micro-batch, which its
+    operators' times include.
+
     Each kernel of the record is priced by its own class, none is fused. In a `graph` the device
     never waits for the host; under `eager` the host starts one kernel after the other, and the
     longer of host and device counts, as far as the queue between them allows.
@@ -64,10 +67,14 @@ def transformers_time(
     known = calibration or torch_calibration()
     with_masks = makes_masks(launch, trace.versions.get("transformers", ""))
     runs = _runs(trace, accelerator, known.constants, stored or StoredDtypes(), with_masks)
-    is_like_measured = _is_like_measured(trace)
+    is_like_measured = _is_like_measured(trace, launch)
+    is_step = trace.training is not None
     kernel_band, pass_band = (
         band if is_like_measured else _carried_over(band)
-        for band in (known.kernels, known.passes[launch])
+        for band in (
+            known.kernels,
+            known.steps if is_step and launch == "eager" else known.passes[launch],
+        )
     )
     kernel_band = band_on(accelerator, known, kernel_band)
     orders = recorded_orders(trace)
@@ -75,18 +82,31 @@ def transformers_time(
         seconds = graph_seconds(runs, orders, known.constants)
         keys, steps = list(enumerate(seconds)), orders
     else:
-        seconds = eager_seconds(runs, orders, known.constants)
+        training = None if trace.training is None else known.training
+        seconds = eager_seconds(runs, orders, known.constants, training)
         keys, steps = _numbered(list(zip(orders, seconds, strict=True)))
     return PassTime(
         accelerator=accelerator,
         execution=Execution("transformers", launch),
         distinct=tuple(
-            [_operator_time(runs[place], time, kernel_band, accelerator) for place, time in keys]
+            [
+                _operator_time(
+                    runs[place], time, kernel_band, accelerator, _times_run(trace, place)
+                )
+                for place, time in keys
+            ]
         ),
         steps=steps,
         band=band_on(accelerator, known, pass_band, known.carried.get(launch)),
         seen=known.device == accelerator.name and is_like_measured,
     )
+
+
+def _times_run(trace: Trace, operator: int) -> int:
+    """How often a step runs a recorded operator: each micro-batch, but for the optimizer."""
+    if trace.training is None or trace.recorded.operators[operator].part == "optimizer":
+        return 1
+    return trace.training.accumulate
 
 
 @memoize_by_options
@@ -109,23 +129,23 @@ def _numbered(keys: Sequence[Key]) -> tuple[list[Key], tuple[int, ...]]:
 
 
 def _operator_time(
-    run: OperatorRun, seconds: float, band: Band, accelerator: Accelerator
+    run: OperatorRun, once_s: float, band: Band, accelerator: Accelerator, times_run: int
 ) -> OperatorTime:
-    work, slowest = run.work, run.slowest
+    work, slowest, seconds = run.work, run.slowest, once_s * times_run
     binds: Binds = "launch"
-    if slowest is not None and run.kernels_s > seconds / 2:
+    if slowest is not None and run.kernels_s > once_s / 2:
         binds = slowest[0].binds
-    peak = accelerator.peak_flops.get(work.dtype, 0.0) * seconds
-    bandwidth = (accelerator.bandwidth_bytes_per_s or 0.0) * seconds
+    peak = accelerator.peak_flops.get(work.dtype, 0.0) * once_s
+    bandwidth = (accelerator.bandwidth_bytes_per_s or 0.0) * once_s
     return OperatorTime(
         kind=_class_name(slowest[1]) if slowest else None,
         seconds=seconds,
         low=seconds * band.low,
         high=seconds * band.high,
         binds=binds,
-        kernels=len(work.kernels),
-        flops=work.flops,
-        bytes=work.bytes,
+        kernels=len(work.kernels) * times_run,
+        flops=work.flops * times_run,
+        bytes=work.bytes * times_run,
         of_peak=work.flops / peak if peak else 0.0,
         of_bandwidth=min(work.bytes / bandwidth, 1.0) if bandwidth else 0.0,
     )
@@ -161,8 +181,14 @@ def band_on(
     return Band(max(wider.low, DEFAULT_BAND.low), min(wider.high, DEFAULT_BAND.high))
 
 
-def _is_like_measured(trace: Trace) -> bool:
-    """Whether a pass is of the kind that was measured: of a decoder in 16 bits."""
+def _is_like_measured(trace: Trace, launch: str) -> bool:
+    """Whether a pass is of the kind that was measured.
+
+    Forwards were those of decoders in 16 bits. Training steps were also those of encoders, and in
+    other precisions, but never in a CUDA graph.
+    """
+    if trace.training is not None:
+        return launch == "eager"
     return trace.model.generates and trace.model.dtype in _MEASURED_DTYPES
 
 

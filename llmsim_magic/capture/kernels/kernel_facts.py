@@ -31,8 +31,6 @@ _STRUCTURES = {
     "to_mkldnn": "tensors in the layout of oneDNN",
     "quantize_per_": "quantized tensors",
 }
-# What torch can write out by other kernels, and does not where a device has a kernel for it.
-_OF_ONE_KERNEL = frozenset({"aten::silu_backward"})
 _OF_MASKS = ("_nested_tensor_from_mask_left_aligned",)  # reads a mask and returns a boolean
 
 
@@ -46,7 +44,8 @@ class KernelFacts:
             keyword-only. Empty for ops that change only a tensor's shape, such as `squeeze_`.
         is_in_place: Whether it writes an argument, or changes only an argument's shape.
         is_pointwise: Whether it works element by element, also where torch does not tag it so.
-        is_composite: Whether torch decomposes it into other kernels on a GPU.
+        is_composite: Whether torch decomposes it into other kernels on every device. Some ops, such
+            as the derivative of SiLU, are one kernel on devices that have it, and on meta.
         is_allocation: Whether it creates a tensor without writing it.
         may_alias: Whether it may write or return one of its arguments.
         is_to_copy: Whether it converts dtype or device, and so may change nothing but the device.
@@ -55,6 +54,7 @@ class KernelFacts:
         is_random: Whether it draws random numbers.
         structure: The kind of tensor without strides that it makes or reads, such as a nested
             tensor; None for an ordinary op.
+        causal_place: The position of the argument that says whether attention is causal, or None.
         generator_overload: The overload with the same arguments and a generator, or None.
     """
 
@@ -69,6 +69,7 @@ class KernelFacts:
     only_updates_first: bool
     is_random: bool
     structure: str | None
+    causal_place: int | None
     generator_overload: Any
 
 
@@ -94,9 +95,7 @@ def _read_facts(func: Any) -> KernelFacts:
         # A fused optimizer writes gradients only where it unscales those of a scaled loss.
         and not (schema.name.startswith("aten::_fused_") and argument.name == "grads")
     ]
-    is_composite = schema.name not in _OF_ONE_KERNEL and (
-        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-    )
+    is_composite = _has_kernel(func, "CompositeImplicitAutograd") and not _has_kernel(func, "Meta")
     is_pointwise = _is_pointwise(func)
     mutated = () if torch.Tag.inplace_view in func.tags else tuple(written)
     return KernelFacts(
@@ -113,6 +112,9 @@ def _read_facts(func: Any) -> KernelFacts:
         only_updates_first=is_pointwise and mutated == (0,) and _returns_first(schema),
         is_random=torch.Tag.nondeterministic_seeded in func.tags,
         structure=_structure(schema.name.removeprefix("aten::")),
+        causal_place=next(
+            (place for place, each in enumerate(schema.arguments) if each.name == "is_causal"), None
+        ),
         generator_overload=_generator_overload(func),
     )
 
@@ -125,6 +127,11 @@ def _returns_first(schema: Any) -> bool:
         and [alias is not None for alias in aliases] == [True, *[False] * (len(aliases) - 2), True]
         and aliases[0].before_set == aliases[-1].before_set
     )
+
+
+def _has_kernel(func: Any, key: str) -> bool:
+    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+    return found
 
 
 def _is_pointwise(func: Any) -> bool:
@@ -218,3 +225,17 @@ def only_changes_device(
         device: The device asked for, or None if the call names none.
     """
     return device not in (None, before.device) and before.dtype == after.dtype
+
+
+def is_causal(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a kernel call is attention, or its derivative, that may skip the keys after a query.
+
+    Args:
+        func: The `OpOverload` that is called.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+    """
+    place = facts(func).causal_place
+    if place is None:
+        return False
+    return bool(args[place] if place < len(args) else kwargs.get("is_causal", False))

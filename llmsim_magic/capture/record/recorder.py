@@ -166,7 +166,7 @@ class Recorder(ModuleRecorder):
                 writes,
                 is_view,
                 facts.is_pointwise,
-                causal=False,
+                causal=kernel_facts.is_causal(func, args, kwargs),
                 flops=flops.kernel_flops(func, args, kwargs, out),
             ),
         )

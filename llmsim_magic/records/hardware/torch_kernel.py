@@ -20,6 +20,7 @@ TorchKind = Literal[
     "attention",  # many queries, each of which sees every key, or the keys before it
     "attention masked",  # many queries, and a mask that is read
     "attention decode",  # one query of each sequence
+    "attention backward",  # its derivative: five products instead of two
 ]
 
 
@@ -37,6 +38,8 @@ class TorchKernel:
             the keys, and the width of a key.
         products: how many of that shape; for attention pairs of a sequence and a query head.
         implementation: of attention: `cudnn`, `flash`, `efficient` or `math`.
+        alignment: bytes of which the rows of both factors of a product start at multiples: 1, 2, 4,
+            8, or 16 and more.
     """
 
     kind: TorchKind
@@ -47,6 +50,7 @@ class TorchKernel:
     shape: tuple[int, int, int] = (0, 0, 0)
     products: int = 1
     implementation: str | None = None
+    alignment: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +85,8 @@ class TorchConstants:
         matmul_memory_share: of the bandwidth, for weights.
         matmul_share: of the peak, in whole waves of tiles.
         tile_overhead: rows and columns that the fixed work of a tile is worth.
-        misaligned_share: of the matmul's share, where rows of the result start at addresses that
-            are not multiples of 16 bytes.
+        misaligned_share: of the matmul's share, where rows of a factor or of the result start at
+            multiples of 2 bytes, and not of 16.
         grouped_share: of the peak, for the products of a mixture's experts.
         attention_share: of the peak, at 1,024 keys.
         attention_length: exponent of that share in the number of keys.
@@ -118,6 +122,22 @@ class TorchConstants:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConstants:
+    """What the host takes for a training step, on top of what it takes for a forward.
+
+    Attributes:
+        host_backward_s: to start a kernel of backward, from autograd's thread.
+        host_tensor_s: for each tensor of a kernel over lists of tensors, as optimizers call them.
+        checkpoint_share: how much longer the forward of a checkpointed layer takes, each time it
+            runs: hooks in Python see every tensor that autograd would keep.
+    """
+
+    host_backward_s: float
+    host_tensor_s: float
+    checkpoint_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TorchCalibration:
     """Constants fitted on one device, and the bands that leaving a model out earned.
 
@@ -126,6 +146,8 @@ class TorchCalibration:
         constants: what was fitted.
         kernels: the band of a single kernel.
         passes: the band of a pass, by launch.
+        training: what training takes beyond the constants of a forward.
+        steps: the band of a training step that the host starts kernel by kernel.
         carried: the band of a pass on other devices of the vendor, by launch, where published runs
             earned one.
         samples: how many kernels and passes were fitted to.
@@ -137,6 +159,8 @@ class TorchCalibration:
     constants: TorchConstants
     kernels: Band
     passes: Mapping[str, Band] = field(hash=False)
+    training: TrainingConstants
+    steps: Band
     samples: int
     models: tuple[str, ...]
     sources: tuple[str, ...]

@@ -96,6 +96,8 @@ def torch_calibration_of(found: "GpuMeasurement") -> TorchCalibration:
         constants=constants,
         kernels=band_of(np.array(logs)),
         passes=shipped.passes,
+        training=shipped.training,
+        steps=shipped.steps,
         samples=len(found.samples) + len(passes),
         models=tuple(dict.fromkeys(each.model for each in found.passes)),
         sources=(
