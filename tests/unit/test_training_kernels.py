@@ -35,6 +35,14 @@ def tensor(shape: Shape, storage: int, itemsize: int = 4) -> Tensor:
     return Tensor(shape, "float32" if itemsize == 4 else "int64", itemsize, storage, 0, strides)
 
 
+def written_places(name: str, read: int, written: int) -> tuple[int, ...]:
+    """The arguments that a kernel writes; a fused update leaves the second list as it is."""
+    if "_fused_" not in name:
+        return tuple(range(written))
+    length = read // 5  # parameters, gradients, two moments and counters of steps
+    return (*range(length), *range(2 * length, 4 * length))
+
+
 def record_of(
     op: Any, read: Sequence[Shape], made: Sequence[Shape] = (), *, written: int = 0, **facts_of: Any
 ) -> Record:
@@ -59,7 +67,7 @@ def record_of(
         operator=0,
         inputs=tuple(range(len(read))),
         outputs=outputs,
-        writes=tuple(range(written)) or outputs,
+        writes=written_places(known.name, len(read), written) or outputs,
         is_view=False,
         pointwise=known.is_pointwise,
         causal=facts_of.get("causal", False),
@@ -117,6 +125,10 @@ WORK = {
     ),
     "zeros read nothing": ((aten._foreach_zero_.default, LISTS, (), 3), (0, 0, 26)),
     "roots are new tensors": ((aten._foreach_sqrt.default, LISTS, LISTS), (26, 26, 26)),
+    "one kernel updates parameters and two moments": (
+        (aten._fused_adamw_.default, (*LISTS, *LISTS, *LISTS, *LISTS, *3 * (SCALAR,)), ()),
+        (15 * 26, 4 * 26 + 3, 3 * 26),
+    ),
     "a norm is a number of each tensor": (
         (aten._foreach_norm.Scalar, LISTS, (SCALAR, SCALAR, SCALAR)),
         (26, 26, 3),

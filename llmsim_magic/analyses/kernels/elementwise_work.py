@@ -116,20 +116,20 @@ def short_name(kernel: str) -> str:
     return parts[1] if len(parts) > 1 else kernel
 
 
-def _functional_name(kernel: Kernel) -> str:
+def functional_name(kernel: Kernel) -> str:
     """The op name of a kernel, or of the functional form if it works in place."""
     return short_name(kernel.name).removesuffix("_")
 
 
 def is_data_movement(kernel: Kernel) -> bool:
     """Whether a kernel only copies, gathers or fills."""
-    name = _functional_name(kernel)
+    name = functional_name(kernel)
     return name in _DATA_MOVEMENT or name in training_kernels.DATA_MOVEMENT
 
 
 def is_elementwise(kernel: Kernel) -> bool:
     """Whether a kernel computes element by element, alone or on lists of tensors."""
-    name = _functional_name(kernel)
+    name = functional_name(kernel)
     computes = kernel.pointwise and not is_data_movement(kernel)
     is_known = name in training_kernels.POINTWISE or name in _UNTAGGED_POINTWISE
     return computes or is_known or training_kernels.updates_lists(name)
@@ -137,7 +137,7 @@ def is_elementwise(kernel: Kernel) -> bool:
 
 def elementwise_ops(record: Record, kernel: Kernel) -> int | None:
     """Elementwise operations of a kernel; None if there is no formula for it."""
-    name = _functional_name(kernel)
+    name = functional_name(kernel)
     if kernel.is_view or kernel.flops is not None or is_data_movement(kernel):
         return 0
     if (of_lists := training_kernels.work_of_lists(record, kernel, name)) is not None:

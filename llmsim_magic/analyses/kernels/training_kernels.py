@@ -126,6 +126,8 @@ FORMULAS: dict[str, Formula] = {
 # second four, corrections two, root, epsilon, quotient and step two; Lion has fewer.
 _UPDATE = 15
 _UPDATES = ("optimizer_update_32bit", "optimizer_update_8bit_blockwise")
+FUSED = ("_fused_adam", "_fused_adamw")  # which write parameters and two moments
+_FUSED_WRITES = 3
 
 
 def work_of_lists(record: Record, kernel: Kernel, name: str) -> int | None:
@@ -138,6 +140,8 @@ def work_of_lists(record: Record, kernel: Kernel, name: str) -> int | None:
     """
     if name in _UPDATES:
         return _UPDATE * _elements(record, kernel.inputs[:1])
+    if name in FUSED:
+        return _UPDATE * _elements(record, kernel.inputs[: list_length(kernel, name)])
     if not name.startswith(FOREACH):
         return None
     kind = name.removeprefix(FOREACH)
@@ -146,6 +150,18 @@ def work_of_lists(record: Record, kernel: Kernel, name: str) -> int | None:
     if kind in _REDUCING_LISTS:
         return _elements(record, kernel.inputs)
     return _elements(record, kernel.writes or kernel.outputs)
+
+
+def list_length(kernel: Kernel, name: str) -> int:
+    """How many tensors each list has that a kernel works on; 0 for one that works on none.
+
+    Args:
+        kernel: The kernel.
+        name: Its functional name.
+    """
+    if name in FUSED:
+        return len(kernel.writes) // _FUSED_WRITES
+    return len(kernel.writes or kernel.outputs) if name.startswith(FOREACH) else 0
 
 
 def _elements(record: Record, tensors: tuple[int, ...]) -> int:

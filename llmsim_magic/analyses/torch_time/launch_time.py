@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TypeVar
 
-from llmsim_magic.analyses.kernels.elementwise_work import short_name
+from llmsim_magic.analyses.kernels.elementwise_work import functional_name
 from llmsim_magic.analyses.kernels.memoize import memoize, memoize_by_options
-from llmsim_magic.analyses.kernels.training_kernels import FOREACH
+from llmsim_magic.analyses.kernels.training_kernels import list_length
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes, collective_shape, view_counts
 from llmsim_magic.analyses.time.pass_time import counted
 from llmsim_magic.analyses.time.roofline import estimate
@@ -284,11 +284,7 @@ def _slower(runs: Sequence[OperatorRun], steps: Sequence[int], constants: TorchC
 def _listed(trace: Trace) -> tuple[int, ...]:
     """Tensors that each recorded operator of an optimizer writes in lists."""
     return tuple(
-        sum(
-            len(kernel.writes or kernel.outputs)
-            for kernel in kernels
-            if short_name(kernel.name).startswith(FOREACH)
-        )
+        sum(list_length(kernel, functional_name(kernel)) for kernel in kernels)
         for kernels in trace.recorded.kernels_by_operator
     )
 

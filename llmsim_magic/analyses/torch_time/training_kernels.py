@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 from llmsim_magic.analyses.cost.traffic import kernel_bytes
-from llmsim_magic.analyses.kernels.training_kernels import ATTENTIONS, FOREACH
+from llmsim_magic.analyses.kernels.training_kernels import ATTENTIONS, list_length
 from llmsim_magic.analyses.time.kernel_sizes import compute_dtype
 from llmsim_magic.records.hardware.torch_kernel import TorchKernel
-from llmsim_magic.records.trace.recorded import Kernel, Record, Tensor
+from llmsim_magic.records.trace.recorded import Kernel, Record
 from llmsim_magic.records.trace.trace import numel
 
 # As `MultiTensorApply.cuh` of torch: a launch takes so many blocks of so many elements, and by the
@@ -27,8 +27,8 @@ def training_kernels(record: Record, kernel: Kernel, name: str) -> Iterator[Torc
         kernel: The op.
         name: Its short name, such as `native_layer_norm_backward`.
     """
-    if name.startswith(FOREACH):
-        return _over_lists(record, kernel)
+    if length := list_length(kernel, name.removesuffix("_")):
+        return _over_lists(record, kernel, length)
     if name in ATTENTIONS:
         return _attention(record, kernel, name)
     if name == "convolution_backward":
@@ -40,29 +40,16 @@ def training_kernels(record: Record, kernel: Kernel, name: str) -> Iterator[Torc
     return None
 
 
-def _over_lists(record: Record, kernel: Kernel) -> Iterator[TorchKernel]:
-    """Launches over lists of tensors, equal shares of the bytes each."""
-    lists = _lists(record, kernel)
-    sizes = [numel(tensor.shape) for tensor in lists[0]]
-    launches = launches_over_lists(sizes, len(lists))
+def _over_lists(record: Record, kernel: Kernel, length: int) -> Iterator[TorchKernel]:
+    """Launches over lists of so many tensors, with equal shares of the bytes."""
+    sizes = [numel(shape) for shape in record.shapes(kernel.inputs[:length])]
+    made = 0 if set(kernel.writes) <= set(kernel.inputs) else len(kernel.outputs)
+    launches = launches_over_lists(sizes, (len(kernel.inputs) + made) // max(length, 1))
     nbytes = sum(kernel_bytes(record, kernel))
     for _ in range(launches):
         yield TorchKernel(
             kind="pointwise", bytes=nbytes // launches, elements=sum(sizes) // launches
         )
-
-
-def _lists(record: Record, kernel: Kernel) -> list[Sequence[Tensor]]:
-    """The lists that a kernel reads and writes, of equally many tensors each.
-
-    What is written in place is among what is read. A scalar tensor beside them belongs to none.
-    """
-    written = [] if set(kernel.writes) <= set(kernel.inputs) else list(kernel.outputs)
-    first = kernel.writes or kernel.inputs
-    count = len(written) or len(first)
-    every = [record.tensors[index] for index in (*kernel.inputs, *written)]
-    whole = max(len(every) // max(count, 1), 1)
-    return [every[place * count : (place + 1) * count] for place in range(whole)]
 
 
 def launches_over_lists(sizes: Sequence[int], lists: int) -> int:
