@@ -90,7 +90,8 @@ def answer(
     for name in filter(MEASURED.__contains__, request.deployment.hardware):
         from llmsim_magic.simulate.hardware.local_device import benchmark_message, local
 
-        require_executions_here(request.deployment, name)
+        trains = request.build.training is not None
+        require_executions_here(request.deployment, name, trains=trains)
         progress(benchmark_message(name))
         local(name)
     sweep = trace_workloads(known, request, progress, cancelled)

@@ -190,8 +190,9 @@ def costs_sections(report: "Report") -> Sections:
     from llmsim_magic.views.charts.cost_chart import cost_charts
 
     costing, time = report.costing, _first_stage(report)
-    by_type, by_layer = cost_charts(report.trace, time)
-    yield Section("", by_type)
+    *by_pass, by_type, by_layer = cost_charts(report.trace, time)
+    for chart in (*by_pass, by_type):
+        yield Section("", chart)
     costs = report.costs
     if time is not None:
         costs = costs.sort_values("time_s", ascending=False)
@@ -274,6 +275,8 @@ def hardware_figures(report: "Report") -> Figures:
     phase = able[-1][0].workload.phase
     workload = next(trace.workload for trace, _ in able if trace.workload.phase == phase)
     same = [time for trace, time in able if trace.workload == workload]
+    if phase == "train":  # whose loop starts kernels one by one; a graph of it is the exception
+        same = [time for time in same if time.execution.launch == "eager"] or same
     fastest = min(same, key=lambda time: time.seconds)
     shown: dict[str, tuple[Trace, PassTime]] = {}
     for trace, time in able:

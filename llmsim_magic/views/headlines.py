@@ -13,6 +13,7 @@ from llmsim_magic.analyses.graph.layer_folding import identical_layers
 from llmsim_magic.analyses.memory.capacity import Fit
 from llmsim_magic.analyses.memory.memory import Memory
 from llmsim_magic.analyses.memory.step_memory import StepMemory
+from llmsim_magic.analyses.torch_time.step_time import utilization
 from llmsim_magic.records.hardware.execution import RUNTIMES
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 Figures = Iterator[Figure]
 _SHOWN_PARTS = 3  # of what is alive at a peak
 _PART_NAMES = {"optimizer": "states of the optimizer", "saved": "saved for backward"}
+_TIMED = {"prefill": "prefill (TTFT)", "decode": "decode step (TPOT)", "train": "a step"}
+_MFU = "model FLOPs, without what is computed again, over dense peak × time"
 
 
 def size_figures(trace: Trace) -> Figures:
@@ -129,9 +132,10 @@ def time_figures(trace: Trace, time: "PassTime") -> Figures:
     """The time of a pass, and the tokens per second: of each user and in total in decode.
 
     A prefill is the time to the first token (TTFT), a decode step that of each further one (TPOT).
+    A training step has its MFU.
     """
     phase, batch = trace.workload.phase, trace.workload.batch
-    name = {"prefill": "prefill (TTFT)", "decode": "decode step (TPOT)"}.get(phase, phase)
+    name = _TIMED.get(phase, phase)
     limit = next(iter(time.bound), None)
     interval = units.seconds_interval(time.low, time.high)
     yield Figure(
@@ -148,6 +152,9 @@ def time_figures(trace: Trace, time: "PassTime") -> Figures:
         yield Figure(units.rate(total), "tokens/s in total", exact)
     else:
         yield Figure(units.rate(total), "tokens/s", exact)
+    mfu = utilization(trace, time)
+    if mfu is not None:
+        yield Figure(units.share(mfu), "MFU", f"{mfu:.6g}: {_MFU}")
 
 
 def execution_figure(time: "PassTime", *, is_fastest: bool = False) -> Figure:

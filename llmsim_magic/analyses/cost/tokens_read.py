@@ -8,13 +8,15 @@ def tokens_read(trace: Trace) -> int:
     """Tokens, audio frames or image patches that a pass reads over all sequences of its batch.
 
     Decode reads one per sequence. Other phases read the requested context, or the length of the
-    longest stack of layers if the model fixes its own length.
+    longest stack of layers if the model fixes its own length. A training step reads all of its
+    micro-batches, of which one is recorded.
     """
     workload = trace.workload
     if workload.phase == "decode":
         return workload.batch
+    micro_batches = 1 if trace.training is None else trace.training.accumulate
     requested = workload.batch * max(workload.context, 1)
-    read = [_rows(trace, layer) for layer in _first_layers(trace)]
+    read = [_rows(trace, layer) * micro_batches for layer in _first_layers(trace)]
     return requested if requested in read else max(read, default=requested)
 
 

@@ -40,6 +40,7 @@ class OperatorWork:
 
     Attributes:
         part: the pass of a training step that runs it.
+        ops: how many ATen ops start the kernels.
         is_checkpointed: whether it runs again in backward, or is such a second run.
         listed: tensors in the lists that an optimizer's kernels work on.
     """
@@ -48,6 +49,7 @@ class OperatorWork:
     sent: tuple[Collective, ...]
     views: int
     part: Pass = "forward"
+    ops: int = 0
     is_checkpointed: bool = False
     listed: int = 0
 
@@ -142,11 +144,18 @@ def recorded_work(
             sent=sent,
             views=views,
             part=operator.part,
+            ops=len(ops),
             is_checkpointed=operator.part in _FORWARDS and operator.path in checkpointed,
             listed=listed,
         )
-        for operator, each, sent, views, listed in zip(
-            operators, kernels, _sent(trace), view_counts(trace), _listed(trace), strict=True
+        for operator, ops, each, sent, views, listed in zip(
+            operators,
+            trace.recorded.kernels_by_operator,
+            kernels,
+            _sent(trace),
+            view_counts(trace),
+            _listed(trace),
+            strict=True,
         )
     )
 
@@ -256,20 +265,23 @@ def host_seconds(
 ) -> float:
     """What the host takes to call an operator, and to start its kernels and views.
 
-    One that starts nothing, such as dropout in inference, returns early. Autograd runs backward
-    without Python, so that no call comes on top of its kernels.
+    One that starts nothing, such as dropout in inference, returns early. No module is called in
+    backward, which autograd runs without Python, nor by an optimizer.
     """
     if not (work.kernels or work.views or work.sent):
         return _IDLE_SHARE * constants.host_call_s
     views_s = work.gathers * constants.host_gather_s + work.views * constants.host_view_s
-    if training is not None and work.part == "backward":
-        return len(work.kernels) * training.host_backward_s + views_s
-    seconds = constants.host_call_s + len(work.kernels) * constants.host_kernel_s + views_s
-    if training is None:
-        return seconds
-    if work.is_checkpointed:
-        seconds *= training.checkpoint_share
-    return seconds + work.listed * training.host_tensor_s
+    if training is None or work.part in _FORWARDS:
+        seconds = constants.host_call_s + len(work.kernels) * constants.host_kernel_s + views_s
+        slower = 1.0 if training is None else training.forward_share(work.is_checkpointed)
+        return seconds * slower
+    more = max(len(work.kernels) - work.ops, 0)
+    return (
+        work.ops * training.host_op_s
+        + more * constants.host_kernel_s
+        + work.listed * training.host_tensor_s
+        + views_s
+    )
 
 
 def _slower(runs: Sequence[OperatorRun], steps: Sequence[int], constants: TorchConstants) -> float:

@@ -123,18 +123,25 @@ class TorchConstants:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConstants:
-    """What the host takes for a training step, on top of what it takes for a forward.
+    """What the host takes for a training step, beside what it takes for a forward.
 
     Attributes:
-        host_backward_s: to start a kernel of backward, from autograd's thread.
-        host_tensor_s: for each tensor of a kernel over lists of tensors, as optimizers call them.
+        host_share: host time of a forward, as a multiple of that of an inference: autograd notes
+            every op, and another host may be faster.
+        host_op_s: host time of an ATen op in backward, from autograd's thread, or of an optimizer.
+        host_tensor_s: for each tensor of an op over lists of tensors, as optimizers call them.
         checkpoint_share: how much longer the forward of a checkpointed layer takes, each time it
             runs: hooks in Python see every tensor that autograd would keep.
     """
 
-    host_backward_s: float
+    host_share: float
+    host_op_s: float
     host_tensor_s: float
     checkpoint_share: float
+
+    def forward_share(self, is_checkpointed: bool) -> float:
+        """Host time of an operator of a forward, as a multiple of that of an inference."""
+        return self.host_share * (self.checkpoint_share if is_checkpointed else 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,18 @@ _MAKERS_WITH_GRAPHS = ("NVIDIA", "AMD")
 _MAX_NAMED = 4  # devices in a note
 
 
-def device_gap(execution: Execution, kind: str, vendor: str) -> str | None:
-    """Why an execution is not predicted on a kind of device of a vendor; None if it is."""
+def device_gap(execution: Execution, kind: str, vendor: str, *, trains: bool = False) -> str | None:
+    """Why an execution is not predicted on a kind of device of a vendor; None if it is.
+
+    Args:
+        execution: a runtime and its launch.
+        kind: gpu, npu or cpu.
+        vendor: of the device.
+        trains: whether it executes a training step.
+    """
     if kind == "cpu":
+        if trains:
+            return "the kernels of a training step on a CPU are not priced"
         if execution.runtime == "vllm":
             return "an engine's kernels on a CPU are not priced"
         return "a CPU has no CUDA graph" if execution.launch == "graph" else None
@@ -41,7 +50,10 @@ def gap(execution: Execution, trace: Trace, device: Accelerator | None) -> str |
         missing = engine_gap(trace)
         if missing is not None:
             return missing
-    return None if device is None else device_gap(execution, device.kind, device.vendor)
+    if device is None:
+        return None
+    trains = trace.training is not None
+    return device_gap(execution, device.kind, device.vendor, trains=trains)
 
 
 def executions_on(
@@ -62,19 +74,21 @@ def require_executions(deployment: Deployment, trace: Trace, device: Accelerator
     _require(deployment, gaps, f"{trace.model.name}{where}")
 
 
-def require_executions_here(deployment: Deployment, name: str) -> None:
+def require_executions_here(deployment: Deployment, name: str, *, trains: bool = False) -> None:
     """As `require_executions`, before this machine is measured, if its CPU would be.
 
     Args:
         deployment: a runtime and a launch.
         name: of a device; one that is not of this machine passes.
+        trains: whether a training step is executed.
     """
     if name not in MEASURED:
         return
     from llmsim_magic.simulate.hardware.local_device import measures_gpu
 
     if not measures_gpu(name):
-        _require(deployment, {each: device_gap(each, "cpu", "") for each in EXECUTIONS}, "a CPU")
+        gaps = {each: device_gap(each, "cpu", "", trains=trains) for each in EXECUTIONS}
+        _require(deployment, gaps, "a CPU")
 
 
 def _require(deployment: Deployment, gaps: Mapping[Execution, str | None], subject: str) -> None:

@@ -15,8 +15,10 @@ _OTHERS = "others"
 Amounts = Sequence[float]  # of each operator of a pass
 
 
-def cost_charts(trace: Trace, time: PassTime | None) -> tuple[BarChart, BarChart]:
+def cost_charts(trace: Trace, time: PassTime | None) -> tuple[BarChart, ...]:
     """What makes up FLOPs, bytes and time: a chart by type of operator, and one by layer.
+
+    A training step has one by pass before them.
 
     Args:
         trace: the pass.
@@ -24,7 +26,10 @@ def cost_charts(trace: Trace, time: PassTime | None) -> tuple[BarChart, BarChart
     """
     quantities = _quantities(trace, time)
     types = trace.expand_replays([operator.op for operator in trace.recorded.operators])
+    parts = trace.expand_replays([operator.part for operator in trace.recorded.operators])
+    by_pass = () if trace.training is None else (_chart("By pass", quantities, parts),)
     return (
+        *by_pass,
         _chart("By type of operator", quantities, types),
         _chart("By layer", quantities, _layer_names(trace)),
     )

@@ -55,6 +55,12 @@ def _times() -> dict[str, Column]:
         "binds": Column("bottleneck", "text", 9),
         "tokens_per_s": Column("tokens/s", "rate", 5),
         "tokens_per_s_interval": Column("90 % interval, tokens/s", "interval", 50),
+        "mfu": Column("MFU", "share", 6),
+        **{
+            f"{part}_s": Column(part, "seconds", 28 + rank)
+            for rank, part in enumerate(("forward", "backward", "recompute", "optimizer"))
+        },
+        "pass": Column("pass", "text", 4),
         "measured": Column("device measured", "bool", 33),
         "class": Column("kernel class", "text", 35),
         "of_peak": Column("of peak FLOP/s", "share", 27),

@@ -20,6 +20,12 @@ _BAND = {
     "time_high_s": "upper end of the 90 % band of `time_s`, in seconds",
     "binds": "what limits the time: compute, memory, launch or interconnect",
 }
+_PASSES = {  # of a training step
+    "forward_s": "under train, seconds of forward, of all micro-batches",
+    "recompute_s": "under train, seconds of what checkpointing computes again; NA without it",
+    "backward_s": "under train, seconds of backward, of all micro-batches",
+    "optimizer_s": "under train, seconds of the optimizer",
+}
 _SHAPES = {
     "input_shapes": "shapes of the tensors read, positional before keyword",
     "output_shapes": "shapes of the tensors returned",
@@ -34,9 +40,8 @@ _FEATURES = {
 }
 _WORKLOAD = {
     "phase": "prefill, decode, train, or forward for inputs of your own",
-    "batch": "sequences in the batch",
-    "context": "tokens read by a prefill, already cached by a decode step, or of each sequence of "
-    "a training step",
+    "batch": "sequences in the batch; of a training step, in all its micro-batches",
+    "context": "tokens read by a prefill or a training step, or already cached by a decode step",
 }
 _RUNTIME = {"runtime": "transformers (a plain call of the model) or vllm (an engine)"}
 _EXECUTION = {
@@ -173,6 +178,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             "bytes_share": "fraction of the bytes that the pass moves",
             **_BAND,
             "time_share": "fraction of the time of the pass",
+            **_PASSES,
         },
         "layers": {
             "path": "path of the layer; NA in the last row, which sums everything outside layers",
@@ -182,6 +188,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             **_WORK,
             **_BAND,
             "share": "fraction of the time of the pass",
+            **_PASSES,
         },
         "memory": {
             **_QUANTITY,
@@ -211,6 +218,9 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             "tokens_per_s": "tokens read per second; in decode one for each sequence",
             "tokens_per_s_low": "tokens per second at the slow end of the band",
             "tokens_per_s_high": "tokens per second at the fast end of the band",
+            **_PASSES,
+            "mfu": "under train, model FLOPs utilization: FLOPs of forward and backward, without "
+            "what is computed again, over those of the dense peak in the step's dtype in that time",
             "binds": "what limits most of the time, and its share",
             "measured": "whether this device was measured, or only related ones",
             "fits": "whether the device holds the pass; the time of one that it does not is "
@@ -220,6 +230,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             **_ORDER,
             "path": _OPS["path"],
             "op": _OPS["op"],
+            "pass": "under train, forward, recompute, backward or optimizer",
             **_EXECUTION,
             "class": "class of kernel whose calibration gives the time",
             **_BAND,

@@ -18,6 +18,7 @@ from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views.tables.columns import floats, integers
 from llmsim_magic.views.tables.engine_costs import with_engine_costs
 from llmsim_magic.views.tables.operators import ops_table
+from llmsim_magic.views.tables.step_times import pass_columns, step_columns
 
 # Column of `times_table` → attribute of an operator's time.
 _OPERATOR_COLUMNS = {
@@ -41,10 +42,11 @@ def latency_table(
 
     Returns:
         A table whose tokens per second count the tokens that a pass reads: one per sequence in
-        decode, and those of the whole group for ranks that share a model. `binds` names what
-        limits most of the time, with its share. `measured` is True if this device was measured,
-        and False if its constants come from similar devices. The time of a pass that does not
-        fit (`fits` is False) is hypothetical.
+        decode, and those of the whole group for ranks that share a model. Training steps have
+        the seconds of each pass and the MFU: model FLOPs, without what is computed again, over
+        dense peak × time. `binds` names what limits most of the time, with its share. `measured`
+        is True if this device was measured, and False if its constants come from similar devices.
+        The time of a pass that does not fit (`fits` is False) is hypothetical.
     """
     rows = list(passes)
     workloads = [trace.workload for trace, _ in rows]
@@ -65,6 +67,7 @@ def latency_table(
         columns[f"tokens_per_s{suffix}"] = floats(
             [_rate(n, getattr(time, attribute)) for n, time in zip(tokens, times, strict=True)]
         )
+    columns |= step_columns(rows)
     columns["binds"] = _strings([_main_bottleneck(time) for time in times])
     columns["measured"] = pd.array([time.seen for time in times], dtype="boolean")
     columns["fits"] = pd.array(list(fits), dtype="boolean")
@@ -107,6 +110,7 @@ def _operator_times(trace: Trace, time: PassTime) -> pd.DataFrame:
     columns: dict[str, object] = {
         "path": list(trace.paths),
         "op": trace.expand_replays([operator.op for operator in trace.recorded.operators]),
+        **_part_column(trace),
         "runtime": _strings([time.execution.runtime] * len(operators)),
         "launch": _strings([time.execution.launch] * len(operators)),
         "class": _strings([operator.kind for operator in operators]),
@@ -120,6 +124,14 @@ def _operator_times(trace: Trace, time: PassTime) -> pd.DataFrame:
             ]
         )
     return pd.DataFrame(columns, index=pd.RangeIndex(len(operators), name="order"))
+
+
+def _part_column(trace: Trace) -> dict[str, object]:
+    """The pass of a training step that runs each operator; none for a pass of inference."""
+    if trace.training is None:
+        return {}
+    parts = [operator.part for operator in trace.recorded.operators]
+    return {"pass": _strings(trace.expand_replays(parts))}
 
 
 def orders_by_type(trace: Trace) -> dict[str, list[int]]:
@@ -150,6 +162,7 @@ def layer_times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
         "layer": integers([None if layer is None else layer.index for layer in rows]),
         "operators": integers([len(orders[layer]) for layer in rows]),
         **_estimate_columns([time.of(orders[layer]) for layer in rows], time, "share"),
+        **pass_columns(trace, time, orders.values()),
     }
     return pd.DataFrame(columns)
 
@@ -160,7 +173,8 @@ def type_times_table(trace: Trace, time: PassTime) -> pd.DataFrame:
     orders = orders_by_type(trace)
     estimates = [time.of(of_type) for of_type in orders.values()]
     index = pd.Index(list(orders), name="op", dtype=object)
-    return pd.DataFrame(_estimate_columns(estimates, time, "time_share"), index=index)
+    columns = _estimate_columns(estimates, time, "time_share")
+    return pd.DataFrame(columns | pass_columns(trace, time, orders.values()), index=index)
 
 
 def phase_columns(trace: Trace, times: Sequence[PassTime | None]) -> dict[str, Any]:
