@@ -41,6 +41,7 @@ class OperatorWork:
     Attributes:
         part: the pass of a training step that runs it.
         ops: how many ATen ops start the kernels.
+        is_module: whether it is a call of a module, and not of a function.
         is_checkpointed: whether it runs again in backward, or is such a second run.
         listed: tensors in the lists that an optimizer's kernels work on.
     """
@@ -50,6 +51,7 @@ class OperatorWork:
     views: int
     part: Pass = "forward"
     ops: int = 0
+    is_module: bool = False
     is_checkpointed: bool = False
     listed: int = 0
 
@@ -145,6 +147,7 @@ def recorded_work(
             views=views,
             part=operator.part,
             ops=len(ops),
+            is_module=operator.kind == "module" and operator.part in _FORWARDS,
             is_checkpointed=operator.part in _FORWARDS and operator.path in checkpointed,
             listed=listed,
         )
@@ -265,23 +268,37 @@ def host_seconds(
 ) -> float:
     """What the host takes to call an operator, and to start its kernels and views.
 
-    One that starts nothing, such as dropout in inference, returns early. No module is called in
-    backward, which autograd runs without Python, nor by an optimizer.
+    One that starts nothing, such as dropout in inference, returns early.
     """
-    if not (work.kernels or work.views or work.sent):
+    starts = bool(work.kernels or work.views or work.sent)
+    if training is not None:
+        return _host_seconds_in_training(work, constants, training, starts=starts)
+    if not starts:
         return _IDLE_SHARE * constants.host_call_s
-    views_s = work.gathers * constants.host_gather_s + work.views * constants.host_view_s
-    if training is None or work.part in _FORWARDS:
-        seconds = constants.host_call_s + len(work.kernels) * constants.host_kernel_s + views_s
-        slower = 1.0 if training is None else training.forward_share(work.is_checkpointed)
-        return seconds * slower
-    more = max(len(work.kernels) - work.ops, 0)
     return (
-        work.ops * training.host_op_s
-        + more * constants.host_kernel_s
-        + work.listed * training.host_tensor_s
-        + views_s
+        constants.host_call_s
+        + len(work.kernels) * constants.host_kernel_s
+        + _others_s(work, constants)
     )
+
+
+def _host_seconds_in_training(
+    work: OperatorWork, constants: TorchConstants, training: TrainingConstants, *, starts: bool
+) -> float:
+    """Modules and ATen ops that Python calls; those of backward autograd calls, without Python."""
+    called_s = training.host_module_s if work.is_module else 0.0
+    if not starts:
+        return _IDLE_SHARE * called_s
+    is_backward = work.part == "backward"
+    op_s = training.host_backward_s if is_backward else training.host_op_s
+    more = max(len(work.kernels) - work.ops, 0)
+    seconds = called_s + work.ops * op_s + more * constants.host_kernel_s
+    seconds += _others_s(work, constants) + work.listed * training.host_tensor_s
+    return seconds * training.checkpoint_share if work.is_checkpointed else seconds
+
+
+def _others_s(work: OperatorWork, constants: TorchConstants) -> float:
+    return work.gathers * constants.host_gather_s + work.views * constants.host_view_s
 
 
 def _slower(runs: Sequence[OperatorRun], steps: Sequence[int], constants: TorchConstants) -> float:

@@ -123,25 +123,22 @@ class TorchConstants:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConstants:
-    """What the host takes for a training step, beside what it takes for a forward.
+    """What the host takes to start the kernels of a training step; views are as in inference.
 
     Attributes:
-        host_share: host time of a forward, as a multiple of that of an inference: autograd notes
-            every op, and another host may be faster.
-        host_op_s: host time of an ATen op in backward, from autograd's thread, or of an optimizer.
-        host_tensor_s: for each tensor of an op over lists of tensors, as optimizers call them.
+        host_module_s: of a call of a module.
+        host_op_s: of an ATen op that Python calls, in a forward or an optimizer.
+        host_backward_s: of an ATen op that autograd calls.
+        host_tensor_s: of each tensor of an op over lists of tensors, as optimizers call them.
         checkpoint_share: how much longer the forward of a checkpointed layer takes, each time it
             runs: hooks in Python see every tensor that autograd would keep.
     """
 
-    host_share: float
+    host_module_s: float
     host_op_s: float
+    host_backward_s: float
     host_tensor_s: float
     checkpoint_share: float
-
-    def forward_share(self, is_checkpointed: bool) -> float:
-        """Host time of an operator of a forward, as a multiple of that of an inference."""
-        return self.host_share * (self.checkpoint_share if is_checkpointed else 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
