@@ -5,6 +5,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def test_matmuls_run_in_the_lower_precision(
     assert result_dtype(name, op, args, {}, dtype) is dtype
 
 
-@pytest.mark.parametrize("case", [each.values for each in cases(*REDUCTIONS)], ids=str)
+@pytest.mark.parametrize("case", [each.values for each in cases(*REDUCTIONS)], ids=itemgetter(1))
 def test_sums_and_losses_run_in_float32(case: Any) -> None:
     name, op, args, *keywords = case
     if op == "rms_norm" and "aten::rms_norm" not in registered():
