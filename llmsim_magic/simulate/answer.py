@@ -154,7 +154,7 @@ def answer_with_inputs(
         loss: computes the loss of a training step; None if the module returns it.
 
     Raises:
-        InvalidValue: the inputs cannot be read, or split into micro-batches.
+        InvalidValue: the inputs cannot be read.
         CannotTrace: the module cannot run on the inputs without weights.
     """
     recipe = model_recipe(request.model, request.build, progress)
@@ -164,10 +164,6 @@ def answer_with_inputs(
     from llmsim_magic.capture.train.step import run_step_with_inputs
 
     training = request.build.training
-    if training is not None and (training.accumulate > 1 or training.packed):
-        raise InvalidValue(
-            "inputs cannot be combined with accumulate or packed: give those of one micro-batch"
-        )
     args: tuple[Any, ...] = ()
     keywords: dict[str, Any] = {}
     try:

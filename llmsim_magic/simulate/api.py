@@ -202,7 +202,7 @@ def _trace_request(model: Any, arguments: Mapping[str, Any]) -> Request:
         values["phase"], values["batch"], DEFAULT_CONTEXT if context is None else context
     )
     if arguments["inputs"] is not None:
-        _require_inputs_alone(workload, context)
+        _require_inputs_alone(workload, context, values)
     _require_loss_of_step(arguments["loss"], workload.phase)
     values |= {
         "phase": (workload.phase,),
@@ -215,12 +215,16 @@ def _trace_request(model: Any, arguments: Mapping[str, Any]) -> Request:
     return request
 
 
-def _require_inputs_alone(workload: Workload, context: Any) -> None:
+def _require_inputs_alone(workload: Workload, context: Any, values: Mapping[str, Any]) -> None:
     """Raise `InvalidValue` if inputs are given beside what would choose others."""
     of_pass = replace(workload, phase="prefill") if workload.phase == TRAIN else workload
     if context is not None or of_pass != Workload():
         raise InvalidValue(
             "inputs cannot be combined with batch, context or a phase other than train"
+        )
+    if values["accumulate"] != 1 or values["packed"]:
+        raise InvalidValue(
+            "inputs cannot be combined with accumulate or packed: give those of one micro-batch"
         )
 
 

@@ -3,12 +3,13 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.trace import ModelInfo, Trace
+from llmsim_magic.records.trace.training import Training
 from llmsim_magic.records.trace.workload import Workload
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def to_json(exported: Exported) -> str:
             {**_workload(workload), "reason": reason} for workload, reason in exported.failures
         ],
         "deployment": _plain(dict(exported.deployment)),
+        "training": _training(exported.trace.training),
         "versions": dict(exported.trace.versions),
         "views": list(exported.views),
         "notes": list(exported.notes),
@@ -95,6 +97,11 @@ def _model(model: ModelInfo) -> dict[str, Any]:
         "pp": model.parallel.pp,
         "ep": model.parallel.ep,
     }
+
+
+def _training(training: Training | None) -> dict[str, Any] | None:
+    """The options of a training step."""
+    return None if training is None else asdict(training)
 
 
 def _workload(workload: Workload) -> dict[str, Any]:
