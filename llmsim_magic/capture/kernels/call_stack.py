@@ -3,7 +3,7 @@
 import inspect
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType, FrameType
@@ -106,6 +106,24 @@ def frames_of_caller(depth: int) -> list[FrameType]:
             frames.append(frame)
         frame = frame.f_back
     return frames
+
+
+def method_of(known: Container[int], end: CodeType, depth: int) -> Any:
+    """Return the object of the innermost method that runs and whose object has a known id.
+
+    Args:
+        known: Ids of objects.
+        end: Code of the function at whose frame the search ends.
+        depth: Number of innermost frames to skip.
+    """
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None and frame.f_code is not end:
+        if frame.f_code.co_varnames[:1] == ("self",):
+            owner = local_variables(frame).get("self")
+            if id(owner) in known:
+                return owner
+        frame = frame.f_back
+    return None
 
 
 def running_frames() -> set[int]:

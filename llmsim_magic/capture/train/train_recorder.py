@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.autograd.graph import _engine_run_backward
 from torch.nn.functional import scaled_dot_product_attention
 
 from llmsim_magic.capture.kernels import call_stack, flops, fused_kernels, kernel_facts
@@ -65,6 +66,8 @@ class TrainRecorder(Recorder):
         self._now: Pass = "forward"
         self._nodes: list[int] = []  # number of nodes of autograd after each kernel of forward
         self._makers: list[ModuleCall | FunctionCall] = []  # the owner of each of those kernels
+        self._containers: dict[int, str] = {}  # paths of modules with children, by id
+        self._reopened: ModuleCall | None = None  # a layer that is run again
         self._saved_before: list[int] = []  # by autograd, before the next operator runs
         self._backward: BackwardCall
         self._evaluation = evaluation
@@ -77,9 +80,13 @@ class TrainRecorder(Recorder):
 
     def start(self, part: Pass) -> None:
         """Note that a pass of the step begins."""
+        self._close_reopened()
         self._now = part
         if part == "backward":
             self._backward = BackwardCall(self._makers[-1])
+            self._containers = {
+                id(each.module): each.path for each in self.calls if not each.is_leaf
+            }
             if self._layer_replayer is not None:
                 self._layer_replayer.forget()
 
@@ -100,6 +107,7 @@ class TrainRecorder(Recorder):
     def call(self, func: Callable[..., Any], args: Any, kwargs: Any, run: RunFunction) -> Any:
         """Call a torch function, as `Recorder.call`, by the kernels with which a GPU trains."""
         self._drop_ended_helpers()
+        self._reopen()
         if func in fused_functions.REPLACED:
             return super().call(func, args, kwargs, self._run_replaced)
         return super().call(func, args, kwargs, run)
@@ -274,6 +282,7 @@ class TrainRecorder(Recorder):
     ) -> None:
         """Record the start of a module call; a recomputed one is no further call of the module."""
         self._drop_ended_helpers()
+        self._reopen()
         super().enter(path, module, inputs, is_layer=is_layer)
         if self._now == "backward":
             self.calls.pop()
@@ -321,7 +330,35 @@ class TrainRecorder(Recorder):
     def _held_inside(self, owner: object) -> tuple[int, ...]:
         return ()
 
+    def _reopen(self) -> None:
+        """Open the layer that a checkpoint runs again, if it does so around the layer's hooks."""
+        if self._now != "backward" or self._open:
+            return
+        module = call_stack.method_of(self._containers, _engine_run_backward.__code__, 3)
+        if module is None:
+            return
+        path = self._containers[id(module)]
+        self._recomputed.setdefault(path, self._position())
+        self._reopened = ModuleCall(
+            path=path,
+            module=module,
+            is_leaf=False,
+            source=None,
+            in_helper=False,
+            inputs=(),
+            part="recompute",
+        )
+        self._open.append(self._reopened)
+
+    def _close_reopened(self) -> None:
+        """Close a layer that was opened to be run again, once the engine runs its backward."""
+        if self._reopened is not None and self._open == [self._reopened]:
+            self._open.clear()
+            self._reopened = None
+
     def _owner(self, name: str) -> Owner:
+        if self._function is None:
+            self._close_reopened()
         if self._now == "backward" and not self._open:
             return self._backward_of(torch._C._current_autograd_node())
         return super()._owner(name)
