@@ -503,3 +503,42 @@ def test_a_mistake_in_its_call_is_one_line(given: dict[str, Any], said: str) -> 
 def test_in_a_terminal_it_says_what_to_do_instead() -> None:
     with pytest.raises(LlmsimError, match="needs a notebook"):
         panel("gpt2").show()
+
+
+def _is_visible(control: Any) -> bool:
+    return bool(control.layout.display != "none")
+
+
+def test_a_step_of_training_has_controls_of_its_own(shown: Panel) -> None:
+    own = [shown.controls.optimizer, shown.controls.precision, shown.controls.checkpointing]
+    assert not any(map(_is_visible, own))
+    ask(shown, "phase", "train")
+    assert all(map(_is_visible, own))
+    ask(shown, "optimizer", "sgd")
+    ask(shown, "precision", "amp")
+    ask(shown, "checkpointing", True)
+    training = shown.report.trace.training
+    assert (training.optimizer, training.precision, training.checkpointing) == ("sgd", "amp", True)
+    assert "train, batch 1 × context 5" in shown.status.message
+    for control in (shown.controls.runtime, shown.controls.weights, shown.controls.cache):
+        assert control.disabled
+    assert shown.controls.dtype.disabled  # by the precision
+    ask(shown, "phase", "decode")
+    assert shown.report.trace.training is None
+    assert not any(map(_is_visible, own))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_tab_shows_a_step_of_training(shown: Panel, view: str) -> None:
+    ask(shown, "phase", "train")
+    open_tab(shown, view)
+    assert shown.status.message.startswith("Qwen3ForCausalLM")
+    assert shown.report.trace.training is not None
+    assert shown.report.shows(view)
+    shown.select_operator(shown.report.ops.index[-1])
+
+
+def test_a_panel_opens_with_a_step_of_training() -> None:
+    made = panel(small_models.qwen3(), phase="train", optimizer="sgd", context=5)
+    run_and_wait(made, made.refresh)
+    assert made.report.trace.training.optimizer == "sgd"

@@ -148,6 +148,13 @@ def test_recomputed_operators_are_named_and_keep_what_is_not_known(checkpointed:
     assert any(text.startswith("recompute of model.layers.0.") for text in texts)
 
 
+def test_what_a_layer_itself_recomputes_is_no_part_of_backward(checkpointed: Report) -> None:
+    ops = checkpointed.ops[checkpointed.ops["path"] == "model.layers.1"]
+    adds = ops[ops["op"] == "add"]["pass"].tolist()
+    assert adds.count("forward") == 2
+    assert adds.count("recompute") == 1  # the first: a checkpoint stops before the last kernels
+
+
 def test_the_summary_sums_the_passes(checkpointed: Report) -> None:
     rows = checkpointed.summary["value"]
     passes = ("forward", "recompute", "backward", "optimizer")
