@@ -60,7 +60,6 @@ def _times() -> dict[str, Column]:
             f"{part}_s": Column(part, "seconds", 28 + rank)
             for rank, part in enumerate(("forward", "backward", "recompute", "optimizer"))
         },
-        "pass": Column("pass", "text", 4),
         "measured": Column("device measured", "bool", 33),
         "class": Column("kernel class", "text", 35),
         "of_peak": Column("of peak FLOP/s", "share", 27),
@@ -82,7 +81,6 @@ def _times() -> dict[str, Column]:
 def _timeline() -> dict[str, Column]:
     parts = ("parameters", "gradients", "optimizer", "saved", "temporaries")
     return {
-        "pass": Column("pass", "text", 1),
         "layers": Column("layers", "whole", 6),
         "peak_bytes": Column("peak", "bytes", 2),
         "change_bytes": Column("change", "bytes", 4),

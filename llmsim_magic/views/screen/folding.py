@@ -62,12 +62,16 @@ def fold_by_pass(paths: Sequence[str], keys: Sequence[Key], parts: Sequence[str]
         parts: the pass of each row.
     """
     lines: list[Line] = []
-    for part in (each for each in PASSES if each in parts):
+    for part in sorted(dict.fromkeys(parts), key=_place_of_pass):
         places = [place for place, own in enumerate(parts) if own == part]
         lines.append(Line(part, (), is_block=True))
         rows: list[tuple[int, ...]] = [(place,) for place in places]
         lines += _fold(rows, [paths[p] for p in places], [keys[p] for p in places], 1)
     return lines
+
+
+def _place_of_pass(part: str) -> int:
+    return PASSES.index(part) if part in PASSES else len(PASSES)
 
 
 def fold(paths: Sequence[str], keys: Sequence[Key]) -> list[Line]:
