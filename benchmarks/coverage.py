@@ -34,12 +34,14 @@ BATCH = 2
 CONTEXT = 16  # of reduced models; a full one reads 128 tokens, or what its positions allow
 LIMIT_S = 300.0
 MAX_PARAMETERS = 400_000_000  # of a model with real weights
+MAX_TRAINED = 60_000_000  # of one that is trained
 HERE = Path(__file__).parent
 TABLE = HERE / "coverage.csv"
 # Loaded once, before the processes are forked.
 PRELOADED = (
     "llmsim_magic.capture.run",
     "tests.helpers.real_forward",
+    "tests.helpers.real_training",
     "tests.helpers.reduced_configs",
     "tests.helpers.replay_comparison",
     "transformers.models.llama.modeling_llama",
@@ -121,6 +123,68 @@ def survey_reduced(model_type: str) -> dict[str, Any]:
     return row | held(real, step, config, "decode")
 
 
+def survey_train(model_type: str) -> dict[str, Any]:
+    """Trace a training step of a small configuration, also with checkpointing."""
+    row, asked = small_step(model_type)
+    return row if asked is None else row | {"train_checkpointing": asked.checkpointed()}
+
+
+def survey_step(model_type: str) -> dict[str, Any]:
+    """Hold the trace of a training step of a small configuration against a real step."""
+    row, asked = small_step(model_type)
+    return row if asked is None else row | asked.held(MAX_TRAINED)
+
+
+def small_step(model_type: str) -> tuple[dict[str, Any], Any]:
+    """Whether a step of a small configuration traces, and by which loss; what was traced."""
+    from tests.helpers.reduced_configs import candidates
+
+    status = ""
+    try:
+        for config, _ in candidates(model_type):
+            status, report = traced(config, "prefill", "reduced")
+            if report is not None:
+                row, asked = train_row(config)
+                return {"prefill": "yes"} | row, asked
+    except Exception as error:
+        return {"prefill": f"no default configuration: {describe(error)}"}, None
+    return {"prefill": status}, None
+
+
+def train_row(config: Any) -> tuple[dict[str, Any], Any]:
+    """Whether a step traces with the model's own loss, or else with one of its output."""
+    import llmsim_magic as llmsim
+    from tests.helpers.real_training import (
+        SmallStep,
+        mean_of_output,
+        with_own_loss,
+        without_randomness,
+    )
+
+    config = without_randomness(config)
+    failed = ""
+    for made in with_own_loss(config):
+        asked = SmallStep(made, BATCH, CONTEXT)
+        try:
+            trace = asked.trace()
+        except llmsim.LlmsimError as error:
+            failed = failed or str(error)
+        except Exception as error:
+            return {"train": f"DEFECT {describe(error)}"}, None
+        else:
+            return {"train": "yes", "train_loss": f"own, of {trace.model.class_name}"}, asked
+    asked = SmallStep(config, BATCH, CONTEXT, loss=mean_of_output)
+    why = {"train_own": failed}
+    try:
+        trace = asked.trace()
+    except llmsim.LlmsimError as error:
+        return {"train": str(error)} | why, None
+    except Exception as error:
+        return {"train": f"DEFECT {describe(error)}"} | why, None
+    loss = f"mean of the output of {trace.model.class_name}"
+    return {"train": "yes", "train_loss": loss} | why, asked
+
+
 def held(real: Any, seen: Any, config: Any, phase: str) -> dict[str, Any]:
     """What a trace and a real forward agree on, or the first thing that they do not."""
     from tests.helpers.real_forward import cache_bytes, comparable_flops, differences
@@ -164,7 +228,13 @@ def facts_of(report: Any, phase: str) -> dict[str, Any]:
 
 
 PHASES = ("prefill", "decode")
-SURVEYS = {"full": survey_full, "reduced": survey_reduced}
+WARMED = ("train", "step")  # surveys that do not say how long a process takes
+SURVEYS = {
+    "full": survey_full,
+    "reduced": survey_reduced,
+    "train": survey_train,
+    "step": survey_step,
+}
 
 
 @dataclass
@@ -227,6 +297,9 @@ def survey(size: str, types: Sequence[str], workers: int) -> None:
     transformers.logging.set_verbosity_error()
     for module in PRELOADED:
         importlib.import_module(module)
+    if size in WARMED:
+        for model_type in ("llama", "vit"):
+            SURVEYS[size](model_type)
     done = {row["model_type"] for row in rows_in(size)}
     todo = [each for each in types or transformers.CONFIG_MAPPING if each not in done]
     with file_of(size).open("a") as out:

@@ -4,7 +4,7 @@ The formulas are those of `torch.utils.flop_counter`; this module adds the ones 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,19 @@ def _dot(one: torch.Tensor, other: torch.Tensor) -> int:
     return 2 * one.shape[0]
 
 
-_ADDED_FORMULAS: dict[Any, Callable[[torch.Tensor, torch.Tensor], int]] = {
+def _recurrent_backward(rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> int:
+    """Twice a recurrent layer's own: gradients of its inputs and states, and of its weights."""
+    return 2 * _recurrent(rows, weights)
+
+
+def _recurrent(rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> int:
+    """2 · steps of all samples · elements of all matrices."""
+    steps = math.prod(rows.shape[:-1])
+    return sum(2 * steps * weight.numel() for weight in weights if weight.dim() == 2)
+
+
+_ADDED_FORMULAS: dict[Any, Callable[[Any, Any], int]] = {
+    torch.ops.aten._cudnn_rnn_backward: _recurrent_backward,
     torch.ops.aten._grouped_mm: _grouped_matmul,
     torch.ops.aten.mv: _matrix_vector,
     torch.ops.aten.dot: _dot,
@@ -124,5 +136,4 @@ def recurrent_flops(arguments: RecurrentArguments) -> int:
     Args:
         arguments: What the layer's function was called with.
     """
-    rows = math.prod(arguments.input.shape[:-1])
-    return sum(2 * rows * weight.numel() for weight in arguments.weights if weight.dim() == 2)
+    return _recurrent(arguments.input, arguments.weights)

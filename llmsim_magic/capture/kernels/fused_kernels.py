@@ -74,6 +74,11 @@ class RecurrentArguments(NamedTuple):
     weights: Any
     batch_sizes: torch.Tensor | None
     bidirectional: bool
+    has_biases: bool
+    num_layers: int
+    dropout: float
+    train: bool
+    batch_first: bool
 
 
 def recurrent_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> RecurrentArguments:
@@ -87,6 +92,11 @@ def recurrent_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Recur
         weights=values["params"],
         batch_sizes=values.get("batch_sizes"),
         bidirectional=values["bidirectional"],
+        has_biases=values["has_biases"],
+        num_layers=values["num_layers"],
+        dropout=values["dropout"],
+        train=values["train"],
+        batch_first=values.get("batch_first", False),
     )
 
 

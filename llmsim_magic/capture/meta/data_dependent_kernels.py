@@ -12,6 +12,7 @@ import torch
 from llmsim_magic.capture.kernels.tensors import dtype_name, tensors_in
 from llmsim_magic.capture.meta import data_dependent_choices as choices
 from llmsim_magic.capture.meta import data_dependent_shapes as shapes
+from llmsim_magic.capture.meta import recurrent_layers
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
 
 aten = torch.ops.aten
@@ -158,6 +159,20 @@ def _ctc_loss(
     return log_probs.new_empty(samples, device=META), log_probs.new_empty(shape, device=META)
 
 
+def _gradient(
+    evaluation: PartialEvaluation, gradient: torch.Tensor, values: torch.Tensor, *rest: Any
+) -> torch.Tensor:
+    """The derivative by the second argument of a kernel that has no meta kernel."""
+    return torch.empty_like(values, device=META)
+
+
+def _gradients_of_quantization(
+    evaluation: PartialEvaluation, gradient: torch.Tensor, *values: Any
+) -> tuple[torch.Tensor, ...]:
+    """The derivatives by values, scales and zero points."""
+    return tuple(torch.empty_like(each, device=META) for each in values[:3])
+
+
 HANDLERS: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: assumed_scalar,
     aten._to_copy.default: _to_copy,
@@ -192,6 +207,16 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.fake_quantize_per_channel_affine_cachemask.default: _fake_quantize,
     aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams.default: _fake_quantize,
     aten._ctc_loss.Tensor: _ctc_loss,
+    aten._ctc_loss_backward.Tensor: _gradient,
+    aten._ctc_loss_backward.default: _gradient,
+    aten._masked_softmax_backward.default: _gradient,
+    aten.fractional_max_pool3d_backward.default: _gradient,
+    aten.multi_margin_loss_backward.default: _gradient,
+    aten.multilabel_margin_loss_backward.default: _gradient,
+    aten._fake_quantize_learnable_per_tensor_affine_backward.default: _gradients_of_quantization,
+    aten._fake_quantize_learnable_per_channel_affine_backward.default: _gradients_of_quantization,
+    aten._cudnn_rnn.default: recurrent_layers.recurrent_kernel_outputs,
+    aten._cudnn_rnn_backward.default: recurrent_layers.recurrent_derivative,
     aten.equal.default: _equal,
     aten.allclose.default: _equal,
     aten.all.default: _all,

@@ -40,6 +40,7 @@ from llmsim_magic.capture.meta.partial_evaluation import (
     PartialEvaluation,
     Progress,
 )
+from llmsim_magic.capture.meta.recurrent_layers import differentiable_outputs, has_derivative
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.trace.workload import IsCancelled
 
@@ -241,7 +242,10 @@ class _FunctionMode(TorchFunctionMode):
         if func in _FROM_PYTHON:
             return _from_python(self._evaluation, func, args, keywords)
         if func in RECURRENT and not self._are_known((args, keywords)):
-            return recurrent_outputs(recurrent_arguments(args, keywords))
+            arguments = recurrent_arguments(args, keywords)
+            if has_derivative(arguments):
+                return differentiable_outputs(func, arguments)
+            return recurrent_outputs(arguments)
         if (name := higher_order_name(func)) is not None:
             return self._run_higher_order(name, func, args, keywords)
         if (device := device_to_check(func)) is not None:

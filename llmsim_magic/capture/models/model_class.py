@@ -169,7 +169,7 @@ def _successor(config: Any, declared: str) -> Callable[..., Any] | None:
     Its name differs only in case and underscores, or else it has the same task. Only a language
     model is replaced by the one that transformers prefers.
     """
-    for found in _package_classes(type(config)):
+    for found in package_classes(type(config)):
         if _simplified(found.__name__) == _simplified(declared):
             return found._from_config
     if not _is_language_model(declared):
@@ -225,12 +225,12 @@ def _unlisted_classes(config_class: type[Any]) -> list[Any]:
     A model comes first, then models for a task, then their parts.
     """
     return sorted(
-        _package_classes(config_class),
+        package_classes(config_class),
         key=lambda found: (not found.__name__.endswith("Model"), "For" not in found.__name__),
     )
 
 
-def _package_classes(config_class: type[Any]) -> list[Any]:
+def package_classes(config_class: type[Any]) -> list[Any]:
     """Model classes of a config in the `modeling_*.py` files of its package."""
     package = importlib.import_module(config_class.__module__.rpartition(".")[0])
     found = []

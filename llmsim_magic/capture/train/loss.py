@@ -1,22 +1,22 @@
 """The loss of a model: labels that its own loss reads, or a function of its output."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from llmsim_magic.capture.inputs.context_length import is_huggingface
 from llmsim_magic.capture.inputs.forward_inputs import prefill_inputs
+from llmsim_magic.capture.kernels.failure_reason import failure_reason
 from llmsim_magic.capture.modalities.model_inputs import ModelInputs
-from llmsim_magic.capture.modalities.signature import (
-    HuggingFaceModel,
-    is_encoder_decoder,
-    parameters,
-)
+from llmsim_magic.capture.modalities.signature import HuggingFaceModel, parameters
+from llmsim_magic.capture.models.model_class import package_classes
+from llmsim_magic.capture.train.labels import LabelChoices, computes_loss, label_names
 from llmsim_magic.records.errors import CannotTrace, type_name
 from llmsim_magic.records.trace.workload import Workload
 
 LossFunction = Callable[[Any], torch.Tensor]
-_LABELS = "labels"
+_MOST_FAILING = 2  # inputs tried with labels though the forward fails without
 
 
 def training_inputs(
@@ -28,33 +28,44 @@ def training_inputs(
         model: The model on the meta device.
         workload: Sequences of the micro-batch, and their tokens.
         loss: Computes the loss of the output; None for the model's own.
-
-    Raises:
-        CannotTrace: The model has no loss of its own, and none is given.
     """
     accepted = parameters(model.forward)
-    if loss is None and not any(name in accepted for name in (_LABELS, *_OTHER_LABELS)):
-        raise no_loss(type(model).__name__)
+    failing: list[LabelChoices] = []
+    runs = False
     for inputs in prefill_inputs(model, workload):
         keywords = dict(inputs.keywords)
         if "use_cache" in accepted:
             keywords["use_cache"] = False
-        notes = [note for note in inputs.notes if not note.startswith("prefill: ")]
+        notes = tuple(note for note in inputs.notes if not note.startswith("prefill: "))
         if loss is not None:
-            yield ModelInputs(keywords, notes)
+            yield ModelInputs(keywords, list(notes))
             continue
-        for labels in _labels(model, workload, keywords, accepted):
-            given = keywords | labels
-            if _LABELS in labels and is_encoder_decoder(model):
-                given.pop("decoder_input_ids", None)  # which the model makes of the labels
-            yield ModelInputs(given, notes)
+        choices = LabelChoices(model, workload, keywords, notes)
+        yield from choices.likeliest()
+        if not choices.runs_without_labels:
+            failing.append(choices)
+            continue
+        runs = True
+        yield from choices.others()
+        if not label_names(model.forward):
+            return
+    for choices in failing[: 0 if runs else _MOST_FAILING]:
+        yield from choices.others()
 
 
-def no_loss(class_name: str) -> CannotTrace:
-    """The error for a model without a loss of its own."""
+def no_loss(class_name: str, heads: Sequence[str] = ()) -> CannotTrace:
+    """The error for a model without a loss of its own.
+
+    Args:
+        class_name: That of the model.
+        heads: Classes of the same config whose forward returns a loss.
+    """
+    other = "choose a class with a head whose forward takes labels"
+    if heads:
+        other = f"declare a class that does in config.architectures: {', '.join(heads[:2])}"
     return CannotTrace(
         f"{class_name} computes no loss: in Python, pass loss=, a function of its output that "
-        "returns a scalar tensor, or choose a class with a head whose forward takes labels"
+        f"returns a scalar tensor, or {other}"
     )
 
 
@@ -65,66 +76,65 @@ def _returned_loss(output: Any) -> Any:
     return output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
 
 
-def _labels(
-    model: HuggingFaceModel,
-    workload: Workload,
-    keywords: Mapping[str, Any],
-    accepted: Mapping[str, Any],
-) -> Iterator[dict[str, Any]]:
-    """The labels that a loss may read, the likeliest first."""
-    batch = workload.batch
-    other = {name: make(batch) for name, make in _OTHER_LABELS.items() if name in accepted}
-    if _LABELS in accepted:
-        tokens = keywords.get("input_ids")
-        if is_encoder_decoder(model):
-            tokens = torch.zeros(batch, _target_length(model, workload), dtype=torch.long)
-        if tokens is not None and not tokens.is_floating_point():
-            yield {_LABELS: tokens.clone()} | other
-        yield {_LABELS: torch.zeros(batch, dtype=torch.long)} | other
-        yield {_LABELS: torch.zeros(batch)} | other
-        yield {_LABELS: torch.zeros(batch, 1, dtype=torch.long)} | other
-        config = model.config
-        count = int(getattr(config, "num_labels", 2))
-        yield {_LABELS: torch.zeros(batch, count)} | other
-    if other:
-        yield other
+def classes_with_loss(config: Any) -> list[str]:
+    """Names of the classes of a config whose forward returns a loss."""
+    return [
+        found.__name__ for found in package_classes(type(config)) if computes_loss(found.forward)
+    ]
 
 
-def _target_length(model: HuggingFaceModel, workload: Workload) -> int:
-    """Tokens that the decoder reads: as many as the encoder, or as it has positions for."""
-    longest = getattr(model.config, "max_target_positions", None)
-    return workload.context if longest is None else min(workload.context, int(longest))
+def _heads(model: Any) -> list[str]:
+    """Other classes of a model's config whose forward returns a loss."""
+    if not is_huggingface(model):
+        return []
+    return [name for name in classes_with_loss(model.config) if name != type(model).__name__]
 
 
-_OTHER_LABELS: Mapping[str, Callable[[int], Any]] = {
-    "start_positions": lambda batch: torch.zeros(batch, dtype=torch.long),
-    "end_positions": lambda batch: torch.zeros(batch, dtype=torch.long),
-    "next_sentence_label": lambda batch: torch.zeros(batch, dtype=torch.long),
-    "return_loss": lambda _: True,
-}
+def failed_loss(
+    model: HuggingFaceModel, workload: Workload, error: Exception
+) -> CannotTrace | None:
+    """The error for a model that runs without labels and fails with them; None if it never runs.
+
+    Args:
+        model: The model on the meta device.
+        workload: Sequences of the micro-batch, and their tokens.
+        error: How it failed with the labels with which it came furthest.
+    """
+    inputs = prefill_inputs(model, workload)
+    if not any(LabelChoices(model, workload, each.keywords).runs_without_labels for each in inputs):
+        return None
+    return CannotTrace(
+        f"{type(model).__name__} runs, but its own loss does not, with any labels that its "
+        f"signature and output suggest: {failure_reason(error)}; pass loss=, a function of its "
+        "output"
+    )
 
 
-def loss_of(output: Any, loss: LossFunction | None, class_name: str) -> torch.Tensor:
+def loss_of(output: Any, loss: LossFunction | None, model: Any) -> torch.Tensor:
     """The loss of an output.
 
     Args:
         output: What the forward returned.
         loss: Computes the loss of the output; None for the model's own.
-        class_name: That of the model.
+        model: The model.
 
     Raises:
         CannotTrace: The output has no loss, or it is no scalar that depends on parameters.
     """
+    class_name = type(model).__name__
     found: Any = None
     if loss is not None:
         found = loss(output)
     else:
         found = _returned_loss(output)
         if found is None:
-            raise no_loss(class_name)
+            raise no_loss(class_name, _heads(model))
     if not isinstance(found, torch.Tensor) or found.numel() != 1:
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type_name(found)
-        raise CannotTrace(f"{class_name}: the loss is {shape}, not a scalar tensor")
+        raise CannotTrace(
+            f"{class_name}: the loss is {shape}, not a scalar tensor; pass loss=, a function of "
+            "the output that returns one"
+        )
     if not found.requires_grad:
         raise CannotTrace(f"{class_name}: the loss depends on no parameter that is trained")
     return found

@@ -11,10 +11,11 @@ from torch.autograd.graph import _engine_run_backward, saved_tensors_hooks
 
 from llmsim_magic.capture.inputs.given_inputs import batch_size
 from llmsim_magic.capture.kernels.call_stack import call_model
+from llmsim_magic.capture.kernels.failure_reason import failure_reason
 from llmsim_magic.capture.kernels.tensors import named_tensors, unrecorded
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.isolation import isolated, model_lock
-from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation, Progress
+from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEvaluation, Progress
 from llmsim_magic.capture.modalities.model_inputs import ModelInputs
 from llmsim_magic.capture.models.copy_to_meta import inputs_on_meta
 from llmsim_magic.capture.models.meta_model import MetaModel
@@ -24,12 +25,13 @@ from llmsim_magic.capture.run import by_name, error_context, process_notes, vers
 from llmsim_magic.capture.train.autocast import autocast_on_meta, autocasting
 from llmsim_magic.capture.train.host_values import take_step
 from llmsim_magic.capture.train.layer_replay import UnequalBackward
-from llmsim_magic.capture.train.loss import LossFunction, loss_of, training_inputs
+from llmsim_magic.capture.train.loss import LossFunction, failed_loss, loss_of, training_inputs
 from llmsim_magic.capture.train.optimizers import embedding_parameters, make_optimizer
 from llmsim_magic.capture.train.packing import packed
 from llmsim_magic.capture.train.published_optimizers import is_paged
 from llmsim_magic.capture.train.train_recorder import TrainRecorder
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
+from llmsim_magic.records.errors import CannotTrace, LlmsimError
 from llmsim_magic.records.printable import printable_record
 from llmsim_magic.records.trace.optimizers import OPTIMIZERS
 from llmsim_magic.records.trace.recorded import Role
@@ -79,7 +81,13 @@ def run_step(
         candidates = training_inputs(meta_model.module, micro, loss)
         if training.packed:
             candidates = packed(meta_model.module, candidates)
-        return first_that_runs(candidates, step.trace)
+        try:
+            return first_that_runs(candidates, step.trace)
+        except (LlmsimError, EndlessLoop):
+            raise
+        except Exception as error:
+            failed = None if loss is not None else failed_loss(meta_model.module, micro, error)
+            raise failed or error from error
 
 
 @isolated()
@@ -197,10 +205,10 @@ class _Step:
             with evaluation.reporting_to(recorder):
                 with saved_tensors_hooks(recorder.saving, _unchanged), autocast:
                     output = call_model(module, self.args, keywords)
-                    loss = loss_of(output, self.loss, self.meta_model.info.class_name)
+                    loss = loss_of(output, self.loss, module)
                     del output
                 recorder.start("backward")
-                _run_backward(loss)
+                _run_backward(loss, self.meta_model.info.class_name)
                 del loss
                 recorder.check_replays()
             optimizer = make_optimizer(
@@ -216,12 +224,23 @@ class _Step:
                 optimizer.zero_grad()
 
 
-def _run_backward(loss: torch.Tensor) -> None:
-    """Run backward as `loss.backward()` does, with function modes on for what is recomputed."""
+def _run_backward(loss: torch.Tensor, class_name: str) -> None:
+    """Run backward as `loss.backward()` does, with function modes on for what is recomputed.
+
+    Raises:
+        CannotTrace: It failed.
+    """
     gradient = torch.ones_like(loss, memory_format=torch.preserve_format)
-    _engine_run_backward(
-        (loss,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True
-    )
+    try:
+        _engine_run_backward(
+            (loss,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True
+        )
+    except (LlmsimError, EndlessLoop):
+        raise
+    except Exception as error:
+        raise CannotTrace(
+            f"{class_name}: forward and loss run, but backward does not: {failure_reason(error)}"
+        ) from error
 
 
 def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
