@@ -22,7 +22,7 @@ from llmsim_magic.capture.modalities.signature import parameters
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.record.recorder import Recorder
 from llmsim_magic.capture.replay.replay import Replayer, UnrecordedPass
-from llmsim_magic.records.errors import NoDecode
+from llmsim_magic.records.errors import CannotTrace, NoDecode
 from llmsim_magic.records.trace.assumptions import BEFORE_STEP
 from llmsim_magic.records.trace.workload import Workload
 
@@ -90,6 +90,10 @@ def _is_equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
+class FailedAfterForward(CannotTrace):
+    """Inputs fit, but what came after the forward failed: other inputs would not help."""
+
+
 def first_that_runs(
     candidates: Iterable[Candidate], run: Callable[[Candidate, Progress], Result]
 ) -> Result:
@@ -102,6 +106,7 @@ def first_that_runs(
     Raises:
         NoDecode: The model has no decode step.
         EndlessLoop: One line of the model reads values again and again.
+        FailedAfterForward: The inputs fit, and what came after the forward failed.
         Exception: No candidate runs; the error is that of the one that came furthest, which the
             forward is most likely to be meant for.
     """
@@ -110,7 +115,7 @@ def first_that_runs(
         progress = Progress()
         try:
             return run(candidate, progress)
-        except (NoDecode, EndlessLoop):
+        except (NoDecode, EndlessLoop, FailedAfterForward):
             raise
         except Exception as error:
             errors.append((progress.kernels, error))

@@ -20,6 +20,7 @@ from llmsim_magic.capture.train.trainable import trainable
 from llmsim_magic.records.errors import CannotTrace, InvalidValue, describe
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.training import Training
+from llmsim_magic.records.trace.unroll import unroll
 from llmsim_magic.records.trace.workload import Workload
 from tests.helpers.real_forward import OF_OUR_OWN, with_data
 
@@ -97,12 +98,13 @@ def real_model_of(meta_model: MetaModel, config: Any, *, attention: str | None) 
     _drop_nothing(model)
     model.train()
     if getattr(meta_model.module, "is_gradient_checkpointing", False):
-        model.gradient_checkpointing_enable()
+        newer = getattr(model, "activation_checkpointing_enable", None)
+        (newer or model.gradient_checkpointing_enable)()
     return model
 
 
 def real_step(model: torch.nn.Module, keywords: Any, loss: LossFunction | None) -> RealStep:
-    """Run forward and backward of a model on the CPU."""
+    """Run forward and backward of a model on the CPU, by kernels whose FLOPs are counted."""
     own = {each.untyped_storage().data_ptr() for each in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -113,7 +115,7 @@ def real_step(model: torch.nn.Module, keywords: Any, loss: LossFunction | None) 
         return tensor
 
     counter = FlopCounterMode(display=False, custom_mapping=COUNTED)
-    with counter:
+    with counter, torch.backends.mkldnn.flags(enabled=False):
         with torch.autograd.graph.saved_tensors_hooks(saving, lambda tensor: tensor):
             found = loss_of(model(**with_data(keywords)), loss, model)
         found.backward()
@@ -139,7 +141,7 @@ def first_real_step(
 
 def traced_step(trace: Trace) -> RealStep:
     """The same of a trace."""
-    recorded = trace.recorded
+    recorded = unroll(trace.recorded, trace.replays)
     saved = {
         recorded.tensors[index].storage
         for operator in recorded.operators

@@ -21,6 +21,11 @@ from llmsim_magic.capture.kernels.rng import PrivateRng
 from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
 from llmsim_magic.capture.meta.data_dependent_kernels import HANDLERS, assumed_scalar
 from llmsim_magic.capture.meta.foreach_kernels import foreach_result
+from llmsim_magic.capture.meta.gradient_leaves import (
+    declared_leaf,
+    is_made_as_leaf,
+    moved_to_meta,
+)
 from llmsim_magic.capture.meta.higher_order_operators import (
     FLEX_ATTENTION,
     device_to_check,
@@ -237,6 +242,15 @@ class _FunctionMode(TorchFunctionMode):
 
     def _run(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
         func, args, keywords = without_accelerator(func, args, keywords)
+        if is_made_as_leaf(keywords):
+            made = self._run(func, args, keywords | {"requires_grad": False})
+            return self._run(torch.Tensor.requires_grad_, (made,), {})
+        if (leaf := declared_leaf(func, args, keywords)) is not None:
+            listener = self._evaluation.listener
+            moved_to_meta(leaf, None if listener is None else listener.move_to_meta)
+        return self._run_known_or_not(func, args, keywords)
+
+    def _run_known_or_not(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
         if func in _TO_PYTHON:
             return _to_python(self._evaluation, func, args, keywords)
         if func in _FROM_PYTHON:

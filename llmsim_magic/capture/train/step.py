@@ -19,7 +19,7 @@ from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEva
 from llmsim_magic.capture.modalities.model_inputs import ModelInputs
 from llmsim_magic.capture.models.copy_to_meta import inputs_on_meta
 from llmsim_magic.capture.models.meta_model import MetaModel
-from llmsim_magic.capture.prime_decode_cache import first_that_runs
+from llmsim_magic.capture.prime_decode_cache import FailedAfterForward, first_that_runs
 from llmsim_magic.capture.record.assemble_operators import assemble_operators
 from llmsim_magic.capture.run import by_name, error_context, process_notes, versions
 from llmsim_magic.capture.train.autocast import autocast_on_meta, autocasting
@@ -31,7 +31,7 @@ from llmsim_magic.capture.train.packing import packed
 from llmsim_magic.capture.train.published_optimizers import is_paged
 from llmsim_magic.capture.train.train_recorder import TrainRecorder
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
-from llmsim_magic.records.errors import CannotTrace, LlmsimError
+from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.printable import printable_record
 from llmsim_magic.records.trace.optimizers import OPTIMIZERS
 from llmsim_magic.records.trace.recorded import Role
@@ -228,7 +228,7 @@ def _run_backward(loss: torch.Tensor, class_name: str) -> None:
     """Run backward as `loss.backward()` does, with function modes on for what is recomputed.
 
     Raises:
-        CannotTrace: It failed.
+        FailedAfterForward: It failed.
     """
     gradient = torch.ones_like(loss, memory_format=torch.preserve_format)
     try:
@@ -238,7 +238,7 @@ def _run_backward(loss: torch.Tensor, class_name: str) -> None:
     except (LlmsimError, EndlessLoop):
         raise
     except Exception as error:
-        raise CannotTrace(
+        raise FailedAfterForward(
             f"{class_name}: forward and loss run, but backward does not: {failure_reason(error)}"
         ) from error
 
