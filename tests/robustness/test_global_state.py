@@ -115,6 +115,13 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None],
     return lambda error: monkeypatch.setattr(Fails, "raises", error)
 
 
+def _summed(output: Any) -> torch.Tensor:
+    return output.sum()
+
+
+FORWARD: dict[str, Any] = {}
+TRAIN: dict[str, Any] = {"phase": "train", "loss": _summed}
+in_both = pytest.mark.parametrize("way", [FORWARD, TRAIN], ids=["forward", "train"])
 IDS = torch.tensor([1, 2, 3])
 X = torch.ones(2, 4)
 
@@ -130,26 +137,28 @@ def small_llama() -> nn.Module:
 # a module that runs well
 
 
-def test_a_live_module_with_weights_is_left_exactly_as_it_was_found() -> None:
+@in_both
+def test_a_live_module_with_weights_is_left_exactly_as_it_was_found(way: dict[str, Any]) -> None:
     module = Block()
     module(IDS).sum().backward()
     with assert_state_unchanged(module):
-        report = llmsim.trace(module, inputs=IDS)
+        report = llmsim.trace(module, inputs=IDS, **way)
     assert len(report.ops) > 5
 
 
-def test_a_live_module_still_computes_and_learns_as_before() -> None:
+@in_both
+def test_a_live_module_still_computes_and_learns_as_before(way: dict[str, Any]) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     wanted = module(X)
-    llmsim.trace(module, inputs=X)
+    llmsim.trace(module, inputs=X, **way)
     found = module(X)
     assert torch.equal(found, wanted)
     found.sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("phase", ["prefill", "decode", "train"])
 def test_a_live_huggingface_model_is_left_exactly_as_it_was_found(phase: str) -> None:
     model = small_llama()
     with assert_state_unchanged(model):
@@ -172,10 +181,13 @@ def test_the_flags_of_a_training_model_come_back_and_the_trace_is_of_inference()
     assert report.ops.bytes_written.tolist() == [2 * 4 * 4, 0]
 
 
-def test_a_module_that_counts_its_own_calls_gives_the_same_trace_each_time() -> None:
+@in_both
+def test_a_module_that_counts_its_own_calls_gives_the_same_trace_each_time(
+    way: dict[str, Any],
+) -> None:
     module = Block()
-    first = llmsim.trace(module, inputs=IDS).trace
-    assert llmsim.trace(module, inputs=IDS).trace == first
+    first = llmsim.trace(module, inputs=IDS, **way).trace
+    assert llmsim.trace(module, inputs=IDS, **way).trace == first
     assert module.calls == 0
     assert module.seen == []
     assert not hasattr(module, "kept")
@@ -214,7 +226,8 @@ def test_a_cache_given_as_an_input_is_not_filled_or_moved() -> None:
 # the user's own hooks
 
 
-def test_the_users_hooks_stay_and_are_not_run() -> None:
+@in_both
+def test_the_users_hooks_stay_and_are_not_run(way: dict[str, Any]) -> None:
     ran: list[str] = []
 
     def note(name: str) -> Callable[..., None]:
@@ -235,7 +248,7 @@ def test_the_users_hooks_stay_and_are_not_run() -> None:
         part.register_load_state_dict_post_hook(note("load"))
     module.emb.weight.register_hook(note("gradient"))
     with assert_state_unchanged(module):
-        llmsim.trace(module, inputs=IDS)
+        llmsim.trace(module, inputs=IDS, **way)
     assert ran == []
     module(IDS)
     assert "forward" in ran
@@ -243,7 +256,8 @@ def test_the_users_hooks_stay_and_are_not_run() -> None:
     assert "always" in ran
 
 
-def test_a_hook_that_cannot_be_copied_is_left_alone() -> None:
+@in_both
+def test_a_hook_that_cannot_be_copied_is_left_alone(way: dict[str, Any]) -> None:
     class Recorder:
         def __init__(self) -> None:
             self.lock = threading.Lock()
@@ -255,14 +269,15 @@ def test_a_hook_that_cannot_be_copied_is_left_alone() -> None:
     module, hook = nn.Sequential(nn.Linear(4, 4)), Recorder()
     module[0].register_forward_hook(hook)
     with assert_state_unchanged(module):
-        llmsim.trace(module, inputs=X)
+        llmsim.trace(module, inputs=X, **way)
     assert hook.seen == []
 
 
-def test_a_handle_taken_before_a_trace_still_removes_its_hook() -> None:
+@in_both
+def test_a_handle_taken_before_a_trace_still_removes_its_hook(way: dict[str, Any]) -> None:
     module = nn.Sequential(nn.Linear(4, 4))
     handle = module[0].register_forward_hook(lambda *args: None)
-    llmsim.trace(module, inputs=X)
+    llmsim.trace(module, inputs=X, **way)
     assert len(module[0]._forward_hooks) == 1
     handle.remove()
     assert len(module[0]._forward_hooks) == 0
@@ -301,15 +316,16 @@ def test_a_forward_that_draws_noise_for_its_tensors_moves_no_generator() -> None
         llmsim.trace(module, inputs=X)
 
 
+@in_both
 @pytest.mark.parametrize(
     "draw", [lambda: torch.rand(()).item(), random.random], ids=["torch", "python"]
 )
 def test_a_forward_that_draws_on_the_host_leaves_the_generator_where_it_was(
-    draw: Callable[[], float],
+    draw: Callable[[], float], way: dict[str, Any]
 ) -> None:
     module = NoisyOnTheHost(draw)
     with assert_state_unchanged(module):
-        llmsim.trace(module, inputs=X)
+        llmsim.trace(module, inputs=X, **way)
 
 
 # a forward that raises
@@ -325,15 +341,19 @@ RAISED = [
 ]
 
 
+@in_both
 @pytest.mark.parametrize(("error", "words"), RAISED, ids=[type(e).__name__ for e, _ in RAISED])
 def test_an_exception_of_the_forward_is_one_line_that_names_it_and_leaves_nothing(
-    error: Exception, words: list[str], failing: Callable[[BaseException | None], None]
+    error: Exception,
+    words: list[str],
+    failing: Callable[[BaseException | None], None],
+    way: dict[str, Any],
 ) -> None:
     module = Fails()
-    wanted = llmsim.trace(module, inputs=X).trace
+    wanted = llmsim.trace(module, inputs=X, **way).trace
     failing(error)
     with assert_state_unchanged(module), pytest.raises(LlmsimError) as caught:
-        llmsim.trace(module, inputs=X)
+        llmsim.trace(module, inputs=X, **way)
     line = str(caught.value)
     assert all(word in line for word in words)
     assert "Fails" in line
@@ -341,20 +361,21 @@ def test_an_exception_of_the_forward_is_one_line_that_names_it_and_leaves_nothin
     assert len(line) < 500
     assert caught.value.__cause__ is error
     failing(None)
-    assert llmsim.trace(module, inputs=X).trace == wanted
+    assert llmsim.trace(module, inputs=X, **way).trace == wanted
 
 
+@in_both
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_an_interrupt_goes_through_as_it_is_and_leaves_nothing(
-    error: type[BaseException], failing: Callable[[BaseException | None], None]
+    error: type[BaseException], failing: Callable[[BaseException | None], None], way: dict[str, Any]
 ) -> None:
     module = Fails()
-    wanted = llmsim.trace(module, inputs=X).trace
+    wanted = llmsim.trace(module, inputs=X, **way).trace
     failing(error())
     with assert_state_unchanged(module), pytest.raises(error):
-        llmsim.trace(module, inputs=X)
+        llmsim.trace(module, inputs=X, **way)
     failing(None)
-    assert llmsim.trace(module, inputs=X).trace == wanted
+    assert llmsim.trace(module, inputs=X, **way).trace == wanted
 
 
 class Uncopyable:
@@ -367,22 +388,26 @@ class Uncopyable:
         raise self.error
 
 
-def test_a_module_that_cannot_be_copied_is_one_line_and_left_as_found() -> None:
+@in_both
+def test_a_module_that_cannot_be_copied_is_one_line_and_left_as_found(way: dict[str, Any]) -> None:
     module = nn.Sequential(nn.Linear(4, 4))
     module.extra = Uncopyable(TypeError("cannot pickle 'lock' object"))
     with (
         assert_state_unchanged(module),
         pytest.raises(LlmsimError, match="cannot pickle 'lock'") as caught,
     ):
-        llmsim.trace(module, inputs=X)
+        llmsim.trace(module, inputs=X, **way)
     assert "\n" not in str(caught.value)
 
 
-def test_an_interrupt_while_the_module_is_copied_goes_through_and_leaves_nothing() -> None:
+@in_both
+def test_an_interrupt_while_the_module_is_copied_goes_through_and_leaves_nothing(
+    way: dict[str, Any],
+) -> None:
     module = nn.Sequential(nn.Linear(4, 4))
     module.extra = Uncopyable(KeyboardInterrupt())
     with assert_state_unchanged(module), pytest.raises(KeyboardInterrupt):
-        llmsim.trace(module, inputs=X)
+        llmsim.trace(module, inputs=X, **way)
 
 
 @pytest.mark.parametrize(
@@ -408,6 +433,7 @@ class PassingKernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@in_both
 @pytest.mark.parametrize("raises", [False, True], ids=["runs", "raises"])
 @pytest.mark.parametrize(
     "mode",
@@ -436,12 +462,13 @@ def test_a_mode_that_the_user_is_in_still_stands_and_alone(
     mode: Callable[[], AbstractContextManager[Any]],
     raises: bool,
     failing: Callable[[BaseException | None], None],
+    way: dict[str, Any],
 ) -> None:
     module = Fails()
     failing(ValueError("no") if raises else None)
     outcome = pytest.raises(LlmsimError) if raises else nullcontext()
     with mode(), assert_state_unchanged(module), outcome:
-        llmsim.trace(module, inputs=X)
+        llmsim.trace(module, inputs=X, **way)
 
 
 # models that are kept by name
@@ -455,7 +482,7 @@ def named(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("phase", ["prefill", "decode", "train"])
 @pytest.mark.parametrize("error", [ValueError("boom"), KeyboardInterrupt()])
 def test_the_next_trace_of_a_name_is_whole_after_one_that_was_cut_short(
     named: str, error: BaseException, phase: str, monkeypatch: pytest.MonkeyPatch

@@ -52,6 +52,16 @@ def _built(folder: Path) -> object:
     return llmsim.trace(GPT2, context=5).trace
 
 
+def _trained(folder: Path) -> object:
+    llmsim.forget()
+    return llmsim.trace(LLAMA, context=5, phase="train").trace
+
+
+def _trained_live(folder: Path) -> object:
+    llmsim.forget()
+    return llmsim.trace(MODEL, context=5, phase="train", checkpointing=True).trace
+
+
 def _swept(folder: Path) -> object:
     llmsim.forget()
     return llmsim.sweep(LLAMA, batch=[1, 2], context=[3], cancelled=lambda: False).traces
@@ -89,7 +99,7 @@ def _fresh(**options: Any) -> Report:
     return replace(report, views=shown)
 
 
-QUICK = [_live, _built, _swept, _rendered, _exported]
+QUICK = [_live, _built, _trained, _trained_live, _swept, _rendered, _exported]
 WORK = [*QUICK, _analysed, _drawn, _laid_out_elsewhere]
 
 

@@ -291,7 +291,7 @@ def test_a_list_of_layers_with_gaps_runs_the_layers_that_it_has() -> None:
 # inference mode
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("phase", ["prefill", "decode", "train"])
 def test_a_caller_in_inference_mode_gets_the_same_trace(phase: str) -> None:
     model = small_models.build("llama")
     wanted = llmsim.trace(model, context=5, phase=phase).trace
@@ -376,7 +376,7 @@ OFFLOADS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {
 
 
 @pytest.mark.parametrize("offload", OFFLOADS.values(), ids=OFFLOADS)
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("phase", ["prefill", "decode", "train"])
 def test_a_model_whose_weights_accelerate_moves_is_traced_as_one_that_holds_them(
     offload: Callable[[nn.Module, Any], nn.Module], phase: str, tmp_path: Any
 ) -> None:

@@ -49,11 +49,15 @@ def trainable(meta_model: MetaModel, training: Training) -> MetaModel:
 
 
 def _enable_checkpointing(module: Any, name: str) -> None:
+    unsupported = InvalidValue(
+        f"checkpointing cannot be applied to {name}: {type(module).__name__} does not support "
+        "gradient checkpointing; leave it out"
+    )
     if not is_huggingface(module) or not module.supports_gradient_checkpointing:
-        raise InvalidValue(
-            f"checkpointing cannot be applied to {name}: {type(module).__name__} does not support "
-            "gradient checkpointing; leave it out"
-        )
+        raise unsupported
     # the name from transformers 5.24 on
     enable = getattr(module, "activation_checkpointing_enable", None)
-    (enable or module.gradient_checkpointing_enable)()
+    try:
+        (enable or module.gradient_checkpointing_enable)()
+    except ValueError:  # none of its modules can, although its class says so
+        raise unsupported from None
