@@ -1,6 +1,5 @@
 """What real training steps allocate on a CPU, in blocks of the simulated allocator."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ def real_steps(
     model: Any,
     keywords: dict[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
-    autocast: AbstractContextManager[Any] | None = None,
+    micro_batches: int = 1,
 ) -> list[dict[str, tuple[int, int]]]:
     """Train a model on the CPU for two steps.
 
@@ -43,10 +42,11 @@ def real_steps(
         model: The model, in training mode.
         keywords: Arguments of its forward, labels among them.
         optimizer: The optimizer of its parameters.
-        autocast: What the forward runs under.
+        micro_batches: How often forward and backward run in each step.
 
     Returns:
-        For each step the most bytes in each pass, and the bytes after it.
+        For each step the most bytes in each pass, and the bytes after it; forward and backward are
+        those of the last micro-batch.
     """
     weights = {id(each): each.nbytes for each in (*model.parameters(), *model.buffers())}
     seen = StepBlocks(list(weights.values()), list(keywords.values()))
@@ -54,12 +54,12 @@ def real_steps(
     with seen:
         for _ in range(2):
             stages = {}
-            with autocast or nullcontext():
+            for _ in range(micro_batches):
                 loss = model(**keywords).loss
-            stages["forward"] = seen.passed()
-            loss.backward()
-            del loss
-            stages["backward"] = seen.passed()
+                stages["forward"] = seen.passed()
+                loss.backward()
+                del loss
+                stages["backward"] = seen.passed()
             optimizer.step()
             stages["optimizer"] = seen.passed()
             optimizer.zero_grad()

@@ -158,25 +158,42 @@ def test_one_small_segment_holds_the_small_step() -> None:
     assert found.first.reserved == found.steady.reserved == 2 * 2**20
 
 
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, foreach=True),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, foreach=True),
+    "sgd_momentum": lambda parameters: torch.optim.SGD(parameters, momentum=0.9, foreach=True),
+}
+WAYS: dict[str, Training] = {
+    "plain": Training(),
+    "checkpointing": Training(checkpointing=True),
+    "accumulated": Training(accumulate=2),
+    "sgd": Training(optimizer="sgd"),
+    "sgd_momentum": Training(optimizer="sgd_momentum"),
+}
+_QUICK = [("llama", "plain"), ("llama", "checkpointing"), ("llama", "accumulated")]
+_SLOW = [("llama", "sgd"), ("llama", "sgd_momentum"), ("gpt2", "plain"), ("qwen3", "checkpointing")]
+CASES = [*_QUICK, *(pytest.param(*each, marks=pytest.mark.slow) for each in _SLOW)]
+
+
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")  # renamed
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_steps_take_what_real_ones_take(name: str, checkpointing: bool) -> None:
+@pytest.mark.parametrize(("name", "way"), CASES)
+def test_steps_take_what_real_ones_take(name: str, way: str) -> None:
     """In blocks, after each pass and at its peak, in the first step and in the second."""
-    config = CONFIGS[name]()
+    config, training = CONFIGS[name](), WAYS[way]
     of = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     config.architectures = [of.__name__]
     config._attn_implementation = "eager"
     config.use_cache = False
     trace = llmsim.trace(
-        config, phase="train", batch=BATCH, context=CONTEXT, attn="eager", dtype="float32",
-        checkpointing=checkpointing,
+        config, phase="train", batch=BATCH * training.accumulate, context=CONTEXT, attn="eager",
+        dtype="float32", **training.changed,
     ).trace  # fmt: skip
     found = step_allocations(trace)
     model = of(config).train()
-    if checkpointing:
+    if training.checkpointing:
         model.gradient_checkpointing_enable()
     ids = torch.arange(BATCH * CONTEXT).reshape(BATCH, CONTEXT) % 500 + 3
-    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
-    real = real_steps(model, {"input_ids": ids, "labels": ids.clone()}, optimizer)
+    optimizer = OPTIMIZERS[training.optimizer](model.parameters())
+    keywords = {"input_ids": ids, "labels": ids.clone()}
+    real = real_steps(model, keywords, optimizer, training.accumulate)
     assert [found.first.stages, found.steady.stages] == real
