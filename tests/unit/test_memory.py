@@ -610,6 +610,20 @@ def test_a_search_that_may_not_go_on_says_where_it_stopped() -> None:
     assert _largest(1000, 1, is_ok) == Limit(16, stopped=True)
 
 
+@pytest.mark.parametrize("first", [1, 8, 9, 50])
+def test_a_search_from_what_fits_stays_above_it(first: int) -> None:
+    tried: list[int] = []
+
+    def is_ok(size: int) -> bool:
+        tried.append(size)
+        return size <= 20
+
+    assert _largest(1000, first, is_ok, known=8) == Limit(20)
+    assert min(tried) > 8
+    assert _largest(1000, first, lambda _: False, known=8) == Limit(8)
+    assert _largest(8, first, is_ok, known=8) == Limit(8)
+
+
 def packed_images() -> transformers.PretrainedConfig:
     text = {
         "hidden_size": 64,

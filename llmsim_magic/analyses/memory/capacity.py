@@ -129,18 +129,28 @@ def total_bytes(setup: Setup, needed: MemoryOf) -> int | None:
 
 
 def largest_batch(
-    setup: Setup, usable: int, needed: MemoryOf, most: int = MAX_BATCH, first: int = 1
+    setup: Setup,
+    usable: int,
+    needed: MemoryOf,
+    most: int = MAX_BATCH,
+    first: int = 1,
+    known: int = 0,
 ) -> Limit:
-    """The largest batch up to `most` that fits at the setup's context; tries `first` first."""
-    return _largest(most, first, lambda batch: _fits(replace(setup, batch=batch), usable, needed))
+    """The largest batch up to `most` that fits at the setup's context.
+
+    Tries `first` first; `known` is a batch that fits, 0 if none is known.
+    """
+    return _largest(
+        most, first, lambda batch: _fits(replace(setup, batch=batch), usable, needed), known
+    )
 
 
 def longest_context(
-    setup: Setup, usable: int, needed: MemoryOf, most: int, first: int = 1
+    setup: Setup, usable: int, needed: MemoryOf, most: int, first: int = 1, known: int = 0
 ) -> Limit:
-    """The longest context up to `most` that fits at the setup's batch; tries `first` first."""
+    """The longest context up to `most` that fits at the setup's batch, as `largest_batch`."""
     return _largest(
-        most, first, lambda context: _fits(replace(setup, context=context), usable, needed)
+        most, first, lambda context: _fits(replace(setup, context=context), usable, needed), known
     )
 
 
@@ -172,13 +182,13 @@ def likely_limit(usable: int, total: Callable[[int], int], probes: tuple[int, in
     return second
 
 
-def _largest(most: int, first: int, is_ok: Callable[[int], bool]) -> Limit:
-    """The largest number up to `most` that satisfies a monotonic condition.
+def _largest(most: int, first: int, is_ok: Callable[[int], bool], known: int = 0) -> Limit:
+    """The largest number up to `most` that satisfies a monotonic condition, as `known` does.
 
     From `first` with steps that double until the condition changes, then by bisection.
     """
-    low, high = 0, most + 1
-    size, step = min(first, most), 1
+    low, high = min(known, most), most + 1
+    size, step = min(max(first, low + 1), most), 1
     try:
         while high - low > 1:
             if is_ok(size):

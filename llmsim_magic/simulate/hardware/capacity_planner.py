@@ -92,15 +92,19 @@ class CapacityPlanner(SetupMemory):
         """The result of a search, from a first guess on."""
         if device.memory_bytes is None:
             return None
+        known = 0
         with suppress(LlmsimError):  # a context that only a smaller one of the search replaces
             given = self.fit(setup, device, runtime, remedies=False)
             if given is not None and not given.fits_empty:
                 return 0
+            if given is not None and given.fits:
+                known = setup.batch if what == "batch" else setup.context
         own = runtimes.on(runtime, device)
         usable = own.usable_bytes(device.memory_bytes)
         with self._bounded_search():
             first = self._first_guess(setup, own, usable, what)
-            found = search(setup, usable, partial(self.needed, runtime=own), first=first)
+            needed = partial(self.needed, runtime=own)
+            found = search(setup, usable, needed, first=first, known=known)
         if found.stopped:
             self.notes.append(
                 f"{device.name}, {RUNTIMES[runtime]}: the search for the largest {what} stopped at "

@@ -36,6 +36,7 @@ from llmsim_magic.simulate.sweeps.workload_tracer import FAR_CONTEXTS, WorkloadT
 _MAX_LOOKUPS = 4  # of cache sizes by trace, before a formula is derived
 _MAX_TRACED_TOKENS = 2**22
 _MAX_TRACED_BATCH = 64  # a model that reads packed images one by one makes more kernels with each
+_REPLAYED = 2  # kernels of a training step that are recorded in the time of one of inference
 _MAX_SCANNED = 512  # tokens that are fast to trace even if each runs kernels of its own
 
 
@@ -240,7 +241,8 @@ class SetupMemory:
         self.progress(f"tracing {workload}")
         trace = evaluate_or_trace(recipe, workload, replay=True, cancelled=self.cancelled)
         if self._kernels_left is not None:
-            self._kernels_left -= len(trace.recorded.kernels)
+            kernels = len(trace.recorded.kernels)
+            self._kernels_left -= kernels if trace.training is None else kernels // _REPLAYED
         return trace
 
     def _new_recipe(self, parallel: Parallel) -> ModelRecipe:
