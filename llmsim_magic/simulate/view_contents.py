@@ -264,7 +264,10 @@ def memory_tables(report: "Report") -> Tables:
 def hardware_figures(report: "Report") -> Figures:
     """Whether the model fits, and its times where it is fastest."""
     costing = report.costing
-    yield from headlines.fit_figures(costing.capacities, costing.largest_name)
+    if report.trace.training is not None:
+        yield from training_figures(report)
+    else:
+        yield from headlines.fit_figures(costing.capacities, costing.largest_name)
     able = [
         each
         for each, fits in zip(costing.passes, costing.passes_fit, strict=True)

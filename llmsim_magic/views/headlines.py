@@ -118,7 +118,7 @@ def memory_figures(runtime: str, memory: Memory) -> Figures:
 
 def step_peak_figure(memory: Memory, step: StepMemory) -> Figure:
     """The peak of a steady training step, and where it is."""
-    return _nbytes(memory.total, f"peak of a training step, in {step.place}")
+    return _nbytes(memory.total, f"peak in {step.place}")
 
 
 def step_part_figures(step: StepMemory) -> Figures:
