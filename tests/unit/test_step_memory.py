@@ -1,12 +1,15 @@
 """The memory of a training step as a report shows it: parts, peak, what is reserved, and fits."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import transformers
 
 import llmsim_magic as llmsim
+from llmsim_magic.analyses.memory.capacity import Setup, fit
 from llmsim_magic.analyses.memory.memory import memory
+from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.simulate.report import Report
 
@@ -82,6 +85,19 @@ def test_the_headline_opens_with_the_peak_and_whether_it_fits(report: Report) ->
     for first, second in parts.values():
         assert first.label.startswith("peak in ")
         assert second.value == "fits"
+
+
+def test_a_device_fits_what_it_has_room_for_and_not_a_byte_less(report: Report) -> None:
+    """States, gradients and what is only reserved count as well."""
+    found = report.costing.memories["transformers"]
+    own = replace(runtimes.find("transformers"), visible_share=1.0)
+    setup = Setup(batch=4, context=128, phase="train")
+    h100 = accelerators.find("H100")
+    for missing, binds in ((0, None), (1, "reserved")):
+        device = replace(h100, memory_bytes=found.required - missing)
+        answer = fit(setup, device, own, lambda _: found)
+        assert answer is not None
+        assert answer.binds == binds
 
 
 @pytest.mark.parametrize("name", ["weight_dtype", "kv_dtype"])

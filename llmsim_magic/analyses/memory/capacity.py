@@ -63,7 +63,9 @@ class Fit:
     """A setup on a device under a runtime: the bytes each rank needs, and the usable bytes.
 
     `binds` is the first part that exceeds the memory, adding weights, buffers, context, activations
-    and cache in this order; None if the setup fits. Each of `remedies` alone makes it fit.
+    and cache in this order, of a training step states of the optimizer, gradients, saved tensors,
+    temporaries and what is reserved beside them; None if the setup fits. Each of `remedies` alone
+    makes it fit.
     """
 
     setup: Setup
@@ -81,7 +83,7 @@ class Fit:
     @property
     def fits_empty(self) -> bool:
         """Whether the device holds what does not depend on batch and context."""
-        return self.binds not in ("weights", "buffers", "context")
+        return self.binds not in ("weights", "buffers", "context", "optimizer")
 
     @property
     def needed(self) -> int:
@@ -205,16 +207,32 @@ def _largest(most: int, first: int, is_ok: Callable[[int], bool], known: int = 0
 
 
 def _binds(memory: Memory, usable: int) -> str | None:
-    parts = {
+    so_far = 0
+    for name, nbytes in _parts(memory).items():
+        so_far += nbytes
+        if so_far > usable:
+            return name
+    return None
+
+
+def _parts(memory: Memory) -> dict[str, int]:
+    """What a device must have room for, that which does not depend on batch and context first."""
+    if memory.step is not None:
+        alive = memory.step.alive
+        return {
+            "weights": memory.weights,
+            "buffers": memory.buffers,
+            "context": memory.context,
+            "optimizer": alive.optimizer,
+            "gradients": alive.gradients,
+            "saved": alive.saved,
+            "temporaries": alive.temporaries,
+            "reserved": memory.required - memory.context - memory.allocated,
+        }
+    return {
         "weights": memory.weights,
         "buffers": memory.buffers,
         "context": memory.context,
         "activations": memory.activations,
         "cache": memory.cache + memory.replaced,
     }
-    so_far = 0
-    for name, nbytes in parts.items():
-        so_far += nbytes
-        if so_far > usable:
-            return name
-    return None
