@@ -100,6 +100,22 @@ def test_a_device_fits_what_it_has_room_for_and_not_a_byte_less(report: Report) 
         assert answer.binds == binds
 
 
+def test_only_smaller_workloads_are_tried_for_a_training_step(report: Report) -> None:
+    planner = report.planner
+    assert planner is not None
+    own, needed = runtimes.find("transformers"), report.costing.memories["transformers"].required
+    memory_bytes = int(needed / own.visible_share) - 8 * MIB
+    device = replace(accelerators.find("H100"), memory_bytes=memory_bytes)
+    answer = planner.fit(Setup(batch=4, context=128, phase="train"), device, "transformers")
+    assert answer is not None
+    assert not answer.fits
+    assert {what for remedy in answer.remedies for what, _ in remedy.changes} == {
+        "batch",
+        "context",
+    }
+    assert all(remedy.total <= answer.usable for remedy in answer.remedies)
+
+
 @pytest.mark.parametrize("name", ["weight_dtype", "kv_dtype"])
 def test_stored_dtypes_are_refused(name: str, report: Report) -> None:
     with pytest.raises(InvalidValue, match=f"{name} has no effect on a training step"):

@@ -35,7 +35,8 @@ def with_remedies(
 
     More devices: the smallest `tp`, or where no `tp` suffices the fewest stages `pp` of the widest
     one. Fewer bits: the widest weight dtype, on more devices only where these are fewer than
-    without it. A smaller workload: the largest batch, the longest context, or both.
+    without it. A smaller workload: the largest batch, the longest context, or both; for a training
+    step nothing else is tried.
 
     Args:
         found: The fit.
@@ -46,13 +47,12 @@ def with_remedies(
     """
     if found.fits:
         return found
-    search = _Devices(found.usable, needed, max_stages)
-    devices = search.fewest(found.setup, (), MAX_RANKS)
-    ways = (
-        devices,
-        _fewer_bits(found, devices, search),
-        *_smaller_workloads(found, needed, longest, first),
-    )
+    ways: list[Remedy | None] = []
+    if found.memory.step is None:
+        search = _Devices(found.usable, needed, max_stages)
+        devices = search.fewest(found.setup, (), MAX_RANKS)
+        ways += [devices, _fewer_bits(found, devices, search)]
+    ways += _smaller_workloads(found, needed, longest, first)
     return replace(found, remedies=tuple(way for way in ways if way is not None))
 
 
