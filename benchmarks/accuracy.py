@@ -5,7 +5,8 @@
 
 The DIR of `--data` holds `operators.csv.gz`, `end_to_end.csv.gz` and `published.csv`, which an
 engine is scored by; that of `--silicon` runs of models on a GPU (see `silicon_rows`), which
-transformers is scored by, and training steps (see `silicon_training`). FILE gets a list of
+transformers is scored by, and training steps (see `silicon_training` and
+`silicon_steps`). FILE gets a list of
 `{"class", "device", "n", "median_ape", "p90_ape", "coverage"}`: absolute errors as shares of the
 measurement (0.08 is 8 %), and the share of measurements inside the stated band, which is nine of
 ten by intent. Nothing is scored by what has seen it: rows that the shipped calibration was fitted
@@ -39,6 +40,7 @@ from benchmarks.end_to_end import Pass, bands, model_named, passes
 from benchmarks.measured_kernels import Measured, UnusableRow, operators, read
 from benchmarks.scored import Scored
 from benchmarks.silicon_accuracy import SILICON_CLASSES, SILICON_TIMES, of_silicon
+from benchmarks.silicon_steps import STEP_CLASSES, of_steps
 from benchmarks.silicon_training import TRAIN_CLASSES, RunScore, of_training, runs
 from benchmarks.silicon_training import table as training_table
 from llmsim_magic.analyses.memory.capacity import Fit, Setup
@@ -55,6 +57,7 @@ CLASSES = (
     *("collective", "prefill_step", "decode_step", "memory"),
     *SILICON_CLASSES,
     *TRAIN_CLASSES,
+    *STEP_CLASSES,
 )
 PASSES = ("prefill_step", "decode_step", *SILICON_TIMES)
 GIB = 2**30
@@ -83,7 +86,7 @@ def main() -> None:
         left_out += not_passes
     if asked.silicon is not None:
         trained = runs(asked.silicon)
-        found += [*of_silicon(asked.silicon), *of_training(trained)]
+        found += [*of_silicon(asked.silicon), *of_training(trained), *of_steps(asked.silicon)]
     if asked.points is not None:
         write_points(asked.points, found)
     scores = summary(found)

@@ -1,10 +1,13 @@
 """Fits the constants of PyTorch's kernels to runs on one GPU, and writes `torch_calibration.json`.
 
     python -m benchmarks.calibrate_torch --silicon DIR [--published FILE]
+    python -m benchmarks.calibrate_torch --silicon DIR --training
 
-DIR holds the JSON lines of `benchmarks.silicon`. The bands are those that leaving one model out
-earned; on other devices also those that published runs earned (see `published_generation`). Run it
-with the release of transformers that was measured, whose kernels the records hold.
+DIR holds the JSON lines of `benchmarks.silicon`. With `--training` only what the host takes for
+training steps is fitted (see `silicon_steps`), on top of the constants that ship. The bands are
+those that leaving one model out earned; on other devices also those that published runs earned (see
+`published_generation`). Run it with the release of transformers that was measured, whose kernels
+the records hold.
 """
 
 import argparse
@@ -27,6 +30,7 @@ from benchmarks.silicon_rows import (
     profiled_kernels,
     read_rows,
 )
+from benchmarks.silicon_steps import calibrated
 from llmsim_magic.analyses.time.calibration_fit import band_of
 from llmsim_magic.analyses.torch_time.constants_fit import fit_constants, predict_pass
 from llmsim_magic.analyses.torch_time.kernel_time import kernel_time
@@ -86,8 +90,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--silicon", type=Path, required=True)
     parser.add_argument("--published", type=Path)
+    parser.add_argument("--training", action="store_true")
     asked = parser.parse_args()
     folder = asked.silicon
+    if asked.training:
+        fit_steps(folder)
+        return
     rows = read_rows(folder, "infer")
     accelerator = device_of(rows)
     passes = list(measured_passes(rows, accelerator))
@@ -99,6 +107,8 @@ def main() -> None:
         constants=constants,
         kernels=band_of(np.array(logs["kernels"])),
         passes={launch: band_of(np.array(logs[launch])) for launch in ("eager", "graph")},
+        training=torch_calibration().training,
+        steps=torch_calibration().steps,
         samples=len(passes) + len(kernels),
         sources=sources(rows),
         models=tuple(dict.fromkeys(each.model for each in passes)),
@@ -107,11 +117,18 @@ def main() -> None:
     if asked.published is not None:
         # After the constants are in place, for it is they that published runs are held against.
         write(replace(found, carried={"eager": carried_band(asked.published)}))
+    fit_steps(folder)
     FITTED.write_text("".join(f"{each}\n" for each in sorted(map(digest, rows))), encoding="utf-8")
     for name, some in logs.items():
         errors = np.abs(np.expm1(-np.array(some)))
         print(f"{name}, one model left out: median {np.median(errors):.1%}, n {len(some)}")
     print(found.kernels, dict(found.passes))
+
+
+def fit_steps(folder: Path) -> None:
+    """Fit what the host takes for training steps, after the other constants are in place."""
+    training, band = calibrated(folder)
+    write(replace(torch_calibration(), training=training, steps=band))
 
 
 def write(found: TorchCalibration) -> None:

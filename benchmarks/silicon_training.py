@@ -121,7 +121,7 @@ def table(found: Iterable[RunScore]) -> Iterator[str]:
 
 def _scored(row: Row) -> RunScore:
     try:
-        trace = _trace(row)
+        trace = trace_of_step(row)
     except LlmsimError as error:
         return RunScore(row=row, gap=str(error))
     found = _replayed(trace, row["start"])
@@ -175,7 +175,7 @@ def _first_product_of_backward(trace: Trace) -> int:
     )
 
 
-def _trace(row: Row) -> Trace:
+def trace_of_step(row: Row) -> Trace:
     """The record of a run's step.
 
     Raises:

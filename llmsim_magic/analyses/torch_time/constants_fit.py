@@ -82,9 +82,9 @@ def fit_constants(
             for each in passes
         ]
         prior = vector.weights * (theta - vector.start)
-        return np.concatenate([_damped(np.array(logs)), prior])
+        return np.concatenate([damped(np.array(logs)), prior])
 
-    return vector.constants(_levenberg_marquardt(residuals, vector.start))
+    return vector.constants(least_squares(residuals, vector.start))
 
 
 def predict_pass(sample: PassSample, accelerator: Accelerator, constants: TorchConstants) -> float:
@@ -101,7 +101,7 @@ def _kernels(
     ]
 
 
-def _damped(logs: Array) -> Array:
+def damped(logs: Array) -> Array:
     """Residuals whose squares grow only linearly beyond `_OUTLIER`."""
     size = np.abs(logs)
     damped = np.sqrt(np.maximum(2 * _OUTLIER * size - _OUTLIER**2, 0.0))
@@ -148,7 +148,8 @@ def _rounded(number: float) -> float:
     return float(f"{number:.6g}")
 
 
-def _levenberg_marquardt(residuals: Callable[[Array], Array], start: Array) -> Array:
+def least_squares(residuals: Callable[[Array], Array], start: Array) -> Array:
+    """The vector near `start` with the least sum of squared residuals, by Levenberg–Marquardt."""
     theta, damping = start, 0.1
     here = residuals(theta)
     for _ in range(_ITERATIONS):
