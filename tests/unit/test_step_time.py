@@ -14,6 +14,7 @@ from llmsim_magic.analyses.torch_time.transformers_time import transformers_time
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.simulate.report import Report
+from llmsim_magic.views.tables.column_meanings import missing
 from tests.helpers.small_models import CONFIGS
 
 H100 = accelerators.find("H100-SXM5-80GB")
@@ -90,6 +91,12 @@ def test_the_tables_of_costs_and_layers_split_their_time_by_pass() -> None:
         assert table[PASSES].sum().sum() == pytest.approx(step_s)
         assert table[PASSES].sum(axis=1).tolist() == pytest.approx(table.time_s.fillna(0).tolist())
     assert set(report.times["pass"]) == {"forward", "recompute", "backward", "optimizer"}
+
+
+@pytest.mark.parametrize("name", ["latency", "costs", "layers", "times"])
+def test_every_column_of_a_step_has_a_meaning(name: str) -> None:
+    table = getattr(stepped(checkpointing=True), name)
+    assert missing(name, table.columns) == []
 
 
 def test_inference_has_no_columns_of_training() -> None:

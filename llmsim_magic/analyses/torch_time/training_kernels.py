@@ -30,7 +30,7 @@ def training_kernels(record: Record, kernel: Kernel, name: str) -> Iterator[Torc
     if length := list_length(kernel, name.removesuffix("_")):
         return _over_lists(record, kernel, length)
     if name in ATTENTIONS:
-        return _attention(record, kernel, name)
+        return _attention(record, kernel)
     if name == "convolution_backward":
         return _convolution(record, kernel)
     if name in _TWO_REDUCTIONS:
@@ -72,7 +72,7 @@ def launches_over_lists(sizes: Sequence[int], lists: int) -> int:
     return launches + (blocks > 0)
 
 
-def _attention(record: Record, kernel: Kernel, name: str) -> Iterator[TorchKernel]:
+def _attention(record: Record, kernel: Kernel) -> Iterator[TorchKernel]:
     """Derivative of attention: sums of gradient · output of each row, then the five products."""
     gradient, query, key = (record.tensors[index] for index in kernel.inputs[:3])
     elements = numel(query.shape)
@@ -86,7 +86,6 @@ def _attention(record: Record, kernel: Kernel, name: str) -> Iterator[TorchKerne
         dtype=compute_dtype(query.dtype),
         shape=(query.shape[-2], key.shape[-2], query.shape[-1]),
         products=numel(query.shape[:-2]),
-        implementation=name.split("_")[4],
     )
 
 
