@@ -5,8 +5,8 @@
 
 The DIR of `--data` holds `operators.csv.gz`, `end_to_end.csv.gz` and `published.csv`, which an
 engine is scored by; that of `--silicon` runs of models on a GPU (see `silicon_rows`), which
-transformers is scored by, and training steps (see `silicon_training` and
-`silicon_steps`). FILE gets a list of
+transformers is scored by, and training steps (see `silicon_training` for their memory and
+`silicon_steps` for their times). FILE gets a list of
 `{"class", "device", "n", "median_ape", "p90_ape", "coverage"}`: absolute errors as shares of the
 measurement (0.08 is 8 %), and the share of measurements inside the stated band, which is nine of
 ten by intent. Nothing is scored by what has seen it: rows that the shipped calibration was fitted

@@ -146,7 +146,7 @@ def test_the_headline_is_of_a_step_that_the_host_starts() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"hardware": "H100", "runtime": "vllm"}, "an engine serves models"),
+        ({"hardware": "H100", "runtime": "vllm"}, "serves models and does not train them"),
         ({"hardware": "local-cpu"}, "training step on a CPU"),
     ],
 )
