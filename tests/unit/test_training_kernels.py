@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,10 +17,12 @@ from llmsim_magic.analyses.kernels.elementwise_work import (
     elementwise_ops,
     kernels_without_formula,
 )
+from llmsim_magic.analyses.torch_time.kernel_time import kernel_time
 from llmsim_magic.analyses.torch_time.kernels import torch_kernels
 from llmsim_magic.analyses.torch_time.training_kernels import launches_over_lists
 from llmsim_magic.capture.kernels.kernel_facts import facts
 from llmsim_magic.catalog import accelerators
+from llmsim_magic.catalog.torch_calibration import torch_calibration
 from llmsim_magic.records.hardware.torch_kernel import TorchKernel
 from llmsim_magic.records.trace.recorded import Kernel, Operator, Record, Storage, Tensor
 from llmsim_magic.records.trace.trace import Trace
@@ -215,6 +219,34 @@ def test_a_layer_norm_reads_gradient_and_input_for_each_of_two_kernels() -> None
         3 * 4 * ROWS * WIDTH,
         2 * 4 * ROWS * WIDTH,
     ]
+
+
+@pytest.mark.parametrize(("width", "expected"), [(64, 16), (62, 8), (61, 4)])
+def test_a_product_knows_the_alignment_of_the_rows_that_it_reads(width: int, expected: int) -> None:
+    read, made = ((ROWS, width), (width, 8)), ((ROWS, 8),)
+    record = record_of(aten.mm.default, read, made, flops=2 * ROWS * width * 8)
+    assert [kernel.alignment for kernel in launched(record)] == [expected]  # of float32
+
+
+def test_each_halving_of_the_alignment_slows_tensor_cores_by_the_same_factor() -> None:
+    constants = torch_calibration().constants
+    product = TorchKernel(
+        kind="matmul",
+        bytes=0,
+        elements=1,
+        flops=2 * 4096**3,
+        shape=(4096, 4096, 4096),
+    )
+    work = [
+        kernel_time(replace(product, alignment=alignment), H100, constants).work_s
+        for alignment in (16, 8, 4, 2)
+    ]
+    factors = [slower / faster for faster, slower in pairwise(work)]
+    assert factors == pytest.approx([constants.misaligned_share ** (-1 / 3)] * 3)
+    narrow = replace(product, dtype="fp32", alignment=4)  # by no tensor cores
+    assert kernel_time(narrow, H100, constants).work_s == pytest.approx(
+        kernel_time(replace(narrow, alignment=16), H100, constants).work_s
+    )
 
 
 @cache
