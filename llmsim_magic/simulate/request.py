@@ -43,8 +43,8 @@ class Build:
         training: how a training step runs; None for inference.
 
     Raises:
-        InvalidValue: an unknown attention or dtype, a flag that is not a bool, or a dtype beside
-            the precision of a training.
+        InvalidValue: an unknown attention or dtype, a flag that is not a bool, a dtype beside the
+            precision of a training, or a training in pipeline stages.
     """
 
     base: bool = False
@@ -67,6 +67,11 @@ class Build:
                     f"dtype cannot be combined with precision={self.training.precision!r}, which "
                     "chooses the dtype of the weights; leave one out"
                 )
+        if self.training is not None and self.parallel.pp > 1:
+            raise InvalidValue(
+                f"pp={self.parallel.pp} cannot be combined with phase 'train': schedules of "
+                "micro-batches over stages are not simulated; use tp, dp and zero"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

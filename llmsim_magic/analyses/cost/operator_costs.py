@@ -7,7 +7,7 @@ from llmsim_magic.analyses.cost.mixture_of_experts import active_parameters
 from llmsim_magic.analyses.cost.traffic import traffic
 from llmsim_magic.analyses.kernels import elementwise_work
 from llmsim_magic.analyses.kernels.memoize import Number, NumericAnalysis, memoize, memoize_numeric
-from llmsim_magic.records.trace.recorded import Replay
+from llmsim_magic.records.trace.recorded import WEIGHT_ROLES, Replay
 from llmsim_magic.records.trace.trace import Parameter, Trace
 
 
@@ -98,7 +98,7 @@ def _recorded_costs(trace: Trace) -> tuple[Cost, ...]:
             index_of[storage.name]
             for kernel in kernels
             for index in kernel.inputs
-            if (storage := record.storages[record.tensors[index].storage]).role == "parameter"
+            if (storage := record.storages[record.tensors[index].storage]).role in WEIGHT_ROLES
             and storage.name is not None
         }
         found.append(

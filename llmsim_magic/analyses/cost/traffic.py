@@ -7,13 +7,13 @@ from llmsim_magic.analyses.kernels.aliasing import covers, distinct_elements
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
 from llmsim_magic.analyses.kernels.kernel_arguments import read_arguments
 from llmsim_magic.analyses.kernels.memoize import memoize
-from llmsim_magic.records.trace.recorded import Kernel, Record, Role, Tensor
+from llmsim_magic.records.trace.recorded import WEIGHT_ROLES, Kernel, Record, Role, Tensor
 from llmsim_magic.records.trace.trace import numel
 
 _GATHERS = frozenset({"embedding", "index", "index_select", "gather", "_unsafe_index"})
 _PICKS = frozenset({"nll_loss_forward", "nll_loss2d_forward"})
 _ACCUMULATES = frozenset({"index_add_", "scatter_add_", "scatter_reduce_"})
-_WEIGHTS: tuple[Role, ...] = ("parameter", "buffer")
+_WEIGHTS: tuple[Role, ...] = (*WEIGHT_ROLES, "buffer")
 _CACHE: tuple[Role, ...] = ("cache",)
 _SCATTERS = _ACCUMULATES | {"index_copy_", "index_put_", "_index_put_impl_", "scatter_"}
 

@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 from llmsim_magic.analyses.kernels.aliasing import covers, overlap
 from llmsim_magic.analyses.kernels.kernel_arguments import read_arguments
 from llmsim_magic.analyses.kernels.memoize import memoize, memoize_invariant
-from llmsim_magic.records.trace.recorded import Kernel, Record, Replay, Role, Tensor
+from llmsim_magic.records.trace.recorded import (
+    WEIGHT_ROLES,
+    Kernel,
+    Record,
+    Replay,
+    Role,
+    Tensor,
+)
 from llmsim_magic.records.trace.trace import Trace
 
 SAVED = "saved"  # what edges go through whose tensor autograd keeps for backward
@@ -151,7 +158,7 @@ def _values_read(record: Record, kernel: Kernel) -> Iterator[int]:
     """The tensors whose values a kernel reads, without weights: the pass never writes those."""
     for position in read_arguments(kernel):
         index = kernel.inputs[position]
-        if record.storages[record.tensors[index].storage].role != "parameter":
+        if record.storages[record.tensors[index].storage].role not in WEIGHT_ROLES:
             yield index
 
 

@@ -177,7 +177,7 @@ def memory(
         cache=cache_bytes(trace, kv_dtype),
         activations=nbytes,
         replaced=plan.replaced,
-        context=runtime.context(trace.model.parallel.ranks) if runtime else 0,
+        context=runtime.context(trace.ranks) if runtime else 0,
         segments=plan.segments and plan.segments + stored.nbytes + buffer_bytes(trace),
         largest_weight=max((each.nbytes for each in trace.parameters), default=0),
         counts_context=_is_engine(runtime),

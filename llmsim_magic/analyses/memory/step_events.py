@@ -79,7 +79,7 @@ def step_events(trace: Trace) -> StepEvents:
     left = (*gradients, *at_end, *(each for each in made if each not in freed))
     for each in at_end:
         del freed[each]
-    parts = _parts(record)
+    parts = record.kernel_parts
     categories = _categories(record, parts, made, freed)
     sized = [
         Sized(number, storage.nbytes, category)
@@ -99,17 +99,6 @@ def step_events(trace: Trace) -> StepEvents:
         states=[each for each in sized if roles[each.storage] == "optimizer"],
         left=[sized[each] for each in left],
     )
-
-
-def _parts(record: Record) -> list[Pass]:
-    """The pass of each kernel; one of no operator is in the pass of the kernel before it."""
-    found: list[Pass] = []
-    part: Pass = "forward"
-    for kernel in record.kernels:
-        if kernel.operator is not None:
-            part = record.operators[kernel.operator].part
-        found.append(part)
-    return found
 
 
 def _first_writes(record: Record) -> dict[int, int]:
@@ -135,7 +124,7 @@ def _categories(
     What forward makes and backward finds is saved, whether autograd keeps it or checkpointing; so
     is what a recomputed forward makes for backward.
     """
-    of_role = {"gradient": GRADIENTS, "optimizer": OPTIMIZER}
+    of_role = {"gradient": GRADIENTS, "optimizer": OPTIMIZER, "gathered": PARAMETERS}
     found = [of_role.get(storage.role, TEMPORARIES) for storage in record.storages]
     last = len(parts) - 1
     for storage, at in made.items():

@@ -13,6 +13,7 @@ from llmsim_magic.analyses.quantization.storage_layouts import (
     weight_dtype,
 )
 from llmsim_magic.records.hardware.dtypes import BITS
+from llmsim_magic.records.trace.recorded import WEIGHT_ROLES
 from llmsim_magic.records.trace.trace import Module, Parameter, Trace
 
 _MULTIPLIES = frozenset({"mm", "bmm", "addmm", "baddbmm", "_grouped_mm", "mv"})
@@ -164,7 +165,7 @@ def _matmul_parameters(trace: Trace) -> frozenset[str]:
         for kernel in record.kernels
         if short_name(kernel.name) in _MULTIPLIES
         for index in kernel.inputs
-        if (storage := record.storages[record.tensors[index].storage]).role == "parameter"
+        if (storage := record.storages[record.tensors[index].storage]).role in WEIGHT_ROLES
         and storage.name is not None
     )
 

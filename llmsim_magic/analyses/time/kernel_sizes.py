@@ -10,11 +10,10 @@ from functools import lru_cache
 
 from llmsim_magic.analyses.cost.traffic import Traffic, kernel_bytes, traffic
 from llmsim_magic.analyses.engine.latent_attention import LATENT_ATTENTION
-from llmsim_magic.analyses.kernels.aliasing import distinct_elements
 from llmsim_magic.analyses.kernels.elementwise_work import short_name
 from llmsim_magic.analyses.kernels.memoize import memoize, memoize_by_options
 from llmsim_magic.analyses.kernels.operator_kinds import recorded_operator_kinds
-from llmsim_magic.analyses.parallel.collectives import collective_kind
+from llmsim_magic.analyses.parallel.collectives import collective_kind, message_bytes
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Regime
@@ -27,7 +26,7 @@ from llmsim_magic.records.hardware.kernel_shapes import (
     Stream,
     StreamKind,
 )
-from llmsim_magic.records.trace.recorded import Kernel, Record, Tensor
+from llmsim_magic.records.trace.recorded import WEIGHT_ROLES, Kernel, Record, Tensor
 from llmsim_magic.records.trace.trace import Trace, numel
 
 ATTENTIONS = ("scaled_dot_product_attention", "flex_attention")  # by their short names
@@ -152,14 +151,11 @@ def collective_shape(record: Record, kernel: Kernel, ranks: int) -> Collective |
     kind = collective_kind(kernel)
     if kind is None or kind == "recv":
         return None
-    tensor = record.tensors[(kernel.outputs or kernel.inputs)[0]]
-    nbytes = distinct_elements(tensor) * tensor.itemsize
+    nbytes = message_bytes(record, kernel)
     if not nbytes:
         return None  # of a part that another stage holds
-    if kind == "all_reduce":
-        return Collective("all_reduce", nbytes, ranks)
-    if kind == "all_gather":
-        return Collective("all_gather", nbytes, ranks)
+    if kind in ("all_reduce", "all_gather", "reduce_scatter"):
+        return Collective(kind, nbytes, kernel.ranks or ranks)
     return Collective("all_gather", 2 * nbytes, 2)
 
 
@@ -241,7 +237,7 @@ def stored_weight(
     It is the largest, for a bias may stand beside it.
     """
     read = [record.tensors[index] for index in kernel.inputs]
-    weights = [each for each in read if record.storages[each.storage].role == "parameter"]
+    weights = [each for each in read if record.storages[each.storage].role in WEIGHT_ROLES]
     if not weights:
         return None
     largest = max(weights, key=lambda each: numel(each.shape))

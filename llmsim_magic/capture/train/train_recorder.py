@@ -14,7 +14,7 @@ import torch
 from torch.autograd.graph import _engine_run_backward
 from torch.nn.functional import scaled_dot_product_attention
 
-from llmsim_magic.capture.kernels import call_stack, flops, fused_kernels, kernel_facts
+from llmsim_magic.capture.kernels import call_stack, flops, fused_kernels
 from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
 from llmsim_magic.capture.record.events import (
@@ -300,11 +300,11 @@ class TrainRecorder(Recorder):
         return tensor
 
     def kernel(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """Record a kernel that has run, but no view of nothing: some keep empty tensors."""
-        if isinstance(out, torch.Tensor) and not out.numel():
-            facts = kernel_facts.facts(func)
-            if facts.is_allocation or (facts.may_alias and not facts.is_in_place):
-                return
+        """Record a kernel that has run; an optimizer counts its steps on the host."""
+        if self._now == "optimizer" and not any(
+            tensor.is_meta for tensor in tensors_in((args, kwargs, out))
+        ):
+            return
         super().kernel(func, args, kwargs, out)
 
     def _drop_ended_helpers(self) -> None:

@@ -22,7 +22,10 @@ Role = Literal[
     "gradient",
     "optimizer",
     "host",
+    "gathered",
 ]
+# Parameters, those among them that a rank gathers from the shards of all ranks.
+WEIGHT_ROLES: tuple[Role, ...] = ("parameter", "gathered")
 # Which part of a training step an operator runs in; every operator of other phases is `forward`.
 Pass = Literal["forward", "recompute", "backward", "optimizer"]
 PASSES: tuple[Pass, ...] = ("forward", "recompute", "backward", "optimizer")
@@ -35,6 +38,8 @@ class Storage(Struct, frozen=True, gc=False):
     pass itself allocates has the role `cache`. Under training, a `gradient` is that of a parameter,
     `optimizer` is a tensor that the optimizer keeps from step to step, and `host` is one that it
     keeps in managed memory, which kernels use but which takes none of the device's memory.
+    `gathered` is a parameter of which the rank holds a shard, while the rank has all of it; the
+    sharded gradients that are reduced together have the path of their module as the name.
     """
 
     nbytes: int
@@ -69,7 +74,8 @@ class Kernel(Struct, frozen=True, gc=False):
     for the kernel. `causal` marks attention that may skip the keys after each query. `held` are
     tensors that no later kernel of the operator uses, and that variables inside it last reference
     while this one runs. Under training, `frees` are the storages that nothing refers to any more
-    when this kernel has run and before the next one allocates.
+    when this kernel has run and before the next one allocates. `ranks` are the devices of a
+    collective of data parallelism; other collectives are among those of the model's plan.
     """
 
     name: str
@@ -83,6 +89,7 @@ class Kernel(Struct, frozen=True, gc=False):
     flops: int | None
     held: tuple[int, ...] = ()
     frees: tuple[int, ...] = ()
+    ranks: int = 0
 
 
 class Operator(Struct, frozen=True, gc=False):
@@ -137,6 +144,17 @@ class Record:
             if kernel.operator is not None and not kernel.is_view:
                 grouped[kernel.operator].append(kernel)
         return tuple(map(tuple, grouped))
+
+    @cached_property
+    def kernel_parts(self) -> tuple[Pass, ...]:
+        """The pass of each kernel; one of no operator is in the pass of the kernel before it."""
+        found: list[Pass] = []
+        part: Pass = "forward"
+        for kernel in self.kernels:
+            if kernel.operator is not None:
+                part = self.operators[kernel.operator].part
+            found.append(part)
+        return tuple(found)
 
     @cached_property
     def calls_by_path(self) -> dict[str, Calls]:

@@ -122,6 +122,11 @@ class Trace:
         return unroll(self.recorded, self.replays)
 
     @property
+    def ranks(self) -> int:
+        """The devices that run it together: those of the model, times those of data parallelism."""
+        return self.model.parallel.ranks * (self.training.dp if self.training else 1)
+
+    @property
     def operators(self) -> tuple[Operator, ...]:
         return self.unrolled.operators
 

@@ -11,6 +11,7 @@ from llmsim_magic.records.validation import choice, flag
 # The dtype of the weights by precision.
 PRECISION_DTYPES = {"bf16": "bfloat16", "fp32": "float32", "amp": "float32"}
 PRECISIONS = tuple(PRECISION_DTYPES)
+MIXED_DTYPE = "bfloat16"  # in which sharded parameters are gathered under `amp`
 ZERO_STAGES = (0, 1, 2, 3)
 DEFAULT_OPTIMIZER = "adamw"
 DEFAULT_QLORA = "r=16,targets=all-linear"
@@ -23,7 +24,8 @@ class Training:
     Attributes:
         optimizer: its name in `OPTIMIZERS`, such as `adamw`; also as `optimizer_name` accepts it.
         precision: `bf16` or `fp32` for weights and arithmetic, `amp` for weights in float32 under
-            autocast to bfloat16; None for the dtype of the config.
+            autocast to bfloat16, or in shards of float32 that stage 3 gathers in bfloat16; None
+            for the dtype of the config.
         checkpointing: run each layer's forward again in backward instead of keeping its tensors.
         lora: LoRA adapters, as text that `parse_lora` reads; None trains every parameter.
         qlora: keep the base model's linear layers in 4 bits; without `lora`, its adapters are on
@@ -81,6 +83,11 @@ class Training:
                 f"{count}, such as {-(-batch // count) * count}"
             )
         return batch // count
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether shards in float32 are gathered in the dtype in which the kernels compute."""
+        return self.zero == 3 and self.precision == "amp" and not self.qlora
 
     @property
     def changed(self) -> dict[str, object]:

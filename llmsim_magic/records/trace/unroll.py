@@ -324,6 +324,7 @@ class _LayerInstance:
                 kernel.flops,
                 numbers[held],
                 self.freed(kernel.frees),
+                kernel.ranks,
             )
             for kernel, (inputs, outputs, writes, held) in zip(kernels, rows.fields, strict=True)
         ]

@@ -10,7 +10,7 @@ from llmsim_magic.capture.hub.request import HubWait
 from llmsim_magic.records.background_import import is_imported
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import Cancelled, InvalidValue
-from llmsim_magic.records.trace.training import PRECISION_DTYPES
+from llmsim_magic.records.trace.training import MIXED_DTYPE, PRECISION_DTYPES
 from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
 from llmsim_magic.simulate.cache import session_cache
 from llmsim_magic.simulate.models.frameworks import require_frameworks
@@ -110,11 +110,14 @@ def _build(recipe: ModelRecipe, progress: Progress, cancelled: IsCancelled) -> "
 def _dtype(build: Build) -> str | None:
     """The dtype of the weights: as asked for, or that of a training's precision.
 
-    Autocast trains weights in float32, but those of a model in 4 bits have the dtype of the
+    Autocast trains weights in float32, and FSDP2 gathers shards of float32 in what the kernels
+    compute in, but those of a model in 4 bits have the dtype of the
     checkpoint before they are quantised, as transformers loads them.
     """
     training = build.training
     if training is None or training.precision is None:
         return build.dtype
+    if training.is_mixed:
+        return MIXED_DTYPE
     is_as_stored = training.qlora and training.precision == "amp"
     return build.dtype if is_as_stored else PRECISION_DTYPES[training.precision]

@@ -4,15 +4,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from llmsim_magic.analyses.data_parallel.zero import rank_of_step
 from llmsim_magic.analyses.formulas.symbolic_trace import SymbolicTrace
 from llmsim_magic.records.background_import import is_imported
 from llmsim_magic.records.errors import Cancelled, LlmsimError
 from llmsim_magic.records.trace.context_limits import ContextLimits
 from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.training import MIXED_DTYPE
 from llmsim_magic.records.trace.workload import IsCancelled, Workload, never_cancelled
 from llmsim_magic.simulate.cache import session_cache
 from llmsim_magic.simulate.cache.cache_folder import disk_cache
@@ -184,14 +187,16 @@ def _run(
     if training is not None:
         from llmsim_magic.capture.train.step import run_step
 
-        return run_step(
+        is_mixed = training.is_mixed and meta_model.info.dtype == MIXED_DTYPE
+        trace = run_step(
             meta_model,
             question.workload,
-            training,
+            replace(training, precision=None) if is_mixed else training,
             replay=question.replay,
             loss=recipe.loss,
             cancelled=cancelled,
         )
+        return rank_of_step(replace(trace, training=training), is_mixed=is_mixed)
     from llmsim_magic.capture.run import run
 
     return run(meta_model, question.workload, replay=question.replay, cancelled=cancelled)

@@ -1,0 +1,1 @@
+"""The training step of one of several devices that share it by sequences (ZeRO)."""
