@@ -1,12 +1,14 @@
 """Each rank holds its shards, computes its share and records its collectives."""
 
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 import transformers
 
+import llmsim_magic as llmsim
 from llmsim_magic.analyses.cost.operator_costs import totals
 from llmsim_magic.analyses.memory.memory import cache_bytes
 from llmsim_magic.analyses.parallel.collectives import collectives
@@ -316,3 +318,55 @@ def test_every_style_of_transformers_is_known() -> None:
     unused = {"sequence_parallel", "megamoe_router", "megamoe_experts"}
     assert set(ALL_PARALLEL_STYLES.keys()) - unused <= STYLES.keys()
     assert transformers.__version__
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mixtral", "gpt_neox"])
+def test_backward_sums_the_gradient_of_what_each_sharded_module_reads(
+    name: str, checkpointing: bool
+) -> None:
+    trace = llmsim.trace(
+        getattr(small_models, name)(),
+        phase="train",
+        batch=2,
+        context=7,
+        tp=2,
+        checkpointing=checkpointing,
+    ).trace
+    styles = Counter(style for path, style in trace.model.plan.items() if path in modules_of(trace))
+    columns = styles["colwise"] + styles["colwise_gather_output"] + styles["colwise_rep"]
+    experts = 2 * styles["moe_tp_experts"]  # hidden states and the weights of experts
+    norms = styles["replicated_with_grad_allreduce"]
+    sent = [each for each in collectives(trace) if part_of(trace, each.order) == "backward"]
+    assert len(sent) == columns + experts + norms
+    assert {each.kind for each in sent} == {"all_reduce"}
+    forward = Counter(
+        each.kind for each in collectives(trace) if part_of(trace, each.order) == "forward"
+    )
+    assert forward == Counter(
+        each.kind for each in collectives(spread(getattr(small_models, name)(), tp=2))
+    )
+
+
+def test_a_trained_rank_has_the_gradients_of_its_shards() -> None:
+    trace = llmsim.trace(
+        small_models.qwen3(), phase="train", batch=2, context=7, tp=2, optimizer="sgd"
+    ).trace
+    held = {each.name: each.nbytes for each in trace.parameters if each.tied_to is None}
+    storages = trace.recorded.storages
+    gradients = {each.name: each.nbytes for each in storages if each.role == "gradient"}
+    assert gradients == {name: held[name] for name in gradients}
+    assert set(gradients) == {name for name in held if "weight" in name}
+
+
+def test_a_plan_whose_backward_is_not_known_is_refused() -> None:
+    with pytest.raises(InvalidValue, match="not simulated in backward"):
+        llmsim.trace(small_models.mixtral(), phase="train", ep=2)
+
+
+def modules_of(trace: Trace) -> set[str]:
+    return {module.path for module in trace.modules}
+
+
+def part_of(trace: Trace, order: int) -> str:
+    return trace.operators[order].part

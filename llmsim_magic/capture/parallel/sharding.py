@@ -11,10 +11,16 @@ from typing import Any
 
 import torch
 
-from llmsim_magic.capture.kernels.collectives import all_gather, all_reduce, concatenate_shards
+from llmsim_magic.capture.kernels.collectives import all_reduce
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.parallel.expert_parallel import BalancedRouting
+from llmsim_magic.capture.parallel.gradients import (
+    gathered,
+    split,
+    sum_gradient_of,
+    sum_gradients,
+)
 from llmsim_magic.capture.parallel.pipeline import keep_stage
 from llmsim_magic.capture.parallel.tensor_parallel_plan import (
     STYLES,
@@ -120,25 +126,37 @@ def _update_sizes(
 def _register_hooks(module: torch.nn.Module, plan: Plan, sizes: dict[str, int], ranks: int) -> None:
     for path, name in plan.items():
         style = STYLES[name]
-        if parameter_at(module, path) is not None or not (style.on_input or style.on_output):
+        if parameter_at(module, path) is not None:
             continue
         part = module.get_submodule(path)
+        if style.sums_gradients == "parameters":
+            for parameter in part.parameters(recurse=False):
+                sum_gradient_of(parameter)
+        if style.sums_gradients == "inputs":
+            part.register_forward_pre_hook(_sum_input_gradients, prepend=True, with_kwargs=True)
+        if not (style.on_input or style.on_output):
+            continue
         if style.on_input == "route":
             experts = next(p.shape[0] for p in part.parameters(recurse=False) if p.dim() > 1)
             BalancedRouting(ranks, experts).hook(part)
             continue
         if style.on_input == "split":
             width = -(-sizes[path] // ranks)
-            part.register_forward_pre_hook(partial(_split, width=width), prepend=True)
+            part.register_forward_pre_hook(partial(_split, ranks=ranks, width=width), prepend=True)
         part.register_forward_hook(_OUTPUT_HOOKS[style.on_output](ranks, sizes.get(path, 0)))
 
 
 Hook = Callable[[torch.nn.Module, Any, Any], Any]
 
 
-def _split(module: torch.nn.Module, args: Any, width: int) -> Any:
+def _sum_input_gradients(module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+    names, values = tuple(kwargs), [sum_gradients(each) for each in (*args, *kwargs.values())]
+    return tuple(values[: len(args)]), dict(zip(names, values[len(args) :], strict=True))
+
+
+def _split(module: torch.nn.Module, args: Any, ranks: int, width: int) -> Any:
     """The first rank's part of the input's last dimension, as a view."""
-    return (args[0][..., :width], *args[1:])
+    return (split(args[0], ranks, width), *args[1:])
 
 
 def _all_reduce_hook(ranks: int, size: int) -> Hook:
@@ -153,7 +171,7 @@ def _all_reduce_hook(ranks: int, size: int) -> Hook:
 
 def _all_gather_hook(ranks: int, size: int) -> Hook:
     def gather(module: torch.nn.Module, args: Any, output: Any) -> Any:
-        return concatenate_shards(all_gather(output, ranks, size), size)
+        return gathered(output, ranks, size)
 
     return gather
 

@@ -5,7 +5,7 @@ A plan maps modules and parameters to styles, which are those of transformers.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class PlanStyle:
         packed: The parameter holds two matrices, each of which is cut by itself.
         on_input: `split` or `route`, what happens to the module's input.
         on_output: `reduce`, `gather` or `route`, what happens to the module's output.
+        sums_gradients: `inputs` or `parameters`, of which backward sums the gradients over ranks.
         uneven: Shards may differ in size, because the module's output is whole again.
     """
 
@@ -36,14 +37,21 @@ class PlanStyle:
     packed: bool = False
     on_input: str = ""
     on_output: str = ""
+    sums_gradients: str = ""
     uneven: bool = False
 
 
 _WHOLE = PlanStyle()
+_COLUMNS = PlanStyle(matrix=-2, vector=-1, sums_gradients="inputs")
+_GATHERED_COLUMNS = replace(_COLUMNS, on_output="gather", uneven=True)
 STYLES: dict[str, PlanStyle] = {
-    "colwise": PlanStyle(matrix=-2, vector=-1),
-    "colwise_gather_output": PlanStyle(matrix=-2, vector=-1, on_output="gather", uneven=True),
-    "colwise_rep": PlanStyle(matrix=-2, vector=-1, on_output="gather", uneven=True),
+    "colwise": _COLUMNS,
+    "colwise_gather_output": PlanStyle(
+        matrix=-2, vector=-1, on_output="gather", sums_gradients="inputs", uneven=True
+    ),
+    "colwise_rep": PlanStyle(
+        matrix=-2, vector=-1, on_output="gather", sums_gradients="inputs", uneven=True
+    ),
     "rowwise": PlanStyle(matrix=-1, on_output="reduce"),
     "rowwise_split_input": PlanStyle(matrix=-1, on_input="split", on_output="reduce", uneven=True),
     "rowwise_rep": PlanStyle(matrix=-1, on_input="split", on_output="reduce", uneven=True),
@@ -51,7 +59,7 @@ STYLES: dict[str, PlanStyle] = {
     "packed_rowwise": PlanStyle(matrix=-1, packed=True),
     "embedding_rowwise": PlanStyle(matrix=0, on_output="reduce", uneven=True),
     "embedding_colwise": PlanStyle(matrix=1, on_output="gather", uneven=True),
-    "moe_tp_experts": PlanStyle(on_output="reduce"),
+    "moe_tp_experts": PlanStyle(on_output="reduce", sums_gradients="inputs"),
     "all_reduce": PlanStyle(on_output="reduce"),
     "grouped_gemm": PlanStyle(matrix=0, vector=0),
     "ep_dispatch_experts": PlanStyle(on_input="route", on_output="route"),
@@ -60,8 +68,11 @@ STYLES: dict[str, PlanStyle] = {
     "mla_kv_a_proj": _WHOLE,
     "moe_identity_expert": _WHOLE,
     "replicate": _WHOLE,
-    "replicated_with_grad_allreduce": _WHOLE,
+    "replicated_with_grad_allreduce": PlanStyle(sums_gradients="parameters"),
 }
+
+
+_NOT_TRAINED = ("mla_kv_a_proj", "ep_dispatch_experts", "grouped_gemm", "moe_identity_expert")
 
 
 def parallel_plan(module: Any, parallel: Parallel, name: str) -> Plan:
@@ -134,6 +145,20 @@ def _in_a_layer(path: str) -> bool:
 
 def _is_inside(path: str, plan: Plan) -> bool:
     return any(path == other or path.startswith(f"{other}.") for other in plan)
+
+
+def check_trainable(plan: Plan, name: str) -> None:
+    """Check that backward is known for every style of a plan.
+
+    Raises:
+        InvalidValue: It is not.
+    """
+    for path, style in plan.items():
+        if style in _NOT_TRAINED:
+            raise InvalidValue(
+                f"{name}: tp and ep must be 1 with phase train, because what its plan has for "
+                f"{shorten(path)}, {style}, is not simulated in backward; use dp and zero"
+            )
 
 
 def has_path(module: torch.nn.Module, path: str) -> bool:

@@ -9,6 +9,7 @@ from llmsim_magic.capture.inputs.context_length import is_huggingface
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.models.live_model_copy import LIVE_MODULE
 from llmsim_magic.capture.models.meta_model import MetaModel
+from llmsim_magic.capture.parallel.tensor_parallel_plan import check_trainable
 from llmsim_magic.records.errors import CannotTrace, InvalidValue
 from llmsim_magic.records.trace.lora import parse_lora
 from llmsim_magic.records.trace.training import Training
@@ -34,6 +35,7 @@ def trainable(meta_model: MetaModel, training: Training) -> MetaModel:
     """
     module, notes = meta_model.module, meta_model.notes
     name = meta_model.info.name
+    check_trainable(meta_model.info.plan, name)
     if meta_model.info.origin != LIVE_MODULE:
         module.train()
     if training.lora is not None:
