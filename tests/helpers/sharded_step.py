@@ -29,11 +29,12 @@ class Storages(TorchDispatchMode):
         self.alive: dict[int, weakref.ref[Any]] = {}
         self.called: Counter[str] = Counter()
         self.peak = 0
+        self.is_stepping = False
 
     def note(self, value: Any) -> None:
         if isinstance(value, torch.Tensor):
             tensor = getattr(value, "_local_tensor", value)
-            if tensor.dim() or tensor.dtype != torch.float32:  # the optimizer counts steps
+            if tensor.dim() or not self.is_stepping:  # the optimizer counts steps, on the host
                 storage = tensor.untyped_storage()
                 self.alive[storage._cdata] = weakref.ref(storage)
         elif isinstance(value, dict):
@@ -92,7 +93,9 @@ def main(options: str) -> None:
             loss.backward()
             del loss
             end("backward")
+            storages.is_stepping = True
             optimizer.step()
+            storages.is_stepping = False
             end("optimizer")
             optimizer.zero_grad()
     print("FOUND" + json.dumps({"passes": found, "called": storages.called}), flush=True)
