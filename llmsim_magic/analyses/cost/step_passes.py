@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from llmsim_magic.analyses.cost.operator_costs import costs
 from llmsim_magic.analyses.kernels.memoize import memoize
-from llmsim_magic.records.trace.recorded import PASSES, Pass, Record
+from llmsim_magic.records.trace.recorded import PASSES, WEIGHT_ROLES, Pass, Record
 from llmsim_magic.records.trace.trace import Trace
 
 
@@ -55,7 +55,7 @@ def _saved_bytes(record: Record) -> Iterator[int | None]:
         storages = {record.tensors[index].storage for index in operator.saved} - counted
         counted |= storages
         kept = (record.storages[number] for number in storages)
-        yield sum(each.nbytes for each in kept if each.role not in ("parameter", "buffer"))
+        yield sum(each.nbytes for each in kept if each.role not in (*WEIGHT_ROLES, "buffer"))
 
 
 @memoize
