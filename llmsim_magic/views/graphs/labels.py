@@ -32,11 +32,20 @@ class Labels:
         else:
             operator, name = self._operator(node), self.name(node)
             head = f"{name} · {operator.op}" if operator.kind == "module" else name
-            outputs = operator.outputs
-        params = sum(self._costs[order].params for order in node.orders)
+            outputs = self._results(operator)
+        read = {p.name: p.numel for order in node.orders for p in self._costs[order].parameters}
+        params = sum(read.values())
         each = " each" if self._is_repeated_layer(node) else ""
-        suffix = f" · {units.parameters(params)} params{each}" if params else ""
-        return f"{head}\n{units.shapes(self._record.shapes(outputs)[:1])}{suffix}"
+        suffix = f"{units.parameters(params)} params{each}" if params else ""
+        is_known = bool(outputs) or node.collapsed is None or not suffix
+        shapes = units.shapes(self._record.shapes(outputs)[:1]) if is_known else ""
+        return f"{head}\n{' · '.join(filter(None, (shapes, suffix)))}"
+
+    def _results(self, operator: Operator) -> tuple[int, ...]:
+        """The outputs of an operator: those that later operators of backward read come first."""
+        tensors, storages = self._record.tensors, self._record.storages
+        roles = {index: storages[tensors[index].storage].role for index in operator.outputs}
+        return tuple(sorted(operator.outputs, key=lambda index: roles[index] == "gradient"))
 
     def name(self, node: Node) -> str:
         """The last part of a module's path, or a function's name."""
