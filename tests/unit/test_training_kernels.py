@@ -206,10 +206,14 @@ def test_a_kernel_over_lists_is_launched_in_chunks(
 
 def test_launches_over_lists_share_the_bytes_of_their_op() -> None:
     sizes = ((65_536, 400), (5,))
-    kernels = launched(record_of(aten._foreach_mul_.Scalar, sizes, written=2))
-    assert len(kernels) == launches_over_lists([65_536 * 400, 5], 1) == 2
-    total = 2 * 4 * (65_536 * 400 + 5)
-    assert sum(kernel.bytes for kernel in kernels) == pytest.approx(total, abs=len(kernels))
+    elements = 65_536 * 400 + 5
+    (kernel,) = launched(record_of(aten._foreach_mul_.Scalar, sizes, written=2))
+    assert kernel.launches == launches_over_lists([65_536 * 400, 5], 1) == 2
+    assert (kernel.bytes, kernel.elements) == (2 * 4 * elements, elements)
+    constants = torch_calibration().constants
+    time = kernel_time(kernel, H100, constants)
+    half = replace(kernel, bytes=kernel.bytes // 2, elements=elements // 2, launches=1)
+    assert time.seconds == pytest.approx(2 * kernel_time(half, H100, constants).seconds, rel=1e-3)
 
 
 def test_a_layer_norm_reads_gradient_and_input_for_each_of_two_kernels() -> None:

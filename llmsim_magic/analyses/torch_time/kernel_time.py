@@ -62,12 +62,12 @@ def kernel_time(
         InvalidValue: If the device cannot compute in the kernel's dtype.
     """
     kind = constants.kinds[_PRICED_AS.get(kernel.kind, kernel.kind)]
-    start_s = kind.start_s
+    start_s = kind.start_s * kernel.launches
     if kernel.kind in ("matmul", "grouped matmul"):
         work_s = _product_s(kernel, accelerator, constants)
         bandwidth = memory_bandwidth(accelerator) * constants.matmul_memory_share
         return KernelTime(start_s, work_s, kernel.bytes / bandwidth)
-    memory_s = _memory_s(kernel.bytes, accelerator, constants)
+    memory_s = _memory_s(kernel, accelerator, constants)
     if kernel.kind in ("attention", "attention masked", "attention backward"):
         return KernelTime(start_s, _attention_s(kernel, accelerator, constants), memory_s)
     elements = kernel.elements
@@ -123,9 +123,9 @@ def _alignment_share(kernel: TorchKernel, constants: TorchConstants) -> float:
     return math.pow(constants.misaligned_share, math.log(_ALIGNMENT / alignment, 8))
 
 
-def _memory_s(nbytes: int, accelerator: Accelerator, constants: TorchConstants) -> float:
+def _memory_s(kernel: TorchKernel, accelerator: Accelerator, constants: TorchConstants) -> float:
     bandwidth = memory_bandwidth(accelerator)
     cache = constants.cache_share * (accelerator.llc_bytes or 0)
-    held = cache_hit_share(nbytes, cache, _CACHE_STEEPNESS)
+    held = cache_hit_share(kernel.bytes // kernel.launches, cache, _CACHE_STEEPNESS)
     near = held / constants.cache_speed
-    return nbytes * (near + (1 - held) / constants.memory_share) / bandwidth
+    return kernel.bytes * (near + (1 - held) / constants.memory_share) / bandwidth

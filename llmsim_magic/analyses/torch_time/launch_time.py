@@ -69,6 +69,11 @@ class OperatorWork:
         return next((kernel.dtype for kernel in self.kernels if kernel.flops), "bf16")
 
     @cached_property
+    def launches(self) -> int:
+        """How many kernels the host starts."""
+        return sum(kernel.launches for kernel in self.kernels)
+
+    @cached_property
     def gathers(self) -> int:
         """How many kernels launch several of their own."""
         return sum(kernel.kind in _SEVERAL_LAUNCHES for kernel in self.kernels)
@@ -88,6 +93,11 @@ class OperatorRun:
         return math.fsum(time.seconds for time in self.times)
 
     @cached_property
+    def last_s(self) -> float:
+        """Seconds of the last kernel that is started."""
+        return self.times[-1].seconds / self.work.kernels[-1].launches if self.times else 0.0
+
+    @cached_property
     def arithmetic_s(self) -> float:
         """Seconds of the kernels that arithmetic bounds."""
         return math.fsum(time.seconds for time in self.times if time.binds == "compute")
@@ -100,7 +110,7 @@ class OperatorRun:
 
     def device_s(self, gap_s: float, slower: float) -> float:
         """Seconds on the device, with a gap before each kernel and arithmetic `slower` times."""
-        added_s = len(self.times) * gap_s + self.arithmetic_s * (slower - 1)
+        added_s = self.work.launches * gap_s + self.arithmetic_s * (slower - 1)
         return self.sent_s + self.kernels_s + added_s
 
 
@@ -243,7 +253,7 @@ def eager_seconds(
         (
             host_seconds(run.work, constants, training),
             run.device_s(0.0, slower),
-            run.times[-1].seconds if run.times else 0.0,
+            run.last_s,
             bool(run.times or run.sent_s),
         )
         for run in runs
@@ -276,9 +286,7 @@ def host_seconds(
     if not starts:
         return _IDLE_SHARE * constants.host_call_s
     return (
-        constants.host_call_s
-        + len(work.kernels) * constants.host_kernel_s
-        + _others_s(work, constants)
+        constants.host_call_s + work.launches * constants.host_kernel_s + _others_s(work, constants)
     )
 
 
@@ -291,7 +299,7 @@ def _host_seconds_in_training(
         return _IDLE_SHARE * called_s
     is_backward = work.part == "backward"
     op_s = training.host_backward_s if is_backward else training.host_op_s
-    more = max(len(work.kernels) - work.ops, 0)
+    more = max(work.launches - work.ops, 0)
     seconds = called_s + work.ops * op_s + more * constants.host_kernel_s
     seconds += _others_s(work, constants) + work.listed * training.host_tensor_s
     return seconds * training.checkpoint_share if work.is_checkpointed else seconds

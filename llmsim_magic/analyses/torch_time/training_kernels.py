@@ -41,14 +41,16 @@ def training_kernels(record: Record, kernel: Kernel, name: str) -> Iterator[Torc
 
 
 def _over_lists(record: Record, kernel: Kernel, length: int) -> Iterator[TorchKernel]:
-    """Launches over lists of so many tensors, with equal shares of the bytes."""
+    """The launches over lists of so many tensors; none if all are empty."""
     sizes = [numel(shape) for shape in record.shapes(kernel.inputs[:length])]
     made = 0 if set(kernel.writes) <= set(kernel.inputs) else len(kernel.outputs)
     launches = launches_over_lists(sizes, (len(kernel.inputs) + made) // max(length, 1))
-    nbytes = sum(kernel_bytes(record, kernel))
-    for _ in range(launches):
+    if launches:
         yield TorchKernel(
-            kind="pointwise", bytes=nbytes // launches, elements=sum(sizes) // launches
+            kind="pointwise",
+            bytes=sum(kernel_bytes(record, kernel)),
+            elements=sum(sizes),
+            launches=launches,
         )
 
 
@@ -62,13 +64,12 @@ def launches_over_lists(sizes: Sequence[int], lists: int) -> int:
     most = _TENSORS[min(lists, len(_TENSORS)) - 1]
     launches = blocks = tensors = 0
     for size in sizes:
-        tensors += 1
-        for _ in range(-(-size // _CHUNK)):
-            if blocks == _BLOCKS:
-                launches, blocks, tensors = launches + 1, 0, 1
-            blocks += 1
+        tensors, blocks = tensors + 1, blocks + -(-size // _CHUNK)
+        full = max(blocks - 1, 0) // _BLOCKS
+        if full:
+            launches, blocks, tensors = launches + full, blocks - full * _BLOCKS, 1
         if tensors == most:
-            launches, blocks, tensors = launches + 1, 0, 0
+            launches, blocks, tensors = launches + (blocks > 0), 0, 0
     return launches + (blocks > 0)
 
 

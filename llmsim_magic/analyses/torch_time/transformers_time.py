@@ -143,7 +143,7 @@ def _operator_time(
         low=seconds * band.low,
         high=seconds * band.high,
         binds=binds,
-        kernels=len(work.kernels) * times_run,
+        kernels=work.launches * times_run,
         flops=work.flops * times_run,
         bytes=work.bytes * times_run,
         of_peak=work.flops / peak if peak else 0.0,

@@ -26,7 +26,7 @@ TorchKind = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchKernel:
-    """One kernel by what decides how long it takes.
+    """One kernel by what decides how long it takes, or several in a row that share its work.
 
     Attributes:
         kind: the class that it is priced by.
@@ -40,6 +40,7 @@ class TorchKernel:
         implementation: of attention: `cudnn`, `flash`, `efficient` or `math`.
         alignment: bytes of which the rows of both factors of a product start at multiples: 1, 2, 4,
             8, or 16 and more.
+        launches: how many kernels share the work, as those over lists of tensors do.
     """
 
     kind: TorchKind
@@ -51,6 +52,7 @@ class TorchKernel:
     products: int = 1
     implementation: str | None = None
     alignment: int = 16
+    launches: int = 1
 
 
 @dataclass(frozen=True, slots=True)
