@@ -22,9 +22,10 @@ from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
 from llmsim_magic.capture.meta.data_dependent_kernels import HANDLERS, assumed_scalar
 from llmsim_magic.capture.meta.foreach_kernels import foreach_result
 from llmsim_magic.capture.meta.gradient_leaves import (
-    declared_leaf,
+    gets_gradient,
     is_made_as_leaf,
-    moved_to_meta,
+    move_in_place,
+    needs_gradient,
 )
 from llmsim_magic.capture.meta.higher_order_operators import (
     FLEX_ATTENTION,
@@ -245,9 +246,8 @@ class _FunctionMode(TorchFunctionMode):
         if is_made_as_leaf(keywords):
             made = self._run(func, args, keywords | {"requires_grad": False})
             return self._run(torch.Tensor.requires_grad_, (made,), {})
-        if (leaf := declared_leaf(func, args, keywords)) is not None:
-            listener = self._evaluation.listener
-            moved_to_meta(leaf, None if listener is None else listener.move_to_meta)
+        if (tensor := gets_gradient(func, args, keywords)) is not None:
+            move_in_place(tensor, self._move_to_meta)
         return self._run_known_or_not(func, args, keywords)
 
     def _run_known_or_not(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
@@ -288,6 +288,8 @@ class _FunctionMode(TorchFunctionMode):
         Some composites refuse known and unknown arguments in one call. Some work only if the
         tensors that they create are on the host, others only if those are on `meta`.
         """
+        if needs_gradient((args, keywords)) and torch.is_grad_enabled():
+            return self._run_on_meta(func, args, keywords, error)
         for on_meta in (False, True):
             self._evaluation.on_retry()
             try:
@@ -296,6 +298,28 @@ class _FunctionMode(TorchFunctionMode):
             except RuntimeError:
                 continue
         raise error from None
+
+    def _run_on_meta(self, func: Any, args: Any, keywords: Any, error: RuntimeError) -> Any:
+        """Run a function again with all its tensors on `meta`, where autograd records it."""
+        if all(tensor.is_meta for tensor in tensors_in((args, keywords))):
+            raise error from None
+        for on_meta in (False, True):
+            self._evaluation.on_retry()
+            moved = tree_map(self._moved, (args, keywords))
+            try:
+                with self._evaluation.creating(on_meta=on_meta):
+                    return func(*moved[0], **moved[1])
+            except RuntimeError:
+                continue
+        raise error from None
+
+    def _moved(self, value: Any) -> Any:
+        is_known = isinstance(value, torch.Tensor) and not value.is_meta
+        return self._move_to_meta(value) if is_known else value
+
+    def _move_to_meta(self, tensor: torch.Tensor) -> torch.Tensor:
+        listener = self._evaluation.listener
+        return without_values(tensor) if listener is None else listener.move_to_meta(tensor)
 
     def _are_known(self, values: Any) -> bool:
         return all(map(self._evaluation.is_known, tensors_in(values)))
