@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -141,11 +141,14 @@ class _Step:
     args: tuple[Any, ...] = ()
 
     def trace(self, inputs: ModelInputs, progress: Progress) -> Trace:
-        """Traces a step on inputs of a micro-batch; without replays if layers are not equal."""
-        try:
-            return self._traced(inputs, progress)
-        except UnequalBackward:
-            return replace(self, replay=False)._traced(inputs, progress)
+        """Traces a step on inputs of a micro-batch; without replays if layers are not equal.
+
+        A backward may also fail because of them: a layer that is recomputed as another ran.
+        """
+        if self.replay:
+            with suppress(UnequalBackward, FailedAfterForward):
+                return self._traced(inputs, progress)
+        return replace(self, replay=False)._traced(inputs, progress)
 
     def _traced(self, inputs: ModelInputs, progress: Progress) -> Trace:
         hooks = self.meta_model.hooks
