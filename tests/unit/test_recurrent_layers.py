@@ -1,5 +1,6 @@
 """Recurrent layers in a training step: cuDNN's kernel and its derivative, with what they keep."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -22,13 +23,15 @@ def _gradients(kind: Any, device: str, *, packed: bool, **options: Any) -> dict[
     torch.manual_seed(0)
     layer = kind(WIDTH, HIDDEN, 2, batch_first=True, device=device, **options)
     x = torch.zeros(BATCH, TIME, WIDTH, device=device, requires_grad=True)
-    given: Any = x
-    if packed:
-        lengths = torch.tensor([TIME, 4])
-        given = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
-    output, _ = layer(given)
-    output = output.data if packed else output
-    output.sum().backward()
+    is_traced = device == "meta"
+    with evaluating_partially(with_gradients=True) if is_traced else nullcontext():
+        given: Any = x
+        if packed:
+            lengths = torch.tensor([TIME, 4])
+            given = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        output, _ = layer(given)
+        output = output.data if packed else output
+        output.sum().backward()
     named = {**dict(layer.named_parameters()), "x": x}
     found = {name: each.grad.shape for name, each in named.items() if each.grad is not None}
     return found | {"output": output.shape}
@@ -42,8 +45,7 @@ def test_every_weight_gets_a_gradient_as_on_a_cpu(
 ) -> None:
     options = {"packed": packed, "bidirectional": bidirectional}
     wanted = _gradients(kind, "cpu", **options)
-    with evaluating_partially(with_gradients=True):
-        assert _gradients(kind, "meta", **options) == wanted
+    assert _gradients(kind, "meta", **options) == wanted
 
 
 def test_the_derivative_of_an_lstm_is_one_kernel_of_twice_the_flops() -> None:
