@@ -23,6 +23,7 @@ from llmsim_magic.capture.meta.data_dependent_kernels import HANDLERS, assumed_s
 from llmsim_magic.capture.meta.foreach_kernels import foreach_result
 from llmsim_magic.capture.meta.gradient_leaves import (
     gets_gradient,
+    is_in_backward,
     is_made_as_leaf,
     move_in_place,
     needs_gradient,
@@ -101,7 +102,7 @@ class _KernelMode(TorchDispatchMode):
         tensors = tensors_in((args, keywords))
         if all(map(self._evaluation.is_known, tensors)):
             is_created = not tensors and keywords.get("device") == META
-            if is_created and self._evaluation.creates_on_meta:
+            if is_created and (self._evaluation.creates_on_meta or is_in_backward()):
                 return func(*args, **keywords)
             return self._run_on_host(func, args, keywords)
         if kernel.may_alias and not any(tensor.is_meta for tensor in tensors):

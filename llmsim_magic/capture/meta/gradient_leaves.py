@@ -71,3 +71,8 @@ def move_in_place(tensor: torch.Tensor, move: Move) -> None:
         with torch._C._DisableTorchDispatch():
             moved = base.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
     torch._C._swap_tensor_impl(tensor, moved)
+
+
+def is_in_backward() -> bool:
+    """Whether a derivative runs, whose results are on `meta`; not what backward recomputes."""
+    return not torch.is_grad_enabled() and torch._C._current_autograd_node() is not None
