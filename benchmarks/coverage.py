@@ -2,7 +2,9 @@
 
     python -m benchmarks.coverage full       # default configurations, full size, on meta
     python -m benchmarks.coverage reduced    # made small, held against real forwards on the CPU
-    python -m benchmarks.coverage table      # both into benchmarks/coverage.csv and coverage.md
+    python -m benchmarks.coverage train      # a training step of each, made small, on meta
+    python -m benchmarks.coverage step       # ... held against real steps on the CPU
+    python -m benchmarks.coverage table      # all into benchmarks/coverage.csv and coverage.md
 
 Each type has a process of its own and two of them run at once. A survey that was stopped goes on
 where it stood: its rows are in `coverage-full.jsonl` and `coverage-reduced.jsonl`. The table keeps
@@ -346,6 +348,11 @@ def table() -> None:
     for row in rows_in("reduced"):
         model_type = row["model_type"]
         rows[model_type] = rows.get(model_type, {}) | _reduced_columns(row) | version
+    for size, columns in (("train", _train_columns), ("step", _step_columns)):
+        for row in rows_in(size):
+            if row["prefill"] == "yes":
+                model_type = row["model_type"]
+                rows[model_type] = rows.get(model_type, {}) | columns(row)
     frame = pd.DataFrame(rows.values()).sort_values("model_type", ignore_index=True)
     frame["operators"] = pd.to_numeric(frame["operators"]).astype("Int64")
     frame = frame.fillna({name: "" for name in frame.columns if frame[name].dtype == object})
@@ -389,6 +396,53 @@ def _reduced_columns(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _train_columns(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "model_type": row["model_type"],
+        "train": row["train"],
+        "train_loss": row.get("train_loss", ""),
+        "train_checkpointing": row.get("train_checkpointing", ""),
+    }
+
+
+def _step_columns(row: dict[str, Any]) -> dict[str, Any]:
+    names = ("train_flops", "train_gradients", "train_saved", "checkpointing_flops")
+    return {"model_type": row["model_type"]} | {name: row.get(name, "") for name in names}
+
+
+def training(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Rows of the table about training steps, and a line for each that does not trace."""
+    tried = frame[frame["train"].ne("")]
+    traced = tried[tried["train"].eq("yes")]
+    supported = traced[~traced["train_checkpointing"].isin(["none", ""])]
+    counts = [
+        f"| a training step, made small | {len(tried)} tried of those with a prefill "
+        f"| {len(traced)} |",
+        f"| … by the model's own loss, not the mean of its output | {len(traced)} "
+        f"| {traced['train_loss'].str.startswith('own').sum()} |",
+        f"| … with checkpointing | {len(supported)} whose class supports it "
+        f"| {supported['train_checkpointing'].eq('yes').sum()} |",
+    ]
+    for name, words in (
+        ("train_flops", "FLOPs of forward and backward as torch's counter has them"),
+        ("train_gradients", "the same parameters get a gradient"),
+        ("train_saved", "bytes that autograd keeps, parameters aside"),
+        ("checkpointing_flops", "FLOPs with checkpointing"),
+    ):
+        held = frame[name][~_starts(frame[name], "", "no real step")]
+        counts.append(
+            f"| … as in a real step on a CPU: {words} | {len(held)} compared "
+            f"| {held.eq('equal').sum()} |"
+        )
+    lines = [
+        f"* {row['model_type']}: {row[name]}"
+        for name in ("train", "train_checkpointing")
+        for _, row in tried.iterrows()
+        if row[name] not in ("yes", "none", "")
+    ]
+    return counts, lines
+
+
 def summary(frame: pd.DataFrame) -> str:
     """The counts, in Markdown."""
     real = frame[~_starts(frame["reduced_prefill"], "", *NO_REAL)]
@@ -406,6 +460,7 @@ def summary(frame: pd.DataFrame) -> str:
         f"{count} with {version}"
         for version, count in frame["transformers"].value_counts().sort_index().items()
     )
+    counts, untrained = training(frame)
     lines = [
         "# Coverage",
         "",
@@ -431,6 +486,7 @@ def summary(frame: pd.DataFrame) -> str:
         f"| {with_flops.eq('equal').sum()} |",
         f"| … bytes of the cache after a decode step | {len(with_cache)} compared "
         f"| {with_cache.eq('equal').sum()} |",
+        *counts,
         "",
         "## Types whose default configuration does not trace, and why",
         "",
@@ -447,6 +503,7 @@ def summary(frame: pd.DataFrame) -> str:
         for phase in PHASES
         if not str(row[f"reduced_{phase}"] or "none").startswith((*NO_STEP, "yes"))
     ]
+    lines += ["", "## Training steps that do not trace, or not with checkpointing", "", *untrained]
     return "\n".join(lines) + "\n"
 
 
