@@ -350,12 +350,12 @@ def table() -> None:
         rows[model_type] = rows.get(model_type, {}) | _reduced_columns(row) | version
     for size, columns in (("train", _train_columns), ("step", _step_columns)):
         for row in rows_in(size):
-            if row["prefill"] == "yes":
+            if row["prefill"].startswith(("yes", "over ")):
                 model_type = row["model_type"]
                 rows[model_type] = rows.get(model_type, {}) | columns(row)
     frame = pd.DataFrame(rows.values()).sort_values("model_type", ignore_index=True)
     frame["operators"] = pd.to_numeric(frame["operators"]).astype("Int64")
-    frame = frame.fillna({name: "" for name in frame.columns if frame[name].dtype == object})
+    frame = frame.fillna({name: "" for name in frame.columns if name != "operators"})
     frame.to_csv(TABLE, index=False)
     (HERE / "coverage.md").write_text(summary(frame))
 
@@ -399,7 +399,7 @@ def _reduced_columns(row: dict[str, Any]) -> dict[str, Any]:
 def _train_columns(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "model_type": row["model_type"],
-        "train": row["train"],
+        "train": row.get("train", row["prefill"]),
         "train_loss": row.get("train_loss", ""),
         "train_checkpointing": row.get("train_checkpointing", ""),
     }
