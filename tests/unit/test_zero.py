@@ -17,6 +17,9 @@ from llmsim_magic.analyses.cost.operator_costs import totals
 from llmsim_magic.analyses.data_parallel.zero import rank_of_step
 from llmsim_magic.analyses.memory.step_allocations import step_allocations
 from llmsim_magic.analyses.parallel.collectives import Collective, collectives
+from llmsim_magic.analyses.torch_time.exchange_time import with_exchanges
+from llmsim_magic.analyses.torch_time.transformers_time import transformers_time
+from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.recorded import Record
 from llmsim_magic.records.trace.trace import Parameter, Trace
@@ -237,6 +240,40 @@ def test_views_show_a_rank(stage: int) -> None:
     assert f"one of {RANKS} ranks" in " ".join(report.trace.notes)
     assert len(report.modules)
     assert report.memory is not None
+
+
+def test_exchanges_hide_behind_the_kernels_of_other_units() -> None:
+    """Alone with nothing to hide behind: gathers of root and first layer, the root's reduction."""
+    trace = _trace(3)
+    seconds = [1.0] * len(trace.operators)
+    exchanges = {each.order: 0.25 for each in collectives(trace)}
+    found = with_exchanges(trace, seconds, exchanges)
+    assert sum(found) == pytest.approx(sum(seconds) + 3 * 0.25)
+    assert min(found) == 1.0
+
+
+def test_where_exchanges_take_longer_the_step_takes_theirs() -> None:
+    trace = _trace(3)
+    seconds = [0.001] * len(trace.operators)
+    exchanges = {each.order: 10.0 for each in collectives(trace)}
+    found = with_exchanges(trace, seconds, exchanges)
+    assert sum(found) == pytest.approx(sum(exchanges.values()), rel=0.02)
+
+
+def test_updated_parameters_are_waited_for() -> None:
+    trace = _trace(1)
+    (gather,) = [each.order for each in collectives(trace) if each.kind == "all_gather"]
+    found = with_exchanges(trace, [1.0] * len(trace.operators), {gather: 5.0})
+    assert sum(found) == len(trace.operators) + 5.0
+
+
+@pytest.mark.parametrize("launch", ["eager", "graph"])
+def test_a_step_of_a_rank_has_a_time_on_a_device(launch: str) -> None:
+    device = accelerators.find("H100-SXM5-80GB")
+    alone = transformers_time(_trace(0, dp=1), device, launch).seconds
+    rank = transformers_time(_trace(3), device, launch)
+    assert rank.seconds > alone
+    assert len(rank.operators) == len(_trace(3).operators)
 
 
 def test_stages_without_ranks_and_pipelines_are_refused() -> None:

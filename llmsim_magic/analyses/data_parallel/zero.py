@@ -29,6 +29,7 @@ _NOTES = {
     3: "parameters, gradients and states are sharded as by FSDP2: fully_shard on each layer and on "
     "the model, resharded after forward, one layer prefetched in backward",
 }
+_NODE = 8  # devices
 
 
 def rank_of_step(trace: Trace, *, is_mixed: bool = False) -> Trace:
@@ -51,16 +52,22 @@ def rank_of_step(trace: Trace, *, is_mixed: bool = False) -> Trace:
     sharding = Sharding(ranks=training.dp, stage=training.zero, is_mixed=is_mixed)
     record, held = _rewritten(trace, sharding)
     reduced = "float32" if is_mixed else "their own dtype"
-    notes = (
+    notes = [
         f"one of {training.dp} ranks, each with {trace.workload.batch} sequences of its own",
         f"{_NOTES[training.zero]}; gradients are reduced in {reduced}",
-    )
+    ]
+    if trace.ranks > _NODE:
+        notes.append(_across_nodes(trace.ranks))
     return replace(
         trace,
         recorded=record,
         parameters=(*(sharding.held(each) for each in trace.parameters), *held),
         notes=(*trace.notes, *notes),
     )
+
+
+def _across_nodes(ranks: int) -> str:
+    return f"exchanges among {ranks} ranks are priced by the link within a node: a lower bound"
 
 
 def _rewritten(trace: Trace, sharding: Sharding) -> tuple[Record, list[Parameter]]:

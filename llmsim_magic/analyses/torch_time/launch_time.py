@@ -333,7 +333,7 @@ def _sent(trace: Trace) -> tuple[tuple[Collective, ...], ...]:
         tuple(
             size
             for kernel in kernels
-            if (size := collective_shape(record, kernel, ranks)) is not None
+            if not kernel.ranks and (size := collective_shape(record, kernel, ranks)) is not None
         )
         for kernels in record.kernels_by_operator
     )

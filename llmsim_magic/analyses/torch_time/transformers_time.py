@@ -8,6 +8,7 @@ from llmsim_magic.analyses.time.band import DEFAULT_BAND, widest_band
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
 from llmsim_magic.analyses.time.pass_time import OperatorTime, PassTime, recorded_orders
 from llmsim_magic.analyses.time.roofline import Binds
+from llmsim_magic.analyses.torch_time.exchange_time import exchange_seconds, with_exchanges
 from llmsim_magic.analyses.torch_time.launch_time import (
     OperatorRun,
     eager_seconds,
@@ -46,7 +47,7 @@ def transformers_time(
     """The predicted time of each operator of a pass and of the whole pass.
 
     Of a training step, every pass but the optimizer's runs once for each micro-batch, which its
-    operators' times include.
+    operators' times include. Exchanges of data parallelism run beside the kernels.
 
     Each kernel of the record is priced by its own class, none is fused. In a `graph` the device
     never waits for the host; under `eager` the host starts one kernel after the other, and the
@@ -81,9 +82,13 @@ def transformers_time(
     if launch == "graph":
         seconds = graph_seconds(runs, orders, known.constants)
         keys, steps = list(enumerate(seconds)), orders
+        seconds = [seconds[order] for order in orders]
     else:
         training = None if trace.training is None else known.training
         seconds = eager_seconds(runs, orders, known.constants, training)
+        keys, steps = _numbered(list(zip(orders, seconds, strict=True)))
+    if trace.training is not None and trace.training.dp > 1:
+        seconds = with_exchanges(trace, seconds, exchange_seconds(trace, accelerator))
         keys, steps = _numbered(list(zip(orders, seconds, strict=True)))
     return PassTime(
         accelerator=accelerator,
