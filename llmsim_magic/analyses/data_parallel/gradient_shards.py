@@ -81,11 +81,12 @@ class GradientShards:
             added[-1] = replace(added[-1], frees=(summed,))
         ranks = sharding.ranks
         kernels = [
-            data_kernel(CHUNK_CAT, wholes, (buffer,), frees=reduced),
+            data_kernel(CHUNK_CAT, wholes, (buffer,), frees=reduced[:-1]),
             data_kernel(REDUCE_SCATTER, (buffer,), (output,), ranks=ranks),
             *added,
         ]
         new = rewriter.insert(place, path, "reduce_scatter", "backward", kernels)
+        new.free_after(reduced[-1:])  # the variable of a loop refers to it until then
         return new, rewriter.tensors[buffer].storage
 
     def _shards_in(self, storage: int, parameters: Sequence[Sharded], like: Tensor) -> list[int]:
