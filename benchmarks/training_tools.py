@@ -9,7 +9,6 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +176,7 @@ def mem_tracker(setup: Setup) -> Answer:
                     del loss
                     optimizer.step()
                     optimizer.zero_grad()
+                    tracker.reset_mod_stats()  # of modules; it refuses a second step otherwise
         peak = tracker.get_tracker_snapshot("peak")
         return sum(int(parts["Total"]) for parts in peak.values())
 
@@ -187,14 +187,14 @@ def _real_model(setup: Setup) -> Any:
     """The model as the measured runs built it, on the current device."""
     import torch
     import transformers
+    from transformers.initialization import no_init_weights
 
     config = config_of(setup.model)
     dtype = torch.bfloat16 if setup.precision == "bf16" else torch.float32
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with ExitStack() as stack:
-            stack.enter_context(transformers.initialization.no_init_weights())
+        with no_init_weights():
             model = getattr(transformers, config.architectures[0])(config)
     finally:
         torch.set_default_dtype(before)
