@@ -37,6 +37,7 @@ SMALL = Setup(model="Qwen/Qwen3-0.6B", batch=4, context=1024)
 SMALL_CHECKPOINTED = Setup(model="Qwen/Qwen3-0.6B", batch=4, context=1024, checkpointing=True)
 LARGE = Setup(model="meta-llama/Llama-3.1-405B", batch=1, context=4096, checkpointing=True)
 _WITHOUT = "without replay"
+_LARGE = "Llama-3.1-405B, checkpointing"
 _PACKAGES = ("torch", "transformers", "accelerate")
 SMALL_S, LARGE_S, LARGE_GB = 0.3, 3.0, 1.0  # the targets
 
@@ -130,7 +131,7 @@ def speeds(runs: int) -> dict[str, Speed]:
         ("Qwen3-0.6B, without replay", SMALL, False),
         ("Qwen3-0.6B, checkpointing", SMALL_CHECKPOINTED, True),
         ("Qwen3-0.6B, checkpointing, without replay", SMALL_CHECKPOINTED, False),
-        ("Llama-3.1-405B, checkpointing", LARGE, True),
+        (_LARGE, LARGE, True),
     ):
         with Process() as fresh:
             found[name] = fresh(speed, setup, runs, replay)
@@ -147,11 +148,11 @@ def speed_table(found: dict[str, Speed]) -> str:
 
 def targets(found: dict[str, Speed]) -> Iterator[tuple[str, ...]]:
     """Each target with its figure and whether it holds."""
-    small, large = found["Qwen3-0.6B"], found["Llama-3.1-405B, checkpointing"]
-    yield judged("Qwen3-0.6B, warm trace", small.warm_s, "≤", SMALL_S, " s")
-    yield judged("Llama-3.1-405B, checkpointing, warm trace", large.warm_s, "≤", LARGE_S, " s")
-    what = "Llama-3.1-405B, checkpointing, peak above the imports"
-    yield judged(what, large.memory_gb, "≤", LARGE_GB, " GB")
+    small, large = found["Qwen3-0.6B"], found[_LARGE]
+    for name, each, limit in (("Qwen3-0.6B", small, SMALL_S), (_LARGE, large, LARGE_S)):
+        yield judged(f"{name}, warm trace", each.warm_s, "≤", limit, " s")
+        yield judged(f"{name}, of the processor", each.warm_cpu_s, "≤", limit, " s")
+    yield judged(f"{_LARGE}, peak above the imports", large.memory_gb, "≤", LARGE_GB, " GB")
 
 
 def replay_table(found: dict[str, Speed]) -> str:
@@ -171,7 +172,8 @@ def page(runs: int, speed_only: bool) -> str:
         "answer in a fresh process.",
         machine(),
         "## Targets",
-        f"{SMALL}; {LARGE}.",
+        f"{SMALL}; {LARGE}. A trace has one thread, so the seconds of the processor are those of a "
+        "quiet machine.",
         table(("what", "figure", "target", "holds"), targets(found)),
         "## Speed of a trace",
         "The first trace builds the model; warm ones find it built, and no record kept. The last "
