@@ -2,8 +2,8 @@
 
     python -m benchmarks.published_training [FILE]
 
-FILE has the columns of `published_training.csv`. A run's set-up is as its source states it; `differs`
-says what the run has that ours has not, or what the source leaves open. `memory_kind` is
+FILE has the columns of `published_training.csv`. A run's set-up is as its source states it;
+`differs` says what the run has that ours has not, or what the source leaves open. `memory_kind` is
 `allocated` or `reserved`, in GiB for each device.
 """
 

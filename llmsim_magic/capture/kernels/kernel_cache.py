@@ -14,7 +14,17 @@ import torch
 
 from llmsim_magic.capture.kernels.kernel_facts import facts
 
-_PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout)
+_PLAIN = (
+    int,
+    float,
+    bool,
+    str,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+)
 _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 _FIXED_SIZES = (0, 1)  # which broadcast or hold nothing, unlike all others
 
@@ -191,6 +201,14 @@ def _other_sizes(
         )
 
     return create
+
+
+def like(tensor: torch.Tensor) -> torch.Tensor:
+    """A new tensor on `meta` as `torch.empty_like` makes it, which takes far longer there."""
+    axes = sorted(range(tensor.dim()), key=tensor.stride().__getitem__)
+    if tensor.stride() != _dense_strides(tensor.shape, axes):
+        return torch.empty_like(tensor)
+    return _empty(tensor.shape, tensor.stride(), tensor.dtype)
 
 
 def _empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.kernels.kernel_cache import like
 from llmsim_magic.capture.kernels.kernel_facts import facts
 from llmsim_magic.capture.kernels.tensors import tensors_in
 
@@ -33,7 +34,7 @@ def foreach_result(func: Any, args: tuple[Any, ...]) -> Any:
         return None
     if not _is_elementwise(name.removeprefix(_PREFIX)):
         return NotImplemented
-    return [torch.empty_like(tensor) for tensor in args[0]]
+    return [like(tensor) for tensor in args[0]]
 
 
 def _are_alike(args: tuple[Any, ...]) -> bool:
