@@ -130,3 +130,15 @@ def test_the_peak_of_a_pass_is_the_measured_one_to_the_byte(row: dict[str, str])
     found = memory(report.trace)
     is_first_with_bias = row["model"] == "gpt2" and (row["phase"], row["batch"]) == ("prefill", "1")
     assert found.activations + found.cache == int(row["peak_above"]) - MIB * is_first_with_bias
+
+
+def test_a_freed_block_is_given_to_its_own_stream_alone() -> None:
+    allocator = CachingAllocator()
+    block = allocator.allocate(64 * 2**20, stream=1)
+    assert block is not None
+    allocator.free(block)
+    allocator.allocate(64 * 2**20)
+    assert allocator.reserved == 128 * 2**20
+    allocator.allocate(64 * 2**20, stream=1)
+    assert allocator.reserved == 128 * 2**20
+    assert allocator.allocated == 128 * 2**20

@@ -187,11 +187,11 @@ class FullyShardedStep:
         shards = [self._shard(each) for each in unit.parameters]
         kernels = []
         if sharding.is_mixed:
-            cast = rewriter.new_buffer(elements, like)
+            cast = rewriter.new_buffer(elements, like, "exchange")
             parts = self._parts_of(rewriter.tensors[cast].storage, unit)
             kernels.append(data_kernel(COPY_LISTS, (*parts, *shards), parts))
             shards = parts
-        buffer = rewriter.new_buffer(elements * sharding.ranks, like)
+        buffer = rewriter.new_buffer(elements * sharding.ranks, like, "exchange")
         storage = rewriter.tensors[buffer].storage
         own = self._parts_of(storage, unit)
         copy_in = data_kernel(COPY_LISTS, (*own, *shards), own)

@@ -1,6 +1,7 @@
 """PyTorch's caching allocator: the blocks it gives, and the segments it reserves for them.
 
-The rules are those of `c10/cuda/CUDACachingAllocator.cpp` with its default settings, on one stream.
+The rules are those of `c10/cuda/CUDACachingAllocator.cpp` with its default settings. A block
+is given again to the stream that it was allocated on alone.
 """
 
 from bisect import bisect_left, insort
@@ -21,6 +22,7 @@ class Block:
     address: int
     nbytes: int
     is_small: bool
+    stream: int
     is_free: bool = False
     before: "Block | None" = None
     after: "Block | None" = None
@@ -41,11 +43,11 @@ class CachingAllocator:
 
     allocated: int = 0
     reserved: int = 0
-    _pools: tuple[_Pool, _Pool] = field(default_factory=lambda: ([], []))
+    _pools: dict[int, tuple[_Pool, _Pool]] = field(default_factory=lambda: {0: ([], [])})
     _free: dict[int, Block] = field(default_factory=dict)  # free blocks by address
 
-    def allocate(self, nbytes: int) -> Block | None:
-        """A block for a request: the smallest free one, or one of a new segment.
+    def allocate(self, nbytes: int, stream: int = 0) -> Block | None:
+        """A block for a request: the smallest free one of a stream, or one of a new segment.
 
         Returns:
             The block, or None for a request of no bytes.
@@ -54,10 +56,12 @@ class CachingAllocator:
             return None
         nbytes = -(-nbytes // _MIN_BLOCK) * _MIN_BLOCK
         is_small = nbytes <= _SMALL_SIZE
-        pool = self._pools[is_small]
+        pool = self._pools.setdefault(stream, ([], []))[is_small]
         place = bisect_left(pool, (nbytes, 0))
         block = (
-            self._free.pop(pool.pop(place)[1]) if place < len(pool) else self._new_segment(nbytes)
+            self._free.pop(pool.pop(place)[1])
+            if place < len(pool)
+            else self._new_segment(nbytes, stream)
         )
         block.is_free = False
         rest = block.nbytes - nbytes
@@ -81,7 +85,7 @@ class CachingAllocator:
             _link(block, after.after)
         self._add(block)
 
-    def _new_segment(self, nbytes: int) -> Block:
+    def _new_segment(self, nbytes: int, stream: int) -> Block:
         is_small = nbytes <= _SMALL_SIZE
         if is_small:
             size = _SMALL_SEGMENT
@@ -89,13 +93,13 @@ class CachingAllocator:
             size = _LARGE_SEGMENT
         else:
             size = -(-nbytes // _SEGMENT_MULTIPLE) * _SEGMENT_MULTIPLE
-        block = Block(self.reserved, size, is_small)
+        block = Block(self.reserved, size, is_small, stream)
         self.reserved += size
         return block
 
     def _split(self, block: Block, nbytes: int) -> None:
         """Shorten a block, and keep what is left of it as a free block."""
-        rest = Block(block.address + nbytes, block.nbytes - nbytes, block.is_small)
+        rest = Block(block.address + nbytes, block.nbytes - nbytes, block.is_small, block.stream)
         block.nbytes = nbytes
         _link(rest, block.after)
         _link(block, rest)
@@ -104,11 +108,11 @@ class CachingAllocator:
     def _add(self, block: Block) -> None:
         block.is_free = True
         self._free[block.address] = block
-        insort(self._pools[block.is_small], (block.nbytes, block.address))
+        insort(self._pools[block.stream][block.is_small], (block.nbytes, block.address))
 
     def _remove(self, block: Block) -> None:
         del self._free[block.address]
-        pool = self._pools[block.is_small]
+        pool = self._pools[block.stream][block.is_small]
         del pool[bisect_left(pool, (block.nbytes, block.address))]
 
 

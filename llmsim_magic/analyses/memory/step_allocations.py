@@ -131,6 +131,9 @@ def replay_steps(
     return StepAllocations(first, steady, tuple(moments))
 
 
+_EXCHANGES = 1  # the stream of collectives
+
+
 class _Replay:
     """Allocations of consecutive steps, of which the first creates the optimizer's states."""
 
@@ -140,6 +143,8 @@ class _Replay:
         self._blocks: dict[int, Block | None] = {}
         self._alive = [0] * len(CATEGORIES)
         self._workspaces: dict[int, int] = {}
+        storages = enumerate(trace.unrolled.storages)
+        self._exchanged = {number for number, each in storages if each.role == "exchange"}
 
     def load(self, trace: Trace, dropped: Iterable[int]) -> None:
         """Allocate the weights, and the batch of the first step."""
@@ -202,7 +207,8 @@ class _Replay:
     def _make(self, storages: Iterable[Sized]) -> None:
         allocate, blocks, alive = self._allocator.allocate, self._blocks, self._alive
         for storage, nbytes, category in storages:
-            block = blocks[storage] = allocate(nbytes)
+            stream = _EXCHANGES if storage in self._exchanged else 0
+            block = blocks[storage] = allocate(nbytes, stream)
             if block is not None:
                 alive[category] += block.nbytes
 

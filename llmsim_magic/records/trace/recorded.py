@@ -23,6 +23,7 @@ Role = Literal[
     "optimizer",
     "host",
     "gathered",
+    "exchange",
 ]
 # Parameters, those among them that a rank gathers from the shards of all ranks.
 WEIGHT_ROLES: tuple[Role, ...] = ("parameter", "gathered")
@@ -40,6 +41,8 @@ class Storage(Struct, frozen=True, gc=False):
     keeps in managed memory, which kernels use but which takes none of the device's memory.
     `gathered` is a parameter of which the rank holds a shard, while the rank has all of it; the
     sharded gradients that are reduced together have the path of their module as the name.
+    `exchange` is a buffer of a collective on a stream of its own, whose memory no other stream is
+    given.
     """
 
     nbytes: int
