@@ -69,6 +69,16 @@ def test_replayed_steps_are_those_that_ran(make: Callable[[], Any], way: Trainin
     assert _step(config, way).recorded == _step(config, way, replay=False).recorded
 
 
+def test_layers_inside_a_checkpoint_of_several_all_run() -> None:
+    """Backward runs them again, so a layer that did not run would be recomputed as another."""
+    from transformers import SwinConfig
+
+    sizes = {"image_size": 32, "embed_dim": 8, "depths": [2, 6], "num_heads": [2, 2]}
+    config = SwinConfig(**sizes, window_size=4, architectures=["SwinForImageClassification"])
+    way = WAYS["checkpointing"]
+    assert _step(config, way).recorded == _step(config, way, replay=False).recorded
+
+
 def test_most_layers_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.models.llama import modeling_llama
 

@@ -12,7 +12,7 @@ class ModuleCall:
     """A call of a module.
 
     The call of a leaf module is an operator; that of a container groups the operators inside it.
-    `saved` are tensors that autograd keeps for it.
+    `saved` are tensors that autograd keeps for it, `hooks` the id of what packs them around the call.
     """
 
     path: str
@@ -25,6 +25,7 @@ class ModuleCall:
     helpers: dict[int, "HelperCall"] = field(default_factory=dict)
     held: tuple[int, ...] = ()
     has_layers: bool = False
+    hooks: int = 0
     part: Pass = "forward"
     saved: list[int] = field(default_factory=list)
 

@@ -29,7 +29,8 @@ from llmsim_magic.capture.train.loss import LossFunction, failed_loss, loss_of, 
 from llmsim_magic.capture.train.optimizers import embedding_parameters, make_optimizer
 from llmsim_magic.capture.train.packing import packed
 from llmsim_magic.capture.train.published_optimizers import is_paged
-from llmsim_magic.capture.train.train_recorder import TrainRecorder
+from llmsim_magic.capture.train.replaying_recorder import ReplayingRecorder
+from llmsim_magic.capture.train.step_recorder import StepRecorder
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.printable import printable_record
@@ -158,7 +159,11 @@ class _Step:
             _without_collector(),
             evaluating_partially(progress=progress, with_gradients=True) as evaluation,
         ):
-            recorder = TrainRecorder(hooks.roles, evaluation, replay=self.replay)
+            recorder = (
+                ReplayingRecorder(hooks.roles, evaluation)
+                if self.replay
+                else StepRecorder(hooks.roles)
+            )
             evaluation.on_retry = recorder.drop_function
             with unrecorded():
                 named = self._named_inputs(inputs.keywords)
@@ -194,7 +199,7 @@ class _Step:
         return {name.removeprefix("."): tensor for name, tensor in named_tensors("", given)}
 
     def _run(
-        self, recorder: TrainRecorder, evaluation: PartialEvaluation, keywords: dict[str, Any]
+        self, recorder: StepRecorder, evaluation: PartialEvaluation, keywords: dict[str, Any]
     ) -> None:
         module, hooks = self.meta_model.module, self.meta_model.hooks
         parameters = dict(module.named_parameters())
@@ -213,7 +218,7 @@ class _Step:
                 recorder.start("backward")
                 _run_backward(loss, self.meta_model.info.class_name)
                 del loss
-                recorder.check_replays()
+                recorder.end_backward()
             optimizer = make_optimizer(
                 self.training.optimizer, trained, embeddings=embedding_parameters(module)
             )
@@ -271,7 +276,7 @@ def _gradients_dropped(module: torch.nn.Module) -> Iterator[None]:
             parameter.grad = None
 
 
-def _name_gradients(recorder: TrainRecorder, tensors: Mapping[str, torch.Tensor]) -> None:
+def _name_gradients(recorder: StepRecorder, tensors: Mapping[str, torch.Tensor]) -> None:
     """Name the gradients of parameters and of inputs."""
     for name, tensor in tensors.items():
         if tensor.is_leaf and tensor.grad is not None:
@@ -279,7 +284,7 @@ def _name_gradients(recorder: TrainRecorder, tensors: Mapping[str, torch.Tensor]
 
 
 def _name_states(
-    recorder: TrainRecorder,
+    recorder: StepRecorder,
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> None:

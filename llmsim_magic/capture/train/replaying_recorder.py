@@ -1,0 +1,231 @@
+"""Record a training step of which layers that repeat earlier ones are replayed."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
+from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
+from llmsim_magic.capture.record.events import BackwardCall, LayerSpan, ReplayCall
+from llmsim_magic.capture.replay.layer_matching import Layer
+from llmsim_magic.capture.train.layer_replay import (
+    LayerReplayer,
+    LayerRun,
+    OneNode,
+    Output,
+    ReplayedLayer,
+    StateOfLayer,
+    UnequalBackward,
+    output_of,
+)
+from llmsim_magic.capture.train.step_recorder import (
+    AUTOGRAD,
+    NO_NODE,
+    StepRecorder,
+    node_number,
+)
+from llmsim_magic.records.trace.recorded import Pass, Role
+
+
+class ReplayingRecorder(StepRecorder):
+    """As `StepRecorder`, with replayed layers.
+
+    Args:
+        owners: Role and name of the model's storages, by storage address.
+        evaluation: The partial evaluation of the step.
+    """
+
+    def __init__(
+        self, owners: Mapping[int, tuple[Role, str]], evaluation: PartialEvaluation
+    ) -> None:
+        super().__init__(owners)
+        self._evaluation = evaluation
+        self._replays = LayerReplayer(evaluation, self.table)
+        self._runs: list[LayerRun] = []
+        self._replayed: list[ReplayedLayer] = []
+        self._recomputed: dict[str, tuple[int, int, int]] = {}  # where a layer begins again
+        # The place of each kernel of backward, and the number of its node.
+        self._backward_kernels: list[tuple[tuple[int, int, int], int]] = []
+
+    def start(self, part: Pass) -> None:
+        """Note that a pass of the step begins."""
+        super().start(part)
+        if part == "backward":
+            self._replays.forget()
+
+    def layer(self, layer: Layer, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a layer, or replay it if it repeats earlier ones.
+
+        A checkpoint around several layers runs them again in backward, so they all run.
+        """
+        if self._now == "backward":
+            self._recomputed[layer.path] = self._position()
+            return self._run_layer(layer, forward, args, kwargs)
+        if self._is_in_checkpoint():
+            return self._run_layer(layer, forward, args, kwargs)
+        with unrecorded():
+            described = self._replays.describe(layer, (args, kwargs))
+            if described is None:
+                return self._run_layer(layer, forward, args, kwargs)
+            call, key = described
+            run = self._replays.repeated(layer, key, call.tensors)
+            if run is not None and run.output is not None:
+                return self._replay(layer, run, run.output, call.tensors)
+            before = StateOfLayer(self._replays, layer, call)
+            inputs = self.table.add_all(call.tensors)
+            start, node = self._position(), AUTOGRAD._get_sequence_nr()
+            assumed, values = self._evaluation.assumed.copy(), call.host_values
+            del call, described
+        output = self._run_layer(layer, forward, args, kwargs)
+        with unrecorded():
+            run = LayerRun(
+                layer=layer,
+                span=self._span(start),
+                nodes=(node, AUTOGRAD._get_sequence_nr()),
+                inputs=inputs,
+                assumed=self._evaluation.assumed - assumed,
+            )
+            self._runs.append(run)
+            tensors = tensors_in((args, kwargs))
+            run.output = output_of(output, tensors)
+            if run.output is not None and before.is_unchanged(self._evaluation, (args, kwargs)):
+                for each in values:
+                    each.release()
+                run.key = key
+                run.outputs = self.table.add_all(output)
+                run.watch(self.table, [*tensors, *tensors_in(output)])
+                self._replays.add(run)
+        return output
+
+    def _replay(
+        self, layer: Layer, run: LayerRun, output: Output, tensors: list[torch.Tensor]
+    ) -> Any:
+        """Makes the output of a layer that repeats a run."""
+        inputs = self.table.add_all(tensors)
+        event = ReplayCall(
+            path=layer.path,
+            of=run.layer.path,
+            span=run.span,
+            before_kernel=len(self.kernels),
+            tensors=(),
+            held=(),
+            is_first=self._layers.add_replay(layer.path),
+        )
+        replayed = ReplayedLayer(run=run, forward=event, layer=layer, inputs=inputs, outputs=())
+        given = list({id(each): each for each in tensors if each.requires_grad}.values())
+        numbers = self.table.add_all(given)
+        backward = partial(self._replay_backward, replayed, numbers)
+        made = list(OneNode.apply(output, backward, *given))
+        replayed.outputs = self.table.add_all(made)
+        for storage in {self.table.tensors[number].storage for number in replayed.outputs}:
+            self.table.written.add(storage)
+        event.tensors = tuple(
+            zip((*run.inputs, *run.outputs), (*inputs, *replayed.outputs), strict=True)
+        )
+        self.events.append(event)
+        self._replayed.append(replayed)
+        if run.assumed:
+            self._evaluation.assumed += run.assumed
+        return output.with_tensors(made)
+
+    def _replay_backward(
+        self,
+        replayed: ReplayedLayer,
+        inputs: tuple[int, ...],
+        gradients: tuple[torch.Tensor | None, ...],
+        made: list[torch.Tensor],
+    ) -> None:
+        """Notes the backward of a replayed layer, and gives its parameters gradients."""
+        with unrecorded(), torch._C._DisableTorchDispatch():
+            table = self.table
+            event = ReplayCall(
+                path=replayed.layer.path,
+                of=replayed.run.layer.path,
+                span=replayed.run.span,
+                before_kernel=len(self.kernels),
+                tensors=(),
+                held=(),
+                is_first=False,
+                resumes=replayed.forward,
+            )
+            replayed.backward = event
+            self.events.append(event)
+            for number, gradient in zip(replayed.outputs, gradients, strict=True):
+                if gradient is not None:
+                    replayed.gradients[number] = table.add(gradient)
+            for number, gradient in zip(inputs, made, strict=True):
+                replayed.gradients[number] = table.add(gradient)
+                table.written.add(table.tensors[replayed.gradients[number]].storage)
+            for parameter in replayed.layer.module.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.empty_like(parameter)
+
+    def end_backward(self) -> None:
+        """Complete the events of replayed layers by what the layers that they repeat did.
+
+        Raises:
+            UnequalBackward: A layer's backward is not like that of the one that it repeats.
+        """
+        for run in self._runs:
+            if run.is_repeated:
+                run.backward = self._backward_span(run)
+                _check_gradients(run.layer.module)
+        for replayed in self._replayed:
+            pairs, event = replayed.pairs(self.table), replayed.backward
+            if (event is None) is not (replayed.run.backward is None):
+                raise UnequalBackward
+            if event is not None and replayed.run.backward is not None:
+                event.span, event.tensors = replayed.run.backward, pairs
+
+    def _backward_span(self, run: LayerRun) -> LayerSpan | None:
+        """The events and kernels of a layer's backward.
+
+        Raises:
+            UnequalBackward: Kernels of others are among them.
+        """
+        first, last = run.nodes
+        own = [
+            place for place, (_, node) in enumerate(self._backward_kernels) if first <= node < last
+        ]
+        if not own:
+            return None
+        end = own[-1] + 1
+        others = self._backward_kernels[own[0] : end]
+        if any(node != NO_NODE and not first <= node < last for _, node in others):
+            raise UnequalBackward
+        while end < len(self._backward_kernels) and self._backward_kernels[end][1] == NO_NODE:
+            end += 1
+        start, _ = self._backward_kernels[own[0]]
+        events, kernels, calls = min(start, self._recomputed.get(run.layer.path, start))
+        (last_event, last_kernel, _), _ = self._backward_kernels[end - 1]
+        return LayerSpan(
+            (events, last_event + 1), (kernels, last_kernel + 1), (calls, calls), in_helper=False
+        )
+
+    def _is_in_checkpoint(self) -> bool:
+        """Whether the caller of the layer runs inside a checkpoint."""
+        outermost, caller = self._open[:1], self._open[-1:]
+        return bool(caller) and caller[0].hooks != outermost[0].hooks
+
+    def _begin_recomputation(self, path: str) -> None:
+        self._recomputed.setdefault(path, self._position())
+
+    def _backward_of(self, node: Any) -> BackwardCall:
+        self._backward_kernels.append((self._position(), node_number(node)))
+        return super()._backward_of(node)
+
+
+def _check_gradients(module: torch.nn.Module) -> None:
+    """Check the gradients of a layer that ran against those that replayed layers were given.
+
+    Raises:
+        UnequalBackward: A parameter has none, or one of another layout.
+    """
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            continue
+        gradient = parameter.grad
+        if gradient is None or gradient.stride() != parameter.stride():
+            raise UnequalBackward
