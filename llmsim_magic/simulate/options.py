@@ -143,7 +143,8 @@ OPTIONS = (
     ),
     Option(
         name="phase", field="phases", group="workload", metavar="PHASE", parse=_phases,
-        default=(), choices=(*PHASES, "both", TRAIN), calls=(TRACE, SWEEP, PANEL), label="Phase",
+        default=(), choices=(*PHASES, "both", TRAIN), calls=(TRACE, SWEEP, SIZE, PANEL),
+        label="Phase",
         help="prefill (default), decode, both, or train: one optimizer step",
     ),
     Option(
@@ -236,50 +237,50 @@ OPTIONS = (
     ),
     Option(
         name="optimizer", field="training.optimizer", group="training", metavar="NAME", parse=str,
-        default=DEFAULT_OPTIMIZER, choices=tuple(OPTIMIZERS), calls=(TRACE, SWEEP, PANEL),
+        default=DEFAULT_OPTIMIZER, choices=tuple(OPTIMIZERS), calls=(TRACE, SWEEP, SIZE, PANEL),
         label="Optimizer",
         help="adamw (default), sgd, adafactor, adamw_8bit, lion, muon, …",
     ),
     Option(
         name="precision", field="training.precision", group="training", metavar="NAME", parse=str,
-        choices=PRECISIONS, calls=(TRACE, SWEEP, PANEL), label="Precision",
+        choices=PRECISIONS, calls=(TRACE, SWEEP, SIZE, PANEL), label="Precision",
         unset="default",
         help="bf16, fp32, or amp: weights in float32 under autocast (default: the config's dtype)",
     ),
     Option(
         name="checkpointing", field="training.checkpointing", group="training", default=False,
-        calls=(TRACE, SWEEP, PANEL), label="Checkpointing",
+        calls=(TRACE, SWEEP, SIZE, PANEL), label="Checkpointing",
         help="run each layer's forward again in backward instead of keeping its tensors",
     ),
     Option(
         name="lora", field="training.lora", group="training", metavar="SPEC", parse=str,
-        calls=(TRACE, SWEEP), label="LoRA", unset="none",
+        calls=(TRACE, SWEEP, SIZE), label="LoRA", unset="none",
         help="train a LoRA adapter alone: r=16, or r=16,targets=q_proj",
     ),
     Option(
         name="qlora", field="training.qlora", group="training", default=False,
-        calls=(TRACE, SWEEP),
+        calls=(TRACE, SWEEP, SIZE),
         help="keep the base model's linear layers in 4 bits; with --lora",
     ),
     Option(
         name="accumulate", field="training.accumulate", group="training", metavar="N",
-        parse=_number("accumulate"), default=1, calls=(TRACE, SWEEP),
+        parse=_number("accumulate"), default=1, calls=(TRACE, SWEEP, SIZE),
         help="micro-batches per step, whose gradients are added up",
     ),
     Option(
         name="packed", field="training.packed", group="training", default=False,
-        calls=(TRACE, SWEEP),
+        calls=(TRACE, SWEEP, SIZE),
         help="pack the sequences of a batch into one row",
     ),
     Option(
         name="zero", field="training.zero", group="training", metavar="STAGE",
         parse=_stage, choices=tuple(map(str, ZERO_STAGES)), default=0,
-        calls=(TRACE, SWEEP),
+        calls=(TRACE, SWEEP, SIZE),
         help="shard over --dp: 1 the optimizer's states, 2 gradients too, 3 parameters too",
     ),
     Option(
         name="dp", field="training.dp", group="training", metavar="N", parse=_number("dp"),
-        default=1, calls=(TRACE, SWEEP),
+        default=1, calls=(TRACE, SWEEP, SIZE),
         help="data parallel: number of devices that train on different sequences",
     ),
     Option(

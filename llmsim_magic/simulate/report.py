@@ -259,7 +259,15 @@ class Report(ReportTables):
         of_memory = memory_notes(self.costing.memories) if self.shows("memory") else ()
         costing = self.costing
         of_times = costing.remarks() if self._shows_times else ()
-        found = (*costing.misfits, *notes(self.trace), *beside, *of_memory, *of_times)
+        unsupported = self.traced_alternatives.notes if self.shows("hardware alternatives") else ()
+        found = (
+            *costing.misfits,
+            *notes(self.trace),
+            *beside,
+            *of_memory,
+            *of_times,
+            *unsupported,
+        )
         return tuple(dict.fromkeys(found))
 
     @property

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from llmsim_magic.records.errors import InvalidValue, LlmsimError
 from llmsim_magic.records.trace.selection import Level, Selection, Unfolded
 from llmsim_magic.records.trace.trace import Trace
-from llmsim_magic.records.trace.workload import PHASES
+from llmsim_magic.records.trace.workload import PHASES, TRAIN
 from llmsim_magic.simulate.hardware.device_costs import DeviceCosts
 from llmsim_magic.simulate.request import Deployment, Limits
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llmsim_magic.simulate.sweeps.formulas import Symbolic
     from llmsim_magic.simulate.sweeps.sweep import Sweep
     from llmsim_magic.simulate.sweeps.workload_tracer import WorkloadTracer
+    from llmsim_magic.simulate.training.alternatives import Alternatives
     from llmsim_magic.views.explain import Explanation
     from llmsim_magic.views.graphs.graph import Graph
     from llmsim_magic.views.tables.conditions import Condition
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 class ReportTables:
     """The tables and graphs of one traced forward pass, computed at their first access.
 
-    `memory`, `latency`, `sizing`, `shapes` and `symbolic` may trace further workloads.
+    `memory`, `latency`, `sizing`, `alternatives`, `shapes` and `symbolic` may trace further
+    workloads.
 
     Attributes:
         trace: the frozen record of the pass.
@@ -151,12 +153,8 @@ class ReportTables:
         """Which devices hold the model, and how fast it runs on each; as `llmsim.size`.
 
         Raises:
-            InvalidValue: the module was traced on given inputs, or a training step was.
+            InvalidValue: the module was traced on given inputs.
         """
-        if self.trace.training is not None:
-            raise InvalidValue(
-                "sizing of a report is of inference: trace phase prefill or decode for it"
-            )
         if self.planner is None:
             raise InvalidValue(
                 "sizing is not available: a module that was traced on given inputs has no batch "
@@ -164,8 +162,41 @@ class ReportTables:
             )
         from llmsim_magic.simulate.hardware.size import sizing_of
 
-        setup = replace(self.costing.setup, phase="prefill")
-        return sizing_of(self.planner, setup, self.deployment)
+        setup = self.costing.setup
+        if setup.phase != TRAIN:
+            setup = replace(setup, phase="prefill")
+        planner = self.planner
+        return sizing_of(planner, setup, self.deployment, planner.cancelled, planner.progress)
+
+    @property
+    def alternatives(self) -> "pd.DataFrame":
+        """What would make a training step fit the devices, or run faster: one row per change.
+
+        Bytes, whether it fits, seconds of a step and tokens/s of the step as it was asked for and
+        with checkpointing, adapters, other optimizers, ZeRO and so on, what fits and costs least
+        first. The first access traces each.
+
+        Raises:
+            InvalidValue: it is no training step, no device was named, or the module was traced on
+                given inputs.
+        """
+        return self.traced_alternatives.table
+
+    @cached_property
+    def traced_alternatives(self) -> "Alternatives":
+        """The rows of `alternatives`, and the changes that the model does not support."""
+        if self.trace.training is None:
+            raise InvalidValue("alternatives is not available: it is of phase train alone")
+        if not self.costing.devices:
+            raise InvalidValue("alternatives is not available: name devices, as hardware='H100'")
+        if self.planner is None:
+            raise InvalidValue(
+                "alternatives is not available: a module that was traced on given inputs is not "
+                "built again"
+            )
+        from llmsim_magic.simulate.training.alternatives import alternatives
+
+        return alternatives(self.planner, self.trace, self.deployment)
 
     @cached_property
     def checked(self) -> "tuple[Condition, ...]":

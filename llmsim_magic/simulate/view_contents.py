@@ -28,6 +28,10 @@ _PROMPTS = {
     "and makes all its logits.",
     "vllm": "vLLM reads prompts in chunks, and limits itself to a share of the memory.",
 }
+_ALTERNATIVES = (
+    "Each row was traced. What fits comes first, the least time of a device for each token on top; "
+    "then what needs least. Times of what does not fit are hypothetical."
+)
 _COMPARED = {
     "parameters": "parameters, second ÷ first",
     "memory_bytes": "memory",
@@ -301,6 +305,16 @@ def hardware_sections(report: "Report") -> Sections:
     yield Section("", time_charts(costing.passes, costing.passes_fit))
     remark = "Times of what does not fit are hypothetical."
     yield Section("", costing.ranked_latency, remark if False in costing.passes_fit else "")
+
+
+def alternatives_figures(report: "Report") -> Figures:
+    """Of each device, the change that makes a training step fit, or costs least."""
+    yield from headlines.alternatives_figures(report.traced_alternatives.rows)
+
+
+def alternatives_sections(report: "Report") -> Sections:
+    """The table of changes; what fits and costs least first."""
+    yield Section("", report.alternatives, _ALTERNATIVES)
 
 
 def comparison_figures(report: "Report") -> Figures:

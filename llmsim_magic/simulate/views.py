@@ -180,6 +180,19 @@ OPTION_VIEWS: tuple[View["Report"], ...] = (
         uses=_TIMED,
     ),
     View(
+        name="hardware alternatives",
+        title="Alternatives",
+        help="what would make a training step fit, or faster",
+        heading=lambda report: f"What makes {report.title} fit or faster",
+        headline=contents.alternatives_figures,
+        sections=contents.alternatives_sections,
+        tables=lambda report: {"alternatives": report.alternatives},
+        main_table="alternatives",
+        compute=lambda report: report.alternatives,
+        python="report.alternatives",
+        uses=("launch",),
+    ),
+    View(
         name="compare",
         title="Comparison",
         help="two models side by side",
@@ -219,14 +232,15 @@ OPTION_VIEWS: tuple[View["Report"], ...] = (
 )
 
 
-LATENCY, SIZING, COMPARISON, EXPLANATION, CONDITIONS = OPTION_VIEWS
+LATENCY, SIZING, ALTERNATIVES, COMPARISON, EXPLANATION, CONDITIONS = OPTION_VIEWS
 
 
 def views_of(request: Request) -> tuple[View["Report"], ...]:
     """The views of a request, in the order in which their answers are shown.
 
     Conditions and a comparison come first. Named views come in the order in which they are named,
-    and devices after them; without a named view, devices come before the summary.
+    and devices after them; without a named view, devices come before the summary. Alternatives of
+    one training step follow.
     """
     if request.check:
         return (CONDITIONS,)
@@ -240,6 +254,8 @@ def views_of(request: Request) -> tuple[View["Report"], ...]:
     named = [VIEWS[name] for name in dict.fromkeys((*request.views, *many))]
     is_default = request.views == ("summary",)
     shown += [*on_devices, *named] if is_default else [*named, *on_devices]
+    if request.build.training is not None and LATENCY in on_devices and not request.is_sweep:
+        shown.append(ALTERNATIVES)
     if request.explain is not None:
         shown.append(EXPLANATION)
     return tuple(shown)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from llmsim_magic.analyses.time.pass_time import PassTime
+    from llmsim_magic.views.tables.step_alternatives import StepOnDevice
 
 Figures = Iterator[Figure]
 _SHOWN_PARTS = 3  # of what is alive at a peak
@@ -218,7 +219,30 @@ def sizing_figures(sizing: "pd.DataFrame", phases: Sequence[str]) -> Figures:
         timed = sizing[sizing[column].notna()].sort_values(column)
         for row in timed.head(1).to_dict("records"):
             where = f"{row['device']}, {row['runtime']}, {row['launch']}"
-            yield Figure(units.seconds(row[column]), f"fastest {phases[-1]}: {where}")
+            what = "training step" if phases[-1] == "train" else phases[-1]
+            yield Figure(units.seconds(row[column]), f"fastest {what}: {where}")
+
+
+def alternatives_figures(rows: Sequence["StepOnDevice"]) -> Figures:
+    """For each device, the cheapest change of a training step that fits, and how it compares.
+
+    Args:
+        rows: the step as it was asked for and with changes, the cheapest that fits of each device
+            first.
+    """
+    for device in dict.fromkeys(row.device for row in rows):
+        best, *others = [row for row in rows if row.device == device]
+        asked = next((row for row in (best, *others) if row.is_as_asked), best)
+        if best.fits is False:
+            yield Figure("nothing tried", f"makes it fit {device}", is_bad=True)
+        elif best is asked:
+            yield Figure("as asked", f"fits {device}, and no change tried costs less")
+        elif asked.fits is False:
+            peak = units.nbytes(best.memory.allocated)
+            yield Figure(best.change, f"makes it fit {device} at the least cost: peak {peak}")
+        elif math.isfinite(asked.cost):
+            ratio = units.three_digits(asked.cost / best.cost)
+            yield Figure(best.change, f"costs least on {device}: ×{ratio} tokens/s of a device")
 
 
 def _count(number: int, what: str, rest: str = "") -> Figure:

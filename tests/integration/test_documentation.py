@@ -101,8 +101,10 @@ def test_every_column_has_a_meaning() -> None:
 
     report = llmsim.trace("gpt2", context=8, hardware="H100")
     sweep = llmsim.sweep("gpt2", batch=[1], context=[8], phase="prefill")
+    step = llmsim.trace("gpt2", phase="train", context=8, hardware="H100")
     tables = {
         "sizing": llmsim.size("gpt2", hardware=["H100"]).table,
+        "alternatives": step.alternatives,
         "workloads": sweep.totals,
         "sweep_ops": sweep.ops,
         "differences": answer(parse_line("gpt2 --compare distilgpt2").request).differences,

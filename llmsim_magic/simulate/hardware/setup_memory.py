@@ -26,7 +26,7 @@ from llmsim_magic.simulate.models.recipes import (
     Progress,
     model_recipe,
     no_progress,
-    parallel_recipe,
+    rebuilt_recipe,
 )
 from llmsim_magic.simulate.models.workloads import Tracer, context_limits
 from llmsim_magic.simulate.request import Build
@@ -246,9 +246,10 @@ class SetupMemory:
         return trace
 
     def _new_recipe(self, parallel: Parallel) -> ModelRecipe:
+        build = replace(self.build, parallel=parallel)
         if self.recipes:
-            return parallel_recipe(next(iter(self.recipes.values())), self.model, parallel)
-        return model_recipe(self.model, replace(self.build, parallel=parallel))
+            return rebuilt_recipe(next(iter(self.recipes.values())), self.model, build)
+        return model_recipe(self.model, build)
 
     def _recipe(self, parallel: Parallel) -> ModelRecipe:
         if parallel in self._errors:

@@ -13,14 +13,17 @@ from llmsim_magic.records.errors import Cancelled, LlmsimError, NoDecode
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.execution import Execution, runtimes_of, under
 from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.training import DEFAULT_OPTIMIZER
 from llmsim_magic.records.trace.workload import (
     DEFAULT_CONTEXT,
     PHASES,
+    TRAIN,
     IsCancelled,
     Workload,
     never_cancelled,
+    whole_number,
 )
-from llmsim_magic.records.validation import as_nonempty_tuple, require_callable
+from llmsim_magic.records.validation import as_nonempty_tuple, choice, require_callable
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.device_passes import AnyCalibration, DevicePasses, device_of
 from llmsim_magic.simulate.hardware.executions import (
@@ -33,6 +36,7 @@ from llmsim_magic.simulate.models.recipes import Progress, no_progress
 from llmsim_magic.simulate.option_effect import require_effect_on_cache
 from llmsim_magic.simulate.options import request_of
 from llmsim_magic.simulate.request import ALL, Deployment, Request
+from llmsim_magic.simulate.training.step_sizing import StepSizing
 from llmsim_magic.views.charts.device_scatter import device_scatter
 from llmsim_magic.views.headlines import sizing_figures
 from llmsim_magic.views.pages.html_page import as_bundle
@@ -40,15 +44,20 @@ from llmsim_magic.views.pages.text_page import as_text
 from llmsim_magic.views.section import Page, Part, Section
 from llmsim_magic.views.tables import memory as memory_tables
 from llmsim_magic.views.tables.memory import ranked, with_unknown_memory
+from llmsim_magic.views.tables.step_alternatives import step_sizing_table
 from llmsim_magic.views.tables.times import phase_columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_REMARK = (
-    "One row per device, runtime and launch; what fits first, the fastest first. Bytes are per "
-    "device."
-)
+BOTH = "both"
+_REMARK = {
+    False: "One row per device, runtime and launch; what fits first, the fastest first. Bytes are "
+    "per device.",
+    True: "One row per device; what fits first, the fastest first. Bytes are per device. The "
+    "largest micro-batch has the context that was asked for, and the longest context the batch. "
+    "Each was traced, and one more does not fit.",
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,9 @@ class Sizing:
     Attributes:
         title: model, batch, context and parallel layout.
         table: one row per device, runtime and launch: whether the model fits, bytes, seconds of a
-            prefill and of a decode step with their bands, tokens/s and the bound.
+            prefill and of a decode step with their bands, tokens/s and the bound. Of a training
+            step also the largest micro-batch and the longest context that fit, MFU, and how many
+            devices hold it by data parallelism.
         notes: devices and phases without a prediction, and what the times do not include.
 
     >>> import llmsim_magic as llmsim
@@ -74,7 +85,7 @@ class Sizing:
     @cached_property
     def part(self) -> Part:
         """The answer: the fastest devices that hold the model, a chart, and all devices."""
-        phases = [phase for phase in PHASES if f"{phase}_s" in self.table]
+        phases = [phase for phase in (*PHASES, TRAIN) if f"{phase}_s" in self.table]
         charts = [device_scatter(self.table, phase) for phase in reversed(phases)]
         return Part(
             "hardware-all",
@@ -83,7 +94,7 @@ class Sizing:
             tuple(sizing_figures(self.table, phases)),
             (
                 *(Section("", chart) for chart in charts[:1] if chart.dots),
-                Section("", ranked(self.table, phases), _REMARK),
+                Section("", ranked(self.table, phases), _REMARK[TRAIN in phases]),
                 *(
                     Section(chart.title, chart, is_detail=True)
                     for chart in charts[1:]
@@ -105,6 +116,7 @@ class Sizing:
 def size(
     model: Any,
     *,
+    phase: str = BOTH,
     context: int = DEFAULT_CONTEXT,
     batch: int = 1,
     hardware: str | Iterable[str] = ALL,
@@ -120,6 +132,15 @@ def size(
     base: bool = False,
     trust_remote_code: bool = False,
     refresh: bool = False,
+    optimizer: str = DEFAULT_OPTIMIZER,
+    precision: str | None = None,
+    checkpointing: bool = False,
+    lora: str | None = None,
+    qlora: bool = False,
+    accumulate: int = 1,
+    packed: bool = False,
+    zero: int = 0,
+    dp: int = 1,
     cancelled: IsCancelled = never_cancelled,
     progress: Progress = no_progress,
 ) -> Sizing:
@@ -127,7 +148,9 @@ def size(
 
     Args:
         model: a hub id, a local folder or `config.json`, a `PretrainedConfig` or an `nn.Module`.
-        context: tokens in the cache of each sequence.
+        phase: `both`, prefill and decode; or `train`, one optimizer step. Of a step also the
+            largest micro-batch, the longest context, and how many devices share it by ZeRO.
+        context: tokens in the cache of each sequence, or that a training step reads of each.
         batch: number of sequences.
         hardware: names of devices in the catalogue, or `all`.
         weight_dtype: dtype of the stored weights, such as `int4` or `fp8`; by default the model's.
@@ -145,6 +168,15 @@ def size(
         trust_remote_code: run code from the model's repository.
         refresh: read the config from the hub, not from the built-in catalogue or the local cache,
             and answer from no record that is kept.
+        optimizer: of a training step, as in `trace`; so are the options that follow.
+        precision: as in `trace`.
+        checkpointing: as in `trace`.
+        lora: as in `trace`.
+        qlora: as in `trace`.
+        accumulate: as in `trace`.
+        packed: as in `trace`.
+        zero: as in `trace`.
+        dp: as in `trace`.
         cancelled: called between devices; returns True to stop.
         progress: called with a message before each step.
 
@@ -169,8 +201,9 @@ def size(
 
 def _setup(batch: int, context: int, request: Request) -> Setup:
     return Setup(
-        batch=batch,
-        context=context,
+        phase=request.phases[0],
+        batch=whole_number("batch", batch),
+        context=whole_number("context", context),
         parallel=request.build.parallel,
         weight_dtype=request.deployment.weight_dtype,
         kv_dtype=request.deployment.kv_dtype,
@@ -180,9 +213,12 @@ def _setup(batch: int, context: int, request: Request) -> Setup:
 def _request(model: Any, arguments: Mapping[str, Any]) -> Request:
     """The request of a call of `size`: its devices, dtypes and how the model is built."""
     values = dict(arguments)
+    phase = choice("phase", values["phase"], (BOTH, TRAIN))
+    is_step = phase == TRAIN  # which is checked against its batch
     values |= {
-        "batch": (),
-        "context": (),
+        "phase": (TRAIN,) if is_step else PHASES,
+        "batch": (values["batch"],) if is_step else (),
+        "context": (values["context"],) if is_step else (),
         "hardware": as_nonempty_tuple("hardware", values["hardware"]),
     }
     return request_of(model, ("summary",), values)
@@ -196,6 +232,8 @@ def sizing_of(
     progress: Progress = no_progress,
 ) -> Sizing:
     """`size` for a model whose planner exists already."""
+    if setup.phase == TRAIN:
+        return _sizing_of_step(planner, setup, deployment, cancelled, progress)
     passes, notes = _passes(planner, setup)
     require_effect_on_cache(deployment, passes)
     costing = DevicePasses(passes, deployment, planner)
@@ -235,6 +273,23 @@ def sizing_of(
         f"{setup.parallel}, {under(runtimes_of(shown))}"
     )
     return Sizing(title, table, (*notes, NOT_MODELLED))
+
+
+def _sizing_of_step(
+    planner: CapacityPlanner,
+    setup: Setup,
+    deployment: Deployment,
+    cancelled: IsCancelled,
+    progress: Progress,
+) -> Sizing:
+    """The sizing of a training step."""
+    sizing = StepSizing(planner, setup, deployment)
+    sizes = tuple(sizing.sizes(progress, cancelled))
+    title = (
+        f"{sizing.trace.model.name}: {Workload(TRAIN, setup.batch, setup.context)}, "
+        f"{planner.build.training}, {setup.parallel}"
+    )
+    return Sizing(title, step_sizing_table(sizes), (*sizing.notes(sizes), NOT_MODELLED))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from llmsim_magic.capture.hub.request import HubWait
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import InvalidValue, describe, is_instance, type_name
 from llmsim_magic.records.printable import printable
-from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.workload import IsCancelled, never_cancelled
 from llmsim_magic.simulate.models.frameworks import CodeState, code_state, require_frameworks
 from llmsim_magic.simulate.request import Build
@@ -214,9 +213,8 @@ def with_code_of_now(recipe: ModelRecipe) -> ModelRecipe:
     return replace(recipe, key=(recipe.key, now), code=now)
 
 
-def parallel_recipe(recipe: ModelRecipe, model: Any, parallel: Parallel) -> ModelRecipe:
-    """The recipe of the same model in another parallel layout, without reading its config again."""
-    build = replace(recipe.build, parallel=parallel)
+def rebuilt_recipe(recipe: ModelRecipe, model: Any, build: Build) -> ModelRecipe:
+    """The recipe of the same model, built in another way, without reading its config again."""
     if recipe.facts is None:
         return model_recipe(model, build)
     return _recipe_of_config_file(recipe.facts, build)

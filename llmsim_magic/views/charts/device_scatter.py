@@ -8,6 +8,8 @@ from llmsim_magic.views.charts.chart import Dot, Scatter
 if TYPE_CHECKING:
     import pandas as pd
 
+_NAMES = {"prefill": "prefill (TTFT)", "decode": "decode step (TPOT)", "train": "training step"}
+_TITLES = {"train": "training step"}
 _NAMED = 4  # the fastest devices have their names beside their dots
 
 
@@ -16,7 +18,7 @@ def device_scatter(sizing: "pd.DataFrame", phase: str) -> Scatter:
 
     Args:
         sizing: the table of `size`, with columns `device, usable_bytes` and those of the phase.
-        phase: `prefill` or `decode`.
+        phase: `prefill`, `decode` or `train`.
     """
     is_known = sizing[f"{phase}_s"].notna() & sizing["usable_bytes"].notna()
     times = sizing[is_known].sort_values(f"{phase}_s")
@@ -28,9 +30,9 @@ def device_scatter(sizing: "pd.DataFrame", phase: str) -> Scatter:
         tooltip = f"{where}: {units.seconds(seconds)}, {units.nbytes(usable)} usable"
         dots.append(Dot(usable, seconds, tooltip, row["device"] if rank < _NAMED else ""))
     return Scatter(
-        f"Fastest {phase} on each device over its memory",
+        f"Fastest {_TITLES.get(phase, phase)} on each device over its memory",
         "usable memory",
-        {"prefill": "prefill (TTFT)", "decode": "decode step (TPOT)"}[phase],
+        _NAMES[phase],
         "B",
         "s",
         tuple(dots),

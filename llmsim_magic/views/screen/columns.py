@@ -66,7 +66,7 @@ def _times() -> dict[str, Column]:
         "of_bandwidth": Column("of bandwidth", "share", 26),
         **{
             f"{phase}_{name}": column
-            for rank, phase in enumerate(("prefill", "decode"))
+            for rank, phase in enumerate(("prefill", "decode", "train"))
             for name, column in {
                 "s": Column(phase, "seconds", 3),
                 "interval": Column(f"{phase} 90 % interval", "interval", 25 + rank),
@@ -103,6 +103,11 @@ def _memory() -> dict[str, Column]:
         **{f"{name}_bytes": Column(name, "bytes", 19 + rank) for rank, name in enumerate(parts)},
         "fits": Column("fits", "bool", 1),
         "makes_it_fit": Column("to make it fit", "prose", 7),
+        "peak_bytes": Column("peak", "bytes", 3),
+        "largest_micro_batch": Column("largest micro-batch", "whole", 5),
+        "devices_with_zero": Column("devices with ZeRO", "whole", 8),
+        "zero": Column("stage of ZeRO", "whole", 9),
+        "train_mfu": Column("MFU", "share", 10),
         "largest_batch": Column("largest batch", "whole", 12),
         "longest_context": Column("longest context", "whole", 13),
         "fits_with_tp": Column("fits with tp", "whole", None),

@@ -8,8 +8,8 @@ import pandas as pd
 from llmsim_magic.views.screen import cells
 from llmsim_magic.views.screen.columns import COLUMNS
 
-_INTERVALS = ("time", "prefill", "decode", "tokens_per_s", "prefill_tokens_per_s",
-              "decode_tokens_per_s")  # fmt: skip
+_INTERVALS = ("time", "prefill", "decode", "train", "tokens_per_s", "prefill_tokens_per_s",
+              "decode_tokens_per_s", "train_tokens_per_s")  # fmt: skip
 _PHASE_FORMULA = re.compile(r"(?:(prefill|decode) )?(.*)")
 WORKLOAD = re.compile(r"(?:prefill|decode|train) \d+×\d+|forward")
 FORMULA = "formula"

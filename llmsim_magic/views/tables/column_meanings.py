@@ -26,6 +26,15 @@ _PASSES = {  # of a training step
     "backward_s": "under train, seconds of backward, of all micro-batches",
     "optimizer_s": "under train, seconds of the optimizer",
 }
+_MFU = (
+    "under train, model FLOPs utilization: FLOPs of forward and backward, without what is computed "
+    "again, over those of the dense peak in the step's dtype in that time"
+)
+_STEP_BYTES = {
+    "peak_bytes": "most bytes allocated on each device in a steady training step",
+    "total_bytes": "bytes needed on each device",
+    "usable_bytes": "memory of a device that a runtime can use, in bytes",
+}
 _SHAPES = {
     "input_shapes": "shapes of the tensors read, positional before keyword",
     "output_shapes": "shapes of the tensors returned",
@@ -99,7 +108,7 @@ _STEP = {
 }
 _PHASE_TIMES = {
     f"{phase}_{name}": f"{phase}: {meaning}"
-    for phase in ("prefill", "decode")
+    for phase in ("prefill", "decode", "train")
     for name, meaning in {
         "s": "predicted seconds; NA where the model does not fit",
         "low_s": "lower end of the 90 % band, in seconds",
@@ -219,8 +228,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             "tokens_per_s_low": "tokens per second at the slow end of the band",
             "tokens_per_s_high": "tokens per second at the fast end of the band",
             **_PASSES,
-            "mfu": "under train, model FLOPs utilization: FLOPs of forward and backward, without "
-            "what is computed again, over those of the dense peak in the step's dtype in that time",
+            "mfu": _MFU,
             "binds": "what limits most of the time, and its share",
             "measured": "whether this device was measured, or only related ones",
             "fits": "whether the device holds the pass; the time of one that it does not is "
@@ -241,6 +249,17 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             "of_peak": "fraction of the device's peak FLOP/s that is reached",
             "of_bandwidth": "fraction of the device's memory bandwidth that is reached",
         },
+        "alternatives": {
+            "device": "name of the device",
+            "change": "what is changed of the training step that was asked for",
+            "launch": _EXECUTION["launch"],
+            "devices": "how many of them take the step together",
+            "fits": "whether each device holds its part",
+            **_STEP_BYTES,
+            **_BAND,
+            "tokens_per_s": "tokens per second that all devices read together",
+            "mfu": _MFU,
+        },
         "sizing": {
             "device": "name of the device",
             **_EXECUTION,
@@ -253,6 +272,13 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             "activations_bytes": "bytes of the activations at their peak",
             "context_bytes": "bytes that drivers and libraries hold outside the allocator",
             "binds": "the part that exceeds the memory, where the model does not fit",
+            "peak_bytes": _STEP_BYTES["peak_bytes"],
+            "largest_micro_batch": "under train, most sequences of a micro-batch that fit",
+            "longest_context": "under train, most tokens of each sequence that fit",
+            "devices_with_zero": "under train, fewest devices, a power of two, that hold the step "
+            "by data parallelism where one does not",
+            "zero": "under train, lowest stage of ZeRO that does so on these devices",
+            "train_mfu": _MFU,
             "makes_it_fit": "changes that would make it fit, in words",
             "fits_with_tp": "smallest tensor parallelism that fits",
             "fits_with_batch": "largest batch that fits",

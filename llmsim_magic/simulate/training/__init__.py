@@ -1,0 +1,1 @@
+"""Training steps under other options: what they need, how long they take, what fits."""

@@ -1,0 +1,182 @@
+"""Tables of training steps under other options, and of the devices that hold a step."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from llmsim_magic.analyses.cost.tokens_read import tokens_read
+from llmsim_magic.analyses.torch_time.step_time import utilization
+from llmsim_magic.records.deferred_interrupt import defer_interrupt
+from llmsim_magic.records.hardware.execution import Execution
+from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.views.tables.columns import floats, integers, texts
+
+if TYPE_CHECKING:
+    from llmsim_magic.analyses.memory.memory import Memory
+    from llmsim_magic.analyses.time.pass_time import PassTime
+
+_AS_ASKED = "as asked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOnDevice:
+    """A training step on a device.
+
+    Attributes:
+        trace: The step of one device.
+        device: The name of the device.
+        execution: What executes the step.
+        memory: What each device needs.
+        usable: What it has, in bytes; None if its memory is unknown.
+        time: How long a step takes; None where it is not predicted.
+        change: What was changed of the step that was asked for, in words; empty if nothing was.
+        error: Why there is no time.
+    """
+
+    trace: Trace
+    device: str
+    execution: Execution
+    memory: "Memory"
+    usable: int | None
+    time: "PassTime | None"
+    change: str = ""
+    error: str = ""
+
+    @property
+    def is_as_asked(self) -> bool:
+        return not self.change
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.usable is None else self.memory.required <= self.usable
+
+    @property
+    def devices(self) -> int:
+        """How many devices take the step together."""
+        training = self.trace.training
+        return self.trace.model.parallel.ranks * (1 if training is None else training.dp)
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that all devices read in a step."""
+        training = self.trace.training
+        return tokens_read(self.trace) * (1 if training is None else training.dp)
+
+    @property
+    def cost(self) -> float:
+        """Seconds of a device for each token; infinite without a time."""
+        seconds = float("inf") if self.time is None else self.time.seconds
+        return seconds * self.devices / max(self.tokens, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSize:
+    """A device for a training step.
+
+    Attributes:
+        step: The step on it.
+        largest_micro_batch: The most sequences of a micro-batch; None if its memory is unknown.
+        longest_context: The most tokens of a sequence; None if its memory is unknown.
+        sharded: The fewest devices that hold the step by data parallelism, and the lowest stage
+            of ZeRO that does; None where one device does, or where none do.
+    """
+
+    step: StepOnDevice
+    largest_micro_batch: int | None
+    longest_context: int | None
+    sharded: tuple[int, int] | None
+
+
+def cheapest_first(rows: Iterable[StepOnDevice]) -> list[StepOnDevice]:
+    """Steps in order of what they cost: those that fit, by time of a device for each token.
+
+    Those that do not fit follow, the one that needs the least first.
+    """
+    return sorted(
+        rows,
+        key=lambda row: (
+            row.fits is False,
+            row.memory.required if row.fits is False else row.cost,
+        ),
+    )
+
+
+@defer_interrupt
+def alternatives_table(rows: Sequence[StepOnDevice]) -> pd.DataFrame:
+    """One row per device and change of the step, in the order given.
+
+    Returns:
+        A table of bytes on each device, of the seconds of a step with their band, and of tokens
+        per second on all `devices` together. Times of what does not fit are hypothetical.
+    """
+    columns: dict[str, Any] = {
+        "device": [row.device for row in rows],
+        "change": texts([row.change or _AS_ASKED for row in rows]),
+        "launch": texts([row.execution.launch for row in rows]),
+        **_fit_columns(rows),
+        **_times(rows),
+    }
+    return pd.DataFrame(columns)
+
+
+@defer_interrupt
+def step_sizing_table(sizes: Sequence[StepSize]) -> pd.DataFrame:
+    """One row per device: whether it holds a training step, its largest sizes, and its time.
+
+    Returns:
+        A table of bytes on each device. `devices_with_zero` are the fewest, a power of two, that
+        hold the step by data parallelism where one does not, and `zero` the lowest stage that does.
+        Times are of what fits.
+    """
+    rows = [size.step for size in sizes]
+    sharded = [size.sharded or (None, None) for size in sizes]
+    times = {f"train_{name}".replace("_time", ""): each for name, each in _times(rows).items()}
+    columns: dict[str, Any] = {
+        "device": [row.device for row in rows],
+        "runtime": texts([row.execution.runtime for row in rows]),
+        "launch": texts([row.execution.launch for row in rows]),
+        **_fit_columns(rows),
+        "largest_micro_batch": integers([size.largest_micro_batch for size in sizes]),
+        "longest_context": integers([size.longest_context for size in sizes]),
+        "devices_with_zero": integers([devices for devices, _ in sharded]),
+        "zero": integers([stage for _, stage in sharded]),
+        **times,
+    }
+    return pd.DataFrame(columns)
+
+
+def _fit_columns(rows: Sequence[StepOnDevice]) -> dict[str, Any]:
+    return {
+        "devices": integers([row.devices for row in rows]),
+        "fits": pd.array([row.fits for row in rows], dtype="boolean"),
+        "peak_bytes": integers([row.memory.allocated for row in rows]),
+        "total_bytes": integers([row.memory.required for row in rows]),
+        "usable_bytes": integers([row.usable for row in rows]),
+    }
+
+
+def _times(rows: Sequence[StepOnDevice]) -> dict[str, Any]:
+    """Seconds of a step with their band, tokens per second, MFU, and what limits the time."""
+    times = [row.time for row in rows]
+    return {
+        "time_s": floats([None if time is None else time.seconds for time in times]),
+        "time_low_s": floats([None if time is None else time.low for time in times]),
+        "time_high_s": floats([None if time is None else time.high for time in times]),
+        "tokens_per_s": floats(
+            [
+                row.tokens / row.time.seconds if row.time and row.time.seconds else None
+                for row in rows
+            ]
+        ),
+        "mfu": floats(
+            [None if row.time is None else utilization(row.trace, row.time) for row in rows]
+        ),
+        "binds": texts([None if time is None else _bound(time) for time in times]),
+    }
+
+
+def _bound(time: "PassTime") -> str | None:
+    """`memory 97 %`: what limits most of the time, and its share."""
+    return next((f"{name} {100 * share:.0f} %" for name, share in time.bound.items()), None)

@@ -1,0 +1,190 @@
+"""What would make a training step fit or faster: which changes are tried, and that each is run."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import transformers
+
+import llmsim_magic as llmsim
+from llmsim_magic.analyses.memory.memory import memory
+from llmsim_magic.catalog import accelerators, runtimes
+from llmsim_magic.records.errors import Cancelled, InvalidValue
+from llmsim_magic.records.trace.training import Training
+from llmsim_magic.records.trace.workload import Workload
+from llmsim_magic.simulate.report import Report
+from llmsim_magic.simulate.request import Build
+from llmsim_magic.simulate.training import alternatives as module
+from llmsim_magic.simulate.training.changes import Change, changes
+from tests.helpers import small_models
+from tests.helpers.training_models import device_of, trained_decoder
+
+MIB = 2**20
+STEP = {"phase": "train", "batch": 4, "context": 64}
+FEW = ("checkpointing", "2 micro-batches of 2", "checkpointing and 4 micro-batches of 1")
+
+
+def names(
+    build: Build | None = None, *, batch: int = 4, dtype: str = "bfloat16", **options: Any
+) -> list[str]:
+    made = build or Build(training=Training(**options))
+    workload = Workload("train", batch, 128)
+    return [each.name for each in changes(made, workload, dtype, combined=False)]
+
+
+def test_a_plain_step_is_tried_with_each_change() -> None:
+    assert names() == [
+        "checkpointing",
+        "2 micro-batches of 2",
+        "adamw_fused",
+        "adamw_8bit",
+        "LoRA r=16",
+        "QLoRA r=16",
+        "ZeRO 1 over 8 devices",
+        "ZeRO 2 over 8 devices",
+        "ZeRO 3 over 8 devices",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "tried", "not_tried"),
+    [
+        ({"checkpointing": True}, "no checkpointing", "checkpointing"),
+        ({"optimizer": "lion"}, "lion_8bit", "adamw_8bit"),
+        ({"optimizer": "sgd"}, "checkpointing", "adamw_8bit"),
+        ({"lora": "r=8"}, "QLoRA r=8", "LoRA r=16"),
+        ({"qlora": True}, "checkpointing", "QLoRA r=16"),
+        ({"dp": 4, "zero": 2}, "ZeRO 3 over 4 devices", "ZeRO 2 over 4 devices"),
+        ({"accumulate": 2}, "4 micro-batches of 1", "2 micro-batches of 2"),
+        ({"accumulate": 4}, "checkpointing", "8 micro-batches of 0"),
+        ({"batch": 9}, "3 micro-batches of 3", "2 micro-batches of 4"),
+        ({"dtype": "float32"}, "precision bf16", "precision fp32"),
+        ({"dtype": "float32", "precision": "amp"}, "precision bf16", "precision amp"),
+        ({"dtype": "float32"}, "precision amp", "fused attention (sdpa)"),
+    ],
+)
+def test_changes_are_those_that_the_options_leave_open(
+    options: dict[str, Any], tried: str, not_tried: str
+) -> None:
+    found = names(**options)
+    assert tried in found
+    assert not_tried not in found
+
+
+def test_attention_that_writes_its_scores_is_tried_fused() -> None:
+    assert "fused attention (sdpa)" in names(Build(training=Training(), attn="eager"))
+
+
+def test_a_precision_replaces_the_dtype_that_was_asked_for() -> None:
+    build = Build(training=Training(), dtype="float32")
+    found = changes(build, Workload("train", 1, 8), "float32", combined=False)
+    (change,) = (each for each in found if each.name == "precision bf16")
+    assert change.build.dtype is None
+    assert change.build.training == Training(precision="bf16")
+
+
+def test_a_module_keeps_its_dtype_and_attention() -> None:
+    build = Build(training=Training())
+    found = changes(build, Workload("train", 1, 8), "float32", combined=False, is_live=True)
+    assert [each.name for each in found if "precision" in each.name] == ["precision amp"]
+
+
+def test_combinations_change_several_options_and_none_twice() -> None:
+    build = Build(training=Training())
+    found = changes(build, Workload("train", 4, 128), "bfloat16", combined=True)
+    assert len({each.build for each in found}) == len(found)
+    training = {each.name: each.build.training for each in found}
+    both = training["checkpointing and adamw_8bit and 4 micro-batches of 1"]
+    assert both == Training(checkpointing=True, optimizer="adamw_8bit", accumulate=4)
+    assert all(each.build != build for each in found)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few changes, so that tests take little time."""
+
+    def some(*arguments: Any, **options: Any) -> tuple[Change, ...]:
+        return tuple(each for each in changes(*arguments, **options) if each.name in FEW)
+
+    monkeypatch.setattr(module, "changes", some)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A device that holds the step with checkpointing, and not without it."""
+    needed = []
+    for checkpointing in (True, False):
+        trace = llmsim.trace(trained_decoder(), **STEP, checkpointing=checkpointing).trace
+        own = runtimes.on("transformers", accelerators.find("L4"))
+        needed.append(memory(trace, runtime=own).required)
+    device = replace(device_of(sum(needed) // 2), name="L4")
+    known = accelerators.find
+
+    def find(name: str) -> Any:
+        return device if name == "L4" else known(name)
+
+    monkeypatch.setattr(accelerators, "find", find)
+    return "L4"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")  # renamed
+@pytest.mark.usefixtures("few")
+def test_what_makes_a_step_fit_comes_first_and_is_what_its_own_trace_says(small: str) -> None:
+    report = llmsim.trace(trained_decoder(), **STEP, hardware=small)
+    table = report.alternatives
+    assert set(table["change"]) == {"as asked", *FEW}
+    fits = table["fits"].tolist()
+    assert fits == sorted(fits, reverse=True)
+    rows = table.set_index("change")
+    assert not rows.loc["as asked", "fits"]
+    assert rows.loc["checkpointing", "fits"]
+    own = llmsim.trace(trained_decoder(), **STEP, checkpointing=True, hardware=small)
+    assert own.memory.loc["peak", "bytes"] == rows.loc["checkpointing", "peak_bytes"]
+    eager = own.latency.set_index("launch").loc["eager"]
+    assert rows.loc["checkpointing", "time_s"] == eager["time_s"]
+    assert rows.loc["checkpointing", "tokens_per_s"] == eager["tokens_per_s"]
+    held = table[table["fits"]]
+    assert held["tokens_per_s"].is_monotonic_decreasing
+    (part,) = [part for part in report.content().parts if part.label == "Alternatives"]
+    assert "makes it fit" in str(part.figures[0])
+    assert any("alternatives" in name for name in report.files())
+
+
+@pytest.mark.usefixtures("few")
+def test_several_changes_are_not_combined_where_the_step_fits() -> None:
+    report = llmsim.trace(small_models.qwen3(), phase="train", batch=4, context=8, hardware="H100")
+    assert set(report.alternatives["change"]) == {"as asked", *FEW[:2]}
+    assert report.alternatives["fits"].all()
+
+
+@pytest.mark.usefixtures("few")
+def test_a_change_that_the_model_does_not_support_is_a_note() -> None:
+    config = transformers.OpenAIGPTConfig(
+        vocab_size=100, n_positions=32, n_embd=64, n_layer=1, n_head=4,
+        architectures=["OpenAIGPTLMHeadModel"],
+    )  # fmt: skip
+    report = llmsim.trace(config, phase="train", batch=4, context=8, hardware="H100")
+    assert set(report.alternatives["change"]) == {"as asked", "2 micro-batches of 2"}
+    (note,) = (note for note in report.notes if note.startswith("no alternative"))
+    assert "checkpointing cannot be applied" in note
+
+
+@pytest.mark.parametrize("name", ["alternatives"])
+def test_what_has_no_alternatives_says_so(name: str) -> None:
+    report: Report = llmsim.trace(small_models.qwen3(), context=8, hardware="H100")
+    with pytest.raises(InvalidValue, match="phase train alone"):
+        getattr(report, name)
+    report = llmsim.trace(small_models.qwen3(), phase="train", context=8)
+    with pytest.raises(InvalidValue, match="name devices"):
+        getattr(report, name)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_cancelled_report_stops_between_alternatives() -> None:
+    report = llmsim.trace(small_models.qwen3(), phase="train", batch=4, context=8)
+    on_device = replace(report, deployment=replace(report.deployment, hardware=("H100",)))
+    planner = on_device.planner
+    assert planner is not None
+    with planner.reporting(lambda _: None, lambda: True), pytest.raises(Cancelled):
+        _ = on_device.alternatives
