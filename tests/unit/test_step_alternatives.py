@@ -99,6 +99,17 @@ def test_combinations_change_several_options_and_none_twice() -> None:
     assert all(each.build != build for each in found)
 
 
+def test_a_step_that_does_not_fit_is_tried_in_ever_smaller_micro_batches() -> None:
+    build = Build(training=Training())
+    found = [each.name for each in changes(build, Workload("train", 24, 8), "", combined=True)]
+    assert [name for name in found if name.endswith(("of 12", "of 6", "of 3", "of 1"))][:4] == [
+        "2 micro-batches of 12",
+        "4 micro-batches of 6",
+        "8 micro-batches of 3",
+        "24 micro-batches of 1",
+    ]
+
+
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few changes, so that tests take little time."""

@@ -14,6 +14,7 @@ from llmsim_magic.records.errors import Cancelled, InvalidValue
 from llmsim_magic.simulate.answer import answer
 from llmsim_magic.simulate.hardware import capacity_planner
 from llmsim_magic.simulate.hardware.size import Sizing
+from llmsim_magic.simulate.request import Deployment
 from tests.helpers import small_models
 from tests.helpers.training_models import device_of, trained_decoder
 
@@ -40,9 +41,9 @@ def test_a_row_has_bytes_sizes_and_times(sizing: Sizing) -> None:
 
 def test_it_is_what_a_report_says(sizing: Sizing) -> None:
     (row,) = sizing.table.to_dict("records")
-    report = llmsim.trace(
-        small_models.qwen3(), phase="train", batch=4, context=8, hardware="H100", launch="eager"
-    )
+    traced = llmsim.trace(small_models.qwen3(), phase="train", batch=4, context=8)
+    deployment = Deployment(hardware=("H100",), launch="eager")
+    report = replace(traced, deployment=deployment)
     assert row["peak_bytes"] == report.memory.loc["peak", "bytes"]
     assert row["train_s"] == report.latency["time_s"][0]
     assert row["train_mfu"] == report.latency["mfu"][0]

@@ -21,6 +21,7 @@ _EIGHT_BITS: Mapping[str, str] = MappingProxyType(
         "lion": "lion_8bit",
     }
 )
+_MOST_HALVES = 4
 _FUSED: Mapping[str, str] = MappingProxyType({"adamw": "adamw_fused"})
 
 
@@ -116,7 +117,10 @@ def _combinations(step: _Step) -> Iterator[dict[str, _Options]]:
     one = dict(_one_sequence(step))
     adapters = [{name: each} for name, each in _adapters(step)]
     *_, sharded = [{}, *({name: each} for name, each in _sharding(step))]
+    for name, options in _still_fewer_sequences(step):
+        yield {name: options}
     for parts in (
+        first | dict(_fewer_sequences(step)),
         first | eight_bits,
         first | one,
         first | eight_bits | one,
@@ -137,11 +141,23 @@ def _checkpointing(step: _Step) -> Iterator[tuple[str, _Options]]:
 
 def _fewer_sequences(step: _Step) -> Iterator[tuple[str, _Options]]:
     """The same batch in micro-batches of half as many sequences, or the most below that."""
-    fewest = 2 * step.training.accumulate
-    counts = (count for count in range(fewest, step.batch + 1) if step.batch % count == 0)
-    for count in counts:
-        yield _micro_batches(step, count)
-        return
+    yield from _halved(step)[:1]
+
+
+def _still_fewer_sequences(step: _Step) -> Iterator[tuple[str, _Options]]:
+    """The same batch in smaller micro-batches than that, down to one sequence."""
+    yield from _halved(step)[1:_MOST_HALVES]
+    yield from _one_sequence(step)
+
+
+def _halved(step: _Step) -> list[tuple[str, _Options]]:
+    """The batch in micro-batches of which each has at most half the sequences of the one before."""
+    found, fewest = [], 2 * step.training.accumulate
+    for count in range(fewest, step.batch + 1):
+        if count >= fewest and step.batch % count == 0:
+            found.append(_micro_batches(step, count))
+            fewest = 2 * count
+    return found
 
 
 def _one_sequence(step: _Step) -> Iterator[tuple[str, _Options]]:
