@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmsim_magic.analyses.cost.operator_costs import Totals
 from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas
+from llmsim_magic.analyses.memory.step_memory import step_memory
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.sweeps.trace_sequence import totals_by_workload
@@ -70,10 +71,18 @@ class Sweep:
 
     @cached_property
     def totals(self) -> "pd.DataFrame":
-        """One row per workload: FLOPs, bytes and cache bytes of the pass, or why it failed."""
+        """One row per workload: FLOPs, bytes and cache bytes of the pass, or why it failed.
+
+        Of training steps also the peak of allocated bytes.
+        """
         from llmsim_magic.views.tables.sweeps import totals_table
 
-        return totals_table(self._totals, self.failures)
+        peaks = {
+            trace.workload: step_memory(trace).alive.total
+            for trace in self.traces
+            if trace.training is not None
+        }
+        return totals_table(self._totals, self.failures, peaks)
 
     @cached_property
     def _totals(self) -> dict[Workload, Totals]:
@@ -96,7 +105,7 @@ class Sweep:
         if not is_small:
             for heat_map in workload_maps(self._totals, seconds):
                 yield Section("", heat_map)
-        bars = ("flops", "bytes_read", "cache_bytes", "time_s")
+        bars = ("flops", "bytes_read", "cache_bytes", "peak_bytes", "time_s")
         yield Section("" if is_small else "Workloads", totals, bars=bars, is_detail=not is_small)
         has_formulas = "shapes" in vars(self)
         shapes = self.shapes if has_formulas else shapes_table(self.traces, {})

@@ -31,7 +31,7 @@ _MFU = (
     "again, over those of the dense peak in the step's dtype in that time"
 )
 _STEP_BYTES = {
-    "peak_bytes": "most bytes allocated on each device in a steady training step",
+    "peak_bytes": "most bytes that a steady training step allocates on each device",
     "total_bytes": "bytes needed on each device",
     "usable_bytes": "memory of a device that a runtime can use, in bytes",
 }
@@ -291,6 +291,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             "operators": "operators of the pass",
             **_WORK,
             "cache_bytes": "bytes of the cache after the pass",
+            "peak_bytes": f"under train, {_STEP_BYTES['peak_bytes']}",
             "error": "why the workload could not be traced; NA for the others",
         },
         "differences": _DIFFERENCES,

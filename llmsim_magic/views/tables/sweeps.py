@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import chain
 from operator import or_
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,9 @@ _TOTAL_COLUMNS = (
 
 @defer_interrupt
 def totals_table(
-    passes: Mapping[Workload, Totals], failures: Sequence[tuple[Workload, str]] = ()
+    passes: Mapping[Workload, Totals],
+    failures: Sequence[tuple[Workload, str]] = (),
+    peaks: Mapping[Workload, int] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """One row per workload: operators, work, traffic and cache of the whole pass.
 
@@ -40,6 +43,8 @@ def totals_table(
         passes: the totals of each workload.
         failures: the workloads that could not be traced, each with the reason. The reason is in
             the column `error`, and the other cells of the row are NA.
+        peaks: the peak bytes of each training step, in the column `peak_bytes`, which other phases
+            do not have.
     """
     sums = list(passes.values())
     workloads = [*passes, *(workload for workload, _ in failures)]
@@ -49,6 +54,8 @@ def totals_table(
     missing = [None] * len(failures)
     for name in _TOTAL_COLUMNS:
         columns[name] = integers([*(getattr(of_pass, name) for of_pass in sums), *missing])
+    if peaks:
+        columns["peak_bytes"] = integers([*(peaks.get(workload) for workload in passes), *missing])
     columns["error"] = texts([*(None for _ in passes), *(reason for _, reason in failures)])
     return pd.DataFrame(columns)
 
