@@ -199,3 +199,9 @@ def test_a_cancelled_report_stops_between_alternatives() -> None:
     assert planner is not None
     with planner.reporting(lambda _: None, lambda: True), pytest.raises(Cancelled):
         _ = on_device.alternatives
+
+
+@pytest.mark.usefixtures("few")
+def test_a_context_beyond_the_declared_one_has_alternatives_too() -> None:
+    report = llmsim.trace(small_models.qwen3(), phase="train", batch=2, context=64, hardware="H100")
+    assert len(report.alternatives) > 1

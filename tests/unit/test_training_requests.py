@@ -7,8 +7,7 @@ import transformers
 
 import llmsim_magic as llmsim
 from llmsim_magic.notebook.arguments import UsageMistake, parse, parse_line
-from llmsim_magic.records.errors import InvalidValue, LlmsimError
-from tests.helpers import small_models
+from llmsim_magic.records.errors import LlmsimError
 
 STEP: dict[str, Any] = {"phase": "train", "context": 4}
 
@@ -112,9 +111,3 @@ def test_a_model_without_checkpointing_says_so() -> None:
     )  # fmt: skip
     text = _message(llmsim.trace, config, phase="train", checkpointing=True)
     assert "does not support gradient checkpointing; leave it out" in text
-
-
-def test_sizing_of_a_step_is_refused() -> None:
-    report = llmsim.trace(small_models.qwen3(), **STEP)
-    with pytest.raises(InvalidValue, match="trace phase prefill or decode"):
-        _ = report.sizing

@@ -53,7 +53,7 @@ def step_on(
     if execution is None:
         return None
     runtime = runtimes.on(execution.runtime, device)
-    memory = planner.needed(setup, runtime)
+    memory = max(planner.by_stage(setup, runtime), key=lambda found: found.required)
     time, error = None, ""
     try:
         time = passes.time_on(trace, device, calibration, execution)
