@@ -186,8 +186,11 @@ class Report(ReportTables):
 
     @property
     def title(self) -> str:
-        """The name of the model and its workload."""
-        return f"{self.trace.model.name}: {self.trace.workload}"
+        """The name of the model, its workload, and the options of a training step."""
+        training = self.trace.training
+        options = "" if training is None else training.changes
+        workload = f"{self.trace.model.name}: {self.trace.workload}"
+        return f"{workload}, {options}" if options else workload
 
     def shows(self, name: str) -> bool:
         """Whether the report displays the view of this name."""

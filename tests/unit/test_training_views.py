@@ -293,3 +293,11 @@ def test_files_and_pages_of_a_step(step: Report, tmp_path: Path) -> None:
     assert json.loads(llmsim.trace(small_models.qwen3(), context=4).json())["training"] is None
     step.to_html(tmp_path / "page.html")
     assert "backward" in (tmp_path / "page.html").read_text()
+
+
+def test_a_title_says_which_options_of_a_step_are_not_the_defaults(
+    step: Report, checkpointed: Report
+) -> None:
+    """Two pages of one model and workload can be told apart."""
+    assert step.title.endswith(f": train, batch {BATCH} × context {CONTEXT}")
+    assert checkpointed.title == f"{step.title}, checkpointing"

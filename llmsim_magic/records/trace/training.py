@@ -1,5 +1,6 @@
 """How a training step runs: optimizer, precision, checkpointing, adapters and sharding."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from llmsim_magic.records.errors import InvalidValue
@@ -99,8 +100,16 @@ class Training:
             if (value := getattr(self, field.name)) != getattr(default, field.name)
         }
 
+    @property
+    def changes(self) -> str:
+        """The options that differ from their defaults, in words; empty if none does."""
+        return _in_words(self.changed)
+
     def __str__(self) -> str:
-        named = {"optimizer": self.optimizer} | self.changed
-        return ", ".join(
-            name if value is True else f"{name} {value}" for name, value in named.items()
-        )
+        return _in_words({"optimizer": self.optimizer} | self.changed)
+
+
+def _in_words(options: Mapping[str, object]) -> str:
+    return ", ".join(
+        name if value is True else f"{name} {value}" for name, value in options.items()
+    )
