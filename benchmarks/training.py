@@ -192,7 +192,8 @@ def page(runs: int, speed_only: bool) -> str:
             "`accelerate estimate-memory` multiplies the bytes of the parameters, for a batch of "
             "one; it has no option for batch, context, checkpointing or LoRA. `MemTracker` runs "
             "two steps of the model on fake tensors on the CPU, with some 25 lines of code of the "
-            "user's, on the CPU's kernels.",
+            "user's, on the CPU's kernels: attention with dropout, as gpt2 and BERT have it, "
+            "writes its scores out there.",
             "## What an answer takes",
             "Seconds from the config to the peak without imports, in brackets those of the "
             "processor, and the memory of the process above the imports. The ratio is of seconds "
