@@ -12,7 +12,7 @@ class ModuleCall:
     """A call of a module.
 
     The call of a leaf module is an operator; that of a container groups the operators inside it.
-    `saved` are tensors that autograd keeps for it, `hooks` the id of what packs them around the call.
+    `saved` are tensors that autograd keeps for it, `hooks` the id of what packs them around it.
     """
 
     path: str
