@@ -46,6 +46,11 @@ def is_library_file(filename: str) -> bool:
     return filename.startswith((_TORCH_ROOT, _PACKAGE_ROOT, "<frozen"))
 
 
+def is_own_file(filename: str) -> bool:
+    """Whether a file belongs to this package."""
+    return filename.startswith(_PACKAGE_ROOT)
+
+
 def forward_code(module: Any) -> CodeType | None:
     """Return the code of a module's forward without its decorators; None if it is not Python."""
     replacement = vars(module).get("forward")

@@ -6,6 +6,7 @@ their kernels are recorded.
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -112,12 +113,17 @@ def device_to_check(func: Any) -> torch.device | None:
     """
     if func != _GET_DEVICE:
         return None
-    frame = sys._getframe(2)
-    while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
+    frame = sys._getframe(1)
+    while _is_of_a_mode(frame.f_code) and frame.f_back is not None:
         frame = frame.f_back
     code = frame.f_code
     is_check = code.co_qualname.startswith(_CHECKS) and call_stack.is_library_file(code.co_filename)
     return torch.device("cuda") if is_check else None
+
+
+def _is_of_a_mode(code: CodeType) -> bool:
+    """Whether code is that of a mode through which the read of an attribute goes."""
+    return code.co_name == "__torch_function__" or call_stack.is_own_file(code.co_filename)
 
 
 def flex_attention_outputs(
