@@ -475,7 +475,7 @@ def test_a_live_model_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         live_model_copy,
         "copy_without_weights",
-        lambda *given: copied.append(given[1]) or really(*given),
+        lambda *given, **named: copied.append(given[1]) or really(*given, **named),
     )
     shown = panel(small_models.build("qwen3"), context=5)
     run_and_wait(shown, shown.refresh)

@@ -165,7 +165,7 @@ def test_fake_quantisation_is_elementwise_work(quantised: Callable[[Tensor], Ten
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_ctc_loss_has_the_shape_of_a_real_one_and_is_said_not_to_be_counted(reduction: str) -> None:
+def test_ctc_loss_has_the_shape_of_a_real_one(reduction: str) -> None:
     def body(lin: Any, x: Tensor) -> Tensor:
         scores = lin(x).log_softmax(-1)[:, None]
         lengths = torch.tensor([3]), torch.tensor([2])
@@ -173,4 +173,4 @@ def test_ctc_loss_has_the_shape_of_a_real_one_and_is_said_not_to_be_counted(redu
 
     report = llmsim.trace(Forward(body), inputs=X)
     assert report.modules.output_shapes[""] == [tuple(Forward(body)(X).shape)]
-    assert report.summary.value["kernels_not_counted"] == 1
+    assert report.summary.value["kernels_not_counted"] == 0
