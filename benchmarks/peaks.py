@@ -52,7 +52,7 @@ def measured(model_type: str) -> tuple[int, int] | None:
 
 def both(config: Any) -> tuple[int, int]:
     import llmsim_magic as llmsim
-    from llmsim_magic.analyses.memory.tensor_lifetimes import peak_with_cache
+    from llmsim_magic.analyses.allocations.tensor_lifetimes import peak_with_cache
     from llmsim_magic.capture.inputs import forward_inputs
     from llmsim_magic.records.trace.workload import Workload
     from tests.helpers.allocation_peak import peak

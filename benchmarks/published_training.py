@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import llmsim_magic as llmsim
-from llmsim_magic.analyses.memory.step_allocations import step_allocations
+from llmsim_magic.analyses.allocations.step_allocations import step_allocations
 from llmsim_magic.analyses.torch_time.transformers_time import transformers_time
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.trace.trace import Trace

@@ -22,9 +22,13 @@ from typing import Any
 import llmsim_magic as llmsim
 from benchmarks.scored import Scored
 from benchmarks.silicon_rows import Row, read_rows
-from llmsim_magic.analyses.memory.caching_allocator import CachingAllocator
+from llmsim_magic.analyses.allocations.caching_allocator import CachingAllocator
+from llmsim_magic.analyses.allocations.step_allocations import (
+    StepAllocations,
+    StepBytes,
+    replay_steps,
+)
 from llmsim_magic.analyses.memory.memory import memory
-from llmsim_magic.analyses.memory.step_allocations import StepAllocations, StepBytes, replay_steps
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.trace.trace import Trace

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from llmsim_magic.analyses.allocations.step_memory import StepMemory
 from llmsim_magic.analyses.cost.operator_costs import totals
 from llmsim_magic.analyses.cost.step_passes import pass_costs, saved_bytes
 from llmsim_magic.analyses.cost.tokens_read import tokens_read
@@ -12,7 +13,6 @@ from llmsim_magic.analyses.graph.dataflow import ranks
 from llmsim_magic.analyses.graph.layer_folding import identical_layers
 from llmsim_magic.analyses.memory.capacity import Fit
 from llmsim_magic.analyses.memory.memory import Memory
-from llmsim_magic.analyses.memory.step_memory import StepMemory
 from llmsim_magic.analyses.torch_time.step_time import utilization
 from llmsim_magic.records.hardware.execution import RUNTIMES
 from llmsim_magic.records.trace.trace import Trace

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmsim_magic.analyses.memory.caching_allocator import Block, CachingAllocator
+from llmsim_magic.analyses.allocations.caching_allocator import Block, CachingAllocator
 from llmsim_magic.capture.kernels.tensors import held_tensors, tensors_in
 from tests.helpers.cache_names import NAMES
 

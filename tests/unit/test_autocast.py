@@ -19,11 +19,11 @@ from torch.testing._internal.autocast_test_lists import AutocastTestLists
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from llmsim_magic.capture.autocast.autocast import autocast_on_meta, autocasting
+from llmsim_magic.capture.autocast.autocast_policies import POLICIES
 from llmsim_magic.capture.configs.resolve import ConfigSource
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.models.meta_model import from_config
-from llmsim_magic.capture.train.autocast import autocast_on_meta, autocasting
-from llmsim_magic.capture.train.autocast_policies import POLICIES
 from llmsim_magic.capture.train.step import run_step
 from llmsim_magic.records.trace.training import Training
 from llmsim_magic.records.trace.workload import Workload

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import llmsim_magic as llmsim
-from llmsim_magic.analyses.memory.caching_allocator import Block, CachingAllocator
+from llmsim_magic.analyses.allocations.caching_allocator import Block, CachingAllocator
 from llmsim_magic.analyses.memory.memory import memory
 
 KIB, MIB = 2**10, 2**20

@@ -7,11 +7,11 @@ import torch
 import transformers
 
 import llmsim_magic as llmsim
+from llmsim_magic.analyses.allocations.tensor_lifetimes import lifetimes, peak_activations
 from llmsim_magic.analyses.cost.operator_costs import totals
 from llmsim_magic.analyses.engine.engine_allocations import engine_allocations
 from llmsim_magic.analyses.engine.engine_trace import engine_notes, engine_trace
 from llmsim_magic.analyses.memory.memory import memory
-from llmsim_magic.analyses.memory.tensor_lifetimes import lifetimes, peak_activations
 from llmsim_magic.analyses.time.kernel_sizes import kernel_shapes
 from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.hardware.kernel_shapes import Attention

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import llmsim_magic as llmsim
-from llmsim_magic.analyses.memory.tensor_lifetimes import alive_by_operator, peak_activations
+from llmsim_magic.analyses.allocations.tensor_lifetimes import alive_by_operator, peak_activations
 from llmsim_magic.simulate.report import Report
 from tests.helpers import small_models
 

@@ -12,13 +12,13 @@ import torch
 import transformers
 
 import llmsim_magic as llmsim
-from llmsim_magic.analyses.memory.capacity import Limit, WorkLimitReached, _largest, likely_limit
-from llmsim_magic.analyses.memory.memory import cache_bytes, memory, most_reserved
-from llmsim_magic.analyses.memory.tensor_lifetimes import (
+from llmsim_magic.analyses.allocations.tensor_lifetimes import (
     lifetimes,
     peak_activations,
     peak_with_cache,
 )
+from llmsim_magic.analyses.memory.capacity import Limit, WorkLimitReached, _largest, likely_limit
+from llmsim_magic.analyses.memory.memory import cache_bytes, memory, most_reserved
 from llmsim_magic.analyses.memory.weights import weights
 from llmsim_magic.analyses.quantization.storage_layouts import packing_from_config
 from llmsim_magic.capture.kernels.tensors import held_tensors

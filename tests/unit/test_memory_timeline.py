@@ -10,9 +10,9 @@ import pytest
 import transformers
 
 import llmsim_magic as llmsim
-from llmsim_magic.analyses.memory.memory_timeline import Span, points, spans
-from llmsim_magic.analyses.memory.step_allocations import step_allocations
-from llmsim_magic.analyses.memory.step_events import STAGE_OF
+from llmsim_magic.analyses.allocations.memory_timeline import Span, points, spans
+from llmsim_magic.analyses.allocations.step_allocations import step_allocations
+from llmsim_magic.analyses.allocations.step_events import STAGE_OF
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.report import Report

@@ -23,14 +23,14 @@ from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
 from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
 from llmsim_magic.capture.models.meta_model import from_config
-from llmsim_magic.capture.record.recorder import Recorder
-from llmsim_magic.capture.train.host_values import take_step
-from llmsim_magic.capture.train.optimizers import (
+from llmsim_magic.capture.optimizers.host_values import take_step
+from llmsim_magic.capture.optimizers.optimizers import (
     embedding_parameters,
     make_optimizer,
     state_bytes,
 )
-from llmsim_magic.capture.train.published_optimizers import is_paged
+from llmsim_magic.capture.optimizers.published_optimizers import is_paged
+from llmsim_magic.capture.record.recorder import Recorder
 from llmsim_magic.capture.train.step import run_step
 from llmsim_magic.records.errors import CannotTrace, InvalidValue
 from llmsim_magic.records.trace.optimizers import OPTIMIZERS, optimizer_name

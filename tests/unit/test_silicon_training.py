@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.silicon_training import of_training, runs, step_figures, table
-from llmsim_magic.analyses.memory.step_allocations import Alive, Moment, StageBytes, StepBytes
+from llmsim_magic.analyses.allocations.step_allocations import Alive, Moment, StageBytes, StepBytes
 
 BERT: dict[str, Any] = {  # as torch 2.11 and transformers 5.17 allocated it
     "kind": "train",

@@ -9,7 +9,7 @@ import transformers
 from transformers import PretrainedConfig
 
 import llmsim_magic as llmsim
-from llmsim_magic.analyses.memory.step_allocations import Alive, step_allocations
+from llmsim_magic.analyses.allocations.step_allocations import Alive, step_allocations
 from llmsim_magic.records.trace.recorded import (
     Kernel,
     Operator,

@@ -13,9 +13,9 @@ import pytest
 import transformers
 
 import llmsim_magic as llmsim
+from llmsim_magic.analyses.allocations.step_allocations import step_allocations
 from llmsim_magic.analyses.cost.operator_costs import totals
 from llmsim_magic.analyses.data_parallel.zero import rank_of_step
-from llmsim_magic.analyses.memory.step_allocations import step_allocations
 from llmsim_magic.analyses.parallel.collectives import Collective, collectives
 from llmsim_magic.analyses.torch_time.exchange_time import with_exchanges
 from llmsim_magic.analyses.torch_time.transformers_time import transformers_time

@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 
-from llmsim_magic.analyses.engine.engine_allocations import engine_allocations
-from llmsim_magic.analyses.engine.engine_trace import engine_notes
-from llmsim_magic.analyses.memory.pass_allocations import pass_allocations
-from llmsim_magic.analyses.memory.step_memory import StepMemory, step_memory
-from llmsim_magic.analyses.memory.tensor_lifetimes import (
+from llmsim_magic.analyses.allocations.pass_allocations import pass_allocations
+from llmsim_magic.analyses.allocations.step_memory import StepMemory, step_memory
+from llmsim_magic.analyses.allocations.tensor_lifetimes import (
     Peak,
     operator_name,
     peak_of_record,
     peak_with_cache,
 )
+from llmsim_magic.analyses.engine.engine_allocations import engine_allocations
+from llmsim_magic.analyses.engine.engine_trace import engine_notes
 from llmsim_magic.analyses.memory.weights import Weights, weights
 from llmsim_magic.analyses.quantization.storage_layouts import kv_dtype
 from llmsim_magic.records.errors import InvalidValue

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.autograd.graph import _engine_run_backward, saved_tensors_hooks
 
+from llmsim_magic.capture.autocast.autocast import autocast_on_meta, autocasting
 from llmsim_magic.capture.inputs.given_inputs import batch_size
 from llmsim_magic.capture.kernels.call_stack import call_model
 from llmsim_magic.capture.kernels.failure_reason import failure_reason
@@ -19,16 +20,15 @@ from llmsim_magic.capture.meta.partial_evaluation import EndlessLoop, PartialEva
 from llmsim_magic.capture.modalities.model_inputs import ModelInputs
 from llmsim_magic.capture.models.copy_to_meta import inputs_on_meta
 from llmsim_magic.capture.models.meta_model import MetaModel
+from llmsim_magic.capture.optimizers.host_values import take_step
+from llmsim_magic.capture.optimizers.optimizers import embedding_parameters, make_optimizer
+from llmsim_magic.capture.optimizers.published_optimizers import is_paged
 from llmsim_magic.capture.prime_decode_cache import FailedAfterForward, first_that_runs
 from llmsim_magic.capture.record.assemble_operators import assemble_operators
 from llmsim_magic.capture.run import by_name, error_context, process_notes, versions
-from llmsim_magic.capture.train.autocast import autocast_on_meta, autocasting
-from llmsim_magic.capture.train.host_values import take_step
 from llmsim_magic.capture.train.layer_replay import UnequalBackward
 from llmsim_magic.capture.train.loss import LossFunction, failed_loss, loss_of, training_inputs
-from llmsim_magic.capture.train.optimizers import embedding_parameters, make_optimizer
 from llmsim_magic.capture.train.packing import packed
-from llmsim_magic.capture.train.published_optimizers import is_paged
 from llmsim_magic.capture.train.replaying_recorder import ReplayingRecorder
 from llmsim_magic.capture.train.step_recorder import StepRecorder
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt

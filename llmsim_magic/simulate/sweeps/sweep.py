@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from llmsim_magic.analyses.allocations.step_memory import step_memory
 from llmsim_magic.analyses.cost.operator_costs import Totals
 from llmsim_magic.analyses.formulas.symbolic import OperatorFormulas
-from llmsim_magic.analyses.memory.step_memory import step_memory
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.sweeps.trace_sequence import totals_by_workload

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from llmsim_magic.analyses.allocations.tensor_lifetimes import alive_by_operator
 from llmsim_magic.analyses.cost.operator_costs import costs
 from llmsim_magic.analyses.graph.layer_folding import (
     LayerGroup,
@@ -14,7 +15,6 @@ from llmsim_magic.analyses.graph.layer_folding import (
 from llmsim_magic.analyses.graph.layers import Layer, operators_by_layer
 from llmsim_magic.analyses.graph.outline import Outline, outline
 from llmsim_magic.analyses.kernels.operator_kinds import operator_kinds
-from llmsim_magic.analyses.memory.tensor_lifetimes import alive_by_operator
 from llmsim_magic.analyses.time.pass_time import OperatorTime
 from llmsim_magic.records.trace.recorded import Operator
 from llmsim_magic.records.trace.selection import Selection

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from llmsim_magic.analyses.memory.memory_timeline import points
-from llmsim_magic.analyses.memory.step_allocations import Moment, step_allocations
-from llmsim_magic.analyses.memory.step_events import CATEGORIES, STAGE_OF
-from llmsim_magic.analyses.memory.step_memory import place
+from llmsim_magic.analyses.allocations.memory_timeline import points
+from llmsim_magic.analyses.allocations.step_allocations import Moment, step_allocations
+from llmsim_magic.analyses.allocations.step_events import CATEGORIES, STAGE_OF
+from llmsim_magic.analyses.allocations.step_memory import place
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
 from llmsim_magic.views.plots.plot import Plot, annotate_svg, display_name, render_figure

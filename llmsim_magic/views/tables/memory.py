@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 
+from llmsim_magic.analyses.allocations.memory_timeline import spans
+from llmsim_magic.analyses.allocations.step_memory import StepMemory
 from llmsim_magic.analyses.memory.capacity import Fit
 from llmsim_magic.analyses.memory.memory import Memory
-from llmsim_magic.analyses.memory.memory_timeline import spans
-from llmsim_magic.analyses.memory.step_memory import StepMemory
 from llmsim_magic.analyses.parallel.collectives import collectives
 from llmsim_magic.analyses.parallel.shards import Shard
 from llmsim_magic.records.deferred_interrupt import defer_interrupt

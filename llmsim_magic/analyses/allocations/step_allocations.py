@@ -9,9 +9,8 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import NamedTuple
 
-from llmsim_magic.analyses.kernels.memoize import memoize
-from llmsim_magic.analyses.memory.caching_allocator import Block, CachingAllocator
-from llmsim_magic.analyses.memory.step_events import (
+from llmsim_magic.analyses.allocations.caching_allocator import Block, CachingAllocator
+from llmsim_magic.analyses.allocations.step_events import (
     CATEGORIES,
     PARAMETERS,
     Event,
@@ -19,6 +18,7 @@ from llmsim_magic.analyses.memory.step_events import (
     Stage,
     step_events,
 )
+from llmsim_magic.analyses.kernels.memoize import memoize
 from llmsim_magic.records.trace.recorded import Pass
 from llmsim_magic.records.trace.trace import Trace
 

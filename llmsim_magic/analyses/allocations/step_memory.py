@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from llmsim_magic.analyses.memory.step_allocations import Alive, Moment, step_allocations
-from llmsim_magic.analyses.memory.tensor_lifetimes import operator_name
+from llmsim_magic.analyses.allocations.step_allocations import Alive, Moment, step_allocations
+from llmsim_magic.analyses.allocations.tensor_lifetimes import operator_name
 from llmsim_magic.records.trace.trace import Trace
 
 

@@ -17,13 +17,13 @@ from torch.fx.experimental.proxy_tensor import PreDispatchTorchFunctionMode
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import _get_current_function_mode_stack
 
-from llmsim_magic.capture.kernels.fused_kernels import RECURRENT
-from llmsim_magic.capture.train.autocast_policies import (
+from llmsim_magic.capture.autocast.autocast_policies import (
     DISPATCH_DEVICE,
     Casts,
     applying_policies,
     without_policies,
 )
+from llmsim_magic.capture.kernels.fused_kernels import RECURRENT
 
 # Devices for which model code asks whether autocast is on: `torch.utils.checkpoint` asks for the
 # CPU, `torch.is_autocast_enabled()` for CUDA. `DISPATCH_DEVICE` turns the policies on and off.

@@ -10,8 +10,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from llmsim_magic.capture.kernels.tensors import tensors_in
-from llmsim_magic.capture.train.host_values import HostValues
-from llmsim_magic.capture.train.published_optimizers import (
+from llmsim_magic.capture.optimizers.host_values import HostValues
+from llmsim_magic.capture.optimizers.published_optimizers import (
     BitsAndBytes,
     Lion,
     TransformersAdafactor,

@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from llmsim_magic.analyses.allocations.caching_allocator import Block, CachingAllocator
+from llmsim_magic.analyses.allocations.tensor_lifetimes import Lifetime, Peak, lifetimes
 from llmsim_magic.analyses.kernels.memoize import memoize
-from llmsim_magic.analyses.memory.caching_allocator import Block, CachingAllocator
-from llmsim_magic.analyses.memory.tensor_lifetimes import Lifetime, Peak, lifetimes
 from llmsim_magic.records.trace.recorded import Record
 from llmsim_magic.records.trace.trace import Trace
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from llmsim_magic.analyses.allocations.step_allocations import Alive, Moment, step_allocations
+from llmsim_magic.analyses.allocations.step_events import STAGE_OF, Stage
+from llmsim_magic.analyses.allocations.tensor_lifetimes import operator_name
 from llmsim_magic.analyses.graph.layers import Layer, index_spans, layers
-from llmsim_magic.analyses.memory.step_allocations import Alive, Moment, step_allocations
-from llmsim_magic.analyses.memory.step_events import STAGE_OF, Stage
-from llmsim_magic.analyses.memory.tensor_lifetimes import operator_name
 from llmsim_magic.records.trace.trace import Trace
 
 _MOST_POINTS = 240
