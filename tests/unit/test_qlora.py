@@ -278,3 +278,12 @@ def test_without_peft_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(CannotTrace, match=r"qlora needs peft.*llmsim-magic\[train\]"):
         with_qlora(small_models.build("llama", "meta"), ALL)
+
+
+def test_two_weights_of_a_byte_are_two_parameters() -> None:
+    plain = llmsim.trace(small_models.llama(), phase="train", context=4)
+    packed = llmsim.trace(small_models.llama(), phase="train", context=4, qlora=True, lora="r=2")
+    adapters = packed.modules.trainable.sum()
+    assert packed.summary.value["parameters"] == plain.summary.value["parameters"] + adapters
+    weight = next(p for p in packed.trace.parameters if p.packed == 2)
+    assert weight.nbytes * 2 == weight.numel

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmsim_magic.capture.record.hooks import PACKED
+
 META = torch.device("meta")
 BLOCK = 64  # weights that share a largest absolute value
 NESTED_BLOCK = 256  # such values, in 8 bits, that share one of their own
@@ -91,6 +93,7 @@ class Linear4bit(nn.Linear):
         blocks = ceil(count / BLOCK)
         packed = torch.empty(ceil(count / 2), 1, dtype=torch.uint8, device=META)
         self.weight = nn.Parameter(packed, requires_grad=False)
+        setattr(self.weight, PACKED, 2)
         self.register_parameter("bias", bias)
         self._keep("absmax", torch.empty(blocks, dtype=torch.uint8, device=META))
         self._keep("quant_map", _floats(16))

@@ -19,6 +19,8 @@ from llmsim_magic.records.printable import is_printable
 from llmsim_magic.records.trace.recorded import Role
 from llmsim_magic.records.trace.trace import Module, Parameter, Scalar
 
+PACKED = "weights_per_item"  # attribute of a parameter whose items hold several weights each
+
 
 class HookListener(Protocol):
     """Receives module calls; runs or replays repeated layers."""
@@ -228,6 +230,7 @@ def _parameters(model: torch.nn.Module) -> Iterator[Parameter]:
                 trainable=tensor.requires_grad,
                 is_buffer=is_buffer,
                 tied_to=None if first_name == name else first_name,
+                packed=getattr(tensor, PACKED, 1),
             )
 
 

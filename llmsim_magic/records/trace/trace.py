@@ -33,7 +33,10 @@ class Module:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A parameter or buffer; `tied_to` is the first name of a shared one, else None."""
+    """A parameter or buffer; `tied_to` is the first name of a shared one, else None.
+
+    `packed` is the number of weights that each stored item holds: two of four bits in a byte.
+    """
 
     name: str
     owner: str
@@ -43,14 +46,15 @@ class Parameter:
     trainable: bool
     is_buffer: bool
     tied_to: str | None
+    packed: int = 1
 
     @property
     def numel(self) -> int:
-        return numel(self.shape)
+        return numel(self.shape) * self.packed
 
     @property
     def nbytes(self) -> int:
-        return self.numel * self.itemsize
+        return numel(self.shape) * self.itemsize
 
 
 class CacheSlot(msgspec.Struct, frozen=True, gc=False):
