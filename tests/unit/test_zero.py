@@ -15,6 +15,7 @@ import transformers
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.allocations.step_allocations import step_allocations
 from llmsim_magic.analyses.cost.operator_costs import totals
+from llmsim_magic.analyses.cost.tokens_read import tokens_read
 from llmsim_magic.analyses.data_parallel.zero import rank_of_step
 from llmsim_magic.analyses.parallel.collectives import Collective, collectives
 from llmsim_magic.analyses.torch_time.exchange_time import with_exchanges
@@ -83,6 +84,10 @@ def _padded(shape: tuple[int, ...], ranks: int = RANKS) -> int:
 
 def _peak(trace: Trace) -> int:
     return step_allocations(trace).steady.peak.alive.total
+
+
+def test_a_step_reads_the_tokens_of_every_rank() -> None:
+    assert tokens_read(_trace(0, dp=4)) == 4 * tokens_read(_trace(0, dp=1))
 
 
 def test_one_device_has_its_step_unchanged() -> None:

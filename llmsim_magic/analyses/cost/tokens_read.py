@@ -9,15 +9,17 @@ def tokens_read(trace: Trace) -> int:
 
     Decode reads one per sequence. Other phases read the requested context, or the length of the
     longest stack of layers if the model fixes its own length. A training step reads all of its
-    micro-batches, of which one is recorded.
+    micro-batches, of which one is recorded, on each of its data-parallel devices.
     """
     workload = trace.workload
     if workload.phase == "decode":
         return workload.batch
-    micro_batches = 1 if trace.training is None else trace.training.accumulate
+    training = trace.training
+    micro_batches, devices = (1, 1) if training is None else (training.accumulate, training.dp)
     requested = workload.batch * max(workload.context, 1)
     read = [_rows(trace, layer) * micro_batches for layer in _first_layers(trace)]
-    return requested if requested in read else max(read, default=requested)
+    of_one = requested if requested in read else max(read, default=requested)
+    return of_one * devices
 
 
 def _first_layers(trace: Trace) -> list[Layer]:

@@ -61,8 +61,7 @@ class StepOnDevice:
     @property
     def tokens(self) -> int:
         """The tokens that all devices read in a step."""
-        training = self.trace.training
-        return tokens_read(self.trace) * (1 if training is None else training.dp)
+        return tokens_read(self.trace)
 
     @property
     def cost(self) -> float:
