@@ -224,7 +224,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             **_EXECUTION,
             **_WORKLOAD,
             **_BAND,
-            "tokens_per_s": "tokens read per second on all devices; in decode one for each sequence",
+            "tokens_per_s": "tokens read per second on all devices; in decode one a sequence",
             "tokens_per_s_low": "tokens per second at the slow end of the band",
             "tokens_per_s_high": "tokens per second at the fast end of the band",
             **_PASSES,
