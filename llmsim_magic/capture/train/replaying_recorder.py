@@ -1,11 +1,15 @@
 """Record a training step of which layers that repeat earlier ones are replayed."""
 
+import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
+from llmsim_magic.capture.kernels import kernel_facts
 from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
 from llmsim_magic.capture.record.events import BackwardCall, LayerSpan, ReplayCall
@@ -35,16 +39,29 @@ class ReplayingRecorder(StepRecorder):
     Args:
         owners: Role and name of the model's storages, by storage address.
         evaluation: The partial evaluation of the step.
+        model: The model.
     """
 
     def __init__(
-        self, owners: Mapping[int, tuple[Role, str]], evaluation: PartialEvaluation
+        self,
+        owners: Mapping[int, tuple[Role, str]],
+        evaluation: PartialEvaluation,
+        model: torch.nn.Module,
     ) -> None:
         super().__init__(owners)
         self._evaluation = evaluation
         self._replays = LayerReplayer(evaluation, self.table)
         self._runs: list[LayerRun] = []
         self._replayed: list[ReplayedLayer] = []
+        self._called: set[str] = set()  # layers, by path
+        self._replayed_nodes: set[int] = set()  # numbers of the nodes of replayed layers
+        self._random_kernels = 0
+        self._uses = Counter(
+            id(parameter)
+            for part in model.modules()
+            for parameter in part._parameters.values()
+            if parameter is not None
+        )
         self._recomputed: dict[str, tuple[int, int, int]] = {}  # where a layer begins again
         # The place of each kernel of backward, and the number of its node.
         self._backward_kernels: list[tuple[tuple[int, int, int], int]] = []
@@ -63,7 +80,8 @@ class ReplayingRecorder(StepRecorder):
         if self._now == "backward":
             self._recomputed[layer.path] = self._position()
             return self._run_layer(layer, forward, args, kwargs)
-        if self._is_in_checkpoint():
+        self._check_first_call(layer)
+        if self._is_in_checkpoint() or not self._has_own_parameters(layer):
             return self._run_layer(layer, forward, args, kwargs)
         with unrecorded():
             described = self._replays.describe(layer, (args, kwargs))
@@ -77,6 +95,8 @@ class ReplayingRecorder(StepRecorder):
             inputs = self.table.add_all(call.tensors)
             start, node = self._position(), AUTOGRAD._get_sequence_nr()
             assumed, values = self._evaluation.assumed.copy(), call.host_values
+            is_leaf = any(each.requires_grad and each.is_leaf for each in call.tensors)
+            draws = self._draws()
             del call, described
         output = self._run_layer(layer, forward, args, kwargs)
         with unrecorded():
@@ -90,7 +110,8 @@ class ReplayingRecorder(StepRecorder):
             self._runs.append(run)
             tensors = tensors_in((args, kwargs))
             run.output = output_of(output, tensors)
-            if run.output is not None and before.is_unchanged(self._evaluation, (args, kwargs)):
+            is_repeatable = run.output is not None and not is_leaf and draws == self._draws()
+            if is_repeatable and before.is_unchanged(self._evaluation, (args, kwargs)):
                 for each in values:
                     each.release()
                 run.key = key
@@ -117,6 +138,7 @@ class ReplayingRecorder(StepRecorder):
         given = list({id(each): each for each in tensors if each.requires_grad}.values())
         numbers = self.table.add_all(given)
         backward = partial(self._replay_backward, replayed, numbers)
+        self._replayed_nodes.add(AUTOGRAD._get_sequence_nr())
         made = list(OneNode.apply(output, backward, *given))
         replayed.outputs = self.table.add_all(made)
         for storage in {self.table.tensors[number].storage for number in replayed.outputs}:
@@ -137,7 +159,13 @@ class ReplayingRecorder(StepRecorder):
         gradients: tuple[torch.Tensor | None, ...],
         made: list[torch.Tensor],
     ) -> None:
-        """Notes the backward of a replayed layer, and gives its parameters gradients."""
+        """Notes the backward of a replayed layer, and gives its parameters gradients.
+
+        Raises:
+            UnequalBackward: It is not the one backward of the step.
+        """
+        if self._now != "backward" or replayed.backward is not None or torch.is_grad_enabled():
+            raise UnequalBackward
         with unrecorded(), torch._C._DisableTorchDispatch():
             table = self.table
             event = ReplayCall(
@@ -172,6 +200,7 @@ class ReplayingRecorder(StepRecorder):
             if run.is_repeated:
                 run.backward = self._backward_span(run)
                 _check_gradients(run.layer.module)
+        self._check_outputs()
         for replayed in self._replayed:
             pairs, event = replayed.pairs(self.table), replayed.backward
             if (event is None) is not (replayed.run.backward is None):
@@ -204,6 +233,58 @@ class ReplayingRecorder(StepRecorder):
             (events, last_event + 1), (kernels, last_kernel + 1), (calls, calls), in_helper=False
         )
 
+    def _check_outputs(self) -> None:
+        """Check that repeated layers hand on nothing but their output, as through a hook.
+
+        Raises:
+            UnequalBackward: A kernel elsewhere reads a tensor that such a layer made.
+        """
+        storages = [tensor.storage for tensor in self.table.tensors]
+        inside: dict[int, LayerRun] = {}
+        for run in self._runs:
+            if run.is_repeated:
+                outputs = {storages[number] for number in run.outputs}
+                for call in self.kernels[slice(*run.span.kernels)]:
+                    made = {storages[number] for number in call.kernel.writes}
+                    inside |= dict.fromkeys(made - outputs, run)
+        for place, call in enumerate(self.kernels):
+            for number in call.kernel.inputs:
+                maker = inside.get(storages[number])
+                if maker is not None and not maker.runs(place):
+                    raise UnequalBackward
+
+    def _check_first_call(self, layer: Layer) -> None:
+        """Check that no layer is called again that was replayed, or that others repeat.
+
+        Raises:
+            UnequalBackward: Its second call adds to the gradients of the first.
+        """
+        if layer.path not in self._called:
+            self._called.add(layer.path)
+            return
+        repeated = {run.layer.path for run in self._runs if run.is_repeated}
+        if layer.path in repeated or any(each.layer is layer for each in self._replayed):
+            raise UnequalBackward
+
+    def _has_own_parameters(self, layer: Layer) -> bool:
+        """Whether no parameter of a layer stands anywhere else in the model."""
+        return all(
+            self._uses[id(parameter)] == 1
+            for part in layer.module.modules()
+            for parameter in part._parameters.values()
+            if parameter is not None
+        )
+
+    def _draws(self) -> tuple[object, ...]:
+        """The states of random generators, which differ when numbers were drawn."""
+        return random.getstate(), str(np.random.get_state()), self._random_kernels
+
+    def kernel(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Record a kernel that has run, and count those that draw random numbers on the host."""
+        if kernel_facts.facts(func).is_random and isinstance(out, torch.Tensor):
+            self._random_kernels += not out.is_meta
+        super().kernel(func, args, kwargs, out)
+
     def _is_in_checkpoint(self) -> bool:
         """Whether the caller of the layer runs inside a checkpoint."""
         outermost, caller = self._open[:1], self._open[-1:]
@@ -213,7 +294,10 @@ class ReplayingRecorder(StepRecorder):
         self._recomputed.setdefault(path, self._position())
 
     def _backward_of(self, node: Any) -> BackwardCall:
-        self._backward_kernels.append((self._position(), node_number(node)))
+        number = node_number(node)
+        if number in self._replayed_nodes:  # a sum with a gradient from outside of the layer
+            raise UnequalBackward
+        self._backward_kernels.append((self._position(), number))
         return super()._backward_of(node)
 
 

@@ -160,7 +160,7 @@ class _Step:
             evaluating_partially(progress=progress, with_gradients=True) as evaluation,
         ):
             recorder = (
-                ReplayingRecorder(hooks.roles, evaluation)
+                ReplayingRecorder(hooks.roles, evaluation, self.meta_model.module)
                 if self.replay
                 else StepRecorder(hooks.roles)
             )
