@@ -25,7 +25,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 _flags = st.booleans()
 _sizes = st.sampled_from((1, 2, 3, 16, 128))
 _some_sizes = _sizes | st.lists(_sizes, max_size=2)
-_phases = st.sampled_from(("prefill", "decode"))
+_phases = st.sampled_from(("prefill", "decode", "train"))
 _dtypes = st.sampled_from(("bfloat16", "fp16", "float32", torch.float16, None))
 _parts = st.sampled_from((1, 1, 1, 2))
 _names = st.sampled_from(("H100", "A100,L40S", ["H100", "MI300X"], "all", "TPU v5e", ()))
@@ -45,6 +45,17 @@ _DEPLOYED = {
     "pp": _parts,
     "ep": _parts,
 }
+_TRAINING = {
+    "optimizer": st.sampled_from(("adamw", "sgd", "adafactor", "adamw_8bit", "lion", "muon")),
+    "precision": st.sampled_from(("bf16", "fp32", "amp", None)),
+    "checkpointing": _flags,
+    "lora": st.sampled_from(("r=4", "r=8,targets=all-linear", "r=2,targets=q_proj", None)),
+    "qlora": _flags,
+    "accumulate": _parts,
+    "packed": _flags,
+    "zero": st.sampled_from((0, 1, 2, 3)),
+    "dp": _parts,
+}
 _INPUTS: st.SearchStrategy[Any] = st.sampled_from(
     [torch.ones(2, 4), (torch.ones(1, 4),), {"input": torch.ones(4)}, [torch.ones(0, 4)]]
 )
@@ -52,6 +63,7 @@ LEGAL: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "trace": {
         **_BUILT,
         **_DEPLOYED,
+        **_TRAINING,
         "phase": _phases,
         "batch": _sizes,
         "context": _sizes,
@@ -60,6 +72,7 @@ LEGAL: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "sweep": {
         **_BUILT,
+        **_TRAINING,
         "phase": _phases | st.just("both"),
         "batch": _some_sizes,
         "context": _some_sizes,
@@ -71,6 +84,8 @@ LEGAL: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "size": {
         **{key: value for key, value in _BUILT.items() if key != "replay"},
         **_DEPLOYED,
+        **_TRAINING,
+        "phase": st.just("train"),
         "batch": _sizes,
         "context": _sizes,
         "cancelled": st.just(lambda: False),
@@ -92,12 +107,16 @@ def cases(draw: st.DrawFn) -> tuple[str, Any, dict[str, Any]]:
     called = draw(st.sampled_from(("trace", "trace", "sweep", "size")))
     legal = LEGAL[called]
     names = draw(st.lists(st.sampled_from(sorted(legal)), max_size=4, unique=True))
+    trains = draw(st.booleans())  # these options are legal in no other phase
+    names = [name for name in names if trains or name not in _TRAINING]
     model = draw(st.sampled_from(sorted(MODELS)))
     if model == "linear":
         names = ["inputs"] if called == "trace" else names
     else:
         names = [name for name in names if name != "inputs"]
     keywords = QUICK[called] | {name: draw(legal[name]) for name in names}
+    if trains:
+        keywords["phase"] = "train"
     for name in draw(st.lists(st.sampled_from(sorted(legal)), max_size=1)):
         keywords[name] = draw(anything if name in _CALLED else _hostile)
     return called, draw(st.sampled_from((*[model] * 9, None))) or draw(odd), keywords

@@ -128,7 +128,7 @@ def cases(draw: st.DrawFn) -> Case:
         model,
         draw(st.sampled_from((*[False] * 19, True))),
         draw(st.sampled_from((True, True, True, False))),
-        draw(st.sampled_from(("prefill", "prefill", "decode"))),
+        draw(st.sampled_from(("prefill", "prefill", "decode", "train"))),
         tuple(draw(st.lists(changes(model), min_size=1, max_size=2))),
     )
 

@@ -26,7 +26,17 @@ from tests.helpers.outcomes import check_outcome
 from tests.helpers.shells import NO_HISTORY
 
 VIEWS = ("--summary", "--ops", "--deps", "--topological", "--costs", "--memory", "--multi-config")
-FLAGS = (*VIEWS, "--base", "--no-replay", "--sure", "--trust-remote-code", "--help", "-h")
+TRAINING = ("--checkpointing", "--qlora", "--packed", "--phase=train", "--phase=train")
+FLAGS = (
+    *VIEWS,
+    *TRAINING,
+    "--base",
+    "--no-replay",
+    "--sure",
+    "--trust-remote-code",
+    "--help",
+    "-h",
+)
 LEGAL: dict[str, tuple[str, ...]] = {
     **{option.flag: option.choices for option in OPTIONS if option.choices},
     "--hardware": ("H100", "A100,MI300X", "all", "RTX4090", "TPUv5e"),
@@ -38,6 +48,10 @@ LEGAL: dict[str, tuple[str, ...]] = {
     "--tp": ("1", "2", "3"),
     "--pp": ("1", "2", "5"),
     "--ep": ("1", "2"),
+    "--optimizer": ("adamw", "sgd", "adamw_8bit", "lion"),
+    "--lora": ("r=4", "r=8,targets=all-linear", "r=2,targets=c_attn", "r=0"),
+    "--accumulate": ("1", "2", "3"),
+    "--dp": ("1", "2", "8"),
     "--compare": ("gpt2", "variable"),
     "--csv": ("out", "out/deeper", "file"),
     "-o": ("kept", "r"),

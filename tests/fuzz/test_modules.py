@@ -1,5 +1,6 @@
 """Any module with any inputs gives a correct report or an error, and changes no state."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from tests.helpers.modules.valid_modules import SOUND
 from tests.helpers.modules.wrappers import ODD_WRAPS, SAME
 from tests.helpers.outcomes import check_outcome
 from tests.helpers.real_forward import differences, really_run
+from tests.helpers.real_training import differences as differences_of_steps
+from tests.helpers.real_training import mean_of_output, real_step, traced_step
 
 GOES_THROUGH = (KeyboardInterrupt, SystemExit, GeneratorExit, Own)  # no Exception: not ours to stop
 pytestmark = pytest.mark.slow  # `test_odd_modules.py` has what was found
@@ -168,6 +171,32 @@ def test_a_sound_module_is_traced_as_it_really_runs(plan: Plan | str, wrap: str)
             module(x)
 
 
+# Which have other kernels on a CPU than on the GPU whose step is traced.
+OTHERWISE_ON_CPU = (
+    *("bag", "attention", "encoder layer", "encoder", "transformer", "autocast"),
+    *("lstm", "lstm both ways", "gru", "rnn"),
+)
+
+
+@given(plans(st.sampled_from([name for name in SOUND if name not in OTHERWISE_ON_CPU])))
+def test_a_step_of_a_sound_module_is_traced_as_it_really_runs(plan: Plan | str) -> None:
+    torch.manual_seed(0)
+    module, x = built(plan), valid_input()
+    with assert_state_unchanged(module):
+        report = check_outcome(
+            lambda: llmsim.trace(module, inputs=x, phase="train", loss=mean_of_output)
+        )
+    named = next(iter(inspect.signature(module.forward).parameters))
+    try:
+        real = real_step(module.train(), {named: x}, mean_of_output)
+        torch.optim.AdamW(module.parameters()).step()
+    except RuntimeError:  # such as of nothing that is trained
+        assert isinstance(report, str)
+    else:
+        assert isinstance(report, Report)
+        assert dict(differences_of_steps(real, traced_step(report.trace))) == {}
+
+
 @given(around(st.sampled_from(list(ODD))), st.sampled_from(list(ODD_WRAPS)))
 def test_whatever_a_module_is_or_does_ends_well(plan: Plan | str, wrap: str) -> None:
     torch.manual_seed(0)
@@ -196,7 +225,11 @@ def ends_well(module: Any, inputs: Any) -> None:
     modules = [module] if isinstance(module, nn.Module) else []
     with assert_state_unchanged(*modules):
         before = plain(inputs)
-        for ask in (lambda: llmsim.trace(module, inputs=inputs), lambda: llmsim.trace(module)):
+        for ask in (
+            lambda: llmsim.trace(module, inputs=inputs),
+            lambda: llmsim.trace(module, inputs=inputs, phase="train", loss=mean_of_output),
+            lambda: llmsim.trace(module),
+        ):
             try:
                 answer = check_outcome(ask)
             except GOES_THROUGH:

@@ -1,5 +1,8 @@
 """Reports as text: numbers in people's units, folded layers, columns that fit."""
 
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -212,3 +215,16 @@ def test_only_the_signs_that_a_table_uses_are_explained() -> None:
     shown = as_text([Section("T", many)], ())
     assert "[1, 16, 128, 128] +1" in shown
     assert "×N: N identical layers, and below it one of them; +N: N more shapes." in shown
+
+
+def test_the_first_text_of_a_process_leaves_its_random_numbers_unchanged() -> None:
+    """The import of rich draws one."""
+    code = """
+        import random
+        from llmsim_magic.views.pages.text_page import as_text
+        from llmsim_magic.views.section import Page
+        before = random.getstate()
+        as_text(Page("A page", ()))
+        assert random.getstate() == before
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

@@ -1,6 +1,9 @@
 """A report as text that fits a terminal, with or without colour."""
 
+import importlib
 import io
+import random
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -53,7 +56,16 @@ def as_text(
     return "\n".join(line.rstrip() for line in text.rstrip("\n").split("\n"))
 
 
+def _import_rich() -> None:
+    """Import rich, whose import draws a number from `random`, and leave its state unchanged."""
+    if "rich.console" not in sys.modules:
+        state = random.getstate()
+        importlib.import_module("rich.console")
+        random.setstate(state)
+
+
 def _console(width: int, *, color: bool) -> "Console":
+    _import_rich()
     from rich.console import Console
 
     return Console(
