@@ -173,9 +173,7 @@ def test_long_work_is_cancelled_by_the_button_and_by_the_kernels_interrupt(
     for _ in range(3):
         panel.button("Trace").click()
         panel.wait_for("building")
-        took.append(
-            seconds(lambda: (panel.button("Cancel").click(), panel.wait_for("cancelled")))
-        )
+        took.append(seconds(lambda: (panel.button("Cancel").click(), panel.wait_for("cancelled"))))
     print(f"\nCancel answers in {min(took):.3f} s")
     assert min(took) < 0.5  # others may use the machine meanwhile
     assert panel.root.locator(".widget-tab.llmsim-stale").count() == 1

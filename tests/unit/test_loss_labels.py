@@ -148,3 +148,38 @@ def test_a_loss_that_fails_is_told_from_a_model_that_fails() -> None:
     model = trainable(copy_without_weights(Picky(small_models.bert()), "picky"), Training())
     with pytest.raises(CannotTrace, match=r"its own loss does not.*lack the weather"):
         run_step(model, Workload("train", BATCH, CONTEXT), Training())
+
+
+given_labels: list[type] = []  # a trace leaves no attribute of a model changed
+
+
+class Detects(PreTrainedModel):
+    """Predicts three boxes, and refuses what is not objects with boxes."""
+
+    config_class = transformers.BertConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.embed = torch.nn.Embedding(config.vocab_size, 3 * 4)
+        self.post_init()
+
+    def forward(self, input_ids: torch.Tensor, labels: Any = None) -> ModelOutput:
+        boxes = self.embed(input_ids).mean(1).unflatten(-1, (3, 4))
+        loss = None
+        if labels is not None:
+            given_labels.append(type(labels))
+            if not isinstance(labels, list):
+                raise IndexError("too many indices")
+            count = len(labels[0]["boxes"])
+            loss = sum((boxes[n, :count] - each["boxes"]).sum() for n, each in enumerate(labels))
+        return ModelOutput(loss=loss, logits=boxes, pred_boxes=boxes)
+
+
+def test_a_model_that_predicts_boxes_is_given_objects_first() -> None:
+    from llmsim_magic.capture.models.live_model_copy import copy_without_weights
+
+    model = trainable(copy_without_weights(Detects(small_models.bert()), "detects"), Training())
+    trace = run_step(model, Workload("train", BATCH, CONTEXT), Training())
+    assert {each.part for each in trace.recorded.operators} >= {"forward", "backward"}
+    assert set(given_labels) == {list}

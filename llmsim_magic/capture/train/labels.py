@@ -116,11 +116,11 @@ class LabelChoices:
     # labels
 
     def _labels(self) -> Iterator[Callable[[], Any]]:
-        """Ways to make `labels` of the shapes of the output."""
-        for shaped in dict.fromkeys(self._shapes()):
-            yield shaped.make
+        """Ways to make `labels` of the shapes of the output; to predicted boxes belong objects."""
         if "pred_boxes" in self._outputs:
             yield self._objects
+        for shaped in dict.fromkeys(self._shapes()):
+            yield shaped.make
         if not self._generates:
             yield from self._token_labels()
 
