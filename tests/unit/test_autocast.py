@@ -4,7 +4,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch.testing._internal.autocast_test_lists import AutocastTestLists
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from llmsim_magic.capture.autocast.autocast import autocast_on_meta, autocasting
+from llmsim_magic.capture.autocast.autocast import AutocastMode
 from llmsim_magic.capture.autocast.autocast_policies import POLICIES
 from llmsim_magic.capture.configs.resolve import ConfigSource
 from llmsim_magic.capture.meta.evaluation_modes import evaluating_partially
@@ -31,6 +31,23 @@ from tests.helpers import small_models
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 LISTS = AutocastTestLists("cpu")  # of torch's own tests of CUDA autocast
+
+
+@contextmanager
+def autocast_on_meta() -> Iterator[None]:
+    """Let regions act on tensors on meta."""
+    mode = AutocastMode()
+    with mode.following_regions(), mode:
+        yield
+
+
+@contextmanager
+def autocasting(dtype: torch.dtype) -> Iterator[None]:
+    """As `torch.autocast("cuda", dtype)` on a CUDA device."""
+    stack = _get_current_function_mode_stack()
+    is_followed = any(isinstance(mode, AutocastMode) for mode in stack)
+    with nullcontext() if is_followed else autocast_on_meta(), torch.autocast("cpu", dtype):
+        yield
 
 
 def meta(value: Any) -> Any:

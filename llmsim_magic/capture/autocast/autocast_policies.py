@@ -152,10 +152,13 @@ def applying_policies(casts: Casts) -> Iterator[None]:
     with _lock:
         _libraries()
     outer, _thread.casts = getattr(_thread, "casts", None), casts
+    # Without a guard, which would bring back the modes of the code that opened a region.
+    was_included = torch._C._dispatch_tls_is_dispatch_key_included(_KEY)
+    torch._C._dispatch_tls_set_dispatch_key_included(_KEY, True)
     try:
-        with torch._C._IncludeDispatchKeyGuard(_KEY):
-            yield
+        yield
     finally:
+        torch._C._dispatch_tls_set_dispatch_key_included(_KEY, was_included)
         _thread.casts = outer
         casts.forget()
 

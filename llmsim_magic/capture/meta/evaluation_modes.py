@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from llmsim_magic.capture.autocast.autocast import AutocastMode
 from llmsim_magic.capture.kernels.failure_reason import untraceable_operator
 from llmsim_magic.capture.kernels.fused_kernels import (
     RECURRENT,
@@ -217,17 +217,15 @@ def _run_in_float64(func: Any, args: Any, keywords: dict[str, Any]) -> Any:
     return tree_map(lambda out: out.to(first.dtype), func(*args, **keywords))
 
 
-class _FunctionMode(TorchFunctionMode):
+class _FunctionMode(AutocastMode):
     """Handles calls that read or create values without any kernel that a dispatch mode sees."""
 
     def __init__(self, evaluation: PartialEvaluation) -> None:
         super().__init__()
         self._evaluation = evaluation
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        keywords = dict(kwargs or {})
+    def call(self, func: Any, types: Any, args: Any, keywords: dict[str, Any]) -> Any:
+        """Run a function, in pieces that the evaluation and its listener see."""
         if types:
             _refuse_structures(types)
         if func in _SIZES:
@@ -403,5 +401,6 @@ def evaluating_partially(
         evaluation = PartialEvaluation(before)
         kernel_mode = _KernelMode(evaluation, progress or Progress(), stopped)
         gradients = torch.enable_grad() if with_gradients else torch.no_grad()
-        with gradients, _uncompiled(), _FunctionMode(evaluation), kernel_mode:
+        functions = _FunctionMode(evaluation)
+        with gradients, _uncompiled(), functions.following_regions(), functions, kernel_mode:
             yield evaluation

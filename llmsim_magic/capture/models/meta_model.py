@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.autocast.requested_regions import noting_requests
 from llmsim_magic.capture.checkpoint.lora_adapter import add_lora
 from llmsim_magic.capture.checkpoint.match_names import match_parameters
 from llmsim_magic.capture.checkpoint.tied_head import separate_head
@@ -147,7 +148,7 @@ def _module(
 def _built(build: Callable[..., Any], config: Any, options: dict[str, Any], name: str) -> Any:
     """Call the model's constructor on the meta device; keep the values of small buffers."""
     try:
-        with preserved_rng(), tracking_buffers() as buffers, META:
+        with preserved_rng(), noting_requests(), tracking_buffers() as buffers, META:
             module = build(config, **options)
     except TooManyWeights as error:
         raise CannotTrace(f"{name}: {error}") from error

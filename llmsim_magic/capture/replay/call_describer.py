@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.autocast.autocast import AutocastState, autocast_state
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
 from llmsim_magic.capture.replay.argument_key import HostValues
 from llmsim_magic.capture.replay.layer_equality import LayerCall, call_of, describe_call
@@ -41,7 +42,11 @@ class CallDescriber:
             The description; None if the arguments cannot be compared, such as iterators.
         """
         last = self._last.pop(layer.kind, None)
-        if last is not None and last.changes == self._evaluation.changes:
+        autocast = autocast_state()
+        if last is not None and (last.changes, last.autocast) == (
+            self._evaluation.changes,
+            autocast,
+        ):
             tensors = last.replaced(arguments, self._evaluation)
             if tensors is not None:
                 self._last[layer.kind] = last
@@ -59,7 +64,7 @@ class CallDescriber:
                 return last.call
         call = describe_call(self._evaluation, layer, arguments, self._host_values)
         if call is not None and _is_repeatable(call):
-            self._last[layer.kind] = _LastCall(call, self._evaluation.changes)
+            self._last[layer.kind] = _LastCall(call, self._evaluation.changes, autocast)
         return call
 
     def keep(self, call: LayerCall) -> None:
@@ -69,10 +74,14 @@ class CallDescriber:
 
 @dataclass(slots=True)
 class _LastCall:
-    """A call whose arguments cannot change unnoticed, and the changes of the pass before it."""
+    """A call whose arguments cannot change unnoticed, and the changes of the pass before it.
+
+    `autocast` is the state of autocast in it.
+    """
 
     call: LayerCall
     changes: int
+    autocast: AutocastState
 
     def replaced(self, arguments: Any, evaluation: PartialEvaluation) -> list[torch.Tensor] | None:
         """The tensors of other arguments; None unless those have the same key.

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.autocast.autocast import autocast_state
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
 from llmsim_magic.capture.replay.argument_key import ArgumentKey, CannotReplay, HostValues
 from llmsim_magic.capture.replay.layer_matching import INDEX, Layer
@@ -34,7 +35,7 @@ class LayerCall:
     """The arguments of a layer, and the layer's part of the state before it runs.
 
     Attributes:
-        key: Equal for calls with equal arguments.
+        key: Equal for calls with equal arguments under the same autocast.
         numbers: The numbers of the layer's part of the state in this call.
         offset: The argument by which those are larger than the layer's own; 0 without one.
         arguments: The positional and keyword arguments, as one tuple.
@@ -107,7 +108,7 @@ def describe_call(
     indices, offset = _take_indices(layer, args, keywords)
     numbers = tuple(number + offset for number in layer.numbers)
     try:
-        key = indices, described.key((args, keywords))
+        key = indices, described.key((args, keywords)), autocast_state()
     except CannotReplay:
         return None
     if any(tensor.is_inference() for tensor in described.tensors):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch.autograd.graph import _engine_run_backward, saved_tensors_hooks
 
-from llmsim_magic.capture.autocast.autocast import autocast_on_meta, autocasting
 from llmsim_magic.capture.inputs.given_inputs import batch_size
 from llmsim_magic.capture.kernels.call_stack import call_model
 from llmsim_magic.capture.kernels.failure_reason import failure_reason
@@ -208,8 +207,9 @@ class _Step:
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
         is_amp = self.training.precision == "amp"
-        with hooks.reporting_to(recorder), autocast_on_meta() if is_amp else nullcontext():
-            autocast = autocasting(torch.bfloat16) if is_amp else nullcontext()
+        # A region for any device is one for the device of the trace.
+        autocast = torch.autocast("cpu", torch.bfloat16) if is_amp else nullcontext()
+        with hooks.reporting_to(recorder):
             with evaluation.reporting_to(recorder):
                 with saved_tensors_hooks(recorder.saving, _unchanged), autocast:
                     output = call_model(module, self.args, keywords)
