@@ -33,6 +33,7 @@ from llmsim_magic.analyses.torch_time.transformers_time import transformers_time
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.catalog.torch_calibration import torch_calibration
 from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.torch_kernel import TorchKernel, TorchSample
 from llmsim_magic.records.trace.trace import Trace
 from tests.helpers.small_models import CONFIGS
@@ -115,6 +116,51 @@ def test_a_result_whose_rows_are_not_aligned_takes_longer() -> None:
             for columns in (50257, 50264)
         )
         assert least <= odd / even <= most
+
+
+def low_precisions() -> Iterator[tuple[str, str]]:
+    for name, device in accelerators.entries().items():
+        if "fp32" in device.peak_flops and device.bandwidth_bytes_per_s:
+            for dtype in ("bf16", "fp16"):
+                if dtype in device.peak_flops:
+                    yield name, dtype
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*low_precisions()])
+def test_no_product_in_16_bits_is_slower_than_in_32(name: str, dtype: str) -> None:
+    """It reads half as much, and every device can compute it with the units that fp32 uses."""
+    device, vocabularies = accelerators.find(name), (50257, 151_669, 32_000, 30_522, 128_256)
+    sides = (1, 7, 100, 768, 4095, 4098, 8192)
+    shapes = [(rows, columns, 768) for rows in sides for columns in vocabularies]
+    shapes += [(rows, columns, length) for rows in sides for columns in sides for length in sides]
+    for rows, columns, length in shapes:
+        single = product(rows, columns, length, "fp32")
+        for factor in (2, 4, 8, 16):
+            half = replace(product(rows, columns, length, dtype), alignment=factor)
+            seconds, widest = (
+                kernel_time(each, device, CONSTANTS).seconds for each in (half, single)
+            )
+            assert seconds <= widest * (1 + 1e-9), (rows, columns, length, factor)
+
+
+def test_the_loss_by_alignment_is_that_of_loads_and_not_of_tensor_cores() -> None:
+    """Of two devices with equal units and clocks, the one with the faster tensor cores loses more.
+
+    A unit of an RTX 4090 computes an eighth as much a cycle as one of an H100, which loads as much.
+    """
+    odd, even = product(8192, 50257, 768), product(8192, 50264, 768)
+
+    def loss(device: Accelerator) -> float:
+        one, other = (kernel_time(each, device, CONSTANTS).work_s for each in (odd, even))
+        return one / other
+
+    faster = replace(H100, peak_flops={**H100.peak_flops, "bf16": 2 * H100.peak("bf16")})
+    assert loss(faster) == pytest.approx(2 * loss(H100), rel=0.01)
+    names = ("B200", "H100-SXM5-80GB", "A100-SXM4-80GB", "L40S", "RTX 4090", "M2 Max (38-core)")
+    losses = [loss(accelerators.find(name)) for name in names]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-2] < 1.25
+    assert losses[-1] == pytest.approx(1, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["H100", "A100", "H20", "RTX 4090", "MI300X", "B200"])

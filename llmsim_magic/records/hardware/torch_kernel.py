@@ -87,8 +87,9 @@ class TorchConstants:
         matmul_memory_share: of the bandwidth, for weights.
         matmul_share: of the peak, in whole waves of tiles.
         tile_overhead: rows and columns that the fixed work of a tile is worth.
-        misaligned_share: of the matmul's share, where rows of a factor or of the result start at
-            multiples of 2 bytes, and not of 16.
+        misaligned_flops: of a compute unit in a cycle, of which products reach the matmul's share
+            where rows of a factor or of the result start at multiples of 2 bytes, and not of 16.
+            Loads bound those, which are as many a cycle whatever the rate of tensor cores is.
         grouped_share: of the peak, for the products of a mixture's experts.
         attention_share: of the peak, at 1,024 keys.
         attention_length: exponent of that share in the number of keys.
@@ -110,7 +111,7 @@ class TorchConstants:
     matmul_memory_share: float
     matmul_share: float
     tile_overhead: float
-    misaligned_share: float
+    misaligned_flops: float
     grouped_share: float
     attention_share: float
     attention_length: float
