@@ -432,3 +432,39 @@ def test_a_region_that_a_module_makes_when_it_is_built_acts(
         if operator.path.endswith("_proj")
     ]
     assert inner == (["float32"] * 4 + ["float16"] * 3) * 3
+
+
+# memory
+
+
+class Stack(nn.Module):
+    """Equal layers in one region, or in one each."""
+
+    def __init__(self, *, is_one: bool, keeps: bool = True) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(6))
+        self.is_one, self.keeps = is_one, keeps
+
+    def region(self) -> Any:
+        return torch.autocast("cuda", dtype=BFLOAT16, cache_enabled=self.keeps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.region() if self.is_one else nullcontext():
+            for layer in self.layers:
+                with self.region():
+                    x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("is_one", "keeps", "casts_alive"), [(True, True, 6), (True, False, 1), (False, True, 1)]
+)
+def test_casts_fill_memory_until_their_region_ends(
+    *, is_one: bool, keeps: bool, casts_alive: int
+) -> None:
+    module = Stack(is_one=is_one, keeps=keeps)
+    report = llmsim.trace(module, inputs=torch.ones(1, 64, dtype=BFLOAT16))
+    of_cast = 2 * 64 * 64
+    activations = report.memory.loc["activations", "bytes"]
+    small = 4 * 512  # hidden states, in the blocks of the allocator
+    assert of_cast * casts_alive <= activations <= of_cast * casts_alive + small

@@ -42,6 +42,16 @@ def autocast_state() -> AutocastState:
     return (*_state(DISPATCH_DEVICE), torch.is_autocast_cache_enabled())
 
 
+def keeps_casts(module: torch.nn.Module) -> bool:
+    """Whether autocast keeps casts of a module's parameters for longer than a call of it now."""
+    is_enabled, _, is_cached = autocast_state()
+    return (
+        is_enabled
+        and is_cached
+        and any(each.dtype is torch.float32 and each.requires_grad for each in module.parameters())
+    )
+
+
 _State = tuple[bool, torch.dtype]  # whether autocast is enabled, and its lower precision
 
 
@@ -105,6 +115,9 @@ class AutocastMode(PreDispatchTorchFunctionMode):
         """Call a function with its arguments."""
         return func(*args, **keywords)
 
+    def note_casts(self, tensors: list[torch.Tensor]) -> None:
+        """Note the casts of parameters that were kept until now, as their region ends."""
+
     def enter_region(self, func: Any, types: Any, args: Any, keywords: Any) -> None:
         """Note that a region begins: `args` are its device, dtype, `enabled`, `cache_enabled`."""
         _, dtype, is_enabled, _ = args
@@ -126,6 +139,9 @@ class AutocastMode(PreDispatchTorchFunctionMode):
 
     def _end_regions(self) -> None:
         self._regions.clear()
+        if kept := self.casts.kept:
+            self.note_casts(kept)
+        del kept
         self._policies.close()
         self._is_applying = False
         self.casts.forget()

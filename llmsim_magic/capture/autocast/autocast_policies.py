@@ -81,6 +81,11 @@ class Casts:
         self.dtype = torch.float16
         self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by id of the parameter
 
+    @property
+    def kept(self) -> list[torch.Tensor]:
+        """The casts that are kept."""
+        return [cast for _, cast in self._kept.values()]
+
     def forget(self) -> None:
         """Drop the casts that were kept."""
         self._kept.clear()

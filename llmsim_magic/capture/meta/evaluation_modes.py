@@ -224,6 +224,11 @@ class _FunctionMode(AutocastMode):
         super().__init__()
         self._evaluation = evaluation
 
+    def note_casts(self, tensors: list[torch.Tensor]) -> None:
+        """Let the listener note casts of parameters that were kept until now."""
+        if (listener := self._evaluation.listener) is not None:
+            listener.hold(tensors)
+
     def call(self, func: Any, types: Any, args: Any, keywords: dict[str, Any]) -> Any:
         """Run a function, in pieces that the evaluation and its listener see."""
         if types:

@@ -46,6 +46,8 @@ class PassListener(Protocol):
 
     def move_to_meta(self, tensor: torch.Tensor) -> torch.Tensor: ...
 
+    def hold(self, tensors: list[torch.Tensor]) -> None: ...
+
 
 class PartialEvaluation:
     """The state of a partial evaluation: values that are known, and assumptions about others.

@@ -60,7 +60,12 @@ def assemble_operators(
         storages=recorder.table.storages(),
         tensors=tuple(recorder.table.tensors),
         kernels=tuple(
-            replace(call.kernel, operator=owner, held=held.get(place, ()), frees=tuple(call.frees))
+            replace(
+                call.kernel,
+                operator=owner,
+                held=(*held.get(place, ()), *call.kept),
+                frees=tuple(call.frees),
+            )
             for place, (call, owner) in enumerate(zip(recorder.kernels, owners, strict=True))
         ),
         operators=tuple(

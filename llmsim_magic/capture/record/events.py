@@ -80,12 +80,14 @@ class KernelCall:
     """A kernel and its owner; the kernel's operator is set once the pass has ended.
 
     `held` are tensors that variables of the model's code reference while it runs. `frees` are
-    storages that nothing refers to any more once it has run.
+    storages that nothing refers to any more once it has run. `kept` are tensors that torch itself
+    kept until then.
     """
 
     owner: Owner
     kernel: Kernel
     held: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
     frees: list[int] = field(default_factory=list)
 
 

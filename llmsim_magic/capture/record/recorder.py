@@ -104,6 +104,12 @@ class Recorder(ModuleRecorder):
         self.table.alias(moved, tensor)
         return moved
 
+    def hold(self, tensors: list[torch.Tensor]) -> None:
+        """Note tensors that torch has kept until now."""
+        if self.kernels:
+            with unrecorded():
+                self.kernels[-1].kept += self.table.add_all(tensors)
+
     def storages_computed_from(self, given: Any) -> frozenset[int]:
         """The numbers of storages whose values depend on those of given tensors.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.autocast.autocast import keeps_casts
 from llmsim_magic.capture.kernels.tensors import unrecorded
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
 from llmsim_magic.capture.replay.argument_key import CannotReplay
@@ -81,6 +82,8 @@ class Replayer:
         Returns:
             Its output, and its run if equal layers can be replayed from it.
         """
+        if keeps_casts(layer.module):  # of which each layer has its own, until the region ends
+            return forward(*args, **kwargs), None
         with unrecorded():
             call = self._calls.describe(layer, (args, kwargs))
             before = None if call is None else StateBeforeLayer(layer, call)

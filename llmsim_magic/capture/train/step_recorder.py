@@ -67,6 +67,9 @@ class StepRecorder(Recorder):
                 id(each.module): each.path for each in self.calls if not each.is_leaf
             }
 
+    def hold(self, tensors: list[torch.Tensor]) -> None:
+        """Note nothing: what a kernel frees is known in a step."""
+
     def end_backward(self) -> None:
         """Note that backward has ended."""
 

@@ -76,9 +76,10 @@ class Kernel(Struct, frozen=True, gc=False):
     `writes` are new outputs and arguments changed in place. `flops` is None if torch has no formula
     for the kernel. `causal` marks attention that may skip the keys after each query. `held` are
     tensors that no later kernel of the operator uses, and that variables inside it last reference
-    while this one runs. Under training, `frees` are the storages that nothing refers to any more
-    when this kernel has run and before the next one allocates. `ranks` are the devices of a
-    collective of data parallelism; other collectives are among those of the model's plan.
+    while this one runs, and casts that autocast keeps until then. Under training, `frees` are the
+    storages that nothing refers to any more when this kernel has run and before the next one
+    allocates. `ranks` are the devices of a collective of data parallelism; other collectives are
+    among those of the model's plan.
     """
 
     name: str
