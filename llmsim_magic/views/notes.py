@@ -14,16 +14,18 @@ from llmsim_magic.records.trace.assumptions import BALANCED_CHOICE, BEFORE_STEP,
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views import units
 
+_NEEDS_SCALING = "gradients in float16 underflow without loss scaling"
 _MODULES_OF_A_ROUTER = (1, 2, 3)  # those of one layer that choose: a gate, and its experts
 
 
 def notes(trace: Trace) -> tuple[str, ...]:
-    """The notes of a trace, then on a context without effect and mixtures that run all experts.
+    """The notes of a trace, then on a context without effect, mixtures that run all experts, fp16.
 
     Each is a sentence, and each occurs once.
     """
     own = (_name_routing(trace, note) for note in trace.notes)
-    return tuple(dict.fromkeys((*own, *_ignored_context(trace), *_dense_mixtures(trace))))
+    found = (*own, *_ignored_context(trace), *_dense_mixtures(trace), *_loss_scaling(trace))
+    return tuple(dict.fromkeys(found))
 
 
 def memory_notes(memories: Mapping[str, Memory]) -> tuple[str, ...]:
@@ -110,6 +112,24 @@ def _ignored_context(trace: Trace) -> tuple[str, ...]:
         return ()
     context, name = trace.workload.context, trace.model.class_name
     return (f"context {context} has no effect: the inputs of {name} do not depend on it",)
+
+
+def _loss_scaling(trace: Trace) -> tuple[str, ...]:
+    """That a step whose backward computes in float16 needs loss scaling."""
+    record = trace.recorded
+    if not any(
+        kernel.flops and part == "backward" and record.tensors[kernel.outputs[0]].dtype == "float16"
+        for kernel, part in zip(record.kernels, record.kernel_parts, strict=True)
+    ):
+        return ()
+    trained = {each.dtype for each in trace.parameters if each.trainable}
+    if "float16" not in trained:
+        return (f"{_NEEDS_SCALING} (torch.amp.GradScaler), which the step leaves out",)
+    return (
+        f"{_NEEDS_SCALING}, which the step leaves out; GradScaler refuses those of weights in "
+        "float16, so fp16=True of the Trainer keeps weights in float32 under autocast, which "
+        "precision amp prices, with bfloat16 in place of float16",
+    )
 
 
 def _dense_mixtures(trace: Trace) -> tuple[str, ...]:

@@ -1,6 +1,9 @@
 """Notes are sentences beside the tables, each once; never rows or values of a table."""
 
+from typing import Any
+
 import pytest
+import torch
 from torch import Tensor, nn
 
 import llmsim_magic as llmsim
@@ -56,3 +59,50 @@ def test_notes_of_memory_are_beside_the_memory_that_is_shown() -> None:
     report = llmsim.trace(small_models.llama(), context=8)
     assert not any("peak activations" in note for note in report.remarks())
     assert any("peak activations" in note for note in report.notes)
+
+
+def scaling_notes(**options: Any) -> list[str]:
+    given = {"phase": "train", "batch": 2, "context": 8} | options
+    found = notes(llmsim.trace(small_models.llama(), **given).trace)
+    return [note for note in found if "loss scaling" in note]
+
+
+def test_a_step_in_float16_says_that_it_needs_loss_scaling() -> None:
+    (note,) = scaling_notes(dtype="float16")
+    assert "GradScaler refuses those of weights in float16" in note
+    assert "precision amp" in note
+    parameter = torch.nn.Parameter(torch.ones(1, dtype=torch.float16))
+    parameter.grad = torch.ones_like(parameter)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))  # begins to scale
+    with pytest.raises(ValueError, match="FP16 gradients"):
+        scaler.unscale_(torch.optim.SGD([parameter]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "bfloat16"},
+        {"precision": "fp32"},
+        {"precision": "amp"},
+        {"dtype": "float16", "phase": "prefill"},
+    ],
+    ids=str,
+)
+def test_other_passes_need_none(options: dict[str, Any]) -> None:
+    assert not scaling_notes(**options)
+
+
+def test_a_region_in_float16_needs_a_scaler() -> None:
+    class Part(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cuda", dtype=torch.float16):
+                return super().forward(x)
+
+    report = llmsim.trace(
+        Part(8, 8), inputs=torch.ones(4, 8), phase="train", loss=lambda out: out.float().sum()
+    )
+    assert [note for note in notes(report.trace) if "loss scaling" in note] == [
+        "gradients in float16 underflow without loss scaling (torch.amp.GradScaler), which the "
+        "step leaves out"
+    ]
