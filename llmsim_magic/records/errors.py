@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from typing import Self
 
 from llmsim_magic.records.printable import printable
 
@@ -25,9 +26,13 @@ class InvalidValue(LlmsimError):
     """A value that an option does not accept, or that conflicts with another option."""
 
     @classmethod
-    def must_be(cls, name: str, given: object, legal: str) -> "InvalidValue":
+    def must_be(cls, name: str, given: object, legal: str) -> Self:
         """The error `NAME must be LEGAL, not GIVEN`, such as `batch must be at least 1, not 0`."""
         return cls(f"{name} must be {legal}, not {shorten(given)}")
+
+
+class RefusedDtype(InvalidValue):
+    """A device that does not compute in the dtype of a workload."""
 
 
 class UnknownModel(LlmsimError):

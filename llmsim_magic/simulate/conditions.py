@@ -68,13 +68,14 @@ def _fits(costing: DeviceCosts, planner: CapacityPlanner) -> Iterator[Condition]
         fit = planner.fit(costing.setup, device, runtime)
         if fit is not None:
             remedies = ", ".join(map(str, fit.remedies))
+            detail = f"to make it fit: {remedies}" if remedies else None
             yield Condition(
                 quantity=f"fits {device.name}",
                 where=f"{RUNTIMES[runtime]}, {costing.traces[0].workload}",
                 value=fit.memory.required,
                 limit=fit.usable,
                 unit="bytes",
-                detail=f"to make it fit: {remedies}" if remedies else None,
+                detail=detail if fit.refusal is None else f"{device.name} {fit.refusal}",
             )
 
 

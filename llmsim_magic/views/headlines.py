@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from llmsim_magic.views.tables.step_alternatives import StepOnDevice
 
 Figures = Iterator[Figure]
+# Of devices, by whether some do not compute in the dtype.
+_FIT_IT = {False: "devices fit it", True: "devices fit it and compute in its dtype"}
 _SHOWN_PARTS = 3  # of what is alive at a peak
 _PART_NAMES = {"optimizer": "states of the optimizer", "saved": "saved for backward"}
 _TIMED = {"prefill": "prefill (TTFT)", "decode": "decode step (TPOT)", "train": "a step"}
@@ -176,7 +178,7 @@ def workloads_figure(number: int) -> Figure:
 
 
 def fit_figures(fits: Sequence[Fit], workload: str = "") -> Figures:
-    """How many devices the model fits, or whether it fits the only one.
+    """How many devices hold the model and compute in its dtype, or whether the only one does.
 
     Args:
         fits: what each device needs and has.
@@ -187,12 +189,16 @@ def fit_figures(fits: Sequence[Fit], workload: str = "") -> Figures:
     of = f" for {workload}" if workload else ""
     devices = {fit.device for fit in fits}
     if len(devices) > 1:
-        held = {fit.device for fit in fits if fit.fits}
+        held = {fit.device for fit in fits if fit.runs}
         number = f"{len(held)} of {len(devices)}"
-        yield Figure(number, f"devices fit it{of}", is_bad=not held)
+        refused = any(fit.refusal is not None for fit in fits)
+        yield Figure(number, f"{_FIT_IT[refused]}{of}", is_bad=not held)
         return
     needed = [f"{RUNTIMES[fit.runtime]}: {fit.memory.required:,} bytes" for fit in fits]
     first = next((fit for fit in fits if not fit.fits), fits[0])
+    if first.refusal is not None:
+        yield Figure("cannot run", f"{first.device} {first.refusal}", is_bad=True)
+        return
     sizes = f"{units.nbytes(first.memory.required)} of {units.nbytes(first.usable)}"
     verdict = "fits" if all(fit.fits for fit in fits) else "does not fit"
     if any(fit.fits for fit in fits) and verdict != "fits":
@@ -203,17 +209,17 @@ def fit_figures(fits: Sequence[Fit], workload: str = "") -> Figures:
 
 
 def sizing_figures(sizing: "pd.DataFrame", phases: Sequence[str]) -> Figures:
-    """How many devices hold the model, and the fastest of them in the last of the phases.
+    """How many devices hold the model and compute in its dtype, and the fastest of them.
 
     Args:
         sizing: the table of `size`.
-        phases: the phases that it has times of.
+        phases: the phases that it has times of, the last of which is named.
     """
-    fits = sizing["fits"]
+    fits, refused = sizing["fits"], sizing["refusal"].notna()
     devices = sizing[fits.notna()]["device"].nunique()
-    held = sizing[fits.fillna(value=False)]["device"].nunique()
+    held = sizing[fits.fillna(value=False) & ~refused]["device"].nunique()
     if devices:  # whose memory is known
-        yield Figure(f"{held} of {devices}", "devices fit it", is_bad=not held)
+        yield Figure(f"{held} of {devices}", _FIT_IT[bool(refused.any())], is_bad=not held)
     if phases and (held or not devices):
         column = f"{phases[-1]}_s"
         timed = sizing[sizing[column].notna()].sort_values(column)
@@ -233,10 +239,14 @@ def alternatives_figures(rows: Sequence["StepOnDevice"]) -> Figures:
     for device in dict.fromkeys(row.device for row in rows):
         best, *others = [row for row in rows if row.device == device]
         asked = next((row for row in (best, *others) if row.is_as_asked), best)
-        if best.fits is False:
+        if best.refusal is not None:
+            yield Figure("nothing tried", f"runs on {device}: it {best.refusal}", is_bad=True)
+        elif best.fits is False:
             yield Figure("nothing tried", f"makes it fit {device}", is_bad=True)
         elif best is asked:
             yield Figure("as asked", f"fits {device}, and no change tried costs less")
+        elif asked.refusal is not None:
+            yield Figure(best.change, f"makes it run on {device}, which {asked.refusal}")
         elif asked.fits is False:
             peak = units.nbytes(best.memory.allocated)
             yield Figure(best.change, f"makes it fit {device} at the least cost: peak {peak}")

@@ -51,7 +51,7 @@ def memory_notes(memories: Mapping[str, Memory]) -> tuple[str, ...]:
 def fit_note(
     fit: Fit, larger_device: str | None, other_runtimes: Sequence[str] = (), workload: str = ""
 ) -> str:
-    """How much a model needs of a device that cannot hold it, and every remedy that was found.
+    """How much a model needs of a device that does not run it, and every remedy that was found.
 
     Args:
         fit: the model on the device under a runtime.
@@ -62,10 +62,14 @@ def fit_note(
     ranks = fit.setup.parallel.ranks
     where = fit.device if ranks == 1 else f"each of {ranks} × {fit.device}"
     what = f"{_gigabytes(fit.needed)} of {_gigabytes(fit.available)}"
+    one = f"{'one' if ranks == 1 else f'{ranks} ×'} {larger_device}"
+    if fit.refusal is not None:
+        can = "" if larger_device is None else f"; {one} can"
+        return f"{fit.device} {fit.refusal}, so it cannot run this{can}"
     ways = [_remedy(fit, remedy) for remedy in fit.remedies]
     if larger_device is not None:
         more = [remedy for remedy in fit.remedies if dict(remedy.changes).keys() <= {"tp", "pp"}]
-        ways.insert(len(more), f"on {'one' if ranks == 1 else f'{ranks} ×'} {larger_device}")
+        ways.insert(len(more), f"on {one}")
     ways[:0] = [f"under {RUNTIMES[name]}" for name in other_runtimes]
     how = f"fits {_alternatives(ways)}" if ways else "no change that was tried makes it fit"
     of = f" of {workload}" if workload else ""

@@ -64,8 +64,9 @@ class Fit:
 
     `binds` is the first part that exceeds the memory, adding weights, buffers, context, activations
     and cache in this order, of a training step states of the optimizer, gradients, saved tensors,
-    temporaries and what is reserved beside them; None if the setup fits. Each of `remedies` alone
-    makes it fit.
+    temporaries and what is reserved beside them; None if the memory suffices. `refusal` says why
+    the device does not run the model even so, such as that it does not compute in its dtype. Each
+    of `remedies` alone makes it fit.
     """
 
     setup: Setup
@@ -75,10 +76,17 @@ class Fit:
     usable: int
     binds: str | None
     remedies: tuple[Remedy, ...] = ()
+    refusal: str | None = None
 
     @property
     def fits(self) -> bool:
+        """Whether the device has the memory."""
         return self.binds is None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the device has the memory and computes in the dtype."""
+        return self.fits and self.refusal is None
 
     @property
     def fits_empty(self) -> bool:

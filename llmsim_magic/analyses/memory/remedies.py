@@ -45,7 +45,7 @@ def with_remedies(
         first: The batch or context that a search begins with, by its name.
         max_stages: The largest number of pipeline stages to try.
     """
-    if found.fits:
+    if found.fits or found.refusal is not None:
         return found
     ways: list[Remedy | None] = []
     if found.memory.step is None:

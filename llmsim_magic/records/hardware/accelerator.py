@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llmsim_magic.records.errors import InvalidValue, one_of
+from llmsim_magic.records.errors import RefusedDtype, one_of
 from llmsim_magic.records.hardware.dtypes import arithmetic
 
 _USUAL_CLOCK, _SLOWEST_CLOCK = 1.9e9, 1.2e9  # Hz, of GPUs under load
@@ -52,9 +52,9 @@ class Accelerator:
         return wide if wide >= self.compute_units * _SLOWEST_CLOCK else 2 * wide
 
     def peak(self, dtype: str) -> float:
-        """Dense FLOP/s in an arithmetic, by any spelling of it; `InvalidValue` if it lacks that."""
+        """Dense FLOP/s in an arithmetic, by any spelling of it; `RefusedDtype` if it lacks that."""
         known = self.peak_flops.get(arithmetic(dtype))
         if known is None:
             legal = one_of(self.peak_flops) if self.peak_flops else "no peak of it is known"
-            raise InvalidValue.must_be("dtype", dtype, f"one that {self.name} computes in: {legal}")
+            raise RefusedDtype.must_be("dtype", dtype, f"one that {self.name} computes in: {legal}")
         return known

@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from llmsim_magic.analyses.cost.refused_dtypes import refusal
 from llmsim_magic.analyses.memory.capacity import (
     MAX_BATCH,
     Fit,
@@ -72,11 +73,27 @@ class CapacityPlanner(SetupMemory):
         own = runtimes.on(runtime, device)
         needed = partial(self.needed, runtime=own)
         found = fit(setup, device, own, needed)
-        if found is None or not remedies:
+        if found is None:
+            return None
+        found = replace(found, refusal=self._refusal(setup, device))
+        if not remedies:
             return found
         with self._bounded_search(setup):
             first = partial(self._first_guess, setup, own, found.usable)
             return with_remedies(found, needed, self.longest, first, max_stages)
+
+    def _refusal(self, setup: Setup, device: Accelerator) -> str | None:
+        """Why a device does not run the model in a setup; the size of that makes no difference."""
+        known = (
+            trace
+            for (parallel, workload), trace in self._traces.items()
+            if (parallel, workload.phase) == (setup.parallel, setup.phase)
+        )
+        trace = next(known, None)
+        if trace is None:
+            workload = Workload(setup.phase, setup.batch, setup.context)
+            trace = self.tracer(setup.parallel)(workload)
+        return refusal(trace, device)
 
     def largest_batch(self, setup: Setup, device: Accelerator, runtime: str) -> int | None:
         """The largest batch that fits at the setup's context; None if the memory is unknown.

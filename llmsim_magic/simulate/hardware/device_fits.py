@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from llmsim_magic.analyses.cost.refused_dtypes import refusal
 from llmsim_magic.analyses.memory.capacity import Fit, Setup
 from llmsim_magic.analyses.memory.memory import Memory, memory
 from llmsim_magic.catalog import accelerators, runtimes
@@ -133,13 +134,13 @@ class DeviceFits(DevicePasses):
         """By device and runtime of a pass that does not fit, the smallest device that holds it."""
         found = {}
         for fit in self.capacities:
-            name = None if fit.fits else self._larger_device(fit)
+            name = None if fit.runs else self._larger_device(fit)
             if name is not None:
                 found[fit.device, fit.runtime] = name
         return found
 
     def _larger_device(self, fit: Fit) -> str | None:
-        """The device of the same maker with the least memory that holds the setup.
+        """The device of the same maker with the least memory that runs the setup.
 
         Its memory is at least as fast, so that it is no smaller machine in another way.
         """
@@ -154,8 +155,10 @@ class DeviceFits(DevicePasses):
         ]
         runtimes_there = partial(memory_runtimes, self.deployment, self.largest)
         for _, device in sorted(others, key=lambda each: each[0]):
-            if fit.runtime in runtimes_there(device) and self.holds(
-                self.largest, device, fit.runtime
+            if (
+                fit.runtime in runtimes_there(device)
+                and refusal(self.largest, device) is None
+                and self.holds(self.largest, device, fit.runtime)
             ):
                 return device.name
         return None
@@ -164,7 +167,7 @@ class DeviceFits(DevicePasses):
     def fits(self) -> "pd.DataFrame":
         """One row per device and runtime: whether the model fits, remedies, largest sizes.
 
-        Of the `largest` pass.
+        Of the `largest` pass. A device that does not compute in the dtype has no largest sizes.
 
         Raises:
             LlmsimError: the module was traced on given inputs.
@@ -174,22 +177,32 @@ class DeviceFits(DevicePasses):
                 "fits is not available: a module that was traced on given inputs has no batch "
                 "and context to vary"
             )
+        from llmsim_magic.views.tables.columns import integers
         from llmsim_magic.views.tables.memory import capacity_table
 
         planner, setup, places = self.planner, self._setup_of(self.largest), self.places
         table = capacity_table(self._fit(*place) for place in places)
-        table["largest_batch"] = [planner.largest_batch(setup, *place) for place in places]
-        table["longest_context"] = [planner.longest_context(setup, *place) for place in places]
+        refuses = [refusal(self.largest, device) is not None for device, _ in places]
+        for name, search in (
+            ("largest_batch", planner.largest_batch),
+            ("longest_context", planner.longest_context),
+        ):
+            table[name] = integers(
+                [
+                    None if is_refused else search(setup, *place)
+                    for place, is_refused in zip(places, refuses, strict=True)
+                ]
+            )
         return table
 
     @property
     def misfits(self) -> tuple[str, ...]:
-        """A sentence for each device and runtime that does not fit: by how much, and remedies."""
+        """A sentence for each device and runtime that does not run it: why, and remedies."""
         held: dict[str, list[str]] = {}
         for fit in self.capacities:
-            if fit.fits:
+            if fit.runs:
                 held.setdefault(fit.device, []).append(fit.runtime)
-        return tuple(
+        sentences = (
             fit_note(
                 fit,
                 self.larger_devices.get((fit.device, fit.runtime)),
@@ -197,5 +210,6 @@ class DeviceFits(DevicePasses):
                 self.largest_name,
             )
             for fit in self.capacities
-            if not fit.fits
+            if not fit.runs
         )
+        return tuple(dict.fromkeys(sentences))  # a refusal is the same under each runtime

@@ -14,6 +14,7 @@ from llmsim_magic.records.hardware.torch_kernel import TorchCalibration
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.hardware.executions import executions_on, require_executions
+from llmsim_magic.simulate.hardware.refused_dtype import require_dtype
 from llmsim_magic.simulate.request import ALL, MEASURED, Deployment
 
 if TYPE_CHECKING:
@@ -125,9 +126,15 @@ class DevicePasses:
     def time_on(
         self, trace: Trace, device: Accelerator, calibration: AnyCalibration, execution: Execution
     ) -> "PassTime":
-        """The time of a pass on a device under an execution, summed over pipeline stages."""
+        """The time of a pass on a device under an execution, summed over pipeline stages.
+
+        Raises:
+            RefusedDtype: the device does not compute in the dtype of the pass.
+            LlmsimError: the time cannot be predicted.
+        """
         key = (trace.workload, device.name, execution)
         if key not in self._times:
+            require_dtype(trace, device, self.planner)
             stages = [
                 self._time(stage, device, calibration, execution) for stage in self._stages(trace)
             ]

@@ -308,12 +308,18 @@ class _Row:
 
 
 def _error_notes(rows: Iterable[_Row]) -> list[str]:
-    """A sentence for each device and error, with the executions that have it."""
+    """A sentence for each refusal, and for each device and error with its executions."""
     found: dict[tuple[str, str], list[str]] = {}
+    refused: dict[str, dict[str, None]] = {}
     for row in rows:
+        if row.fit is not None and row.fit.refusal is not None:
+            refused.setdefault(row.fit.refusal, {})[row.device] = None
         if row.error:
             found.setdefault((row.device, row.error), []).append(str(row.execution))
-    return [f"{device} ({'; '.join(names)}): {why}" for (device, why), names in found.items()]
+    return [
+        *(f"no time on {', '.join(names)}: {why}" for why, names in refused.items()),
+        *(f"{device} ({'; '.join(names)}): {why}" for (device, why), names in found.items()),
+    ]
 
 
 def _rows_on(
@@ -331,7 +337,7 @@ def _rows_on(
         fit, own = fits[runtime], runtimes.on(runtime, device)
         memory = planner.needed(setup, own) if fit is None else fit.memory
         row = _Row(device.name, execution, fit, memory.required, (None,) * len(passes))
-        if fit is None or fit.fits:
+        if fit is None or fit.runs:
             row = _timed(row, costing, device, calibration)
         yield row
 

@@ -99,7 +99,8 @@ def _changes(
         planner.build,
         trace.workload,
         "float32" if "float32" in dtypes else trace.model.dtype,
-        combined=any(row.fits is False for row in as_asked),
+        combined=any(row.fits is False and row.refusal is None for row in as_asked),
+        refused=any(row.refusal is not None for row in as_asked),
         is_live=known is not None and known.meta_model is not None,
     )
 

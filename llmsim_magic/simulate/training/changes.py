@@ -47,12 +47,14 @@ class _Step:
         batch: Its sequences, in all micro-batches.
         weight_dtype: The dtype of its parameters.
         is_live: Its model is a module, which is not built in another way.
+        is_refused: A device does not compute in its dtype.
     """
 
     build: Build
     batch: int
     weight_dtype: str
     is_live: bool
+    is_refused: bool
 
     @property
     def training(self) -> Training:
@@ -65,7 +67,13 @@ _Single = Callable[[_Step], Iterator[tuple[str, _Options]]]
 
 
 def changes(
-    build: Build, workload: Workload, weight_dtype: str, *, combined: bool, is_live: bool = False
+    build: Build,
+    workload: Workload,
+    weight_dtype: str,
+    *,
+    combined: bool,
+    is_live: bool = False,
+    refused: bool = False,
 ) -> tuple[Change, ...]:
     """Each change of a training step that its options leave open.
 
@@ -75,8 +83,9 @@ def changes(
         weight_dtype: The dtype of the parameters that the step has.
         combined: Also make several changes together, as a step needs that no single one makes fit.
         is_live: The model is a module, which has its dtype and attention.
+        refused: Also try other dtypes, because a device does not compute in that of the step.
     """
-    step = _Step(build, workload.batch, weight_dtype, is_live)
+    step = _Step(build, workload.batch, weight_dtype, is_live, refused)
     found: dict[Build, Change] = {}
     for parts in (*_singles(step), *(_combinations(step) if combined else ())):
         changed = _changed(build, parts)
@@ -102,6 +111,7 @@ def _singles(step: _Step) -> Iterator[dict[str, _Options]]:
         _fewer_sequences,
         _optimizers,
         _precisions,
+        _other_dtypes,
         _attention,
         _adapters,
         _sharding,
@@ -185,6 +195,14 @@ def _precisions(step: _Step) -> Iterator[tuple[str, _Options]]:
         yield "precision amp", {"precision": "amp", "dtype": None}
     if not step.is_live:
         yield "precision bf16", {"precision": "bf16", "dtype": None}
+
+
+def _other_dtypes(step: _Step) -> Iterator[tuple[str, _Options]]:
+    """Dtypes of devices that do not compute in bfloat16."""
+    if step.is_refused and not step.is_live:
+        if step.training.precision != "amp":
+            yield "dtype float16", {"precision": None, "dtype": "float16"}
+        yield "precision fp32", {"precision": "fp32", "dtype": None}
 
 
 def _attention(step: _Step) -> Iterator[tuple[str, _Options]]:

@@ -1,5 +1,6 @@
 """A training step on a device: the bytes that it needs there, and how long it takes."""
 
+from llmsim_magic.analyses.cost.refused_dtypes import refusal
 from llmsim_magic.analyses.memory.capacity import Setup
 from llmsim_magic.catalog import runtimes
 from llmsim_magic.records.errors import LlmsimError
@@ -68,4 +69,5 @@ def step_on(
         time=time,
         change=change,
         error=error,
+        refusal=refusal(trace, device),
     )

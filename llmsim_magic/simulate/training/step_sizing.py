@@ -97,8 +97,9 @@ class StepSizing:
         devices = [device for device, _ in self._passes.devices]
         errors: dict[str, list[str]] = {}
         for size in sizes:
-            if size.step.error:
-                errors.setdefault(size.step.error, []).append(size.step.device)
+            why = size.step.refusal or size.step.error
+            if why:
+                errors.setdefault(why, []).append(size.step.device)
         return (
             *(f"no time on {', '.join(names)}: {error}" for error, names in errors.items()),
             *dict.fromkeys(self.planner.notes),
@@ -107,6 +108,8 @@ class StepSizing:
 
     def _size(self, row: StepOnDevice, device: Accelerator) -> StepSize:
         runtime = row.execution.runtime
+        if row.refusal is not None:
+            return StepSize(step=row, largest_micro_batch=None, longest_context=None, sharded=None)
         batch = self.planner.largest_batch(self.setup, device, runtime)
         training = self.planner.build.training
         micro_batches = 1 if training is None else training.accumulate

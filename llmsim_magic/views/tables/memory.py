@@ -29,7 +29,7 @@ _STEP_PARTS = {
     "saved": "what forward makes and backward needs, by autograd or checkpointing",
     "temporaries": "all other tensors, the batch among them",
 }
-_FIRST = ("device", "runtime", "launch", "devices", "fits")  # columns of `ranked`
+_FIRST = ("device", "runtime", "launch", "devices", "fits", "refusal")  # columns of `ranked`
 _TOTAL = "peak of allocated bytes; the context comes on top"
 _ENGINE_TOTAL = "all that the engine needs, with the context"
 _RESERVED = {
@@ -187,6 +187,8 @@ def shards_table(shards: Iterable[Shard]) -> pd.DataFrame:
 def capacity_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
     """One row per fit on a device under a runtime, and which change makes it fit.
 
+    `fits` is of memory alone; `refusal` says that a device does not compute in the dtype.
+
     Args:
         fits: the answers; None for a device of unknown memory, which gets no row.
 
@@ -207,6 +209,7 @@ def capacity_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
     for name in ("weights", "cache", "activations", "context"):
         columns[f"{name}_bytes"] = integers([getattr(fit.memory, name) for fit in rows])
     columns["binds"] = texts([fit.binds for fit in rows])
+    columns["refusal"] = texts([fit.refusal for fit in rows])
     columns["makes_it_fit"] = texts([", ".join(map(str, fit.remedies)) or None for fit in rows])
     single_changes = [
         dict(remedy.changes[0] for remedy in fit.remedies if len(remedy.changes) == 1)
@@ -252,10 +255,16 @@ def with_unknown_memory(
 
 
 def ranked(sizing: pd.DataFrame, phases: Sequence[str]) -> pd.DataFrame:
-    """The table of `size` with what fits first, the fastest first, and with its times first."""
+    """The table of `size` with what fits first, the fastest first, and with its times first.
+
+    Devices that do not compute in the dtype are last.
+    """
     columns = [f"{phase}_s" for phase in reversed(phases)]
-    order = [False, *(True for _ in columns), True]
-    rows = sizing.sort_values(["fits", *columns, "total_bytes"], ascending=order, kind="stable")
+    order = [True, False, *(True for _ in columns), True]
+    rows = sizing.assign(refused=sizing["refusal"].notna()).sort_values(
+        ["refused", "fits", *columns, "total_bytes"], ascending=order, kind="stable"
+    )
+    rows = rows.drop(columns="refused")
     times = [name for name in rows if str(name).startswith(tuple(f"{each}_" for each in phases))]
     first = [*(name for name in _FIRST if name in rows), *times]
     return rows[[*first, *(name for name in rows if name not in first)]]

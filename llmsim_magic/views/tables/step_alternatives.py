@@ -33,6 +33,7 @@ class StepOnDevice:
         time: How long a step takes; None where it is not predicted.
         change: What was changed of the step that was asked for, in words; empty if nothing was.
         error: Why there is no time.
+        refusal: Why the device does not run the step though it may hold it; None if it does.
     """
 
     trace: Trace
@@ -43,6 +44,7 @@ class StepOnDevice:
     time: "PassTime | None"
     change: str = ""
     error: str = ""
+    refusal: str | None = None
 
     @property
     def is_as_asked(self) -> bool:
@@ -50,6 +52,7 @@ class StepOnDevice:
 
     @property
     def fits(self) -> bool | None:
+        """Whether each device holds its part; None if its memory is unknown."""
         return None if self.usable is None else self.memory.required <= self.usable
 
     @property
@@ -76,8 +79,9 @@ class StepSize:
 
     Attributes:
         step: The step on it.
-        largest_micro_batch: The most sequences of a micro-batch; None if its memory is unknown.
-        longest_context: The most tokens of a sequence; None if its memory is unknown.
+        largest_micro_batch: The most sequences of a micro-batch; None if its memory is unknown, or
+            if it does not compute in the dtype.
+        longest_context: The most tokens of a sequence; None likewise.
         sharded: The fewest devices that hold the step by data parallelism, and the lowest stage
             of ZeRO that does; None where one device does, or where none do.
     """
@@ -91,13 +95,15 @@ class StepSize:
 def cheapest_first(rows: Iterable[StepOnDevice]) -> list[StepOnDevice]:
     """Steps in order of what they cost: those that fit, by time of a device for each token.
 
-    Those that do not fit follow, the one that needs the least first.
+    Those that do not fit follow, the one that needs the least first, and those that the device
+    refuses.
     """
     return sorted(
         rows,
         key=lambda row: (
+            row.refusal is not None,
             row.fits is False,
-            row.memory.required if row.fits is False else row.cost,
+            row.memory.required if row.fits is False or row.refusal is not None else row.cost,
         ),
     )
 
@@ -150,6 +156,7 @@ def _fit_columns(rows: Sequence[StepOnDevice]) -> dict[str, Any]:
     return {
         "devices": integers([row.devices for row in rows]),
         "fits": pd.array([row.fits for row in rows], dtype="boolean"),
+        "refusal": texts([row.refusal for row in rows]),
         "peak_bytes": integers([row.memory.allocated for row in rows]),
         "total_bytes": integers([row.memory.required for row in rows]),
         "usable_bytes": integers([row.usable for row in rows]),

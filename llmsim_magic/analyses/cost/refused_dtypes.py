@@ -1,0 +1,21 @@
+"""Whether a device computes in the dtype of a pass."""
+
+from llmsim_magic.analyses.cost.model_flops import compute_dtype
+from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.hardware.dtypes import arithmetic
+from llmsim_magic.records.trace.trace import Trace
+
+
+def refusal(trace: Trace, accelerator: Accelerator) -> str | None:
+    """Why a device does not run a pass, as `does not compute in bfloat16`; None if it does.
+
+    The dtype of a pass is that of most of its FLOPs. Stored weights that a device does not multiply
+    are widened to it.
+    """
+    dtype = compute_dtype(trace)
+    try:
+        is_refused = arithmetic(dtype) not in accelerator.peak_flops
+    except InvalidValue:  # no arithmetic of any device
+        return None
+    return f"does not compute in {dtype}" if is_refused else None
