@@ -85,7 +85,7 @@ def test_size_gives_no_batch_of_a_device_that_refuses() -> None:
     assert rows.loc["L4", "largest_micro_batch"] > 0
 
 
-@pytest.mark.parametrize("phase", ["prefill", "train"])
+@pytest.mark.parametrize("phase", ["prefill", pytest.param("train", marks=pytest.mark.slow)])
 def test_a_report_counts_and_times_only_devices_that_compute_in_the_dtype(phase: str) -> None:
     report = traced(phase=phase, hardware=MIXED)
     fits = report.costing.fits.set_index("device")
@@ -170,3 +170,14 @@ def test_the_error_names_the_dtype_of_a_module() -> None:
 def test_what_the_error_advises_works(dtype: str) -> None:
     for phase in ("prefill", "train"):
         assert traced(dtype, phase=phase, hardware="T4").latency["time_s"].gt(0).all()
+
+
+def test_a_cpu_whose_memory_is_unknown_has_the_reason_too() -> None:
+    names = ["Core i9-13900K", "EPYC 9965"]
+    sizing = llmsim.size(small_models.llama(), context=8, dtype="bfloat16", hardware=[*names, "L4"])
+    rows = sizing.table.set_index("device")
+    reasons = (WHY, "has no peak that is known")
+    assert rows.loc[names, "refusal"].tolist() == [*reasons]
+    assert rows.loc[["L4"], "refusal"].isna().all()
+    for name, why in zip(names, reasons, strict=True):
+        assert [note for note in sizing.notes if why in note] == [f"no time on {name}: {why}"]

@@ -8,7 +8,7 @@ from llmsim_magic.records.trace.trace import Trace
 
 
 def refusal(trace: Trace, accelerator: Accelerator) -> str | None:
-    """Why a device does not run a pass, as `does not compute in bfloat16`; None if it does.
+    """Why nothing runs a pass on a device, as `does not compute in bfloat16`; None if it computes.
 
     The dtype of a pass is that of most of its FLOPs. Stored weights that a device does not multiply
     are widened to it.
@@ -18,4 +18,7 @@ def refusal(trace: Trace, accelerator: Accelerator) -> str | None:
         is_refused = arithmetic(dtype) not in accelerator.peak_flops
     except InvalidValue:  # no arithmetic of any device
         return None
-    return f"does not compute in {dtype}" if is_refused else None
+    if not is_refused:
+        return None
+    known = bool(accelerator.peak_flops)
+    return f"does not compute in {dtype}" if known else "has no peak that is known"

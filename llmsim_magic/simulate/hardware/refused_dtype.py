@@ -24,16 +24,18 @@ def require_dtype(trace: Trace, device: Accelerator, planner: CapacityPlanner | 
     if why is None:
         return
     usable = [name for name in DTYPES if arithmetic(name) in device.peak_flops]
-    legal = ", ".join(device.peak_flops) if device.peak_flops else "no dtype that is known"
+    legal = ", ".join(device.peak_flops)
     other = f"a device with {arithmetic(compute_dtype(trace))}"
     is_live = planner is None or any(each.meta_model for each in planner.recipes.values())
     if is_live:
         advice = [f"a module in {' or '.join(usable)}"] if usable else []
     else:
         advice = [f"dtype {' or '.join(usable)}"] if usable else []
+    origin = _origin(trace, planner, is_live=is_live)
     raise RefusedDtype(
-        f"hardware: {device.name} {why}, {_origin(trace, planner, is_live=is_live)}; "
-        f"{device.name} computes in {legal}; give {', or '.join([*advice, other])}"
+        f"hardware: {device.name} {why}"
+        + (f", {origin}; {device.name} computes in {legal}" if legal else "")
+        + f"; give {', or '.join([*advice, other])}"
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from llmsim_magic.analyses.cost.refused_dtypes import refusal
 from llmsim_magic.analyses.memory.capacity import Fit, Setup
 from llmsim_magic.analyses.time.latency import NOT_MODELLED
 from llmsim_magic.analyses.time.pass_time import PassTime
@@ -261,7 +262,10 @@ def sizing_of(
     notes += gap_notes(deployment, passes[0], devices)
     table = with_unknown_memory(
         memory_tables.capacity_table(row.fit for row in rows),
-        [(row.device, row.execution.runtime, setup.parallel.ranks, row.needed) for row in unknown],
+        [
+            (row.device, row.execution.runtime, setup.parallel.ranks, row.needed, row.refusal)
+            for row in unknown
+        ],
     )
     table.insert(2, "launch", [row.execution.launch for row in rows])
     for place, trace in enumerate(passes):
@@ -296,7 +300,8 @@ def _sizing_of_step(
 class _Row:
     """A row of the table: each pass's time, or an error; None for what does not fit.
 
-    `fit` is None for a device of unknown memory; `needed` is the bytes that a device needs.
+    `fit` is None for a device of unknown memory; `needed` is the bytes that a device needs, and
+    `refusal` says that it does not compute in the dtype.
     """
 
     device: str
@@ -304,6 +309,7 @@ class _Row:
     fit: Fit | None
     needed: int
     times: tuple[PassTime | None, ...]
+    refusal: str | None = None
     error: str = ""
 
 
@@ -312,8 +318,8 @@ def _error_notes(rows: Iterable[_Row]) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
     refused: dict[str, dict[str, None]] = {}
     for row in rows:
-        if row.fit is not None and row.fit.refusal is not None:
-            refused.setdefault(row.fit.refusal, {})[row.device] = None
+        if row.refusal is not None:
+            refused.setdefault(row.refusal, {})[row.device] = None
         if row.error:
             found.setdefault((row.device, row.error), []).append(str(row.execution))
     return [
@@ -330,14 +336,15 @@ def _rows_on(
     passes, planner = costing.traces, costing.planner
     if planner is None:
         return
+    refused = refusal(passes[0], device)
     for execution in executions_on(costing.deployment, passes[0], device):
         runtime = execution.runtime
         if runtime not in fits:
             fits[runtime] = planner.fit(setup, device, runtime, max_stages=1)
         fit, own = fits[runtime], runtimes.on(runtime, device)
         memory = planner.needed(setup, own) if fit is None else fit.memory
-        row = _Row(device.name, execution, fit, memory.required, (None,) * len(passes))
-        if fit is None or fit.runs:
+        row = _Row(device.name, execution, fit, memory.required, (None,) * len(passes), refused)
+        if refused is None and (fit is None or fit.fits):
             row = _timed(row, costing, device, calibration)
         yield row
 

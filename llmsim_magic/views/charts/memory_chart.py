@@ -33,7 +33,8 @@ def fit_chart(fits: Iterable[Fit], workload: str = "") -> BarChart:
         Bar(
             f"{fit.device}, {RUNTIMES[fit.runtime]}",
             _pieces(fit.memory),
-            f"{units.nbytes(fit.memory.required)} of {units.nbytes(fit.usable)}",
+            f"{units.nbytes(fit.memory.required)} of {units.nbytes(fit.usable)}"
+            + (f", {fit.refusal}" if fit.refusal else ""),
             limit=fit.usable,
             limit_text=f"usable: {units.nbytes(fit.usable)}",
         )

@@ -230,24 +230,27 @@ def capacity_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
 
 
 def with_unknown_memory(
-    capacities: pd.DataFrame, unknown: Sequence[tuple[str, str, int, int]]
+    capacities: pd.DataFrame, unknown: Sequence[tuple[str, str, int, int, str | None]]
 ) -> pd.DataFrame:
     """The `capacity_table` with a row for each device whose memory is unknown, as a CPU's.
 
     Args:
         capacities: the table of the other devices.
-        unknown: name of the device, runtime, number of devices, and bytes that each needs.
+        unknown: name of the device, runtime, number of devices, bytes that each needs, and why it
+            does not run the model, if so.
 
     Returns:
         A table in which `fits` and `usable_bytes` of these rows are NA.
     """
-    names, runtimes, devices, needed = zip(*unknown, strict=True) if unknown else ((),) * 4
+    columns = zip(*unknown, strict=True) if unknown else ((),) * 5
+    names, runtimes, devices, needed, refusals = columns
     added = pd.DataFrame(
         {
             "device": list(names),
             "runtime": texts(runtimes),
             "devices": list(devices),
             "total_bytes": integers(needed),
+            "refusal": texts(refusals),
         }
     )
     table = pd.concat([capacities, added], ignore_index=True) if unknown else capacities
