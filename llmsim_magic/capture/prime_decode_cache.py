@@ -21,6 +21,7 @@ from llmsim_magic.capture.modalities.model_inputs import ModelInputs
 from llmsim_magic.capture.modalities.signature import parameters
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.record.recorder import Recorder
+from llmsim_magic.capture.record.replayed_layers import ReadInside
 from llmsim_magic.capture.replay.replay import Replayer, UnrecordedPass
 from llmsim_magic.records.errors import CannotTrace, NoDecode
 from llmsim_magic.records.trace.assumptions import BEFORE_STEP
@@ -107,6 +108,7 @@ def first_that_runs(
         NoDecode: The model has no decode step.
         EndlessLoop: One line of the model reads values again and again.
         FailedAfterForward: The inputs fit, and what came after the forward failed.
+        ReadInside: The inputs fit, but layers were replayed that have to run.
         Exception: No candidate runs; the error is that of the one that came furthest, which the
             forward is most likely to be meant for.
     """
@@ -115,7 +117,7 @@ def first_that_runs(
         progress = Progress()
         try:
             return run(candidate, progress)
-        except (NoDecode, EndlessLoop, FailedAfterForward):
+        except (NoDecode, EndlessLoop, FailedAfterForward, ReadInside):
             raise
         except Exception as error:
             errors.append((progress.kernels, error))

@@ -43,6 +43,7 @@ from llmsim_magic.capture.prime_decode_cache import (
 from llmsim_magic.capture.record.assemble_operators import assemble_operators
 from llmsim_magic.capture.record.inference_kernels import inference_kernel_notes
 from llmsim_magic.capture.record.recorder import Recorder
+from llmsim_magic.capture.record.replayed_layers import ReadInside
 from llmsim_magic.capture.replay.replay import Replayer
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import CannotTrace, LlmsimError
@@ -87,10 +88,7 @@ def run(
         one = _Pass(
             meta_model=meta_model, workload=workload, replay=replay, notes=notes, cache=cache
         )
-        if workload.phase == "prefill":
-            candidates = forward_inputs.prefill_inputs(meta_model.module, workload)
-            return first_that_runs(candidates, one.trace)
-        return first_that_runs(DECODE_INPUT_MAKERS, one.trace_decode)
+        return one.run()
 
 
 @isolated()
@@ -121,9 +119,12 @@ def run_with_inputs(
     on_device, named = inputs_on_meta((args, dict(keywords)))
     workload = Workload("forward", batch_size((*on_device, *named.values())), 0)
     with model_lock, error_context(meta_model, workload):
-        return _Pass(meta_model=meta_model, workload=workload, replay=replay).trace(
-            ModelInputs(named), Progress(), on_device
-        )
+        one = _Pass(meta_model=meta_model, workload=workload, replay=replay)
+        try:
+            return one.trace(ModelInputs(named), Progress(), on_device)
+        except ReadInside:
+            on_device, named = inputs_on_meta((args, dict(keywords)))
+            return replace(one, replay=False).trace(ModelInputs(named), Progress(), on_device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +136,19 @@ class _Pass:
     replay: bool
     notes: Sequence[str] = ()
     cache: PrefillCache | None = None
+
+    def run(self) -> Trace:
+        """Traces the workload; without replays if something reads inside a replayed layer."""
+        if self.replay:
+            with suppress(ReadInside):
+                return self._first_that_runs()
+        return replace(self, replay=False, cache=None)._first_that_runs()
+
+    def _first_that_runs(self) -> Trace:
+        if self.workload.phase == "decode":
+            return first_that_runs(DECODE_INPUT_MAKERS, self.trace_decode)
+        candidates = forward_inputs.prefill_inputs(self.meta_model.module, self.workload)
+        return first_that_runs(candidates, self.trace)
 
     def trace_decode(self, make_inputs: MakeDecodeInputs, progress: Progress) -> Trace:
         """Traces a decode step; changes that priming makes in the model are part of its state."""
@@ -167,6 +181,9 @@ class _Pass:
 
         `before` is the evaluation of the priming pass, `kept` what it left in modules; a layer that
         may read it is not replayed.
+
+        Raises:
+            ReadInside: Layers were replayed that have to run.
         """
         model, hooks = self.meta_model.module, self.meta_model.hooks
         keywords, left = inputs.keywords, dict[str, torch.Tensor]()
@@ -199,6 +216,8 @@ class _Pass:
         left = {name: tensor for name, tensor in left.items() if name in (hooks.states or ())}
         slots = _name_cache(recorder, state, left)
         results = recorder.table.add_all(_without(output, state))
+        if recorder.is_read_inside((*results, *slots)):
+            raise ReadInside
         record, replays = assemble_operators(recorder, results)
         assumed = evaluation.notes()
         in_both = {f"{BEFORE_STEP}{note}" for note in assumed}
@@ -213,7 +232,7 @@ class _Pass:
             parameters=hooks.parameters,
             recorded=record,
             replays=replays,
-            cache=slots,
+            cache=tuple(slots.values()),
             notes=tuple(dict.fromkeys(notes)),
             versions=dict(versions()),
         )
@@ -227,7 +246,7 @@ class _Pass:
         """Names of the tensors that a prefill leaves in modules and a short decode step reads."""
         step = replace(self, workload=Workload("decode", 1, 8), cache=None)
         with suppress(Exception):  # a model without a decode step
-            first_that_runs(DECODE_INPUT_MAKERS, step.trace_decode)
+            step.run()
         return self.meta_model.hooks.states or frozenset()
 
 
@@ -286,8 +305,8 @@ def _read_by_kernels(recorder: Recorder, kept: Mapping[str, torch.Tensor]) -> fr
 
 def _name_cache(
     recorder: Recorder, state: dict[str, Any], kept: Mapping[str, torch.Tensor]
-) -> tuple[CacheSlot, ...]:
-    """The tensors of the cache after the pass, each once; no scalars or empty tensors."""
+) -> dict[int, CacheSlot]:
+    """The tensors of the cache after the pass, by number; no scalars or empty tensors."""
     slots: dict[int, CacheSlot] = {}
     held = [
         found
@@ -302,7 +321,7 @@ def _name_cache(
         nbytes = tensor.numel() * tensor.element_size()
         slot = CacheSlot(name, tuple(tensor.shape), dtype_name(tensor.dtype), nbytes)
         slots.setdefault(recorder.table.add(tensor), slot)
-    return tuple(slots.values())
+    return slots
 
 
 def process_notes() -> Iterator[str]:

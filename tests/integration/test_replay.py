@@ -1,10 +1,12 @@
 """A replayed layer gives the same record and the same tables as a layer that ran."""
 
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -431,8 +433,29 @@ class InPlace(Layer):
         return x.add_(self.linear(x))
 
 
-def of_own(*layers: nn.Module) -> Trace:
-    model = copy_without_weights(Layers(list(layers)), "layers")
+class Draws(Layer):
+    """Runs its part once or twice, as a number on the host says."""
+
+    def drawn(self) -> float:
+        return float(torch.rand(()))
+
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        once = self.linear(x)
+        return once if self.drawn() < 0.5 else self.linear(once)
+
+
+class DrawsInPython(Draws):
+    def drawn(self) -> float:
+        return random.random()
+
+
+class DrawsWithNumpy(Draws):
+    def drawn(self) -> float:
+        return float(np.random.rand())
+
+
+def of_own(*layers: nn.Module, kind: type[Layers] = Layers) -> Trace:
+    model = copy_without_weights(kind(list(layers)), "layers")
     full, found = (
         run_with_inputs(model, (torch.ones(1, 8),), {}, replay=replay) for replay in (False, True)
     )
@@ -445,10 +468,93 @@ def test_layers_of_any_module_are_replayed() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [Adds, Notes, Changes, Takes, Boxes, Counts, Fills, Keeps, InPlace]
+    "kind",
+    [
+        *(Adds, Notes, Changes, Takes, Boxes, Counts, Fills, Keeps, InPlace),
+        *(Draws, DrawsInPython, DrawsWithNumpy),
+    ],
 )
 def test_a_layer_that_leaves_more_than_its_result_runs_each_time(kind: type[Layer]) -> None:
     assert not of_own(kind(), kind(), kind()).replays
+
+
+class Hooked(Layers):
+    """Keeps what a hook inside each layer sees, and returns it, or computes with it."""
+
+    def hook(self, layer: nn.Module, seen: list[torch.Tensor]) -> Any:
+        return layer.linear.register_forward_hook(lambda *given: seen.append(given[-1]))
+
+    def end(self, y: torch.Tensor, seen: list[torch.Tensor]) -> Any:
+        return y + torch.stack(seen).sum(0)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        seen: list[torch.Tensor] = []
+        handles = [self.hook(layer, seen) for layer in self.layers]
+        y = super().forward(x)
+        for handle in handles:
+            handle.remove()
+        return self.end(y, seen)
+
+
+class Returns(Hooked):
+    def end(self, y: torch.Tensor, seen: list[torch.Tensor]) -> Any:
+        return y, seen
+
+
+class SeesInputs(Hooked):
+    """A hook sees the first input of a part: that of the layer itself."""
+
+    def hook(self, layer: nn.Module, seen: list[torch.Tensor]) -> Any:
+        return layer.linear.register_forward_pre_hook(lambda part, args: seen.append(args[0]))
+
+
+class Outputs(Layer):
+    """Returns what its part does, so that a hook on the part sees the layer's output."""
+
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("model", [Hooked, Returns, SeesInputs])
+@pytest.mark.parametrize("kind", [Layer, Outputs])
+def test_layers_with_hooks_inside_each_run(kind: type[Layer], model: type[Hooked]) -> None:
+    assert not of_own(kind(), kind(), kind(), kind=model).replays
+
+
+EXPERTS = {"num_experts_per_tok": 2, "output_router_logits": True}
+CAPTURING = {  # by hooks of transformers on parts of layers
+    "mixtral": lambda: transformers.MixtralConfig(
+        **SIZES, num_hidden_layers=4, num_local_experts=4, **EXPERTS
+    ),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **SIZES, num_hidden_layers=4, head_dim=8, num_experts=4, moe_intermediate_size=16, **EXPERTS
+    ),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **SIZES, num_hidden_layers=4, head_dim=8, num_local_experts=4, **EXPERTS
+    ),
+    "llama": lambda: transformers.LlamaConfig(
+        **SIZES, num_hidden_layers=4, output_attentions=True, attn_implementation="eager"
+    ),
+    "t5": lambda: transformers.T5Config(
+        vocab_size=96,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_heads=4,
+        num_layers=4,
+        output_attentions=True,
+        output_hidden_states=True,
+        attn_implementation="eager",
+    ),
+}
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("make", CAPTURING.values(), ids=CAPTURING)
+def test_what_hooks_of_transformers_capture_inside_layers_is_that_of_every_layer(
+    make: Callable[[], Any], phase: str
+) -> None:
+    assert not replayed(weightless(make()), Workload(phase, 2, 8)).replays
 
 
 class Alternates(Layer):

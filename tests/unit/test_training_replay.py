@@ -91,6 +91,19 @@ class Hooked(Net):
         return y + torch.stack(caught).sum(0)
 
 
+class OutputLayer(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin(x)
+
+
+class HookedOutput(Hooked):
+    """Reads what is the output of each layer as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(OutputLayer() for _ in range(6))
+
+
 class RandomLayer(Layer):
     def forward(self, x: Tensor) -> Tensor:
         once = super().forward(x)
@@ -103,7 +116,7 @@ class Random(Net):
         self.layers = nn.ModuleList(RandomLayer() for _ in range(10))
 
 
-MODELS = [Net, Twice, OuterResidual, LossOnEach, Penalty, Tied, Hooked, Random]
+MODELS = [Net, Twice, OuterResidual, LossOnEach, Penalty, Tied, Hooked, HookedOutput, Random]
 
 
 @pytest.mark.parametrize("kind", MODELS)

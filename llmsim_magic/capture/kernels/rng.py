@@ -12,9 +12,14 @@ from llmsim_magic.capture.kernels.kernel_facts import facts
 
 
 class PrivateRng:
-    """Runs random kernels with a private generator, seeded the same each time."""
+    """Runs random kernels with a private generator, seeded the same each time.
+
+    Attributes:
+        draws: How many random kernels ran on the host.
+    """
 
     def __init__(self) -> None:
+        self.draws = 0
         self._generator: torch.Generator | None = None
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -31,12 +36,19 @@ class PrivateRng:
         kernel = facts(func)
         if not kernel.is_random:
             return func(*args, **kwargs)
+        self.draws += 1
         if kernel.generator_overload is None:
             with torch.random.fork_rng(devices=[]):
                 return func(*args, **kwargs)
         if self._generator is None:
             self._generator = torch.Generator()
         return kernel.generator_overload(*args, **{**kwargs, "generator": self._generator})
+
+
+def generator_states() -> tuple[object, ...]:
+    """The states of the random generators of Python and numpy; equal unless numbers were drawn."""
+    state: Any = np.random.get_state()
+    return random.getstate(), state[1].tobytes(), state[2:]
 
 
 @contextmanager

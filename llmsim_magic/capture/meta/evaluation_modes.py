@@ -17,7 +17,6 @@ from llmsim_magic.capture.kernels.fused_kernels import (
 )
 from llmsim_magic.capture.kernels.kernel_cache import KernelCache
 from llmsim_magic.capture.kernels.kernel_facts import facts, mutated_tensors
-from llmsim_magic.capture.kernels.rng import PrivateRng
 from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
 from llmsim_magic.capture.meta.data_dependent_kernels import HANDLERS, assumed_scalar
 from llmsim_magic.capture.meta.foreach_kernels import foreach_result
@@ -67,7 +66,6 @@ class _KernelMode(TorchDispatchMode):
         self._evaluation = evaluation
         self._progress = progress
         self._stopped = stopped
-        self._rng = PrivateRng()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -107,7 +105,7 @@ class _KernelMode(TorchDispatchMode):
             return self._run_on_host(func, args, keywords)
         if kernel.may_alias and not any(tensor.is_meta for tensor in tensors):
             # A view of an overwritten tensor, or a write into one.
-            return self._rng.run(func, args, keywords)
+            return self._evaluation.rng.run(func, args, keywords)
         if kernel.is_composite:  # visible under `torch.inference_mode`, or if asked for
             with self:
                 result = decompose(func, args, keywords, without_values)
@@ -158,7 +156,7 @@ class _KernelMode(TorchDispatchMode):
         if func is aten._local_scalar_dense.default:
             self._evaluation.count_read()
         if facts(func).may_alias:
-            return self._rng.run(func, args, keywords)
+            return self._evaluation.rng.run(func, args, keywords)
         meta_args, meta_keywords = _on_meta((args, keywords))
         if "device" in meta_keywords:
             meta_keywords = meta_keywords | {"device": META}
@@ -176,7 +174,7 @@ class _KernelMode(TorchDispatchMode):
         if facts(func).is_allocation:
             return func(*args, **keywords).zero_()
         try:
-            return self._rng.run(func, args, keywords)
+            return self._evaluation.rng.run(func, args, keywords)
         except NotImplementedError:
             return _run_in_float64(func, args, keywords)
 

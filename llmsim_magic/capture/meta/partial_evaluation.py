@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from llmsim_magic.capture.kernels import call_stack
+from llmsim_magic.capture.kernels.rng import PrivateRng, generator_states
 from llmsim_magic.records.trace.assumptions import assumption_note
 
 MAX_KNOWN_ELEMENTS = 4_000_000  # larger tensors are not computed on the host
@@ -66,6 +67,7 @@ class PartialEvaluation:
         changes: Counts in-place writes and marks: while it stays the same, so do the layouts and
             values of tensors, and what is known about them.
         listener: Runs each function that is called and sees each kernel that has run, if set.
+        rng: Draws the random numbers of the pass on the host.
     """
 
     def __init__(self, before: "PartialEvaluation | None" = None) -> None:
@@ -75,6 +77,7 @@ class PartialEvaluation:
         self.creates_on_meta = False
         self.changes = 0
         self.listener: PassListener | None = None
+        self.rng = PrivateRng()
         self._reads_silently = False
         self._accesses: Counter[Any] = Counter()
         # Storages are held, not only their addresses, so that no address is reused.
@@ -85,6 +88,10 @@ class PartialEvaluation:
         self._any_of: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         self._none_true: dict[int, torch.UntypedStorage] = {}
         self._assumed_values: dict[int, Any] = {}  # lists and arrays, held like the storages
+
+    def random_states(self) -> tuple[object, ...]:
+        """The states of all random generators; equal unless the pass has drawn numbers."""
+        return self.rng.draws, generator_states()
 
     @contextmanager
     def creating(self, *, on_meta: bool) -> Iterator[None]:

@@ -13,6 +13,7 @@ class ModuleCall:
 
     The call of a leaf module is an operator; that of a container groups the operators inside it.
     `saved` are tensors that autograd keeps for it, `hooks` the id of what packs them around it.
+    `hooked` are its inputs and outputs that hooks of the model's code may keep.
     """
 
     path: str
@@ -28,6 +29,7 @@ class ModuleCall:
     hooks: int = 0
     part: Pass = "forward"
     saved: list[int] = field(default_factory=list)
+    hooked: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -1,6 +1,6 @@
 """Record the module calls and replayed layers of a forward pass, and the helpers around calls."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from types import FrameType
 from typing import Any
@@ -19,7 +19,11 @@ from llmsim_magic.capture.record.events import (
     ReplayCall,
 )
 from llmsim_magic.capture.record.list_lifetimes import ListLifetimes
-from llmsim_magic.capture.record.replayed_layers import ReplayedLayers
+from llmsim_magic.capture.record.replayed_layers import (
+    ReplayedLayers,
+    hooked_tensors,
+    is_read_inside,
+)
 from llmsim_magic.capture.replay.layer_matching import Layer
 from llmsim_magic.capture.replay.replay import Replayed, Replayer
 from llmsim_magic.records.trace.recorded import Pass, Role
@@ -87,6 +91,14 @@ class ModuleRecorder:
         if run is not None:
             self._layers.spans[run] = self._span(start)
         return output
+
+    def is_read_inside(self, results: Iterable[int] = ()) -> bool:
+        """Whether anything reads inside a layer that was replayed, as a hook on its parts may.
+
+        Args:
+            results: The numbers of the tensors that the pass leaves.
+        """
+        return is_read_inside(self.events, self.kernels, self.calls, self.table.tensors, results)
 
     def _part(self) -> Pass:
         """The pass of a training step in which a call is made now."""
@@ -200,6 +212,7 @@ class ModuleRecorder:
             call.helpers.clear()
             if call.module is module:
                 call.outputs = self.table.add_all(output)
+                call.hooked = hooked_tensors(call)
                 return
 
     def _helpers(self, parent: ModuleCall, frames: list[FrameType]) -> tuple[HelperCall, ...]:

@@ -88,11 +88,13 @@ class Replayer:
             call = self._calls.describe(layer, (args, kwargs))
             before = None if call is None else StateBeforeLayer(layer, call)
         assumed = self._evaluation.assumed.copy()
+        random_states = self._evaluation.random_states()
         output = forward(*args, **kwargs)
         with unrecorded():
             if (
                 call is None
                 or before is None
+                or random_states != self._evaluation.random_states()
                 or not before.is_unchanged(self._calls.describe(layer, call.arguments))
             ):
                 return output, None

@@ -56,11 +56,6 @@ class LayerRun:
     assumed: Any = None
     is_repeated: bool = False
 
-    def runs(self, kernel: int) -> bool:
-        """Whether a kernel is one of the layer's forward or backward."""
-        spans = [self.span] if self.backward is None else [self.span, self.backward]
-        return any(kernel in range(*span.kernels) for span in spans)
-
     def watch(self, table: TensorTable, tensors: list[torch.Tensor]) -> None:
         """Note the gradients of tensors when backward has computed them."""
         for tensor in tensors:

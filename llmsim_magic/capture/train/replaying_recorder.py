@@ -1,15 +1,12 @@
 """Record a training step of which layers that repeat earlier ones are replayed."""
 
-import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
-from llmsim_magic.capture.kernels import kernel_facts
 from llmsim_magic.capture.kernels.tensors import tensors_in, unrecorded
 from llmsim_magic.capture.meta.partial_evaluation import PartialEvaluation
 from llmsim_magic.capture.record.events import BackwardCall, LayerSpan, ReplayCall
@@ -55,7 +52,6 @@ class ReplayingRecorder(StepRecorder):
         self._replayed: list[ReplayedLayer] = []
         self._called: set[str] = set()  # layers, by path
         self._replayed_nodes: set[int] = set()  # numbers of the nodes of replayed layers
-        self._random_kernels = 0
         self._uses = Counter(
             id(parameter)
             for part in model.modules()
@@ -96,7 +92,7 @@ class ReplayingRecorder(StepRecorder):
             start, node = self._position(), AUTOGRAD._get_sequence_nr()
             assumed, values = self._evaluation.assumed.copy(), call.host_values
             is_leaf = any(each.requires_grad and each.is_leaf for each in call.tensors)
-            draws = self._draws()
+            random_states = self._evaluation.random_states()
             del call, described
         output = self._run_layer(layer, forward, args, kwargs)
         with unrecorded():
@@ -110,7 +106,8 @@ class ReplayingRecorder(StepRecorder):
             self._runs.append(run)
             tensors = tensors_in((args, kwargs))
             run.output = output_of(output, tensors)
-            is_repeatable = run.output is not None and not is_leaf and draws == self._draws()
+            draws = random_states != self._evaluation.random_states()
+            is_repeatable = run.output is not None and not is_leaf and not draws
             if is_repeatable and before.is_unchanged(self._evaluation, (args, kwargs)):
                 for each in values:
                     each.release()
@@ -200,13 +197,14 @@ class ReplayingRecorder(StepRecorder):
             if run.is_repeated:
                 run.backward = self._backward_span(run)
                 _check_gradients(run.layer.module)
-        self._check_outputs()
         for replayed in self._replayed:
             pairs, event = replayed.pairs(self.table), replayed.backward
             if (event is None) is not (replayed.run.backward is None):
                 raise UnequalBackward
             if event is not None and replayed.run.backward is not None:
                 event.span, event.tensors = replayed.run.backward, pairs
+        if self.is_read_inside():
+            raise UnequalBackward
 
     def _backward_span(self, run: LayerRun) -> LayerSpan | None:
         """The events and kernels of a layer's backward.
@@ -233,26 +231,6 @@ class ReplayingRecorder(StepRecorder):
             (events, last_event + 1), (kernels, last_kernel + 1), (calls, calls), in_helper=False
         )
 
-    def _check_outputs(self) -> None:
-        """Check that repeated layers hand on nothing but their output, as through a hook.
-
-        Raises:
-            UnequalBackward: A kernel elsewhere reads a tensor that such a layer made.
-        """
-        storages = [tensor.storage for tensor in self.table.tensors]
-        inside: dict[int, LayerRun] = {}
-        for run in self._runs:
-            if run.is_repeated:
-                outputs = {storages[number] for number in run.outputs}
-                for call in self.kernels[slice(*run.span.kernels)]:
-                    made = {storages[number] for number in call.kernel.writes}
-                    inside |= dict.fromkeys(made - outputs, run)
-        for place, call in enumerate(self.kernels):
-            for number in call.kernel.inputs:
-                maker = inside.get(storages[number])
-                if maker is not None and not maker.runs(place):
-                    raise UnequalBackward
-
     def _check_first_call(self, layer: Layer) -> None:
         """Check that no layer is called again that was replayed, or that others repeat.
 
@@ -274,16 +252,6 @@ class ReplayingRecorder(StepRecorder):
             for parameter in part._parameters.values()
             if parameter is not None
         )
-
-    def _draws(self) -> tuple[object, ...]:
-        """The states of random generators, which differ when numbers were drawn."""
-        return random.getstate(), str(np.random.get_state()), self._random_kernels
-
-    def kernel(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """Record a kernel that has run, and count those that draw random numbers on the host."""
-        if kernel_facts.facts(func).is_random and isinstance(out, torch.Tensor):
-            self._random_kernels += not out.is_meta
-        super().kernel(func, args, kwargs, out)
 
     def _is_in_checkpoint(self) -> bool:
         """Whether the caller of the layer runs inside a checkpoint."""
