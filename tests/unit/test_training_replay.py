@@ -61,6 +61,56 @@ class LossOnEach(Net):
         return torch.stack(found)
 
 
+class LossOnFirst(Net):
+    """The gradient of the second layer's input is summed among the layer's own nodes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, found = self.first(x), []
+        for layer in self.layers:
+            x = layer(x)
+            found.append(x)
+        return x + found[0]
+
+
+class LossBeside(Net):
+    """The gradient of the second layer's input is summed by what else reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers[0](self.first(x))
+        beside = self.beside(x)
+        for layer in self.layers[1:]:
+            x = layer(x)
+        return x + beside
+
+
+class ParametersBetween(Net):
+    """The gradients of parameters are taken from those between layers, where no operator runs."""
+
+    before: tuple[int, ...] = tuple(range(6))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.between = nn.ParameterList(torch.ones(4, 8) for _ in self.layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for place, layer in enumerate(self.layers):
+            x = layer(x + self.between[place] if place in self.before else x)
+        return x
+
+
+class ParameterBeforeSecond(ParametersBetween):
+    before = (1,)
+
+
+class ParameterBeforeFourth(ParametersBetween):
+    before = (3,)
+
+
 class Penalty(Net):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.first(x)
@@ -116,7 +166,11 @@ class Random(Net):
         self.layers = nn.ModuleList(RandomLayer() for _ in range(10))
 
 
-MODELS = [Net, Twice, OuterResidual, LossOnEach, Penalty, Tied, Hooked, HookedOutput, Random]
+MODELS = [
+    *(Net, Twice, Tied, Penalty, Hooked, HookedOutput, Random),
+    *(OuterResidual, LossOnEach, LossOnFirst, LossBeside),
+    *(ParametersBetween, ParameterBeforeSecond, ParameterBeforeFourth),
+]
 
 
 @pytest.mark.parametrize("kind", MODELS)

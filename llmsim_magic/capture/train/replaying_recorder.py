@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,6 +28,17 @@ from llmsim_magic.capture.train.step_recorder import (
     node_number,
 )
 from llmsim_magic.records.trace.recorded import Pass, Role
+
+
+class _BackwardKernel(NamedTuple):
+    """The place of a kernel of backward, the number of its node, and the id of its parameter.
+
+    Only a node that adds to the gradient of a parameter has one.
+    """
+
+    position: tuple[int, int, int]
+    node: int
+    parameter: int
 
 
 class ReplayingRecorder(StepRecorder):
@@ -59,8 +70,8 @@ class ReplayingRecorder(StepRecorder):
             if parameter is not None
         )
         self._recomputed: dict[str, tuple[int, int, int]] = {}  # where a layer begins again
-        # The place of each kernel of backward, and the number of its node.
-        self._backward_kernels: list[tuple[tuple[int, int, int], int]] = []
+        self._backward_kernels: list[_BackwardKernel] = []
+        self._is_after_replay = False  # no kernel of backward has run since that of a replay
 
     def start(self, part: Pass) -> None:
         """Note that a pass of the step begins."""
@@ -176,6 +187,7 @@ class ReplayingRecorder(StepRecorder):
                 resumes=replayed.forward,
             )
             replayed.backward = event
+            self._is_after_replay = True
             self.events.append(event)
             for number, gradient in zip(replayed.outputs, gradients, strict=True):
                 if gradient is not None:
@@ -210,26 +222,59 @@ class ReplayingRecorder(StepRecorder):
         """The events and kernels of a layer's backward.
 
         Raises:
-            UnequalBackward: Kernels of others are among them.
+            UnequalBackward: Kernels of others are among them or directly after them.
         """
-        first, last = run.nodes
-        own = [
-            place for place, (_, node) in enumerate(self._backward_kernels) if first <= node < last
-        ]
+        (first, last), found = run.nodes, self._backward_kernels
+        own = [place for place, kernel in enumerate(found) if first <= kernel.node < last]
         if not own:
             return None
         end = own[-1] + 1
-        others = self._backward_kernels[own[0] : end]
-        if any(node != NO_NODE and not first <= node < last for _, node in others):
-            raise UnequalBackward
-        while end < len(self._backward_kernels) and self._backward_kernels[end][1] == NO_NODE:
+        while end < len(found) and found[end].node == NO_NODE:
             end += 1
-        start, _ = self._backward_kernels[own[0]]
+        parameters = set(map(id, run.layer.module.parameters()))
+        if not all(
+            first <= kernel.node < last or kernel.parameter in parameters
+            for kernel in found[own[0] : end]
+        ):
+            raise UnequalBackward
+        start = found[own[0]].position
         events, kernels, calls = min(start, self._recomputed.get(run.layer.path, start))
-        (last_event, last_kernel, _), _ = self._backward_kernels[end - 1]
+        last_event, last_kernel, _ = found[end - 1].position
+        self._check_gradients_at_border(run, range(kernels, last_kernel + 1))
         return LayerSpan(
             (events, last_event + 1), (kernels, last_kernel + 1), (calls, calls), in_helper=False
         )
+
+    def _check_gradients_at_border(self, run: LayerRun, kernels: range) -> None:
+        """Check that a layer's backward makes its inputs' gradients from those of its outputs.
+
+        Raises:
+            UnequalBackward: The loss depends on its inputs in other ways as well: here or elsewhere
+                a gradient from outside is added to that of an input.
+        """
+        given, needed = (
+            {self._storage_of(run.gradients[each]) for each in numbers if each in run.gradients}
+            for numbers in (run.outputs, run.inputs)
+        )
+        first = self._backward_kernels[0].position[1]
+        outside = self._written(range(first, kernels.start)) - given
+        read = {
+            self._storage_of(number)
+            for place in kernels
+            for number in self.kernels[place].kernel.inputs
+        }
+        if not outside.isdisjoint(read) or needed - given - self._written(kernels):
+            raise UnequalBackward
+
+    def _storage_of(self, number: int) -> int:
+        return self.table.tensors[number].storage
+
+    def _written(self, kernels: range) -> set[int]:
+        return {
+            self._storage_of(number)
+            for place in kernels
+            for number in self.kernels[place].kernel.writes
+        }
 
     def _check_first_call(self, layer: Layer) -> None:
         """Check that no layer is called again that was replayed, or that others repeat.
@@ -265,7 +310,11 @@ class ReplayingRecorder(StepRecorder):
         number = node_number(node)
         if number in self._replayed_nodes:  # a sum with a gradient from outside of the layer
             raise UnequalBackward
-        self._backward_kernels.append((self._position(), number))
+        if number == NO_NODE and self._is_after_replay:  # it would belong to the replayed layer
+            raise UnequalBackward
+        self._is_after_replay = False
+        parameter = id(getattr(node, "variable", None))
+        self._backward_kernels.append(_BackwardKernel(self._position(), number, parameter))
         return super()._backward_of(node)
 
 
