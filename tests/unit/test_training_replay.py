@@ -11,6 +11,7 @@ from llmsim_magic.capture.configs.resolve import ConfigSource
 from llmsim_magic.capture.models.meta_model import from_config
 from llmsim_magic.capture.train.step import run_step
 from llmsim_magic.capture.train.trainable import trainable
+from llmsim_magic.records.trace.recorded import Record
 from llmsim_magic.records.trace.training import Training
 from llmsim_magic.records.trace.workload import Workload
 
@@ -111,6 +112,30 @@ class ParameterBeforeFourth(ParametersBetween):
     before = (3,)
 
 
+class Cut(Net):
+    """Its views of the last layer's output run no kernel; their backward does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, :4]
+
+
+class ViewingLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin(x[:, 2:6])
+
+
+class Viewing(Net):
+    """Each layer views the output of the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(ViewingLayer() for _ in range(6))
+
+
 class Penalty(Net):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.first(x)
@@ -170,18 +195,40 @@ MODELS = [
     *(Net, Twice, Tied, Penalty, Hooked, HookedOutput, Random),
     *(OuterResidual, LossOnEach, LossOnFirst, LossBeside),
     *(ParametersBetween, ParameterBeforeSecond, ParameterBeforeFourth),
+    *(Cut, Viewing),
 ]
+
+
+def step(net: Net, *, replay: bool = True) -> Record:
+    loss: dict[str, Any] = {"loss": lambda output: output.pow(2).mean(), "phase": "train"}
+    return llmsim.trace(net, inputs=(torch.ones(4, 8),), replay=replay, **loss).trace.recorded
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_step_with_replay_is_the_one_that_ran(kind: type[Net]) -> None:
     net = kind()
+    assert step(net) == step(net, replay=False)
 
-    def step(*, replay: bool) -> Any:
-        loss = {"loss": lambda output: output.pow(2).mean(), "phase": "train"}
-        return llmsim.trace(net, inputs=(torch.ones(4, 8),), replay=replay, **loss).trace.recorded
 
-    assert step(replay=True) == step(replay=False)
+@pytest.mark.parametrize(
+    ("kind", "makers"),
+    [
+        (Cut, {"": "layers.5"}),
+        (
+            Viewing,
+            {"layers.0": "first"} | {f"layers.{n}": f"layers.{n - 1}.lin" for n in range(1, 6)},
+        ),
+    ],
+)
+def test_the_backward_of_a_view_belongs_to_what_wrote_the_viewed_tensor(
+    kind: type[Net], makers: dict[str, str]
+) -> None:
+    operators = step(kind()).operators
+    assert makers == {
+        each.path: operators[each.backward_of].path
+        for each in operators
+        if each.op == "getitem" and each.backward_of is not None
+    }
 
 
 def test_the_loss_of_routers_reads_the_logits_of_every_layer() -> None:

@@ -1,5 +1,6 @@
 """Assemble recorded events into operators: leaf modules, whole helpers and single functions."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -55,7 +56,7 @@ def assemble_operators(
     inputs = _inputs_of_backward(recorder, owners)
     held = _held_inside(recorder, steps)
     saved = _saved(recorder)
-    forwards = orders | _makers_of_views(recorder, orders)
+    viewed = _viewed(recorder, orders)
     record = Record(
         storages=recorder.table.storages(),
         tensors=tuple(recorder.table.tensors),
@@ -69,7 +70,7 @@ def assemble_operators(
             for place, (call, owner) in enumerate(zip(recorder.kernels, owners, strict=True))
         ),
         operators=tuple(
-            _backward_operator(step, forwards, inputs.get(order, ()), outputs.get(order, ()))
+            _backward_operator(step, orders, viewed, inputs.get(order, ()), outputs.get(order, ()))
             if isinstance(step, BackwardCall)
             else _operator(step, outputs.get(order, ()), saved.get(step, ()))
             for step, order in orders.items()
@@ -180,26 +181,51 @@ def _name(step: ForwardStep) -> str:
     return type(step.module).__name__ if isinstance(step, ModuleCall) else step.name
 
 
-def _makers_of_views(recorder: Recorder, orders: dict[Step, int]) -> dict[Step, int]:
-    """For each function that makes views alone the operator that wrote what it views.
-
-    It runs no kernel of its own, but its backward may copy a gradient.
-    """
-    storage = [tensor.storage for tensor in recorder.table.tensors]
-    writers: dict[int, int] = {}
-    found: dict[Step, int] = {}
+def _viewed(recorder: Recorder, orders: dict[Step, int]) -> dict[Step, tuple[int, ...]]:
+    """The tensors of which each function that is no operator makes views."""
+    found: dict[Step, dict[int, None]] = {}
     for call in recorder.kernels:
         step, kernel = _step(call), call.kernel
-        if step in orders:
-            writers |= dict.fromkeys((storage[index] for index in kernel.writes), orders[step])
-        elif kernel.inputs and storage[kernel.inputs[0]] in writers:
-            found.setdefault(step, writers[storage[kernel.inputs[0]]])
-    return found
+        if step not in orders and kernel.inputs:
+            found.setdefault(step, {})[kernel.inputs[0]] = None
+    return {step: tuple(tensors) for step, tensors in found.items()}
+
+
+def with_makers_of_views(record: Record) -> Record:
+    """Name the forward operators of backward operators whose own function made views alone.
+
+    Such a function runs no kernel, but its backward may copy a gradient: it belongs to the operator
+    that wrote what is viewed, which may be in a replayed layer.
+
+    Args:
+        record: A whole pass, in which those backward operators hold the tensors that are viewed.
+    """
+    storages = [tensor.storage for tensor in record.tensors]
+    writers: dict[int, int] = {}  # by storage
+    makers: dict[int, int] = {}  # by tensor, when it is viewed
+    for kernel in record.kernels:
+        if kernel.operator is not None:
+            writers |= dict.fromkeys((storages[each] for each in kernel.writes), kernel.operator)
+        elif kernel.inputs and storages[kernel.inputs[0]] in writers:
+            makers.setdefault(kernel.inputs[0], writers[storages[kernel.inputs[0]]])
+
+    def completed(operator: Operator) -> Operator:
+        if operator.part != "backward" or not operator.held:
+            return operator
+        found = next((makers[each] for each in operator.held if each in makers), None)
+        return replace(operator, backward_of=found, held=())
+
+    return dataclasses.replace(record, operators=tuple(map(completed, record.operators)))
 
 
 def _backward_operator(
-    call: BackwardCall, forwards: dict[Step, int], inputs: tuple[int, ...], outputs: tuple[int, ...]
+    call: BackwardCall,
+    orders: dict[Step, int],
+    viewed: dict[Step, tuple[int, ...]],
+    inputs: tuple[int, ...],
+    outputs: tuple[int, ...],
 ) -> Operator:
+    """A backward operator; one whose function made views alone holds what those view."""
     forward = _shown(call.forward)
     return Operator(
         forward.path,
@@ -209,7 +235,8 @@ def _backward_operator(
         outputs,
         forward.source,
         part=call.part,
-        backward_of=forwards.get(forward),
+        backward_of=orders.get(forward),
+        held=() if forward in orders else viewed.get(forward, ()),
     )
 
 

@@ -23,7 +23,10 @@ from llmsim_magic.capture.optimizers.host_values import take_step
 from llmsim_magic.capture.optimizers.optimizers import embedding_parameters, make_optimizer
 from llmsim_magic.capture.optimizers.published_optimizers import is_paged
 from llmsim_magic.capture.prime_decode_cache import FailedAfterForward, first_that_runs
-from llmsim_magic.capture.record.assemble_operators import assemble_operators
+from llmsim_magic.capture.record.assemble_operators import (
+    assemble_operators,
+    with_makers_of_views,
+)
 from llmsim_magic.capture.run import by_name, error_context, process_notes, versions
 from llmsim_magic.capture.train.layer_replay import UnequalBackward
 from llmsim_magic.capture.train.loss import LossFunction, failed_loss, loss_of, training_inputs
@@ -170,7 +173,7 @@ class _Step:
                     recorder.table.name(tensor, "input", name)
             self._run(recorder, evaluation, inputs.keywords)
             recorder.finish()
-        record = unroll(*assemble_operators(recorder, ()))
+        record = with_makers_of_views(unroll(*assemble_operators(recorder, ())))
         notes = (
             *self.meta_model.notes,
             *inputs.notes,
