@@ -113,19 +113,20 @@ def frames_of_caller(depth: int) -> list[FrameType]:
     return frames
 
 
-def method_of(known: Container[int], end: CodeType, depth: int) -> Any:
+def method_of(known: Container[int], end: CodeType, depth: int, *, but: Any = None) -> Any:
     """Return the object of the innermost method that runs and whose object has a known id.
 
     Args:
         known: Ids of objects.
         end: Code of the function at whose frame the search ends.
         depth: Number of innermost frames to skip.
+        but: An object whose methods are skipped.
     """
     frame: FrameType | None = sys._getframe(depth)
     while frame is not None and frame.f_code is not end:
         if frame.f_code.co_varnames[:1] == ("self",):
             owner = local_variables(frame).get("self")
-            if id(owner) in known:
+            if id(owner) in known and owner is not but:
                 return owner
         frame = frame.f_back
     return None

@@ -106,6 +106,8 @@ def output_of(value: Any, inputs: list[torch.Tensor]) -> Output | None:
             continue
         address = leaf.untyped_storage()._cdata
         is_plain = type(leaf) is torch.Tensor and leaf.is_meta and not leaf.storage_offset()
+        if leaf.requires_grad and leaf.is_leaf:
+            return None  # made before the step, as no layer makes one
         if not is_plain or leaf.layout is not torch.strided or address in used:
             return None
         used.add(address)

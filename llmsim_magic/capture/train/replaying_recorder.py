@@ -70,6 +70,7 @@ class ReplayingRecorder(StepRecorder):
             if parameter is not None
         )
         self._recomputed: dict[str, tuple[int, int, int]] = {}  # where a layer begins again
+        self._recomputed_with_others: set[str] = set()  # by a checkpoint that holds more before it
         self._backward_kernels: list[_BackwardKernel] = []
         self._is_after_replay = False  # no kernel of backward has run since that of a replay
 
@@ -85,7 +86,13 @@ class ReplayingRecorder(StepRecorder):
         A checkpoint around several layers runs them again in backward, so they all run.
         """
         if self._now == "backward":
+            if self._is_replayed(layer):  # in a checkpoint that holds more than the layer
+                raise UnequalBackward
             self._recomputed[layer.path] = self._position()
+            node = node_number(torch._C._current_autograd_node())
+            if node == self._recomputing_node:
+                self._recomputed_with_others.add(layer.path)
+            self._recomputing_node = node
             return self._run_layer(layer, forward, args, kwargs)
         self._check_first_call(layer)
         if self._is_in_checkpoint() or not self._has_own_parameters(layer):
@@ -132,6 +139,8 @@ class ReplayingRecorder(StepRecorder):
         self, layer: Layer, run: LayerRun, output: Output, tensors: list[torch.Tensor]
     ) -> Any:
         """Makes the output of a layer that repeats a run."""
+        if run.span.in_helper:
+            self._caller()  # so that its helper is not shown as one operator
         inputs = self.table.add_all(tensors)
         event = ReplayCall(
             path=layer.path,
@@ -156,6 +165,7 @@ class ReplayingRecorder(StepRecorder):
         )
         self.events.append(event)
         self._replayed.append(replayed)
+        self._saved_before.clear()  # the first operator of the layer has it
         if run.assumed:
             self._evaluation.assumed += run.assumed
         return output.with_tensors(made)
@@ -207,6 +217,8 @@ class ReplayingRecorder(StepRecorder):
         """
         for run in self._runs:
             if run.is_repeated:
+                if run.layer.path in self._recomputed_with_others:
+                    raise UnequalBackward
                 run.backward = self._backward_span(run)
                 _check_gradients(run.layer.module)
         for replayed in self._replayed:
@@ -286,8 +298,11 @@ class ReplayingRecorder(StepRecorder):
             self._called.add(layer.path)
             return
         repeated = {run.layer.path for run in self._runs if run.is_repeated}
-        if layer.path in repeated or any(each.layer is layer for each in self._replayed):
+        if layer.path in repeated or self._is_replayed(layer):
             raise UnequalBackward
+
+    def _is_replayed(self, layer: Layer) -> bool:
+        return any(each.layer is layer for each in self._replayed)
 
     def _has_own_parameters(self, layer: Layer) -> bool:
         """Whether no parameter of a layer stands anywhere else in the model."""

@@ -32,9 +32,9 @@ from llmsim_magic.capture.train.layer_replay import UnequalBackward
 from llmsim_magic.capture.train.loss import LossFunction, failed_loss, loss_of, training_inputs
 from llmsim_magic.capture.train.packing import packed
 from llmsim_magic.capture.train.replaying_recorder import ReplayingRecorder
-from llmsim_magic.capture.train.step_recorder import StepRecorder
+from llmsim_magic.capture.train.step_recorder import StepRecorder, unpacked
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
-from llmsim_magic.records.errors import LlmsimError
+from llmsim_magic.records.errors import CannotTrace, LlmsimError
 from llmsim_magic.records.printable import printable_record
 from llmsim_magic.records.trace.optimizers import OPTIMIZERS
 from llmsim_magic.records.trace.recorded import Role
@@ -214,10 +214,15 @@ class _Step:
         autocast = torch.autocast("cpu", torch.bfloat16) if is_amp else nullcontext()
         with hooks.reporting_to(recorder):
             with evaluation.reporting_to(recorder):
-                with saved_tensors_hooks(recorder.saving, _unchanged), autocast:
+                with saved_tensors_hooks(recorder.saving, unpacked), autocast:
                     output = call_model(module, self.args, keywords)
                     loss = loss_of(output, self.loss, module)
                     del output
+                if not recorder.kernels:
+                    raise CannotTrace(
+                        f"{self.meta_model.info.class_name}: forward and loss run no kernel, so "
+                        "there is no step to trace; compute the loss from what the forward returns"
+                    )
                 recorder.start("backward")
                 _run_backward(loss, self.meta_model.info.class_name)
                 del loss
@@ -252,10 +257,6 @@ def _run_backward(loss: torch.Tensor, class_name: str) -> None:
         raise FailedAfterForward(
             f"{class_name}: forward and loss run, but backward does not: {failure_reason(error)}"
         ) from error
-
-
-def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A kernel of backward belongs to the operator whose call made the node of autogra
 Nothing is held of the step: what a storage outlives is told by its own end.
 """
 
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -14,7 +15,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.nn.functional import scaled_dot_product_attention
 
 from llmsim_magic.capture.kernels import call_stack, flops, fused_kernels, kernel_facts
-from llmsim_magic.capture.kernels.tensors import unrecorded
+from llmsim_magic.capture.kernels.tensors import dtype_name, unrecorded
 from llmsim_magic.capture.record.events import (
     BackwardCall,
     FunctionCall,
@@ -30,7 +31,25 @@ from llmsim_magic.records.trace.recorded import Kernel, Pass, Role
 
 AUTOGRAD = torch._C._autograd
 NO_NODE = -1  # the number of what no call made, such as the sum of a parameter's gradients
+SavedTensor = tuple[torch.Tensor, int]  # with its version
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _FIRST_SUM = 2**63  # numbers of nodes that add up gradients
+
+
+def unpacked(saved: SavedTensor) -> torch.Tensor:
+    """Return a tensor that `StepRecorder.saving` has packed.
+
+    Raises:
+        RuntimeError: It was written in place since, so that torch refuses to run backward.
+    """
+    tensor, version = saved
+    if tensor._version != version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace "
+            f"operation: {dtype_name(tensor.dtype)} {list(tensor.shape)} is at version "
+            f"{tensor._version}; expected version {version} instead"
+        )
+    return tensor
 
 
 def node_number(node: Any) -> int:
@@ -50,18 +69,22 @@ class StepRecorder(Recorder):
         super().__init__(owners)
         self.table: LiveTensorTable = LiveTensorTable(owners, self._note_free)
         self._now: Pass = "forward"
-        self._nodes: list[int] = []  # number of nodes of autograd after each kernel of forward
+        # Number of nodes of autograd after each kernel of forward and of recomputed forward.
+        self._nodes: list[int] = []
         self._makers: list[ModuleCall | FunctionCall] = []  # the owner of each of those kernels
         self._containers: dict[int, str] = {}  # paths of modules with children, by id
         self._reopened: ModuleCall | None = None  # a layer that is run again
         self._saved_before: list[int] = []  # by autograd, before the next operator runs
+        self._recomputing_node = NO_NODE  # that last needed something of forward to run again
         self._backward: BackwardCall
+        self._forward_nodes = 0  # number of nodes of autograd when backward starts
 
     def start(self, part: Pass) -> None:
         """Note that a pass of the step begins."""
         self._close_reopened()
         self._now = part
         if part == "backward":
+            self._forward_nodes = AUTOGRAD._get_sequence_nr()
             self._backward = BackwardCall(self._makers[-1])
             self._containers = {
                 id(each.module): each.path for each in self.calls if not each.is_leaf
@@ -121,23 +144,38 @@ class StepRecorder(Recorder):
     ) -> None:
         """Record the start of a module call; a recomputed one is no further call of the module."""
         self._drop_ended_helpers()
-        self._reopen()
+        self._reopen(but=module)
         super().enter(path, module, inputs, is_layer=is_layer)
         self._open[-1].hooks = _hooks_of_saved_tensors()
         if self._now == "backward":
             self.calls.pop()
 
-    def saving(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Note that autograd keeps a tensor for the operator that runs, and return it.
+    def saving(self, tensor: torch.Tensor) -> SavedTensor:
+        """Note that autograd keeps a tensor for the operator that runs.
 
+        A function of the model's own keeps tensors once its forward has run, for an operator in it.
         What a checkpoint keeps before it runs its layer is kept for the first operator in it.
+
+        Returns:
+            The tensor and its version, which torch does not check where a hook packs it.
         """
-        parent = self._open[-1] if self._open else None
-        owner = parent if parent is not None and parent.is_leaf else self._function
+        owner: ModuleCall | FunctionCall | None = self._function
+        if self._open and self._open[-1].is_leaf:
+            owner = self._open[-1]
+        if owner is None and sys._getframe(1).f_code is _APPLY:
+            owner = self._first_of_last_node()
         with unrecorded():
             saved = self._saved_before if owner is None else owner.saved
             saved.append(self.table.add(tensor))
-        return tensor
+        return tensor, tensor._version
+
+    def _first_of_last_node(self) -> ModuleCall | FunctionCall | None:
+        """The operator that ran first since the last node of autograd was made, if any did."""
+        place = bisect_right(self._nodes, AUTOGRAD._get_sequence_nr() - 1)
+        makers = self._makers[place:]
+        calls = self.kernels[len(self.kernels) - len(makers) :]
+        owners = (call.owner for call in calls if not call.kernel.is_view)
+        return next((each for each in owners if not isinstance(each, BackwardCall)), None)
 
     def kernel(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Record a kernel that has run, but no view of nothing: some keep empty tensors."""
@@ -170,11 +208,15 @@ class StepRecorder(Recorder):
     def _held_inside(self, owner: object) -> tuple[int, ...]:
         return ()
 
-    def _reopen(self) -> None:
-        """Open the layer that a checkpoint runs again, if it does so around the layer's hooks."""
+    def _reopen(self, *, but: torch.nn.Module | None = None) -> None:
+        """Open the layer that a checkpoint runs again, if it does so without the layer's hooks.
+
+        Args:
+            but: The module that is called now, by its hooks.
+        """
         if self._now != "backward" or self._open:
             return
-        module = call_stack.method_of(self._containers, _engine_run_backward.__code__, 3)
+        module = call_stack.method_of(self._containers, _engine_run_backward.__code__, 3, but=but)
         if module is None:
             return
         path = self._containers[id(module)]
@@ -202,9 +244,22 @@ class StepRecorder(Recorder):
     def _owner(self, name: str) -> Owner:
         if self._function is None:
             self._close_reopened()
-        if self._now == "backward" and not self._open:
-            return self._backward_of(torch._C._current_autograd_node())
+        if self._now == "backward":
+            node = torch._C._current_autograd_node()
+            runs_again = self._open or (node is not None and torch.is_grad_enabled())
+            if not runs_again or self._is_recomputed(node):
+                return self._backward_of(node)
+            self._recomputing_node = node_number(node)
         return super()._owner(name)
+
+    def _is_recomputed(self, node: Any) -> bool:
+        """Whether a node is of a graph that backward itself made, and now differentiates.
+
+        A reentrant checkpoint does so: it runs its layer again with gradients, and then a backward
+        of its own. That ends with nodes that add to the gradients of leaves.
+        """
+        number = node_number(node)
+        return number >= self._forward_nodes or (number == NO_NODE and node is not None)
 
     def _backward_of(self, node: Any) -> BackwardCall:
         """The run of kernels of the call that made a node; that before, for sums of gradients."""
@@ -218,7 +273,7 @@ class StepRecorder(Recorder):
 
     def _add(self, owner: Owner, kernel: Kernel) -> None:
         super()._add(owner, kernel)
-        if self._now == "forward" and not isinstance(owner, BackwardCall):
+        if self._now != "optimizer" and not isinstance(owner, BackwardCall):
             if self._saved_before and not kernel.is_view:
                 owner.saved += self._saved_before
                 self._saved_before = []
