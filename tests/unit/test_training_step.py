@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import llmsim_magic as llmsim
 from llmsim_magic.capture.configs.resolve import ConfigSource
 from llmsim_magic.capture.models.meta_model import MetaModel, from_config
 from llmsim_magic.capture.train.step import run_step
@@ -200,6 +201,41 @@ def test_the_last_micro_batch_adds_to_the_gradients_of_the_others() -> None:
     assert (sums(one), sums(two)) == (0, count)
     assert two.recorded.operators[0].inputs
     assert two.workload.batch == 2
+
+
+class Transposed(nn.Module):
+    """Its weight, and therefore the weight's gradient, is not contiguous."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(96, 64).t())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "lion_8bit", "paged_adamw_32bit"])
+def test_an_optimizer_that_copies_a_gradient_copies_that_of_backward(optimizer: str) -> None:
+    record = llmsim.trace(
+        Transposed(),
+        inputs=(torch.ones(4, 64),),
+        loss=lambda output: output.sum(),
+        phase="train",
+        optimizer=optimizer,
+    ).trace.recorded
+    storages, tensors = record.storages, record.tensors
+    copy = next(
+        kernel
+        for kernel, part in zip(record.kernels, record.kernel_parts, strict=True)
+        if part == "optimizer" and not kernel.is_view
+    )
+    (gradient,) = {storages[tensors[number].storage] for number in copy.inputs}
+    assert (copy.name, gradient.role, gradient.name) == ("aten.clone.default", "gradient", "weight")
+    (made,) = copy.writes
+    assert tensors[made].strides == (96, 1)
+    assert tensors[copy.inputs[0]].storage in copy.frees
+    update = record.kernels[-1]
+    assert made in update.inputs
 
 
 def test_a_batch_that_cannot_be_divided_is_refused() -> None:

@@ -1,7 +1,7 @@
 """Run one training step of a model on `meta` and return its record."""
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -230,7 +230,7 @@ class _Step:
             optimizer = make_optimizer(
                 self.training.optimizer, trained, embeddings=embedding_parameters(module)
             )
-            take_step(optimizer, evaluation)  # creates its states, which a later step finds
+            _create_states(optimizer, evaluation, trained)
             with unrecorded():
                 _name_gradients(recorder, parameters | self._named_inputs(keywords))
                 _name_states(recorder, parameters, optimizer)
@@ -238,6 +238,22 @@ class _Step:
                 recorder.start("optimizer")
                 take_step(optimizer, evaluation)
                 optimizer.zero_grad()
+
+
+def _create_states(
+    optimizer: torch.optim.Optimizer,
+    evaluation: PartialEvaluation,
+    trained: Sequence[torch.nn.Parameter],
+) -> None:
+    """Run the first step of an optimizer, and give the second one the gradients of backward again.
+
+    Some optimizers replace a gradient, as by a contiguous copy.
+    """
+    gradients = [parameter.grad for parameter in trained]
+    take_step(optimizer, evaluation)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        if parameter.grad is not gradient:
+            parameter.grad = gradient
 
 
 def _run_backward(loss: torch.Tensor, class_name: str) -> None:
