@@ -131,7 +131,7 @@ _Build = Callable[[list[Parameter], Collection[Parameter]], Optimizer]
 
 
 def _foreach(kind: Callable[..., Optimizer], **options: Any) -> _Build:
-    """A class of torch that selects foreach on a GPU, and never fused, unless told otherwise."""
+    """A class of torch whose default on a GPU is foreach, not fused."""
     return lambda parameters, _: kind(
         parameters, foreach=all(type(each) in _NATIVE for each in parameters), **options
     )

@@ -12,7 +12,8 @@ class ModuleCall:
     """A call of a module.
 
     The call of a leaf module is an operator; that of a container groups the operators inside it.
-    `saved` are tensors that autograd keeps for it, `hooks` the id of what packs them around it.
+    `saved` are tensors that autograd keeps for it. `saved_tensor_hook_id` is the id of the hook
+    that packs them: that of the innermost checkpoint around the call, or that of the recorder.
     `hooked` are its inputs and outputs that hooks of the model's code may keep.
     """
 
@@ -26,7 +27,7 @@ class ModuleCall:
     helpers: dict[int, "HelperCall"] = field(default_factory=dict)
     held: tuple[int, ...] = ()
     has_layers: bool = False
-    hooks: int = 0
+    saved_tensor_hook_id: int = 0
     part: Pass = "forward"
     saved: list[int] = field(default_factory=list)
     hooked: tuple[int, ...] = ()

@@ -24,7 +24,7 @@ _RUNS_BEFORE_REPLAY = 2  # what the first layer reads may be held or freed in an
 
 
 class UnequalBackward(Exception):
-    """A layer's backward is not as that of the layers it was taken to repeat."""
+    """A layer that was replayed, or its backward, is not provably that of the layer it repeats."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -35,7 +35,7 @@ class LayerRun:
         layer: The layer.
         key: Equal for a call that does the same; None if it cannot be replayed.
         span: Of its forward.
-        nodes: The nodes of autograd that it made, as a range of their numbers.
+        node_range: The nodes of autograd that it made, as a range of their numbers.
         inputs: The numbers of the tensors in its arguments.
         outputs: The numbers of the tensors in its output.
         output: The output's structure and the layouts of its tensors.
@@ -47,7 +47,7 @@ class LayerRun:
     layer: Layer
     key: Any = None
     span: LayerSpan
-    nodes: tuple[int, int]
+    node_range: tuple[int, int]
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     output: "Output | None" = None
@@ -238,8 +238,8 @@ def _layout(table: TensorTable, number: int) -> tuple[Any, ...]:
     return tensor.shape, tensor.strides, tensor.dtype, tensor.offset
 
 
-class OneNode(torch.autograd.Function):
-    """A layer that does not run, as one node of autograd."""
+class ReplayedLayerFunction(torch.autograd.Function):
+    """The single node of autograd of a layer that is replayed."""
 
     @staticmethod
     def forward(

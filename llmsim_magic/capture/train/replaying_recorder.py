@@ -14,9 +14,9 @@ from llmsim_magic.capture.replay.layer_matching import Layer
 from llmsim_magic.capture.train.layer_replay import (
     LayerReplayer,
     LayerRun,
-    OneNode,
     Output,
     ReplayedLayer,
+    ReplayedLayerFunction,
     StateOfLayer,
     UnequalBackward,
     output_of,
@@ -117,7 +117,7 @@ class ReplayingRecorder(StepRecorder):
             run = LayerRun(
                 layer=layer,
                 span=self._span(start),
-                nodes=(node, AUTOGRAD._get_sequence_nr()),
+                node_range=(node, AUTOGRAD._get_sequence_nr()),
                 inputs=inputs,
                 assumed=self._evaluation.assumed - assumed,
             )
@@ -156,7 +156,7 @@ class ReplayingRecorder(StepRecorder):
         numbers = self.table.add_all(given)
         backward = partial(self._replay_backward, replayed, numbers)
         self._replayed_nodes.add(AUTOGRAD._get_sequence_nr())
-        made = list(OneNode.apply(output, backward, *given))
+        made = list(ReplayedLayerFunction.apply(output, backward, *given))
         replayed.outputs = self.table.add_all(made)
         for storage in {self.table.tensors[number].storage for number in replayed.outputs}:
             self.table.written.add(storage)
@@ -236,7 +236,7 @@ class ReplayingRecorder(StepRecorder):
         Raises:
             UnequalBackward: Kernels of others are among them or directly after them.
         """
-        (first, last), found = run.nodes, self._backward_kernels
+        (first, last), found = run.node_range, self._backward_kernels
         own = [place for place, kernel in enumerate(found) if first <= kernel.node < last]
         if not own:
             return None
@@ -316,7 +316,7 @@ class ReplayingRecorder(StepRecorder):
     def _is_in_checkpoint(self) -> bool:
         """Whether the caller of the layer runs inside a checkpoint."""
         outermost, caller = self._open[:1], self._open[-1:]
-        return bool(caller) and caller[0].hooks != outermost[0].hooks
+        return bool(caller) and caller[0].saved_tensor_hook_id != outermost[0].saved_tensor_hook_id
 
     def _begin_recomputation(self, path: str) -> None:
         self._recomputed.setdefault(path, self._position())

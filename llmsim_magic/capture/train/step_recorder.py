@@ -1,7 +1,7 @@
 """Record a training step: forward, recomputed forward, backward and the optimizer.
 
 A kernel of backward belongs to the operator whose call made the node of autograd that runs it.
-Nothing is held of the step: what a storage outlives is told by its own end.
+The recorder holds no tensor of the step: weak references note when each storage is freed.
 """
 
 import sys
@@ -69,9 +69,10 @@ class StepRecorder(Recorder):
         super().__init__(owners)
         self.table: LiveTensorTable = LiveTensorTable(owners, self._note_free)
         self._now: Pass = "forward"
-        # Number of nodes of autograd after each kernel of forward and of recomputed forward.
+        # The number of nodes of autograd after each kernel of forward, whether it runs first or
+        # again, and the owners of those kernels.
         self._nodes: list[int] = []
-        self._makers: list[ModuleCall | FunctionCall] = []  # the owner of each of those kernels
+        self._node_owners: list[ModuleCall | FunctionCall] = []
         self._containers: dict[int, str] = {}  # paths of modules with children, by id
         self._reopened: ModuleCall | None = None  # a layer that is run again
         self._saved_before: list[int] = []  # by autograd, before the next operator runs
@@ -85,7 +86,7 @@ class StepRecorder(Recorder):
         self._now = part
         if part == "backward":
             self._forward_nodes = AUTOGRAD._get_sequence_nr()
-            self._backward = BackwardCall(self._makers[-1])
+            self._backward = BackwardCall(self._node_owners[-1])
             self._containers = {
                 id(each.module): each.path for each in self.calls if not each.is_leaf
             }
@@ -146,7 +147,7 @@ class StepRecorder(Recorder):
         self._drop_ended_helpers()
         self._reopen(but=module)
         super().enter(path, module, inputs, is_layer=is_layer)
-        self._open[-1].hooks = _hooks_of_saved_tensors()
+        self._open[-1].saved_tensor_hook_id = _saved_tensor_hook_id()
         if self._now == "backward":
             self.calls.pop()
 
@@ -172,8 +173,8 @@ class StepRecorder(Recorder):
     def _first_of_last_node(self) -> ModuleCall | FunctionCall | None:
         """The operator that ran first since the last node of autograd was made, if any did."""
         place = bisect_right(self._nodes, AUTOGRAD._get_sequence_nr() - 1)
-        makers = self._makers[place:]
-        calls = self.kernels[len(self.kernels) - len(makers) :]
+        number = len(self._node_owners) - place
+        calls = self.kernels[len(self.kernels) - number :]
         owners = (call.owner for call in calls if not call.kernel.is_view)
         return next((each for each in owners if not isinstance(each, BackwardCall)), None)
 
@@ -203,7 +204,7 @@ class StepRecorder(Recorder):
         super().leave(module, output)
 
     def _held(self, frames: list[FrameType], step: object = None) -> tuple[int, ...]:
-        return ()  # storages tell their own end
+        return ()  # weak references note when storages are freed
 
     def _held_inside(self, owner: object) -> tuple[int, ...]:
         return ()
@@ -265,8 +266,8 @@ class StepRecorder(Recorder):
         """The run of kernels of the call that made a node; that before, for sums of gradients."""
         number = node_number(node)
         place = bisect_right(self._nodes, number)
-        if number > NO_NODE and place < len(self._makers):
-            forward = self._makers[place]
+        if number > NO_NODE and place < len(self._node_owners):
+            forward = self._node_owners[place]
             if forward is not self._backward.forward:
                 self._backward = BackwardCall(forward)
         return self._backward
@@ -278,7 +279,7 @@ class StepRecorder(Recorder):
                 owner.saved += self._saved_before
                 self._saved_before = []
             self._nodes.append(AUTOGRAD._get_sequence_nr())
-            self._makers.append(owner)
+            self._node_owners.append(owner)
 
     def _attention(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
         arguments = fused_kernels.AttentionArguments(*args, **kwargs)
@@ -297,7 +298,7 @@ class StepRecorder(Recorder):
         return found[0]
 
 
-def _hooks_of_saved_tensors() -> int:
+def _saved_tensor_hook_id() -> int:
     """The id of what packs saved tensors now: ours, or that of the innermost checkpoint."""
     hooks = AUTOGRAD._top_saved_tensors_default_hooks(True)
     return 0 if hooks is None else id(hooks[0])
