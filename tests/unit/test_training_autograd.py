@@ -229,6 +229,19 @@ def test_a_tensor_that_backward_does_not_read_may_be_written() -> None:
     assert step(net) == step(net, replay=False)
 
 
+class DropsOutput(Net):
+    def forward(self, x: Tensor) -> Any:
+        y = self.first(x)
+        torch.sigmoid(y)
+        return y * 2
+
+
+def test_an_output_that_is_dropped_ends_though_its_own_derivative_would_read_it() -> None:
+    record = step(DropsOutput())
+    sigmoid = next(each for each in record.kernels if each.name == "aten.sigmoid.default")
+    assert sigmoid.frees == tuple(record.tensors[each].storage for each in sigmoid.writes)
+
+
 class Constant(nn.Module):
     def __init__(self) -> None:
         super().__init__()

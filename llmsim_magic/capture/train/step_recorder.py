@@ -158,7 +158,8 @@ class StepRecorder(Recorder):
         What a checkpoint keeps before it runs its layer is kept for the first operator in it.
 
         Returns:
-            The tensor and its version, which torch does not check where a hook packs it.
+            An alias of the tensor, as the output of an operator would keep itself alive through its
+            node; and its version, which torch does not check where a hook packs it.
         """
         owner: ModuleCall | FunctionCall | None = self._function
         if self._open and self._open[-1].is_leaf:
@@ -168,7 +169,8 @@ class StepRecorder(Recorder):
         with unrecorded():
             saved = self._saved_before if owner is None else owner.saved
             saved.append(self.table.add(tensor))
-        return tensor, tensor._version
+            with torch._C._DisableTorchDispatch():
+                return tensor.detach(), tensor._version
 
     def _first_of_last_node(self) -> ModuleCall | FunctionCall | None:
         """The operator that ran first since the last node of autograd was made, if any did."""
