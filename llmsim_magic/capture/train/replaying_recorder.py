@@ -139,6 +139,7 @@ class ReplayingRecorder(StepRecorder):
         self, layer: Layer, run: LayerRun, output: Output, tensors: list[torch.Tensor]
     ) -> Any:
         """Makes the output of a layer that repeats a run."""
+        self._drop_ended_helpers()
         if run.span.in_helper:
             self._caller()  # so that its helper is not shown as one operator
         inputs = self.table.add_all(tensors)

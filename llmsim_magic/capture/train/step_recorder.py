@@ -168,7 +168,8 @@ class StepRecorder(Recorder):
             owner = self._first_of_last_node()
         with unrecorded():
             saved = self._saved_before if owner is None else owner.saved
-            saved.append(self.table.add(tensor))
+            if tensor.numel():  # the checkpoint of torch 2.11 keeps an empty one
+                saved.append(self.table.add(tensor))
             with torch._C._DisableTorchDispatch():
                 return tensor.detach(), tensor._version
 
