@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import keyword
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 
 from llmsim_magic.records.errors import InvalidValue, LlmsimError, clip, shorten
 from llmsim_magic.records.printable import printable
+from llmsim_magic.records.trace.lora import is_lora_key
 from llmsim_magic.simulate.options import BY_NAME, OPTIONS, Option, request_of
 from llmsim_magic.simulate.request import Request
 from llmsim_magic.simulate.views import VIEWS
@@ -32,6 +34,11 @@ examples:
 PROGRAM = "%llmsim"
 # Word processors and phones turn two hyphens into a dash.
 _DASHES = ("-", "–", "—")
+# `--zero3`, which is `--zero 3` without its space.
+_NUMBER_AT_END = re.compile(r"(--[a-z]+)[-_]?([0-9]+)")
+_ON = ("true", "yes", "on", "1")
+_OFF = ("false", "no", "off", "0")
+_BY_FLAG = {option.flag: option for option in OPTIONS if not option.is_flag}
 _LONGEST = 80  # characters of an unknown option that are compared
 _ALIKE = 0.7  # similarity of an option that is suggested
 _SHOW = "Show the operators, costs and memory of a HuggingFace model, without weights."
@@ -90,10 +97,12 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
         """`parse_args`, with the nearest options in the error about an unknown one."""
-        for word in words:
+        words = _joined(words)
+        for word, following in zip(words, (*words[1:], ""), strict=True):
             # argparse reads `-ops` as `-o ps`, and `-hardware` as `-h`.
             if word.startswith("-") and f"-{_name_of(word)}" in self._option_string_actions:
                 self._refuse_option(word)
+            self._refuse_value_of_flag(word, following)
         found, unknown = self.parse_known_args(words)
         for word in unknown:
             if word.startswith(_DASHES):
@@ -105,6 +114,9 @@ class _Parser(argparse.ArgumentParser):
 
     def _refuse_option(self, word: str) -> NoReturn:
         given = _name_of(word)
+        joined = _NUMBER_AT_END.fullmatch(given)
+        if joined is not None and joined[1] in self._option_string_actions:
+            self.error(f"unknown option {clip(given)}; did you mean {joined[1]} {joined[2]}?")
         typed = given.lstrip("".join(_DASHES)).replace("_", "-").lower()[:_LONGEST]
         options = [name for name in self._option_string_actions if name.startswith("--")]
         names = [name.removeprefix("--") for name in options]
@@ -112,6 +124,48 @@ class _Parser(argparse.ArgumentParser):
         near = near or difflib.get_close_matches(typed, names, n=1, cutoff=_ALIKE)
         meant = f"; did you mean --{near[0]}?" if near else ""
         self.error(f"unknown option {clip(given)}{meant}")
+
+    def _refuse_value_of_flag(self, word: str, following: str) -> None:
+        """Raise for `--checkpointing=full` and `--checkpointing true`: a flag is on or left out."""
+        flag, sign, value = word.partition("=")
+        action = self._option_string_actions.get(flag)
+        if action is None or action.nargs != 0 or not flag.startswith("--"):
+            return
+        if not sign and following.lower() not in (*_ON, *_OFF):
+            return
+        value = value if sign else following
+        remedy = f"leave {flag} out" if value.lower() in _OFF else f"write {flag} alone"
+        self.error(f"{flag} takes no value, and {shorten(value)} is given; {remedy}")
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """The words, with values that were typed with spaces as one: `H100, A100`, `r=16 targets=q`.
+
+    Args:
+        words: those of a line, without quotes.
+    """
+    found: list[str] = []
+    option: Option | None = None  # whose value the last word is, or the next one
+    has_value = False
+    for word in words:
+        if word.startswith("-"):
+            flag, sign, _ = word.partition("=")
+            option, has_value = _BY_FLAG.get(flag), bool(sign)
+            found.append(word)
+        elif option is not None and has_value and _continues(option, found[-1], word):
+            found[-1] = f"{found[-1]} {word}"
+        else:
+            found.append(word)
+            option, has_value = (None, False) if has_value else (option, True)
+    return found
+
+
+def _continues(option: Option, last: str, word: str) -> bool:
+    """Whether a word belongs to the value of an option that the last one holds."""
+    if option.name == "lora":
+        is_open = last.endswith((",", "+", "=")) or word.startswith((",", "+", "="))
+        return is_open or is_lora_key(word)
+    return option.is_list and (last.endswith(",") or word.startswith(","))
 
 
 def _name_of(word: str) -> str:

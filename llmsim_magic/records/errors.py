@@ -26,9 +26,17 @@ class InvalidValue(LlmsimError):
     """A value that an option does not accept, or that conflicts with another option."""
 
     @classmethod
-    def must_be(cls, name: str, given: object, legal: str) -> Self:
-        """The error `NAME must be LEGAL, not GIVEN`, such as `batch must be at least 1, not 0`."""
-        return cls(f"{name} must be {legal}, not {shorten(given)}")
+    def must_be(cls, name: str, given: object, legal: str, meant: str | None = None) -> Self:
+        """The error `NAME must be LEGAL, not GIVEN`, such as `batch must be at least 1, not 0`.
+
+        Args:
+            name: the option.
+            given: its illegal value.
+            legal: what is legal, in words.
+            meant: the legal value that the given one probably means.
+        """
+        question = f"; did you mean {meant}?" if meant else ""
+        return cls(f"{name} must be {legal}, not {shorten(given)}{question}")
 
 
 class RefusedDtype(InvalidValue):

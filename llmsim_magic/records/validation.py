@@ -3,19 +3,36 @@
 A value may be any object, so only its type is inspected before it is known to be safe.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 from llmsim_magic.records.errors import InvalidValue, is_instance, one_of, type_name
+from llmsim_magic.records.spelling import nearest
 
 MAX_VALUES = 100_000  # of one option
+_NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
-def choice(name: str, value: Any, legal: Collection[str]) -> str:
-    """The value if it is one of the legal strings."""
-    if not is_instance(value, str) or value not in legal:
+def choice(
+    name: str, value: Any, legal: Collection[str], names: Mapping[str, str] = _NO_NAMES
+) -> str:
+    """The value if it is one of the legal strings.
+
+    Args:
+        name: the option.
+        value: its value.
+        legal: the legal strings.
+        names: other names of legal strings, by which an error suggests them.
+
+    Raises:
+        InvalidValue: it is none of them; the message has the nearest.
+    """
+    if not is_instance(value, str):
         raise InvalidValue.must_be(name, value, one_of(legal))
+    if value not in legal:
+        raise InvalidValue.must_be(name, value, one_of(legal), nearest(str(value), legal, names))
     return str(value)
 
 

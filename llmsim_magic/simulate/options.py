@@ -12,6 +12,7 @@ from llmsim_magic.records.errors import InvalidValue, one_of
 from llmsim_magic.records.hardware.dtypes import DTYPE_ALIASES, DTYPES, KV_DTYPES, WEIGHT_DTYPES
 from llmsim_magic.records.hardware.execution import ALL_RUNTIMES, LAUNCHES, RUNTIMES
 from llmsim_magic.records.sizes import parse_bytes, parse_parameters, parse_seconds
+from llmsim_magic.records.spelling import nearest
 from llmsim_magic.records.trace.optimizers import OPTIMIZERS
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import LEVELS, Selection, Unfolded
@@ -20,6 +21,7 @@ from llmsim_magic.records.trace.training import (
     PRECISIONS,
     ZERO_STAGES,
     Training,
+    zero_stage,
 )
 from llmsim_magic.records.trace.workload import ATTENTIONS, PHASES, TRAIN
 from llmsim_magic.simulate.request import ALL, MEASURED, Build, Deployment, Limits, Request
@@ -113,16 +115,14 @@ def _layers(text: str) -> Unfolded:
 def _phases(text: str) -> tuple[str, ...]:
     if text == "both":
         return PHASES
-    if text not in (*PHASES, TRAIN):
-        raise InvalidValue.must_be("--phase", text, one_of((*PHASES, "both", TRAIN)))
+    legal = (*PHASES, "both", TRAIN)
+    if text not in legal:
+        raise InvalidValue.must_be("--phase", text, one_of(legal), nearest(text, legal))
     return (text,)
 
 
 def _stage(text: str) -> int:
-    stages = {str(stage): stage for stage in ZERO_STAGES}
-    if text not in stages:
-        raise InvalidValue.must_be("--zero", text, one_of(stages))
-    return stages[text]
+    return zero_stage("--zero", int(text) if text in map(str, ZERO_STAGES) else text)
 
 
 OPTIONS = (
@@ -255,7 +255,7 @@ OPTIONS = (
     Option(
         name="lora", field="training.lora", group="training", metavar="SPEC", parse=str,
         calls=(TRACE, SWEEP, SIZE), label="LoRA", unset="none",
-        help="train a LoRA adapter alone: r=16, or r=16,targets=q_proj",
+        help="train a LoRA adapter alone: r=16, or r=16,targets=q_proj+v_proj",
     ),
     Option(
         name="qlora", field="training.qlora", group="training", default=False,

@@ -49,6 +49,10 @@ SPECS = ("r=4,targets=all-linear", "r=4", "r=4,dora", "r=4,alpha=3,rslora,dropou
         ),
         ("rslora, r = 2, dora=false", Lora(r=2, rslora=True)),
         ("r=1,dropout=1e-5", Lora(r=1, dropout=1e-5)),
+        ("r=2, targets=q_proj,v_proj", Lora(r=2, targets=("q_proj", "v_proj"))),
+        ("r=2 targets=q_proj + v_proj dora", Lora(r=2, targets=("q_proj", "v_proj"), dora=True)),
+        ("targets=['q_proj', 'v_proj'], r=2", Lora(r=2, targets=("q_proj", "v_proj"))),
+        ("8,alpha=16", Lora(r=8, alpha=16)),
     ],
 )
 def test_the_text_is_parsed_and_written_again(given: object, options: Lora) -> None:
@@ -64,7 +68,13 @@ def test_the_text_is_parsed_and_written_again(given: object, options: Lora) -> N
         (None, ["lora must be", "None"]),
         (True, ["lora must be", "True"]),
         (2.5, ["lora must be", "2.5"]),
-        ("rank=4", ["unknown key 'rank'", "r, alpha, dropout, targets, dora, rslora"]),
+        (
+            "rank=4",
+            ["unknown key 'rank'", "did you mean r?", "r, alpha, dropout, targets, dora, rslora"],
+        ),
+        ("r=4,lora_alpha=8", ["did you mean alpha?"]),
+        ("r=4,aplha=8", ["did you mean alpha?"]),
+        ("r=4,q_proj", ["unknown key 'q_proj'"]),
         ("alpha=4", ["r is missing", "r=16"]),
         ("r=4,r=8", ["r is given twice"]),
         ("r=0", ["r must be a whole number from 1", "0"]),

@@ -8,6 +8,7 @@ import transformers
 import llmsim_magic as llmsim
 from llmsim_magic.notebook.arguments import UsageMistake, parse, parse_line
 from llmsim_magic.records.errors import LlmsimError
+from tests.helpers import small_models
 
 STEP: dict[str, Any] = {"phase": "train", "context": 4}
 
@@ -24,7 +25,17 @@ def _message(call: Any, *arguments: Any, **options: Any) -> str:
     ("options", "parts"),
     [
         ({"zero": 3}, ("zero=3", "dp=N")),
-        ({"zero": 5, "dp": 2}, ("zero", "0, 1, 2 or 3", "5")),
+        ({"zero": 5, "dp": 2}, ("zero", "0, 1, 2, 3", "5")),
+        ({"zero": "stage3", "dp": 2}, ("zero must be one of", "did you mean 3?")),
+        ({"zero": True, "dp": 2}, ("zero must be one of", "True")),
+        ({"optimizer": "adamw8bit"}, ("did you mean adamw_8bit?",)),
+        ({"optimizer": "PagedAdamW8bit"}, ("did you mean paged_adamw_8bit?",)),
+        ({"optimizer": "8bit-lion"}, ("did you mean lion_8bit?",)),
+        ({"optimizer": "adamw_bnb8bit"}, ("did you mean adamw_8bit?",)),
+        ({"precision": "BF16"}, ("did you mean bf16?",)),
+        ({"precision": "float32"}, ("did you mean fp32?",)),
+        ({"precision": "bf16-mixed"}, ("did you mean amp?",)),
+        ({"checkpointing": "full"}, ("checkpointing must be True or False", "full")),
         ({"batch": 3, "accumulate": 2}, ("batch 3", "2 micro-batches", "such as 4")),
         ({"accumulate": 0}, ("accumulate", "from 1")),
         ({"optimizer": "adamwww"}, ("optimizer", "adamw", "adamwww")),
@@ -75,6 +86,19 @@ def test_options_of_training_are_of_training_alone(
         ("gpt2 --phase prefill,train", "--phase must be one of prefill, decode, both, train"),
         ("gpt2 --phase train --zero 7", "--zero must be one of 0, 1, 2, 3"),
         ("gpt2 --phase train --zero 2", "dp=N"),
+        ("gpt2 --phase train --zero ZeRO-2 --dp 2", "did you mean 2?"),
+        ("gpt2 --phase train --zero3 --dp 2", "did you mean --zero 3?"),
+        ("gpt2 --phase train --dp8", "did you mean --dp 8?"),
+        ("gpt2 --phase trian", "did you mean train?"),
+        ("gpt2 --phase train --optimizer adamw-8bits", "did you mean adamw_8bit?"),
+        ("gpt2 --phase train --precision mixed", "did you mean amp?"),
+        ("gpt2 --phase train --checkpointing true", "write --checkpointing alone"),
+        ("gpt2 --phase train --checkpointing=false", "leave --checkpointing out"),
+        ("gpt2 --phase train --gradient-checkpointing", "did you mean --checkpointing?"),
+        ("gpt2 --phase train --lora rank=8", "did you mean r?"),
+        ("gpt2 --phase train --lora r=8,target_modules=c_attn", "did you mean targets?"),
+        ("gpt2 --attn spda", "did you mean sdpa?"),
+        ("gpt2 --dtype bflot16", "did you mean bfloat16?"),
         ("gpt2 --phase train --accumulate 3 --batch 4", "batch 4 cannot be divided"),
         ("gpt2 --phase train --runtime vllm --memory", "runtime must be transformers"),
         ("gpt2 --phase train --kv-dtype fp8 --memory", "kv_dtype fp8 has no effect"),
@@ -111,3 +135,48 @@ def test_a_model_without_checkpointing_says_so() -> None:
     )  # fmt: skip
     text = _message(llmsim.trace, config, phase="train", checkpointing=True)
     assert "does not support gradient checkpointing; leave it out" in text
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "--lora r=16,targets=c_attn+c_proj gpt2",
+        "gpt2 --lora 'r=16, targets=c_attn,c_proj'",
+        "gpt2 --lora r=16,targets=c_attn,c_proj",
+        "gpt2 --lora 'r=16 targets=c_attn+c_proj'",
+        "gpt2 --lora r=16 targets=c_attn+c_proj",
+        "--lora r=16, targets=c_attn, c_proj --batch 2 gpt2",
+        "--lora r = 16 , targets = c_attn + c_proj --memory gpt2",
+        "gpt2 --lora=r=16 targets=c_attn,c_proj",
+        "gpt2 --lora 16,targets=c_attn,c_proj",
+    ],
+)
+def test_adapters_are_read_as_people_type_them(typed: str) -> None:
+    request = parse_line(f"{typed} --phase train").request
+    assert request.model == "gpt2"
+    assert request.training.lora == "r=16,targets=c_attn+c_proj"
+
+
+@pytest.mark.parametrize("typed", ["--hardware H100, A100 gpt2", "gpt2 --hardware H100 ,A100"])
+def test_a_list_may_have_spaces(typed: str) -> None:
+    request = parse_line(typed).request
+    assert request.model == "gpt2"
+    assert len(request.deployment.hardware) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("gpt2", "GPT2LMHeadModel"), ("bert-base-uncased", "BertForMaskedLM")]
+)
+def test_a_model_without_its_head_says_which_to_train(name: str, head: str) -> None:
+    text = _message(llmsim.trace, name, base=True, **STEP)
+    assert f"leave base out to train {head}" in text
+
+
+def test_packing_one_sequence_says_that_it_does_nothing() -> None:
+    config = small_models.CONFIGS["llama"]()
+    alone = llmsim.trace(config, packed=True, batch=2, accumulate=2, **STEP)
+    plain = llmsim.trace(config, batch=2, accumulate=2, **STEP)
+    assert any(note.startswith("packed has no effect here") for note in alone.notes)
+    assert alone.memory.equals(plain.memory)
+    several = llmsim.trace(config, packed=True, batch=4, accumulate=2, **STEP)
+    assert not any("no effect" in note for note in several.notes)

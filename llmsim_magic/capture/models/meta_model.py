@@ -31,7 +31,7 @@ from llmsim_magic.capture.models.model_class import check_has_forward, model_con
 from llmsim_magic.capture.record.hooks import ModelHooks
 from llmsim_magic.records.errors import CannotTrace, describe, is_instance, shorten
 from llmsim_magic.records.trace.quantization_config import has_mlx_keys, has_quantized_weights
-from llmsim_magic.records.trace.trace import ModelInfo
+from llmsim_magic.records.trace.trace import BASE_HEAD, ModelInfo
 
 META = torch.device("meta")
 
@@ -203,7 +203,7 @@ def _quantization_note(keys: dict[str, Any]) -> str:
 
 def _head(config: Any, class_name: str, base: bool) -> str:
     if base:
-        return "headless (--base)"
+        return BASE_HEAD
     declared = class_name in declared_classes(getattr(config, "architectures", None))
     return "declared by the checkpoint" if declared else "chosen by transformers"
 

@@ -93,7 +93,7 @@ def _chosen(config: Any, name: str, *, base: bool, has_remote_code: bool) -> Con
         return Constructor(found, f"{note}; its head is not counted" if has_head else note)
     remedies = [runs_code] if has_remote_code else []
     if _headless(config) is not None:
-        remedies.append("--base builds the model without that head")
+        remedies.append("--base builds the model without that head, for inference")
     raise CannotTrace(
         f"{name}: its config declares {unknown}; "
         f"{', '.join(remedies) or 'a newer transformers may have it'}"

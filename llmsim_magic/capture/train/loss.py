@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from llmsim_magic.capture.configs.resolve import declared_classes
 from llmsim_magic.capture.inputs.context_length import is_huggingface
 from llmsim_magic.capture.inputs.forward_inputs import prefill_inputs
 from llmsim_magic.capture.kernels.failure_reason import failure_reason
@@ -53,13 +54,20 @@ def training_inputs(
         yield from choices.others()
 
 
-def no_loss(class_name: str, heads: Sequence[str] = ()) -> CannotTrace:
+def no_loss(class_name: str, heads: Sequence[str] = (), left_out: str = "") -> CannotTrace:
     """The error for a model without a loss of its own.
 
     Args:
         class_name: That of the model.
         heads: Classes of the same config whose forward returns a loss.
+        left_out: The one of them that would be built but for `base`.
     """
+    if left_out:
+        return CannotTrace(
+            f"{class_name}, which base chooses, has no head and computes no loss: leave base out "
+            f"to train {left_out}, or in Python pass loss=, a function of the output that returns "
+            "a scalar tensor"
+        )
     other = "choose a class with a head whose forward takes labels"
     if heads:
         other = f"declare a class that does in config.architectures: {', '.join(heads[:2])}"
@@ -110,13 +118,22 @@ def failed_loss(
     )
 
 
-def loss_of(output: Any, loss: LossFunction | None, model: Any) -> torch.Tensor:
+def _left_out(model: Any, heads: Sequence[str]) -> str:
+    """The class with a loss that a checkpoint declares; empty if there is none."""
+    declared = declared_classes(getattr(model.config, "architectures", None)) if heads else ()
+    return next((name for name in declared if name in heads), "")
+
+
+def loss_of(
+    output: Any, loss: LossFunction | None, model: Any, *, is_base: bool = False
+) -> torch.Tensor:
     """The loss of an output.
 
     Args:
         output: What the forward returned.
         loss: Computes the loss of the output; None for the model's own.
         model: The model.
+        is_base: Its class was chosen by `base`, for the error.
 
     Raises:
         CannotTrace: The output has no loss, or it is no scalar that depends on parameters.
@@ -128,7 +145,8 @@ def loss_of(output: Any, loss: LossFunction | None, model: Any) -> torch.Tensor:
     else:
         found = _returned_loss(output)
         if found is None:
-            raise no_loss(class_name, _heads(model))
+            heads = _heads(model)
+            raise no_loss(class_name, heads, _left_out(model, heads) if is_base else "")
     if not isinstance(found, torch.Tensor) or found.numel() != 1:
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type_name(found)
         raise CannotTrace(

@@ -216,7 +216,7 @@ class _Step:
             with evaluation.reporting_to(recorder):
                 with saved_tensors_hooks(recorder.saving, unpacked), autocast:
                     output = call_model(module, self.args, keywords)
-                    loss = loss_of(output, self.loss, module)
+                    loss = loss_of(output, self.loss, module, is_base=self.meta_model.info.is_base)
                     del output
                 if not recorder.kernels:
                     raise CannotTrace(

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from llmsim_magic.records.errors import InvalidValue, one_of, safe_str
+from llmsim_magic.records.spelling import nearest
 
 # Bits per element of every dtype that is stored or computed in, by its short name.
 BITS = {
@@ -52,7 +53,8 @@ def short_dtype(option: str, given: object, legal: Collection[str]) -> str:
     word = safe_str(given).strip().lower().removeprefix("torch.")
     name = _ALIASES.get(word, word)
     if name not in legal:
-        raise InvalidValue.must_be(option, given, one_of(legal))
+        known = {alias: short for alias, short in _ALIASES.items() if short in legal}
+        raise InvalidValue.must_be(option, given, one_of(legal), nearest(word, legal, known))
     return name
 
 
@@ -72,5 +74,6 @@ def dtype_name(given: object) -> str:
     text = safe_str(given).removeprefix("torch.")
     name = DTYPE_ALIASES.get(text, text)
     if name not in DTYPES:
-        raise InvalidValue.must_be("dtype", given, one_of(DTYPES))
+        meant = nearest(text, DTYPES, DTYPE_ALIASES)
+        raise InvalidValue.must_be("dtype", given, one_of(DTYPES), meant)
     return name

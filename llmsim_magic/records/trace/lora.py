@@ -5,16 +5,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmsim_magic.records.errors import InvalidValue, is_instance, shorten
+from llmsim_magic.records.spelling import nearest
 
 ALL_LINEAR = "all-linear"
 MAX_RANK = 1 << 16
 
 _DEFAULT_ALPHA = 8  # peft's own, as of `LoraConfig.lora_alpha`
-_KEYS = ("r", "alpha", "dropout", "targets", "dora", "rslora")
+_SWITCH_KEYS = ("dora", "rslora")
+_KEYS = ("r", "alpha", "dropout", "targets", *_SWITCH_KEYS)
+# Names of the keys in peft's `LoraConfig` and other libraries.
+_OTHER_KEYS = {
+    "rank": "r",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "lora_target": "targets",
+    "modules": "targets",
+    "use_dora": "dora",
+    "use_rslora": "rslora",
+}
 _SWITCHES = {"": True, "true": True, "1": True, "false": False, "0": False}
 _WHOLE = re.compile(r"[0-9]+", re.ASCII)
 _DECIMAL = re.compile(r"([0-9]+\.?|[0-9]*\.[0-9]+)(e-?[0-9]+)?", re.ASCII)
 _TARGET = re.compile(r"[\w.-]+")
+_AROUND_SIGNS = re.compile(r"\s*([=+])\s*")
+_BETWEEN_PARTS = re.compile(r"""[\s,'"()\[\]]+""")
 _EXAMPLE = "r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj"
 
 
@@ -74,8 +91,9 @@ def parse_lora(given: object) -> Lora:
     """Read the value of `--lora`, or of `lora=` in Python.
 
     Args:
-        given: A rank, such as `16`; or text of `key=value` separated by commas, with `+` between
-            the names of targets: `r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj,dora`.
+        given: A rank, such as `16`; or text of `key=value` with commas or spaces between them:
+            `r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj,dora`. The names of targets have `+`,
+            commas or spaces between them.
 
     Raises:
         InvalidValue: The text has an unknown key, no rank, or a value outside its range.
@@ -87,15 +105,14 @@ def parse_lora(given: object) -> Lora:
     text = str(given).strip() if is_instance(given, str) else ""
     if not text:
         raise InvalidValue.must_be("lora", given, f"a rank such as 16, or text such as {_EXAMPLE}")
-    if _WHOLE.fullmatch(text):
-        return Lora(r=_whole("r", text))
     found: dict[str, str] = {}
-    for part in text.split(","):
-        key, _, value = (each.strip() for each in part.partition("="))
+    for key, value in _pairs(text):
         if key not in _KEYS:
+            meant = nearest(key, _KEYS, _OTHER_KEYS)
             raise InvalidValue(
-                f"lora: unknown key {shorten(key)} in {shorten(text)}; the keys are "
-                f"{', '.join(_KEYS)}, such as {_EXAMPLE}"
+                f"lora: unknown key {shorten(key)} in {shorten(text)}; "
+                f"{f'did you mean {meant}? ' if meant else ''}The keys are {', '.join(_KEYS)}, "
+                f"such as {_EXAMPLE}"
             )
         if key in found:
             raise InvalidValue(f"lora: {key} is given twice in {shorten(text)}")
@@ -110,6 +127,31 @@ def parse_lora(given: object) -> Lora:
         dora=_switch("dora", found.get("dora")),
         rslora=_switch("rslora", found.get("rslora")),
     )
+
+
+def is_lora_key(word: str) -> bool:
+    """Whether a word of a line begins with a key of `--lora`, such as `targets=q_proj`."""
+    key, sign, _ = word.partition("=")
+    return key in _SWITCH_KEYS or (bool(sign) and key in (*_KEYS, *_OTHER_KEYS))
+
+
+def _pairs(text: str) -> Iterator[tuple[str, str]]:
+    """Each key with its value; a word without a key is a rank, a switch or a further target."""
+    pairs: list[tuple[str, str]] = []
+    for word in _BETWEEN_PARTS.split(_AROUND_SIGNS.sub(r"\1", text)):
+        if not word:
+            continue
+        key, sign, value = word.partition("=")
+        if sign or key in _SWITCH_KEYS:
+            pairs.append((key, value))
+        elif not pairs and _WHOLE.fullmatch(word):
+            pairs.append(("r", word))
+        elif pairs and pairs[-1][0] == "targets":
+            before = pairs[-1][1]
+            pairs[-1] = ("targets", f"{before}+{word}" if before else word)
+        else:
+            pairs.append((key, ""))
+    yield from pairs
 
 
 def _whole(name: str, text: str) -> int:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from types import MappingProxyType
 from typing import Any
 
 from llmsim_magic.records.errors import InvalidValue, is_instance, one_of
+from llmsim_magic.records.spelling import likeness, nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,17 +106,14 @@ def optimizer_name(value: Any) -> str:
     Raises:
         InvalidValue: No optimizer has the name; the message lists all, the nearest first.
     """
-    if is_instance(value, str):
-        name = str(value).strip().lower().replace("-", "_")
-        name = _ALIASES.get(name, name)
-        if name in OPTIMIZERS:
-            return name
-    raise InvalidValue.must_be("optimizer", value, one_of(_by_likeness(value)))
-
-
-def _by_likeness(value: Any) -> list[str]:
-    """All names, those most like a value first."""
     if not is_instance(value, str):
-        return list(OPTIMIZERS)
-    wanted = str(value)[:80].lower()  # the comparison takes time quadratic in the length
-    return sorted(OPTIMIZERS, key=lambda name: -SequenceMatcher(None, wanted, name).ratio())
+        raise InvalidValue.must_be("optimizer", value, one_of(OPTIMIZERS))
+    given = str(value)
+    name = given.strip().lower().replace("-", "_")
+    name = _ALIASES.get(name, name)
+    if name in OPTIMIZERS:
+        return name
+    ordered = sorted(OPTIMIZERS, key=lambda each: -likeness(given, each))
+    raise InvalidValue.must_be(
+        "optimizer", value, one_of(ordered), nearest(given, OPTIMIZERS, _ALIASES)
+    )

@@ -17,6 +17,7 @@ from llmsim_magic.records.trace.training import Training
 from llmsim_magic.records.trace.unroll import ModuleCalls, module_calls, unroll
 from llmsim_magic.records.trace.workload import Workload
 
+BASE_HEAD = "headless (--base)"
 Scalar = int | float | bool | str
 Value = TypeVar("Value")
 
@@ -88,6 +89,11 @@ class ModelInfo:
     quantized_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     parallel: Parallel = field(default_factory=Parallel)
     plan: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the class without a head was asked for."""
+        return self.head == BASE_HEAD
 
 
 # An operator of the pass: the index of the recorded operator, and the replay it is in, if any.

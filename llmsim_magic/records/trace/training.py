@@ -1,9 +1,11 @@
 """How a training step runs: optimizer, precision, checkpointing, adapters and sharding."""
 
+import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.errors import InvalidValue, is_instance, one_of
 from llmsim_magic.records.trace.lora import parse_lora
 from llmsim_magic.records.trace.optimizers import optimizer_name
 from llmsim_magic.records.trace.workload import whole_number
@@ -12,6 +14,16 @@ from llmsim_magic.records.validation import choice, flag
 # The dtype of the weights by precision.
 PRECISION_DTYPES = {"bf16": "bfloat16", "fp32": "float32", "amp": "float32"}
 PRECISIONS = tuple(PRECISION_DTYPES)
+# Names of precisions in torch and Lightning.
+_OTHER_PRECISIONS = {
+    "bfloat16": "bf16",
+    "bf16-true": "bf16",
+    "float32": "fp32",
+    "32-true": "fp32",
+    "bf16-mixed": "amp",
+    "mixed": "amp",
+    "autocast": "amp",
+}
 MIXED_DTYPE = "bfloat16"  # in which sharded parameters are gathered under `amp`
 ZERO_STAGES = (0, 1, 2, 3)
 DEFAULT_OPTIMIZER = "adamw"
@@ -55,7 +67,7 @@ class Training:
     def __post_init__(self) -> None:
         object.__setattr__(self, "optimizer", optimizer_name(self.optimizer))
         if self.precision is not None:
-            choice("precision", self.precision, PRECISIONS)
+            choice("precision", self.precision, PRECISIONS, _OTHER_PRECISIONS)
         for name in ("checkpointing", "qlora", "packed"):
             object.__setattr__(self, name, flag(name, getattr(self, name)))
         if self.qlora and self.lora is None:
@@ -64,8 +76,7 @@ class Training:
             object.__setattr__(self, "lora", str(parse_lora(self.lora)))
         for name in ("accumulate", "dp"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name)))
-        if self.zero not in ZERO_STAGES:
-            raise InvalidValue.must_be("zero", self.zero, "a stage: 0, 1, 2 or 3")
+        object.__setattr__(self, "zero", zero_stage("zero", self.zero))
         if self.zero and self.dp == 1:
             raise InvalidValue(
                 f"zero={self.zero} shards over the devices of dp: give dp=N with N above 1"
@@ -107,6 +118,27 @@ class Training:
 
     def __str__(self) -> str:
         return _in_words({"optimizer": self.optimizer} | self.changed)
+
+
+def zero_stage(name: str, value: object) -> int:
+    """The stage of ZeRO that a value is.
+
+    Args:
+        name: The option.
+        value: An integer; NumPy's are accepted.
+
+    Raises:
+        InvalidValue: It is no stage; the message has the one that text such as `stage3` contains.
+    """
+    try:
+        stage = -1 if is_instance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except Exception:  # of a user's class
+        stage = -1
+    if stage in ZERO_STAGES:
+        return stage
+    digits = re.findall("[0-9]+", str(value)[:80]) if is_instance(value, str) else []
+    meant = next((digit for digit in digits if digit in map(str, ZERO_STAGES)), None)
+    raise InvalidValue.must_be(name, value, one_of(map(str, ZERO_STAGES)), meant)
 
 
 def _in_words(options: Mapping[str, object]) -> str:
