@@ -23,7 +23,8 @@ from llmsim_magic.views.tables.conditions import Condition, condition_lines
         ("512MiB", 512 * 2**20),
         ("100kB", 10**5),
         ("24G", 24 * 10**9),
-        ("1024", 1024),
+        ("1048576", 2**20),
+        ("1024B", 1024),
         ("1e9", 10**9),
         ("8B", 8),
         (".5GB", 5 * 10**8),
@@ -49,10 +50,27 @@ def test_sizes_of_memory(text: str, nbytes: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("8B", 8 * 10**9), ("500M", 5 * 10**8), ("7.6b", 76 * 10**8), ("1T", 10**12), ("10", 10)],
+    [("8B", 8 * 10**9), ("500M", 5 * 10**8), ("7.6b", 76 * 10**8), ("1T", 10**12), ("1500", 1500)],
 )
 def test_numbers_of_parameters(text: str, number: int) -> None:
     assert parse_parameters("--max-params", text) == number
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        ("--max-memory 24", "--max-memory 24 is 24 bytes: give the unit, such as 24GB or 24GiB"),
+        ("--max-memory 79.5", "such as 79.5GB or 79.5GiB"),
+        ("--max-memory 24000", "such as 24000MB or 24000MiB"),
+        ("--max-memory 2e1", "such as 2e1GB or 2e1GiB"),
+        ("--max-params 8", "--max-params 8 is 8 parameters: give the unit, such as 8B or 8M"),
+    ],
+)
+@pytest.mark.parametrize("phase", ["prefill", "train"])
+def test_a_number_whose_unit_was_forgotten_is_refused(line: str, advice: str, phase: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        parse(["gpt2", "--phase", phase, *line.split()])
+    assert advice in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,15 @@ _NOTE = (
     "packed: the sequences of a batch are one row, told apart by their position ids; with sdpa "
     "each layer reads a mask of the whole row"
 )
+_NOTE_ON_ONE = (
+    "packed has no effect here: each micro-batch is one sequence; choose a batch above accumulate"
+)
 
 
 def packed(model: HuggingFaceModel, candidates: Iterator[ModelInputs]) -> Iterator[ModelInputs]:
     """Yield the candidates with all tokens in one row, and positions that start again.
+
+    Those of one sequence are left as they are, with a note.
 
     Args:
         model: The model on the meta device.
@@ -41,6 +46,9 @@ def packed(model: HuggingFaceModel, candidates: Iterator[ModelInputs]) -> Iterat
         if any(tensor.shape != ids.shape for tensor in tensors.values()):
             continue
         batch, tokens = ids.shape
+        if batch == 1:
+            yield ModelInputs(inputs.keywords, [*inputs.notes, _NOTE_ON_ONE])
+            continue
         rows = {name: tensor.reshape(1, -1) for name, tensor in tensors.items()}
         positions = torch.arange(tokens).repeat(batch)[None]
         keywords = inputs.keywords | rows | {"position_ids": positions}
