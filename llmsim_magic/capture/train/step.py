@@ -29,6 +29,7 @@ from llmsim_magic.capture.record.assemble_operators import (
 )
 from llmsim_magic.capture.run import by_name, error_context, process_notes, versions
 from llmsim_magic.capture.train.layer_replay import UnequalBackward
+from llmsim_magic.capture.train.library_warnings import without_library_warnings
 from llmsim_magic.capture.train.loss import LossFunction, failed_loss, loss_of, training_inputs
 from llmsim_magic.capture.train.packing import packed
 from llmsim_magic.capture.train.replaying_recorder import ReplayingRecorder
@@ -76,7 +77,12 @@ def run_step(
         KeyboardInterrupt: The step was cancelled.
     """
     micro = replace(workload, batch=training.micro_batch(workload.batch))
-    with DeferredInterrupt(cancelled), model_lock, error_context(meta_model, workload):
+    with (
+        DeferredInterrupt(cancelled),
+        model_lock,
+        error_context(meta_model, workload),
+        without_library_warnings(),
+    ):
         meta_model.hooks.restore()
         step = _Step(
             meta_model=meta_model, workload=workload, training=training, loss=loss, replay=replay
@@ -121,7 +127,12 @@ def run_step_with_inputs(
     """
     on_device, named = inputs_on_meta((args, dict(keywords)), with_gradients=True)
     workload = Workload(TRAIN, batch_size((*on_device, *named.values())), 0)
-    with DeferredInterrupt(), model_lock, error_context(meta_model, workload):
+    with (
+        DeferredInterrupt(),
+        model_lock,
+        error_context(meta_model, workload),
+        without_library_warnings(),
+    ):
         meta_model.hooks.restore()
         step = _Step(
             meta_model=meta_model,

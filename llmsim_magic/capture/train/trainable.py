@@ -10,6 +10,7 @@ from llmsim_magic.capture.meta.isolation import isolated
 from llmsim_magic.capture.models.live_model_copy import LIVE_MODULE
 from llmsim_magic.capture.models.meta_model import MetaModel
 from llmsim_magic.capture.parallel.tensor_parallel_plan import check_trainable
+from llmsim_magic.capture.train.library_warnings import without_library_warnings
 from llmsim_magic.records.errors import CannotTrace, InvalidValue
 from llmsim_magic.records.trace.lora import parse_lora
 from llmsim_magic.records.trace.training import Training
@@ -38,13 +39,14 @@ def trainable(meta_model: MetaModel, training: Training) -> MetaModel:
     check_trainable(meta_model.info.plan, name)
     if meta_model.info.origin != LIVE_MODULE:
         module.train()
-    if training.lora is not None:
-        adapt = with_qlora if training.qlora else with_lora
-        options = parse_lora(training.lora)
-        module, note = adapt(module, options, checkpointing=training.checkpointing)
-        notes = (*notes, note)
-    if training.checkpointing:
-        _enable_checkpointing(module, name)
+    with without_library_warnings():
+        if training.lora is not None:
+            adapt = with_qlora if training.qlora else with_lora
+            options = parse_lora(training.lora)
+            module, note = adapt(module, options, checkpointing=training.checkpointing)
+            notes = (*notes, note)
+        if training.checkpointing:
+            _enable_checkpointing(module, name)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise CannotTrace(f"{name} has no parameter that requires a gradient: nothing is trained")
     return replace(meta_model, module=module, notes=notes)
