@@ -342,16 +342,25 @@ def test_a_step_trains_the_adapters_alone(options: dict[str, Any]) -> None:
 
 # mistakes
 
+# The modules that peft adapts, by kind; the most frequent names first.
+LLAMA = (
+    "linear layers q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head; "
+    "embeddings embed_tokens"
+)
+GPT2 = "linear layers c_proj, c_attn, c_fc, lm_head; embeddings wte, wpe"
+
 
 @pytest.mark.parametrize(
     ("name", "targets", "words"),
     [
-        ("llama", "qproj", ["no module", "'qproj'", "q_proj"]),
-        ("llama", "q_proj+v_prj", ["no module", "'v_prj'", "v_proj"]),
-        ("llama", "mlp.q_proj", ["no module", "'mlp.q_proj'", "mlp.up_proj"]),
-        ("llama", "norm", ["'norm' is a LlamaRMSNorm", "q_proj"]),
-        ("gpt2", "q_proj", ["no module", "c_proj"]),
-        ("gpt2", "zzz", ["no module", "c_attn"]),
+        ("llama", "qproj", ["no module", "'qproj'", "did you mean q_proj", LLAMA]),
+        ("llama", "q_proj+v_prj", ["no module", "'v_prj'", "did you mean v_proj", LLAMA]),
+        ("llama", "vprj+zzz", ["no module of the model is named 'vprj' or 'zzz'", LLAMA]),
+        ("llama", "mlp.q_proj", ["no module", "'mlp.q_proj'", "mlp.up_proj", LLAMA]),
+        ("llama", "block.qproj", ["'block.qproj'", "did you mean self_attn.q_proj", LLAMA]),
+        ("llama", "norm", ["'norm' is a LlamaRMSNorm", LLAMA]),
+        ("gpt2", "q_proj", ["no module", "did you mean c_proj", GPT2]),
+        ("gpt2", "zzz", ["no module", f"'zzz'; targets are all-linear, or names of its {GPT2}"]),
     ],
 )
 def test_targets_that_match_nothing_are_refused_with_the_nearest_names(
@@ -360,6 +369,19 @@ def test_targets_that_match_nothing_are_refused_with_the_nearest_names(
     with pytest.raises(InvalidValue) as error:
         with_lora(built(name), parse_lora(f"r=4,targets={targets}"))
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_names_of_many_modules_fit_one_line() -> None:
+    names = [f"projection_of_a_long_name_{number}" for number in range(60)]
+    with META:
+        model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in names})
+        model["first"] = torch.nn.Sequential(torch.nn.Conv1d(2, 2, 1), torch.nn.Linear(2, 2))
+    with pytest.raises(InvalidValue) as error:
+        with_lora(model, parse_lora("r=4,targets=zzz"))
+    text = str(error.value)
+    assert "…" not in text
+    shown = [name for name in names if f" {name}," in f"{text.replace(' and', ',')}"]
+    assert f"{shown[-1]} and {61 - len(shown)} more; convolutions first.0" in text
 
 
 def test_a_model_without_linear_layers_is_refused_in_one_line() -> None:

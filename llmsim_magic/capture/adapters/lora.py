@@ -1,15 +1,13 @@
 """Adapt a model on `meta` by LoRA for training, as `peft.get_peft_model` adapts it on a device."""
 
 import importlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 
+from llmsim_magic.capture.adapters.lora_targets import check_targets, named_targets
 from llmsim_magic.capture.kernels.tensors import dtype_name
-from llmsim_magic.records.errors import CannotTrace, InvalidValue, clip, describe, shorten
+from llmsim_magic.records.errors import CannotTrace, InvalidValue, clip, describe
 from llmsim_magic.records.muted_thread import muted_thread
 from llmsim_magic.records.trace.lora import ALL_LINEAR, Lora
 
@@ -20,8 +18,7 @@ _TASKS_WITH_HEAD = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
 }
-_ADAPTED = "linear layers, embeddings and convolutions"
-_MAX_NAMES = 8  # in a message
+_MAX_NAMES = 8  # in the note
 
 
 def with_lora(
@@ -98,14 +95,12 @@ def adapted(
         with muted_thread(), META:
             wrapped = peft.get_peft_model(model, config)
     except Exception as error:
-        _check_targets(model, options.targets)
-        names = _frequent(path for path, _ in _adaptable(model))
-        remedy = f"; name targets among its {_ADAPTED}: {names}" if names else ""
+        check_targets(model, options.targets)
         raise CannotTrace(
-            f"lora: peft cannot adapt the model: {clip(describe(error), 160)}{remedy}"
+            f"lora: peft cannot adapt the model: {clip(describe(error), 160)}{named_targets(model)}"
         ) from error
     # Names of modules that transformers has since merged into one are no longer in the config.
-    _check_targets(model, [name for name in options.targets if name in config.target_modules])
+    check_targets(model, [name for name in options.targets if name in config.target_modules])
     expert_adapters = importlib.import_module("llmsim_magic.capture.adapters.expert_adapters")
     expert_adapters.on_meta(model)
     base: Any = wrapped.get_base_model()
@@ -131,52 +126,6 @@ def _task_with_head(model: torch.nn.Module) -> str | None:
             if type(model) in (classes if isinstance(classes, (list, tuple)) else (classes,)):
                 return task
     return None
-
-
-def _check_targets(model: torch.nn.Module, names: Iterable[str]) -> None:
-    """Raise `InvalidValue` for the first name that no adapted or adaptable module has."""
-    places = dict(_adaptable(model))
-    for name in names:
-        if name == ALL_LINEAR or any(_is_named(path, name) for path in places):
-            continue
-        near = _nearest(name, places)
-        legal = f"; {_ADAPTED} are named {near}" if near else f", and it has no {_ADAPTED}"
-        found = next((part for path, part in model.named_modules() if _is_named(path, name)), None)
-        if found is not None:
-            kind = clip(type(found).__name__, 40)
-            raise InvalidValue(f"lora: target {shorten(name)} is a {kind}{legal}")
-        raise InvalidValue(f"lora: no module of the model is named {shorten(name)}{legal}")
-
-
-def _is_named(path: str, name: str) -> bool:
-    """Whether peft finds a module by a name: its path, or the end of it."""
-    return path == name or path.endswith(f".{name}")
-
-
-def _adaptable(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    """The modules that peft adapts, by path; those that it has adapted under their former path."""
-    nn = torch.nn
-    kinds = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
-    conv1d = importlib.import_module("transformers.pytorch_utils").Conv1D
-    for path, part in model.named_modules():
-        former = path.removesuffix(".base_layer")
-        is_inside_adapter = any(each in path for each in (".lora_A.", ".lora_B."))
-        if isinstance(part, (*kinds, conv1d)) and not is_inside_adapter:
-            yield former, part
-
-
-def _nearest(name: str, paths: Iterable[str]) -> str:
-    """The names most like one, as many parts of a path long; the most frequent if none is."""
-    parts, paths = name.count(".") + 1, tuple(paths)
-    ends = dict.fromkeys(".".join(path.split(".")[-parts:]) for path in paths)
-    near = get_close_matches(name, ends, n=4, cutoff=0.5)
-    return ", ".join(clip(each, 60) for each in near) or _frequent(paths)
-
-
-def _frequent(paths: Iterable[str]) -> str:
-    """The most frequent last names of paths."""
-    ends = Counter(path.rpartition(".")[2] for path in paths)
-    return ", ".join(clip(end, 60) for end, _ in ends.most_common(_MAX_NAMES))
 
 
 def _note(model: torch.nn.Module, options: Lora) -> str:
