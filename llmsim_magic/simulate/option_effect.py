@@ -106,9 +106,10 @@ def require_effect_on_cache(deployment: Deployment, traces: Sequence[Trace]) -> 
 
 
 def mark_ignored_context(trace: Trace, trace_workload: Callable[[Workload], Trace]) -> Trace:
-    """The trace, with `ignores_context` set if a longer context gives the model the same inputs.
+    """The trace, with `ignores_context` set if other contexts give the model the same inputs.
 
-    Only a model without tokens and cache, such as a vision tower, is traced a second time.
+    Only a model without tokens and cache, such as a vision tower, is traced again: on a longer
+    context, and where that changes nothing on a shorter one, as the longer may be cut to a limit.
 
     Args:
         trace: A pass with a chosen context.
@@ -117,12 +118,14 @@ def mark_ignored_context(trace: Trace, trace_workload: Callable[[Workload], Trac
     inputs = _inputs(trace)
     if trace.cache or _TOKENS & inputs.keys():
         return trace
+    context = trace.workload.context
     try:
-        longer = replace(trace.workload, context=2 * trace.workload.context + 1)
-        other = trace_workload(longer)
+        for other in (2 * context + 1, max(context // 2, 1)):
+            if _inputs(trace_workload(replace(trace.workload, context=other))) != inputs:
+                return trace
     except LlmsimError:  # a limit on the context
         return trace
-    return replace(trace, ignores_context=_inputs(other) == inputs)
+    return replace(trace, ignores_context=True)
 
 
 def _inputs(trace: Trace) -> dict[str | None, int]:

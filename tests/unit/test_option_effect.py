@@ -18,6 +18,7 @@ from llmsim_magic.simulate.option_effect import options_without_effect, require_
 from llmsim_magic.simulate.options import BY_NAME, OPTIONS
 from llmsim_magic.simulate.views import OPTION_VIEWS, VIEWS
 from tests.helpers import small_models
+from tests.helpers.reduced_configs import candidates
 from tests.helpers.shells import NO_HISTORY
 
 IDLE = {
@@ -201,6 +202,34 @@ def test_a_context_that_changes_no_input_is_named(name: str, is_ignored: bool) -
     assert (note in given.remarks()) is is_ignored
     assert bool(given.summary.isna().value["context"]) is is_ignored
     assert not any("has no effect" in remark for remark in default.remarks())
+
+
+@pytest.mark.parametrize("phase", ["prefill", "train"])
+@pytest.mark.parametrize("name", ["whisper", "speech_to_text", "moonshine", "pix2struct"])
+def test_the_longest_context_of_an_encoder_decoder_has_an_effect(name: str, phase: str) -> None:
+    """Labels stand in for the decoder's tokens, and longer ones are cut to its positions."""
+    config = small_models.whisper() if name == "whisper" else next(candidates(name)).config
+    most = getattr(config, "max_target_positions", 0) or 64
+    given, shorter = (llmsim.trace(config, phase=phase, context=each) for each in (most, most // 2))
+    assert not any("has no effect" in remark for remark in given.remarks())
+    if phase == "train":
+        assert given.summary.value["flops"] > shorter.summary.value["flops"]
+
+
+@pytest.mark.parametrize(
+    "class_name", ["WhisperForAudioClassification", "ASTForAudioClassification"]
+)
+def test_a_classifier_of_audio_of_a_fixed_length_ignores_the_context(class_name: str) -> None:
+    if class_name.startswith("Whisper"):
+        config = small_models.whisper()
+    else:
+        config = transformers.ASTConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        )
+    config.architectures = [class_name]
+    report = llmsim.trace(config, phase="train", context=32)
+    said = [note for note in report.remarks() if "context" in note]
+    assert said == [f"context 32 has no effect: the inputs of {class_name} do not depend on it"]
 
 
 def test_a_context_is_the_number_of_frames_where_audio_is_the_only_input() -> None:

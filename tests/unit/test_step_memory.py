@@ -1,5 +1,6 @@
 """The memory of a training step as a report shows it: parts, peak, what is reserved, and fits."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from llmsim_magic.analyses.memory.memory import memory
 from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.simulate.report import Report
+from tests.helpers import small_models
 
 PARTS = ["parameters", "gradients", "optimizer", "saved", "temporaries"]
 MIB = 2**20
@@ -120,3 +122,48 @@ def test_only_smaller_workloads_are_tried_for_a_training_step(report: Report) ->
 def test_stored_dtypes_are_refused(name: str, report: Report) -> None:
     with pytest.raises(InvalidValue, match=f"{name} has no effect on a training step"):
         memory(report.trace, **{name: "int8"})
+
+
+BEYOND = 1024  # tokens, four times what the config declares
+
+
+def test_a_context_beyond_the_declared_one_has_memory_and_a_note() -> None:
+    """Training may extend the context; the model has no table of positions that ends."""
+    config = _config()
+    config.max_position_embeddings = BEYOND
+    declared = llmsim.trace(config, phase="train", context=BEYOND)
+    beyond = llmsim.trace(_config(), phase="train", context=BEYOND)
+    assert beyond.memory["bytes"].equals(declared.memory["bytes"])
+    (summary,) = beyond.content().parts
+    assert summary.figures[0].label.startswith("peak in ")
+    note = "1,024 tokens exceed the model's maximum of 256 tokens in its config"
+    assert note in beyond.remarks()
+    assert note not in declared.remarks()
+
+
+@pytest.mark.slow
+def test_whether_a_device_holds_a_context_beyond_the_declared_one_is_said() -> None:
+    report = llmsim.trace(_config(), phase="train", context=BEYOND, hardware="H100")
+    for view in ("hardware", "summary"):
+        figures = next(part.figures for part in report.content().parts if part.name == view)
+        assert figures[0].label.startswith("peak in ")
+        assert figures[1].value == "fits"
+    (row,) = report.costing.fits.to_dict("records")
+    assert row["fits"]
+    assert row["longest_context"] == BEYOND
+    sizing = llmsim.size(_config(), phase="train", context=BEYOND, hardware="H100").table
+    assert sizing.loc[0, "longest_context"] == BEYOND
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_beyond_the_declared_context_has_remedies() -> None:
+    report = llmsim.trace(_config(), phase="train", batch=8, context=400_000, hardware="L4")
+    (said,) = report.costing.misfits
+    assert "does not fit" in said
+    assert re.search(r"fits with (batch|context) [\d,]+", said)
+
+
+def test_a_context_beyond_the_table_of_positions_is_refused() -> None:
+    for call, said in ((llmsim.trace, "has 32 entries"), (llmsim.size, "context 33 exceeds")):
+        with pytest.raises(InvalidValue, match=said):
+            call(small_models.gpt2(), phase="train", context=33, hardware="H100")

@@ -19,6 +19,7 @@ _KEYWORDS = (
 )
 DEFAULT_FRAMES = 1000  # ten seconds of spectrogram
 DEFAULT_SAMPLES = 61_440  # a few seconds, divisible by all usual frame lengths
+_TOKENS = {"input_ids", "decoder_input_ids"}
 DEFAULT_MEL_BINS = (80, 128, 160, 320)
 
 
@@ -80,7 +81,9 @@ def _spectrograms(spec: InputSpec, main: str, length: int | None) -> Iterator[La
     }
     note = f"the audio input has {frames} frames"
     if not length and isinstance(spec.config_value("max_source_positions", prefer=AUDIO), int):
-        note = f"the config sets an audio input of {frames} frames; context counts text tokens"
+        note = f"the config sets an audio input of {frames} frames"
+        if _TOKENS & set(spec.accepted):
+            note += "; context counts text tokens"
     for mel_bins in _mel_bins(spec):
         for shape in ((mel_bins, frames), (frames, mel_bins), (1, frames, mel_bins)):
             yield Layout({main: spec.meta_tensor(batch, *shape), **companions}, note)

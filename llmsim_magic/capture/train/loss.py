@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from llmsim_magic.capture.configs.resolve import declared_classes
-from llmsim_magic.capture.inputs.context_length import is_huggingface
+from llmsim_magic.capture.inputs.context_length import context_note, is_huggingface
 from llmsim_magic.capture.inputs.forward_inputs import prefill_inputs
 from llmsim_magic.capture.kernels.failure_reason import failure_reason
 from llmsim_magic.capture.modalities.model_inputs import ModelInputs
@@ -37,7 +37,8 @@ def training_inputs(
         keywords = dict(inputs.keywords)
         if "use_cache" in accepted:
             keywords["use_cache"] = False
-        notes = tuple(note for note in inputs.notes if not note.startswith("prefill: "))
+        of_inputs = (note for note in inputs.notes if not note.startswith("prefill: "))
+        notes = (*context_note(model, workload), *of_inputs)
         if loss is not None:
             yield ModelInputs(keywords, list(notes))
             continue

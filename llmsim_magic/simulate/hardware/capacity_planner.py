@@ -80,7 +80,7 @@ class CapacityPlanner(SetupMemory):
             return found
         with self._bounded_search(setup):
             first = partial(self._first_guess, setup, own, found.usable)
-            return with_remedies(found, needed, self.longest, first, max_stages)
+            return with_remedies(found, needed, self.longest_in(setup), first, max_stages)
 
     def _refusal(self, setup: Setup, device: Accelerator) -> str | None:
         """Why a device does not run the model in a setup; the size of that makes no difference."""
@@ -104,7 +104,7 @@ class CapacityPlanner(SetupMemory):
 
     def longest_context(self, setup: Setup, device: Accelerator, runtime: str) -> int | None:
         """The longest context in tokens that fits at the setup's batch, up to the model's limit."""
-        search = partial(longest_context, most=self.longest or _MOST_CONTEXT)
+        search = partial(longest_context, most=self.longest_in(setup) or _MOST_CONTEXT)
         return self._limit(setup, device, runtime, "context", search)
 
     def _limit(
@@ -173,7 +173,7 @@ class CapacityPlanner(SetupMemory):
 
         key = (changed(setup, ((what, 1),)), runtime.name, what)
         if key not in self._searches:
-            most = MAX_BATCH // each if is_batch else self.longest or _MOST_CONTEXT
+            most = MAX_BATCH // each if is_batch else self.longest_in(setup) or _MOST_CONTEXT
             first = min(getattr(setup, what) // each, most)
             self._searches[key] = SizeSearch(needed, most, first, _ROUNDING if is_batch else 0)
         left = usable - runtime.context(setup.parallel.ranks)

@@ -174,7 +174,7 @@ class DeviceCosts(DeviceFits):
             InvalidValue: a runtime that is not predicted, or a context that is too long.
         """
         if self.planner is not None:
-            self.planner.require_context(self.setup.context)
+            self.planner.require_context(self.setup)
         return {
             name: max(self._by_stage(name), key=lambda found: found.required)
             for name in self.runtimes

@@ -100,7 +100,7 @@ class SetupMemory:
         The cache is that after a pass of the setup's phase.
 
         Raises:
-            InvalidValue: a context longer than the model supports, an unknown dtype, or a number of
+            InvalidValue: a context longer than `longest_in` says, an unknown dtype, or a number of
                 devices that the model's parallel plan does not allow.
         """
         key = (setup, runtime)
@@ -109,15 +109,27 @@ class SetupMemory:
         return self._memories[key]
 
     def _largest_stage(self, setup: Setup, runtime: Runtime) -> Memory:
-        self.require_context(setup.context)
+        self.require_context(setup)
         return max(self.by_stage(setup, runtime), key=lambda memory: memory.required)
 
-    def require_context(self, context: int) -> None:
+    def require_context(self, setup: Setup) -> None:
         """Raise `InvalidValue` for a context longer than the model supports."""
-        if self.longest is not None and context > self.longest:
+        longest = self.longest_in(setup)
+        if longest is not None and setup.context > longest:
             raise InvalidValue(
-                f"context {context:,} exceeds the model's maximum of {self.longest:,} tokens"
+                f"context {setup.context:,} exceeds the model's maximum of {longest:,} tokens"
             )
+
+    def longest_in(self, setup: Setup) -> int | None:
+        """The longest context of setups like this one, in tokens; None without a limit.
+
+        Training may extend the context that a config declares: a step reads what was asked for,
+        unless the model has a table of positions that ends.
+        """
+        has_table = self.whole_model_tracer.longest is not None
+        if self.longest is None or setup.phase != TRAIN or has_table:
+            return self.longest
+        return max(self.longest, setup.context)
 
     def by_stage(self, setup: Setup, runtime: Runtime) -> list[Memory]:
         """The memory of one rank of each pipeline stage."""

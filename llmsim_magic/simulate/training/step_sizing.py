@@ -73,7 +73,7 @@ class StepSizing:
             Cancelled: `cancelled` returned True.
         """
         with self.planner.reporting(progress, cancelled):
-            self.planner.require_context(self.setup.context)
+            self.planner.require_context(self.setup)
             require_executions(self.deployment, self.trace, None)
             devices = self._passes.devices
             for place, (device, _) in enumerate(devices):
