@@ -10,6 +10,7 @@ from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.device_costs import DeviceCosts
+from llmsim_magic.simulate.training.step_on_device import rebuilt
 from llmsim_magic.views import units
 from llmsim_magic.views.tables.conditions import Condition
 
@@ -34,8 +35,8 @@ def _parameters(report: "ReportTables") -> Iterator[Condition]:
     limit = report.limits.parameters
     if limit is not None:
         trace, planner = report.trace, report.planner
-        if planner is not None and not trace.model.parallel.is_one:
-            trace = planner.tracer(Parallel())(trace.workload)
+        if planner is not None and trace.has_shards:
+            trace = _of_whole_model(planner, trace)
         yield Condition(
             quantity="parameters",
             where="",
@@ -43,6 +44,15 @@ def _parameters(report: "ReportTables") -> Iterator[Condition]:
             limit=limit,
             unit="parameters",
         )
+
+
+def _of_whole_model(planner: CapacityPlanner, trace: Trace) -> Trace:
+    """The pass on one device, which holds every parameter."""
+    training = trace.training
+    if training is not None:
+        training = replace(training, zero=0, dp=1)
+    whole = rebuilt(planner, replace(planner.build, parallel=Parallel(), training=training))
+    return whole.tracer(Parallel())(trace.workload)
 
 
 def _memory(report: "ReportTables", traces: Sequence[Trace]) -> Iterator[Condition]:

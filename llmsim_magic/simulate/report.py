@@ -186,11 +186,20 @@ class Report(ReportTables):
 
     @property
     def title(self) -> str:
-        """The name of the model, its workload, and the options of a training step."""
-        training = self.trace.training
+        """The name of the model, its workload, the options of a training step, and the devices."""
+        return f"{self.trace.model.name}: {', '.join((str(self.trace.workload), *self._options))}"
+
+    @property
+    def model_title(self) -> str:
+        """As `title`, of all workloads."""
+        options = ", ".join(self._options)
+        return f"{self.trace.model.name}: {options}" if options else self.trace.model.name
+
+    @property
+    def _options(self) -> tuple[str, ...]:
+        training, parallel = self.trace.training, self.trace.model.parallel
         options = "" if training is None else training.changes
-        workload = f"{self.trace.model.name}: {self.trace.workload}"
-        return f"{workload}, {options}" if options else workload
+        return tuple(filter(None, (options, "" if parallel.is_one else str(parallel))))
 
     def shows(self, name: str) -> bool:
         """Whether the report displays the view of this name."""

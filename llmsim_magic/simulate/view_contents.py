@@ -246,7 +246,7 @@ def memory_sections(report: "Report") -> Sections:
             " ".join(_PROMPTS[name] for name in costing.runtimes if not trains),
         )
     if not parallel.is_one:
-        yield Section(f"Each device of {parallel}", costing.ranks)
+        yield Section(f"Each device of {report.trace.layout}", costing.ranks)
         yield Section("Communication per pass", lambda: costing.collectives, is_detail=True)
         yield Section("Parameter shards per device", lambda: costing.shards, is_detail=True)
 

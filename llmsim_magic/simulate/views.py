@@ -31,7 +31,7 @@ def _costs_heading(report: "Report") -> str:
 
 
 def _workloads_heading(report: "Report") -> str:
-    return f"Workloads of {report.trace.model.name} {contents.under_first(report)}".rstrip()
+    return f"Workloads of {report.model_title} {contents.under_first(report)}".rstrip()
 
 
 def _memory_heading(report: "Report") -> str:
@@ -40,7 +40,9 @@ def _memory_heading(report: "Report") -> str:
 
 def _time_heading(report: "Report") -> str:
     executions = contents.named(report.costing.all_executions)
-    return f"{report.trace.model.name} on {', '.join(report.costing.names)}: {executions}"
+    number = "" if report.trace.ranks == 1 else f"{report.trace.ranks} × "
+    names = ", ".join(f"{number}{name}" for name in report.costing.names)
+    return f"{report.trace.model.name} on {names}: {executions}"
 
 
 def _no_figures(report: "Report") -> tuple[Figure, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmsim_magic.analyses.allocations.step_memory import StepMemory
 from llmsim_magic.analyses.cost.operator_costs import totals
+from llmsim_magic.analyses.cost.parameter_dtypes import parameter_dtypes
 from llmsim_magic.analyses.cost.step_passes import pass_costs, saved_bytes
 from llmsim_magic.analyses.cost.tokens_read import tokens_read
 from llmsim_magic.analyses.graph.dataflow import ranks
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Figures = Iterator[Figure]
 # Of devices, by whether some do not compute in the dtype.
 _FIT_IT = {False: "devices fit it", True: "devices fit it and compute in its dtype"}
+_PER_DEVICE = " per device"
 _SHOWN_PARTS = 3  # of what is alive at a peak
 _PART_NAMES = {"optimizer": "states of the optimizer", "saved": "saved for backward"}
 _TIMED = {"prefill": "prefill (TTFT)", "decode": "decode step (TPOT)", "train": "a step"}
@@ -35,25 +37,35 @@ _MFU = "model FLOPs, without what is computed again, over dense peak × time"
 
 
 def size_figures(trace: Trace) -> Figures:
-    """Parameters, and those that a token uses if they are fewer; the bytes of the weights."""
-    sums = totals(trace)
-    yield _parameters(sums.parameters, "parameters")
+    """Parameters, and those that a token uses or a step trains if fewer; bytes of the weights.
+
+    Of a model that devices share, those of one device.
+    """
+    sums, each = totals(trace), _PER_DEVICE if trace.has_shards else ""
+    yield _parameters(sums.parameters, f"parameters{each}")
     if sums.active != sums.parameters:
-        yield _parameters(sums.active, "active per token")
+        yield _parameters(sums.active, f"active per token{each}")
+    if trace.training is not None and sums.trainable != sums.parameters:
+        yield _parameters(sums.trainable, f"of them trained{each}")
     if sums.parameters:
-        yield _nbytes(sums.parameter_bytes, f"of weights in {trace.model.dtype}")
+        yield _nbytes(sums.parameter_bytes, f"of weights in {parameter_dtypes(trace)}{each}")
 
 
 def work_figures(trace: Trace) -> Figures:
-    """FLOPs, bytes moved, and the cache after the pass, or what a step saves for backward."""
-    sums = totals(trace)
+    """FLOPs, bytes moved, and the cache after the pass, or what a step saves for backward.
+
+    Of several devices, those of one.
+    """
+    sums, each = totals(trace), _PER_DEVICE if trace.ranks > 1 else ""
     moved = sums.bytes_read + sums.bytes_written
-    yield Figure(units.si(sums.flops, "FLOPs"), _by_pass(trace), exact=f"{sums.flops:,} FLOPs")
-    yield _nbytes(moved, "of traffic at least")
+    of_passes = f"{each} {_by_pass(trace)}".strip()
+    yield Figure(units.si(sums.flops, "FLOPs"), of_passes, exact=f"{sums.flops:,} FLOPs")
+    yield _nbytes(moved, f"of traffic at least{each}")
     if trace.training is not None:
-        yield _nbytes(sum(kept or 0 for kept in saved_bytes(trace)), "saved for backward")
+        saved = sum(kept or 0 for kept in saved_bytes(trace))
+        yield _nbytes(saved, f"saved for backward{each}")
     if trace.cache:
-        yield _nbytes(sums.cache_bytes, "of cache")
+        yield _nbytes(sums.cache_bytes, f"of cache{each}")
 
 
 def _by_pass(trace: Trace) -> str:
@@ -149,12 +161,13 @@ def time_figures(trace: Trace, time: "PassTime") -> Figures:
     if not time.seconds or not trace.workload.context:  # whose inputs need not be tokens
         return
     total = tokens_read(trace) / time.seconds
+    together = "" if trace.ranks == 1 else f" on {trace.ranks} devices"
     exact = f"{total:.6g} tokens/s"
     if phase == "decode" and batch > 1:
         yield Figure(units.rate(1 / time.seconds), "tokens/s per user")
-        yield Figure(units.rate(total), "tokens/s in total", exact)
+        yield Figure(units.rate(total), f"tokens/s in total{together}", exact)
     else:
-        yield Figure(units.rate(total), "tokens/s", exact)
+        yield Figure(units.rate(total), f"tokens/s{together}", exact)
     mfu = utilization(trace, time)
     if mfu is not None:
         yield Figure(units.share(mfu), "MFU", f"{mfu:.6g}: {_MFU}")
@@ -204,7 +217,9 @@ def fit_figures(fits: Sequence[Fit], workload: str = "") -> Figures:
     if any(fit.fits for fit in fits) and verdict != "fits":
         names = [RUNTIMES[fit.runtime] for fit in fits if fit.fits]
         verdict = f"fits under {' and '.join(names)} only"
-    where = f"{first.device}, {RUNTIMES[first.runtime]}: {sizes}"
+    ranks = first.setup.devices
+    device = first.device if ranks == 1 else f"each of {ranks} × {first.device}"
+    where = f"{device}, {RUNTIMES[first.runtime]}: {sizes}"
     yield Figure(verdict, f"{where}{of}", "; ".join(needed), verdict != "fits")
 
 

@@ -59,7 +59,7 @@ def fit_note(
         other_runtimes: the runtimes under which the device holds it.
         workload: which one it is of, where there are several.
     """
-    ranks = fit.setup.parallel.ranks
+    ranks = fit.setup.devices
     where = fit.device if ranks == 1 else f"each of {ranks} × {fit.device}"
     what = f"{_gigabytes(fit.needed)} of {_gigabytes(fit.available)}"
     one = f"{'one' if ranks == 1 else f'{ranks} ×'} {larger_device}"

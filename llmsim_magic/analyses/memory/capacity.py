@@ -14,7 +14,7 @@ MAX_BATCH = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """A deployment: the workload, storage dtypes, and parallelism.
+    """A deployment: the workload, storage dtypes, and parallelism; `dp` of a training step.
 
     The cache holds `context` tokens of each sequence, and after a step of phase `decode` one more.
     """
@@ -25,6 +25,12 @@ class Setup:
     parallel: Parallel = field(default_factory=Parallel)
     weight_dtype: str | None = None
     kv_dtype: str | None = None
+    dp: int = 1
+
+    @property
+    def devices(self) -> int:
+        """How many devices there are, of which each holds what is computed of one."""
+        return self.parallel.ranks * self.dp
 
 
 # Raises LlmsimError for an impossible setup, WorkLimitReached where a search may not go on.

@@ -137,6 +137,17 @@ class Trace:
         return self.model.parallel.ranks * (self.training.dp if self.training else 1)
 
     @property
+    def has_shards(self) -> bool:
+        """Whether its parameters are those of one device, a part of the model's."""
+        shards_parameters = self.training is not None and self.training.zero == 3
+        return shards_parameters or not self.model.parallel.is_one
+
+    @property
+    def layout(self) -> str:
+        """How the devices share it, such as `tp 2, zero 3, dp 4`, or `one device`."""
+        return layout(self.model.parallel, self.training)
+
+    @property
     def operators(self) -> tuple[Operator, ...]:
         return self.unrolled.operators
 
@@ -217,6 +228,12 @@ class Trace:
             raise LlmsimError(
                 f"trace: the data is not an encoded trace: {describe(error)}"
             ) from error
+
+
+def layout(parallel: Parallel, training: Training | None) -> str:
+    """How devices share a model and its training, in words; `one device` if there is one."""
+    parts = ("" if parallel.is_one else str(parallel), training.sharding if training else "")
+    return ", ".join(filter(None, parts)) or str(parallel)
 
 
 def numel(shape: tuple[int, ...]) -> int:

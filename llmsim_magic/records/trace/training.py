@@ -116,6 +116,12 @@ class Training:
         """The options that differ from their defaults, in words; empty if none does."""
         return _in_words(self.changed)
 
+    @property
+    def sharding(self) -> str:
+        """How devices of data parallelism share a step, such as `zero 3, dp 8`; empty for one."""
+        changed = self.changed
+        return _in_words({name: changed[name] for name in ("zero", "dp") if name in changed})
+
     def __str__(self) -> str:
         return _in_words({"optimizer": self.optimizer} | self.changed)
 

@@ -45,6 +45,7 @@ class DeviceFits(DevicePasses):
             parallel=trace.model.parallel,
             weight_dtype=self.deployment.weight_dtype,
             kv_dtype=self.deployment.kv_dtype,
+            dp=1 if trace.training is None else trace.training.dp,
         )
 
     def holds(self, trace: Trace, device: Accelerator, runtime: str) -> bool | None:

@@ -36,7 +36,7 @@ from llmsim_magic.simulate.hardware.executions import (
 from llmsim_magic.simulate.models.recipes import Progress, no_progress
 from llmsim_magic.simulate.option_effect import require_effect_on_cache
 from llmsim_magic.simulate.options import request_of
-from llmsim_magic.simulate.request import ALL, Deployment, Request
+from llmsim_magic.simulate.request import ALL, Build, Deployment, Request
 from llmsim_magic.simulate.training.step_sizing import StepSizing
 from llmsim_magic.views.charts.device_scatter import device_scatter
 from llmsim_magic.views.headlines import sizing_figures
@@ -291,9 +291,18 @@ def _sizing_of_step(
     sizes = tuple(sizing.sizes(progress, cancelled))
     title = (
         f"{sizing.trace.model.name}: {Workload(TRAIN, setup.batch, setup.context)}, "
-        f"{planner.build.training}, {setup.parallel}"
+        f"{', '.join(_options(planner.build))}"
     )
     return Sizing(title, step_sizing_table(sizes), (*sizing.notes(sizes), NOT_MODELLED))
+
+
+def _options(build: Build) -> Iterator[str]:
+    """The options of a step and its devices, in words."""
+    training, parallel = build.training, build.parallel
+    if training is not None:
+        yield str(training)
+    if training is None or training.dp == 1 or not parallel.is_one:
+        yield str(parallel)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from operator import attrgetter
 
 from llmsim_magic.analyses.cost.mixture_of_experts import expert_routings
 from llmsim_magic.analyses.cost.operator_costs import Totals, operator_types, totals
+from llmsim_magic.analyses.cost.parameter_dtypes import parameter_dtypes
 from llmsim_magic.analyses.cost.step_passes import pass_costs, saved_bytes
 from llmsim_magic.analyses.graph.layer_folding import identical_layers
 from llmsim_magic.analyses.kernels import elementwise_work
@@ -25,12 +26,20 @@ def summary_card(trace: Trace, memory: Memory | None) -> Card:
         memory: the memory under transformers; None if it cannot be predicted.
     """
     sums = totals(trace)
+    is_one = trace.ranks == 1
+    what = "step" if trace.training is not None else "pass"
     return Card(
         (
             ("Model", tuple(_model(trace))),
-            ("Parameters", tuple(_parameters(trace, sums))),
-            ("Memory under transformers", () if memory is None else tuple(_memory(memory, sums))),
-            ("Work of the pass", tuple(_work(trace, sums))),
+            (
+                "Parameters per device" if trace.has_shards else "Parameters",
+                tuple(_parameters(trace, sums)),
+            ),
+            (
+                f"Memory {'under' if is_one else 'per device,'} transformers",
+                () if memory is None else tuple(_memory(memory, sums)),
+            ),
+            (f"Work {f'of the {what}' if is_one else 'per device'}", tuple(_work(trace, sums))),
             ("Structure", tuple(_structure(trace, sums))),
         )
     )
@@ -43,7 +52,9 @@ def _model(trace: Trace) -> Facts:
     yield Fact("workload", str(workload))
     if trace.training is not None:
         yield Fact("training", str(trace.training))
-    yield Fact("dtype", model.dtype)
+    if trace.ranks > 1:
+        yield Fact("devices", units.count(trace.ranks), meaning=trace.layout)
+    yield Fact("dtype", parameter_dtypes(trace))
     if model.attention:
         yield Fact("attention", model.attention)
 

@@ -201,7 +201,7 @@ def capacity_table(fits: Iterable[Fit | None]) -> pd.DataFrame:
     columns: dict[str, object] = {
         "device": [fit.device for fit in rows],
         "runtime": texts([fit.runtime for fit in rows]),
-        "devices": [fit.setup.parallel.ranks for fit in rows],
+        "devices": [fit.setup.devices for fit in rows],
         "fits": pd.array([fit.fits for fit in rows], dtype="boolean"),
         "usable_bytes": integers([fit.usable for fit in rows]),
         "total_bytes": integers([fit.memory.required for fit in rows]),

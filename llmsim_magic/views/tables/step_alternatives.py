@@ -58,8 +58,7 @@ class StepOnDevice:
     @property
     def devices(self) -> int:
         """How many devices take the step together."""
-        training = self.trace.training
-        return self.trace.model.parallel.ranks * (1 if training is None else training.dp)
+        return self.trace.ranks
 
     @property
     def tokens(self) -> int:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from llmsim_magic.analyses.cost.mixture_of_experts import expert_routings
 from llmsim_magic.analyses.cost.operator_costs import Totals, operator_types, totals
+from llmsim_magic.analyses.cost.parameter_dtypes import parameter_dtypes
 from llmsim_magic.analyses.cost.step_passes import pass_costs, saved_bytes
 from llmsim_magic.analyses.engine.engine_coverage import engine_gap
 from llmsim_magic.analyses.engine.engine_trace import engine_notes, engine_trace
@@ -53,7 +54,8 @@ def _model_rows(trace: Trace) -> list[Row]:
         ("model", model.name, "", f"config from: {model.origin}"),
         ("class", model.class_name, "", f"head: {model.head}"),
         ("attention", model.attention or pd.NA, "", _attention_meaning(model.attention)),
-        ("dtype", model.dtype, "", "dtype of the parameters"),
+        ("dtype", parameter_dtypes(trace), "", "dtype of the parameters"),
+        *_device_rows(trace),
         ("phase", workload.phase, "", str(workload)),
         ("batch", workload.batch, "sequences", ""),
         (
@@ -64,6 +66,14 @@ def _model_rows(trace: Trace) -> list[Row]:
         ),
         *_training_rows(trace),
     ]
+
+
+def _device_rows(trace: Trace) -> list[Row]:
+    """How many devices run the pass, if there are several."""
+    if trace.ranks == 1:
+        return []
+    meaning = f"{trace.layout}; bytes and FLOPs below are those of one"
+    return [("devices", trace.ranks, "devices", meaning)]
 
 
 def _context_meaning(trace: Trace) -> str:
@@ -84,11 +94,12 @@ def _training_rows(trace: Trace) -> list[Row]:
 
 def _size_rows(trace: Trace, sums: Totals) -> list[Row]:
     """Counts of operators and parameters, and the bytes that they occupy."""
+    of_one = ", of one device" if trace.has_shards else ""
     return [
         ("operators", sums.operators, "calls", "leaf modules and functions, in execution order"),
         ("modules", len(trace.modules), "modules", "containers included"),
         ("kernels", sums.kernels, "ATen ops", "views included"),
-        ("parameters", sums.parameters, "parameters", "shared parameters counted once"),
+        ("parameters", sums.parameters, "parameters", f"shared parameters counted once{of_one}"),
         ("parameters_active", sums.active, "parameters", _active_parameters_meaning(trace)),
         ("parameters_trainable", sums.trainable, "parameters", "with requires_grad=True"),
         ("parameter_bytes", sums.parameter_bytes, "bytes", "parameters in their dtype"),
