@@ -173,7 +173,7 @@ class ReportTables:
         """What would make a training step fit the devices, or run faster: one row per change.
 
         Bytes, whether it fits, seconds of a step and tokens/s of the step as it was asked for and
-        with checkpointing, adapters, other optimizers, ZeRO and so on, what fits and costs least
+        with checkpointing, adapters, other optimizers, ZeRO and so on, what fits and is fastest
         first. The first access traces each.
 
         Raises:

@@ -29,8 +29,8 @@ _PROMPTS = {
     "vllm": "vLLM reads prompts in chunks, and limits itself to a share of the memory.",
 }
 _ALTERNATIVES = (
-    "Each row was traced. What fits comes first, the least time of a device for each token on top; "
-    "then what needs least. Times of what does not fit are hypothetical."
+    "Each row was traced. Rows that fit come first, the most tokens/s per device on top; then rows "
+    "that do not fit, the least memory on top. Their times are hypothetical."
 )
 _COMPARED = {
     "parameters": "parameters, second ÷ first",
@@ -235,7 +235,7 @@ def memory_sections(report: "Report") -> Sections:
         yield Section("", memory_chart(costing.memories))
     trains = report.trace.training is not None
     if trains:
-        yield Section("", costing.memory_plot)
+        yield Section("Memory over a steady step", costing.memory_plot)
     yield Section("", report.memory)
     if trains:
         yield Section("Timeline of a steady step", report.timeline)
@@ -308,12 +308,12 @@ def hardware_sections(report: "Report") -> Sections:
 
 
 def alternatives_figures(report: "Report") -> Figures:
-    """Of each device, the change that makes a training step fit, or costs least."""
+    """Of each device, the change that makes a training step fit, or is fastest."""
     yield from headlines.alternatives_figures(report.traced_alternatives.rows)
 
 
 def alternatives_sections(report: "Report") -> Sections:
-    """The table of changes; what fits and costs least first."""
+    """The table of changes; what fits and is fastest first."""
     yield Section("", report.alternatives, _ALTERNATIVES)
 
 

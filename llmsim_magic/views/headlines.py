@@ -30,6 +30,7 @@ Figures = Iterator[Figure]
 # Of devices, by whether some do not compute in the dtype.
 _FIT_IT = {False: "devices fit it", True: "devices fit it and compute in its dtype"}
 _PER_DEVICE = " per device"
+_FASTER = 1.005  # times the speed of a step, from which on a change is called faster
 _SHOWN_PARTS = 3  # of what is alive at a peak
 _PART_NAMES = {"optimizer": "states of the optimizer", "saved": "saved for backward"}
 _TIMED = {"prefill": "prefill (TTFT)", "decode": "decode step (TPOT)", "train": "a step"}
@@ -60,7 +61,7 @@ def work_figures(trace: Trace) -> Figures:
     moved = sums.bytes_read + sums.bytes_written
     of_passes = f"{each} {_by_pass(trace)}".strip()
     yield Figure(units.si(sums.flops, "FLOPs"), of_passes, exact=f"{sums.flops:,} FLOPs")
-    yield _nbytes(moved, f"of traffic at least{each}")
+    yield _nbytes(moved, f"of traffic{each} at least")
     if trace.training is not None:
         saved = sum(kept or 0 for kept in saved_bytes(trace))
         yield _nbytes(saved, f"saved for backward{each}")
@@ -245,7 +246,7 @@ def sizing_figures(sizing: "pd.DataFrame", phases: Sequence[str]) -> Figures:
 
 
 def alternatives_figures(rows: Sequence["StepOnDevice"]) -> Figures:
-    """For each device, the cheapest change of a training step that fits, and how it compares.
+    """For each device, the change of a training step that fits and is fastest, and how much.
 
     Args:
         rows: the step as it was asked for and with changes, the cheapest that fits of each device
@@ -255,19 +256,21 @@ def alternatives_figures(rows: Sequence["StepOnDevice"]) -> Figures:
         best, *others = [row for row in rows if row.device == device]
         asked = next((row for row in (best, *others) if row.is_as_asked), best)
         if best.refusal is not None:
-            yield Figure("nothing tried", f"runs on {device}: it {best.refusal}", is_bad=True)
+            why = f"that was tried runs on {device}: it {best.refusal}"
+            yield Figure("no change", why, is_bad=True)
         elif best.fits is False:
-            yield Figure("nothing tried", f"makes it fit {device}", is_bad=True)
-        elif best is asked:
-            yield Figure("as asked", f"fits {device}, and no change tried costs less")
+            yield Figure("no change", f"that was tried makes it fit {device}", is_bad=True)
         elif asked.refusal is not None:
             yield Figure(best.change, f"makes it run on {device}, which {asked.refusal}")
         elif asked.fits is False:
             peak = units.nbytes(best.memory.allocated)
-            yield Figure(best.change, f"makes it fit {device} at the least cost: peak {peak}")
+            rank = "is the fastest change that makes it fit"
+            yield Figure(best.change, f"{rank} {device}: peak {peak}")
+        elif best is asked or asked.cost < _FASTER * best.cost:
+            yield Figure("as asked", f"fits {device}, and no change tried is faster")
         elif math.isfinite(asked.cost):
             ratio = units.three_digits(asked.cost / best.cost)
-            yield Figure(best.change, f"costs least on {device}: ×{ratio} tokens/s of a device")
+            yield Figure(best.change, f"is fastest on {device}: ×{ratio} tokens/s per device")
 
 
 def _count(number: int, what: str, rest: str = "") -> Figure:

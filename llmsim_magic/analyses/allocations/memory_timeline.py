@@ -40,26 +40,30 @@ def spans(trace: Trace) -> tuple[Span, ...]:
     found: list[Span] = []
     layer_of = layers(trace)
     moments = step_allocations(trace).moments
+    operators = _operators(moments)
 
-    def key(moment: Moment) -> tuple[Stage, str, bool]:
+    def key(place: int) -> tuple[Stage, str, bool]:
+        moment = moments[place]
         stage = STAGE_OF[moment.part]
         if stage == "optimizer":
             return stage, "", False
-        if moment.operator is None:
+        operator = operators[place]
+        if operator is None:
             return stage, stage, False
-        layer = layer_of[moment.operator]
+        layer = layer_of[operator]
         if layer is None:
-            return stage, operator_name(trace.unrolled, moment.operator), False
+            return stage, operator_name(trace.unrolled, operator), False
         return stage, layer.stack, True
 
     before = moments[0].alive if moments else Alive(0, 0, 0, 0, 0)
-    for (stage, path, is_stack), group in groupby(moments, key):
-        of_span = list(group)
+    for (stage, path, is_stack), group in groupby(range(len(moments)), key):
+        places = list(group)
+        of_span = [moments[place] for place in places]
         inside = {
             layer
-            for moment in of_span
-            if is_stack and moment.operator is not None
-            for layer in [layer_of[moment.operator]]
+            for operator in (operators[place] for place in places)
+            if is_stack and operator is not None
+            for layer in [layer_of[operator]]
             if layer is not None
         }
         found.append(
@@ -74,6 +78,21 @@ def spans(trace: Trace) -> tuple[Span, ...]:
         )
         before = of_span[-1].left
     return tuple(found)
+
+
+def _operators(moments: Sequence[Moment]) -> list[int | None]:
+    """The operator of each moment; of a kernel outside operators, such as a view, the one before.
+
+    Where none of its pass is before it, the next one.
+    """
+    found = [moment.operator for moment in moments]
+    stages = [STAGE_OF[moment.part] for moment in moments]
+    for order in (range(1, len(found)), range(len(found) - 2, -1, -1)):
+        for place in order:
+            beside = place - order.step
+            if found[place] is None and stages[place] == stages[beside]:
+                found[place] = found[beside]
+    return found
 
 
 def _name(path: str, inside: set[Layer]) -> str:

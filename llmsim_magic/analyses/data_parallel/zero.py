@@ -53,7 +53,8 @@ def rank_of_step(trace: Trace, *, is_mixed: bool = False) -> Trace:
     record, held = _rewritten(trace, sharding)
     reduced = "float32" if is_mixed else "their own dtype"
     notes = [
-        f"one of {training.dp} ranks, each with {trace.workload.batch} sequences of its own",
+        f"one of {training.dp} data-parallel devices; each trains on other sequences, in batches "
+        f"of {trace.workload.batch}",
         f"{_NOTES[training.zero]}; gradients are reduced in {reduced}",
     ]
     if trace.ranks > _NODE:
@@ -67,7 +68,10 @@ def rank_of_step(trace: Trace, *, is_mixed: bool = False) -> Trace:
 
 
 def _across_nodes(ranks: int) -> str:
-    return f"exchanges among {ranks} ranks are priced by the link within a node: a lower bound"
+    return (
+        f"exchanges among {ranks} devices are priced as if all were in one node, which they may "
+        "exceed: their time is a lower bound"
+    )
 
 
 def _rewritten(trace: Trace, sharding: Sharding) -> tuple[Record, list[Parameter]]:

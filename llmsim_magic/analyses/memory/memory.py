@@ -204,9 +204,9 @@ def _of_step(trace: Trace, runtime: Runtime | None) -> Memory:
         largest_weight=max((each.nbytes for each in trace.parameters), default=0),
         step=step,
         assumptions=(
-            f"peak of a steady step, whose optimizer has its states: {step.place}",
-            "bytes of a training step are whole blocks of PyTorch's caching allocator; workspaces "
-            "of cuBLAS, of 8 to 33 MiB for each of two threads, are counted as reserved alone",
+            f"the peak of a steady step, whose optimizer has its states, is in {step.place}",
+            "bytes of a training step are whole blocks of PyTorch's caching allocator; cuBLAS "
+            "workspaces, 8 to 33 MiB for each of two threads, count as reserved, not as allocated",
         ),
     )
 

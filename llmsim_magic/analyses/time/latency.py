@@ -35,6 +35,9 @@ NOT_MODELLED = (
     "not modelled: queueing under load, an engine's scheduler, sampling and detokenising, "
     "thermal throttling and, under vLLM, power throttling"
 )
+NOT_MODELLED_OF_A_STEP = (
+    "not modelled: loading data, logging, saving checkpoints, and thermal throttling"
+)
 Estimator = Callable[..., Estimate]  # from a kernel shape, with or without launch overhead
 
 

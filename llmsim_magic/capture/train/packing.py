@@ -9,7 +9,7 @@ from llmsim_magic.capture.modalities.signature import HuggingFaceModel, paramete
 from llmsim_magic.records.errors import InvalidValue
 
 _NOTE = (
-    "packed: the sequences of a batch are one row, told apart by their position ids; with sdpa "
+    "packed: the sequences of a batch are one row, separated by their position ids; with sdpa "
     "each layer reads a mask of the whole row"
 )
 _NOTE_ON_ONE = (

@@ -40,12 +40,13 @@ def _published(states: str) -> OptimizerFacts:
 _TWO = "two states in the parameter's dtype"
 _ONE = "one state in the parameter's dtype"
 _BLOCKS = (
-    "1 byte for each element and 4 bytes for each block of 256; in float32 below 4,096 elements"
+    "1 byte for each element and 4 bytes for each block of 256, or float32 where a parameter has "
+    "fewer than 4,096 elements"
 )
-_TRAINER = "the Trainer of transformers, unlike here, keeps those of embeddings in float32"
+_TRAINER = "unlike here, the Trainer of transformers keeps states of embeddings in float32"
 _PAGED = (
-    "those of 100,000 elements or more lie in managed memory, which moves to the host where the "
-    "device is full, and which torch's allocator does not count"
+    "states of 100,000 elements or more are in managed memory, which moves to the host when the "
+    "device is full and is not counted by torch's allocator"
 )
 
 OPTIMIZERS: Mapping[str, OptimizerFacts] = MappingProxyType(

@@ -212,7 +212,7 @@ class DeviceCosts(DeviceFits):
         """What is not predicted and why, and what an engine runs otherwise than the model does."""
         if not self.devices:
             return ()
-        from llmsim_magic.analyses.time.latency import NOT_MODELLED
+        from llmsim_magic.analyses.time.latency import NOT_MODELLED, NOT_MODELLED_OF_A_STEP
 
         trace = self.traces[0]
         searches = self.planner.notes if self.planner is not None else ()
@@ -229,7 +229,7 @@ class DeviceCosts(DeviceFits):
             ),
             *(f"vLLM: {note}" for note in notes),
             *self._unpriced_widening(),
-            NOT_MODELLED,
+            NOT_MODELLED if trace.training is None else NOT_MODELLED_OF_A_STEP,
         )
 
     def _unpriced_widening(self) -> tuple[str, ...]:

@@ -117,9 +117,15 @@ def _reasons(gaps: Mapping[Execution, str | None], executions: Iterable[Executio
 def gap_notes(
     deployment: Deployment, trace: Trace, devices: Sequence[Accelerator]
 ) -> tuple[str, ...]:
-    """Sentences on the runtimes and launches without rows: of the model, then of some devices."""
+    """Sentences on the runtimes and launches without rows: of the model, then of some devices.
+
+    That an engine does not train is said only to who asks for every runtime.
+    """
     notes = []
+    serves = trace.training is None or deployment.runtime == ALL_RUNTIMES
     for execution in deployment.executions:
+        if execution.runtime == "vllm" and not serves:
+            continue
         missing = gap(execution, trace, None)
         if missing is not None:
             notes.append(f"no rows of {execution} for {trace.model.name}: {missing}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmsim_magic.analyses.cost.refused_dtypes import refusal
 from llmsim_magic.analyses.memory.capacity import Fit, Setup
-from llmsim_magic.analyses.time.latency import NOT_MODELLED
+from llmsim_magic.analyses.time.latency import NOT_MODELLED, NOT_MODELLED_OF_A_STEP
 from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.records.errors import Cancelled, LlmsimError, NoDecode
@@ -293,7 +293,7 @@ def _sizing_of_step(
         f"{sizing.trace.model.name}: {Workload(TRAIN, setup.batch, setup.context)}, "
         f"{', '.join(_options(planner.build))}"
     )
-    return Sizing(title, step_sizing_table(sizes), (*sizing.notes(sizes), NOT_MODELLED))
+    return Sizing(title, step_sizing_table(sizes), (*sizing.notes(sizes), NOT_MODELLED_OF_A_STEP))
 
 
 def _options(build: Build) -> Iterator[str]:

@@ -1,13 +1,13 @@
 """The card of a pass: the model, its size, its work and its structure at a glance."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 
 from llmsim_magic.analyses.cost.mixture_of_experts import expert_routings
 from llmsim_magic.analyses.cost.operator_costs import Totals, operator_types, totals
 from llmsim_magic.analyses.cost.parameter_dtypes import parameter_dtypes
 from llmsim_magic.analyses.cost.step_passes import pass_costs, saved_bytes
-from llmsim_magic.analyses.graph.layer_folding import identical_layers
+from llmsim_magic.analyses.graph.layer_folding import LayerGroup, identical_layers
 from llmsim_magic.analyses.kernels import elementwise_work
 from llmsim_magic.analyses.memory.memory import Memory
 from llmsim_magic.records.trace.trace import Trace
@@ -76,7 +76,8 @@ def _memory(memory: Memory, sums: Totals) -> Facts:
     if memory.step is not None:
         yield _nbytes("peak of a step", memory.total, f"in {memory.step.place}")
         for name, nbytes in memory.step.alive._asdict().items():
-            yield _nbytes(name, nbytes, "at the peak")
+            if nbytes:
+                yield _nbytes(name, nbytes, f"{units.share(nbytes / memory.total)} of the peak")
         return
     yield _nbytes("peak allocated", memory.total)
     stored = "" if memory.weights == sums.parameter_bytes else "as they are stored"
@@ -111,7 +112,7 @@ def _work(trace: Trace, sums: Totals) -> Facts:
 def _structure(trace: Trace, sums: Totals) -> Facts:
     groups = identical_layers(trace)
     if groups:
-        numbers = [f"{len(group.indices)} × {group.first.stack or 'layer'}" for group in groups]
+        numbers = list(_layers_by_stack(groups))
         shown = ", ".join(numbers[:3]) + (f" and {len(numbers) - 3} more" if numbers[3:] else "")
         yield Fact("layers", units.count(sum(len(g.indices) for g in groups)), meaning=shown)
     yield Fact("modules", units.count(len(trace.modules)))
@@ -126,6 +127,14 @@ def _structure(trace: Trace, sums: Totals) -> Facts:
     if uncounted:
         number, names = sum(uncounted.values()), ", ".join(uncounted)
         yield Fact("kernels not counted", units.count(number), meaning=names)
+
+
+def _layers_by_stack(groups: Sequence[LayerGroup]) -> Iterator[str]:
+    """`28 × model.layers`, or `28 × model.layers of 2 kinds`, for each stack."""
+    for stack in dict.fromkeys(group.first.stack for group in groups):
+        of_stack = [group for group in groups if group.first.stack == stack]
+        kinds = f" of {len(of_stack)} kinds" if len(of_stack) > 1 else ""
+        yield f"{sum(len(group.indices) for group in of_stack)} × {stack or 'layer'}{kinds}"
 
 
 def _count(label: str, number: int, meaning: str = "") -> Fact:

@@ -97,7 +97,7 @@ def _print_part(console: "Console", part: Part, max_rows: int | None) -> None:
     pictures = [each.title for each in part.sections if isinstance(each.body, Picture)]
     if left or pictures:
         console.print()
-        names = "; ".join([*left, *(f"{title} (a picture)" for title in pictures)])
+        names = "; ".join([*left, *(f"{title or part.label} (a picture)" for title in pictures)])
         _print_line(console, f"More in {_FILES}: {names}", "dim")
 
 

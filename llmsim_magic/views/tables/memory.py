@@ -24,17 +24,17 @@ _PARTS = {
 }
 _STEP_PARTS = {
     "parameters": "parameters and buffers",
-    "gradients": "gradients of parameters, until the optimizer has stepped",
+    "gradients": "gradients of parameters, from backward until the optimizer has stepped",
     "optimizer": "what the optimizer keeps from step to step",
     "saved": "what forward makes and backward needs, by autograd or checkpointing",
-    "temporaries": "all other tensors, the batch among them",
+    "temporaries": "all other tensors, such as gradients of activations, and the batch",
 }
 _FIRST = ("device", "runtime", "launch", "devices", "fits", "refusal")  # columns of `ranked`
 _TOTAL = "peak of allocated bytes; the context comes on top"
 _ENGINE_TOTAL = "all that the engine needs, with the context"
 _RESERVED = {
     "reserved_low": "at least what the caching allocator takes from the driver",
-    "reserved_high": "at most what it takes; the driver shows that and the context",
+    "reserved_high": "at most what it takes; nvidia-smi shows this and the driver's context",
 }
 
 
@@ -87,9 +87,10 @@ def _rows(memory: Memory) -> Iterator[_Row]:
 
 def _step_rows(memory: Memory, step: StepMemory) -> Iterator[_Row]:
     for name, meaning in _STEP_PARTS.items():
-        yield name, getattr(step.alive, name), True, meaning
-    yield "peak", memory.total, True, f"allocated in a steady step: {step.place}"
-    where = f"allocated in the first step: {step.first_place}"
+        nbytes = getattr(step.alive, name)
+        yield name, nbytes, True, meaning if nbytes else f"none at the peak: {meaning}"
+    yield "peak", memory.total, True, f"most allocated in a steady step, in {step.place}"
+    where = f"most allocated in the first step, in {step.first_place}"
     yield "first_step_peak", step.first_peak, False, where
     yield "context", memory.context, False, _PARTS["context"]
 
