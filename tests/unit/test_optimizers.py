@@ -434,7 +434,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_first(given: str, nearest: 
         optimizer_name(given)
     line = str(error.value)
     assert line.startswith(f"optimizer must be one of {nearest}, ")
-    assert line.endswith(f", not '{given}'")
+    assert line.endswith(f", not '{given}'; did you mean {nearest}?")
     assert all(name in line for name in OPTIMIZERS)
 
 

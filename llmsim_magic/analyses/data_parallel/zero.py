@@ -53,8 +53,8 @@ def rank_of_step(trace: Trace, *, is_mixed: bool = False) -> Trace:
     record, held = _rewritten(trace, sharding)
     reduced = "float32" if is_mixed else "their own dtype"
     notes = [
-        f"one of {training.dp} data-parallel devices; each trains on other sequences, in batches "
-        f"of {trace.workload.batch}",
+        f"one of {training.dp} ranks, which train on different sequences, a batch of "
+        f"{trace.workload.batch} each",
         f"{_NOTES[training.zero]}; gradients are reduced in {reduced}",
     ]
     if trace.ranks > _NODE:
@@ -69,8 +69,8 @@ def rank_of_step(trace: Trace, *, is_mixed: bool = False) -> Trace:
 
 def _across_nodes(ranks: int) -> str:
     return (
-        f"exchanges among {ranks} devices are priced as if all were in one node, which they may "
-        "exceed: their time is a lower bound"
+        f"exchanges among {ranks} devices are priced as if all were in one node, so their time is "
+        "a lower bound"
     )
 
 

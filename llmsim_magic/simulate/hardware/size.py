@@ -56,8 +56,8 @@ _REMARK = {
     False: "One row per device, runtime and launch; what fits first, the fastest first. Bytes are "
     "per device.",
     True: "One row per device; what fits first, the fastest first. Bytes are per device. The "
-    "largest micro-batch has the context that was asked for, and the longest context the batch. "
-    "Each was traced, and one more does not fit.",
+    "largest micro-batch is that of the requested context, and the longest context that of the "
+    "requested batch. Each was traced, and so was the next size, which does not fit.",
 }
 
 
