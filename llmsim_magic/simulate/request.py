@@ -44,7 +44,7 @@ class Build:
 
     Raises:
         InvalidValue: an unknown attention or dtype, a flag that is not a bool, a dtype beside the
-            precision of a training, or a training in pipeline stages.
+            precision of a training, a training in pipeline stages, or adapters of split layers.
     """
 
     base: bool = False
@@ -71,6 +71,12 @@ class Build:
             raise InvalidValue(
                 f"pp={self.parallel.pp} cannot be combined with phase 'train': schedules of "
                 "micro-batches over stages are not simulated; use tp, dp and zero"
+            )
+        if self.training is not None and self.training.lora and self.parallel.width > 1:
+            name = "tp" if self.parallel.tp > 1 else "ep"
+            raise InvalidValue(
+                f"{name}={self.parallel.width} cannot be combined with lora or qlora: adapters of "
+                "split layers are not simulated; use dp and zero"
             )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import llmsim_magic as llmsim
 from llmsim_magic.simulate.report import Report
+from tests.helpers import small_models
 
 EXPERTS, CHOSEN, WIDTH, INNER = 4, 2, 16, 24
 SIZES: dict[str, Any] = {
@@ -204,3 +205,20 @@ def test_a_mixture_of_attention_and_of_mlp_counts_both() -> None:
     idle = sum(math.prod(p.shape) for p in stacks) // 2
     found = report.summary["value"]
     assert found["parameters"] - found["parameters_active"] == idle
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lora": "r=2,targets=all-linear"}, {"qlora": True}, {"checkpointing": True}]
+)
+def test_a_training_step_uses_the_experts_that_its_forward_chooses(options: dict[str, Any]) -> None:
+    """Adapters make the stacked weights anew in each pass; backward multiplies by gradients."""
+    config = small_models.mixtral()
+    step = llmsim.trace(config, phase="train", batch=2, context=8, **options).summary
+    forward = llmsim.trace(config, batch=2, context=8).summary
+
+    def unused(summary: Any) -> int:
+        return int(summary.value["parameters"] - summary.value["parameters_active"])
+
+    assert unused(step) == unused(forward) > 0
+    said = "active per token: 2 of 4 experts, assuming balanced routing"
+    assert step.means["parameters_active"] == said

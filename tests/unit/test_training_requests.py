@@ -41,6 +41,8 @@ def _message(call: Any, *arguments: Any, **options: Any) -> str:
         ({"optimizer": "adamwww"}, ("optimizer", "adamw", "adamwww")),
         ({"precision": "fp8"}, ("precision", "bf16, fp32, amp", "fp8")),
         ({"precision": "bf16", "dtype": "float16"}, ("dtype", "precision='bf16'", "leave one")),
+        ({"tp": 2, "lora": "r=2"}, ("tp=2 cannot be combined with lora", "dp and zero")),
+        ({"ep": 2, "qlora": True}, ("ep=2 cannot be combined with lora or qlora",)),
         ({"runtime": "vllm"}, ("runtime must be transformers", "does not train")),
         ({"kv_dtype": "fp8"}, ("kv_dtype fp8", "keeps no cache", "leave it out")),
         ({"weight_dtype": "int4"}, ("weight_dtype int4", "precision", "leave it out")),

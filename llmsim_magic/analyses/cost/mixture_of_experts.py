@@ -93,7 +93,9 @@ def _stacked_experts(trace: Trace) -> list[tuple[Routing, dict[str, float]]]:
         rows, weights = (record.tensors[index] for index in kernel.inputs[:2])
         name = record.storages[weights.storage].name or ""
         owner = name.rpartition(".")[0]
-        tokens = _rows(trace, owner)
+        if not name and kernel.operator is not None:  # weights with adapters added, or gradients
+            owner = record.operators[kernel.operator].path
+        tokens = _rows(trace, owner) if owner else 0
         if not tokens or owner in seen:
             continue
         seen.add(owner)
