@@ -253,7 +253,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             "device": "name of the device",
             "change": "what is changed of the training step that was asked for",
             "launch": _EXECUTION["launch"],
-            "devices": "how many of them take the step together",
+            "devices": "how many of them run the step together",
             "fits": "whether each device holds its part",
             "refusal": "why a device does not run it, whatever its memory",
             **_STEP_BYTES,
@@ -264,7 +264,7 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
         "sizing": {
             "device": "name of the device",
             **_EXECUTION,
-            "devices": "how many of them share the model",
+            "devices": "how many of them run it together",
             "fits": "whether each device holds its part",
             "refusal": "why a device does not run it, whatever its memory",
             "usable_bytes": "memory of a device that a runtime can use, in bytes",
