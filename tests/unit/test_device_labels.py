@@ -94,7 +94,7 @@ def test_a_pass_of_several_devices_says_so_too(phase: str) -> None:
     report = llmsim.trace(small_models.llama(), phase=phase, context=8, tp=2)
     assert report.title.endswith(", tp 2")
     for word in ("parameters", "of weights", "FLOPs", "of traffic", "of cache"):
-        assert _figure(report, word).endswith("per device")
+        assert "per device" in _figure(report, word)
 
 
 @pytest.mark.slow
