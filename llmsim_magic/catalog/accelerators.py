@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 
 from llmsim_magic.records.errors import UnknownHardware, safe_str
-from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.hardware.accelerator import Accelerator, Link
 from llmsim_magic.records.hardware.dtypes import ARITHMETICS
 
 _BRANDS = frozenset({"nvidia", "tesla", "geforce", "amd", "instinct", "radeon"})
@@ -101,6 +101,7 @@ def _accelerator(row: Mapping[str, str]) -> Accelerator:
     def whole(column: str, unit: int) -> int | None:
         return round(float(row[column]) * unit) if row[column] else None
 
+    other = number("other_gb_per_s", 1e9)
     peaks = {name: number(f"{name}_tflops", 1e12) for name in ARITHMETICS}
     return Accelerator(
         name=row["name"],
@@ -118,4 +119,6 @@ def _accelerator(row: Mapping[str, str]) -> Accelerator:
         source=row["source"],
         recalled=frozenset(row["recalled"].split()),
         note=row["note"] or None,
+        link_joins=whole("link_joins", 1),
+        other_link=Link(row["other_link"], other, whole("other_joins", 1)) if other else None,
     )

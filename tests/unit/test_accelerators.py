@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from llmsim_magic.analyses.time.roofline import estimate
 from llmsim_magic.catalog import accelerators
+from llmsim_magic.catalog.calibration import calibration
 from llmsim_magic.records.errors import LlmsimError
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.dtypes import arithmetic
+from llmsim_magic.records.hardware.kernel_shapes import Collective
 
 ALL = accelerators.entries()
 GIB = 2**30
@@ -82,6 +85,7 @@ RATIOS = {
 ONE_WAY = {
     "NVLink 2": 150e9,
     "NVLink 3": 300e9,
+    "NVLink 3 bridge": 300e9,
     "NVLink 4": 450e9,
     "NVLink 4 bridge": 300e9,
     "NVLink 5": 900e9,
@@ -105,10 +109,10 @@ def objections(device: Accelerator) -> Iterator[str]:
     if base:
         yield from clock_objections(device, base)
         yield from ratio_objections(device, base)
-    if device.interconnect_bytes_per_s:
-        most = ONE_WAY[device.link] if device.link else 0
-        if device.interconnect_bytes_per_s > 1.01 * most:
-            yield f"interconnect: {device.link} does {most} one way; both ways summed?"
+    for link in device.links:
+        most = ONE_WAY[link.name]
+        if link.bytes_per_s > 1.01 * most:
+            yield f"interconnect: {link.name} does {most} one way; both ways summed?"
 
 
 def clock_objections(device: Accelerator, base: float) -> Iterator[str]:
@@ -183,6 +187,52 @@ def test_sparse_for_dense_is_found_on_other_architectures_too(name: str) -> None
     doubled = {dtype: 2 * peak for dtype, peak in device.peak_flops.items()}
     assert list(objections(replace(device, peak_flops=doubled)))
     assert list(objections(replace(device, peak_flops=device.peak_flops | {"fp8": doubled["fp8"]})))
+
+
+@pytest.mark.parametrize("name", [name for name, each in ALL.items() if each.links])
+def test_a_bridge_joins_a_few_devices_and_the_bus_all(name: str) -> None:
+    device = ALL[name]
+    for link in device.links:
+        is_bridge = "bridge" in link.name or (link.name == "Infinity Fabric" and name == "MI210")
+        assert (link.joins is not None) == is_bridge
+    bridge = next((each for each in device.links if each.joins), None)
+    if bridge is None:
+        assert device.among(2) == device.among(8) == device
+        return
+    assert bridge.joins is not None
+    assert bridge.joins <= 4
+    assert device.among(bridge.joins).link == bridge.name
+    beyond = device.among(bridge.joins + 1)
+    assert beyond.link is not None
+    assert beyond.link.startswith("PCIe")
+    assert beyond.interconnect_bytes_per_s == ONE_WAY[beyond.link] < bridge.bytes_per_s
+
+
+BRIDGED = ["A100-PCIe-40GB", "A100-PCIe-80GB", "A30", "A40", "H100-PCIe", "H100-NVL-94GB", "MI210"]
+
+
+@pytest.mark.parametrize("name", [*BRIDGED, "RTX A6000", "RTX 3090"])
+def test_a_board_that_takes_a_bridge_has_one(name: str) -> None:
+    assert any(each.joins for each in ALL[name].links)
+
+
+def test_boards_with_the_same_links_exchange_alike_in_pairs_and_in_eights() -> None:
+    """However the catalogue names the first link of each."""
+    for ranks in (2, 8):
+        for of in ("all_reduce", "all_gather", "reduce_scatter"):
+            size = Collective(of, 25 * 2**20, ranks)
+            found = {
+                estimate(size, ALL[name], calibration()).seconds
+                for name in ("A40", "RTX A6000", "RTX 3090")
+            }
+            assert len(found) == 1
+
+
+def test_ranks_that_lie_apart_do_not_exchange_over_a_bridge() -> None:
+    """Two ranks that train on different sequences, each a model on two devices."""
+    near, apart = (Collective("all_reduce", 2**24, 2, span=span) for span in (None, 4))
+    seconds = [estimate(each, ALL["RTX A6000"], calibration()).seconds for each in (near, apart)]
+    assert seconds[1] > 1.2 * seconds[0]
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -18,12 +18,14 @@ from llmsim_magic.analyses.cost.operator_costs import totals
 from llmsim_magic.analyses.cost.tokens_read import tokens_read
 from llmsim_magic.analyses.data_parallel.zero import rank_of_step
 from llmsim_magic.analyses.parallel.collectives import Collective, collectives
-from llmsim_magic.analyses.torch_time.exchange_time import with_exchanges
+from llmsim_magic.analyses.torch_time.exchange_time import exchange_seconds, waited_seconds
 from llmsim_magic.analyses.torch_time.transformers_time import transformers_time
 from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import InvalidValue
+from llmsim_magic.records.hardware.kernel_shapes import Collective as KernelShape
 from llmsim_magic.records.trace.recorded import Record
 from llmsim_magic.records.trace.trace import Parameter, Trace
+from llmsim_magic.simulate.hardware.link_notes import link_notes
 
 LAYERS, VOCABULARY, WIDTH, RANKS = 6, 1000, 64, 4
 BYTES = 2  # of bfloat16
@@ -251,26 +253,94 @@ def test_views_show_a_rank(stage: int) -> None:
 def test_exchanges_hide_behind_the_kernels_of_other_units() -> None:
     """The root's gather alone, at the start of the step, has nothing to hide behind."""
     trace = _trace(3)
-    seconds = [1.0] * len(trace.operators)
     exchanges = {each.order: 0.25 for each in collectives(trace)}
-    found = with_exchanges(trace, seconds, exchanges)
-    assert sum(found) == pytest.approx(sum(seconds) + 0.25)
-    assert min(found) == 1.0
+    found = waited_seconds(trace, [1.0] * len(trace.operators), exchanges)
+    assert found == {order: 0.25 * (order == min(exchanges)) for order in exchanges}
 
 
 def test_where_exchanges_take_longer_the_step_takes_theirs() -> None:
     trace = _trace(3)
-    seconds = [0.001] * len(trace.operators)
     exchanges = {each.order: 10.0 for each in collectives(trace)}
-    found = with_exchanges(trace, seconds, exchanges)
-    assert sum(found) == pytest.approx(sum(exchanges.values()), rel=0.02)
+    found = waited_seconds(trace, [0.001] * len(trace.operators), exchanges)
+    assert sum(found.values()) == pytest.approx(sum(exchanges.values()), rel=0.02)
+    assert max(found.values()) <= 10.0
 
 
 def test_updated_parameters_are_waited_for() -> None:
     trace = _trace(1)
     (gather,) = [each.order for each in collectives(trace) if each.kind == "all_gather"]
-    found = with_exchanges(trace, [1.0] * len(trace.operators), {gather: 5.0})
-    assert sum(found) == len(trace.operators) + 5.0
+    assert waited_seconds(trace, [1.0] * len(trace.operators), {gather: 5.0}) == {gather: 5.0}
+
+
+LINKED = [name for name, each in accelerators.entries().items() if each.interconnect_bytes_per_s]
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_the_same_bytes_over_a_link_take_the_same_time_however_exchanged(name: str) -> None:
+    device = accelerators.find(name)
+    for ranks in (2, 8, 64):
+        seconds = {
+            of: exchange_seconds(KernelShape(of, 25 * 2**20, ranks), device)
+            for of in ("all_reduce", "reduce_scatter", "all_gather")
+        }
+        assert seconds["reduce_scatter"] == seconds["all_gather"]
+        assert seconds["all_reduce"] == pytest.approx(
+            seconds["reduce_scatter"] + seconds["all_gather"]
+        )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", ["H100-SXM5-80GB", "A40", "MI300X"])
+def test_an_exchange_has_the_time_that_is_waited_for_it_and_the_link_binds_it(
+    name: str, stage: int
+) -> None:
+    trace, device = _trace(stage), accelerators.find(name)
+    time, alone = transformers_time(trace, device, "graph"), _trace(0, dp=1)
+    exchanges = {each.order: each.kind for each in collectives(trace)}
+    assert {trace.operators[order].op for order in exchanges} == {*exchanges.values()}
+    for order, kind in exchanges.items():
+        operator = time.operators[order]
+        assert operator.binds == "interconnect"
+        assert operator.kind == f"collective {kind} nccl"
+        assert operator.bytes == pytest.approx(
+            sum(each.wire_bytes for each in collectives(trace) if each.order == order), abs=2
+        )
+        assert 0 < operator.of_bandwidth <= 1
+    assert time.seconds > transformers_time(alone, device, "graph").seconds
+
+
+def test_ddp_exchanges_once_in_a_step_and_fsdp_in_each_micro_batch() -> None:
+    device = accelerators.find("H100-SXM5-80GB")
+
+    def ratio(stage: int) -> float:
+        """Seconds of exchanges in a step of two micro-batches over those in one of them."""
+        found = []
+        for accumulate in (1, 2):
+            trace = _trace(stage, accumulate=2)
+            assert trace.training is not None
+            trace = replace(trace, training=replace(trace.training, accumulate=accumulate))
+            orders = {each.order for each in collectives(trace)}
+            time = transformers_time(trace, device, "graph")
+            found.append(sum(time.operators[order].seconds for order in orders))
+        return found[1] / found[0]
+
+    assert ratio(0) == pytest.approx(1)
+    assert ratio(3) == pytest.approx(2)
+
+
+def test_a_bridge_of_two_is_no_link_of_eight_and_a_note_says_so() -> None:
+    boards = [accelerators.find(name) for name in ("A40", "RTX A6000", "H100-SXM5-80GB")]
+    assert link_notes(_trace(3, dp=8), boards) == (
+        "A40, RTX A6000: exchanges among 8 devices are priced over PCIe 4: NVLink bridge joins 2",
+    )
+    (near,) = link_notes(_trace(0, dp=2), boards)
+    assert near.startswith("A40, RTX A6000: exchanges among 2 devices are priced over NVLink")
+    assert link_notes(_trace(0, dp=1), boards) == ()
+
+
+def test_a_step_says_what_overlaps() -> None:
+    for stage in STAGES:
+        assert sum("what the step waits for" in note for note in _trace(stage).notes) == 1
 
 
 @pytest.mark.parametrize("launch", ["eager", "graph"])

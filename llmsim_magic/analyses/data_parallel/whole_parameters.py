@@ -19,6 +19,7 @@ from llmsim_magic.analyses.data_parallel.step_rewriter import StepRewriter, data
 from llmsim_magic.records.trace.trace import Parameter
 
 _ALL_REDUCE = "c10d.allreduce_.default"
+COPIES = ("copy_in", "copy_out")  # the operators that copy gradients to buckets, and sums back
 _COPY = "aten.copy_.default"
 _SCALE = "aten.mul.out"
 _FIRST_BUCKET = 2**20  # bytes from which the bucket of the first gradients is complete
@@ -96,8 +97,9 @@ def all_reduced(
             gradient = _gradient(each, rewriter)
             kernels.append(replace(data_kernel(_SCALE, (gradient,), (view,)), pointwise=True))
             copies.append(data_kernel(_COPY, (gradient, view), (gradient,)))
-        kernels.append(data_kernel(_ALL_REDUCE, (whole,), (whole,), ranks=sharding.ranks))
-        rewriter.insert(bucket.place, "", "all_reduce", "backward", kernels)
+        rewriter.insert(bucket.place, "", COPIES[0], "backward", kernels)
+        summed = data_kernel(_ALL_REDUCE, (whole,), (whole,), ranks=sharding.ranks)
+        rewriter.insert(bucket.place, "", "all_reduce", "backward", [summed])
         found.append(
             Parameter(
                 name=name,
@@ -111,7 +113,7 @@ def all_reduced(
             )
         )
     end = rewriter.end_of("forward", "recompute", "backward")
-    rewriter.insert(end, "", "copy_", "backward", copies)
+    rewriter.insert(end, "", COPIES[1], "backward", copies)
     return found
 
 

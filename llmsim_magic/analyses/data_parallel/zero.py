@@ -29,6 +29,15 @@ _NOTES = {
     3: "parameters, gradients and states are sharded as by FSDP2: fully_shard on each layer and on "
     "the model, resharded after forward, one layer prefetched in backward",
 }
+_OVERLAP = {
+    0: "each sum runs while backward goes on, and the step waits for the last ones",
+    1: "each sum runs while backward goes on, and the step waits for the last ones; the gather "
+    "after the optimizer overlaps with nothing",
+    2: "each reduction runs while backward goes on, and the step waits for the last ones; the "
+    "gather after the optimizer overlaps with nothing",
+    3: "a layer is gathered and reduced while others compute, and the step waits for the first "
+    "gather and the last reduction",
+}
 _NODE = 8  # devices
 
 
@@ -56,6 +65,7 @@ def rank_of_step(trace: Trace, *, is_mixed: bool = False) -> Trace:
         f"one of {training.dp} ranks, which train on different sequences, a batch of "
         f"{trace.workload.batch} each",
         f"{_NOTES[training.zero]}; gradients are reduced in {reduced}",
+        f"{_OVERLAP[training.zero]}: the time of an exchange is what the step waits for it",
     ]
     if trace.ranks > _NODE:
         notes.append(_across_nodes(trace.ranks))

@@ -98,11 +98,10 @@ def recorded_kernel_shapes(
     record = trace.recorded
     moved = traffic(record)
     kinds = recorded_operator_kinds(trace)
-    width = trace.model.parallel.width
     found = []
     for order, kernels in enumerate(record.kernels_by_operator):
         worked = [_worked(record, kernel, stored) for kernel in kernels]
-        sent = [collective_shape(record, kernel, width) for kernel in kernels]
+        sent = [collective_shape(trace, kernel) for kernel in kernels]
         if regime == "eager":
             each: list[KernelShape | None] = [
                 size or _stream(record, kernel)
@@ -143,20 +142,25 @@ def _worked(record: Record, kernel: Kernel, stored: StoredDtypes) -> KernelShape
     return _matmul(record, kernel, stored)
 
 
-def collective_shape(record: Record, kernel: Kernel, ranks: int) -> Collective | None:
+def collective_shape(trace: Trace, kernel: Kernel) -> Collective | None:
     """An exchange with other devices, None for any other kernel; what is handed on is sent once.
 
-    Handing a tensor to the next device is what a gathering of two does on each of them.
+    Handing a tensor to the next device is what a gathering of two does on each of them, somewhere
+    along all stages. The devices that share layers are neighbours; ranks of data parallelism, whose
+    number the kernel has, are those of all that share the model apart.
     """
     kind = collective_kind(kernel)
     if kind is None or kind == "recv":
         return None
-    nbytes = message_bytes(record, kernel)
+    parallel = trace.model.parallel
+    nbytes = message_bytes(trace.recorded, kernel)
     if not nbytes:
         return None  # of a part that another stage holds
-    if kind in ("all_reduce", "all_gather", "reduce_scatter"):
-        return Collective(kind, nbytes, kernel.ranks or ranks)
-    return Collective("all_gather", 2 * nbytes, 2)
+    if kind not in ("all_reduce", "all_gather", "reduce_scatter"):
+        return Collective("all_gather", 2 * nbytes, 2, span=parallel.ranks)
+    if kernel.ranks:
+        return Collective(kind, nbytes, kernel.ranks, span=kernel.ranks * parallel.ranks)
+    return Collective(kind, nbytes, parallel.width)
 
 
 def _attention(record: Record, kernel: Kernel, stored: StoredDtypes) -> Attention:

@@ -101,7 +101,8 @@ class _Started:
 class _OperatorWork:
     """The kernels of a recorded operator, how each is started, and what they add up to.
 
-    `dtype` is that of the products; `sends` says whether there is an exchange among the kernels.
+    `dtype` is that of the products; `joined` is how many devices an exchange among the kernels
+    reaches over, 0 if there is none.
     """
 
     kernels: tuple[KernelShape, ...]
@@ -110,7 +111,7 @@ class _OperatorWork:
     flops: float
     bytes: float
     dtype: str
-    sends: bool
+    joined: int
 
 
 @memoize_by_options
@@ -131,7 +132,7 @@ def _operator_work(trace: Trace, regime: Regime, stored: StoredDtypes) -> tuple[
             dtype=next(
                 (size.dtype for size in each if isinstance(size, Matmul | Attention)), "bf16"
             ),
-            sends=any(isinstance(size, Collective) for size in each),
+            joined=max((size.joined for size in each if isinstance(size, Collective)), default=0),
         )
         for each, own, views in zip(shapes, started, view_counts(trace), strict=True)
     )
@@ -230,8 +231,10 @@ def _operator_time(
     if longest is not None and busy > seconds / 2:
         binds = longest[0].binds
     peak = accelerator.peak_flops.get(work.dtype, 0.0) * seconds
-    wire, memory = accelerator.interconnect_bytes_per_s, accelerator.bandwidth_bytes_per_s
-    bandwidth = ((wire if work.sends else memory) or 0.0) * seconds
+    rate = accelerator.bandwidth_bytes_per_s
+    if work.joined:
+        rate = accelerator.among(work.joined).interconnect_bytes_per_s
+    bandwidth = (rate or 0.0) * seconds
     return OperatorTime(
         kind=longest[1].kind if longest else None,
         seconds=seconds,

@@ -88,6 +88,8 @@ def estimate(
         CannotPredict: If the catalogue lacks a required figure.
         InvalidValue: If the device cannot compute in the kernel's dtype.
     """
+    if isinstance(size, Collective):
+        accelerator = accelerator.among(size.joined)
     calibration = _with_composed_class(size.kind, calibration)
     found = _references(size.kind, accelerator, calibration, regime)
     logs = []

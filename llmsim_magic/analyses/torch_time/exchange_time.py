@@ -1,68 +1,92 @@
-"""When the devices of data parallelism exchange shards and gradients, and who waits for it."""
+"""When the devices of data parallelism exchange shards and gradients, and who waits for it.
 
+What overlaps: exchanges run beside the kernels, one after another. A reduction of gradients starts
+when they are ready, while backward goes on, as the reducer of DistributedDataParallel and FSDP2 do.
+A gather of parameters starts when those of the unit before were copied out, for the host runs
+ahead: FSDP2 gathers a unit while the one before it computes. A gather of parameters that the
+optimizer has updated (ZeRO 1 and 2) starts when they are, and overlaps with nothing. What reads the
+result of an exchange waits for it, and a step ends with its last exchange.
+"""
+
+import math
+from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from llmsim_magic.analyses.kernels.memoize import memoize
-from llmsim_magic.analyses.time.kernel_sizes import collective_shape
 from llmsim_magic.analyses.time.roofline import estimate
 from llmsim_magic.catalog.calibration import calibration
 from llmsim_magic.records.hardware.accelerator import Accelerator
+from llmsim_magic.records.hardware.kernel_shapes import Collective, CollectiveKind
 from llmsim_magic.records.trace.trace import Trace
 
 
-def exchange_seconds(trace: Trace, accelerator: Accelerator) -> dict[int, float]:
-    """Seconds of the exchanges among devices of data parallelism, by the order of their operator.
+def exchange_seconds(size: Collective, accelerator: Accelerator) -> float:
+    """Seconds of an exchange among ranks of data parallelism.
+
+    The same bytes over the same link take the same time, however they are exchanged: a ring reduces
+    and hands out in two turns, which are a reduce-scatter and an all-gather. The three collectives
+    were measured apart, in part on other machines and with other releases of NCCL, so that both
+    ways have a price: theirs is the geometric mean.
 
     Raises:
         CannotPredict: If the catalogue lacks the device's link to others.
     """
-    record, found = trace.unrolled, {}
-    for order, kernels in enumerate(record.kernels_by_operator):
-        sizes = [collective_shape(record, each, each.ranks) for each in kernels if each.ranks]
-        priced = [estimate(size, accelerator, calibration()) for size in sizes if size is not None]
-        if priced:
-            found[order] = sum(each.seconds for each in priced)
-    return found
+
+    def seconds(of: CollectiveKind) -> float:
+        return estimate(replace(size, of=of), accelerator, calibration()).seconds
+
+    turns = seconds("reduce_scatter") + seconds("all_gather")
+    both = math.sqrt(seconds("all_reduce") * turns)
+    return both if size.of == "all_reduce" else both / 2
 
 
-def with_exchanges(
+def waited_seconds(
     trace: Trace, seconds: Sequence[float], exchanges: Mapping[int, float]
-) -> list[float]:
-    """Seconds of each operator of a step with what it waits for exchanges between devices.
+) -> dict[int, float]:
+    """Seconds for which a step waits for each exchange, by the order of its operator.
 
-    Exchanges run beside the kernels, one after another. A reduction starts when its gradients are
-    ready. A gather of parameters starts when those of the unit before were copied out, for the host
-    runs ahead: a unit is gathered while the one before it computes. What reads the result waits,
-    and a step ends with its last exchange. So a unit takes the longer of the two.
+    A wait is that for the exchanges that run meanwhile, not for the operator that waits.
 
     Args:
         trace: A training step without replays.
         seconds: Those of each operator without exchanges.
         exchanges: Seconds of the exchanges that operators start, by order.
-
-    Returns:
-        Seconds of each operator, which sum to those of the step.
     """
     read, written = _storages(trace)
+    waited = dict.fromkeys(exchanges, 0.0)
+    running: deque[tuple[int, float, float]] = deque()
     ready: dict[int, float] = {}
     now = link = copied = 0.0
-    found = []
     for order, own in enumerate(seconds):
-        end = now + own
         awaited = [ready[storage] for storage in read[order] if storage in ready]
         if awaited:
-            end = max(now, *awaited) + own
-            copied = end
-        found.append(end - now)
-        now = end
+            until = max(now, *awaited)
+            _wait(running, now, until, waited)
+            now = copied = until
+            copied += own
+        now += own
         if order in exchanges:
             operator = trace.operators[order]
             is_ahead = operator.op == "all_gather" and operator.part != "optimizer"
-            link = max(link, copied + own if is_ahead else now) + exchanges[order]
+            start = max(link, copied + own if is_ahead else now)
+            link = start + exchanges[order]
+            running.append((order, start, link))
             ready |= dict.fromkeys(written[order], link)
-    if found:
-        found[-1] += max(link - now, 0.0)
-    return found
+    _wait(running, now, link, waited)
+    return waited
+
+
+def _wait(
+    running: deque[tuple[int, float, float]], now: float, until: float, waited: dict[int, float]
+) -> None:
+    """Add the seconds between two times to those of the exchanges that run then."""
+    while running and running[0][2] <= now:
+        running.popleft()
+    for order, start, end in running:
+        if start >= until:
+            break
+        waited[order] += min(end, until) - max(start, now)
 
 
 @memoize

@@ -39,6 +39,8 @@ class OperatorWork:
     """The kernels of an operator, its exchanges with other devices, and its number of views.
 
     Attributes:
+        sent: exchanges that the next operator waits for.
+        overlapped: exchanges of data parallelism, which run beside the kernels of later operators.
         part: the pass of a training step that runs it.
         ops: how many ATen ops start the kernels.
         is_module: whether it is a call of a module, and not of a function.
@@ -49,11 +51,16 @@ class OperatorWork:
     kernels: tuple[TorchKernel, ...]
     sent: tuple[Collective, ...]
     views: int
+    overlapped: tuple[Collective, ...] = ()
     part: Pass = "forward"
     ops: int = 0
     is_module: bool = False
     is_checkpointed: bool = False
     listed: int = 0
+
+    @property
+    def exchanges(self) -> tuple[Collective, ...]:
+        return (*self.sent, *self.overlapped)
 
     @cached_property
     def flops(self) -> float:
@@ -155,17 +162,18 @@ def recorded_work(
             kernels=each,
             sent=sent,
             views=views,
+            overlapped=overlapped,
             part=operator.part,
             ops=len(ops),
             is_module=operator.kind == "module" and operator.part in _FORWARDS,
             is_checkpointed=operator.part in _FORWARDS and operator.path in checkpointed,
             listed=listed,
         )
-        for operator, ops, each, sent, views, listed in zip(
+        for operator, ops, each, (sent, overlapped), views, listed in zip(
             operators,
             trace.recorded.kernels_by_operator,
             kernels,
-            _sent(trace),
+            _exchanges(trace),
             view_counts(trace),
             _listed(trace),
             strict=True,
@@ -327,13 +335,14 @@ def _listed(trace: Trace) -> tuple[int, ...]:
 
 
 @memoize
-def _sent(trace: Trace) -> tuple[tuple[Collective, ...], ...]:
-    record, ranks = trace.recorded, trace.model.parallel.width
-    return tuple(
-        tuple(
-            size
-            for kernel in kernels
-            if not kernel.ranks and (size := collective_shape(record, kernel, ranks)) is not None
+def _exchanges(trace: Trace) -> tuple[tuple[tuple[Collective, ...], tuple[Collective, ...]], ...]:
+    """What each recorded operator exchanges: what the next one waits for, and what overlaps."""
+    found = []
+    for kernels in trace.recorded.kernels_by_operator:
+        sizes = [(kernel.ranks > 0, collective_shape(trace, kernel)) for kernel in kernels]
+        sent, overlapped = (
+            tuple(size for is_so, size in sizes if is_so is wanted and size is not None)
+            for wanted in (False, True)
         )
-        for kernels in record.kernels_by_operator
-    )
+        found.append((sent, overlapped))
+    return tuple(found)

@@ -1,16 +1,20 @@
 """Predicted time of a pass as a plain call of the model runs it, with its band."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
+from llmsim_magic.analyses.data_parallel.whole_parameters import COPIES
 from llmsim_magic.analyses.kernels.memoize import memoize_by_options
 from llmsim_magic.analyses.time.band import DEFAULT_BAND, widest_band
 from llmsim_magic.analyses.time.kernel_sizes import StoredDtypes
 from llmsim_magic.analyses.time.pass_time import OperatorTime, PassTime, recorded_orders
 from llmsim_magic.analyses.time.roofline import Binds
-from llmsim_magic.analyses.torch_time.exchange_time import exchange_seconds, with_exchanges
+from llmsim_magic.analyses.torch_time.exchange_time import exchange_seconds, waited_seconds
 from llmsim_magic.analyses.torch_time.launch_time import (
     OperatorRun,
+    OperatorWork,
     eager_seconds,
     graph_seconds,
     makes_masks,
@@ -22,6 +26,7 @@ from llmsim_magic.catalog.torch_calibration import torch_calibration
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.hardware.calibration import Band
 from llmsim_magic.records.hardware.execution import Execution
+from llmsim_magic.records.hardware.kernel_shapes import Collective
 from llmsim_magic.records.hardware.torch_kernel import (
     TorchCalibration,
     TorchConstants,
@@ -87,16 +92,30 @@ def transformers_time(
         training = None if trace.training is None else known.training
         seconds = eager_seconds(runs, orders, known.constants, training)
         keys, steps = _numbered(list(zip(orders, seconds, strict=True)))
-    if trace.training is not None and trace.training.dp > 1:
-        seconds = with_exchanges(trace, seconds, exchange_seconds(trace, accelerator))
-        keys, steps = _numbered(list(zip(orders, seconds, strict=True)))
+    exchanges = {
+        order: math.fsum(exchange_seconds(size, accelerator) for size in run.work.overlapped)
+        for order, run in enumerate(runs)
+        if run.work.overlapped
+    }
+    waited: dict[int, float] = {}
+    if exchanges:  # of ranks, each of whose operators is recorded
+        waited = waited_seconds(trace, seconds, exchanges)
+        keys, steps = list(enumerate(seconds)), tuple(range(len(seconds)))
     return PassTime(
         accelerator=accelerator,
         execution=Execution("transformers", launch),
         distinct=tuple(
             [
                 _operator_time(
-                    runs[place], time, kernel_band, accelerator, _times_run(trace, place)
+                    runs[place],
+                    _Seconds(
+                        once=time,
+                        times_run=_times_run(trace, place, runs[place].work),
+                        exchanged=exchanges.get(place, 0.0) + runs[place].sent_s,
+                        waited=waited.get(place, 0.0),
+                    ),
+                    kernel_band,
+                    accelerator,
                 )
                 for place, time in keys
             ]
@@ -107,11 +126,17 @@ def transformers_time(
     )
 
 
-def _times_run(trace: Trace, operator: int) -> int:
-    """How often a step runs a recorded operator: each micro-batch, but for the optimizer."""
-    if trace.training is None or trace.recorded.operators[operator].part == "optimizer":
+def _times_run(trace: Trace, operator: int, work: OperatorWork) -> int:
+    """How often a step runs a recorded operator: each micro-batch, but for the optimizer.
+
+    DistributedDataParallel exchanges gradients once, after the last, as by its `no_sync`.
+    """
+    found, training = trace.recorded.operators[operator], trace.training
+    if training is None or found.part == "optimizer":
         return 1
-    return trace.training.accumulate
+    is_exchange = bool(work.overlapped) or found.op in COPIES
+    is_ddp = training.dp > 1 and training.zero < 2
+    return 1 if is_ddp and is_exchange else training.accumulate
 
 
 @memoize_by_options
@@ -133,27 +158,62 @@ def _numbered(keys: Sequence[Key]) -> tuple[list[Key], tuple[int, ...]]:
     return [*places], tuple([places[key] for key in keys])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seconds:
+    """Seconds of an operator.
+
+    Attributes:
+        once: Of one run, with what the next operator waits for.
+        times_run: How often a step runs it.
+        exchanged: Of its exchanges in one run, also where they overlap with other operators.
+        waited: For which the step waits, in one run, for exchanges that overlap.
+    """
+
+    once: float
+    times_run: int
+    exchanged: float
+    waited: float
+
+    @property
+    def whole(self) -> float:
+        return (self.once + self.waited) * self.times_run
+
+    @property
+    def is_exchange(self) -> bool:
+        return self.exchanged > self.once / 2
+
+
 def _operator_time(
-    run: OperatorRun, once_s: float, band: Band, accelerator: Accelerator, times_run: int
+    run: OperatorRun, seconds: _Seconds, band: Band, accelerator: Accelerator
 ) -> OperatorTime:
-    work, slowest, seconds = run.work, run.slowest, once_s * times_run
+    work, slowest, once_s = run.work, run.slowest, seconds.once
+    kind, nbytes = (_class_name(slowest[1]) if slowest else None), work.bytes
     binds: Binds = "launch"
     if slowest is not None and run.kernels_s > once_s / 2:
         binds = slowest[0].binds
     peak = accelerator.peak_flops.get(work.dtype, 0.0) * once_s
     bandwidth = (accelerator.bandwidth_bytes_per_s or 0.0) * once_s
+    if seconds.is_exchange:
+        largest = max(work.exchanges, key=_message)
+        kind, binds, nbytes = largest.kind, "interconnect", sum(e.bytes for e in work.exchanges)
+        link = accelerator.among(largest.joined).interconnect_bytes_per_s
+        bandwidth = (link or 0.0) * seconds.exchanged
     return OperatorTime(
-        kind=_class_name(slowest[1]) if slowest else None,
-        seconds=seconds,
-        low=seconds * band.low,
-        high=seconds * band.high,
+        kind=kind,
+        seconds=seconds.whole,
+        low=seconds.whole * band.low,
+        high=seconds.whole * band.high,
         binds=binds,
-        kernels=work.launches * times_run,
-        flops=work.flops * times_run,
-        bytes=work.bytes * times_run,
+        kernels=(work.launches + len(work.exchanges)) * seconds.times_run,
+        flops=work.flops * seconds.times_run,
+        bytes=nbytes * seconds.times_run,
         of_peak=work.flops / peak if peak else 0.0,
-        of_bandwidth=min(work.bytes / bandwidth, 1.0) if bandwidth else 0.0,
+        of_bandwidth=min(nbytes / bandwidth, 1.0) if bandwidth else 0.0,
     )
+
+
+def _message(size: Collective) -> float:
+    return size.message
 
 
 def _class_name(kernel: TorchKernel) -> str:

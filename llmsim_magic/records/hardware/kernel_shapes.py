@@ -162,18 +162,26 @@ class Collective:
     """An exchange of `message` bytes on each of `ranks` devices; `library` says whose kernel.
 
     A message is what a rank hands in to reduce, or holds when all have gathered or exchanged.
+    `span` counts the neighbouring devices that the group reaches over, itself if None: ranks that
+    train on different sequences lie as many devices apart as share a model.
     """
 
     of: CollectiveKind
     message: float
     ranks: int
     library: Literal["nccl", "engine"] = "nccl"
+    span: int | None = None
     flops: ClassVar[float] = 0.0
     weight_bytes: ClassVar[float] = 0.0
 
     @cached_property
     def kind(self) -> str:
         return f"collective {self.of} {self.library}"
+
+    @property
+    def joined(self) -> int:
+        """How many devices a link has to join, for all that are exchanged to go over it."""
+        return self.span or self.ranks
 
     @cached_property
     def bytes(self) -> float:

@@ -17,6 +17,7 @@ from llmsim_magic.simulate.hardware.executions import (
     memory_runtimes,
     require_executions,
 )
+from llmsim_magic.simulate.hardware.link_notes import link_notes
 from llmsim_magic.views.safe_files import write_file
 
 if TYPE_CHECKING:
@@ -221,6 +222,7 @@ class DeviceCosts(DeviceFits):
         return (
             *searches,
             *gap_notes(self.deployment, trace, devices),
+            *link_notes(trace, devices),
             *(
                 f"no rows of {execution} on {device.name}: {error}"
                 for device, outcomes in zip(devices, self._outcomes, strict=True)

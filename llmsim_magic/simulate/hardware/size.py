@@ -33,6 +33,7 @@ from llmsim_magic.simulate.hardware.executions import (
     require_executions,
     require_executions_here,
 )
+from llmsim_magic.simulate.hardware.link_notes import link_notes
 from llmsim_magic.simulate.models.recipes import Progress, no_progress
 from llmsim_magic.simulate.option_effect import require_effect_on_cache
 from llmsim_magic.simulate.options import request_of
@@ -259,7 +260,7 @@ def sizing_of(
     if unknown:
         names_of = ", ".join(dict.fromkeys(row.device for row in unknown))
         notes.append(f"memory is what is installed, so whether it fits is unknown: {names_of}")
-    notes += gap_notes(deployment, passes[0], devices)
+    notes += (*gap_notes(deployment, passes[0], devices), *link_notes(passes[0], devices))
     table = with_unknown_memory(
         memory_tables.capacity_table(row.fit for row in rows),
         [

@@ -17,6 +17,7 @@ from llmsim_magic.simulate.hardware.executions import (
     require_executions,
     require_executions_here,
 )
+from llmsim_magic.simulate.hardware.link_notes import link_notes
 from llmsim_magic.simulate.models.recipes import Progress
 from llmsim_magic.simulate.request import ALL, Deployment
 from llmsim_magic.simulate.training.step_on_device import rebuilt, step_on
@@ -104,6 +105,7 @@ class StepSizing:
             *(f"no time on {', '.join(names)}: {error}" for error, names in errors.items()),
             *dict.fromkeys(self.planner.notes),
             *gap_notes(self.deployment, self.trace, devices),
+            *link_notes(self.trace, devices),
         )
 
     def _size(self, row: StepOnDevice, device: Accelerator) -> StepSize:
