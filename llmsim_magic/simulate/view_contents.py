@@ -30,7 +30,7 @@ _PROMPTS = {
 }
 _ALTERNATIVES = (
     "Each row was traced. Rows that fit come first, the most tokens/s per device on top; then rows "
-    "that do not fit, the least memory on top. Their times are hypothetical."
+    "that do not fit, the lowest peak on top. Their times are hypothetical."
 )
 _COMPARED = {
     "parameters": "parameters, second ÷ first",

@@ -8,13 +8,20 @@ import pytest
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.memory.memory import memory
+from llmsim_magic.analyses.torch_time.transformers_time import transformers_time
 from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.notebook.arguments import parse_line
 from llmsim_magic.records.errors import Cancelled, InvalidValue
+from llmsim_magic.records.hardware.execution import Execution
 from llmsim_magic.simulate.answer import answer
 from llmsim_magic.simulate.hardware import capacity_planner
 from llmsim_magic.simulate.hardware.size import Sizing
 from llmsim_magic.simulate.request import Deployment
+from llmsim_magic.views.tables.step_alternatives import (
+    StepOnDevice,
+    StepSize,
+    step_sizing_table,
+)
 from tests.helpers import small_models
 from tests.helpers.training_models import device_of, trained_decoder
 
@@ -54,6 +61,52 @@ def test_it_displays_itself(sizing: Sizing) -> None:
     assert "1 of 1 devices fit it" in repr(sizing)
     assert "fastest training step" in repr(sizing)
     assert "text/html" in sizing._repr_mimebundle_()
+
+
+def test_the_sizes_are_on_a_screen_of_80_columns_and_what_is_missing_has_a_reason() -> None:
+    step, ours = _row(fits=False), {"largest_micro_batch": 0, "longest_context": 585}
+    sizes = [
+        StepSize(step=replace(step, device="A" * 14), **ours, sharded=(8, 3)),
+        StepSize(step=replace(step, device="B" * 14), **ours, sharded=None),
+        StepSize(step=_row(fits=True), largest_micro_batch=19, longest_context=4927, sharded=None),
+    ]
+    for few in (sizes, sizes[:1]):
+        text = repr(Sizing("a step", step_sizing_table(few), ()))
+        heads = " ".join(text.split())
+        assert "585" in text
+        assert " 8 3" in heads  # devices with ZeRO, and its stage
+    reasons = [list(size.missing(64)) for size in sizes]
+    assert reasons[0] == ["no time, as the step does not fit"]
+    assert reasons[1][0] == "no devices with ZeRO, as 64 do not hold the step under stage 3 either"
+    assert reasons[2] == ["no devices with ZeRO, as one device holds the step"]
+    assert "cannot be sharded" in next(sizes[1].missing(None))
+
+
+def _row(*, fits: bool) -> StepOnDevice:
+    trace = llmsim.trace(small_models.qwen3(), phase="train", batch=4, context=8).trace
+    own = runtimes.on("transformers", accelerators.find("H100"))
+    needed = memory(trace, runtime=own)
+    return StepOnDevice(
+        trace=trace,
+        device="H100-SXM5-80GB",
+        execution=Execution("transformers", "eager"),
+        memory=needed,
+        usable=needed.required - (0 if fits else 1),
+        time=transformers_time(trace, accelerators.find("H100"), "eager") if fits else None,
+    )
+
+
+@pytest.mark.parametrize("name", ["H100", "T4"])
+def test_a_note_says_why_each_figure_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity_planner, "MAX_BATCH", 8)
+    step: dict[str, Any] = {"phase": "train", "batch": 1, "context": 8, "dtype": "bfloat16"}
+    found = llmsim.size(small_models.qwen3(), hardware=name, **step)
+    (row,) = found.table.to_dict("records")
+    own = [note for note in found.notes if note.startswith(f"{row['device']}: no ")]
+    missing = {"devices_with_zero": "no devices with ZeRO", "train_s": "no time"}
+    for column, start in missing.items():
+        said = [note for note in own if start in note]
+        assert len(said) == int(pd.isna(row[column]))
 
 
 @pytest.mark.slow

@@ -4,16 +4,23 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from llmsim_magic.notebook.arguments import parse_line
+from llmsim_magic.simulate.answer import answer
 from llmsim_magic.views import units
 from llmsim_magic.views.pages.text_page import as_text as page_as_text
+from llmsim_magic.views.pages.text_table import fit
+from llmsim_magic.views.screen.columns import COLUMNS
 from llmsim_magic.views.screen.folding import Line, fold
-from llmsim_magic.views.screen.grid import grid
+from llmsim_magic.views.screen.grid import grid, grids
 from llmsim_magic.views.section import Page, Part, Section
+from tests.helpers import small_models
 
 
 def as_text(sections: Iterable[Section], notes: Iterable[str], **options: Any) -> str:
@@ -160,6 +167,90 @@ def test_columns_that_do_not_fit_are_named_and_no_line_is_wider(width: int) -> N
     assert max(map(len, text.splitlines())) <= width
     assert "Not shown: " in text
     assert "--csv DIR or --json FILE" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_head_is_one_name_in_a_list(name: str) -> None:
+    """The sentence of what is not shown separates names by commas."""
+    assert not {",", ";"} & set(COLUMNS[name].head)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize(
+    "line", ["--phase train --costs --memory --ops", "--costs --memory --ops --multi-config"]
+)
+def test_no_column_is_shown_and_said_not_to_be(line: str, width: int) -> None:
+    tables = _tables(line)
+    assert len(tables) > 4
+    for table in tables:
+        for _, each in grids(table):
+            fitted = fit(each, width)
+            heads = {column.column.head.replace("\n", " ") for column in fitted.columns}
+            assert not heads & {
+                *fitted.left_out,
+                *(name.replace("_", " ") for name in each.details),
+            }
+
+
+@cache
+def _tables(line: str) -> list[pd.DataFrame]:
+    """The tables of all views of a small model that a line shows."""
+    request = parse_line(f"gpt2 --hardware H100 --context 8 {line}").request
+    page = answer(replace(request, model=small_models.qwen3())).content()
+    bodies = [section.shown() for part in page.parts for section in part.sections]
+    return [body for body in bodies if isinstance(body, pd.DataFrame)]
+
+
+def test_alternatives_show_what_they_are_sorted_by() -> None:
+    """In a terminal of 80 columns, of one device and of several."""
+    names = ["tokens/s per device", "peak", "fits"]
+    for devices in (["H100"], ["H100-SXM5-80GB", "A40"]):
+        table = pd.DataFrame(
+            {
+                "device": devices * 2,
+                "change": ["checkpointing and 4 micro-batches of 1", "as asked"] * len(devices),
+                "fits": True,
+                "peak_bytes": 10**9,
+                "time_s": 0.5,
+                "tokens_per_s_per_device": 31_415.9,
+            }
+        )
+        (_, each), *_ = grids(table)
+        heads = [column.column.head.replace("\n", " ") for column in fit(each, 80).columns]
+        assert {*names} <= {*heads}
+
+
+def test_a_sentence_leaves_room_for_main_columns() -> None:
+    said = " and ".join(["checkpointing", "ZeRO 3 over 8 devices"] * 4)
+    table = pd.DataFrame(
+        {"change": [said], "peak_bytes": [10**9], "tokens_per_s_per_device": [5.0]}
+    )
+    (_, each), *_ = grids(table)
+    fitted = fit(each, 80)
+    assert not fitted.left_out
+    assert sum(fitted.widths) + 2 * 2 == 80  # the sentence has what the others leave
+
+
+def test_heads_have_two_lines_where_that_shows_more() -> None:
+    table = pd.DataFrame(
+        {
+            "device": ["A" * 20],
+            "largest_micro_batch": [1],
+            "longest_context": [2],
+            "devices_with_zero": [3],
+        }
+    )
+    (_, each), *_ = grids(table)
+    assert [column.column.head for column in fit(each, 80).columns] == [
+        "device",
+        "largest micro-batch",
+        "longest context",
+        "devices with ZeRO",
+    ]
+    narrow = fit(each, 60)
+    assert not narrow.left_out
+    assert narrow.columns[1].column.head == "largest\nmicro-batch"
+    assert narrow.widths == [20, 11, 7, 9]
 
 
 def test_a_path_that_is_too_wide_keeps_its_end() -> None:

@@ -94,15 +94,14 @@ class StepSizing:
                     yield size
 
     def notes(self, sizes: Iterable[StepSize]) -> tuple[str, ...]:
-        """Searches that stopped early, and devices without a prediction."""
+        """Why figures are missing, searches that stopped early, and what is not predicted."""
         devices = [device for device, _ in self._passes.devices]
-        errors: dict[str, list[str]] = {}
+        reasons: dict[str, list[str]] = {}
         for size in sizes:
-            why = size.step.refusal or size.step.error
-            if why:
-                errors.setdefault(why, []).append(size.step.device)
+            for reason in size.missing(self._most_devices):
+                reasons.setdefault(reason, []).append(size.step.device)
         return (
-            *(f"no time on {', '.join(names)}: {error}" for error, names in errors.items()),
+            *(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()),
             *dict.fromkeys(self.planner.notes),
             *gap_notes(self.deployment, self.trace, devices),
             *link_notes(self.trace, devices),
@@ -127,7 +126,7 @@ class StepSizing:
 
         Of powers of two; stage 3 needs the least, and the more devices the less.
         """
-        counts: Sequence[int] = [each for each in _DATA_PARALLEL if each > self._devices]
+        counts = self._counts
         if not counts or not self._holds(counts[-1], 3, device, runtime):
             return None
         low, high = 0, len(counts) - 1
@@ -142,9 +141,17 @@ class StepSizing:
         return devices, next(stages)
 
     @property
-    def _devices(self) -> int:
+    def _counts(self) -> Sequence[int]:
+        """Numbers of devices that may share the step."""
         training = self.planner.build.training
-        return 1 if training is None else training.dp
+        return [each for each in _DATA_PARALLEL if training is None or each > training.dp]
+
+    @property
+    def _most_devices(self) -> int | None:
+        """The most devices that were tried; None if the step cannot be sharded over more."""
+        if not self._counts or self._sharded.get((self._counts[-1], _STAGES[-1])) is None:
+            return None
+        return self._counts[-1]
 
     def _holds(self, devices: int, stage: int, device: Accelerator, runtime: str) -> bool:
         key = devices, stage

@@ -42,12 +42,26 @@ def fit(grid: Grid, width: int) -> Fitted:
 
 
 def _full_or_shorter(columns: list[ShownColumn], width: int) -> Fitted:
-    full = _choose(columns, width)
+    """Shorter texts, or heads of two lines, where that shows more main columns."""
     short = [
         each if each.shorter is None else replace(each, texts=each.shorter) for each in columns
     ]
-    shorter = _choose(short, width)
-    return shorter if _main_columns(shorter) > _main_columns(full) else full
+    wrapped = [list(map(_with_wrapped_head, each)) for each in (columns, short)]
+    return max((_choose(each, width) for each in (columns, short, *wrapped)), key=_main_columns)
+
+
+def _with_wrapped_head(shown: ShownColumn) -> ShownColumn:
+    """The column with its head in two lines, the longer of which is as short as it can be."""
+    words = shown.column.head.split()
+    heads = [
+        f"{' '.join(words[:place])}\n{' '.join(words[place:])}" for place in range(1, len(words))
+    ]
+    head = min(heads, key=_longest_line, default=shown.column.head)
+    return replace(shown, column=replace(shown.column, head=head))
+
+
+def _longest_line(text: str) -> int:
+    return max(map(len, text.split("\n")))
 
 
 def _main_columns(fitted: Fitted) -> int:
@@ -55,32 +69,53 @@ def _main_columns(fitted: Fitted) -> int:
 
 
 def _choose(columns: list[ShownColumn], width: int) -> Fitted:
+    """The most important columns that fit; a sentence gets what all main ones leave."""
     chosen: dict[int, int] = {}  # position → width
     left = width + _GAP
-    for place in sorted(range(len(columns)), key=lambda place: columns[place].importance):
+    order = sorted(range(len(columns)), key=lambda place: columns[place].importance)
+    for place in order:
         column = columns[place]
         needed = natural_width(column)
         if column.column.kind == "prose":
-            needed = min(needed, max(_LEAST_PROSE, left - _GAP))
+            room = _LEAST_PROSE if column.importance <= _MAIN else max(_LEAST_PROSE, left - _GAP)
+            needed = min(needed, room)
+        elif column.importance > _MAIN:
+            left -= _widen_prose(columns, chosen, left)
         if column.importance == 0 and needed + _GAP > left:
             needed = max(left - _GAP, _LEAST_TEXT if chosen else width)
         if needed + _GAP > left:
             break
         chosen[place] = needed
         left -= needed + _GAP
+    _widen_prose(columns, chosen, left)
     places = sorted(chosen)
     return Fitted(
         [columns[place] for place in places],
         [chosen[place] for place in places],
-        [each.column.head for place, each in enumerate(columns) if place not in chosen],
+        [
+            each.column.head.replace("\n", " ")
+            for place, each in enumerate(columns)
+            if place not in chosen
+        ],
     )
+
+
+def _widen_prose(columns: list[ShownColumn], chosen: dict[int, int], left: int) -> int:
+    """Give sentences the room that is left, as far as they need it; return how much that is."""
+    given = 0
+    for place, width in chosen.items():
+        if columns[place].column.kind == "prose":
+            more = max(min(natural_width(columns[place]) - width, left - given), 0)
+            chosen[place] = width + more
+            given += more
+    return given
 
 
 def natural_width(column: ShownColumn) -> int:
     """The width of the widest text of a column, in cells of a terminal."""
     from rich.cells import cell_len
 
-    return max(map(cell_len, (column.column.head, *column.texts)), default=0)
+    return max(map(cell_len, (*column.column.head.split("\n"), *column.texts)), default=0)
 
 
 def as_table(grid: Grid, fitted: Fitted) -> "Table":

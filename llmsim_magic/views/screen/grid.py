@@ -213,8 +213,13 @@ def _columns_of(table: pd.DataFrame) -> dict[str, Column]:
     """Columns that this table shows in another way than most.
 
     Parameters of an operator are all that it has, those of a module are its own. A comparison has
-    columns with the names of models.
+    columns with the names of models. What is asked of devices for a training step is how large one
+    fits, and how many hold it.
     """
+    if "largest_micro_batch" in table:
+        late = {"longest_context": 4, "total_bytes": 7, "usable_bytes": 8}
+        late |= dict.fromkeys(("runtime", "launch", "devices"), 9)
+        return {name: replace(COLUMNS[name], importance=each) for name, each in late.items()}
     if "params" in table and "params_total" not in table:
         return {"params": replace(COLUMNS["params"], head="params")}
     if "unit" not in table:

@@ -259,6 +259,8 @@ MEANINGS: MappingProxyType[str, dict[str, str]] = MappingProxyType(
             **_STEP_BYTES,
             **_BAND,
             "tokens_per_s": "tokens per second that all devices read together",
+            "tokens_per_s_per_device": "tokens per second over the devices; of what fits, the most "
+            "comes first",
             "mfu": _MFU,
         },
         "sizing": {

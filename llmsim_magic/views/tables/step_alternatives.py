@@ -1,6 +1,6 @@
 """Tables of training steps under other options, and of the devices that hold a step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,11 @@ class StepOnDevice:
         return tokens_read(self.trace)
 
     @property
+    def rate_of_each(self) -> float | None:
+        """Tokens per second of a device; None without a time."""
+        return 1 / self.cost if self.time is not None and self.time.seconds else None
+
+    @property
     def cost(self) -> float:
         """Seconds of a device for each token; infinite without a time."""
         seconds = float("inf") if self.time is None else self.time.seconds
@@ -90,11 +95,38 @@ class StepSize:
     longest_context: int | None
     sharded: tuple[int, int] | None
 
+    def missing(self, most: int | None) -> Iterator[str]:
+        """Why figures of this device are missing, in words.
+
+        Args:
+            most: The most devices that were tried to shard the step over; None if it cannot be.
+        """
+        step = self.step
+        if step.refusal is not None:
+            yield f"no time, no largest step and no devices with ZeRO, as it {step.refusal}"
+            return
+        if step.fits is None:
+            yield "memory is what is installed, so whether the step fits is unknown"
+        elif step.fits:
+            yield "no devices with ZeRO, as one device holds the step"
+        elif self.sharded is None:
+            yield _unsharded(most)
+        if step.error:
+            yield f"no time: {step.error}"
+        elif step.fits is False:
+            yield "no time, as the step does not fit"
+
+
+def _unsharded(most: int | None) -> str:
+    if most is None:
+        return "no devices with ZeRO, as the step cannot be sharded over more"
+    return f"no devices with ZeRO, as {most} do not hold the step under stage 3 either"
+
 
 def cheapest_first(rows: Iterable[StepOnDevice]) -> list[StepOnDevice]:
-    """Steps in order of what they cost: those that fit, by time of a device for each token.
+    """Steps in order of what they cost: those that fit, by tokens per second of a device.
 
-    Those that do not fit follow, the one that needs the least first, and those that the device
+    Those that do not fit follow, the one of the lowest peak first, and those that the device
     refuses.
     """
     return sorted(
@@ -102,7 +134,7 @@ def cheapest_first(rows: Iterable[StepOnDevice]) -> list[StepOnDevice]:
         key=lambda row: (
             row.refusal is not None,
             row.fits is False,
-            row.memory.required if row.fits is False or row.refusal is not None else row.cost,
+            row.memory.allocated if row.fits is False or row.refusal is not None else row.cost,
         ),
     )
 
@@ -113,7 +145,8 @@ def alternatives_table(rows: Sequence[StepOnDevice]) -> pd.DataFrame:
 
     Returns:
         A table of bytes on each device, of the seconds of a step with their band, and of tokens
-        per second on all `devices` together. Times of what does not fit are hypothetical.
+        per second, on all `devices` together and for each. Times of what does not fit are
+        hypothetical.
     """
     columns: dict[str, Any] = {
         "device": [row.device for row in rows],
@@ -121,6 +154,7 @@ def alternatives_table(rows: Sequence[StepOnDevice]) -> pd.DataFrame:
         "launch": texts([row.execution.launch for row in rows]),
         **_fit_columns(rows),
         **_times(rows),
+        "tokens_per_s_per_device": floats([row.rate_of_each for row in rows]),
     }
     return pd.DataFrame(columns)
 
