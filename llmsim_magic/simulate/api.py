@@ -92,8 +92,10 @@ def trace(
         precision: of a training step: `bf16`, `fp32`, or `amp` (weights in float32 under autocast
             to bfloat16); by default the dtype of the config.
         checkpointing: run each layer's forward again in backward instead of keeping its tensors.
-        lora: train a LoRA adapter alone, such as `r=16` or `r=16,targets=all-linear`.
-        qlora: keep the linear layers of the base model in 4 bits.
+        lora: train a LoRA adapter alone, such as `r=16`, on the layers that peft adapts by
+            default (often `q_proj` and `v_proj`), or `r=16,targets=all-linear`.
+        qlora: keep the linear layers of the base model in 4 bits; without `lora`, an adapter
+            of `r=16,targets=all-linear` is trained.
         accumulate: micro-batches per step, each of `batch / accumulate` sequences.
         packed: pack the sequences of a batch into one row.
         zero: stage of ZeRO, whose states (1), gradients (2) and parameters (3) `dp` devices share.

@@ -18,6 +18,7 @@ from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import LEVELS, Selection, Unfolded
 from llmsim_magic.records.trace.training import (
     DEFAULT_OPTIMIZER,
+    DEFAULT_QLORA,
     PRECISIONS,
     ZERO_STAGES,
     Training,
@@ -255,12 +256,13 @@ OPTIONS = (
     Option(
         name="lora", field="training.lora", group="training", metavar="SPEC", parse=str,
         calls=(TRACE, SWEEP, SIZE), label="LoRA", unset="none",
-        help="train a LoRA adapter alone: r=16, or r=16,targets=q_proj+v_proj",
+        help="train a LoRA adapter alone: r=16 on what peft targets by default, often q_proj and "
+        "v_proj; r=16,targets=q_proj+v_proj; or r=16,targets=all-linear",
     ),
     Option(
         name="qlora", field="training.qlora", group="training", default=False,
         calls=(TRACE, SWEEP, SIZE),
-        help="keep the base model's linear layers in 4 bits; with --lora",
+        help="keep the base model's linear layers in 4 bits; alone with --lora " + DEFAULT_QLORA,
     ),
     Option(
         name="accumulate", field="training.accumulate", group="training", metavar="N",

@@ -1,5 +1,6 @@
 """What would make a training step fit or faster: which changes are tried, and that each is run."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,11 @@ import transformers
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.memory.memory import memory
 from llmsim_magic.catalog import accelerators, runtimes
+from llmsim_magic.notebook.arguments import parse_line
 from llmsim_magic.records.errors import Cancelled, InvalidValue
 from llmsim_magic.records.trace.training import Training
 from llmsim_magic.records.trace.workload import Workload
+from llmsim_magic.simulate.answer import answer
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import Build
 from llmsim_magic.simulate.training import alternatives as module
@@ -21,7 +24,7 @@ from tests.helpers.training_models import device_of, trained_decoder
 
 MIB = 2**20
 STEP = {"phase": "train", "batch": 4, "context": 64}
-FEW = ("checkpointing", "2 micro-batches of 2", "checkpointing and 4 micro-batches of 1")
+FEW = ("--checkpointing", "--accumulate 2", "--checkpointing --accumulate 4")
 
 
 def names(
@@ -34,33 +37,33 @@ def names(
 
 def test_a_plain_step_is_tried_with_each_change() -> None:
     assert names() == [
-        "checkpointing",
-        "2 micro-batches of 2",
-        "adamw_fused",
-        "adamw_8bit",
-        "LoRA r=16",
-        "QLoRA r=16",
-        "ZeRO 1 over 8 devices",
-        "ZeRO 2 over 8 devices",
-        "ZeRO 3 over 8 devices",
+        "--checkpointing",
+        "--accumulate 2",
+        "--optimizer adamw_fused",
+        "--optimizer adamw_8bit",
+        "--lora r=16,targets=all-linear",
+        "--lora r=16,targets=all-linear --qlora",
+        "--zero 1 --dp 8",
+        "--zero 2 --dp 8",
+        "--zero 3 --dp 8",
     ]
 
 
 @pytest.mark.parametrize(
     ("options", "tried", "not_tried"),
     [
-        ({"checkpointing": True}, "no checkpointing", "checkpointing"),
-        ({"optimizer": "lion"}, "lion_8bit", "adamw_8bit"),
-        ({"optimizer": "sgd"}, "checkpointing", "adamw_8bit"),
-        ({"lora": "r=8"}, "QLoRA r=8", "LoRA r=16"),
-        ({"qlora": True}, "checkpointing", "QLoRA r=16"),
-        ({"dp": 4, "zero": 2}, "ZeRO 3 over 4 devices", "ZeRO 2 over 4 devices"),
-        ({"accumulate": 2}, "4 micro-batches of 1", "2 micro-batches of 2"),
-        ({"accumulate": 4}, "checkpointing", "8 micro-batches of 0"),
-        ({"batch": 9}, "3 micro-batches of 3", "2 micro-batches of 4"),
-        ({"dtype": "float32"}, "precision bf16", "precision fp32"),
-        ({"dtype": "float32", "precision": "amp"}, "precision bf16", "precision amp"),
-        ({"dtype": "float32"}, "precision amp", "fused attention (sdpa)"),
+        ({"checkpointing": True}, "without --checkpointing", "--checkpointing"),
+        ({"optimizer": "lion"}, "--optimizer lion_8bit", "--optimizer adamw_8bit"),
+        ({"optimizer": "sgd"}, "--checkpointing", "--optimizer adamw_8bit"),
+        ({"lora": "r=8"}, "--qlora", "--lora r=16,targets=all-linear"),
+        ({"qlora": True}, "--checkpointing", "--qlora"),
+        ({"dp": 4, "zero": 2}, "--zero 3", "--zero 2"),
+        ({"accumulate": 2}, "--accumulate 4", "--accumulate 2"),
+        ({"accumulate": 4}, "--checkpointing", "--accumulate 8"),
+        ({"batch": 9}, "--accumulate 3", "--accumulate 2"),
+        ({"dtype": "float32"}, "--precision bf16", "--precision fp32"),
+        ({"dtype": "float32", "precision": "amp"}, "--precision bf16", "--precision amp"),
+        ({"dtype": "float32"}, "--precision amp", "--attn sdpa"),
     ],
 )
 def test_changes_are_those_that_the_options_leave_open(
@@ -72,13 +75,13 @@ def test_changes_are_those_that_the_options_leave_open(
 
 
 def test_attention_that_writes_its_scores_is_tried_fused() -> None:
-    assert "fused attention (sdpa)" in names(Build(training=Training(), attn="eager"))
+    assert "--attn sdpa" in names(Build(training=Training(), attn="eager"))
 
 
 def test_a_precision_replaces_the_dtype_that_was_asked_for() -> None:
     build = Build(training=Training(), dtype="float32")
     found = changes(build, Workload("train", 1, 8), "float32", combined=False)
-    (change,) = (each for each in found if each.name == "precision bf16")
+    (change,) = (each for each in found if each.name.startswith("--precision bf16"))
     assert change.build.dtype is None
     assert change.build.training == Training(precision="bf16")
 
@@ -86,7 +89,7 @@ def test_a_precision_replaces_the_dtype_that_was_asked_for() -> None:
 def test_a_module_keeps_its_dtype_and_attention() -> None:
     build = Build(training=Training())
     found = changes(build, Workload("train", 1, 8), "float32", combined=False, is_live=True)
-    assert [each.name for each in found if "precision" in each.name] == ["precision amp"]
+    assert [each.name for each in found if "precision" in each.name] == ["--precision amp"]
 
 
 def test_combinations_change_several_options_and_none_twice() -> None:
@@ -94,7 +97,7 @@ def test_combinations_change_several_options_and_none_twice() -> None:
     found = changes(build, Workload("train", 4, 128), "bfloat16", combined=True)
     assert len({each.build for each in found}) == len(found)
     training = {each.name: each.build.training for each in found}
-    both = training["checkpointing and adamw_8bit and 4 micro-batches of 1"]
+    both = training["--optimizer adamw_8bit --checkpointing --accumulate 4"]
     assert both == Training(checkpointing=True, optimizer="adamw_8bit", accumulate=4)
     assert all(each.build != build for each in found)
 
@@ -102,12 +105,63 @@ def test_combinations_change_several_options_and_none_twice() -> None:
 def test_a_step_that_does_not_fit_is_tried_in_ever_smaller_micro_batches() -> None:
     build = Build(training=Training())
     found = [each.name for each in changes(build, Workload("train", 24, 8), "", combined=True)]
-    assert [name for name in found if name.endswith(("of 12", "of 6", "of 3", "of 1"))][:4] == [
-        "2 micro-batches of 12",
-        "4 micro-batches of 6",
-        "8 micro-batches of 3",
-        "24 micro-batches of 1",
+    assert [name for name in found if name.startswith("--accumulate")] == [
+        f"--accumulate {count}" for count in (2, 4, 8, 24)
     ]
+
+
+BASES = (
+    "",
+    "--checkpointing",
+    "--optimizer lion --accumulate 2",
+    "--lora r=8,alpha=32,targets=q_proj+v_proj",
+    "--lora r=8",
+    "--qlora",
+    "--dp 4 --zero 1 --precision amp",
+    "--dtype float32 --attn eager",
+    "--tp 2 --optimizer paged_adamw_32bit",
+)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_what_names_a_row_gives_it_when_typed(base: str) -> None:
+    build, workload = _build(base), Workload("train", 8, 128)
+    found = changes(build, workload, "float32" if "float32" in base else "", combined=True)
+    assert len(found) > 5
+    assert len({each.name for each in found}) == len(found)
+    for each in found:
+        assert _build(_typed(base, each.name)) == each.build
+
+
+def _build(line: str) -> Build:
+    return parse_line(f"gpt2 --phase train --batch 8 {line}").request.build
+
+
+def _typed(base: str, name: str) -> str:
+    """The options of a line with those of a change after them, and without what it leaves out."""
+    words = base
+    typed, *left_out = name.split(", without ") if name.startswith("--") else ("", name[8:])
+    for flag in left_out:
+        words = re.sub(rf"{flag}( (?!--)\S+)?", "", words)
+    return f"{words} {typed}"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")  # renamed
+def test_each_row_is_what_its_name_gives_when_typed() -> None:
+    """To the byte of its peak, and with the time of its step."""
+    line, config = "gpt2 --phase train --batch 4 --context 32 --hardware H100", trained_decoder()
+    table = _answered(line, config).alternatives.set_index("change")
+    assert len(table) > 7
+    for name in table.index.drop("as asked"):
+        report = _answered(f"{line} {name} --memory", config)
+        assert report.memory.loc["peak", "bytes"] == table.loc[name, "peak_bytes"]
+        eager = report.latency.set_index("launch").loc["eager"]
+        assert eager["time_s"] == table.loc[name, "time_s"]
+
+
+def _answered(line: str, config: Any) -> Report:
+    return answer(replace(parse_line(line).request, model=config))
 
 
 @pytest.fixture
@@ -149,14 +203,16 @@ def test_what_makes_a_step_fit_comes_first_and_is_what_its_own_trace_says(small:
     assert fits == sorted(fits, reverse=True)
     rows = table.set_index("change")
     assert not rows.loc["as asked", "fits"]
-    assert rows.loc["checkpointing", "fits"]
+    assert rows.loc["--checkpointing", "fits"]
     own = llmsim.trace(trained_decoder(), **STEP, checkpointing=True, hardware=small)
-    assert own.memory.loc["peak", "bytes"] == rows.loc["checkpointing", "peak_bytes"]
+    assert own.memory.loc["peak", "bytes"] == rows.loc["--checkpointing", "peak_bytes"]
     eager = own.latency.set_index("launch").loc["eager"]
-    assert rows.loc["checkpointing", "time_s"] == eager["time_s"]
-    assert rows.loc["checkpointing", "tokens_per_s"] == eager["tokens_per_s"]
+    assert rows.loc["--checkpointing", "time_s"] == eager["time_s"]
+    assert rows.loc["--checkpointing", "tokens_per_s"] == eager["tokens_per_s"]
     held = table[table["fits"]]
     assert held["tokens_per_s"].is_monotonic_decreasing
+    assert held["tokens_per_s_per_device"].is_monotonic_decreasing
+    assert table[~table["fits"]]["peak_bytes"].is_monotonic_increasing
     (part,) = [part for part in report.content().parts if part.label == "Alternatives"]
     assert "makes it fit" in str(part.figures[0])
     assert any("alternatives" in name for name in report.files())
@@ -176,7 +232,7 @@ def test_a_change_that_the_model_does_not_support_is_a_note() -> None:
         architectures=["OpenAIGPTLMHeadModel"],
     )  # fmt: skip
     report = llmsim.trace(config, phase="train", batch=4, context=8, hardware="H100")
-    assert set(report.alternatives["change"]) == {"as asked", "2 micro-batches of 2"}
+    assert set(report.alternatives["change"]) == {"as asked", "--accumulate 2"}
     (note,) = (note for note in report.notes if note.startswith("no alternative"))
     assert "checkpointing cannot be applied" in note
 

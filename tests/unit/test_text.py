@@ -208,7 +208,7 @@ def test_alternatives_show_what_they_are_sorted_by() -> None:
         table = pd.DataFrame(
             {
                 "device": devices * 2,
-                "change": ["checkpointing and 4 micro-batches of 1", "as asked"] * len(devices),
+                "change": ["--checkpointing --accumulate 4", "as asked"] * len(devices),
                 "fits": True,
                 "peak_bytes": 10**9,
                 "time_s": 0.5,
@@ -221,7 +221,7 @@ def test_alternatives_show_what_they_are_sorted_by() -> None:
 
 
 def test_a_sentence_leaves_room_for_main_columns() -> None:
-    said = " and ".join(["checkpointing", "ZeRO 3 over 8 devices"] * 4)
+    said = " ".join(["--checkpointing", "--zero 3 --dp 8"] * 4)
     table = pd.DataFrame(
         {"change": [said], "peak_bytes": [10**9], "tokens_per_s_per_device": [5.0]}
     )

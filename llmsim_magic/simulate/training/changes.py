@@ -1,17 +1,18 @@
 """Options of a training step that may make it fit a device, or run faster."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
 from llmsim_magic.records.errors import InvalidValue
-from llmsim_magic.records.trace.training import Training
+from llmsim_magic.records.trace.training import DEFAULT_QLORA, Training
 from llmsim_magic.records.trace.workload import Workload
+from llmsim_magic.simulate.options import OPTIONS, text_of
 from llmsim_magic.simulate.request import Build
 
 SHARDED_OVER = 8  # devices of a usual server
-LORA = "r=16,targets=all-linear"
 _EIGHT_BITS: Mapping[str, str] = MappingProxyType(
     {
         "adam": "adamw_8bit",
@@ -30,12 +31,13 @@ class Change:
     """Changed options of a step.
 
     Attributes:
-        name: The changes in words, such as `checkpointing and adamw_8bit`.
         build: How the model is built and trained with them.
+        name: The changed options as they are typed after the others: `--checkpointing`; or
+            `without --checkpointing`.
     """
 
-    name: str
     build: Build
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,6 @@ class _Step:
 
 
 _Options = dict[str, Any]
-_Single = Callable[[_Step], Iterator[tuple[str, _Options]]]
 
 
 def changes(
@@ -86,17 +87,38 @@ def changes(
         refused: Also try other dtypes, because a device does not compute in that of the step.
     """
     step = _Step(build, workload.batch, weight_dtype, is_live, refused)
-    found: dict[Build, Change] = {}
-    for parts in (*_singles(step), *(_combinations(step) if combined else ())):
-        changed = _changed(build, parts)
-        if changed not in (None, build):
-            found.setdefault(changed, Change(" and ".join(parts), changed))
-    return tuple(found.values())
+    options = (*_singles(step), *(_combinations(step) if combined else ()))
+    builds = dict.fromkeys(_changed(build, each) for each in options)
+    return tuple(
+        Change(each, changed_options(build, each)) for each in builds if each not in (None, build)
+    )
 
 
-def _changed(build: Build, parts: Mapping[str, _Options]) -> Build | None:
+def changed_options(before: Build, after: Build) -> str:
+    """The options that differ, as they are typed.
+
+    What is typed after other options replaces them. One that has its default value again cannot
+    be: it is named as what to leave out.
+    """
+    typed, left_out = [], []
+    for option in OPTIONS:
+        if not option.field.startswith(("build.", "training.")):
+            continue
+        value = attrgetter(option.field.removeprefix("build."))
+        if value(before) == value(after):
+            continue
+        if value(after) == option.default:
+            left_out.append(f"without {option.flag}")
+        elif option.is_flag:
+            typed.append(option.flag)
+        else:
+            typed.append(f"{option.flag} {text_of(option, value(after))}")
+    return ", ".join([*([" ".join(typed)] if typed else []), *left_out])
+
+
+def _changed(build: Build, changed: _Options) -> Build | None:
     """The build with some options changed; None where they contradict what was asked for."""
-    options = {name: value for each in parts.values() for name, value in each.items()}
+    options = dict(changed)
     others = {name: options.pop(name) for name in ("attn", "dtype") if name in options}
     assert build.training is not None  # noqa: S101 - of a training step
     try:
@@ -105,7 +127,7 @@ def _changed(build: Build, parts: Mapping[str, _Options]) -> Build | None:
         return None
 
 
-def _singles(step: _Step) -> Iterator[dict[str, _Options]]:
+def _singles(step: _Step) -> Iterator[_Options]:
     for single in (
         _checkpointing,
         _fewer_sequences,
@@ -116,112 +138,113 @@ def _singles(step: _Step) -> Iterator[dict[str, _Options]]:
         _adapters,
         _sharding,
     ):
-        for name, options in single(step):
-            yield {name: options}
+        yield from single(step)
 
 
-def _combinations(step: _Step) -> Iterator[dict[str, _Options]]:
+def _combinations(step: _Step) -> Iterator[_Options]:
     """Several changes together, those that change the least of the training first."""
-    first = dict(_checkpointing(step)) if not step.training.checkpointing else {}
-    eight_bits = {name: each for name, each in _optimizers(step) if name in _EIGHT_BITS.values()}
-    one = dict(_one_sequence(step))
-    adapters = [{name: each} for name, each in _adapters(step)]
-    *_, sharded = [{}, *({name: each} for name, each in _sharding(step))]
-    for name, options in _still_fewer_sequences(step):
-        yield {name: options}
+    first: _Options = {} if step.training.checkpointing else {"checkpointing": True}
+    eight_bits = _only(each for each in _optimizers(step) if each["optimizer"] != _fused(step))
+    one, fewer = _only(_one_sequence(step)), _only(_fewer_sequences(step))
+    adapters = tuple(_adapters(step))
+    *_, sharded = [{}, *_sharding(step)]
+    yield from _still_fewer_sequences(step)
     for parts in (
-        first | dict(_fewer_sequences(step)),
-        first | eight_bits,
-        first | one,
-        first | eight_bits | one,
-        *(first | adapter for adapter in adapters),
-        *(first | adapter | one for adapter in adapters[-1:]),
-        first | sharded,
-        first | sharded | one,
-        first | sharded | eight_bits | one,
+        (first, fewer),
+        (first, eight_bits),
+        (first, one),
+        (first, eight_bits, one),
+        *((first, adapter) for adapter in adapters),
+        *((first, adapter, one) for adapter in adapters[-1:]),
+        (first, sharded),
+        (first, sharded, one),
+        (first, sharded, eight_bits, one),
     ):
-        if len(parts) > 1:
-            yield parts
+        given = list(filter(None, parts))
+        if len(given) > 1:
+            yield {name: value for each in given for name, value in each.items()}
 
 
-def _checkpointing(step: _Step) -> Iterator[tuple[str, _Options]]:
-    is_on = step.training.checkpointing
-    yield ("no checkpointing" if is_on else "checkpointing"), {"checkpointing": not is_on}
+def _only(found: Iterator[_Options]) -> _Options:
+    return next(found, {})
 
 
-def _fewer_sequences(step: _Step) -> Iterator[tuple[str, _Options]]:
+def _checkpointing(step: _Step) -> Iterator[_Options]:
+    yield {"checkpointing": not step.training.checkpointing}
+
+
+def _fewer_sequences(step: _Step) -> Iterator[_Options]:
     """The same batch in micro-batches of half as many sequences, or the most below that."""
     yield from _halved(step)[:1]
 
 
-def _still_fewer_sequences(step: _Step) -> Iterator[tuple[str, _Options]]:
+def _still_fewer_sequences(step: _Step) -> Iterator[_Options]:
     """The same batch in smaller micro-batches than that, down to one sequence."""
     yield from _halved(step)[1:_MOST_HALVES]
     yield from _one_sequence(step)
 
 
-def _halved(step: _Step) -> list[tuple[str, _Options]]:
+def _halved(step: _Step) -> list[_Options]:
     """The batch in micro-batches of which each has at most half the sequences of the one before."""
     found, fewest = [], 2 * step.training.accumulate
     for count in range(fewest, step.batch + 1):
         if count >= fewest and step.batch % count == 0:
-            found.append(_micro_batches(step, count))
+            found.append({"accumulate": count})
             fewest = 2 * count
     return found
 
 
-def _one_sequence(step: _Step) -> Iterator[tuple[str, _Options]]:
+def _one_sequence(step: _Step) -> Iterator[_Options]:
     """Micro-batches of one sequence."""
     if step.training.accumulate < step.batch:
-        yield _micro_batches(step, step.batch)
+        yield {"accumulate": step.batch}
 
 
-def _micro_batches(step: _Step, count: int) -> tuple[str, _Options]:
-    return f"{count} micro-batches of {step.batch // count}", {"accumulate": count}
+def _fused(step: _Step) -> str | None:
+    return _FUSED.get(step.training.optimizer)
 
 
-def _optimizers(step: _Step) -> Iterator[tuple[str, _Options]]:
-    for other in (_FUSED, _EIGHT_BITS):
-        name = other.get(step.training.optimizer)
+def _optimizers(step: _Step) -> Iterator[_Options]:
+    for name in (_fused(step), _EIGHT_BITS.get(step.training.optimizer)):
         if name is not None:
-            yield name, {"optimizer": name}
+            yield {"optimizer": name}
 
 
-def _precisions(step: _Step) -> Iterator[tuple[str, _Options]]:
+def _precisions(step: _Step) -> Iterator[_Options]:
     """Precisions of fewer bits: autocast and bfloat16 instead of float32."""
     if step.weight_dtype != "float32":
         return
     if step.training.precision != "amp":
-        yield "precision amp", {"precision": "amp", "dtype": None}
+        yield {"precision": "amp", "dtype": None}
     if not step.is_live:
-        yield "precision bf16", {"precision": "bf16", "dtype": None}
+        yield {"precision": "bf16", "dtype": None}
 
 
-def _other_dtypes(step: _Step) -> Iterator[tuple[str, _Options]]:
+def _other_dtypes(step: _Step) -> Iterator[_Options]:
     """Dtypes of devices that do not compute in bfloat16."""
     if step.is_refused and not step.is_live:
         if step.training.precision != "amp":
-            yield "dtype float16", {"precision": None, "dtype": "float16"}
-        yield "precision fp32", {"precision": "fp32", "dtype": None}
+            yield {"precision": None, "dtype": "float16"}
+        yield {"precision": "fp32", "dtype": None}
 
 
-def _attention(step: _Step) -> Iterator[tuple[str, _Options]]:
+def _attention(step: _Step) -> Iterator[_Options]:
+    """Fused attention."""
     if step.build.attn == "eager":
-        yield "fused attention (sdpa)", {"attn": "sdpa"}
+        yield {"attn": "sdpa"}
 
 
-def _adapters(step: _Step) -> Iterator[tuple[str, _Options]]:
+def _adapters(step: _Step) -> Iterator[_Options]:
     """Train fewer parameters: those of an adapter, then on a base model in 4 bits."""
     lora = step.training.lora
     if lora is None:
-        yield f"LoRA {LORA.partition(',')[0]}", {"lora": LORA}
+        yield {"lora": DEFAULT_QLORA}
     if not step.training.qlora:
-        rank = (lora or LORA).partition(",")[0]
-        yield f"QLoRA {rank}", {"lora": lora or LORA, "qlora": True}
+        yield {"lora": lora or DEFAULT_QLORA, "qlora": True}
 
 
-def _sharding(step: _Step) -> Iterator[tuple[str, _Options]]:
+def _sharding(step: _Step) -> Iterator[_Options]:
     """Each further stage of ZeRO over the devices that there are, or those of a server."""
     devices = step.training.dp if step.training.dp > 1 else SHARDED_OVER
     for stage in range(step.training.zero + 1, 4):
-        yield f"ZeRO {stage} over {devices} devices", {"zero": stage, "dp": devices}
+        yield {"zero": stage, "dp": devices}

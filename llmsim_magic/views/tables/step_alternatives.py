@@ -31,7 +31,7 @@ class StepOnDevice:
         memory: What each device needs.
         usable: What it has, in bytes; None if its memory is unknown.
         time: How long a step takes; None where it is not predicted.
-        change: What was changed of the step that was asked for, in words; empty if nothing was.
+        change: The options that were changed of the step that was asked for; empty if none was.
         error: Why there is no time.
         refusal: Why the device does not run the step though it may hold it; None if it does.
     """
