@@ -263,7 +263,7 @@ def alternatives_figures(rows: Sequence["StepOnDevice"]) -> Figures:
         elif asked.refusal is not None:
             yield Figure(best.change, f"makes it run on {device}, which {asked.refusal}")
         elif asked.fits is False:
-            peak = units.nbytes(best.memory.allocated)
+            peak = units.nbytes(best.allocated)
             rank = "is the fastest change that makes it fit"
             yield Figure(best.change, f"{rank} {device}: peak {peak}")
         elif best is asked or asked.cost < _FASTER * best.cost:

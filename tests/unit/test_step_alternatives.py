@@ -2,8 +2,10 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import transformers
 
@@ -15,9 +17,11 @@ from llmsim_magic.records.errors import Cancelled, InvalidValue
 from llmsim_magic.records.trace.training import Training
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.answer import answer
+from llmsim_magic.simulate.cache import session_cache
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.request import Build
 from llmsim_magic.simulate.training import alternatives as module
+from llmsim_magic.simulate.training import step_on_device
 from llmsim_magic.simulate.training.changes import Change, changes
 from tests.helpers import small_models
 from tests.helpers.training_models import device_of, trained_decoder
@@ -255,6 +259,35 @@ def test_a_cancelled_report_stops_between_alternatives() -> None:
     assert planner is not None
     with planner.reporting(lambda _: None, lambda: True), pytest.raises(Cancelled):
         _ = on_device.alternatives
+
+
+@pytest.mark.usefixtures("few")
+def test_what_was_asked_before_is_read_from_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by another process, and for each device and launch of its own."""
+    monkeypatch.setenv("LLMSIM_CACHE", str(tmp_path))
+    session_cache.forget()
+    step: dict[str, Any] = {"phase": "train", "batch": 4, "context": 8}
+    computed: list[str] = []
+    really = step_on_device.step_on
+
+    def counted(planner: Any, setup: Any, passes: Any, place: int) -> Any:
+        computed.append(passes.devices[place][0].name)
+        return really(planner, setup, passes, place)
+
+    monkeypatch.setattr(step_on_device, "step_on", counted)
+    first = llmsim.trace(small_models.qwen3(), **step, hardware="H100").alternatives
+    assert computed == ["H100-SXM5-80GB"] * len(first)
+    session_cache.forget()
+    again = llmsim.trace(small_models.qwen3(), **step, hardware="H100").alternatives
+    pd.testing.assert_frame_equal(first, again)
+    assert len(computed) == len(first)
+    llmsim.trace(small_models.qwen3(), **step, hardware=["H100", "L4"])
+    assert computed[len(first) :] == ["L4"] * len(first)
+    llmsim.trace(small_models.qwen3(), **step, hardware="L4", launch="graph")
+    assert computed[2 * len(first) :] == ["L4"] * len(first)
+    session_cache.forget()
 
 
 @pytest.mark.usefixtures("few")

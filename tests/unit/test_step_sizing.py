@@ -8,11 +8,9 @@ import pytest
 
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.memory.memory import memory
-from llmsim_magic.analyses.torch_time.transformers_time import transformers_time
 from llmsim_magic.catalog import accelerators, runtimes
 from llmsim_magic.notebook.arguments import parse_line
 from llmsim_magic.records.errors import Cancelled, InvalidValue
-from llmsim_magic.records.hardware.execution import Execution
 from llmsim_magic.simulate.answer import answer
 from llmsim_magic.simulate.hardware import capacity_planner
 from llmsim_magic.simulate.hardware.size import Sizing
@@ -20,6 +18,7 @@ from llmsim_magic.simulate.request import Deployment
 from llmsim_magic.views.tables.step_alternatives import (
     StepOnDevice,
     StepSize,
+    StepTime,
     step_sizing_table,
 )
 from tests.helpers import small_models
@@ -83,16 +82,16 @@ def test_the_sizes_are_on_a_screen_of_80_columns_and_what_is_missing_has_a_reaso
 
 
 def _row(*, fits: bool) -> StepOnDevice:
-    trace = llmsim.trace(small_models.qwen3(), phase="train", batch=4, context=8).trace
-    own = runtimes.on("transformers", accelerators.find("H100"))
-    needed = memory(trace, runtime=own)
     return StepOnDevice(
-        trace=trace,
         device="H100-SXM5-80GB",
-        execution=Execution("transformers", "eager"),
-        memory=needed,
-        usable=needed.required - (0 if fits else 1),
-        time=transformers_time(trace, accelerators.find("H100"), "eager") if fits else None,
+        runtime="transformers",
+        launch="eager",
+        devices=1,
+        tokens=32,
+        allocated=80 * 10**9,
+        required=88 * 10**9,
+        usable=(89 if fits else 85) * 10**9,
+        time=StepTime(seconds=0.1, low=0.09, high=0.12, mfu=0.5, binds=None) if fits else None,
     )
 
 

@@ -119,5 +119,6 @@ def _installed() -> Iterator[str]:
 
 @cache
 def _own_code() -> State:
-    """The state of the modules of this package, as this process has imported them."""
-    return file_states(sorted(map(str, _PACKAGE.rglob("*.py"))))
+    """The state of the modules of this package and its data, as this process has read them."""
+    files = (path for pattern in ("*.py", "*.csv", "*.json") for path in _PACKAGE.rglob(pattern))
+    return file_states(sorted(map(str, files)))

@@ -145,6 +145,28 @@ class KeptModel:
         name = self._keep_hierarchy(trace, files)
         self._write(f"trace {question}", KeptTrace(name, self._body(trace)), files)
 
+    def derived(self, question: Question, what: str, kind: type[Value]) -> Value | None:
+        """What was computed of the trace that answers a question; None if it is not kept.
+
+        Args:
+            question: what the trace answers.
+            what: what was computed, with all else that it depends on.
+            kind: its type.
+        """
+        return self._read(f"{what} of trace {question}", kind)
+
+    def keep_derived(self, question: Question, what: str, value: object) -> None:
+        """Keep what was computed of a trace that is kept, as long as that is up to date."""
+        entry = self._decoded(self._key(f"trace {question}"), Entry)
+        states = None if entry is None else self._states_of(entry.files)
+        if entry is None or states is None or _digest(states) != entry.states:
+            return
+        if not changed_since_import(states):
+            content = msgspec.Raw(msgspec.msgpack.encode(value))
+            made = Entry(entry.files, entry.states, content)
+            key = self._key(f"{what} of trace {question}")
+            self.cache.write(key, msgspec.msgpack.encode(made))
+
     def symbolic(self, kind: Kind) -> SymbolicTrace | None:
         """The formulas of a phase; None if they are not kept."""
         kept = self._read(f"symbolic {kind}", KeptFormulas)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 from llmsim_magic.analyses.data_parallel.zero import rank_of_step
@@ -33,6 +33,7 @@ from llmsim_magic.simulate.models.recipes import (
 if TYPE_CHECKING:
     from llmsim_magic.capture.models.meta_model import MetaModel
 
+Value = TypeVar("Value")
 Tracer = Callable[[Workload], Trace]
 _tracing_allowed: ContextVar[bool] = ContextVar("tracing_allowed", default=True)
 _files: "WeakKeyDictionary[MetaModel, tuple[int, tuple[str, ...]]]" = WeakKeyDictionary()
@@ -90,6 +91,26 @@ def is_traced(recipe: ModelRecipe, question: Question) -> bool:
         return True
     kept = _kept_model(recipe)
     return kept is not None and kept.has_trace(question)
+
+
+def derived(recipe: ModelRecipe, workload: Workload, what: str, kind: type[Value]) -> Value | None:
+    """What was computed of the trace of a workload, as the disk has it; None if it has it not.
+
+    Args:
+        recipe: the model.
+        workload: phase, batch and context.
+        what: what was computed, with all that it depends on beside the trace.
+        kind: its type.
+    """
+    kept = _kept_model(recipe)
+    return None if kept is None else kept.derived(question_of(workload, replay=True), what, kind)
+
+
+def keep_derived(recipe: ModelRecipe, workload: Workload, what: str, value: object) -> None:
+    """Keep on disk what was computed of the trace of a workload, if that is kept too."""
+    kept = _kept_model(recipe)
+    if kept is not None:
+        kept.keep_derived(question_of(workload, replay=True), what, value)
 
 
 def known_traces(recipe: ModelRecipe, question: Question) -> int:

@@ -1,19 +1,21 @@
 """What would make a training step fit its devices, or run faster: each alternative traced."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 from llmsim_magic.analyses.memory.capacity import Setup
 from llmsim_magic.records.errors import Cancelled, LlmsimError, RecursiveTrace
+from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.workload import TRAIN, Workload
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
-from llmsim_magic.simulate.hardware.device_passes import DevicePasses
+from llmsim_magic.simulate.hardware.device_passes import AnyCalibration, DevicePasses
+from llmsim_magic.simulate.hardware.executions import executions_on
 from llmsim_magic.simulate.request import Deployment
 from llmsim_magic.simulate.training.changes import Change, changes
-from llmsim_magic.simulate.training.step_on_device import rebuilt, step_on
+from llmsim_magic.simulate.training.step_on_device import kept_step_on, rebuilt, step_on
 from llmsim_magic.views.tables.step_alternatives import StepOnDevice, cheapest_first
 
 if TYPE_CHECKING:
@@ -61,7 +63,9 @@ def alternatives(planner: CapacityPlanner, trace: Trace, deployment: Deployment)
         context=workload.context,
         parallel=planner.build.parallel,
     )
-    found = list(_steps(planner, setup, deployment))
+    passes = DevicePasses((trace,), deployment, planner)
+    devices = [each for each in passes.devices if executions_on(deployment, trace, each[0])]
+    found = list(_steps(planner, setup, deployment, devices))
     notes: list[str] = []
     for change in _changes(planner, trace, found):
         if planner.cancelled():
@@ -69,7 +73,8 @@ def alternatives(planner: CapacityPlanner, trace: Trace, deployment: Deployment)
         planner.progress(f"alternative: {change.name}")
         try:
             other = rebuilt(planner, change.build)
-            found += _steps(other, setup, deployment, change.name)
+            steps = _steps(other, setup, deployment, devices)
+            found += [replace(row, change=change.name) for row in steps]
         except (Cancelled, RecursiveTrace):
             raise
         except KeyboardInterrupt:
@@ -109,12 +114,19 @@ def _steps(
     planner: CapacityPlanner,
     setup: Setup,
     deployment: Deployment,
-    change: str = "",
+    devices: Sequence[tuple[Accelerator, AnyCalibration]],
 ) -> Iterator[StepOnDevice]:
-    """A step on each device."""
-    trace = planner.tracer(setup.parallel)(Workload(TRAIN, setup.batch, setup.context))
-    passes = DevicePasses((trace,), deployment, planner)
-    for place in range(len(passes.devices)):
-        row = step_on(planner, setup, passes, place, change)
+    """A step on each device; those of the catalogue from the disk if they are there."""
+
+    @cache
+    def passes() -> DevicePasses:
+        trace = planner.tracer(setup.parallel)(Workload(TRAIN, setup.batch, setup.context))
+        return DevicePasses((trace,), deployment, planner)
+
+    for device, calibration in devices:
+        if calibration is None:
+            row = kept_step_on(planner, setup, deployment, passes, device)
+        else:  # measured, which may give another answer each time
+            row = step_on(planner, setup, passes(), passes().names.index(device.name))
         if row is not None:
             yield row

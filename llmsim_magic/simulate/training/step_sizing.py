@@ -108,7 +108,7 @@ class StepSizing:
         )
 
     def _size(self, row: StepOnDevice, device: Accelerator) -> StepSize:
-        runtime = row.execution.runtime
+        runtime = row.runtime
         if row.refusal is not None:
             return StepSize(step=row, largest_micro_batch=None, longest_context=None, sharded=None)
         batch = self.planner.largest_batch(self.setup, device, runtime)

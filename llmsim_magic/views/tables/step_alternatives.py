@@ -2,22 +2,25 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
-from llmsim_magic.analyses.cost.tokens_read import tokens_read
-from llmsim_magic.analyses.torch_time.step_time import utilization
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
-from llmsim_magic.records.hardware.execution import Execution
-from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.views.tables.columns import floats, integers, texts
 
-if TYPE_CHECKING:
-    from llmsim_magic.analyses.memory.memory import Memory
-    from llmsim_magic.analyses.time.pass_time import PassTime
-
 _AS_ASKED = "as asked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """How long a training step takes: seconds with their band, its MFU, and what limits it."""
+
+    seconds: float
+    low: float
+    high: float
+    mfu: float | None
+    binds: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +28,13 @@ class StepOnDevice:
     """A training step on a device.
 
     Attributes:
-        trace: The step of one device.
         device: The name of the device.
-        execution: What executes the step.
-        memory: What each device needs.
+        runtime: What executes the step.
+        launch: How its kernels are started.
+        devices: How many devices take the step together.
+        tokens: The tokens that all of them read in a step.
+        allocated: The peak of allocated bytes on each.
+        required: The bytes that each needs.
         usable: What it has, in bytes; None if its memory is unknown.
         time: How long a step takes; None where it is not predicted.
         change: The options that were changed of the step that was asked for; empty if none was.
@@ -36,12 +42,15 @@ class StepOnDevice:
         refusal: Why the device does not run the step though it may hold it; None if it does.
     """
 
-    trace: Trace
     device: str
-    execution: Execution
-    memory: "Memory"
+    runtime: str
+    launch: str
+    devices: int
+    tokens: int
+    allocated: int
+    required: int
     usable: int | None
-    time: "PassTime | None"
+    time: StepTime | None
     change: str = ""
     error: str = ""
     refusal: str | None = None
@@ -53,17 +62,7 @@ class StepOnDevice:
     @property
     def fits(self) -> bool | None:
         """Whether each device holds its part; None if its memory is unknown."""
-        return None if self.usable is None else self.memory.required <= self.usable
-
-    @property
-    def devices(self) -> int:
-        """How many devices take the step together."""
-        return self.trace.ranks
-
-    @property
-    def tokens(self) -> int:
-        """The tokens that all devices read in a step."""
-        return tokens_read(self.trace)
+        return None if self.usable is None else self.required <= self.usable
 
     @property
     def rate_of_each(self) -> float | None:
@@ -134,7 +133,7 @@ def cheapest_first(rows: Iterable[StepOnDevice]) -> list[StepOnDevice]:
         key=lambda row: (
             row.refusal is not None,
             row.fits is False,
-            row.memory.allocated if row.fits is False or row.refusal is not None else row.cost,
+            row.allocated if row.fits is False or row.refusal is not None else row.cost,
         ),
     )
 
@@ -151,7 +150,7 @@ def alternatives_table(rows: Sequence[StepOnDevice]) -> pd.DataFrame:
     columns: dict[str, Any] = {
         "device": [row.device for row in rows],
         "change": texts([row.change or _AS_ASKED for row in rows]),
-        "launch": texts([row.execution.launch for row in rows]),
+        "launch": texts([row.launch for row in rows]),
         **_fit_columns(rows),
         **_times(rows),
         "tokens_per_s_per_device": floats([row.rate_of_each for row in rows]),
@@ -173,8 +172,8 @@ def step_sizing_table(sizes: Sequence[StepSize]) -> pd.DataFrame:
     times = {f"train_{name}".replace("_time", ""): each for name, each in _times(rows).items()}
     columns: dict[str, Any] = {
         "device": [row.device for row in rows],
-        "runtime": texts([row.execution.runtime for row in rows]),
-        "launch": texts([row.execution.launch for row in rows]),
+        "runtime": texts([row.runtime for row in rows]),
+        "launch": texts([row.launch for row in rows]),
         **_fit_columns(rows),
         "largest_micro_batch": integers([size.largest_micro_batch for size in sizes]),
         "longest_context": integers([size.longest_context for size in sizes]),
@@ -190,8 +189,8 @@ def _fit_columns(rows: Sequence[StepOnDevice]) -> dict[str, Any]:
         "devices": integers([row.devices for row in rows]),
         "fits": pd.array([row.fits for row in rows], dtype="boolean"),
         "refusal": texts([row.refusal for row in rows]),
-        "peak_bytes": integers([row.memory.allocated for row in rows]),
-        "total_bytes": integers([row.memory.required for row in rows]),
+        "peak_bytes": integers([row.allocated for row in rows]),
+        "total_bytes": integers([row.required for row in rows]),
         "usable_bytes": integers([row.usable for row in rows]),
     }
 
@@ -209,13 +208,6 @@ def _times(rows: Sequence[StepOnDevice]) -> dict[str, Any]:
                 for row in rows
             ]
         ),
-        "mfu": floats(
-            [None if row.time is None else utilization(row.trace, row.time) for row in rows]
-        ),
-        "binds": texts([None if time is None else _bound(time) for time in times]),
+        "mfu": floats([None if time is None else time.mfu for time in times]),
+        "binds": texts([None if time is None else time.binds for time in times]),
     }
-
-
-def _bound(time: "PassTime") -> str | None:
-    """`memory 97 %`: what limits most of the time, and its share."""
-    return next((f"{name} {100 * share:.0f} %" for name, share in time.bound.items()), None)

@@ -68,7 +68,7 @@ def latency_table(
             [_rate(n, getattr(time, attribute)) for n, time in zip(tokens, times, strict=True)]
         )
     columns |= step_columns(rows)
-    columns["binds"] = _strings([_main_bottleneck(time) for time in times])
+    columns["binds"] = _strings([main_bottleneck(time) for time in times])
     columns["measured"] = pd.array([time.seen for time in times], dtype="boolean")
     columns["fits"] = pd.array(list(fits), dtype="boolean")
     return pd.DataFrame(columns)
@@ -197,7 +197,7 @@ def phase_columns(trace: Trace, times: Sequence[PassTime | None]) -> dict[str, A
         f"{phase}_tokens_per_s_low": column(lambda time: _rate(tokens, time.high)),
         f"{phase}_tokens_per_s_high": column(lambda time: _rate(tokens, time.low)),
         f"{phase}_binds": _strings(
-            [None if time is None else _main_bottleneck(time) for time in times]
+            [None if time is None else main_bottleneck(time) for time in times]
         ),
     }
 
@@ -224,6 +224,6 @@ def _rate(tokens: int, seconds: float) -> float | None:
     return tokens / seconds if seconds else None
 
 
-def _main_bottleneck(time: PassTime) -> str | None:
+def main_bottleneck(time: PassTime) -> str | None:
     """`memory 97 %`: what limits most of the time, and its share."""
     return next((f"{name} {100 * share:.0f} %" for name, share in time.bound.items()), None)
