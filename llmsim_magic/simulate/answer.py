@@ -62,6 +62,7 @@ def answer(
     recipe: ModelRecipe | None = None,
     loss: Callable[[Any], Any] | None = None,
     is_compared: bool = False,
+    with_slow: bool = True,
 ) -> Report:
     """Trace every workload of a request once, and compute its views.
 
@@ -72,6 +73,7 @@ def answer(
         recipe: how to build the model, if it is known already.
         loss: computes the loss of a training step; None for the model's own.
         is_compared: the model is the second of a comparison, whose options need an effect on one.
+        with_slow: also compute the views that take longer than all else.
 
     Returns:
         The report, ready to display.
@@ -116,7 +118,7 @@ def answer(
     _require_executions(report)
     if request.explain is not None:
         report.explain(request.explain)
-    report.prepare(progress, cancelled)
+    report.prepare(progress, cancelled, with_slow=with_slow)
     _write_files(report, request, progress)
     return report
 

@@ -116,7 +116,7 @@ def trace(
     require_callable("progress", progress, "that takes a message")
     if inputs is not None:
         return answer_with_inputs(request, inputs, progress, loss=loss)
-    return answer(request, progress, loss=loss)
+    return answer(request, progress, loss=loss, with_slow=False)
 
 
 def sweep(

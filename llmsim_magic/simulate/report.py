@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Report(ReportTables):
     """One traced forward pass as tables, graphs and explanations; displays itself in a notebook.
 
-    Displaying a report never traces: `prepare` computes the views beforehand.
+    Displaying a report traces nothing: `prepare` computes the views beforehand, those that are slow
+    before the first display.
 
     Attributes:
         views: the views that the report displays.
@@ -181,8 +182,9 @@ class Report(ReportTables):
         """The displayed report as an HTML page that works offline."""
         from llmsim_magic.views.pages.html_page import as_page
 
+        content = self.prepare().content()
         with no_tracing():
-            return as_page(self.content())
+            return as_page(content)
 
     @property
     def title(self) -> str:
@@ -206,13 +208,18 @@ class Report(ReportTables):
         return any(view.name == name for view in self.views)
 
     def prepare(
-        self, progress: Progress = no_progress, cancelled: IsCancelled = never_cancelled
+        self,
+        progress: Progress = no_progress,
+        cancelled: IsCancelled = never_cancelled,
+        *,
+        with_slow: bool = True,
     ) -> "Report":
         """Compute the views, including those that trace further workloads.
 
         Args:
             progress: called with a message before each view.
             cancelled: called between views; returns True to stop.
+            with_slow: also the views that take longer than all else.
 
         Returns:
             The report itself.
@@ -226,7 +233,7 @@ class Report(ReportTables):
                 raise Cancelled(
                     f"{self.trace.model.name}: cancelled before {view.title} was computed"
                 )
-            if view.compute is not None:
+            if view.compute is not None and (with_slow or not view.is_slow):
                 progress(f"computing {view.title.lower()}")
                 if self.planner is None:
                     view.compute(self)
@@ -312,8 +319,9 @@ class Report(ReportTables):
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
         from llmsim_magic.views.pages.html_page import as_bundle
 
+        content = self.prepare().content()
         with no_tracing():
-            return as_bundle(self.content())
+            return as_bundle(content)
 
     def text(self, width: int = DEFAULT_WIDTH, *, color: bool = False) -> str:
         """The displayed report as text: identical layers folded, the columns that fit.
@@ -322,8 +330,9 @@ class Report(ReportTables):
             width: characters of a line; of a terminal narrower than 40, 40.
             color: whether to add escape sequences of colour, which a terminal shows.
         """
+        content = self.prepare().content()
         with no_tracing():
-            return as_text(self.content(), width=width, color=color)
+            return as_text(content, width=width, color=color)
 
     def check_lines(self) -> tuple[str, ...]:
         """A line for each condition: whether it holds, the figure and the limit."""

@@ -32,6 +32,8 @@ class View(Generic[Subject]):
         pane: how the panel displays it.
         draw: draws its graph, if it has one.
         compute: traces further workloads before the view is displayed, if it needs them.
+        is_slow: its workloads take longer than all else, so that in Python they are traced when
+            the report is displayed or the table is read.
         has_all_workloads: its tables describe every workload of a request, not the first.
         uses: names of options that only this view, and others that name them too, use.
     """
@@ -48,5 +50,6 @@ class View(Generic[Subject]):
     pane: Pane = "page"
     draw: "Callable[[Subject], Graph] | None" = None
     compute: Callable[[Subject], object] | None = None
+    is_slow: bool = False
     has_all_workloads: bool = False
     uses: tuple[str, ...] = ()

@@ -191,6 +191,7 @@ OPTION_VIEWS: tuple[View["Report"], ...] = (
         tables=lambda report: {"alternatives": report.alternatives},
         main_table="alternatives",
         compute=lambda report: report.alternatives,
+        is_slow=True,
         python="report.alternatives",
         uses=("launch",),
     ),

@@ -165,7 +165,7 @@ def test_each_row_is_what_its_name_gives_when_typed() -> None:
 
 
 def _answered(line: str, config: Any) -> Report:
-    return answer(replace(parse_line(line).request, model=config))
+    return answer(replace(parse_line(line).request, model=config), with_slow=False)
 
 
 @pytest.fixture
@@ -262,6 +262,18 @@ def test_a_cancelled_report_stops_between_alternatives() -> None:
 
 
 @pytest.mark.usefixtures("few")
+def test_memory_and_times_do_not_wait_for_alternatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    step: dict[str, Any] = {"phase": "train", "batch": 4, "context": 8, "hardware": "H100"}
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "rebuilt", None)  # which no other step can be traced without
+        report = llmsim.trace(small_models.qwen3(), **step)
+        assert report.memory.loc["peak", "bytes"] > 0
+        assert report.latency["time_s"].notna().all()
+    assert "--checkpointing" in repr(report)
+    assert len(report.alternatives) == 3
+
+
+@pytest.mark.usefixtures("few")
 def test_what_was_asked_before_is_read_from_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,9 +295,9 @@ def test_what_was_asked_before_is_read_from_the_disk(
     again = llmsim.trace(small_models.qwen3(), **step, hardware="H100").alternatives
     pd.testing.assert_frame_equal(first, again)
     assert len(computed) == len(first)
-    llmsim.trace(small_models.qwen3(), **step, hardware=["H100", "L4"])
+    _ = llmsim.trace(small_models.qwen3(), **step, hardware=["H100", "L4"]).alternatives
     assert computed[len(first) :] == ["L4"] * len(first)
-    llmsim.trace(small_models.qwen3(), **step, hardware="L4", launch="graph")
+    _ = llmsim.trace(small_models.qwen3(), **step, hardware="L4", launch="graph").alternatives
     assert computed[2 * len(first) :] == ["L4"] * len(first)
     session_cache.forget()
 
