@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmsim_magic.simulate.options import GRAPH, OPTIONS, SWEEP, TRACE, text_of
-from llmsim_magic.simulate.request import Request
+from llmsim_magic.simulate.request import ALL, Request
 from llmsim_magic.simulate.views import VIEWS, views_of
 
 
@@ -51,6 +51,8 @@ def _keywords(request: Request, call: str) -> Iterator[tuple[str, Any]]:
     for option in OPTIONS:
         value = option.value(request)
         if call not in option.calls or value == option.default:
+            continue
+        if call == SWEEP and value == (ALL,):  # a sweep has the times of one device
             continue
         if isinstance(value, frozenset):
             yield option.name, sorted(value)

@@ -24,6 +24,7 @@ from llmsim_magic.records.trace.workload import (
     never_cancelled,
 )
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
+from llmsim_magic.simulate.hardware.device_passes import DevicePasses
 from llmsim_magic.simulate.hardware.executions import (
     require_executions,
     require_executions_here,
@@ -192,6 +193,19 @@ def _require_executions(report: Report) -> None:
     """Raise `InvalidValue` where no runtime that was asked for executes the model."""
     for device in (None, *(device for device, _ in report.costing.devices)):
         require_executions(report.deployment, report.trace, device)
+
+
+def timed_sweep(sweep: Sweep, request: Request) -> Sweep:
+    """The sweep with the device whose times its totals have, if the request names one.
+
+    Raises:
+        LlmsimError: no time is predicted on the device.
+    """
+    if not request.deployment.hardware:
+        return sweep
+    passes = DevicePasses(tuple(sweep.traces), request.deployment)
+    passes.executions()
+    return replace(sweep, passes=passes)
 
 
 def trace_workloads(

@@ -16,12 +16,12 @@ from llmsim_magic.records.trace.workload import (
     never_cancelled,
 )
 from llmsim_magic.records.validation import as_nonempty_tuple, as_tuple, require_callable
-from llmsim_magic.simulate.answer import answer, answer_with_inputs, trace_workloads
+from llmsim_magic.simulate.answer import answer, answer_with_inputs, timed_sweep, trace_workloads
 from llmsim_magic.simulate.models.recipes import Progress, model_recipe, no_progress
 from llmsim_magic.simulate.option_effect import require_effect_of_keywords
 from llmsim_magic.simulate.options import request_of
 from llmsim_magic.simulate.report import Report
-from llmsim_magic.simulate.request import SWEEP_BATCHES, Request
+from llmsim_magic.simulate.request import ALL, SWEEP_BATCHES, Request
 from llmsim_magic.simulate.sweeps.sweep import Sweep
 
 
@@ -125,6 +125,8 @@ def sweep(
     batch: int | Iterable[int] = SWEEP_BATCHES,
     context: int | Iterable[int] | None = None,
     phase: str | Iterable[str] = PHASES,
+    hardware: str | Iterable[str] = (),
+    launch: str | None = None,
     dtype: str | None = None,
     attn: str | None = None,
     base: bool = False,
@@ -153,6 +155,8 @@ def sweep(
         context: context lengths in tokens; by default 1 and 128, or the length of a learned
             position table that is shorter.
         phase: `prefill`, `decode`, `both` or `train`.
+        hardware: a device of the catalogue, whose times `totals` then has; of several the first.
+        launch: as in `trace`; by default the first that is predicted on the device.
         dtype: as in `trace`.
         attn: as in `trace`.
         base: as in `trace`.
@@ -180,7 +184,8 @@ def sweep(
         a workload that fails is a row of `totals` with the reason.
 
     Raises:
-        LlmsimError: no workload can be traced, or there are more than 1,000 and `sure` is False.
+        LlmsimError: no workload can be traced, there are more than 1,000 and `sure` is False, or no
+            time is predicted on the device.
 
     >>> import llmsim_magic as llmsim
     >>> sweep = llmsim.sweep("Qwen/Qwen3-0.6B", batch=[1], context=[128])
@@ -193,7 +198,8 @@ def sweep(
     require_callable("cancelled", cancelled, "that returns whether to stop")
     require_callable("progress", progress, "that takes a message")
     recipe = model_recipe(model, request.build, progress, cancelled)
-    return trace_workloads(recipe, request, progress, cancelled, executor)
+    found = trace_workloads(recipe, request, progress, cancelled, executor)
+    return timed_sweep(found, request)
 
 
 def _trace_request(model: Any, arguments: Mapping[str, Any]) -> Request:
@@ -248,5 +254,12 @@ def _sweep_request(model: Any, arguments: Mapping[str, Any]) -> Request:
         "phase": PHASES if is_both else as_nonempty_tuple("phase", phase),
         "batch": as_nonempty_tuple("batch", values["batch"]),
         "context": () if context is None else as_nonempty_tuple("context", context),
+        "hardware": as_tuple("hardware", values["hardware"]),
     }
-    return request_of(model, ("multi-config",), values)
+    request = request_of(model, ("multi-config",), values)
+    names = request.deployment.hardware
+    if ALL in names:
+        raise InvalidValue.must_be("hardware", ALL, "one device for a sweep")
+    if not names and request.deployment.launch is not None:
+        raise InvalidValue("launch has no effect without hardware; add it, or leave launch out")
+    return request

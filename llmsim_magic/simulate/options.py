@@ -195,7 +195,7 @@ OPTIONS = (
     Option(
         name="hardware", field="deployment.hardware", group="devices", metavar="NAME[,NAME]",
         parse=_names, default=(), choices=(*accelerators.entries(), *MEASURED, ALL),
-        calls=(TRACE, SIZE, PANEL), label="Hardware", unset="none",
+        calls=(TRACE, SWEEP, SIZE, PANEL), label="Hardware", unset="none",
         help="predict time and memory on H100, …, local (this machine), local-cpu or all",
     ),
     Option(
@@ -217,7 +217,7 @@ OPTIONS = (
     ),
     Option(
         name="launch", field="deployment.launch", group="devices", metavar="KIND", parse=str,
-        choices=LAUNCHES, calls=(TRACE, SIZE),
+        choices=LAUNCHES, calls=(TRACE, SWEEP, SIZE),
         help="eager (kernels started one by one) or graph (captured once as a CUDA graph); "
         "default: each that the runtime has",
     ),

@@ -160,21 +160,26 @@ def multi_config_sections(report: "Report") -> Sections:
 
 def _seconds(report: "Report") -> "dict[Workload, float]":
     """The time of each workload under the first execution of the first device."""
+    return {trace.workload: time.seconds for trace, time in _first_passes(report)}
+
+
+def _first_passes(report: "Report") -> "list[tuple[Trace, PassTime]]":
+    """Each workload with its time under the first execution of the first device."""
     if not report.costing.devices:
-        return {}
+        return []
     first = report.costing.first
-    passes = report.costing.first_passes
-    return {
-        trace.workload: time.seconds for trace, time in passes if time.accelerator.name == first
-    }
+    return [each for each in report.costing.first_passes if each[1].accelerator.name == first]
 
 
 def multi_config_tables(report: "Report") -> Tables:
     """Shapes and totals of each workload, and the operators of all."""
-    sweep = report.sweep
+    from llmsim_magic.views.tables.sweeps import with_predictions
+
+    sweep, passes = report.sweep, _first_passes(report)
     if sweep is None:
         return {}
-    return {"shapes": sweep.shapes, "workloads": sweep.totals, "sweep_ops": sweep.ops}
+    totals = with_predictions(sweep.totals, passes) if passes else sweep.totals
+    return {"shapes": sweep.shapes, "workloads": totals, "sweep_ops": sweep.ops}
 
 
 def costs_figures(report: "Report") -> Figures:

@@ -1,6 +1,8 @@
 """Sweeps of training steps: peaks, times, executors, cancellation and steps that do not fit."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ import pytest
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.cost.operator_costs import totals
 from llmsim_magic.notebook.arguments import parse_line
-from llmsim_magic.records.errors import Cancelled
+from llmsim_magic.records.errors import Cancelled, LlmsimError
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.answer import answer
 from llmsim_magic.views.tables.sweeps import totals_table
@@ -22,6 +24,42 @@ def test_totals_have_the_peak_of_each_step() -> None:
     last = llmsim.trace(small_models.qwen3(), phase="train", batch=4, context=16)
     assert rows["peak_bytes"].tolist()[-1] == last.memory.loc["peak", "bytes"]
     assert "peak" in repr(sweep)
+
+
+@pytest.mark.parametrize("phase", ["train", "prefill"])
+def test_totals_have_times_on_a_device(phase: str) -> None:
+    """Those of a report of the same workload."""
+    sizes: dict[str, Any] = {"phase": phase, "hardware": "H100", "launch": "eager"}
+    sweep = llmsim.sweep(small_models.qwen3(), batch=[1, 4], context=[8], **sizes)
+    alone = llmsim.trace(small_models.qwen3(), batch=4, context=8, **sizes).latency
+    assert (
+        "time_s" not in llmsim.sweep(small_models.qwen3(), batch=1, context=8, phase=phase).totals
+    )
+    last = sweep.totals.iloc[-1]
+    row = alone[alone["runtime"] == last["runtime"]].iloc[0]
+    for name in ("runtime", "launch", "time_s", "time_low_s", "time_high_s", "tokens_per_s"):
+        assert last[name] == row[name]
+    assert "90 % interval" in repr(sweep)
+    line = f"gpt2 --phase {phase} --batch 1,4 --context 8 --multi-config --hardware H100"
+    request = parse_line(f"{line} --launch eager").request
+    report = answer(replace(request, model=small_models.qwen3()), with_slow=False)
+    assert report.tables()["workloads"]["time_s"].tolist() == sweep.totals["time_s"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"hardware": "all"}, "one device"),
+        ({"hardware": "H10O"}, "H100"),
+        ({"launch": "eager"}, "no effect without hardware"),
+        ({"hardware": "T4", "dtype": "bfloat16"}, "T4"),
+    ],
+)
+def test_a_device_that_cannot_be_is_one_line(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(LlmsimError) as error:
+        llmsim.sweep(small_models.qwen3(), phase="train", batch=1, context=8, **options)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_inference_has_no_peak_of_a_step() -> None:

@@ -19,6 +19,8 @@ from llmsim_magic.views.section import Page, Part, Section
 if TYPE_CHECKING:
     import pandas as pd
 
+    from llmsim_magic.simulate.hardware.device_passes import DevicePasses
+
 
 _MOST_COLUMNS = 12  # workloads beside each other in one table
 _SHAPE_COLUMNS = ("path", "op", "call", "symbolic", "changes")
@@ -35,6 +37,7 @@ class Sweep:
         failures: each workload that failed, with the reason.
         undone: number of workloads skipped by a cancellation or an interrupt.
         tracer: traces the further workloads that determine `formulas`; never used for display.
+        passes: the workloads with the device whose times `totals` has; None for no device.
 
     >>> import llmsim_magic as llmsim
     >>> sweep = llmsim.sweep("gpt2", batch=[1, 16], context=[128], phase="prefill")
@@ -47,6 +50,7 @@ class Sweep:
     failures: tuple[tuple[Workload, str], ...] = ()
     undone: int = 0
     tracer: WorkloadTracer | None = field(default=None, repr=False, compare=False)
+    passes: "DevicePasses | None" = field(default=None, repr=False, compare=False)
 
     @cached_property
     def ops(self) -> "pd.DataFrame":
@@ -73,8 +77,18 @@ class Sweep:
     def totals(self) -> "pd.DataFrame":
         """One row per workload: FLOPs, bytes and cache bytes of the pass, or why it failed.
 
-        Of training steps also the peak of allocated bytes.
+        Of training steps also the peak of allocated bytes. On a device also seconds with their
+        band, and tokens per second.
         """
+        if self.passes is None:
+            return self._work
+        from llmsim_magic.views.tables.sweeps import with_predictions
+
+        return with_predictions(self._work, self.passes.first_passes)
+
+    @cached_property
+    def _work(self) -> "pd.DataFrame":
+        """The totals without times."""
         from llmsim_magic.views.tables.sweeps import totals_table
 
         peaks = {
@@ -98,7 +112,9 @@ class Sweep:
         from llmsim_magic.views.charts.workload_maps import workload_maps
         from llmsim_magic.views.tables.sweeps import shapes_table, with_times
 
-        totals = self.totals if self.failures else self.totals.drop(columns="error")
+        totals = self._work if seconds else self.totals
+        if not self.failures:
+            totals = totals.drop(columns="error")
         if seconds:
             totals = with_times(totals, seconds)
         is_small = len(self.traces) <= _MOST_COLUMNS

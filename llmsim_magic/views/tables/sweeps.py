@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from llmsim_magic.analyses.cost.operator_costs import Totals
+from llmsim_magic.analyses.cost.tokens_read import tokens_read
 from llmsim_magic.analyses.formulas.symbolic import Key, OperatorFormulas, recorded_operators
+from llmsim_magic.analyses.time.pass_time import PassTime
 from llmsim_magic.records.deferred_interrupt import defer_interrupt
 from llmsim_magic.records.trace.recorded import Pass
 from llmsim_magic.records.trace.trace import Trace
@@ -65,6 +67,36 @@ def with_times(totals: pd.DataFrame, seconds: Mapping[Workload, float]) -> pd.Da
     known = {(each.phase, each.batch, each.context): time for each, time in seconds.items()}
     workloads = totals[list(_WORKLOAD_COLUMNS)].itertuples(index=False, name=None)
     return totals.assign(time_s=floats([known.get(workload) for workload in workloads]))
+
+
+@defer_interrupt
+def with_predictions(
+    totals: pd.DataFrame, passes: Sequence[tuple[Trace, PassTime]]
+) -> pd.DataFrame:
+    """The table of totals with the time of each workload on a device.
+
+    Args:
+        totals: one row per workload.
+        passes: the workloads with their times.
+
+    Returns:
+        The table with columns of the execution, of seconds with their band, and of the tokens per
+        second that a pass reads; NA for a workload without a time.
+    """
+    known = {(w.phase, w.batch, w.context): each for each in passes for w in [each[0].workload]}
+    keys = totals[list(_WORKLOAD_COLUMNS)].itertuples(index=False, name=None)
+    rows = [known.get(key) for key in keys]
+    times = [None if row is None else row[1] for row in rows]
+    rates = [None if row is None else tokens_read(row[0]) / row[1].seconds for row in rows]
+    executions = [None if time is None else time.execution for time in times]
+    return totals.assign(
+        runtime=pd.Series(texts([None if each is None else each.runtime for each in executions])),
+        launch=pd.Series(texts([None if each is None else each.launch for each in executions])),
+        time_s=floats([None if time is None else time.seconds for time in times]),
+        time_low_s=floats([None if time is None else time.low for time in times]),
+        time_high_s=floats([None if time is None else time.high for time in times]),
+        tokens_per_s=floats(rates),
+    )
 
 
 @defer_interrupt
