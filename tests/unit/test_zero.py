@@ -338,6 +338,14 @@ def test_a_bridge_of_two_is_no_link_of_eight_and_a_note_says_so() -> None:
     assert link_notes(_trace(0, dp=1), boards) == ()
 
 
+def test_a_step_on_several_devices_has_a_wider_band_as_none_was_measured() -> None:
+    device = accelerators.find("H100-SXM5-80GB")
+    alone, ranks = (transformers_time(_trace(0, dp=dp), device, "eager") for dp in (1, RANKS))
+    assert alone.seen
+    assert not ranks.seen
+    assert ranks.band.low < alone.band.low < 1 < alone.band.high < ranks.band.high
+
+
 def test_a_step_says_what_overlaps() -> None:
     for stage in STAGES:
         assert sum("what the step waits for" in note for note in _trace(stage).notes) == 1

@@ -250,8 +250,10 @@ def _is_like_measured(trace: Trace, launch: str) -> bool:
     """Whether a pass is of the kind that was measured.
 
     Forwards were those of decoders in 16 bits. Training steps were also those of encoders, and in
-    other precisions, but never in a CUDA graph.
+    other precisions, but never in a CUDA graph. Nothing was measured on several devices.
     """
+    if trace.ranks > 1:
+        return False
     if trace.training is not None:
         return launch == "eager"
     return trace.model.generates and trace.model.dtype in _MEASURED_DTYPES
