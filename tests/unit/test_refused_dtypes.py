@@ -132,7 +132,7 @@ def test_alternatives_offer_a_dtype_in_which_the_device_computes() -> None:
     refused = rows[rows["device"] == "V100-SXM2-32GB"]
     assert set(refused["refusal"].dropna()) == {WHY}
     offered = refused[refused["refusal"].isna()]
-    assert set(offered["change"]) == {"--dtype float16", "--precision fp32"}
+    assert set(offered["change"]) == {"--dtype float16", "--precision fp32, without --dtype"}
     assert list(refused.index[: len(offered)]) == list(offered.index)
     figures = words(headlines.alternatives_figures(report.traced_alternatives.rows))
     assert any("makes it run on V100-SXM2-32GB" in each for each in figures)

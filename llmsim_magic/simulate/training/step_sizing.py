@@ -97,10 +97,14 @@ class StepSizing:
         """Why figures are missing, searches that stopped early, and what is not predicted."""
         devices = [device for device, _ in self._passes.devices]
         reasons: dict[str, list[str]] = {}
+        refused: dict[str, list[str]] = {}
         for size in sizes:
+            if size.step.refusal is not None:
+                refused.setdefault(size.step.refusal, []).append(size.step.device)
             for reason in size.missing(self._most_devices):
                 reasons.setdefault(reason, []).append(size.step.device)
         return (
+            *(f"no time on {', '.join(names)}: {why}" for why, names in refused.items()),
             *(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()),
             *dict.fromkeys(self.planner.notes),
             *gap_notes(self.deployment, self.trace, devices),

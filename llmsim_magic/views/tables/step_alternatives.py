@@ -102,7 +102,7 @@ class StepSize:
         """
         step = self.step
         if step.refusal is not None:
-            yield f"no time, no largest step and no devices with ZeRO, as it {step.refusal}"
+            yield "no largest step, and no devices with ZeRO, as it does not compute in the dtype"
             return
         if step.fits is None:
             yield "memory is what is installed, so whether the step fits is unknown"
