@@ -145,7 +145,7 @@ def test_a_terminal_shows_a_kept_record_with_few_imports(
     script = f"import sys\nfrom llmsim_magic.__main__ import main\nmain({words!r})\n{loaded}"
     *lines, imported = in_new_process(script)
     assert lines == shown.splitlines()
-    assert imported == "[]"
+    assert imported == "[]", changed_code()
 
 
 def test_a_kept_trace_equals_the_one_that_was_traced(tmp_path: Path, runs: list[Any]) -> None:

@@ -284,6 +284,7 @@ def test_a_device_of_unknown_memory_is_no_device_that_does_not_hold_the_model() 
             "runtime": ["transformers"],
             "launch": ["eager"],
             "fits": pd.array([pd.NA], dtype="boolean"),
+            "refusal": [None],
             "decode_s": pd.array([0.25], dtype="Float64"),
         }
     )

@@ -82,6 +82,7 @@ def test_a_device_holds_what_is_reserved_beside_its_context(report: Report) -> N
 
 
 def test_the_headline_opens_with_the_peak_and_whether_it_fits(report: Report) -> None:
+    report.prepare()
     parts = {part.name: part.figures[:2] for part in report.content().parts}
     assert list(parts) == ["hardware", "summary", "hardware-alternatives"]
     for first, second in (parts["hardware"], parts["summary"]):

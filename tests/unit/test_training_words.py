@@ -94,7 +94,7 @@ def test_a_picture_that_a_terminal_leaves_out_has_a_name() -> None:
 def _row(change: str, cost: float, *, fits: bool) -> Any:
     return SimpleNamespace(
         device="H100", change=change, cost=cost, fits=fits, is_as_asked=not change, refusal=None,
-        memory=SimpleNamespace(allocated=12 * 10**9),
+        allocated=12 * 10**9,
     )  # fmt: skip
 
 

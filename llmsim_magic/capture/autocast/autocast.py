@@ -15,6 +15,7 @@ import torch
 from torch.amp import autocast_mode
 from torch.fx.experimental.proxy_tensor import PreDispatchTorchFunctionMode
 from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from llmsim_magic.capture.autocast.autocast_policies import (
     DISPATCH_DEVICE,
@@ -64,11 +65,11 @@ def _set_state(device: str, is_enabled: bool, dtype: torch.dtype) -> None:
     torch.set_autocast_dtype(device, dtype)
 
 
-class AutocastMode(PreDispatchTorchFunctionMode):
-    """Follows the regions of autocast; torch tells them to modes of the base class alone.
+class AutocastMode(TorchFunctionMode):
+    """Follows the regions of autocast.
 
-    Beside that, it casts the arguments of the functions that no operator computes, because they
-    are recorded as one kernel, and names a CUDA device to code that asks for autocast.
+    It casts the arguments of the functions that no operator computes, because they are recorded as
+    one kernel, and names a CUDA device to code that asks for autocast.
     """
 
     def __init__(self) -> None:
@@ -93,7 +94,7 @@ class AutocastMode(PreDispatchTorchFunctionMode):
         self._outside = [(is_enabled, before[1][1]) for is_enabled, _ in before]
         try:
             self._set_states(self._outside)
-            with noting_requests():
+            with noting_requests(), _RegionMode(self):
                 yield
         finally:
             self._end_regions()
@@ -118,17 +119,15 @@ class AutocastMode(PreDispatchTorchFunctionMode):
     def note_casts(self, tensors: list[torch.Tensor]) -> None:
         """Note the casts of parameters that were kept until now, as their region ends."""
 
-    def enter_region(self, func: Any, types: Any, args: Any, keywords: Any) -> None:
-        """Note that a region begins: `args` are its device, dtype, `enabled`, `cache_enabled`."""
-        _, dtype, is_enabled, _ = args
-        is_enabled = is_enabled or is_requested(sys._getframe(2))
+    def enter_region(self, dtype: torch.dtype, *, is_enabled: bool) -> None:
+        """Note that a region of a lower precision begins."""
         if is_enabled and not self._is_applying:
             self._policies.enter_context(applying_policies(self.casts))
             self._is_applying = True
         self._regions.append((is_enabled, dtype))
         self._set_states([self._regions[-1]] * len(_DEVICES))
 
-    def leave_region(self, func: Any, types: Any, args: Any, keywords: Any) -> None:
+    def leave_region(self) -> None:
         """Note that the innermost region has ended."""
         if self._regions:
             self._regions.pop()
@@ -188,6 +187,28 @@ class AutocastMode(PreDispatchTorchFunctionMode):
         return found
 
 
+class _RegionMode(PreDispatchTorchFunctionMode):
+    """Tells another mode of the regions, of which torch tells modes of the base class alone.
+
+    The other mode is not of that class, because torch turns such modes off where it calls
+    higher-order operators.
+    """
+
+    def __init__(self, follower: AutocastMode) -> None:
+        self._follower = follower
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is autocast_mode._enter_autocast:
+            _, dtype, is_enabled, _ = args
+            is_enabled = is_enabled or is_requested(sys._getframe(1))
+            return self._follower.enter_region(dtype, is_enabled=is_enabled)
+        if func is autocast_mode._exit_autocast:
+            return self._follower.leave_region()
+        return func(*args, **(kwargs or {}))
+
+
 def _nesting() -> int:
     """How many regions of autocast are open in this thread."""
     torch.autocast_increment_nesting()
@@ -209,8 +230,6 @@ def _names_autocast(code: CodeType) -> bool:
 
 _Handler = Callable[[AutocastMode, Any, Any, Any, Any], Any]
 _HANDLERS: dict[Any, _Handler] = {
-    autocast_mode._enter_autocast: AutocastMode.enter_region,
-    autocast_mode._exit_autocast: AutocastMode.leave_region,
     torch.Tensor.device.__get__: AutocastMode.device,
     vars(torch._C.TensorBase)["is_cuda"].__get__: AutocastMode.is_cuda,
     scaled_dot_product_attention: AutocastMode.cast_attention,
