@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -98,7 +99,7 @@ class _Parser(argparse.ArgumentParser):
     def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
         """`parse_args`, with the nearest options in the error about an unknown one."""
         words = _joined(words)
-        for word, following in zip(words, (*words[1:], ""), strict=True):
+        for word, following in pairwise((*words, "")):
             # argparse reads `-ops` as `-o ps`, and `-hardware` as `-h`.
             if word.startswith("-") and f"-{_name_of(word)}" in self._option_string_actions:
                 self._refuse_option(word)

@@ -238,6 +238,20 @@ def test_another_installed_package_is_another_question(tmp_path: Path) -> None:
     assert in_new_process(script, PYTHONPATH=paths)[-1] != "[]"
 
 
+def test_what_a_package_brings_for_itself_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Setuptools puts a folder inside itself on the path when it is imported."""
+    before = environment.environment()
+    brought = tmp_path / "setuptools" / "_vendor"
+    (brought / "wheel-1.0.dist-info").mkdir(parents=True)
+    (brought.parent / "__init__.py").touch()
+    monkeypatch.syspath_prepend(brought)
+    assert environment.environment() == before
+    (brought.parent / "__init__.py").unlink()
+    assert environment.environment() != before
+
+
 def test_a_package_that_was_replaced_after_it_was_imported_is_not_kept(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

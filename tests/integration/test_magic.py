@@ -47,6 +47,13 @@ def test_the_line_shows_its_views_and_returns_a_report(shell: InteractiveShell) 
     assert all("<svg" in svg for svg in report.graphs.values())
 
 
+def test_a_line_without_words_shows_the_usage_in_a_terminal(shell: InteractiveShell) -> None:
+    with capture_output() as captured:
+        result = shell.run_cell("%llmsim")
+    assert result.success
+    assert "usage: %llmsim" in captured.stdout
+
+
 def test_an_answer_is_shown_once(shell: InteractiveShell) -> None:
     captured = _run(shell, "%llmsim distilgpt2")
     pages = [o for o in captured.outputs if "Summary" in o.data.get("text/html", "")]

@@ -100,7 +100,7 @@ def test_a_pass_of_several_devices_says_so_too(phase: str) -> None:
 @pytest.mark.slow
 def test_devices_of_every_view_are_counted_with_data_parallelism() -> None:
     options: dict[str, Any] = {"tp": 2, "dp": 4, "zero": 3, "hardware": "H100"}
-    report = _step(**options)
+    report = _step(**options).prepare()
     parts = {part.name: part for part in report.content().parts}
     hardware = parts["hardware"]
     assert "on 8 × H100-SXM5-80GB" in hardware.title

@@ -463,7 +463,7 @@ def test_what_makes_it_fit_fits_and_no_more_would() -> None:
 @pytest.mark.slow
 def test_two_changes_are_named_where_none_does_alone() -> None:
     sizer = CapacityPlanner("Qwen/Qwen3-32B")
-    device = accelerators.find("T4")
+    device = replace(accelerators.find("L4"), memory_bytes=accelerators.find("T4").memory_bytes)
     found = sizer.fit(Setup(batch=8, context=32768), device, "vllm")
     assert found is not None
     devices, both = found.remedies

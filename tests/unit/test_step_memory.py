@@ -144,7 +144,7 @@ def test_a_context_beyond_the_declared_one_has_memory_and_a_note() -> None:
 
 @pytest.mark.slow
 def test_whether_a_device_holds_a_context_beyond_the_declared_one_is_said() -> None:
-    report = llmsim.trace(_config(), phase="train", context=BEYOND, hardware="H100")
+    report = llmsim.trace(_config(), phase="train", context=BEYOND, hardware="H100").prepare()
     for view in ("hardware", "summary"):
         figures = next(part.figures for part in report.content().parts if part.name == view)
         assert figures[0].label.startswith("peak in ")

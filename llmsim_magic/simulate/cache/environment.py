@@ -113,6 +113,8 @@ def _installed() -> Iterator[str]:
     for folder in dict.fromkeys(sys.path):
         if folder in ("", here):  # a project that lies in the working folder is not installed
             continue
+        if os.path.exists(os.path.join(folder, os.pardir, "__init__.py")):
+            continue  # what a package such as setuptools brings for itself, once it is imported
         with suppress(OSError), os.scandir(folder) as entries:
             yield from (entry.name for entry in entries if entry.name.endswith(_INSTALLED))
 
