@@ -1,6 +1,8 @@
 """The memory of a training step over time: what grows where, as a table and as a picture."""
 
+import re
 from dataclasses import replace
+from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from llmsim_magic.records.errors import InvalidValue
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.simulate.report import Report
 from llmsim_magic.simulate.views import VIEWS
-from llmsim_magic.views.plots.memory_plot import memory_plot, timeline_data
+from llmsim_magic.views.charts.memory_chart import memory_chart
+from llmsim_magic.views.plots.memory_plot import COLOURS, memory_plot, timeline_data
 
 LAYERS, BATCH, CONTEXT, WIDTH, VOCABULARY = 6, 4, 128, 256, 4096
 SVG = "{http://www.w3.org/2000/svg}"
@@ -106,3 +109,13 @@ def test_the_plot_marks_passes_and_the_peak(trace: Trace, report: Report, tmp_pa
 def test_a_hostile_name_is_drawn_as_text(trace: Trace) -> None:
     hostile = replace(trace, model=replace(trace.model, name=HOSTILE))
     assert "<script" not in memory_plot(hostile).svg
+
+
+def test_a_category_has_the_same_colour_in_the_timeline_and_in_the_bars(report: Report) -> None:
+    style = resources.files("llmsim_magic.views.pages").joinpath("page.css").read_text("utf-8")
+    light = dict(re.findall(r"--c([0-9]): (#[0-9a-f]{6});", style)[:8])
+    memories = report.costing.memories
+    (bar, *_) = memory_chart(memories).bars
+    names = [piece.name for piece in bar.pieces][: len(COLOURS)]
+    assert names == list(COLOURS)
+    assert [light[str(place)] for place in range(len(names))] == list(COLOURS.values())

@@ -46,7 +46,10 @@ def fit_chart(fits: Iterable[Fit], workload: str = "") -> BarChart:
 
 
 def _pieces(memory: Memory) -> tuple[Piece, ...]:
-    """The parts that add up to what the device must have room for."""
+    """The parts that add up to what the device must have room for.
+
+    Those of a training step are always the same, in the order and colours of its timeline.
+    """
     sizes = {name: getattr(memory, name) for name in _PARTS}
     if memory.step is not None:
         sizes = memory.step.alive._asdict()
@@ -55,5 +58,5 @@ def _pieces(memory: Memory) -> tuple[Piece, ...]:
     return tuple(
         Piece(_NAMES.get(name, name), size, units.nbytes(size))
         for name, size in sizes.items()
-        if size
+        if size or memory.step is not None
     )

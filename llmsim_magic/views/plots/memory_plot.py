@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind people can distinguish.
-_COLOURS = dict(
-    zip(CATEGORIES, ("#0072b2", "#009e73", "#56b4e9", "#e69f00", "#cc79a7"), strict=True)
+# Those of the bars in `page.css`, `--c0` to `--c4`, so that a category has one colour on a page.
+COLOURS = dict(
+    zip(CATEGORIES, ("#2f6fb3", "#e08a1e", "#3d9b57", "#b5483f", "#8461b8"), strict=True)
 )
 _NAMES = {"optimizer": "states of the optimizer", "saved": "saved for backward"}
 _TEXT_COLOUR, _LINE_COLOUR = "#222222", "#5f6368"
@@ -120,7 +120,7 @@ def _draw_areas(axes: "Axes", moments: Sequence[Moment]) -> None:
         places,
         sizes,
         labels=[_NAMES.get(name, name) for name in CATEGORIES],
-        colors=list(_COLOURS.values()),
+        colors=list(COLOURS.values()),
         step="post",
         linewidth=0,
         alpha=0.85,
