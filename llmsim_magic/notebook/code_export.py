@@ -52,8 +52,8 @@ def _keywords(request: Request, call: str) -> Iterator[tuple[str, Any]]:
         value = option.value(request)
         if call not in option.calls or value == option.default:
             continue
-        if call == SWEEP and value == (ALL,):  # a sweep has the times of one device
-            continue
+        if call == SWEEP and option.name == "hardware" and (ALL in value or len(value) > 1):
+            continue  # a sweep has the times of one device
         if isinstance(value, frozenset):
             yield option.name, sorted(value)
         elif isinstance(value, tuple):

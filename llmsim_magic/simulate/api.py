@@ -155,7 +155,7 @@ def sweep(
         context: context lengths in tokens; by default 1 and 128, or the length of a learned
             position table that is shorter.
         phase: `prefill`, `decode`, `both` or `train`.
-        hardware: a device of the catalogue, whose times `totals` then has; of several the first.
+        hardware: one device of the catalogue, whose times `totals` then has.
         launch: as in `trace`; by default the first that is predicted on the device.
         dtype: as in `trace`.
         attn: as in `trace`.
@@ -258,8 +258,8 @@ def _sweep_request(model: Any, arguments: Mapping[str, Any]) -> Request:
     }
     request = request_of(model, ("multi-config",), values)
     names = request.deployment.hardware
-    if ALL in names:
-        raise InvalidValue.must_be("hardware", ALL, "one device for a sweep")
+    if ALL in names or len(names) > 1:
+        raise InvalidValue.must_be("hardware", ", ".join(names), "one device for a sweep")
     if not names and request.deployment.launch is not None:
         raise InvalidValue("launch has no effect without hardware; add it, or leave launch out")
     return request

@@ -10,7 +10,7 @@ import pytest
 import llmsim_magic as llmsim
 from llmsim_magic.analyses.cost.operator_costs import totals
 from llmsim_magic.notebook.arguments import parse_line
-from llmsim_magic.records.errors import Cancelled, LlmsimError
+from llmsim_magic.records.errors import Cancelled, InvalidValue, LlmsimError
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.answer import answer
 from llmsim_magic.views.tables.sweeps import totals_table
@@ -109,3 +109,9 @@ def test_a_step_larger_than_the_device_is_no_failure() -> None:
     fits = report.latency.set_index(["batch", "launch"])["fits"]
     assert fits[1, "eager"]
     assert not fits[512, "eager"]
+
+
+@pytest.mark.parametrize("hardware", [["H100", "L4"], "all"])
+def test_a_sweep_takes_one_device(hardware: Any) -> None:
+    with pytest.raises(InvalidValue, match="hardware must be one device for a sweep"):
+        llmsim.sweep("gpt2", batch=1, context=4, hardware=hardware)
