@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportTables:
-    """The tables and graphs of one traced forward pass, computed at their first access.
+    """The tables and graphs of one traced pass or training step, computed at their first access.
 
     `memory`, `latency`, `sizing`, `alternatives`, `shapes` and `symbolic` may trace further
     workloads.

@@ -7,7 +7,7 @@ from typing import Any
 from llmsim_magic.analyses.quantization import storage_layouts as layouts
 from llmsim_magic.catalog.accelerators import find
 from llmsim_magic.records.errors import InvalidValue, one_of, safe_str
-from llmsim_magic.records.hardware.dtypes import arithmetic, dtype_name
+from llmsim_magic.records.hardware.dtypes import dtype_name
 from llmsim_magic.records.hardware.execution import Execution, executions
 from llmsim_magic.records.trace.parallel import Parallel
 from llmsim_magic.records.trace.selection import Selection
@@ -31,7 +31,7 @@ SWEEP_CONTEXTS = (1, DEFAULT_CONTEXT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """How a model is built: its head, attention, dtype and parallel layout.
+    """How a model is built and trained: its head, attention, dtype, layout and training.
 
     Attributes:
         base: leave out the head.
@@ -142,12 +142,12 @@ class Limits:
 
 def _check_precision(precision: str, hardware: Iterable[str]) -> None:
     """Raise `InvalidValue` for a device of the catalogue that does not compute in a precision."""
-    dtype = arithmetic("fp32" if precision == "fp32" else "bf16")
+    dtype, other = ("fp32", "bf16") if precision == "fp32" else ("bf16", "fp32")
     for device in (find(name) for name in hardware if name not in (*MEASURED, ALL)):
         if device.peak_flops and dtype not in device.peak_flops:
             raise InvalidValue(
                 f"precision {precision} cannot run on {device.name}, which does not compute in "
-                f"{dtype}; choose precision fp32, or a device with {dtype}"
+                f"{dtype}; choose precision {other}, or a device with {dtype}"
             )
 
 

@@ -182,3 +182,11 @@ def test_packing_one_sequence_says_that_it_does_nothing() -> None:
     assert alone.memory.equals(plain.memory)
     several = llmsim.trace(config, packed=True, batch=4, accumulate=2, **STEP)
     assert not any("no effect" in note for note in several.notes)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "other"), [("T4", "bf16", "fp32"), ("Gaudi 2", "fp32", "bf16")]
+)
+def test_a_refused_precision_is_not_recommended(device: str, precision: str, other: str) -> None:
+    with pytest.raises(LlmsimError, match=f"choose precision {other}"):
+        llmsim.trace("gpt2", phase="train", precision=precision, hardware=device)

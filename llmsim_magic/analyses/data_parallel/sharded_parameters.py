@@ -75,10 +75,6 @@ class Unit:
     path: str
     parameters: tuple[Sharded, ...]
 
-    @property
-    def is_root(self) -> bool:
-        return self.path == _ROOT
-
 
 def sharded_parameters(trace: Trace) -> tuple[Sharded, ...]:
     """Every parameter of the step in the model's order, shared ones once."""

@@ -44,7 +44,7 @@ def _over_lists(record: Record, kernel: Kernel, length: int) -> Iterator[TorchKe
     """The launches over lists of so many tensors; none if all are empty."""
     sizes = [numel(shape) for shape in record.shapes(kernel.inputs[:length])]
     made = 0 if set(kernel.writes) <= set(kernel.inputs) else len(kernel.outputs)
-    launches = launches_over_lists(sizes, (len(kernel.inputs) + made) // max(length, 1))
+    launches = launches_over_lists(sizes, (len(kernel.inputs) + made) // length)
     if launches:
         yield TorchKernel(
             kind="pointwise",

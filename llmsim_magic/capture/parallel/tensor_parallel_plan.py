@@ -46,12 +46,8 @@ _COLUMNS = PlanStyle(matrix=-2, vector=-1, sums_gradients="inputs")
 _GATHERED_COLUMNS = replace(_COLUMNS, on_output="gather", uneven=True)
 STYLES: dict[str, PlanStyle] = {
     "colwise": _COLUMNS,
-    "colwise_gather_output": PlanStyle(
-        matrix=-2, vector=-1, on_output="gather", sums_gradients="inputs", uneven=True
-    ),
-    "colwise_rep": PlanStyle(
-        matrix=-2, vector=-1, on_output="gather", sums_gradients="inputs", uneven=True
-    ),
+    "colwise_gather_output": _GATHERED_COLUMNS,
+    "colwise_rep": _GATHERED_COLUMNS,
     "rowwise": PlanStyle(matrix=-1, on_output="reduce"),
     "rowwise_split_input": PlanStyle(matrix=-1, on_input="split", on_output="reduce", uneven=True),
     "rowwise_rep": PlanStyle(matrix=-1, on_input="split", on_output="reduce", uneven=True),

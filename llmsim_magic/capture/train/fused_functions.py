@@ -93,5 +93,5 @@ REPLACED: Mapping[Any, Callable[..., Any]] = {torch.nn.functional.dropout: _drop
 
 
 def replaced(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return what a GPU's own kernel computes in place of a function, or None."""
+    """Compute a function of `REPLACED` as a GPU's own kernel does."""
     return REPLACED[func](*args, **kwargs)

@@ -37,7 +37,7 @@ from llmsim_magic.capture.train.step_recorder import StepRecorder, unpacked
 from llmsim_magic.records.deferred_interrupt import DeferredInterrupt
 from llmsim_magic.records.errors import CannotTrace, LlmsimError
 from llmsim_magic.records.printable import printable_record
-from llmsim_magic.records.trace.optimizers import OPTIMIZERS
+from llmsim_magic.records.trace.optimizers import optimizer_notes
 from llmsim_magic.records.trace.recorded import Role
 from llmsim_magic.records.trace.trace import Trace
 from llmsim_magic.records.trace.training import Training
@@ -188,7 +188,7 @@ class _Step:
         notes = (
             *self.meta_model.notes,
             *inputs.notes,
-            *OPTIMIZERS[self.training.optimizer].notes,
+            *optimizer_notes(self.training.optimizer),
             *evaluation.notes(),
             *process_notes(),
         )

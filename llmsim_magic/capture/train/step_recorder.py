@@ -116,11 +116,8 @@ class StepRecorder(Recorder):
         self._drop_ended_helpers()
         self._reopen()
         if func in fused_functions.REPLACED:
-            return super().call(func, args, kwargs, self._run_replaced)
+            return super().call(func, args, kwargs, fused_functions.replaced)
         return super().call(func, args, kwargs, run)
-
-    def _run_replaced(self, func: Any, args: Any, kwargs: Any) -> Any:
-        return fused_functions.replaced(func, args, kwargs)
 
     def layer(self, layer: Layer, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a layer."""

@@ -1,4 +1,4 @@
-"""Tables and plots of the time and memory of forward passes on the requested devices."""
+"""Tables and plots of the time and memory of passes and training steps on the requested devices."""
 
 import json
 from dataclasses import dataclass, replace

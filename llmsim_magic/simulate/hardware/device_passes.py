@@ -1,4 +1,4 @@
-"""Times of forward passes on the requested devices, under each execution that is predicted."""
+"""Times of passes and training steps on devices, under each execution that is predicted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -16,7 +16,11 @@ from llmsim_magic.simulate.hardware.executions import executions_on
 from llmsim_magic.simulate.request import Deployment
 from llmsim_magic.simulate.training.changes import Change, changes
 from llmsim_magic.simulate.training.step_on_device import kept_step_on, rebuilt, step_on
-from llmsim_magic.views.tables.step_alternatives import StepOnDevice, cheapest_first
+from llmsim_magic.views.tables.step_alternatives import (
+    StepOnDevice,
+    alternatives_table,
+    cheapest_first,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +41,6 @@ class Alternatives:
     @cached_property
     def table(self) -> "pd.DataFrame":
         """One row per device and change."""
-        from llmsim_magic.views.tables.step_alternatives import alternatives_table
-
         return alternatives_table(self.rows)
 
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from llmsim_magic.records.errors import InvalidValue
-from llmsim_magic.records.trace.training import DEFAULT_QLORA, Training
+from llmsim_magic.records.trace.training import DEFAULT_QLORA, ZERO_STAGES, Training
 from llmsim_magic.records.trace.workload import Workload
 from llmsim_magic.simulate.options import OPTIONS, text_of
 from llmsim_magic.simulate.request import Build
@@ -246,5 +246,5 @@ def _adapters(step: _Step) -> Iterator[_Options]:
 def _sharding(step: _Step) -> Iterator[_Options]:
     """Each further stage of ZeRO over the devices that there are, or those of a server."""
     devices = step.training.dp if step.training.dp > 1 else SHARDED_OVER
-    for stage in range(step.training.zero + 1, 4):
+    for stage in ZERO_STAGES[step.training.zero + 1 :]:
         yield {"zero": stage, "dp": devices}

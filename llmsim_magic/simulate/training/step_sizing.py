@@ -9,6 +9,7 @@ from llmsim_magic.catalog import accelerators
 from llmsim_magic.records.errors import Cancelled, LlmsimError
 from llmsim_magic.records.hardware.accelerator import Accelerator
 from llmsim_magic.records.trace.trace import Trace
+from llmsim_magic.records.trace.training import ZERO_STAGES
 from llmsim_magic.records.trace.workload import TRAIN, IsCancelled, Workload
 from llmsim_magic.simulate.hardware.capacity_planner import CapacityPlanner
 from llmsim_magic.simulate.hardware.device_passes import DevicePasses
@@ -24,7 +25,7 @@ from llmsim_magic.simulate.training.step_on_device import rebuilt, step_on
 from llmsim_magic.views.tables.step_alternatives import StepOnDevice, StepSize
 
 _DATA_PARALLEL = (2, 4, 8, 16, 32, 64)
-_STAGES = (1, 2, 3)
+_STAGES = ZERO_STAGES[1:]
 
 
 @dataclass
