@@ -27,15 +27,15 @@ class Heard(logging.Handler):
 
 
 @pytest.fixture
-def heard() -> Any:
-    """What the handlers of transformers and of the process receive."""
+def heard(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the process's handlers receive, each message once wherever the test runs.
+
+    ``transformers`` passes its messages on to them only where ``CI`` is set."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     handler = Heard()
-    loggers = (logging.root, logging.getLogger("transformers"))
-    for logger in loggers:
-        logger.addHandler(handler)
+    logging.root.addHandler(handler)
     yield handler.messages
-    for logger in loggers:
-        logger.removeHandler(handler)
+    logging.root.removeHandler(handler)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert"])
