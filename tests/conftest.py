@@ -6,8 +6,10 @@ A fuzzer tries `LLMSIM_FUZZ` cases, the same ones each time; `benchmarks/fuzz.py
 import os
 import platform
 import sys
+from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: it is the tests that run in parallel
@@ -36,3 +38,28 @@ def _refuse(event: str, args: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_refuse)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thin",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of the cases of each parametrised test, run one of N",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out cases of those tests that are run, after `-m` and `-k` have chosen them."""
+    every = config.getoption("--thin")
+    places: Counter[tuple[Any, str]] = Counter()
+    kept, left = [], []
+    for item in items:
+        test = item.path, getattr(item, "originalname", item.name)
+        (left if places[test] % every else kept).append(item)
+        places[test] += 1
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
